@@ -1,0 +1,15 @@
+"""The functions of the library; every one is also a name of this package."""
+
+from .bank import bank_log_z, bank_mean_score, bank_nce, bank_update_
+from .ot import OTSolution, ot_cost, ot_plan, ot_solve
+
+__all__ = [
+    "OTSolution",
+    "bank_log_z",
+    "bank_mean_score",
+    "bank_nce",
+    "bank_update_",
+    "ot_cost",
+    "ot_plan",
+    "ot_solve",
+]

@@ -1,0 +1,190 @@
+"""The bank functions: scores of anchors against a memory bank of feature rows.
+
+All take `negatives`, a `NegativeSampler` or explicit rows, and a bank as a tensor [N, D] or a `MemoryBank`. Losses are
+per anchor, in fp32 (fp64 if the anchors or the bank are fp64); gradients are in the anchors' dtype. The bank carries no
+gradient. Double backward is not supported.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..ops import checks
+from ..ops.bank.autograd import BankMeanScore, BankNCE, spec_args, wants_grad
+from ..ops.bank.op import log_z_op, update_op
+from ..ops.bank.plan import PLANS
+from ..ops.sampling.spec import DrawSpec
+
+if TYPE_CHECKING:
+    from ..nn import MemoryBank, NegativeSampler
+
+
+def bank_nce(
+    anchor: Tensor,
+    bank: Tensor | MemoryBank,
+    index: Tensor,
+    *,
+    negatives: NegativeSampler | Tensor,
+    log_z: Tensor | float,
+    temperature: float = 0.07,
+    anchor_offset: int = 0,
+    plan: str = "auto",
+    backend: str = "auto",
+) -> Tensor:
+    """CRD's NCE loss of each anchor against a bank (CRD, eqs. 16-18, as RepDistiller computes it).
+
+    With p_k = exp(<x, m_k> / tau) / Z, c = K / N and m_0 the anchor's own bank row:
+
+        loss_b = -log(p_0 / (p_0 + c + 1e-7)) - sum_k log(c / (p_k + c + 1e-7))
+
+    evaluated as a sum of softplus terms that cannot overflow. Loss and anchor gradient come from one pass.
+
+    Args:
+        anchor: [B, D] float16, bfloat16, float32 or float64; need not be contiguous or of unit norm.
+        bank: [N, D] of any of these dtypes, on the anchor's device.
+        index: int64 or int32 [B], each anchor's own row: its positive, and what its pool excludes.
+        negatives: a `NegativeSampler` with num_data = N, or integer [B, K] rows.
+        log_z: log Z, a scalar tensor on the anchor's device or a float; NaN (unset) gives NaN.
+        temperature: tau > 0.
+        anchor_offset: global number of the first anchor (the lower ranks' batch sizes).
+        plan: "auto", "gather" (cost ~ B*K*D) or "dense" (cost ~ B*N*D); the same result to rounding.
+        backend: "auto", "native", "triton" or "reference".
+    Returns:
+        [B] losses, differentiable with respect to `anchor`.
+    Raises:
+        TypeError, ValueError: a wrong argument; on the CPU also an index out of [0, N) or an anchor that is not finite.
+        NotImplementedError: an explicit backend that has no such plan on this device.
+    """
+    temperature = checks.positive("temperature", temperature)
+    rows, spec = _inputs(anchor, bank, index, negatives, anchor_offset, plan)
+    log_z = (
+        torch.as_tensor(log_z, dtype=torch.float32, device=anchor.device) if not isinstance(log_z, Tensor) else log_z
+    )
+    checks.tensor("log_z", log_z, shape=())
+    checks.same_device(anchor=anchor, log_z=log_z)
+    return nce_pair(anchor[None], [rows], index, log_z.detach()[None], spec, temperature, plan, backend)[0]
+
+
+def bank_mean_score(
+    anchor: Tensor,
+    bank: Tensor | MemoryBank,
+    index: Tensor,
+    *,
+    negatives: NegativeSampler | Tensor,
+    anchor_offset: int = 0,
+    plan: str = "auto",
+    backend: str = "auto",
+) -> Tensor:
+    """Mean score <x_b, m_k> over the negatives of each anchor: the second expectation of WCoRD's eq. (10).
+
+    Arguments, dtypes and errors as for `bank_nce`. Returns [B], differentiable with respect to `anchor`.
+    """
+    rows, spec = _inputs(anchor, bank, index, negatives, anchor_offset, plan)
+    return mean_score_pair(anchor[None], [rows], index, spec, plan, backend)[0]
+
+
+def bank_log_z(
+    anchor: Tensor,
+    bank: Tensor | MemoryBank,
+    index: Tensor,
+    *,
+    negatives: NegativeSampler | Tensor,
+    temperature: float = 0.07,
+    anchor_offset: int = 0,
+    plan: str = "auto",
+    backend: str = "auto",
+) -> Tensor:
+    """The batch's estimate of log Z: log of N * mean of exp(score / tau) over all anchors and their K + 1 scores.
+
+    Arguments, dtypes and errors as for `bank_nce`. Returns a scalar tensor without gradient.
+    Source: CRD's constant Z, set by the first batch in RepDistiller.
+    """
+    temperature = checks.positive("temperature", temperature)
+    rows, spec = _inputs(anchor, bank, index, negatives, anchor_offset, plan)
+    unset = torch.full((1,), torch.nan, dtype=torch.promote_types(anchor.dtype, torch.float32), device=anchor.device)
+    return log_z_pair(unset, anchor[None], [rows], index, spec, temperature, plan, backend)[0]
+
+
+def bank_update_(bank: Tensor | MemoryBank, index: Tensor, rows: Tensor, momentum: float = 0.5) -> Tensor | MemoryBank:
+    """Rows `index` of the bank become normalise(momentum * row + (1 - momentum) * rows), in place.
+
+    All new rows are computed from the bank before the call, in fp32 (fp64 for an fp64 bank), the norm clamped at 1e-12.
+    When an index occurs twice the last one wins, on every device.
+
+    Args:
+        bank: contiguous [N, D] of a float dtype, or a `MemoryBank`.
+        index: int64 or int32 [B], in [0, N).
+        rows: [B, D] of a float dtype on the bank's device.
+        momentum: in [0, 1].
+    Returns:
+        `bank`.
+    Raises:
+        TypeError, ValueError: a wrong argument; on the CPU also an index out of range or a row that is not finite. Then
+            nothing has been written. (On CUDA such a row is skipped and flagged, see `wcord_fast.check`.)
+    """
+    momentum = checks.fraction("momentum", momentum)
+    matrix = _bank_rows(bank)
+    if not matrix.is_contiguous():
+        raise ValueError(f"bank: expected a contiguous tensor to update in place, got strides {matrix.stride()}")
+    if matrix.requires_grad:
+        raise ValueError("bank: expected a tensor without gradient; a bank is updated in place")
+    checks.tensor("index", index, shape=("B",), dtypes=checks.INDICES)
+    checks.tensor("rows", rows, shape=(index.shape[0], matrix.shape[1]))
+    checks.same_device(bank=matrix, index=index, rows=rows)
+    update_op(matrix, index, rows.detach(), momentum, "auto")
+    return bank
+
+
+# The modules' door: S directions with one set of draws. Arguments are checked by the callers.
+
+
+def nce_pair(anchors, banks, index, log_z, spec: DrawSpec, temperature, plan="auto", backend="auto") -> Tensor:
+    """Losses [S, B] of anchors [S, B, D] against S banks with log_z [S]."""
+    return BankNCE.apply(anchors, banks, index, log_z, spec_args(spec), temperature, wants_grad(anchors), plan, backend)
+
+
+def mean_score_pair(anchors, banks, index, spec: DrawSpec, plan="auto", backend="auto") -> Tensor:
+    """Mean negative scores [S, B] of anchors [S, B, D] against S banks."""
+    return BankMeanScore.apply(anchors, banks, index, spec_args(spec), wants_grad(anchors), plan, backend)
+
+
+def log_z_pair(log_z, anchors, banks, index, spec: DrawSpec, temperature, plan="auto", backend="auto") -> Tensor:
+    """`log_z` [S] with its NaN entries replaced by this batch's estimates; computes nothing when none is NaN."""
+    return log_z_op(log_z, anchors.detach(), banks, index, *spec_args(spec), temperature, plan, backend)
+
+
+def draw_spec(negatives: NegativeSampler | Tensor, batch: int, num_data: int, anchor_offset: int = 0) -> DrawSpec:
+    """The record of `negatives` for a batch on a bank of `num_data` rows."""
+    if isinstance(negatives, Tensor):
+        checks.tensor("negatives", negatives, shape=(batch, "K"), dtypes=checks.INDICES)
+        return DrawSpec("given", negatives.shape[1], "no", False, 0, [negatives])
+    if not hasattr(negatives, "spec"):
+        raise TypeError(
+            f"negatives: expected a NegativeSampler or an integer tensor [B, K], got {type(negatives).__name__}"
+        )
+    if negatives.num_data != num_data:
+        raise ValueError(f"negatives: the sampler is for {negatives.num_data} rows but the bank has {num_data}")
+    return negatives.spec(anchor_offset)
+
+
+def _inputs(anchor, bank, index, negatives, anchor_offset, plan) -> tuple[Tensor, DrawSpec]:
+    checks.choice("plan", plan, ("auto", *PLANS))
+    checks.tensor("anchor", anchor, shape=("B", "D"))
+    matrix = _bank_rows(bank)
+    if matrix.shape[1] != anchor.shape[1]:
+        raise ValueError(f"anchor: expected width {matrix.shape[1]}, that of the bank, got {list(anchor.shape)}")
+    checks.tensor("index", index, shape=(anchor.shape[0],), dtypes=checks.INDICES)
+    spec = draw_spec(negatives, anchor.shape[0], matrix.shape[0], anchor_offset)
+    checks.same_device(anchor=anchor, bank=matrix, index=index, negatives=spec.tables[0])
+    return matrix, spec
+
+
+def _bank_rows(bank) -> Tensor:
+    if isinstance(bank, Tensor):
+        return checks.tensor("bank", bank, shape=("N", "D"))
+    if not hasattr(bank, "rows"):
+        raise TypeError(f"bank: expected a tensor [N, D] or a MemoryBank, got {type(bank).__name__}")
+    return bank.rows

@@ -1,0 +1,12 @@
+"""The modules of the library: they hold options and buffers, and call `wcord_fast.functional`."""
+
+from .contrast import Contrast
+from .crd import CRDLoss
+from .embed import Embed
+from .kd import KDLoss
+from .memory_bank import MemoryBank
+from .ot import OTLoss
+from .sampler import NegativeSampler
+from .wcord import WCoRDLoss
+
+__all__ = ["CRDLoss", "Contrast", "Embed", "KDLoss", "MemoryBank", "NegativeSampler", "OTLoss", "WCoRDLoss"]

@@ -1,0 +1,184 @@
+"""What CRD and WCoRD share: two banks, one sampler, log Z, and the order in which a training step uses them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..functional.bank import draw_spec, log_z_pair, mean_score_pair, nce_pair
+from ..ops import checks
+from ..ops.bank.plan import PLANS
+from ..ops.dispatch import BACKENDS
+from ..ops.sampling.spec import ALL, DrawSpec
+from .embed import Embed, check_features
+from .memory_bank import MemoryBank
+from .sampler import NegativeSampler
+
+EMA = 0.99  # weight of the old Z under z="ema"
+
+
+class Contrast(nn.Module):
+    """Student and teacher banks, the sampler and log Z. Direction 0: student anchors on the teacher's bank.
+
+    State-dict names are RepDistiller's (`params` = [K, T, Z1, Z2, momentum], negative Z = unset, `memory_v1`,
+    `memory_v2`) plus `log_z` and `sampler.state`, which are optional on load and win when present.
+    """
+
+    log_z: Tensor
+
+    def __init__(
+        self,
+        n_data: int,
+        feat_dim: int,
+        *,
+        k: int | str,
+        temperature: float,
+        momentum: float,
+        labels: Any,
+        exclude: str | None,
+        replacement: bool | None,
+        z: str,
+        bank_dtype: torch.dtype,
+        plan: str,
+        backend: str,
+        seed: int | None,
+    ):
+        super().__init__()
+        self.temperature = checks.positive("temperature", temperature)
+        self.z = checks.choice("z", z, ("first", "ema"))
+        self.plan = checks.choice("plan", plan, ("auto", *PLANS))
+        self.backend = checks.choice("backend", backend, ("auto", *BACKENDS))
+        self.sampler = NegativeSampler(n_data, k, labels=labels, exclude=exclude, replacement=replacement, seed=seed)
+        seed = self.sampler.seed
+        self.memory_v1 = MemoryBank(n_data, feat_dim, momentum, bank_dtype, seed=seed, bank_id=0)
+        self.memory_v2 = MemoryBank(n_data, feat_dim, momentum, bank_dtype, seed=seed, bank_id=1)
+        self.register_buffer("log_z", torch.full((2,), math.nan))
+        self.register_state_dict_post_hook(_to_repdistiller)
+        self.register_load_state_dict_pre_hook(_from_repdistiller)
+
+    def nce(self, anchors: Tensor, idx: Tensor, contrast_idx: Tensor | None) -> Tensor:
+        """NCE losses [2, B] of anchors [2, B, D]; in training sets log Z, or moves it under z="ema"."""
+        positive, spec = self._negatives(idx, contrast_idx)
+        args = (anchors, self._banks(), positive)
+        if self.z == "ema" and self.training:
+            estimate = log_z_pair(torch.full_like(self.log_z, math.nan), *args, spec, *self._options())
+            unset = torch.isnan(self.log_z)
+            log_z = torch.where(unset, estimate, self.log_z)
+            moved = torch.logaddexp(math.log(EMA) + self.log_z, math.log(1 - EMA) + estimate)
+            self.log_z.copy_(torch.where(unset, estimate, moved))
+        else:
+            log_z = log_z_pair(self.log_z, *args, spec, *self._options())
+            if self.training:
+                self.log_z.copy_(log_z)
+        return nce_pair(*args[:3], log_z, spec, *self._options())
+
+    def scores(self, anchors: Tensor, idx: Tensor, contrast_idx: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Scores of the bank's positives [2, B], mean scores of its negatives [2, B]."""
+        positive, spec = self._negatives(idx, contrast_idx)
+        rows = torch.stack([bank[positive] for bank in self._banks()]).to(anchors.dtype)
+        negative = mean_score_pair(anchors, self._banks(), positive, spec, self.plan, self.backend)
+        return (anchors * rows).sum(-1), negative
+
+    def num_negatives(self, idx: Tensor, contrast_idx: Tensor | None) -> Tensor:
+        """K_b, how many bank rows are the negatives of each anchor: [B]."""
+        from ..ops.bank.reference import counts
+
+        _, spec = self._negatives(idx, contrast_idx)
+        return counts(idx.long(), self.memory_v1.num_data, spec, self.log_z.dtype)
+
+    def finish_step(self, anchors: Tensor, idx: Tensor) -> None:
+        """The end of a training step: update both banks from anchors [2, B, D], advance t."""
+        self.memory_v1.update_(idx, anchors[0].detach())
+        self.memory_v2.update_(idx, anchors[1].detach())
+        self.sampler.advance()
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}, z={self.z!r}, plan={self.plan!r}, backend={self.backend!r}"
+
+    def _banks(self) -> list[Tensor]:
+        return [self.memory_v2.rows, self.memory_v1.rows]
+
+    def _options(self) -> tuple[float, str, str]:
+        return self.temperature, self.plan, self.backend
+
+    def _negatives(self, idx: Tensor, contrast_idx: Tensor | None) -> tuple[Tensor, DrawSpec]:
+        if contrast_idx is None:
+            return idx, self.sampler.spec()
+        return contrast_idx[:, 0], draw_spec(contrast_idx[:, 1:], len(idx), self.memory_v1.num_data)
+
+
+class ContrastiveLoss(nn.Module):
+    """Two embeddings and, where the loss scores a bank, a `Contrast`: the base of CRDLoss and WCoRDLoss."""
+
+    embed_s: Embed
+    embed_t: Embed
+    contrast: Contrast | None
+    n_data: int
+
+    def init_banks(self, f_s: Tensor, f_t: Tensor, idx: Tensor) -> None:
+        """Replace the random initial rows `idx` of both banks by the embeddings of these features.
+
+        One pass of both networks over the training set before training starts; banks otherwise begin as noise.
+        """
+        if self.contrast is None:
+            raise ValueError("init_banks: this loss scores no bank")
+        self._check(f_s, f_t, idx, None)
+        with torch.no_grad():
+            self.contrast.memory_v1.update_(idx, self.embed_s(f_s), momentum=0.0)
+            self.contrast.memory_v2.update_(idx, self.embed_t(f_t), momentum=0.0)
+
+    def _check(self, f_s: Tensor, f_t: Tensor, idx: Tensor, contrast_idx: Tensor | None) -> None:
+        """Everything that can be said before any work: a refused call has changed nothing."""
+        check_features("f_s", f_s, self.embed_s.in_dim)
+        batch = f_s.shape[0]
+        check_features("f_t", f_t, self.embed_t.in_dim, batch)
+        checks.tensor("idx", idx, shape=(batch,), dtypes=checks.INDICES)
+        tensors = {"f_s": f_s, "f_t": f_t, "idx": idx}
+        if contrast_idx is not None:
+            checks.tensor("contrast_idx", contrast_idx, shape=(batch, "K + 1"), dtypes=checks.INDICES)
+            if contrast_idx.shape[1] < 2:
+                raise ValueError(
+                    f"contrast_idx: expected the positive and at least one negative, got {list(contrast_idx.shape)}"
+                )
+            tensors["contrast_idx"] = contrast_idx
+        checks.same_device(**tensors, embed_s=self.embed_s.linear.bias)
+        if idx.device.type == "cpu" and not torch.compiler.is_compiling():
+            checks.rows_in_range("idx", idx, self.n_data)
+            if contrast_idx is not None:
+                checks.rows_in_range("contrast_idx", contrast_idx, self.n_data)
+
+
+def _to_repdistiller(module: Contrast, state_dict, prefix, *_):
+    for name in ("memory_v1", "memory_v2"):
+        state_dict[f"{prefix}{name}"] = state_dict.pop(f"{prefix}{name}.rows")
+    z = [-1.0 if math.isnan(v) else math.exp(v) for v in module.log_z.tolist()]
+    state_dict[f"{prefix}params"] = torch.tensor(
+        [module.sampler.k, module.temperature, *z, module.memory_v1.momentum], device=module.log_z.device
+    )
+
+
+def _from_repdistiller(module: Contrast, state_dict, prefix, _metadata, _strict, _missing, _unexpected, error_msgs):
+    for name in ("memory_v1", "memory_v2"):
+        if f"{prefix}{name}" in state_dict:
+            state_dict[f"{prefix}{name}.rows"] = state_dict.pop(f"{prefix}{name}")
+    params = state_dict.pop(f"{prefix}params", None)
+    if params is not None:
+        _same_options(module, prefix, params, error_msgs)
+        z = params[2:4].to(module.log_z)
+        state_dict.setdefault(f"{prefix}log_z", torch.where(z < 0, math.nan, z.clamp_min(1e-38).log()))
+    state_dict.setdefault(f"{prefix}sampler.state", module.sampler.state.clone())
+
+
+def _same_options(module: Contrast, prefix: str, params: Tensor, error_msgs: list[str]) -> None:
+    if params.shape != (5,):
+        error_msgs.append(f"{prefix}params: expected [K, T, Z1, Z2, momentum], got shape {list(params.shape)}")
+        return
+    k, temperature, momentum = (float(params[i]) for i in (0, 1, 4))
+    mine = {"K": module.sampler.k, "temperature": module.temperature, "momentum": module.memory_v1.momentum}
+    for (name, own), value in zip(mine.items(), (k, temperature, momentum), strict=True):
+        if not math.isclose(own, value, rel_tol=1e-5):
+            there, here = ("all" if v == ALL and name == "K" else f"{v:g}" for v in (value, own))
+            error_msgs.append(f"{prefix}params: the state dict was made with {name} = {there}, this loss has {here}")

@@ -1,0 +1,103 @@
+"""CRDLoss: contrastive representation distillation, RepDistiller's loss with the same call and state dict."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .contrast import Contrast, ContrastiveLoss
+from .embed import Embed
+
+
+class CRDLoss(ContrastiveLoss):
+    """Contrastive representation distillation (Tian, Krishnan, Isola, ICLR 2020), equal to RepDistiller's `CRDLoss`.
+
+    Both directions summed, batch mean, K negatives per anchor from memory banks that are updated after scoring.
+
+    Args:
+        s_dim, t_dim: widths of the student's and the teacher's penultimate features.
+        n_data: N, the number of training images: one bank row each.
+        feat_dim: D, width of the embeddings.
+        nce_k: K, negatives per anchor, or "all".
+        nce_t: temperature tau.
+        nce_m: momentum of the banks.
+        labels: class of each training image [N]; then negatives come from other classes, as RepDistiller's loader does.
+        exclude, replacement: see `NegativeSampler`.
+        z: "first" (the constant of the first training batch, RepDistiller's) or "ema" (decay 0.99).
+        bank_dtype: torch.float32 or a half type for half the memory; arithmetic stays fp32.
+        plan, backend: see `functional.bank_nce`.
+        seed: 64-bit integer for banks and draws; None takes one from torch's default generator.
+
+    A training forward embeds, sets log Z if unset, scores, updates both banks and advances the sampler, so each
+    micro-batch is a step and activation checkpointing round this module (which runs it twice) is not supported. In eval
+    mode it only scores, with the batch's own Z estimate while Z is unset. The teacher's features are detached.
+    """
+
+    contrast: Contrast
+
+    def __init__(
+        self,
+        s_dim: int,
+        t_dim: int,
+        n_data: int,
+        *,
+        feat_dim: int = 128,
+        nce_k: int | str = 16384,
+        nce_t: float = 0.07,
+        nce_m: float = 0.5,
+        labels: Any = None,
+        exclude: str | None = None,
+        replacement: bool | None = None,
+        z: str = "first",
+        bank_dtype: torch.dtype = torch.float32,
+        plan: str = "auto",
+        backend: str = "auto",
+        seed: int | None = None,
+    ):
+        super().__init__()
+        self.n_data = n_data
+        self.embed_s = Embed(s_dim, feat_dim)
+        self.embed_t = Embed(t_dim, feat_dim)
+        self.contrast = Contrast(
+            n_data,
+            feat_dim,
+            k=nce_k,
+            temperature=nce_t,
+            momentum=nce_m,
+            labels=labels,
+            exclude=exclude,
+            replacement=replacement,
+            z=z,
+            bank_dtype=bank_dtype,
+            plan=plan,
+            backend=backend,
+            seed=seed,
+        )
+
+    @classmethod
+    def from_opt(cls, opt: Any, **options: Any) -> CRDLoss:
+        """From RepDistiller's option object (s_dim, t_dim, n_data, feat_dim, nce_k, nce_t, nce_m); plus `options`."""
+        names = ("s_dim", "t_dim", "n_data", "feat_dim", "nce_k", "nce_t", "nce_m")
+        missing = [name for name in names if not hasattr(opt, name)]
+        if missing:
+            raise ValueError(f"opt: expected the attributes {', '.join(names)}; missing {', '.join(missing)}")
+        keywords = {name: getattr(opt, name) for name in names[3:]} | options
+        return cls(opt.s_dim, opt.t_dim, opt.n_data, **keywords)
+
+    def forward(self, f_s: Tensor, f_t: Tensor, idx: Tensor, contrast_idx: Tensor | None = None) -> Tensor:
+        """The loss of one batch, a scalar.
+
+        Args:
+            f_s: student features [B, s_dim] (or [B, ...] with s_dim values each).
+            f_t: teacher features [B, t_dim].
+            idx: int64 or int32 [B], each image's row in [0, n_data).
+            contrast_idx: int64 or int32 [B, K + 1], rows of the positive and of K negatives, in place of our draws.
+        """
+        self._check(f_s, f_t, idx, contrast_idx)
+        anchors = torch.stack((self.embed_s(f_s), self.embed_t(f_t.detach())))  # [2, B, D]
+        loss = self.contrast.nce(anchors, idx, contrast_idx).mean(1).sum()
+        if self.training:
+            self.contrast.finish_step(anchors, idx)
+        return loss

@@ -1,0 +1,51 @@
+"""Optimal transport as a loss module."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ..functional.ot import OTOptions, ot_cost
+from ..ops import checks
+
+
+class OTLoss(nn.Module):
+    """Transport cost between two batches of features (LCKT of WCoRD, eq. 12 and 13).
+
+    Args:
+        cost, solver, eps, iters, tol, value, debias, backend: as for `wcord_fast.functional.ot_cost`, checked here.
+        reduction: "mean" (the plan has mass 1) or "sum" (times the number n of rows of x: every row has mass 1).
+
+    Holds options only: no parameters, no buffers, nothing in the state dict.
+    """
+
+    def __init__(
+        self,
+        *,
+        cost: str = "cosine",
+        solver: str = "ipot",
+        eps: float | None = None,
+        iters: int = 50,
+        tol: float | None = None,
+        value: str = "cost",
+        debias: bool = False,
+        reduction: str = "mean",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.options = OTOptions.checked(
+            cost=cost, solver=solver, eps=eps, iters=iters, tol=tol, value=value, backend=backend
+        )
+        self.debias = bool(debias)
+        self.reduction = checks.choice("reduction", reduction, ("mean", "sum"))
+
+    def forward(self, x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> Tensor:
+        """Scalar loss of x [n, d] or [G, n, d] and y [m, d] or [G, m, d], averaged over G.
+
+        Masses a [n] or [G, n] and b [m] or [G, m] are uniform if not given. Raises what `ot_cost` raises.
+        """
+        loss = ot_cost(x, y, a=a, b=b, debias=self.debias, **self.options._asdict()).mean()
+        return loss * x.shape[-2] if self.reduction == "sum" else loss
+
+    def extra_repr(self) -> str:
+        shown = {**self.options._asdict(), "debias": self.debias, "reduction": self.reduction}
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items())

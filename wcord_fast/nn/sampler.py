@@ -1,0 +1,237 @@
+"""NegativeSampler: which bank rows are the negatives of which anchor."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..ops import checks
+from ..ops.sampling.alias import alias_table
+from ..ops.sampling.draws import draw_op
+from ..ops.sampling.spec import ALL, TABLES, DrawSpec
+
+MAX_ROWS = 2**31 - 1  # row numbers are int32 in the class tables
+
+
+class NegativeSampler(nn.Module):
+    """Negatives as a pure function of (seed, step, anchor): no index tensor is needed, on any backend.
+
+    Anchor b = anchor_offset + position in the batch draws K rows from its pool: all rows (`exclude="none"`), all but
+    its own (`"self"`), or all rows of other classes (`"class"`). Without replacement the sample is the image of [0, K)
+    under a keyed permutation of the pool; with replacement draw k is one 64-bit Philox word scaled to the pool.
+
+    Args:
+        num_data: N, rows of the bank, 1 .. 2^31 - 1.
+        k: K, negatives per anchor, or "all" (every pool row once, K_b = P_b).
+        labels: integer class of each row, length N. Needed for `exclude="class"`.
+        exclude: "class" (default with labels of more than two classes), "self" (default otherwise) or "none".
+        replacement: None (default: without, except for an anchor whose pool is smaller than K; warned once), False
+            (K > pool is an error) or True.
+        weights: non-negative weight of each row, length N: draws with replacement in proportion to it, by an alias
+            table. Only with `exclude="none"` and `replacement` None or True.
+        expected: score every pool row with weight K / P_b, the expectation of a K-draw loss, in place of K draws.
+        seed: 64-bit integer; None takes one from torch's default generator.
+
+    The state (seed, t) is a buffer `state`, int64 [2], so that resume is exact and CUDA graphs replay. Functions that
+    take `negatives` read t and never advance it; `advance()` does, once per training step.
+
+    Raises:
+        ValueError: an empty pool, K > pool with `replacement=False`, labels or weights of the wrong length or value,
+            or options that exclude each other.
+        TypeError: an argument of the wrong type.
+
+    Source: CRD (Tian et al., ICLR 2020) samples the same way on the host, with numpy.
+    """
+
+    state: Tensor
+
+    def __init__(
+        self,
+        num_data: int,
+        k: int | str,
+        *,
+        labels: Any = None,
+        exclude: str | None = None,
+        replacement: bool | None = None,
+        weights: Any = None,
+        expected: bool = False,
+        seed: int | None = None,
+    ):
+        super().__init__()
+        self.num_data = checks.integer("num_data", num_data, least=1)
+        if self.num_data > MAX_ROWS:
+            raise ValueError(f"num_data: expected at most {MAX_ROWS} rows, got {num_data}")
+        if isinstance(k, str) and k != "all":
+            raise ValueError(f"k: expected an int or 'all', got {k!r}")
+        self.k = ALL if k == "all" else checks.integer("k", k, least=1)
+        if replacement not in (None, True, False):
+            raise TypeError(f"replacement: expected None, True or False, got {replacement!r}")
+        self.expected = bool(expected)
+        if exclude is None and weights is not None:
+            exclude = "none"
+        self.exclude, classes = exclusion_rule(exclude, labels, self.num_data)
+        self._refuse_mixes(replacement, weights)
+        self.source = "weighted" if weights is not None else self.exclude
+        tables = self._class_tables(classes) if classes is not None and self.source == "class" else {}
+        if weights is not None:
+            tables["threshold"], tables["alias"] = alias_table(_weights(weights, self.num_data))
+        self.replacement = self._replacement_rule(replacement, tables)
+        self.register_buffer("state", torch.tensor([_seed_bits(seed), 0], dtype=torch.int64))
+        for name, table in tables.items():
+            self.register_buffer(name, table, persistent=False)
+
+    @property
+    def step(self) -> Tensor:
+        """t, the step whose rows are drawn: int64 scalar on the sampler's device (`int(...)` reads it on the host)."""
+        return self.state[1]
+
+    @step.setter
+    def step(self, value: int) -> None:
+        self.state[1] = checks.integer("step", value, least=0)
+
+    @property
+    def seed(self) -> int:
+        """The seed as an unsigned 64-bit integer (reads the device)."""
+        return int(self.state[0]) & 0xFFFFFFFFFFFFFFFF
+
+    def advance(self) -> None:
+        """t <- t + 1, in place on the device."""
+        self.state[1] += 1
+
+    def draw(self, index: Tensor, anchor_offset: int = 0, *, backend: str = "auto") -> Tensor:
+        """The rows that the bank functions score in this step.
+
+        Args:
+            index: int64 or int32 [B], each anchor's own row in [0, N), on the sampler's device.
+            anchor_offset: global number of the first anchor (the lower ranks' batch sizes).
+            backend: "auto", "native" or "reference".
+        Returns:
+            int64 [B, K]; column j is negative j. With K = "all" or `expected=True`, the whole pool in pool order.
+        Raises:
+            ValueError: an index out of [0, N), or a whole pool whose size differs between the anchors.
+        """
+        checks.tensor("index", index, shape=("B",), dtypes=checks.INDICES)
+        checks.same_device(index=index, sampler=self.state)
+        spec = self.spec(anchor_offset)
+        if spec.whole_pool:
+            return self._whole_pool(index, spec)
+        return draw_op(index, self.num_data, *_draw_args(spec), backend)
+
+    def spec(self, anchor_offset: int = 0) -> DrawSpec:
+        """What an op needs to know of this sampler in the current step."""
+        offset = checks.integer("anchor_offset", anchor_offset, least=0)
+        tables = [getattr(self, name) for name in TABLES[self.source]]
+        return DrawSpec(self.source, self.k, self.replacement, self.expected, offset, tables)
+
+    def extra_repr(self) -> str:
+        k = "'all'" if self.k == ALL else self.k
+        rule = f"exclude={self.exclude!r}, replacement={self.replacement!r}, expected={self.expected}"
+        return f"num_data={self.num_data}, k={k}, {rule}"
+
+    def _whole_pool(self, index: Tensor, spec: DrawSpec) -> Tensor:
+        from ..ops.sampling.reference import pool_row, pool_size
+
+        checks.rows_in_range("index", index, self.num_data)
+        sizes = pool_size(index.long(), self.num_data, spec)
+        if int(sizes.min()) != int(sizes.max()):
+            raise ValueError(
+                "draw: to be written out as rows, every anchor's whole pool must have one size, got "
+                f"{int(sizes.min())} to {int(sizes.max())}; score it with the bank functions, which need no index tensor"
+            )
+        position = torch.arange(int(sizes[0]), device=index.device).expand(len(index), -1)
+        return pool_row(position, index.long(), spec)
+
+    def _refuse_mixes(self, replacement: bool | None, weights: Any) -> None:
+        if weights is not None and (self.exclude != "none" or replacement is False or self.k == ALL or self.expected):
+            raise ValueError(
+                "weights: only with exclude='none', replacement None or True, an integer k and expected=False; got "
+                f"exclude={self.exclude!r}, replacement={replacement}, k={'all' if self.k == ALL else self.k}, "
+                f"expected={self.expected}"
+            )
+        if self.k == ALL and (replacement or self.expected):
+            raise ValueError(
+                f"k='all' scores every pool row once; got replacement={replacement}, expected={self.expected}"
+            )
+
+    def _class_tables(self, classes: np.ndarray) -> dict[str, Tensor]:
+        order = np.argsort(classes, kind="stable")
+        rank = np.empty_like(order)
+        rank[order] = np.arange(len(order))
+        start = np.concatenate(([0], np.cumsum(np.bincount(classes))))
+        arrays = {"label": classes, "order": order, "rank": rank, "class_start": start}
+        return {name: torch.from_numpy(a.astype(np.int32)) for name, a in arrays.items()}
+
+    def _replacement_rule(self, replacement: bool | None, tables: dict[str, Tensor]) -> str:
+        n = self.num_data
+        if self.source == "class":
+            sizes = tables["class_start"].diff()
+            smallest, largest = n - int(sizes.max()), n - int(sizes.min())
+        else:
+            smallest = largest = n - 1 if self.source == "self" else n
+        if smallest == 0:
+            raise ValueError(f"exclude={self.exclude!r} leaves an anchor no row to draw: num_data={n}")
+        if self.source == "weighted" or replacement:
+            return "yes"
+        if self.k == ALL or self.k <= smallest or self.expected:
+            return "no"
+        if replacement is False:
+            raise ValueError(
+                f"k: expected at most the smallest pool, {smallest} rows, with replacement=False; got {self.k}"
+            )
+        warnings.warn(
+            f"k = {self.k} exceeds a pool of {smallest} rows: such an anchor draws with replacement "
+            "(pass replacement=True to say so, or a smaller k)",
+            stacklevel=4,
+        )
+        return "yes" if self.k > largest else "auto"
+
+
+def exclusion_rule(exclude: str | None, labels: Any, num_data: int) -> tuple[str, np.ndarray | None]:
+    """The rule in force ("class" by default with more than two classes, else "self") and int32 classes [N] or None."""
+    classes = None if labels is None else _classes(labels, num_data)
+    if exclude is None:
+        exclude = "class" if classes is not None and classes.max() > 1 else "self"
+    checks.choice("exclude", exclude, ("class", "self", "none"))
+    if exclude == "class" and classes is None:
+        raise ValueError("exclude='class' needs labels, one integer per row; got labels=None")
+    return exclude, classes
+
+
+def _draw_args(spec: DrawSpec) -> tuple:
+    return spec.tables, spec.source, spec.k, spec.replacement, spec.anchor_offset
+
+
+def _classes(labels: Any, num_data: int) -> np.ndarray:
+    """Labels as int32 classes 0 .. C-1, [N]."""
+    array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"labels: expected integers, got dtype {array.dtype}")
+    if array.shape != (num_data,):
+        raise ValueError(f"labels: expected one per row, shape [{num_data}], got {list(array.shape)}")
+    return np.unique(array, return_inverse=True)[1].astype(np.int32)
+
+
+def _weights(weights: Sequence[float] | Tensor, num_data: int) -> Tensor:
+    w = torch.as_tensor(weights, dtype=torch.float64)
+    if w.shape != (num_data,):
+        raise ValueError(f"weights: expected one per row, shape [{num_data}], got {list(w.shape)}")
+    if not bool(torch.isfinite(w).all()) or bool((w < 0).any()) or not float(w.sum()) > 0:
+        raise ValueError(
+            f"weights: expected finite values >= 0 with a positive sum, got a range of {w.min()} to {w.max()}"
+        )
+    return w
+
+
+def _seed_bits(seed: int | None) -> int:
+    """The seed as a signed 64-bit integer with the same bits."""
+    if seed is None:
+        return int(torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64))
+    seed = checks.integer("seed", seed, least=-(2**63))
+    if seed >= 2**64:
+        raise ValueError(f"seed: expected a 64-bit integer, got {seed}")
+    return seed - 2**64 if seed >= 2**63 else seed

@@ -1,0 +1,212 @@
+"""WCoRDLoss: the global (GCKT) and local (LCKT) terms of Wasserstein contrastive representation distillation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..functional.ot import ot_cost
+from ..ops import checks
+from .contrast import Contrast, ContrastiveLoss
+from .embed import NORMS, Embed
+from .sampler import exclusion_rule
+
+CRITICS = ("nce_sn", "nce", "dual")
+
+
+class WCoRDLoss(ContrastiveLoss):
+    """- lambda1 * GCKT + lambda2 * LCKT (Chen et al., WCoRD, CVPR 2021, eq. 14 without its cross-entropy).
+
+    GCKT is a critic's score of congruent (same image) against incongruent pairs; LCKT is the optimal-transport cost
+    between student and teacher features of the batch, plan detached, teacher side detached.
+
+    Args:
+        s_dim, t_dim: widths of the student's and the teacher's penultimate features.
+        n_data: N, the number of training images.
+        feat_dim: D, width of the embeddings.
+        critic: "nce_sn" (CRD's NCE on spectrally normalised embeddings), "nce" (CRD's NCE) or "dual" (eq. 10:
+            dual_scale * (score of the positive - neg_weight * mean score of the negatives), spectrally normalised).
+        num_negatives: K from the bank, or "all".
+        temperature: tau of the NCE critics.
+        momentum: momentum of the banks.
+        lambda_gckt, lambda_lckt: weights; a zero turns the term off. With lambda_gckt = 0 the teacher's embedding is a
+            frozen random projection.
+        neg_weight: weight of the mean negative score under "dual"; "M" multiplies by the number of negatives, eq. (11)
+            to the letter: unbounded under a shift of the critic and maximised by collapse. Degenerate, never needed.
+        dual_scale: factor of the dual objective.
+        negatives: "bank" or, for "dual" only, "batch" (its default: positives and other-class negatives of the same
+            batch, the other side detached) and "bank_negatives" (batch positives, bank negatives). Under "dual" the two
+            bank forms compare rows of different age, can be told apart by age alone, and drift to collapse.
+        embed_norm: "sphere" or "ball", see `Embed`.
+        lckt_features: "embed" (the critic's embeddings) or "raw" (the features, equal widths only).
+        lckt_reduction: "mean" (a plan of mass 1) or "sum" (times the batch size). With mass 1 and weight 0.05 its
+            gradient is below 1 % of the cross-entropy's.
+        lckt_trains_embed: False keeps LCKT's gradient from the embedding's weights (Algorithm 1's student-only step).
+        ot_solver, ot_eps, ot_iters, ot_cost: see `functional.ot_cost`.
+        ot_scope: "rank", the process's own batch.
+        labels, exclude, replacement, z, bank_dtype, plan, backend, seed: as in `CRDLoss`.
+
+    `terms` holds the detached "gckt" and "lckt" of the last call. Steps, eval mode and the teacher are as in `CRDLoss`.
+    """
+
+    _terms: Tensor
+    _group: Tensor
+
+    def __init__(
+        self,
+        s_dim: int,
+        t_dim: int,
+        n_data: int,
+        *,
+        feat_dim: int = 128,
+        critic: str = "nce_sn",
+        num_negatives: int | str = 16384,
+        temperature: float = 0.07,
+        momentum: float = 0.5,
+        lambda_gckt: float = 0.8,
+        lambda_lckt: float = 0.05,
+        neg_weight: float | str = 1,
+        dual_scale: float = 4.0,
+        negatives: str | None = None,
+        embed_norm: str = "sphere",
+        lckt_features: str = "embed",
+        lckt_reduction: str = "mean",
+        lckt_trains_embed: bool = True,
+        ot_solver: str = "ipot",
+        ot_eps: float = 0.5,
+        ot_iters: int = 50,
+        ot_cost: str = "cosine",
+        ot_scope: str = "rank",
+        labels: Any = None,
+        exclude: str | None = None,
+        replacement: bool | None = None,
+        z: str = "first",
+        bank_dtype: torch.dtype = torch.float32,
+        plan: str = "auto",
+        backend: str = "auto",
+        seed: int | None = None,
+    ):
+        super().__init__()
+        self.n_data = checks.integer("n_data", n_data, least=1)
+        self.critic = checks.choice("critic", critic, CRITICS)
+        self.lambda_gckt = checks.non_negative("lambda_gckt", lambda_gckt)
+        self.lambda_lckt = checks.non_negative("lambda_lckt", lambda_lckt)
+        if isinstance(neg_weight, str):
+            checks.choice("neg_weight", neg_weight, ("M",))
+        self.neg_weight = neg_weight if isinstance(neg_weight, str) else checks.non_negative("neg_weight", neg_weight)
+        self.dual_scale = checks.positive("dual_scale", dual_scale)
+        forms = ("batch", "bank", "bank_negatives") if critic == "dual" else ("bank",)
+        self.negatives = checks.choice("negatives", negatives or forms[0], forms)
+        checks.choice("embed_norm", embed_norm, NORMS)
+        self.lckt_features = checks.choice("lckt_features", lckt_features, ("embed", "raw"))
+        if lckt_features == "raw" and s_dim != t_dim:
+            raise ValueError(f"lckt_features='raw' needs equal widths, got s_dim={s_dim} and t_dim={t_dim}")
+        self.lckt_reduction = checks.choice("lckt_reduction", lckt_reduction, ("mean", "sum"))
+        self.lckt_trains_embed = bool(lckt_trains_embed)
+        self.ot = {
+            "cost": checks.choice("ot_cost", ot_cost, ("cosine", "sqeuclidean")),
+            "solver": checks.choice("ot_solver", ot_solver, ("ipot", "sinkhorn")),
+            "eps": checks.positive("ot_eps", ot_eps),
+            "iters": checks.integer("ot_iters", ot_iters, least=1),
+            "backend": backend,
+        }
+        checks.choice("ot_scope", ot_scope, ("rank",))
+        spectral = critic != "nce"
+        self.embed_s = Embed(s_dim, feat_dim, spectral=spectral, norm=embed_norm)
+        self.embed_t = Embed(t_dim, feat_dim, spectral=spectral, norm=embed_norm)
+        if self.lambda_gckt == 0:
+            self.embed_t.requires_grad_(False)
+        self.contrast = None
+        if self.negatives == "batch":  # anchors of one group are not each other's negatives
+            self._exclude, classes = exclusion_rule(exclude, labels, self.n_data)
+            group = np.arange(self.n_data) if self._exclude != "class" or classes is None else classes
+            self.register_buffer("_group", torch.from_numpy(group), persistent=False)
+        elif self.lambda_gckt:
+            self.contrast = Contrast(
+                n_data,
+                feat_dim,
+                k=num_negatives,
+                temperature=temperature,
+                momentum=momentum,
+                labels=labels,
+                exclude=exclude,
+                replacement=replacement,
+                z=z,
+                bank_dtype=bank_dtype,
+                plan=plan,
+                backend=backend,
+                seed=seed,
+            )
+        self.register_buffer("_terms", torch.zeros(2), persistent=False)
+
+    @property
+    def terms(self) -> dict[str, Tensor]:
+        """The detached GCKT and LCKT of the last call, scalars on the device, before their weights."""
+        return {"gckt": self._terms[0], "lckt": self._terms[1]}
+
+    def forward(self, f_s: Tensor, f_t: Tensor, idx: Tensor, contrast_idx: Tensor | None = None) -> Tensor:
+        """The weighted loss of one batch, a scalar. Arguments as in `CRDLoss.forward`."""
+        self._check(f_s, f_t, idx, contrast_idx)
+        f_t = f_t.detach()
+        weight, bias = self.embed_s.weights()
+        e_s, e_t = self.embed_s.project(f_s, weight, bias), self.embed_t(f_t)
+        with torch.autocast(f_s.device.type, enabled=False):
+            return self._weighted_terms(f_s, f_t, e_s, e_t, weight, bias, idx, contrast_idx)
+
+    def _weighted_terms(self, f_s, f_t, e_s, e_t, weight, bias, idx, contrast_idx) -> Tensor:
+        loss = e_s.new_zeros(())
+        if self.lambda_lckt:  # first: should it refuse its input, banks and log Z are as they were
+            x = e_s if self.lckt_trains_embed else self.embed_s.project(f_s, weight.detach(), bias.detach())
+            lckt = self._lckt(*((x, e_t) if self.lckt_features == "embed" else (f_s.flatten(1), f_t.flatten(1))))
+            self._terms[1].copy_(lckt.detach())
+            loss = loss + self.lambda_lckt * lckt
+        if self.lambda_gckt:
+            anchors = torch.stack((e_s, e_t))  # [2, B, D]
+            gckt = self._gckt(anchors, idx, contrast_idx)
+            self._terms[0].copy_(gckt.detach())
+            loss = loss - self.lambda_gckt * gckt
+            if self.training and self.contrast is not None:
+                self.contrast.finish_step(anchors, idx)
+        return loss
+
+    def _gckt(self, anchors: Tensor, idx: Tensor, contrast_idx: Tensor | None) -> Tensor:
+        if self.contrast is None:
+            positive, negative, count = self._batch_scores(anchors, idx)
+        elif self.critic != "dual":
+            return -self.contrast.nce(anchors, idx, contrast_idx).mean(1).sum()
+        else:
+            positive, negative = self.contrast.scores(anchors, idx, contrast_idx)
+            if self.negatives == "bank_negatives":
+                positive = (anchors * anchors.flip(0).detach()).sum(-1)
+            count = self.contrast.num_negatives(idx, contrast_idx)
+        factor = count if isinstance(self.neg_weight, str) else self.neg_weight
+        return self.dual_scale * (positive - factor * negative).mean(1).sum()
+
+    def _batch_scores(self, anchors: Tensor, idx: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Positive and mean negative scores [2, B] within the batch, and the number of negatives [B].
+
+        An anchor whose class fills the batch has no negative and takes no part: both of its scores are 0.
+        """
+        score = anchors @ anchors.flip(0).detach().transpose(1, 2)  # [2, B, B]
+        group = self._group[idx]
+        eligible = group[:, None] != group[None]
+        if self._exclude == "none":
+            eligible = torch.ones_like(eligible)
+        count = eligible.sum(1)  # [B]
+        negative = (score * eligible).sum(2) / count.clamp_min(1)
+        return score.diagonal(dim1=1, dim2=2) * (count > 0), negative, count
+
+    def _lckt(self, x: Tensor, y: Tensor) -> Tensor:
+        dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+        value = ot_cost(x.to(dtype), y.detach().to(dtype), **self.ot)
+        return value * len(x) if self.lckt_reduction == "sum" else value
+
+    def extra_repr(self) -> str:
+        return (
+            f"critic={self.critic!r}, lambda_gckt={self.lambda_gckt}, lambda_lckt={self.lambda_lckt}, "
+            f"negatives={self.negatives!r}, lckt_features={self.lckt_features!r}, "
+            f"lckt_reduction={self.lckt_reduction!r}"
+        )

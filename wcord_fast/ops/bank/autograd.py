@@ -1,0 +1,58 @@
+"""Autograd of the bank ops: forward computes value and anchor gradient in one pass, backward scales the latter.
+
+Only the gradient [S, B, D] is saved: never the bank, the draws or the seed, so a bank that is updated between forward
+and backward, or a sampler that has moved on, cannot change a gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..sampling.spec import DrawSpec
+from .op import mean_score_op, nce_op
+
+
+class BankNCE(torch.autograd.Function):
+    """NCE loss per anchor [S, B] of anchors [S, B, D]."""
+
+    @staticmethod
+    def forward(ctx, anchors, banks, index, log_z, spec_args, temperature, needs_grad, plan, backend):
+        loss, grad = nce_op(anchors, banks, index, log_z, *spec_args, temperature, needs_grad, plan, backend)
+        ctx.save_for_backward(grad)
+        ctx.dtype = anchors.dtype
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output):
+        (grad,) = ctx.saved_tensors
+        return ((grad_output[..., None] * grad).to(ctx.dtype), *(None,) * 8)
+
+
+class BankMeanScore(torch.autograd.Function):
+    """Mean score of the negatives per anchor [S, B] of anchors [S, B, D]."""
+
+    @staticmethod
+    def forward(ctx, anchors, banks, index, spec_args, needs_grad, plan, backend):
+        mean, grad = mean_score_op(anchors, banks, index, *spec_args, needs_grad, plan, backend)
+        ctx.save_for_backward(grad)
+        ctx.dtype = anchors.dtype
+        return mean
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output):
+        (grad,) = ctx.saved_tensors
+        return ((grad_output[..., None] * grad).to(ctx.dtype), *(None,) * 6)
+
+
+def wants_grad(anchors: Tensor) -> bool:
+    """Whether the forward op should compute the anchor gradient at all."""
+    return torch.is_grad_enabled() and anchors.requires_grad
+
+
+def spec_args(spec: DrawSpec) -> tuple:
+    """`spec` in the order of the schemas."""
+    return (spec.tables, spec.source, spec.k, spec.replacement, spec.expected, spec.anchor_offset)

@@ -1,0 +1,67 @@
+"""The bank's own writes in compiled code: csrc/cpu/bank.cpp for CPU tensors, csrc/cuda/bank.cu for CUDA tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import native_module, status
+
+
+def bank_update_(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> None:
+    """Row index[b] of the bank becomes normalise(momentum * row + (1 - momentum) * rows[b]), in place.
+
+    From the bank before the step, in fp32 (fp64 for an fp64 bank), the norm clamped at 1e-12; where an index comes twice
+    the last anchor wins, whatever the number of threads.
+
+    Args:
+        bank: [N, D] contiguous, fp32, bf16, fp16 or fp64.
+        index: int64 or int32 [B] in [0, N).
+        rows: [B, D] of any of these dtypes, finite. It may share memory with the bank.
+        momentum: in [0, 1].
+
+    Index bounds and finiteness are checked by the op that calls this. In any case nothing outside the bank is touched:
+    an index out of range is skipped, and on CUDA it, or a row that is not finite, sets its bit in the status word.
+    """
+    native = native_module.module()
+    index, rows = index.contiguous(), rows.contiguous()
+    if rows.untyped_storage().data_ptr() == bank.untyped_storage().data_ptr():
+        rows = rows.clone()
+    if rows.numel() == 0:
+        return
+    where = (bank.data_ptr(), native_module.DTYPES[bank.dtype], *bank.shape)
+    what = (
+        index.data_ptr(),
+        index.element_size(),
+        index.shape[0],
+        rows.data_ptr(),
+        native_module.DTYPES[rows.dtype],
+    )
+    if bank.device.type == "cpu":
+        native.cpu_bank_update(*where, *what, momentum, torch.get_num_threads())
+        return
+    word = status.word(bank.device)
+    code = native.cuda_bank_update(*native_module.stream_of(bank), *where, *what, momentum, word.data_ptr())
+    native_module.check_launch("bank_update", code)
+
+
+def bank_init_(rows: Tensor, seed: int, bank_id: int, first_row: int = 0) -> None:
+    """Fill `rows` with rows first_row, first_row + 1, ... of the initial bank: uniform(-s, s), s = 1/sqrt(D/3).
+
+    Each value is a function of (seed, bank_id, row, column) alone, computed in fp32 and rounded to the dtype of `rows`.
+
+    Args:
+        rows: [n, D] contiguous, fp32, bf16, fp16 or fp64.
+        seed: its low 64 bits key the generator.
+        bank_id: 0 .. 2^32 - 1, tells the banks of one loss apart.
+        first_row: number of the first row; rows are numbered modulo 2^32.
+    """
+    native = native_module.module()
+    if rows.numel() == 0:
+        return
+    args = (rows.data_ptr(), native_module.DTYPES[rows.dtype], *rows.shape, seed % 2**64, bank_id, first_row)
+    if rows.device.type == "cpu":
+        native.cpu_bank_init(*args, torch.get_num_threads())
+        return
+    code = native.cuda_bank_init(*native_module.stream_of(rows), *args)
+    native_module.check_launch("bank_init", code)

@@ -1,0 +1,211 @@
+"""The bank ops in plain PyTorch, on any device and dtype: the oracle.
+
+S directions (student anchors on the teacher's bank, and the reverse) are scored with one set of draws. Everything is
+accumulated in fp32, or fp64 when the anchors or the bank are fp64. The formulas are derived in README.md beside this
+file; memory is bounded by chunks of anchors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..sampling import draws
+from ..sampling.reference import philox, pool_row, pool_size
+from ..sampling.spec import ALL, DrawSpec
+
+EPS = 1e-7  # CRD's own constant
+CHUNK_BYTES = 64 << 20
+
+# A block of scored negatives: anchors [lo, hi), weights [b, n] or None (all 1), and for each direction the scores
+# [b, n] and a function from coefficients [b, n] to their weighted sum of rows [b, D].
+Block = tuple[int, int, Tensor | None, list]
+
+
+def accumulate_dtype(*tensors: Tensor) -> torch.dtype:
+    """fp64 if any tensor is fp64, else fp32."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def counts(index: Tensor, num_data: int, spec: DrawSpec, dtype: torch.dtype) -> Tensor:
+    """K_b, how many negatives anchor b is charged for: [B]. The NCE constant is c_b = K_b / N."""
+    if spec.k == ALL:
+        return pool_size(index, num_data, spec).to(dtype)
+    return torch.full(index.shape, float(spec.k), dtype=dtype, device=index.device)
+
+
+def bank_nce(anchors, banks, index, log_z, spec, temperature, needs_grad, plan, draw_backend) -> tuple[Tensor, Tensor]:
+    """CRD's NCE loss per anchor and its gradient: ([S, B], [S, B, D] or empty)."""
+    x, acc = _prepare(anchors, banks)
+    num_data = banks[0].shape[0]
+    k_b = counts(index, num_data, spec, acc)  # [B]
+    log_c = torch.log(k_b / num_data + EPS)
+    offset = log_c + log_z.to(acc)[:, None]  # [S, B]; u = s / tau - offset
+    positive = torch.stack([bank[index].to(acc) for bank in banks])  # [S, B, D]
+    u0 = (x * positive).sum(-1) / temperature - offset
+    loss = softplus(-u0) + k_b * torch.log1p(EPS * num_data / k_b)
+    grad = -torch.sigmoid(-u0)[..., None] * positive / temperature if needs_grad else x.new_empty(0)
+    for lo, hi, weight, sides in _blocks(x, banks, index, spec, plan, draw_backend):
+        for s, (score, combine) in enumerate(sides):
+            u = score / temperature - offset[s, lo:hi, None]
+            loss[s, lo:hi] += _weighted(softplus(u), weight).sum(-1)
+            if needs_grad:
+                grad[s, lo:hi] += combine(_weighted(torch.sigmoid(u), weight)) / temperature
+    return loss, grad
+
+
+def bank_mean_score(anchors, banks, index, spec, needs_grad, plan, draw_backend) -> tuple[Tensor, Tensor]:
+    """Mean score of the negatives and its gradient, the mean negative row: ([S, B], [S, B, D] or empty)."""
+    x, acc = _prepare(anchors, banks)
+    inverse_k = 1 / counts(index, banks[0].shape[0], spec, acc)
+    mean = x.new_zeros(x.shape[:2])
+    grad = torch.zeros_like(x) if needs_grad else x.new_empty(0)
+    for lo, hi, weight, sides in _blocks(x, banks, index, spec, plan, draw_backend):
+        share = inverse_k[lo:hi, None] if weight is None else weight * inverse_k[lo:hi, None]
+        for s, (score, combine) in enumerate(sides):
+            mean[s, lo:hi] += (score * share).sum(-1)
+            if needs_grad:
+                grad[s, lo:hi] += combine(share.expand_as(score))
+    return mean, grad
+
+
+def bank_log_z(anchors, banks, index, spec, temperature, plan, draw_backend) -> Tensor:
+    """The batch's estimate of log Z, [S]: log of N times the mean over all anchors and their K_b + 1 scores of exp."""
+    x, acc = _prepare(anchors, banks)
+    num_data = banks[0].shape[0]
+    positive = torch.stack([bank[index].to(acc) for bank in banks])
+    parts = [[(x[s] * positive[s]).sum(-1).div(temperature).logsumexp(0)] for s in range(len(banks))]
+    for _, _, weight, sides in _blocks(x, banks, index, spec, plan, draw_backend):
+        for s, (score, _combine) in enumerate(sides):
+            scaled = score / temperature if weight is None else score / temperature + weight.log()
+            parts[s].append(scaled.logsumexp((0, 1)))
+    total = torch.stack([torch.stack(p).logsumexp(0) for p in parts])
+    return total - torch.log((counts(index, num_data, spec, acc) + 1).sum()) + math.log(num_data)
+
+
+def bank_update_(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> None:
+    """Rows `index` of `bank` become normalise(momentum * row + (1 - momentum) * rows); the last duplicate wins."""
+    acc = accumulate_dtype(bank)
+    new = momentum * bank[index].to(acc) + (1 - momentum) * rows.to(acc)
+    new = new / new.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    keep = _last_of_each(index)
+    bank[index[keep]] = new[keep].to(bank.dtype)
+
+
+def bank_init_(rows: Tensor, seed: int, bank_id: int, first_row: int = 0) -> None:
+    """Fill `rows` [n, D], rows first_row .. first_row + n - 1 of bank `bank_id`, with uniform(-s, s), s = 1/sqrt(D/3).
+
+    Counter based, so any slice of a bank can be made on its own: u = (q[d & 3] >> 8) * 2^-24 with
+    q = Philox(key = seed, counter = (d >> 2, row, bank_id, 0xFFFFFFFF)).
+    """
+    n, dim = rows.shape
+    scale = torch.tensor(1 / math.sqrt(dim / 3), dtype=torch.float32, device=rows.device)
+    state = torch.tensor([seed], dtype=torch.int64, device=rows.device)
+    key = (state & 0xFFFFFFFF, (state >> 32) & 0xFFFFFFFF)
+    quads = torch.arange((dim + 3) // 4, device=rows.device)[None]
+    step = max(1, CHUNK_BYTES // (64 * quads.shape[1]))
+    for lo in range(0, n, step):
+        row = torch.arange(lo, min(lo + step, n), device=rows.device)[:, None] + first_row
+        last = torch.full_like(row, 0xFFFFFFFF)
+        q = torch.stack(philox(quads, row, torch.full_like(row, bank_id), last, *key), -1)  # [n, D/4, 4]
+        u = (q.flatten(1)[:, :dim] >> 8).float() * 2.0**-24
+        rows[lo : lo + step] = (scale * (2 * u - 1)).to(rows.dtype)
+
+
+def softplus(u: Tensor) -> Tensor:
+    """log(1 + exp(u)) at full precision everywhere (`F.softplus` is linear above 20)."""
+    return u.clamp_min(0) + torch.log1p(torch.exp(-u.abs()))
+
+
+def _last_of_each(index: Tensor) -> Tensor:
+    """bool [B]: True where no later entry has the same value."""
+    return ~(index[:, None] == index[None]).triu(1).any(1)
+
+
+def _prepare(anchors: Tensor, banks: list[Tensor]) -> tuple[Tensor, torch.dtype]:
+    acc = accumulate_dtype(anchors, *banks)
+    return anchors.to(acc), acc
+
+
+def _weighted(values: Tensor, weight: Tensor | None) -> Tensor:
+    return values if weight is None else values * weight
+
+
+def _blocks(
+    x: Tensor, banks: list[Tensor], index: Tensor, spec: DrawSpec, plan: str, draw_backend: str
+) -> Iterator[Block]:
+    """Walk the negatives of all anchors by the chosen plan; both plans give the same sums to rounding."""
+    walk = _dense_blocks if plan == "dense" else _gather_blocks
+    yield from walk(x, banks, index, spec, draw_backend)
+
+
+def _gather_blocks(x, banks, index, spec, draw_backend) -> Iterator[Block]:
+    """Fetch each anchor's rows: cost ~ B * K * D, one [b, n, D] chunk at a time."""
+    for lo, hi, rows, weight in _drawn_rows(x, index, banks[0].shape[0], spec, draw_backend):
+        fetched = [bank[rows].to(x.dtype) for bank in banks]  # S x [b, n, D]
+        yield (
+            lo,
+            hi,
+            weight,
+            [
+                (torch.einsum("bd,bnd->bn", x[s, lo:hi], m), lambda g, m=m: torch.einsum("bn,bnd->bd", g, m))
+                for s, m in enumerate(fetched)
+            ],
+        )
+
+
+def _drawn_rows(x, index, num_data, spec, draw_backend) -> Iterator[tuple[int, int, Tensor, Tensor | None]]:
+    """(lo, hi, rows [b, n], weight [b, n] or None) chunks that cover every negative of every anchor once."""
+    pool = pool_size(index, num_data, spec)  # [B]
+    width = int(pool.max()) if spec.whole_pool else spec.k
+    budget = max(1, CHUNK_BYTES // (x.shape[-1] * x.element_size()))  # rows in flight
+    wide = min(width, budget)
+    for lo in range(0, index.shape[0], max(1, budget // wide)):
+        own, limit = (t[lo : lo + max(1, budget // wide)] for t in (index, pool[:, None]))
+        part = draws.anchor_slice(spec, lo, lo + len(own))
+        drawn = None if spec.whole_pool else draws.draw(own, num_data, part, draw_backend)
+        for start in range(0, width, wide):
+            if drawn is not None:
+                yield lo, lo + len(own), drawn[:, start : start + wide], None
+            else:
+                position = torch.arange(start, min(start + wide, width), device=index.device)[None]
+                rows = pool_row(torch.minimum(position, limit - 1), own, part)
+                share = spec.k / limit if spec.expected else torch.ones_like(limit)
+                yield lo, lo + len(own), rows, ((position < limit) * share).to(x.dtype)
+
+
+def _dense_blocks(x, banks, index, spec, draw_backend) -> Iterator[Block]:
+    """Score a chunk of anchors against the whole bank, weighted by how often each row was drawn: cost ~ B * N * D."""
+    num_data = banks[0].shape[0]
+    matrices = [bank.to(x.dtype) for bank in banks]
+    tall = max(1, CHUNK_BYTES // (num_data * x.element_size()))
+    for lo in range(0, index.shape[0], tall):
+        own = index[lo : lo + tall]
+        part = draws.anchor_slice(spec, lo, lo + tall)
+        weight = row_weights(own, num_data, part, x.dtype, draw_backend)  # [b, N]
+        yield (
+            lo,
+            lo + len(own),
+            weight,
+            [(x[s, lo : lo + tall] @ m.T, lambda g, m=m: g @ m) for s, m in enumerate(matrices)],
+        )
+
+
+def row_weights(index: Tensor, num_data: int, spec: DrawSpec, dtype: torch.dtype, draw_backend: str) -> Tensor:
+    """How much each bank row counts among an anchor's negatives: [B, N]; 0/1 for draws without replacement."""
+    weight = torch.zeros(index.shape[0], num_data, dtype=dtype, device=index.device)
+    if not spec.whole_pool:
+        rows = draws.draw(index, num_data, spec, draw_backend)
+        return weight.scatter_add_(1, rows, torch.ones((), dtype=dtype, device=index.device).expand_as(rows))
+    weight += 1
+    if spec.source == "self":
+        weight.scatter_(1, index[:, None], 0)
+    elif spec.source == "class":
+        label = spec.table("label")
+        weight[label[index][:, None] == label[None]] = 0
+    if spec.expected:
+        weight *= spec.k / pool_size(index, num_data, spec)[:, None]
+    return weight

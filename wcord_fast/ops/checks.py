@@ -1,0 +1,128 @@
+"""Checks of shapes, dtypes, devices and options: always on the host, before any work.
+
+Every message names the argument, its value and what was expected.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .status import Code, guard
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INDICES = (torch.int64, torch.int32)
+
+
+def tensor(name: str, value: Any, *, shape: tuple[int | str, ...], dtypes: Iterable[torch.dtype] = FLOATS) -> Tensor:
+    """`value` if it is a dense tensor of the wanted shape and dtype.
+
+    `shape` holds a size, or a letter (any size of at least 1) for each dimension.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    wanted = "[" + ", ".join(str(s) for s in shape) + "]"
+    if value.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got layout {value.layout}")
+    if value.dtype not in tuple(dtypes):
+        names = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+        raise TypeError(f"{name}: expected dtype {names}, got {str(value.dtype).removeprefix('torch.')}")
+    if value.dim() != len(shape):
+        raise ValueError(f"{name}: expected shape {wanted}, got {list(value.shape)}")
+    for axis, (size, want) in enumerate(zip(value.shape, shape, strict=True)):
+        if isinstance(want, int) and size != want:
+            raise ValueError(f"{name}: expected shape {wanted}, got {list(value.shape)} (dimension {axis})")
+        if isinstance(want, str) and size < 1:
+            raise ValueError(
+                f"{name}: expected shape {wanted} with every dimension at least 1, got {list(value.shape)}"
+            )
+    return value
+
+
+def same_device(**tensors: Tensor) -> torch.device:
+    """The one device of all `tensors`, or ValueError naming two that differ."""
+    (first, t0), *rest = tensors.items()
+    for name, t in rest:
+        if t.device != t0.device:
+            raise ValueError(f"{name} is on {t.device} but {first} is on {t0.device}; expected one device")
+    return t0.device
+
+
+def positive(name: str, value: float, *, finite: bool = True) -> float:
+    """`value` as a float > 0."""
+    value = _number(name, value)
+    if not value > 0 or (finite and not math.isfinite(value)):
+        raise ValueError(f"{name}: expected a positive{' finite' if finite else ''} number, got {value}")
+    return value
+
+
+def non_negative(name: str, value: float) -> float:
+    """`value` as a finite float >= 0."""
+    value = _number(name, value)
+    if not (value >= 0 and math.isfinite(value)):
+        raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
+    return value
+
+
+def fraction(name: str, value: float) -> float:
+    """`value` as a float in [0, 1]."""
+    value = _number(name, value)
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}: expected a number in [0, 1], got {value}")
+    return value
+
+
+def integer(name: str, value: Any, *, least: int) -> int:
+    """`value` as an int >= least (bool is refused)."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name}: expected an int, got {value!r}")
+    value = int(value)
+    if value < least:
+        raise ValueError(f"{name}: expected an int of at least {least}, got {value}")
+    return value
+
+
+def choice(name: str, value: Any, options: Iterable[Any]) -> Any:
+    """`value` if it is one of `options`; otherwise a ValueError that suggests the nearest."""
+    options = list(options)
+    if value in options:
+        return value
+    near = difflib.get_close_matches(str(value), [str(o) for o in options], n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"{name}: expected one of {', '.join(repr(o) for o in options)}, got {value!r}{hint}")
+
+
+def rows_in_range(name: str, index: Tensor, num_data: int) -> Tensor:
+    """bool like `index`: True where the row number lies in [0, N). A bad one is an error on the CPU, else flagged."""
+    ok = (index >= 0) & (index < num_data)
+
+    def describe(at: tuple[int, ...]) -> Exception:
+        where = ", ".join(map(str, at))
+        return ValueError(f"{name}[{where}]: expected a row in [0, {num_data}), got {int(index[at])}")
+
+    guard(~ok, Code.INDEX, describe)
+    return ok
+
+
+def finite_rows(name: str, values: Tensor, code: Code) -> Tensor:
+    """bool over all but the last dimension: True where the row is finite. A bad one is an error on the CPU."""
+    ok = torch.isfinite(values).all(-1)
+
+    def describe(at: tuple[int, ...]) -> Exception:
+        row = values[at]
+        bad = row[~torch.isfinite(row)][0].item()
+        return ValueError(f"{name}: row {', '.join(map(str, at))} holds {bad}; expected finite values")
+
+    guard(~ok, code, describe)
+    return ok
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    return float(value)

@@ -1,0 +1,133 @@
+"""Which backend runs what: one support table, and the one place where a backend is chosen.
+
+An explicit choice (argument, then `use_backend`, then WCORD_FAST_BACKEND) never falls back: what the table does not
+list raises NotImplementedError, what is listed but cannot run here raises RuntimeError with the reason.
+`auto` takes the first row that can run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from . import checks
+
+BACKENDS = ("native", "triton", "reference")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the support table: `backend` can do `op` with `plan` on `device`."""
+
+    op: str
+    plan: str
+    device: str
+    backend: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What runs, and why."""
+
+    op: str
+    plan: str
+    device: str
+    backend: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.op} (plan={self.plan}, device={self.device}): {self.backend}: {self.reason}"
+
+
+# In order of preference within (op, plan, device): the first row that can run is what `auto` takes.
+SUPPORT: tuple[Row, ...] = (
+    Row("draw", "-", "cpu", "native", "C++, OpenMP over anchors"),
+    Row("draw", "-", "any", "reference", "int64 PyTorch arithmetic, any device"),
+    Row("bank_init", "-", "cpu", "native", "C++, OpenMP over rows"),
+    Row("bank_init", "-", "any", "reference", "plain PyTorch, any device"),
+    Row("bank_update", "-", "cpu", "native", "C++, OpenMP over rows"),
+    Row("bank_update", "-", "cuda", "native", "one warp per row, no atomics"),
+    Row("bank_update", "-", "any", "reference", "plain PyTorch, any device"),
+    *(
+        Row(op, plan, "any", "reference", "plain PyTorch, chunked over anchors")
+        for op in ("bank_nce", "bank_mean_score", "bank_log_z")
+        for plan in ("gather", "dense")
+    ),
+    Row("ot", "-", "any", "reference", "plain PyTorch, stored cost matrix"),
+)
+
+OPS = tuple(dict.fromkeys(row.op for row in SUPPORT))
+_local = threading.local()
+
+
+@contextlib.contextmanager
+def use_backend(backend: str) -> Iterator[None]:
+    """Choose the backend of every call in this block (this thread only) that does not name its own.
+
+    Args:
+        backend: "auto", "native", "triton" or "reference".
+    """
+    checks.choice("backend", backend, ("auto", *BACKENDS))
+    before = getattr(_local, "backend", None)
+    _local.backend = backend
+    try:
+        yield
+    finally:
+        _local.backend = before
+
+
+def requested(backend: str = "auto") -> str:
+    """The backend asked for: argument, then `use_backend`, then WCORD_FAST_BACKEND, then "auto"."""
+    checks.choice("backend", backend, ("auto", *BACKENDS))
+    if backend != "auto":
+        return backend
+    chosen = getattr(_local, "backend", None) or os.environ.get("WCORD_FAST_BACKEND") or "auto"
+    return checks.choice("WCORD_FAST_BACKEND", chosen, ("auto", *BACKENDS))
+
+
+def cannot_run(backend: str, device: str) -> str | None:
+    """Why `backend` cannot run on `device` in this process, or None if it can."""
+    if backend == "reference":
+        return None
+    if backend == "native":
+        from . import native_module
+
+        return native_module.why_not(device)
+    return "the Triton kernels are not part of this release"
+
+
+def resolve(op: str, *, plan: str = "-", device: torch.device | str = "cpu", backend: str = "auto") -> Choice:
+    """The backend that runs `op` with `plan` on `device`, with its reason.
+
+    Raises:
+        NotImplementedError: an explicit backend has no row in the support table for this case.
+        RuntimeError: the row exists, but the backend cannot run in this process.
+    """
+    kind = torch.device(device).type
+    asked = requested(backend)
+    rows = [r for r in SUPPORT if r.op == op and r.plan == plan and r.device in (kind, "any")]
+    if asked != "auto":
+        row = next((r for r in rows if r.backend == asked), None)
+        if row is None:
+            have = ", ".join(f"{r.backend} on {r.device}" for r in SUPPORT if r.op == op and r.plan == plan)
+            raise NotImplementedError(
+                f"backend={asked!r}: {op} with plan={plan!r} on {kind} is not in the support table ({have})"
+            )
+        why = cannot_run(asked, kind)
+        if why:
+            raise RuntimeError(f"backend={asked!r}: {op} on {kind} cannot run here: {why}")
+        return Choice(op, plan, kind, asked, f"asked for; {row.note}")
+    passed_over: list[str] = []
+    for row in rows:
+        why = cannot_run(row.backend, kind)
+        if why is None:
+            reason = row.note + ("" if not passed_over else f" ({'; '.join(passed_over)})")
+            return Choice(op, plan, kind, row.backend, reason)
+        passed_over.append(f"not {row.backend}: {why}")
+    raise NotImplementedError(f"{op} with plan={plan!r} has no backend on {kind}")

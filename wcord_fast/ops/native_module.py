@@ -1,0 +1,99 @@
+"""The compiled core, `wcord_fast._native`: loaded on first use, and able to say why it is not there.
+
+Nothing happens at import time. The CPU code needs no device; the CUDA code counts as available only after a one-element
+kernel has run on the current device.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# The dtype codes of csrc/common/dtype.h.
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+
+_PROBE = 0x5EED
+_NAME = f"{__package__.rpartition('.')[0]}._native"
+_RECORD = Path(__file__).resolve().parent.parent / "_build_info.json"
+
+
+def load() -> ModuleType | None:
+    """The compiled module, or None (told once, as a warning); `why_not("cpu")` has the reason."""
+    return _load()[0]
+
+
+def why_not(device: str) -> str | None:
+    """Why the native code cannot run on a kind of device ("cpu", "cuda") in this process, or None if it can.
+
+    The first call for "cuda" runs a kernel and waits for it, so make it before a graph capture.
+    """
+    module, reason = _load()
+    if module is None:
+        return reason
+    if device == "cpu":
+        return None
+    return _why_not_cuda() if device == "cuda" else f"the native module has no code for {device}"
+
+
+def module() -> Any:
+    """The compiled module.
+
+    Raises:
+        RuntimeError: it is not there, with the reason.
+    """
+    found, reason = _load()
+    if found is None:
+        raise RuntimeError(f"the native module is not available: {reason}")
+    return found
+
+
+def build_record() -> dict[str, Any]:
+    """What the build wrote down: native, why_not, cuda, cuda_why_not, compiler; empty if it left no record."""
+    try:
+        return json.loads(_RECORD.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def stream_of(tensor: Tensor) -> tuple[int, int]:
+    """(device index, address of the current stream) for a launch on a CUDA tensor's device."""
+    index = tensor.device.index
+    return index, torch.cuda.current_stream(index).cuda_stream
+
+
+def check_launch(op: str, code: int) -> None:
+    """Raise RuntimeError naming the op if a launcher returned a CUDA error code."""
+    if code:
+        raise RuntimeError(f"{op}: CUDA error {code}: {module().cuda_error_string(code)}")
+
+
+@functools.cache
+def _load() -> tuple[ModuleType | None, str]:
+    try:
+        return importlib.import_module(_NAME), ""
+    except ImportError as e:
+        reason = build_record().get("why_not") or str(e)
+    warnings.warn(f"wcord_fast runs without its native module, slower: {reason}", RuntimeWarning, stacklevel=4)
+    return None, reason
+
+
+@functools.cache
+def _why_not_cuda() -> str | None:
+    native = module()
+    if not native.with_cuda:
+        return build_record().get("cuda_why_not") or "the native module was built without CUDA"
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    out = torch.zeros(1, dtype=torch.int32, device="cuda")
+    code = native.cuda_probe(*stream_of(out), out.data_ptr(), _PROBE)
+    if code:
+        return f"a one-element kernel failed on {out.device}: CUDA error {code}: {native.cuda_error_string(code)}"
+    return None if int(out.item()) == _PROBE else f"a one-element kernel left no result on {out.device}"

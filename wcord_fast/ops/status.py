@@ -1,0 +1,92 @@
+"""Bad *values* (an index out of range, NaN, a zero row) are errors on the CPU and a status word on a device.
+
+Reading a value on the host would stall a GPU, so there a kernel skips the offending row, gives NaN for its
+result and sets a bit in one int32 per device. `wcord_fast.check()` turns the word into the named error;
+`WCORD_FAST_CHECK=1` does so after every call.
+"""
+
+from __future__ import annotations
+
+import os
+from enum import IntFlag
+
+import torch
+from torch import Tensor
+
+
+class Code(IntFlag):
+    """Bits of the device status word."""
+
+    INDEX = 1
+    ANCHOR = 2
+    UPDATE_ROW = 4
+    OT_INPUT = 8
+    ZERO_ROW = 16
+    MARGINAL = 32
+    FEATURE = 64
+
+
+MESSAGES = {
+    Code.INDEX: "a row index was out of [0, N); its anchor's loss is NaN and the row was neither read nor written",
+    Code.ANCHOR: "an anchor held NaN or inf; its loss is NaN",
+    Code.UPDATE_ROW: "a row given to bank_update_ held NaN or inf; that bank row was left as it was",
+    Code.OT_INPUT: "x or y of an optimal-transport call held NaN or inf; its cost is NaN",
+    Code.ZERO_ROW: "a row of x or y with nonzero mass was zero under cost='cosine'; its cost is NaN",
+    Code.MARGINAL: "a marginal was negative, not finite or did not sum to 1; its cost is NaN",
+    Code.FEATURE: "features given to a loss held NaN or inf",
+}
+
+_words: dict[torch.device, Tensor] = {}
+
+
+def word(device: torch.device) -> Tensor:
+    """The status word of `device`: int32 [1], made on first use (so use it once before a graph capture)."""
+    device = _indexed(device)
+    if device not in _words:
+        _words[device] = torch.zeros(1, dtype=torch.int32, device=device)
+    return _words[device]
+
+
+def guard(bad: Tensor, code: Code, describe) -> None:
+    """Report rows that `bad` marks: raise `describe(first bad position)` on the CPU, set `code` elsewhere.
+
+    Args:
+        bad: bool tensor of any shape, True where a value is not acceptable.
+        code: the bit to set on a device.
+        describe: called with the first bad position (a tuple of ints), returns the exception to raise.
+    """
+    if bad.device.type == "meta":
+        return
+    if bad.device.type == "cpu":
+        if bad.any():
+            raise describe(tuple(int(i) for i in bad.nonzero()[0]))
+        return
+    status = word(bad.device)
+    status.bitwise_or_(bad.any().to(torch.int32) * int(code))
+    if os.environ.get("WCORD_FAST_CHECK") == "1":
+        check(bad.device)
+
+
+def check(device: torch.device | str | None = None) -> None:
+    """Raise the error that a device has flagged since the last call, and clear the flag (synchronises).
+
+    Args:
+        device: the device to look at; None looks at every device that has been used.
+    Raises:
+        ValueError: a kernel met a bad value; the message says which kind.
+    """
+    devices = list(_words) if device is None else [_indexed(torch.device(device))]
+    for dev in devices:
+        if dev not in _words:
+            continue
+        flags = int(_words[dev].item())
+        if flags:
+            _words[dev].zero_()
+            told = "; ".join(MESSAGES[c] for c in Code if c & flags)
+            raise ValueError(f"on {dev}: {told} (WCORD_FAST_CHECK=1 checks after every call)")
+
+
+def _indexed(device: torch.device) -> torch.device:
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
