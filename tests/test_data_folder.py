@@ -1,0 +1,155 @@
+"""Image folders: both layouts, what is ignored, what is refused."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from wcord_fast import data
+from wcord_fast.data import image_folder
+
+COLOURS = {"cat": (200, 30, 30), "dog": (30, 200, 30), "emu": (30, 30, 200)}
+
+
+def write(root, counts, size=(20, 14), suffixes=("png", "JPG", "bmp", "webp")):
+    """Images of one colour per class."""
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            Image.new("RGB", size, COLOURS[name]).save(root / name / f"{i:03d}.{suffixes[i % len(suffixes)]}")
+
+
+@pytest.mark.parametrize("test_name", ["test", "val"])
+def test_train_and_test_folders(tmp_path, test_name):
+    write(tmp_path / "train", {"dog": 5, "cat": 3, "emu": 1})
+    write(tmp_path / test_name, {"emu": 2, "cat": 1})
+    got = data.load("folder", data_dir=tmp_path, image_size=12)
+    assert got.classes == ("cat", "dog", "emu")
+    assert got.train_images.shape == (9, 3, 12, 12)
+    assert got.train_labels.tolist() == [0] * 3 + [1] * 5 + [2]
+    assert got.test_labels.tolist() == [0, 2, 2]
+    for images, labels in ((got.train_images, got.train_labels), (got.test_images, got.test_labels)):
+        want = torch.tensor([COLOURS[got.classes[c]] for c in labels.tolist()])
+        assert (images.float().mean((2, 3)) - want).abs().max() < 4  # JPEG and WebP are lossy
+    scaled = got.train_images.double() / 255
+    np.testing.assert_allclose(got.mean, scaled.mean((0, 2, 3)), rtol=1e-9)
+    assert got.name == tmp_path.name
+
+
+def test_pixels_are_pillows(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    write(tmp_path / "train", {"cat": 1, "dog": 1})
+    write(tmp_path / "test", {"cat": 1})
+    Image.fromarray(noise).save(tmp_path / "test" / "cat" / "000.png")
+    small = Image.fromarray(noise).resize((16, 16), Image.Resampling.BILINEAR)
+    got = image_folder.load(tmp_path, 16)
+    assert np.array_equal(got.test_images[0].permute(1, 2, 0), np.asarray(small))
+    grey = image_folder.load(tmp_path, 16, channels=1)
+    assert grey.test_images.shape == (1, 1, 16, 16)
+    want = Image.fromarray(noise).convert("L").resize((16, 16), Image.Resampling.BILINEAR)
+    assert np.array_equal(grey.test_images[0, 0], np.asarray(want))
+
+
+@pytest.mark.parametrize("inner", ["", "train"])
+def test_split_of_a_single_folder(tmp_path, inner):
+    write(tmp_path / inner, {"cat": 10, "dog": 20})
+    got = data.load("folder", data_dir=tmp_path, test_fraction=0.3)
+    assert got.test_labels.tolist() == [0] * 3 + [1] * 6
+    assert len(got.train_labels) == 21
+    again = data.load("folder", data_dir=tmp_path, test_fraction=0.3)
+    assert torch.equal(got.test_images, again.test_images)
+    assert got.image_size == (32, 32)
+
+
+def test_other_files_are_ignored_and_counted(tmp_path):
+    write(tmp_path / "train", {"cat": 2, "dog": 2})
+    write(tmp_path / "test", {"cat": 1})
+    for name in ("notes.txt", "thumbs.db", ".hidden"):
+        (tmp_path / "train" / "cat" / name).write_text("x")
+    (tmp_path / "train" / ".cache").mkdir()
+    (tmp_path / "train" / "labels.csv").write_text("x")
+    with pytest.warns(UserWarning, match="3 files that are not images were ignored"):
+        got = data.load("folder", data_dir=tmp_path)
+    assert got.classes == ("cat", "dog")
+    assert len(got.train_labels) == 4
+
+
+def break_nothing_there(root):
+    shutil.rmtree(root)
+
+
+def break_no_classes(root):
+    shutil.rmtree(root / "train")
+    (root / "train").mkdir()
+
+
+def break_one_class(root):
+    shutil.rmtree(root / "train" / "dog")
+
+
+def break_empty_class(root):
+    (root / "train" / "yak").mkdir()
+
+
+def break_unknown_class(root):
+    write(root / "test", {"emu": 1})
+
+
+def break_text_as_image(root):
+    (root / "train" / "dog" / "bad.png").write_text("not an image")
+
+
+def break_truncated(root):
+    path = root / "test" / "cat" / "000.png"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def break_sixteen_bit(root):
+    Image.fromarray(np.full((9, 9), 40000, np.uint16)).save(root / "train" / "cat" / "deep.png")
+
+
+def break_no_train(root):
+    shutil.rmtree(root / "train")
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "message"),
+    [
+        (break_nothing_there, FileNotFoundError, "is not a folder"),
+        (break_no_classes, ValueError, "no class folders"),
+        (break_one_class, ValueError, "at least two class folders, got only 'cat'"),
+        (break_empty_class, ValueError, r"yak: no images"),
+        (break_unknown_class, ValueError, "'emu' is not among the training classes"),
+        (break_text_as_image, ValueError, r"bad\.png: cannot be read"),
+        (break_truncated, ValueError, r"000\.png: cannot be read"),
+        (break_sixteen_bit, ValueError, r"deep\.png: .*8 bits"),
+        (break_no_train, ValueError, "train is not"),
+    ],
+)
+def test_refused(tmp_path, damage, error, message):
+    root = tmp_path / "set"
+    write(root / "train", {"cat": 2, "dog": 2})
+    write(root / "test", {"cat": 1})
+    damage(root)
+    with pytest.raises(error, match=message):
+        data.load("folder", data_dir=root)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": 0}, "image_size"),
+        ({"channels": 4}, "channels"),
+        ({"test_fraction": 0.0}, "test_fraction"),
+        ({"test_fraction": 1.0}, "test_fraction"),
+        ({"test_fraction": 0.99}, "nothing to train on"),
+    ],
+)
+def test_wrong_options(tmp_path, options, message):
+    write(tmp_path, {"cat": 2, "dog": 2})
+    with pytest.raises(ValueError, match=message):
+        data.load("folder", data_dir=tmp_path, **options)

@@ -1,0 +1,18 @@
+"""CIFAR-style networks of the published distillation recipe, by name.
+
+    from wcord_fast import models
+    net = models.create("resnet8x4", num_classes=100)      # any case; also "WRN-40-2", "wrn_16_4", ...
+    logits = net(x)                                        # x [B, C, H, W], H and W at least 8
+    features, logits = net(x, return_features=True)        # features [f0, ..., fk]
+
+`features[-1]` is the flat penultimate vector [B, net.feature_dim] (what WCoRD and CRD take), `features[1:-1]`
+the stage outputs [B, C_i, H_i, W_i], `features[0]` the stem's output. With `preact=True` the stage outputs
+are taken before their activation. State-dict keys are those of RepDistiller's models.
+"""
+
+from .base import FeatureNet
+from .registry import create, names
+from .resnet import ResNet
+from .wrn import WideResNet
+
+__all__ = ["FeatureNet", "ResNet", "WideResNet", "create", "names"]

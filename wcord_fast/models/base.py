@@ -1,0 +1,71 @@
+"""What every network of this package offers: logits, features, and their sizes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import checks
+
+LEAST_SIZE = 8  # three stages, two of them halving: 8x8 leaves 2x2
+
+
+class FeatureNet(nn.Module):
+    """Base of the networks: a subclass builds its layers, ends with `self.fc`, and implements `features`.
+
+    Attributes:
+        num_classes: width of the logits.
+        in_channels: channels of the input images.
+        feature_dim: width of the penultimate vector, `features[-1]`.
+    """
+
+    fc: nn.Linear
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.num_classes = checks.integer("num_classes", num_classes, least=1)
+        self.in_channels = checks.integer("in_channels", in_channels, least=1)
+
+    @property
+    def feature_dim(self) -> int:
+        return self.fc.in_features
+
+    def features(self, x: Tensor, preact: bool = False) -> list[Tensor]:
+        """The feature list [f0, ..., fk] of images x [B, C, H, W]; fk is [B, feature_dim]."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement features()")
+
+    def forward(
+        self, x: Tensor, return_features: bool = False, preact: bool = False
+    ) -> Tensor | tuple[list[Tensor], Tensor]:
+        """Logits [B, num_classes], or (features, logits) with `return_features=True`.
+
+        Args:
+            x: images, float [B, in_channels, H, W], H and W at least 8, any memory format.
+            return_features: also return the list [f0, ..., fk] (see `features`).
+            preact: stage outputs f1 .. f(k-1) before their activation; f0 and fk are the same either way.
+
+        Raises:
+            TypeError, ValueError: x is not a float tensor of that shape.
+        """
+        checks.tensor("x", x, shape=("B", self.in_channels, "H", "W"))
+        if x.shape[2] < LEAST_SIZE or x.shape[3] < LEAST_SIZE:
+            raise ValueError(f"x: expected images of at least {LEAST_SIZE}x{LEAST_SIZE}, got {x.shape[2]}x{x.shape[3]}")
+        features = self.features(x, preact)
+        logits = self.fc(features[-1])
+        return (features, logits) if return_features else logits
+
+
+def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=False)
+
+
+def init_convolutions(net: nn.Module) -> None:
+    """He's normal initialisation of every convolution, by fan-out; batch norms are the identity anyway."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def global_pool(x: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, C], the mean over the image."""
+    return torch.nn.functional.adaptive_avg_pool2d(x, 1).flatten(1)
