@@ -91,7 +91,7 @@ def bank_update_(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> 
     acc = accumulate_dtype(bank)
     new = momentum * bank[index].to(acc) + (1 - momentum) * rows.to(acc)
     new = new / new.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    keep = _last_of_each(index)
+    keep = last_of_each(index)
     bank[index[keep]] = new[keep].to(bank.dtype)
 
 
@@ -120,7 +120,7 @@ def softplus(u: Tensor) -> Tensor:
     return u.clamp_min(0) + torch.log1p(torch.exp(-u.abs()))
 
 
-def _last_of_each(index: Tensor) -> Tensor:
+def last_of_each(index: Tensor) -> Tensor:
     """bool [B]: True where no later entry has the same value."""
     return ~(index[:, None] == index[None]).triu(1).any(1)
 

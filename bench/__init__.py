@@ -1,0 +1,1 @@
+"""Measurements: every script appends JSON lines with provenance to bench/results/."""

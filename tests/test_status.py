@@ -1,0 +1,33 @@
+"""The status word: bits set without a host branch, read and cleared by `wcord_fast.check()`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import wcord_fast
+from wcord_fast.ops import status
+from wcord_fast.ops.status import MESSAGES, Code
+
+
+def test_check_names_every_flag_once_and_clears():
+    cpu = torch.device("cpu")
+    for code in Code:
+        status.word(cpu).fill_(int(code))
+        with pytest.raises(ValueError) as error:
+            wcord_fast.check(cpu)
+        assert MESSAGES[code] in str(error.value) and "cpu" in str(error.value)
+        wcord_fast.check()
+    status.word(cpu).fill_(int(Code.INDEX | Code.ANCHOR))
+    with pytest.raises(ValueError) as error:
+        wcord_fast.check()
+    assert MESSAGES[Code.INDEX] in str(error.value) and MESSAGES[Code.ANCHOR] in str(error.value)
+    wcord_fast.check("cpu")
+
+
+def test_guard_raises_the_first_bad_position_on_the_cpu():
+    bad = torch.tensor([[False, False], [True, True]])
+    with pytest.raises(KeyError, match="1, 0"):
+        status.guard(bad, Code.INDEX, lambda at: KeyError(f"{at[0]}, {at[1]}"))
+    status.guard(torch.zeros(3, dtype=torch.bool), Code.INDEX, lambda at: KeyError(at))
+    status.guard(torch.ones(3, dtype=torch.bool, device="meta"), Code.INDEX, lambda at: KeyError(at))
