@@ -3,10 +3,10 @@
     python -m bench.collapse --data-dir cifar100.npz --critic nce_sn
 
 trains a small teacher (once; `--teacher FILE` keeps it), then a resnet8 with cross-entropy + WCoRD on a class-balanced
-part of the training set, with the rate decay of the recipe, and prints per epoch: accuracy, the norm of the mean student
-embedding, the effective rank of a batch of 256 (exp of the entropy of the normalised singular values, Roy and Vetterli
-2007) and the mean cosine of positives and of other-class negatives. Epochs and data are far below the paper's: the
-accuracies are not comparable with its tables.
+part of the training set, with the rate decay of the recipe, and prints per epoch: accuracy, the norm of the mean
+student embedding, the effective rank of a batch of 256 (exp of the entropy of the normalised singular values, Roy and
+Vetterli 2007) and the mean cosine of positives and of other-class negatives. Epochs and data are far below the paper's:
+the accuracies are not comparable with its tables.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def measures(loss_fn, student, teacher, dataset) -> dict[str, float]:
     student.eval()
     loss_fn.eval()
     e_s, e_t, labels = [], [], []
-    for images, y, _ in data.TestBatches(dataset, batch_size=256):
+    for images, y, _ in data.TestBatches(dataset, batch_size=256, channels_last=True):
         e_s.append(loss_fn.embed_s(student(images, return_features=True)[0][-1]))
         e_t.append(loss_fn.embed_t(teacher(images, return_features=True)[0][-1]))
         labels.append(y)
@@ -63,7 +63,9 @@ def measures(loss_fn, student, teacher, dataset) -> dict[str, float]:
 @torch.no_grad()
 def accuracy(net, dataset) -> float:
     net.eval()
-    right = sum(int((net(x).argmax(1) == y).sum()) for x, y, _ in data.TestBatches(dataset, batch_size=500))
+    right = sum(
+        int((net(x).argmax(1) == y).sum()) for x, y, _ in data.TestBatches(dataset, batch_size=500, channels_last=True)
+    )
     return 100 * right / len(dataset.test_labels)
 
 
@@ -73,7 +75,7 @@ def train(net, dataset, epochs, seed, loss_fn=None, teacher=None, after_epoch=No
     sgd = torch.optim.SGD([p for p in parameters if p.requires_grad], lr=0.05, momentum=0.9, weight_decay=5e-4)
     milestones = [round(epochs * f) for f in (5 / 8, 3 / 4, 7 / 8)]
     schedule = torch.optim.lr_scheduler.MultiStepLR(sgd, milestones, gamma=0.1)
-    batches = data.TrainBatches(dataset, batch_size=BATCH, seed=seed)
+    batches = data.TrainBatches(dataset, batch_size=BATCH, seed=seed, channels_last=True)
     for epoch in range(epochs):
         net.train()
         start = time.perf_counter()
@@ -106,11 +108,17 @@ def main() -> None:
     a = p.parse_args()
     dataset = data.load("cifar100", data_dir=a.data_dir, limit_train=a.images)
     torch.manual_seed(a.seed)
-    teacher = models.create(a.teacher_model, num_classes=100)
+    teacher = models.create(a.teacher_model, num_classes=100).to(memory_format=torch.channels_last)
     if a.teacher and a.teacher.exists():
         teacher.load_state_dict(torch.load(a.teacher, weights_only=True))
     else:
-        train(teacher, dataset, a.teacher_epochs, a.seed, after_epoch=lambda e, s: print(f"teacher {e}: {s:.0f} s", flush=True))
+        train(
+            teacher,
+            dataset,
+            a.teacher_epochs,
+            a.seed,
+            after_epoch=lambda e, s: print(f"teacher {e}: {s:.0f} s", flush=True),
+        )
         if a.teacher:
             torch.save(teacher.state_dict(), a.teacher)
     teacher.eval().requires_grad_(False)
@@ -118,7 +126,7 @@ def main() -> None:
     print(f"teacher {a.teacher_model}: {teacher_accuracy:.2f} %", flush=True)
 
     torch.manual_seed(a.seed)
-    student = models.create(a.student_model, num_classes=100)
+    student = models.create(a.student_model, num_classes=100).to(memory_format=torch.channels_last)
     n = len(dataset.train_labels)
     loss_fn = WCoRDLoss(
         student.feature_dim, teacher.feature_dim, n, critic=a.critic, num_negatives=min(16384, n // 3),

@@ -23,13 +23,15 @@ def provenance() -> dict[str, Any]:
 
     import wcord_fast
 
+    changed = "+changes" if git("status", "--porcelain") else ""
+    processor = platform.processor() or platform.machine()
     return {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "commit": (git("rev-parse", "--short", "HEAD") or "unknown") + ("+changes" if git("status", "--porcelain") else ""),
+        "commit": (git("rev-parse", "--short", "HEAD") or "unknown") + changed,
         "wcord_fast": wcord_fast.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor,
         "threads": torch.get_num_threads(),
     }
 

@@ -236,6 +236,18 @@ def test_update_takes_the_last_duplicate(dtype, backend):
     assert torch.equal(mine[untouched], bank.to(dtype)[untouched])
 
 
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_update_of_huge_and_tiny_rows(backend):
+    from wcord_fast import use_backend
+
+    rows = torch.tensor([[3e30, 4e30], [3e-30, 4e-30]])
+    bank = torch.zeros(2, 2)
+    with use_backend(backend):
+        F.bank_update_(bank, torch.tensor([0, 1]), rows, 0.0)
+    torch.testing.assert_close(bank[0], torch.tensor([0.6, 0.8]))
+    torch.testing.assert_close(bank[1], rows[1] / 1e-12)  # the clamped norm
+
+
 def test_update_of_a_vanishing_row_stays_finite():
     bank = torch.tensor([[1.0, 0.0]])
     F.bank_update_(bank, torch.tensor([0]), torch.tensor([[-1.0, 0.0]]), 0.5)

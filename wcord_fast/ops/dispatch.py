@@ -48,8 +48,10 @@ class Choice:
 # In order of preference within (op, plan, device): the first row that can run is what `auto` takes.
 SUPPORT: tuple[Row, ...] = (
     Row("draw", "-", "cpu", "native", "C++, OpenMP over anchors"),
+    Row("draw", "-", "cuda", "native", "one block per anchor and chunk of draws"),
     Row("draw", "-", "any", "reference", "int64 PyTorch arithmetic, any device"),
     Row("bank_init", "-", "cpu", "native", "C++, OpenMP over rows"),
+    Row("bank_init", "-", "cuda", "native", "one thread per four neighbours"),
     Row("bank_init", "-", "any", "reference", "plain PyTorch, any device"),
     Row("bank_update", "-", "cpu", "native", "C++, OpenMP over rows"),
     Row("bank_update", "-", "cuda", "native", "one warp per row, no atomics"),

@@ -11,8 +11,8 @@ from .. import native_module, status
 def bank_update_(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> None:
     """Row index[b] of the bank becomes normalise(momentum * row + (1 - momentum) * rows[b]), in place.
 
-    From the bank before the step, in fp32 (fp64 for an fp64 bank), the norm clamped at 1e-12; where an index comes twice
-    the last anchor wins, whatever the number of threads.
+    From the bank before the step, in fp32 (fp64 for an fp64 bank), the norm clamped at 1e-12; where an index comes
+    twice the last anchor wins, whatever the number of threads.
 
     Args:
         bank: [N, D] contiguous, fp32, bf16, fp16 or fp64.

@@ -90,7 +90,9 @@ def bank_update_(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> 
     """Rows `index` of `bank` become normalise(momentum * row + (1 - momentum) * rows); the last duplicate wins."""
     acc = accumulate_dtype(bank)
     new = momentum * bank[index].to(acc) + (1 - momentum) * rows.to(acc)
-    new = new / new.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    # Squares in fp64: neither overflow nor vanish for fp32 rows.
+    norm = torch.linalg.vector_norm(new, dim=-1, keepdim=True, dtype=torch.float64).to(acc)
+    new = new / norm.clamp_min(1e-12)
     keep = last_of_each(index)
     bank[index[keep]] = new[keep].to(bank.dtype)
 

@@ -25,8 +25,8 @@ def draw(index: Tensor, num_data: int, spec: DrawSpec) -> Tensor:
         num_data: N.
         spec: which rows; `spec.whole_pool` must be False and `spec.source` not "given".
     Returns:
-        int64 [B, K] on the device of `index`; column j is draw(j). On CUDA an anchor that has nothing valid to draw from
-        gets -1 in its row and sets the INDEX bit of the device's status word.
+        int64 [B, K] on the device of `index`; column j is draw(j). On CUDA an anchor that has nothing valid to draw
+        from gets -1 in its row and sets the INDEX bit of the device's status word.
     Raises:
         ValueError: on the CPU, such an anchor: index out of range, an empty pool, or K above it without replacement.
     """

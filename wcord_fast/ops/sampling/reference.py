@@ -56,18 +56,14 @@ class Permutation:
 
     def __init__(self, pool: Tensor, anchor: Tensor, state: Tensor):
         self.pool = pool[:, None]  # [B, 1]
-        bits = ((pool[:, None] - 1) >> torch.arange(32, device=pool.device) > 0).sum(
-            1, keepdim=True
-        )  # [B, 1]
+        bits = ((pool[:, None] - 1) >> torch.arange(32, device=pool.device) > 0).sum(1, keepdim=True)  # [B, 1]
         self.mask, self.shift = (1 << bits) - 1, (bits + 1) // 2
         self.small = bits <= SMALL_BITS
         pairs = max(SMALL_ROUNDS, ROUNDS) // 2
         counter = MASK32 - torch.arange(pairs, device=pool.device)[None]  # [1, R/2]
         q = keyed_philox(counter, anchor[:, None], state)  # 4 x [B, R/2]
         self.keys = [
-            (q[2 * half][:, j, None] | 1, q[2 * half + 1][:, j, None])
-            for j in range(pairs)
-            for half in range(2)
+            (q[2 * half][:, j, None] | 1, q[2 * half + 1][:, j, None]) for j in range(pairs) for half in range(2)
         ]
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,0 +1,87 @@
+// The bank's own writes on the CPU: the momentum update and the initial value.
+#include <cmath>
+#include <cstddef>
+#include <vector>
+
+#include "../common/bank_init.h"
+#include "../common/dtype.h"
+#include "cpu.h"
+
+namespace wcf {
+namespace {
+
+constexpr int LANES = 8;  // partial sums per row: a fixed order of additions, whatever the instruction set
+
+// writes[b] = 1 when no later anchor has the same index: an open-addressing set of the indices, filled from the back.
+std::vector<uint8_t> last_of_each(const void* index, int32_t index_bytes, int64_t batch) {
+  size_t slots = 16;
+  while (slots < 2 * static_cast<size_t>(batch)) slots *= 2;
+  std::vector<int64_t> seen(slots, -1);
+  std::vector<uint8_t> writes(static_cast<size_t>(batch), 0);
+  for (int64_t b = batch - 1; b >= 0; --b) {
+    const int64_t row = index_at(index, index_bytes, b);
+    size_t at = (static_cast<uint64_t>(row) * 0x9E3779B97F4A7C15u >> 32) & (slots - 1);
+    while (seen[at] != -1 && seen[at] != row) at = (at + 1) & (slots - 1);
+    writes[static_cast<size_t>(b)] = seen[at] == -1;
+    seen[at] = row;
+  }
+  return writes;
+}
+
+// bank [D], row [D]: bank <- normalise(momentum * bank + (1 - momentum) * row). Squares are summed in fp64, which
+// neither overflows nor rounds noticeably for fp32 rows.
+template <class Bank, class Row>
+void update_row(Bank* bank, const Row* row, int64_t dim, double momentum) {
+  using Real = typename Compute<Bank>::type;
+  const Real keep = static_cast<Real>(momentum), take = static_cast<Real>(1.0 - momentum);
+  const auto mixed = [&](int64_t d) { return keep * load(bank[d]) + take * static_cast<Real>(load(row[d])); };
+  double part[LANES] = {};
+  for (int64_t d = 0; d < dim; ++d) {
+    const double x = mixed(d);
+    part[d % LANES] += x * x;
+  }
+  double square = 0.0;
+  for (double p : part) square += p;
+  const Real norm = static_cast<Real>(std::fmax(std::sqrt(square), 1e-12));
+  for (int64_t d = 0; d < dim; ++d) store(&bank[d], mixed(d) / norm);
+}
+
+}  // namespace
+
+bool cpu_bank_update(void* bank, int32_t bank_dtype, int64_t num_data, int64_t dim, const void* index,
+                     int32_t index_bytes, int64_t batch, const void* rows, int32_t rows_dtype, double momentum,
+                     int threads) {
+  const std::vector<uint8_t> writes = last_of_each(index, index_bytes, batch);
+  bool known = false;
+  with_dtype(bank_dtype, [&](auto bank_type) {
+    known = with_dtype(rows_dtype, [&](auto row_type) {
+      auto* const to = static_cast<decltype(bank_type)*>(bank);
+      const auto* const from = static_cast<const decltype(row_type)*>(rows);
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+      for (int64_t b = 0; b < batch; ++b) {
+        const int64_t row = index_at(index, index_bytes, b);
+        if (writes[static_cast<size_t>(b)] && row >= 0 && row < num_data) {
+          update_row(to + row * dim, from + b * dim, dim, momentum);
+        }
+      }
+    });
+  });
+  return known;
+}
+
+bool cpu_bank_init(void* out, int32_t dtype, int64_t n, int64_t dim, uint64_t seed, int64_t bank_id, int64_t first_row,
+                   int threads) {
+  const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(dim) / 3.0));
+  return with_dtype(dtype, [&](auto type) {
+    auto* const to = static_cast<decltype(type)*>(out);
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    for (int64_t r = 0; r < n; ++r) {
+      for (int64_t d = 0; d < dim; d += 4) {
+        const InitialQuad quad = initial_quad(seed, bank_id, first_row + r, d / 4, scale);
+        for (int64_t i = 0; i < 4 && d + i < dim; ++i) store(&to[r * dim + d + i], quad.v[i]);
+      }
+    }
+  });
+}
+
+}  // namespace wcf

@@ -1,0 +1,26 @@
+// Entry points of the CPU code. Addresses are integers, checked in Python before they get here.
+#pragma once
+#include "../common/draw.h"
+
+namespace wcf {
+
+// out [B, K] int64: draw(k) of every anchor. Returns the first anchor with nothing valid to draw from, or -1.
+int64_t cpu_draw(const DrawArgs& args, int64_t* out, int threads);
+
+// position [n] int64 of rows [n] int64 in the pool of anchor b (-1: excluded). False: the anchor is not valid.
+bool cpu_positions(const DrawArgs& args, int64_t b, const int64_t* rows, int64_t* position, int64_t n);
+
+// out [n] = pi(in[i]), or pi^-1(in[i]), of the permutation of [0, size) keyed by the stream.
+void cpu_permute(const Stream& stream, int64_t size, const int64_t* in, int64_t* out, int64_t n, bool inverse);
+
+// bank [N, D] of dtype `bank_dtype`: row index[b] <- normalise(momentum * row + (1 - momentum) * rows[b]).
+// Index in [0, N) and rows finite are the caller's to check. False: an unknown dtype.
+bool cpu_bank_update(void* bank, int32_t bank_dtype, int64_t num_data, int64_t dim, const void* index,
+                     int32_t index_bytes, int64_t batch, const void* rows, int32_t rows_dtype, double momentum,
+                     int threads);
+
+// out [n, D]: rows first_row .. first_row + n - 1 of the initial bank. False: an unknown dtype.
+bool cpu_bank_init(void* out, int32_t dtype, int64_t n, int64_t dim, uint64_t seed, int64_t bank_id, int64_t first_row,
+                   int threads);
+
+}  // namespace wcf

@@ -1,0 +1,100 @@
+// The only way a kernel is launched, and the only barrier across blocks.
+//
+// Two compilers read the .cu files: nvcc, and the host compiler of the tests, which runs every CUDA thread as a fiber
+// on the CPU (tests/cuda_on_cpu). What differs between the two is in this file and in common/dtype.h, nowhere else:
+// no <<<>>>, no static __shared__, no cooperative_groups.
+#pragma once
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace wcf {
+
+constexpr unsigned FULL_WARP = 0xFFFFFFFFu;
+
+// The dynamic shared memory of this block, `offset` bytes in (keep offsets multiples of 16).
+template <class T>
+__device__ __forceinline__ T* shared_ptr(size_t offset) {
+#if defined(__CUDACC__)
+  extern __shared__ __align__(16) unsigned char wcf_shared_memory[];
+  return reinterpret_cast<T*>(wcf_shared_memory + offset);
+#else
+  return reinterpret_cast<T*>(cuda_on_cpu::shared_memory() + offset);
+#endif
+}
+
+// Waits for every thread of a cooperative grid. `state`: one word of device memory, zero before its first use ever.
+// Its top bit flips each time all blocks have arrived: block 0 adds 2^31 - (blocks - 1), every other block 1.
+__device__ __forceinline__ void grid_sync(uint32_t* state) {
+#if defined(__CUDACC__)
+  __syncthreads();
+  if (threadIdx.x == 0 && threadIdx.y == 0 && threadIdx.z == 0) {
+    const uint32_t blocks = gridDim.x * gridDim.y * gridDim.z;
+    const bool first = blockIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == 0;
+    __threadfence();
+    const uint32_t before = atomicAdd(state, first ? 0x80000000u - (blocks - 1) : 1u);
+    while (((before ^ *static_cast<volatile uint32_t*>(state)) & 0x80000000u) == 0) {
+    }
+    __threadfence();
+  }
+  __syncthreads();
+#else
+  cuda_on_cpu::grid_barrier(state);
+#endif
+}
+
+// Makes `device` current for its lifetime. `error` is not zero if that failed.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) {
+    error = cudaGetDevice(&before_);
+    if (error == cudaSuccess && before_ != device) error = cudaSetDevice(device);
+  }
+  ~DeviceGuard() {
+    int now = before_;
+    if (before_ >= 0 && cudaGetDevice(&now) == cudaSuccess && now != before_) cudaSetDevice(before_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+  cudaError_t error;
+
+ private:
+  int before_ = -1;
+};
+
+// Starts kernel(args...) on the current device and returns the CUDA error.
+template <class... Params, class... Args>
+cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+                   bool cooperative, Args... args) {
+#if defined(__CUDACC__)
+  if (shared_bytes > 48 * 1024) {
+    const cudaError_t e = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                               cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                               static_cast<int>(shared_bytes));
+    if (e != cudaSuccess) return e;
+  }
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeCooperative;
+  attribute.val.cooperative = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = cooperative ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...);
+#else
+  return cuda_on_cpu::launch(kernel, grid, block, shared_bytes, stream, cooperative, static_cast<Params>(args)...);
+#endif
+}
+
+// The error of the launch, or the sticky error that a launch clears from the runtime.
+inline int error_code(cudaError_t e) {
+  if (e != cudaSuccess) cudaGetLastError();
+  return static_cast<int>(e);
+}
+
+}  // namespace wcf

@@ -1,0 +1,176 @@
+"""Installing without a compiler, without nvcc, without pybind11: the install succeeds, or says exactly why not."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "csrc", "wcord_fast")
+
+# Argument 1 names modules to hide: one that is None in sys.modules is one that cannot be found.
+RUN_SETUP = """
+import runpy, sys
+sys.modules.update(dict.fromkeys(filter(None, sys.argv.pop(1).split(","))))
+runpy.run_path("setup.py", run_name="__main__")
+"""
+
+# Argument 1: the installed package's folder. An editable install's finder would offer the working tree's module.
+USE_PACKAGE = """
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "Editable" not in repr(finder)]
+import torch, wcord_fast
+from wcord_fast.ops import native_module
+assert wcord_fast.__file__.startswith(sys.argv[1]), wcord_fast.__file__
+native_module.load(), native_module.load()
+print(native_module.why_not("cpu"), native_module.why_not("cuda"), sep="\\n")
+print(list(wcord_fast.NegativeSampler(100, 5, seed=1).draw(torch.tensor([3])).shape))
+"""
+
+# Argument 1: the path of a compiled module.
+USE_MODULE = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("_native", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+print(module.with_cuda, module.philox(0, 0, 0, 0, 0, 0)[0])
+"""
+
+
+def has_setuptools() -> bool:
+    try:
+        return int(metadata.version("setuptools").split(".")[0]) >= 77
+    except metadata.PackageNotFoundError:
+        return False
+
+
+HAS_CXX = any(shutil.which(name) for name in ("c++", "g++", "clang++"))
+HAS_NINJA = bool(shutil.which("ninja")) or importlib.util.find_spec("ninja") is not None
+
+pytestmark = pytest.mark.skipif(not has_setuptools(), reason="setuptools 77 or later is not installed here")
+needs_cxx = pytest.mark.skipif(not HAS_CXX, reason="no C++ compiler")
+needs_ninja = pytest.mark.skipif(not HAS_NINJA, reason="no ninja")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A copy of the project without anything built."""
+    folder = tmp_path_factory.mktemp("source")
+    ignore = shutil.ignore_patterns("*.so", "_build_info.json", "__pycache__")
+    for part in PARTS:
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, folder / part, ignore=ignore)
+        elif (ROOT / part).is_file():
+            shutil.copy2(ROOT / part, folder / part)
+    return folder
+
+
+def python(code: str, *args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", code, *args]
+    return subprocess.run(command, cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True)
+
+
+def build(source: Path, out: Path, *, hide: str = "", **env: str) -> tuple[int, dict, str]:
+    """(exit status, build record, what it printed) of a build into `out`, with the modules `hide` not to be found."""
+    folders = ("--build-lib", str(out), "--build-temp", str(out / "temp"))
+    done = python(RUN_SETUP, hide, "-q", "build_ext", *folders, cwd=source, **env)
+    record = out / "wcord_fast" / "_build_info.json"
+    return done.returncode, json.loads(record.read_text()) if record.exists() else {}, done.stdout + done.stderr
+
+
+def modules(out: Path) -> list[Path]:
+    return list((out / "wcord_fast").glob("_native*.so"))
+
+
+def without_tools(tmp_path: Path) -> dict[str, str]:
+    """An environment in which no compiler is found."""
+    (tmp_path / "empty").mkdir(exist_ok=True)
+    return {"PATH": str(tmp_path / "empty"), "CXX": "", "CUDA_HOME": str(tmp_path / "empty")}
+
+
+def test_no_compiler_installs_and_says_so_once(source, tmp_path):
+    target = tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "--target"]
+    env = {**os.environ, **without_tools(tmp_path)}
+    subprocess.run([*pip, str(target), str(source)], env=env, check=True, capture_output=True)
+    assert modules(target) == []
+    done = python(USE_PACKAGE, str(target), cwd=tmp_path, PYTHONPATH=str(target))
+    assert done.returncode == 0, done.stderr
+    why_cpu, why_cuda, shape = done.stdout.strip().splitlines()
+    assert "no C++ compiler was found" in why_cpu and why_cuda == why_cpu
+    assert shape == "[1, 5]"
+    assert done.stderr.count("without its native module") == 1
+
+
+def test_reasons_are_recorded(source, tmp_path):
+    status, record, said = build(source, tmp_path / "a", **without_tools(tmp_path))
+    assert status == 0 and record["native"] is False and "no C++ compiler" in record["why_not"]
+    assert "built without the native module: no C++ compiler" in said
+    status, record, _ = build(source, tmp_path / "b", CXX="/no/such/compiler")
+    assert status == 0 and record["why_not"] == "CXX='/no/such/compiler' cannot be run"
+    status, _, said = build(source, tmp_path / "c", WCORD_FAST_CUDA="maybe")
+    assert status != 0 and "WCORD_FAST_CUDA: expected auto, 0 or 1, got 'maybe'" in said
+
+
+@needs_cxx
+@needs_ninja
+def test_missing_build_tools_are_named(source, tmp_path):
+    status, record, _ = build(source, tmp_path / "a", hide="pybind11,torch")
+    assert status == 0 and "pybind11 was not found" in record["why_not"]
+    (tmp_path / "bin").mkdir()
+    cxx = next(found for name in ("c++", "g++", "clang++") if (found := shutil.which(name)))
+    env = {"PATH": str(tmp_path / "bin"), "CXX": cxx}
+    status, record, _ = build(source, tmp_path / "b", hide="ninja", **env)
+    assert status == 0 and "ninja was not found" in record["why_not"]
+    status, _, said = build(source, tmp_path / "c", WCORD_FAST_CUDA="1", CUDA_HOME=str(tmp_path / "bin"))
+    assert status != 0 and "WCORD_FAST_CUDA=1, but the CUDA code cannot be built: nvcc was not found" in said
+
+
+@needs_cxx
+@needs_ninja
+@pytest.mark.slow
+def test_without_nvcc(source, tmp_path, monkeypatch):
+    """C++ only: asked for, nvcc missing, nvcc broken; pybind11 from torch; incremental; nothing stale left behind."""
+    out, none = tmp_path / "out", str(tmp_path / "none")
+    # Ninja as a binary on PATH only; one and the same throughout, since each version distrusts another's log.
+    monkeypatch.setenv("PATH", os.path.dirname(sys.executable), prepend=os.pathsep)
+    status, record, said = build(source, out, hide="ninja", WCORD_FAST_CUDA="0")
+    assert status == 0 and record["native"] and not record["cuda"], said
+    assert record["cuda_why_not"] == "built with WCORD_FAST_CUDA=0"
+    (module,) = modules(out)
+    done = python(USE_MODULE, str(module), cwd=tmp_path)
+    assert done.stdout.split() == ["False", str(0x6627E8D5)], done.stderr
+
+    def objects() -> dict[str, int]:
+        return {p.name: p.stat().st_mtime_ns for p in (source / "build").rglob("*.o")}
+
+    before = objects()
+    status, record, _ = build(source, out, CUDA_HOME=none, hide="ninja")
+    assert status == 0 and record["native"] and "nvcc was not found" in record["cuda_why_not"]
+    assert objects() == before  # nothing was compiled again
+
+    fake = tmp_path / "fake" / "bin" / "nvcc"
+    fake.parent.mkdir(parents=True)
+    fake.write_text("#!/bin/sh\necho this nvcc is broken >&2\nexit 1\n")
+    fake.chmod(0o755)
+    status, record, said = build(source, out, CUDA_HOME=str(tmp_path / "fake"), hide="ninja")
+    assert status == 0 and record["native"] and not record["cuda"], said
+    assert "this nvcc is broken" in record["cuda_why_not"]
+    status, _, said = build(
+        source, tmp_path / "refused", CUDA_HOME=str(tmp_path / "fake"), WCORD_FAST_CUDA="1", hide="ninja"
+    )
+    assert status != 0 and "this nvcc is broken" in said and modules(tmp_path / "refused") == []
+
+    status, record, said = build(source, out, hide="ninja,pybind11", WCORD_FAST_CUDA="0")
+    assert status == 0 and record["native"], said  # the headers that torch ships
+
+    status, record, _ = build(source, out, **without_tools(tmp_path))
+    assert status == 0 and not record["native"] and modules(out) == []

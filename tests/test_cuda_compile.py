@@ -1,0 +1,59 @@
+"""What ptxas says of every kernel for sm_80 and sm_90: no stack, no spills, registers and shared memory in budget."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from .cuda_on_cpu import build
+
+NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+MAX_REGISTERS = 48  # 5 blocks of 256 threads on an SM of 64 K registers
+
+pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc was not found")
+
+USAGE = re.compile(
+    r"Compiling entry function '(?P<name>\w+)' for '(?P<arch>\w+)'.*?"
+    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
+    r"Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
+    re.DOTALL,
+)
+
+
+def usage(source: Path, arch: str, folder: Path) -> list[dict[str, str]]:
+    """One record per kernel. Run in an empty folder: nvcc would take a cuda_runtime.h beside it for its own."""
+    command = [
+        NVCC,
+        "-std=c++17",
+        "-O3",
+        f"-arch={arch}",
+        "-cubin",
+        "-Xptxas",
+        "-v",
+        "-o",
+        "out.cubin",
+        str(source),
+    ]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [m.groupdict() for m in USAGE.finditer(done.stderr)]
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("source", sorted((build.CSRC / "cuda").glob("*.cu")), ids=lambda p: p.name)
+def test_kernels_fit(source, arch, tmp_path):
+    kernels = usage(source, arch, tmp_path)
+    assert len(kernels) >= 1
+    for kernel in kernels:
+        assert (kernel["stack"], kernel["stores"], kernel["loads"]) == ("0", "0", "0"), kernel
+        assert int(kernel["registers"]) <= MAX_REGISTERS, kernel
+        assert "smem" not in kernel["rest"], f"static shared memory: {kernel}"
+
+
+def test_the_emulation_speaks_cuda(tmp_path):
+    names = [kernel["name"] for kernel in usage(build.HERE / "selftest.cu", "sm_90", tmp_path)]
+    assert any("grid_kernel" in name for name in names)  # grid_sync included

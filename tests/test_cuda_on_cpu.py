@@ -1,0 +1,314 @@
+"""Every kernel of csrc/cuda, run thread by thread on the CPU, and the emulation that does so (cuda_on_cpu/)."""
+
+from __future__ import annotations
+
+import ctypes
+import random
+import re
+import subprocess
+import sys
+from ctypes import c_double, c_int, c_int64, c_uint64, c_void_p
+
+import numpy as np
+import pytest
+import torch
+
+from wcord_fast.ops.bank import reference as bank_reference
+from wcord_fast.ops.sampling import reference
+from wcord_fast.ops.sampling.spec import DrawSpec
+from wcord_fast.ops.status import Code
+
+from . import draw_specs
+from .cuda_on_cpu import build
+
+KERNELS = [build.HERE / "selftest.cu", *sorted((build.CSRC / "cuda").glob("*.cu"))]
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+POINTERS = ("state", "label", "order", "rank", "class_start", "threshold", "alias")
+
+pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
+
+
+@pytest.fixture(scope="module")
+def lib(tmp_path_factory):
+    return build.compile_library(KERNELS, tmp_path_factory.mktemp("cuda_on_cpu"))
+
+
+@pytest.fixture(params=[1, 2])
+def kernels(lib, request):
+    """The library, with the order of blocks, warps and lanes shuffled from a seed."""
+    lib.cuda_on_cpu_seed(c_uint64(request.param))
+    return lib
+
+
+def address(array: np.ndarray | torch.Tensor) -> c_void_p:
+    return c_void_p(array.data_ptr() if isinstance(array, torch.Tensor) else array.ctypes.data)
+
+
+# ---- the emulation itself
+
+
+def test_block_barrier_and_shared_memory(kernels):
+    x, out = np.random.default_rng(0).random((7, 256), dtype=np.float32), np.full(7, np.nan, np.float32)
+    assert kernels.selftest_block_sum(address(x), address(out), 7, 256) == 0
+    np.testing.assert_allclose(out, x.sum(1), rtol=1e-5)
+
+
+def test_warp_operations(kernels):
+    n = 96
+    out = np.full((8, n), -1, np.int32)
+    assert kernels.selftest_warp_operations(address(out), n) == 0
+    t, lane, warp = np.arange(n), np.arange(n) % 32, np.arange(n) // 32
+    expected = [
+        warp * 32 + 5,
+        t ^ 3,
+        np.where(lane < 28, t + 4, t),
+        np.where(lane >= 4, t - 4, t),
+        np.full(n, sum(1 << i for i in range(0, 32, 3))),
+        warp == 1,
+        warp != 1,
+        np.array([range(32 * w, 32 * w + 32) for w in range(3)]).sum(1)[warp],
+    ]
+    assert np.array_equal(out, np.array(expected))
+
+
+def test_cooperative_grid(kernels):
+    value, state = np.arange(6, dtype=np.int32), np.zeros(1, np.uint32)
+    assert kernels.selftest_grid(address(value), address(state), 5, 6, 64) == 0
+    expected = np.arange(6)
+    for _ in range(5):
+        expected = expected.sum() % 1000 + np.arange(6)
+    assert np.array_equal(value, expected)
+
+
+def test_shared_memory_is_poisoned_and_blocks_run_in_any_order(lib):
+    out = np.zeros(64, np.float32)
+    lib.selftest_unwritten_shared(address(out), 64)
+    assert np.isnan(out).all()
+    orders = []
+    for _ in range(2):
+        order, count = np.full(30, -1, np.int32), np.zeros(1, np.int32)
+        lib.selftest_block_order(address(order), address(count), 30)
+        assert sorted(order) == list(range(30))
+        orders.append(order.tolist())
+    assert orders[0] != orders[1] and list(range(30)) not in orders
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        (
+            "divergent_block_barrier",
+            r"divergent_block_barrier_kernel.*: divergent barrier: block \(0,0,0\) thread",
+        ),
+        (
+            "return_before_barrier",
+            r"return_before_barrier_kernel.*: deadlock: .* thread \(33,0,0\) has returned",
+        ),
+        (
+            "divergent_warp",
+            r"divergent_warp_kernel.*: divergent barrier: .*__syncthreads \(.*selftest.cu:\d+\)",
+        ),
+        ("partial_warp", r"warp_operations_kernel.*: __shfl_sync in a warp of fewer than 32 threads"),
+        ("half_mask", r"half_mask_kernel.*: __shfl_sync with a mask that is not full"),
+        (
+            "grid_return",
+            r"grid_barrier_kernel.*: deadlock: .* waits at grid_sync .* block \(1,0,0\) .* has returned",
+        ),
+        ("grid_not_cooperative", r"grid_barrier_kernel.*: grid_sync in a launch that is not cooperative"),
+        ("shared_overflow", r"shared_overflow_kernel.*: wrote at byte 124 of 124 bytes of shared memory"),
+    ],
+)
+def test_mistakes_abort_with_kernel_and_thread(lib, mistake, message):
+    code = "import ctypes, sys; getattr(ctypes.CDLL(sys.argv[1]), sys.argv[2])((ctypes.c_int * 512)())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, lib._name, f"selftest_{mistake}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == -6, done
+    assert re.search(message, done.stderr), done.stderr
+
+
+def test_impossible_launches_are_refused(lib):
+    assert lib.selftest_too_many_threads(None) == 9
+    assert lib.selftest_too_much_shared(None) == 1
+
+
+# ---- the kernels
+
+
+def cuda_draw(lib, index, num_data, spec, tables, device=0):
+    """(error code, int64 [B, K], status) of the draw kernel; `tables` by name."""
+    out = torch.full((index.shape[0], spec.k), -7)
+    status = torch.zeros(1, dtype=torch.int32)
+    code = lib.wcf_cuda_draw(
+        c_int(device),
+        None,
+        address(index),
+        c_int(index.element_size()),
+        c_int64(index.shape[0]),
+        c_int64(spec.k),
+        c_int64(num_data),
+        c_int64(spec.anchor_offset),
+        c_int(("none", "self", "class", "weighted").index(spec.source)),
+        c_int(("no", "yes", "auto").index(spec.replacement)),
+        *(address(tables[name]) if name in tables else None for name in POINTERS),
+        address(out),
+        address(status),
+    )
+    return code, out, int(status)
+
+
+def by_name(spec: DrawSpec) -> dict[str, torch.Tensor]:
+    from wcord_fast.ops.sampling.spec import TABLES
+
+    return dict(zip(TABLES[spec.source], spec.tables, strict=True))
+
+
+def test_draw_kernel_equals_plain_python(kernels):
+    for case in draw_specs.cases(seed=4, count=40):
+        spec = case.spec()
+        code, out, status = cuda_draw(kernels, torch.tensor(case.index), case.num_data, spec, by_name(spec))
+        assert (code, status) == (0, 0)
+        assert torch.equal(out, case.expected()), vars(case)
+
+
+def test_draw_kernel_over_several_chunks(kernels):
+    for source, replacement in (("class", "no"), ("self", "yes"), ("none", "auto")):
+        case = draw_specs.Case(random.Random(1), 12_000, 2, 5001, source, replacement)
+        index, spec = torch.tensor(case.index, dtype=torch.int32), case.spec()
+        code, out, status = cuda_draw(kernels, index, 12_000, spec, by_name(spec))
+        assert (code, status) == (0, 0)
+        assert torch.equal(out, reference.draw(index, 12_000, spec))
+
+
+def test_draw_kernel_skips_hostile_indices(kernels):
+    state = torch.tensor([1, 2])
+    spec = DrawSpec("self", 5, "no", False, 0, [state])
+    index = torch.tensor([3, -1, 10, 2**62, 0])
+    code, out, status = cuda_draw(kernels, index, 10, spec, {"state": state})
+    assert (code, status) == (0, Code.INDEX)
+    assert (out[1:4] == -1).all()
+    good = reference.draw(torch.tensor([3, 0, 0, 0, 0]), 10, spec)
+    assert torch.equal(out[[0, 4]], good[[0, 4]])
+    code, out, status = cuda_draw(kernels, index[:1], 5, DrawSpec("none", 6, "no", False, 0, [state]), {"state": state})
+    assert (code, status) == (0, Code.INDEX) and (out == -1).all()  # more draws than rows
+
+
+def cuda_update(lib, bank, index, rows, momentum, device=0):
+    """(error code, status) of the update kernel, which writes `bank`."""
+    status = torch.zeros(1, dtype=torch.int32)
+    code = lib.wcf_cuda_bank_update(
+        c_int(device),
+        None,
+        address(bank),
+        c_int(DTYPES[bank.dtype]),
+        c_int64(bank.shape[0]),
+        c_int64(bank.shape[1]),
+        address(index),
+        c_int(index.element_size()),
+        c_int64(index.shape[0]),
+        address(rows),
+        c_int(DTYPES[rows.dtype]),
+        c_double(momentum),
+        address(status),
+    )
+    return code, int(status)
+
+
+@pytest.mark.parametrize("rows_dtype", DTYPES)
+@pytest.mark.parametrize("bank_dtype", DTYPES)
+@pytest.mark.parametrize(("num_data", "batch", "dim"), [(1, 1, 1), (1, 9, 33), (20, 37, 70), (50, 5, 128)])
+def test_update_kernel(kernels, bank_dtype, rows_dtype, num_data, batch, dim):
+    generator = torch.Generator().manual_seed(dim)
+    # Two rows more than the kernel may touch, poisoned.
+    storage = torch.full((num_data + 2, dim), torch.nan, dtype=bank_dtype)
+    bank = storage[1:-1]
+    bank.copy_(torch.randn(num_data, dim, generator=generator))
+    rows = torch.randn(batch, dim, generator=generator).to(rows_dtype)
+    index = torch.randint(0, num_data, (batch,), generator=generator)
+    expected, before = bank.double(), bank.double()
+    for b, row in enumerate(index.tolist()):
+        mixed = 0.5 * before[row] + 0.5 * rows[b].double()
+        expected[row] = mixed / mixed.norm().clamp_min(1e-12)
+    assert cuda_update(kernels, bank, index.to(torch.int32 if dim == 70 else torch.int64), rows, 0.5) == (
+        0,
+        0,
+    )
+    half_ulp = torch.finfo(bank_dtype).eps / 2
+    tolerance = half_ulp * (1.02 if half_ulp > 1e-4 else 4)
+    if bank_dtype != torch.float64 and rows_dtype == torch.float64:
+        tolerance = max(tolerance, 4e-7 if dim > 1 else tolerance)
+    assert (bank.double() - expected).abs().max() <= tolerance
+    assert storage[0].isnan().all() and storage[-1].isnan().all()
+
+
+def test_update_kernel_keeps_bad_rows_out(kernels):
+    storage = torch.randn(8, 40, generator=torch.Generator().manual_seed(0))
+    bank, before = storage[2:6], storage.clone()
+    rows = torch.ones(6, 40)
+    rows[1, 39], rows[2, 0] = torch.nan, torch.inf
+    index = torch.tensor([-1, 0, 1, 4, 2**62, 3])
+    assert cuda_update(kernels, bank, index, rows, 0.5) == (0, Code.INDEX | Code.UPDATE_ROW)
+    assert torch.equal(storage[:5], before[:5]) and torch.equal(storage[6:], before[6:])
+    mixed = (before[5] + 1) / 2
+    torch.testing.assert_close(bank[3], mixed / mixed.norm())
+    # The last anchor with an index decides, also when its row is bad: an earlier good one does not slip through.
+    before = storage.clone()
+    assert cuda_update(kernels, bank, torch.tensor([2, 2]), rows[:2], 0.5) == (0, Code.UPDATE_ROW)
+    assert torch.equal(storage, before)
+
+
+def test_update_kernel_with_rows_that_are_bad_in_fp64_only(kernels):
+    bank, rows = torch.eye(2, dtype=torch.float64), torch.tensor([[torch.inf, 0.0]], dtype=torch.float64)
+    assert cuda_update(kernels, bank, torch.tensor([1]), rows, 0.5) == (0, Code.UPDATE_ROW)
+    assert torch.equal(bank, torch.eye(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "dim"), [(1, 1), (3, 5), (70, 18)])
+def test_init_kernel(kernels, dtype, n, dim):
+    rows, expected = torch.full((n, dim), torch.nan, dtype=dtype), torch.empty(n, dim, dtype=dtype)
+    bank_reference.bank_init_(expected, -7, 1, 1000)
+    sizes = c_int64(n), c_int64(dim)
+    code = kernels.wcf_cuda_bank_init(
+        c_int(0),
+        None,
+        address(rows),
+        c_int(DTYPES[dtype]),
+        *sizes,
+        c_uint64(-7 % 2**64),
+        c_int64(1),
+        c_int64(1000),
+    )
+    assert code == 0
+    assert torch.equal(rows, expected)
+
+
+def test_probe_kernel(kernels):
+    out = np.zeros(2, np.int32)
+    assert kernels.wcf_cuda_probe(c_int(0), None, address(out), c_int(77)) == 0
+    assert out.tolist() == [77, 0]
+
+
+def test_launchers_restore_the_device_and_report_errors(lib):
+    out = np.zeros(1, np.int32)
+    assert lib.wcf_cuda_probe(c_int(1), None, address(out), c_int(3)) == 0
+    assert lib.cuda_on_cpu_device() == 0 and out[0] == 3
+    assert lib.wcf_cuda_probe(c_int(2), None, address(out), c_int(4)) == 101  # no such device
+    assert lib.cuda_on_cpu_device() == 0 and out[0] == 3
+    bank = torch.eye(2)
+    nothing = ctypes.c_void_p(None)
+    code = lib.wcf_cuda_bank_init(
+        c_int(0),
+        nothing,
+        address(bank),
+        c_int(9),
+        c_int64(2),
+        c_int64(2),
+        c_uint64(0),
+        c_int64(0),
+        c_int64(0),
+    )
+    assert code == 1 and torch.equal(bank, torch.eye(2))  # no such dtype
