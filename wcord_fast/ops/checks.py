@@ -26,20 +26,19 @@ def tensor(name: str, value: Any, *, shape: tuple[int | str, ...], dtypes: Itera
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
-    wanted = "[" + ", ".join(str(s) for s in shape) + "]"
     if value.layout != torch.strided:
         raise TypeError(f"{name}: expected a dense tensor, got layout {value.layout}")
     if value.dtype not in tuple(dtypes):
         names = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
         raise TypeError(f"{name}: expected dtype {names}, got {str(value.dtype).removeprefix('torch.')}")
     if value.dim() != len(shape):
-        raise ValueError(f"{name}: expected shape {wanted}, got {list(value.shape)}")
+        raise ValueError(f"{name}: expected shape {_sizes(shape)}, got {list(value.shape)}")
     for axis, (size, want) in enumerate(zip(value.shape, shape, strict=True)):
         if isinstance(want, int) and size != want:
-            raise ValueError(f"{name}: expected shape {wanted}, got {list(value.shape)} (dimension {axis})")
+            raise ValueError(f"{name}: expected shape {_sizes(shape)}, got {list(value.shape)} (dimension {axis})")
         if isinstance(want, str) and size < 1:
             raise ValueError(
-                f"{name}: expected shape {wanted} with every dimension at least 1, got {list(value.shape)}"
+                f"{name}: expected shape {_sizes(shape)} with every dimension at least 1, got {list(value.shape)}"
             )
     return value
 
@@ -56,7 +55,7 @@ def same_device(**tensors: Tensor) -> torch.device:
 def positive(name: str, value: float, *, finite: bool = True) -> float:
     """`value` as a float > 0."""
     value = _number(name, value)
-    if not value > 0 or (finite and not math.isfinite(value)):
+    if not value > 0 or (finite and value == math.inf):
         raise ValueError(f"{name}: expected a positive{' finite' if finite else ''} number, got {value}")
     return value
 
@@ -79,7 +78,7 @@ def fraction(name: str, value: float) -> float:
 
 def integer(name: str, value: Any, *, least: int) -> int:
     """`value` as an int >= least (bool is refused)."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    if isinstance(value, bool) or not (isinstance(value, int) or hasattr(value, "__index__")):
         raise TypeError(f"{name}: expected an int, got {value!r}")
     value = int(value)
     if value < least:
@@ -120,6 +119,11 @@ def finite_rows(name: str, values: Tensor, code: Code) -> Tensor:
 
     guard(~ok, code, describe)
     return ok
+
+
+def _sizes(shape: tuple[int | str, ...]) -> str:
+    """Only called on the way to an error: torch.compile cannot trace str() of a symbolic size."""
+    return "[" + ", ".join(str(s) for s in shape) + "]"
 
 
 def _number(name: str, value: Any) -> float:

@@ -1,0 +1,199 @@
+"""Methods by name: their formulas, weights, options, and what they refuse."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from wcord_fast import KDLoss, distill, models
+from wcord_fast.distill import Batch, Outputs
+
+N, B, CLASSES = 40, 6, 5
+ALL = [*distill.names(), "ce+kd", "crd+kd", "wcord+kd", "gckt+kd", "lckt+kd"]
+SMALL = {"crd": {"num_negatives": 7, "feat_dim": 16}, "wcord": {"num_negatives": 7, "feat_dim": 16}}
+
+
+@pytest.fixture
+def pair():
+    torch.manual_seed(0)
+    student = models.create("resnet8", CLASSES, in_channels=1)
+    teacher = models.create("wrn_10_2", CLASSES, in_channels=1).eval()
+    return student, teacher
+
+
+def make(name, pair, teacher=True, **options):
+    student, frozen = pair
+    base, _ = distill.parse(name)
+    section = distill.METHODS[base].section
+    labels = torch.arange(N) % CLASSES
+    return distill.create(
+        name,
+        student=student,
+        teacher=frozen if teacher else None,
+        example=torch.randn(2, 1, 8, 8),
+        num_data=N,
+        labels=labels,
+        seed=3,
+        **SMALL.get(section, {}) | options,
+    )
+
+
+def outputs(pair):
+    images, index = torch.randn(B, 1, 8, 8), torch.randperm(N)[:B]
+    batch = Batch(images, index % CLASSES, index)
+    with torch.no_grad():
+        teacher = Outputs(*pair[1](images, return_features=True))
+    return Outputs(*pair[0](images, return_features=True)), teacher, batch
+
+
+def numpy_kd(s, t, temperature):
+    def log_softmax(x):
+        x = x / temperature
+        return x - x.max(1, keepdims=True) - np.log(np.exp(x - x.max(1, keepdims=True)).sum(1, keepdims=True))
+
+    log_s, log_t = log_softmax(s), log_softmax(t)
+    return temperature**2 * (np.exp(log_t) * (log_t - log_s)).sum() / len(s)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0, 0.5])
+def test_kd_loss_is_the_formula(temperature):
+    s = torch.randn(7, 9, dtype=torch.float64, requires_grad=True)
+    t = torch.randn(7, 9, dtype=torch.float64, requires_grad=True)
+    loss = KDLoss(temperature)(s, t)
+    assert loss.item() == pytest.approx(
+        numpy_kd(s.detach().numpy(), t.detach().numpy(), temperature), rel=1e-12
+    )
+    loss.backward()
+    gap = (s.detach() / temperature).softmax(1) - (t.detach() / temperature).softmax(1)
+    torch.testing.assert_close(s.grad, gap * temperature / len(s))
+    assert t.grad is None
+
+
+def test_kd_loss_is_zero_for_equal_logits_and_fp32_under_autocast():
+    s = torch.randn(4, 6)
+    assert KDLoss()(s, s + 3.0).item() == pytest.approx(0.0, abs=1e-6)
+    t = torch.randn(4, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = KDLoss()(s.bfloat16(), t.bfloat16())
+    assert half.dtype == torch.float32
+    exact = KDLoss()(s.bfloat16().double(), t.bfloat16().double())
+    assert half.item() == pytest.approx(exact.item(), rel=1e-5)
+
+
+def test_kd_loss_refuses():
+    with pytest.raises(ValueError, match=r"temperature: .* got 0"):
+        KDLoss(0.0)
+    with pytest.raises(ValueError, match=r"teacher_logits: .*\[2, 3\], got \[2, 4\].* same classes"):
+        KDLoss()(torch.randn(2, 3), torch.randn(2, 4))
+    with pytest.raises(TypeError, match="student_logits"):
+        KDLoss()(torch.zeros(2, 3, dtype=torch.int64), torch.randn(2, 3))
+
+
+def test_published_weights_are_the_defaults():
+    weights = {name: distill.options_for(name) for name in ALL}
+    assert (weights["kd"].ce_weight, weights["kd"].kd_weight) == (0.1, 0.9)
+    assert (weights["crd"].ce_weight, weights["crd"].kd_weight, weights["crd"].weight) == (1, 0, 0.8)
+    assert (weights["crd+kd"].ce_weight, weights["crd+kd"].kd_weight, weights["crd+kd"].weight) == (1, 1, 0.8)
+    assert (weights["wcord"].lambda_gckt, weights["wcord"].lambda_lckt) == (0.8, 0.05)
+    assert (weights["gckt"].lambda_gckt, weights["gckt"].lambda_lckt) == (0.8, 0)
+    assert (weights["lckt"].lambda_gckt, weights["lckt"].lambda_lckt) == (0, 0.05)
+    assert weights["wcord+kd"].kd_weight == 1 and weights["wcord"].kd_temperature == 4
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_value_is_the_weighted_sum_of_the_terms(name, pair):
+    method = make(name, pair)
+    student, teacher, batch = outputs(pair)
+    value, terms = method(student, teacher, batch)
+    options = method.options
+    weights = {"kd": options.kd_weight, "crd": getattr(options, "weight", 0.0)}
+    weights |= {"gckt": -getattr(options, "lambda_gckt", 0.0), "lckt": getattr(options, "lambda_lckt", 0.0)}
+    expected = sum(weights[term] * x.item() for term, x in terms.items())
+    assert value.item() == pytest.approx(expected, rel=1e-5, abs=1e-7)
+    wanted = {"crd": {"crd"}, "wcord": {"gckt", "lckt"}, "gckt": {"gckt"}, "lckt": {"lckt"}}
+    base, plus = distill.parse(name)
+    assert set(terms) == wanted.get(base, set()) | ({"kd"} if plus or base == "kd" else set())
+
+
+@pytest.mark.parametrize("name", [n for n in ALL if n != "ce"])
+def test_gradient_reaches_the_student_and_not_the_teacher(name, pair):
+    method = make(name, pair)
+    student, teacher, batch = outputs(pair)
+    method(student, teacher, batch).value.backward()
+    assert sum(p.grad.abs().sum() for p in pair[0].parameters() if p.grad is not None) > 0
+    assert all(p.grad is None for p in pair[1].parameters())
+
+
+@pytest.mark.parametrize("name", [n for n in ALL if n != "ce"])
+def test_parts_add_up_and_change_nothing(name, pair):
+    method = make(name, pair)
+    student, teacher, batch = outputs(pair)
+    method(student, teacher, batch)  # so that log Z is set and the banks have moved
+    before = {k: v.clone() for k, v in method.state_dict().items()}
+    parts = method.parts(student, teacher, batch)
+    after = method.state_dict()
+    assert all(torch.equal(v, after[k]) for k, v in before.items())
+    assert method.training
+    method.eval()
+    value = method(student, teacher, batch).value
+    assert sum(p.item() for p in parts.values()) == pytest.approx(value.item(), rel=1e-5, abs=1e-7)
+
+
+def test_plain_ce_has_no_distillation_loss_and_needs_no_teacher(pair):
+    method = make("ce", pair, teacher=False)
+    student, _, batch = outputs(pair)
+    value, terms = method(student, None, batch)
+    assert not method.needs_teacher and value.item() == 0 and not value.requires_grad and terms == {}
+    assert method.parts(student, None, batch) == {}
+
+
+def test_k_is_capped_at_a_third_of_the_training_set(pair):
+    method = make("crd", pair, num_negatives=None)
+    assert method.crd.contrast.sampler.k == N // 3
+    assert distill.options_for("crd").num_negatives is None
+
+
+@pytest.mark.parametrize(
+    "name, options, error, words",
+    [
+        ("wrod", {}, ValueError, "got 'wrod'; did you mean 'wcord'"),
+        ("kd+kd", {}, ValueError, "KD twice"),
+        (3, {}, TypeError, "expected a str"),
+        ("crd", {"wieght": 1.0}, TypeError, "no option 'wieght'; did you mean 'weight'"),
+        ("crd", {"weight": -1.0}, ValueError, "weight: .*got -1"),
+        ("wcord", {"critic": "duel"}, ValueError, "critic: .*did you mean 'dual'"),
+        (
+            "wcord",
+            {"lambda_gckt": 0.0, "lambda_lckt": 0.0},
+            ValueError,
+            "lambda_gckt: expected a weight above 0",
+        ),
+        ("wcord", {"lckt_features": "raw"}, ValueError, "student has 64 and the teacher 128"),
+    ],
+)
+def test_bad_requests_are_refused_by_name(name, options, error, words, pair):
+    with pytest.raises(error, match=words):
+        if name == 3:
+            distill.create(3, student=pair[0], example=torch.randn(2, 1, 8, 8), num_data=N)
+        make(name, pair, **options)
+
+
+def test_pairs_that_cannot_be_served_are_refused(pair):
+    for name in ("kd", "crd", "wcord"):
+        with pytest.raises(ValueError, match="got None"):
+            make(name, pair, teacher=False)
+    other = models.create("resnet8", CLASSES + 1, in_channels=1)
+    with pytest.raises(ValueError, match="student has 5 classes and the teacher 6"):
+        make("crd+kd", (pair[0], other))
+    assert make("crd", (pair[0], other)).needs_teacher  # features need no common label set
+
+
+def test_features_that_are_no_vector_are_refused(pair):
+    class Maps(nn.Module):
+        def forward(self, x, return_features=False):
+            return ([x], x.mean((2, 3)))
+
+    with pytest.raises(
+        ValueError, match=r"student: expected its last feature to be a vector .*got \[1, 8, 8\]"
+    ):
+        make("crd", (Maps(), pair[1]))

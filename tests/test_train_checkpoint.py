@@ -1,0 +1,154 @@
+"""Checkpoints: whole or not at all, verified, and refused when they belong to another run."""
+
+import os
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from wcord_fast.train import checkpoint
+from wcord_fast.train.checkpoint import CURRENT, PREVIOUS, CheckpointError
+
+SPEC = {"model": "resnet8", "recipe": {"epochs": 3, "lr": 0.05, "milestones": [0.5]}}
+
+
+def state(epoch):
+    weights = torch.arange(5000, dtype=torch.float32) + epoch
+    return {"spec": SPEC, "epoch": epoch, "student": {"w": weights}, "history": [{"epoch": epoch}]}
+
+
+@pytest.fixture
+def directory(tmp_path):
+    checkpoint.save(tmp_path, state(1))
+    checkpoint.save(tmp_path, state(2))
+    return tmp_path
+
+
+def flip_byte(path, at=None):
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2 if at is None else at] ^= 0x10
+    path.write_bytes(raw)
+
+
+def test_the_last_one_is_loaded_and_the_previous_one_kept(directory):
+    assert checkpoint.load_latest(directory, SPEC)["epoch"] == 2
+    assert checkpoint.load(directory / PREVIOUS)["epoch"] == 1
+    assert sorted(os.listdir(directory)) == [PREVIOUS, CURRENT]
+    torch.testing.assert_close(checkpoint.load(directory / CURRENT)["student"]["w"], state(2)["student"]["w"])
+
+
+def test_none_where_there_is_none(tmp_path):
+    assert checkpoint.load_latest(tmp_path, SPEC) is None
+    with pytest.raises(CheckpointError, match="no such file"):
+        checkpoint.load(tmp_path / CURRENT)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "flipped byte", "text", "missing"])
+def test_a_damaged_one_falls_back_to_the_previous(directory, damage, caplog):
+    path = directory / CURRENT
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-700])
+    elif damage == "flipped byte":
+        flip_byte(path)
+    elif damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(b"" if damage == "empty" else b"no checkpoint at all")
+    assert checkpoint.load_latest(directory, SPEC)["epoch"] == 1
+    told = "" if damage == "missing" else f"going on from {directory / PREVIOUS} (epoch 1)"
+    assert told in caplog.text
+
+
+def test_two_damaged_ones_are_an_error_that_names_both(directory):
+    flip_byte(directory / CURRENT)
+    flip_byte(directory / PREVIOUS)
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint.pt: damaged.*checkpoint.prev.pt: damaged.*--restart"
+    ):
+        checkpoint.load_latest(directory, SPEC)
+
+
+def test_a_write_that_fails_leaves_everything_as_it_was(directory, monkeypatch):
+    def full_disk(value, file):
+        file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    before = {p.name: p.read_bytes() for p in directory.iterdir()}
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(directory, state(3))
+    assert {p.name: p.read_bytes() for p in directory.iterdir()} == before
+
+
+def test_killed_between_the_two_renames(directory, monkeypatch):
+    real, calls = os.replace, []
+
+    def dies_second(source, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", dies_second)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(directory, state(3))
+    monkeypatch.undo()
+    assert checkpoint.load_latest(directory, SPEC)["epoch"] == 2
+    checkpoint.save(directory, state(3))
+    assert checkpoint.load_latest(directory, SPEC)["epoch"] == 3
+
+
+def test_another_configuration_is_refused_by_its_first_fields(directory):
+    other = {"model": "resnet14", "recipe": {**SPEC["recipe"], "lr": 0.1}}
+    with pytest.raises(
+        CheckpointError, match=r"model was 'resnet8', now 'resnet14'; recipe.lr was 0.05, now 0.1"
+    ):
+        checkpoint.load_latest(directory, other)
+    checkpoint.require_same(directory, {"a": (1, 2)}, {"a": [1, 2]})
+    with pytest.raises(CheckpointError, match=r"a was None, now 1; b was 1, now None"):
+        checkpoint.require_same(directory, {"b": 1}, {"a": 1})
+
+
+@pytest.mark.parametrize("value", [{"model": {}}, [1, 2], {"format": 99, "spec": {}}])
+def test_files_of_other_programs_are_refused(tmp_path, value):
+    torch.save(value, tmp_path / CURRENT)
+    with pytest.raises(
+        CheckpointError, match=r"not a checkpoint of this package|expected checkpoint format 1, got 99"
+    ):
+        checkpoint.load_latest(tmp_path, SPEC)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_no_code_in_a_file_is_run(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "boom"),))
+
+    with open(tmp_path / "raw.pt", "wb") as file:
+        pickle.dump(Bomb(), file)
+    torch.save({"format": 1, "spec": Bomb()}, tmp_path / "zip.pt")
+    for name in ("raw.pt", "zip.pt"):
+        with pytest.raises(CheckpointError, match="damaged or not a PyTorch file"):
+            checkpoint.load(tmp_path / name)
+    assert not (tmp_path / "boom").exists()
+
+
+def test_random_generators_go_on_where_they_were(tmp_path):
+    def draw():
+        return (
+            torch.rand(3).tolist(),
+            np.random.rand(3).tolist(),
+            np.random.randn(),
+            random.random(),
+            random.gauss(0, 1),
+        )
+
+    np.random.randn()  # leaves a cached gaussian behind
+    random.gauss(0, 1)
+    checkpoint.save(tmp_path, {**state(1), "rng": checkpoint.rng_state()})
+    expected = draw()
+    draw()
+    checkpoint.set_rng_state(checkpoint.load_latest(tmp_path, SPEC)["rng"])
+    assert draw() == expected

@@ -1,0 +1,207 @@
+"""The command, end to end on the embedded digits with a small budget."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.test_train_loop import assert_equal, everything
+from wcord_fast import data, models
+from wcord_fast.train.cli import main
+from wcord_fast.train.logs import TIMING
+
+REPO = Path(__file__).resolve().parents[1]
+TINY = ["--image-size=8", "--limit-train=130", "--batch-size=32", "--threads=1", "--teacher=resnet8"]
+TINY += ["--teacher-epochs=2", "--epochs=2", "--no-tensorboard"]
+WCORD = ["--wcord.num-negatives=20", "--wcord.feat-dim=32"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run of the command as a user types it: in another process, in an empty directory."""
+    directory = tmp_path_factory.mktemp("cli")
+    arguments = ["distill", *TINY, *WCORD, "--output-dir=out", "--methods=ce,wcord"]
+    done = command(arguments, directory)
+    assert done.returncode == 0, done.stderr
+    return directory / "out", done.stdout
+
+
+def command(arguments, directory, **options):
+    env = {**os.environ, "PYTHONPATH": str(REPO)}
+    program = [sys.executable, "-m", "wcord_fast", *arguments]
+    return subprocess.run(
+        program, cwd=directory, env=env, capture_output=True, text=True, timeout=300, **options
+    )
+
+
+def test_distill_ends_with_a_table_and_a_plot(finished):
+    out, said = finished
+    table = said[said.index("method ") :].splitlines()
+    assert [line.split()[:2] for line in table[2:5]] == [
+        ["ce", "resnet8"],
+        ["wcord", "resnet8"],
+        ["teacher", "resnet8"],
+    ]
+    for line, name in zip(table[2:5], ("ce", "wcord", "teacher"), strict=True):
+        with open(out / name / "metrics.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        last, best = (f"{float(rows[-1][c]):.2f}" for c in ("test_top1", "best_top1"))
+        assert line.split()[2:4] == [last, best] and len(rows) == 2
+        assert float(rows[-1]["best_top1"]) == max(float(row["test_top1"]) for row in rows)
+    assert "The test split has 360 images: one image is 0.28 points" in said
+    assert (out / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "results.md").read_text().startswith("| method | network |")
+    with open(out / "results.csv", newline="") as file:
+        assert [row["method"] for row in csv.DictReader(file)] == ["ce", "wcord", "teacher"]
+    network = models.create("resnet8", 10, in_channels=1)
+    network.load_state_dict(torch.load(out / "wcord" / "student.pt", weights_only=True))
+
+
+def test_students_start_from_the_same_weights(finished, capsys, tmp_path):
+    """Paired: with a zero learning rate in all but name, both students end where both began."""
+    out, _ = finished
+    still = [*TINY, *WCORD, "--epochs=1", "--lr=1e-30", "--weight-decay=0", f"--output-dir={tmp_path}"]
+    assert main(["distill", *still, f"--teacher-checkpoint={out / 'teacher'}", "--methods=ce,crd,wcord"]) == 0
+    ends = [torch.load(tmp_path / name / "student.pt", weights_only=True) for name in ("ce", "crd", "wcord")]
+    for other in ends[1:]:
+        for name, value in ends[0].items():
+            torch.testing.assert_close(other[name], value, rtol=0, atol=1e-20)
+
+
+def test_the_same_command_again_trains_nothing(finished, capsys):
+    out, _ = finished
+    before = (out / "wcord" / "checkpoint.pt").read_bytes()
+    assert main(["distill", *TINY, *WCORD, f"--output-dir={out}", "--methods=ce,wcord"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("finished earlier, 2 epochs") == 3
+    assert (out / "wcord" / "checkpoint.pt").read_bytes() == before
+
+
+def test_another_configuration_in_the_same_directory_is_refused(finished, capsys):
+    out, _ = finished
+    assert main(["distill", *TINY, *WCORD, f"--output-dir={out}", "--epochs=5", "--quiet"]) == 1
+    said = capsys.readouterr().err
+    assert "recipe.epochs was 2, now 5" in said and "--output-dir" in said and "--restart" in said
+    assert main(["distill", *TINY, f"--output-dir={out}", "--methods=wcord", "--quiet"]) == 1
+    assert "method.num_negatives was 20, now None" in capsys.readouterr().err
+
+
+def test_evaluate_gives_the_accuracy_of_the_last_epoch(finished, capsys):
+    out, _ = finished
+    with open(out / "wcord" / "metrics.csv", newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    assert main(["evaluate", str(out / "wcord")]) == 0
+    said = capsys.readouterr().out
+    assert f"top-1 {float(last['test_top1']):.2f} %, top-5 {float(last['test_top5']):.2f} %" in said
+    assert "resnet8 (wcord, epoch 2) on 360 test images of digits" in said
+
+
+def test_evaluate_refuses_what_it_cannot_use(finished, capsys, tmp_path, monkeypatch):
+    out, _ = finished
+    (tmp_path / "text.pt").write_text("hello")
+    cases = [
+        ([str(out / "wcord"), "--data=cifar100"], "trained on 'digits', but --data says 'cifar100'"),
+        ([str(out / "wcord" / "student.pt")], "not a checkpoint of this package"),
+        ([str(tmp_path / "text.pt")], "damaged or not a PyTorch file"),
+        ([str(tmp_path / "nothing.pt")], "no such file"),
+    ]
+    for arguments, words in cases:
+        assert main(["evaluate", *arguments]) == 1
+        assert words in capsys.readouterr().err
+    other = data.load("digits")
+    renamed = type(other)(**{**vars(other), "classes": tuple("abcdefghij")})
+    monkeypatch.setattr("wcord_fast.train.cli.load_data", lambda *_: renamed)
+    assert main(["evaluate", str(out / "wcord")]) == 1
+    assert "trained on 10 classes ['0', '1'" in capsys.readouterr().err
+
+
+def test_a_teacher_of_another_program_is_loaded(finished, capsys, tmp_path):
+    out, _ = finished
+    weights = torch.load(out / "teacher" / "teacher.pt", weights_only=True)
+    torch.save({"epoch": 240, "model": weights, "best_acc": 1.0}, tmp_path / "theirs.pth")
+    arguments = ["distill", *TINY, *WCORD, "--methods=kd", "--epochs=1", f"--output-dir={tmp_path}"]
+    assert main([*arguments, f"--teacher-checkpoint={tmp_path / 'theirs.pth'}"]) == 0
+    assert not (tmp_path / "teacher").exists()
+    table = capsys.readouterr().out
+    assert main(["evaluate", str(out / "teacher")]) == 0
+    accuracy = capsys.readouterr().out.split("top-1 ")[1].split()[0]
+    assert f"teacher   {tmp_path / 'theirs.pth'}: test {accuracy} %" in table
+    refused = [*arguments, "--teacher=resnet14", f"--teacher-checkpoint={tmp_path / 'theirs.pth'}"]
+    assert main(refused) == 1
+    assert "its weights do not fit --teacher resnet14" in capsys.readouterr().err
+    assert main([*arguments, "--teacher=resnet14", f"--teacher-checkpoint={out / 'teacher'}"]) == 1
+    assert "this teacher was trained with model resnet8, not resnet14" in capsys.readouterr().err
+
+
+def test_teacher_alone_is_the_teacher_that_distill_finds(capsys, tmp_path):
+    assert main(["teacher", *TINY, f"--output-dir={tmp_path}"]) == 0
+    assert "teacher  resnet8" in capsys.readouterr().out
+    assert main(["distill", *TINY, f"--output-dir={tmp_path}", "--methods=ce", "--epochs=1"]) == 0
+    assert "teacher: finished earlier, 2 epochs" in capsys.readouterr().out
+
+
+def test_killed_with_sigkill_and_resumed_equals_the_uninterrupted_run(finished, capsys, tmp_path):
+    out, _ = finished
+    arguments = ["distill", *TINY, *WCORD, "--epochs=12", "--methods=wcord", "--quiet"]
+    arguments += [f"--teacher-checkpoint={out / 'teacher'}"]
+    program = [sys.executable, "-m", "wcord_fast", *arguments, "--output-dir=killed"]
+    process = subprocess.Popen(program, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(REPO)})
+    metrics = tmp_path / "killed" / "wcord" / "metrics.csv"
+    deadline = time.monotonic() + 200
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) > 2):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.03)  # into the next epoch
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    done = everything(tmp_path / "killed" / "wcord")["epoch"]
+    assert 2 <= done < 12
+    assert main([*arguments, f"--output-dir={tmp_path / 'killed'}"]) == 0
+    assert main([*arguments, f"--output-dir={tmp_path / 'whole'}"]) == 0
+    assert_equal(everything(tmp_path / "killed" / "wcord"), everything(tmp_path / "whole" / "wcord"))
+    tables = []
+    for name in ("killed", "whole"):
+        with open(tmp_path / name / "wcord" / "metrics.csv", newline="") as file:
+            tables.append([{k: v for k, v in row.items() if k not in TIMING} for row in csv.DictReader(file)])
+    assert tables[0] == tables[1] and len(tables[0]) == 12
+
+
+def test_print_config_is_a_dry_run(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["distill", "--epochs=3", "--print_config"])
+    said = capsys.readouterr().out
+    assert ended.value.code == 0 and "epochs: 3" in said and "lambda_gckt: 0.8" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_typed_wrong_is_told_in_one_line(capsys):
+    assert main(["distil"]) == 2
+    assert "unknown command 'distil'; expected distill, teacher, evaluate, info" in capsys.readouterr().err
+    assert main(["distill", "--epocs=3"]) == 2
+    assert (
+        capsys.readouterr().err == "wcord-fast distill: unknown option '--epocs'; did you mean '--epochs'?\n"
+    )
+    assert main(["teacher", "--teacher-checkpoint=x"]) == 2
+    assert main(["distill", "--data=folder", "--data-dir=/nowhere", "--quiet"]) == 1
+    assert "/nowhere" in capsys.readouterr().err
+    assert main([]) == 0
+    assert "distill" in capsys.readouterr().out
+
+
+def test_info_prints_the_installation(capsys):
+    assert main(["info"]) == 0
+    assert torch.__version__ in capsys.readouterr().out

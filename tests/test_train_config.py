@@ -1,0 +1,126 @@
+"""Configuration: precedence, packaged files, and messages that name field, value and expectation."""
+
+from dataclasses import fields
+
+import pytest
+import yaml
+
+from wcord_fast import distill
+from wcord_fast.train.config import Config, from_dict, learning_rate
+from wcord_fast.train.parser import CONFIGS, UsageError, help_of, parse
+
+
+def config(*argv):
+    return parse("distill", list(argv), "test")
+
+
+def test_without_arguments_it_is_the_packaged_digits_file():
+    values = yaml.safe_load((CONFIGS / "digits.yaml").read_text())
+    resolved = config().as_dict()
+    assert {key: resolved[key] for key in values} == values
+    assert resolved["data"] == "digits" and resolved["methods"] == ["ce", "wcord", "wcord+kd"]
+
+
+def test_precedence_defaults_file_command_line(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("epochs: 7\nlr: 1\nwcord: {lambda_gckt: 3, ot_iters: 5}\nquiet: true\n")
+    found = config("--wcord.ot-iters", "9", "--config", str(path), "--epochs=8")
+    assert (found.epochs, found.lr, found.quiet) == (8, 1.0, True)
+    wcord = found.options["wcord"]
+    assert (wcord.lambda_gckt, wcord.ot_iters, wcord.lambda_lckt) == (3.0, 9, 0.05)
+    assert found.batch_size == Config.batch_size
+    assert found.student == Config.student  # a named file is not mixed with the packaged one
+
+
+def test_flags_and_lists():
+    found = config("--no-tensorboard", "--channels-last", "--methods", "CRD+KD,ce", "--milestones=.5,9")
+    assert (found.tensorboard, found.channels_last) == (False, True)
+    assert found.methods == ["crd+kd", "ce"] and found.milestones == [0.5, 9.0]
+    assert config("--no-wcord.lckt-trains-embed").options["wcord"].lckt_trains_embed is False
+    assert config("--wcord.num-negatives", "all").options["wcord"].num_negatives == "all"
+    assert config("--wcord.num-negatives", "12").options["wcord"].num_negatives == 12
+
+
+def test_cifar100_brings_the_published_recipe():
+    found = config("--data", "cifar100")
+    assert (found.teacher, found.student) == ("resnet32x4", "resnet8x4")
+    assert config("--config", "cifar100_resnet32x4_resnet8x4").as_dict() == found.as_dict()
+    rates = [
+        learning_rate(found.recipe("student"), epoch - 1) for epoch in (1, 150, 151, 180, 181, 210, 211, 240)
+    ]
+    assert rates == pytest.approx([0.05, 0.05, 5e-3, 5e-3, 5e-4, 5e-4, 5e-5, 5e-5])
+    shorter = Config(epochs=8)
+    assert [learning_rate(shorter.recipe("student"), e) for e in range(8)] == pytest.approx(
+        [0.05] * 5 + [5e-3, 5e-4, 5e-5]
+    )
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_packaged_files_are_complete_and_survive_a_round_trip(path):
+    found = config("--config", str(path))
+    assert from_dict(found.as_dict()) == found
+    assert found.output_dir == f"runs/{path.stem}"
+
+
+def test_the_teacher_may_have_its_own_epochs_and_rate():
+    found = config("--teacher-epochs", "3", "--teacher-lr", "0.2", "--epochs", "5")
+    assert (found.recipe("teacher")["epochs"], found.recipe("teacher")["lr"]) == (3, 0.2)
+    assert (found.recipe("student")["epochs"], found.recipe("student")["lr"]) == (5, 0.05)
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--epocs", "3"], "unknown option '--epocs'; did you mean '--epochs'"),
+        (["--wcord.lambda-gkct", "3"], "did you mean '--wcord.lambda-gckt'"),
+        (["stray"], "unknown option 'stray'"),
+        (["--epochs", "x"], "epochs: expected int, got 'x'"),
+        (["--epochs", "0"], "epochs: expected an int of at least 1, got 0"),
+        (["--lr", "-1"], "lr: expected a positive finite number, got -1"),
+        (["--seed", "-1"], "seed: expected an int of at least 0, got -1"),
+        (["--data", "cifar10"], "data: expected one of .* got 'cifar10'; did you mean 'cifar100'"),
+        (["--student", "resnt8"], "student: expected one of .* got 'resnt8'; did you mean 'resnet8'"),
+        (["--methods", "ce,wrod"], "methods: expected one of .* got 'wrod'; did you mean 'wcord'"),
+        (["--methods", "ce,CE"], "methods: ce is named twice"),
+        (["--methods", ""], "methods: "),
+        (["--wcord.critic", "duel"], "wcord.critic: expected .*, got 'duel'; did you mean 'dual'"),
+        (
+            ["--wcord.num-negatives", "many"],
+            r"wcord.num_negatives: expected int or Literal\['all'\] or null, got 'many'",
+        ),
+        (["--wcord.ot-eps", "0"], "wcord.ot_eps: expected a positive finite number, got 0"),
+        (["--milestones", "a"], "milestones: expected float, got 'a'"),
+        (["--milestones", "-1"], "milestones: expected a positive finite number, got -1"),
+        (["--precision", "fp8"], "precision: .* got 'fp8'"),
+        (["--device", "tpu"], "device: expected 'auto', 'cpu', 'cuda' or 'cuda:N', got 'tpu'"),
+        (["--config", "digit"], "config: no file 'digit'; did you mean 'digits'"),
+        (["--clip-grad", "0"], "clip_grad: expected a positive finite number, got 0"),
+    ],
+)
+def test_bad_options_are_named(argv, words):
+    with pytest.raises(UsageError, match=words):
+        config(*argv)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("epocs: 3", "unknown option 'epocs'; did you mean 'epochs'"),
+        ("wcord: {lamda_gckt: 3}", "unknown option 'wcord.lamda_gckt'; did you mean 'wcord.lambda_gckt'"),
+        ("quiet: 3", "quiet: expected bool, got '3'"),
+        ("methods: 3", "methods: expected list, got '3'"),
+        ("epochs: [3", "config"),
+    ],
+)
+def test_bad_files_are_named(text, words, tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=words):
+        config("--config", str(path))
+
+
+def test_every_option_has_a_sentence_of_help():
+    for kind in (Config, *distill.sections().values()):
+        told = help_of(kind)
+        for f in fields(kind):
+            assert len(told.get(f.name, "")) > 8, f"{kind.__name__}.{f.name}"

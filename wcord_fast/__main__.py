@@ -1,0 +1,7 @@
+"""`python -m wcord_fast ...` is the command `wcord-fast ...`."""
+
+import sys
+
+from wcord_fast.train.cli import main
+
+sys.exit(main())

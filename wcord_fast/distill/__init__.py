@@ -1,0 +1,22 @@
+"""Distillation methods: one file each, behind one protocol (`base.Method`) and one registry."""
+
+from .base import Batch, Loss, Method, Options, Outputs, Pair
+from .registry import METHODS, build, create, names, options_for, pair_of, parse, probe, sections
+
+__all__ = [
+    "METHODS",
+    "Batch",
+    "Loss",
+    "Method",
+    "Options",
+    "Outputs",
+    "Pair",
+    "build",
+    "create",
+    "names",
+    "options_for",
+    "pair_of",
+    "parse",
+    "probe",
+    "sections",
+]

@@ -1,0 +1,170 @@
+"""The protocol that every distillation method follows.
+
+A method is an nn.Module. It is built from a `Pair` (what it may know of the two networks and the training
+set) and its own options; it is called once per training step with the outputs of both networks. Its
+parameters (embeddings, regressors) are optimised with the student's; its buffers (banks) are checkpointed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..nn.kd import KDLoss
+from ..ops import checks
+
+
+class Outputs(NamedTuple):
+    """What one network says of one batch.
+
+    feats: intermediate features in order, e.g. [B, C, H, W] maps; the last is the penultimate [B, D].
+    logits: [B, classes].
+    """
+
+    feats: list[Tensor]
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One mini-batch of the training set."""
+
+    images: Tensor  # [B, C, H, W]
+    labels: Tensor  # int64 [B]
+    index: Tensor  # int64 [B], the images' rows in the training set
+
+
+class Loss(NamedTuple):
+    """A method's part of the objective, cross entropy not included."""
+
+    value: Tensor  # scalar: the weighted sum
+    terms: dict[str, Tensor]  # the unweighted terms, detached, for the logs
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What a method may know when it is built.
+
+    Attributes:
+        student_shapes, teacher_shapes: per-image shape of every feature, penultimate last; the teacher's is
+            empty when there is no teacher.
+        classes: width of the student's logits; `teacher_classes`: of the teacher's (0 without one).
+        num_data: images in the training set.
+        labels: int64 [num_data] on the CPU, or None when they are unknown.
+        seed: of everything random that the method owns.
+    """
+
+    student_shapes: tuple[tuple[int, ...], ...]
+    teacher_shapes: tuple[tuple[int, ...], ...]
+    classes: int
+    teacher_classes: int
+    num_data: int
+    labels: Tensor | None
+    seed: int
+
+    @property
+    def student_width(self) -> int:
+        return _width("student", self.student_shapes)
+
+    @property
+    def teacher_width(self) -> int:
+        return _width("teacher", self.teacher_shapes)
+
+
+@dataclass
+class Options:
+    """Options that every method has. A method's own are a subclass, with the published values as defaults.
+
+    Attributes:
+        ce_weight: weight of the cross entropy with the labels.
+        kd_weight: weight of the KD term; "+kd" behind a method's name sets it to 1.
+        kd_temperature: temperature of the KD term.
+    """
+
+    ce_weight: float = 1.0
+    kd_weight: float = 0.0
+    kd_temperature: float = 4.0
+
+    def __post_init__(self) -> None:
+        checks.non_negative("ce_weight", self.ce_weight)
+        checks.non_negative("kd_weight", self.kd_weight)
+        checks.positive("kd_temperature", self.kd_temperature)
+
+
+class Method(nn.Module):
+    """Cross entropy, plus KD when its weight is not zero; the parent of every other method.
+
+    A subclass adds its terms in `feature_loss`, and in `feature_parts` if it has more than one.
+    It refuses in its constructor, by ValueError with a full sentence, a pair that it cannot serve.
+    """
+
+    uses_features = False  # True in methods that read the teacher's features
+
+    def __init__(self, pair: Pair, options: Options) -> None:
+        super().__init__()
+        self.options = options
+        self.kd = KDLoss(options.kd_temperature)
+        if self.needs_teacher and not pair.teacher_shapes:
+            raise ValueError("teacher: this method compares the student with a teacher, got None")
+        if options.kd_weight and pair.classes != pair.teacher_classes:
+            raise ValueError(
+                f"kd_weight: the KD term needs one label set, but the student has {pair.classes} classes "
+                f"and the teacher {pair.teacher_classes}"
+            )
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.uses_features or self.options.kd_weight > 0
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Loss:
+        """The weighted distillation loss of one batch; in training mode it also advances the method's state.
+
+        Args:
+            student: the student's outputs, with gradient.
+            teacher: the frozen teacher's outputs; None only if `needs_teacher` is False.
+            batch: the images, labels and training-set indices.
+        """
+        value = student.logits.new_zeros((), dtype=torch.float32)
+        terms: dict[str, Tensor] = {}
+        if teacher is None:
+            return Loss(value, terms)
+        if self.uses_features:
+            value, terms = self.feature_loss(student, teacher, batch)
+        if self.options.kd_weight:
+            kd = self.kd(student.logits, teacher.logits)
+            value = value + self.options.kd_weight * kd
+            terms["kd"] = kd.detach()
+        return Loss(value, terms)
+
+    def parts(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
+        """Every weighted term on its own, each differentiable, changing no state: for `--log-grad-norms`."""
+        if teacher is None:
+            return {}
+        training = self.training
+        self.eval()
+        try:
+            parts = self.feature_parts(student, teacher, batch) if self.uses_features else {}
+        finally:
+            self.train(training)
+        if self.options.kd_weight:
+            parts["kd"] = self.options.kd_weight * self.kd(student.logits, teacher.logits)
+        return parts
+
+    def feature_loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> Loss:
+        """The weighted loss on the features and its unweighted terms."""
+        raise NotImplementedError(f"{type(self).__name__} reads no features")
+
+    def feature_parts(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """The weighted terms of `feature_loss` one by one; called in eval mode."""
+        value, terms = self.feature_loss(student, teacher, batch)
+        return {next(iter(terms)): value}
+
+
+def _width(side: str, shapes: tuple[tuple[int, ...], ...]) -> int:
+    if not shapes or len(shapes[-1]) != 1:
+        got = list(shapes[-1]) if shapes else "no feature at all"
+        raise ValueError(f"{side}: expected its last feature to be a vector [D] per image, got {got}")
+    return shapes[-1][0]

@@ -1,0 +1,9 @@
+"""The plain student: cross entropy with the labels, no teacher."""
+
+from __future__ import annotations
+
+from .base import Method
+
+
+class CE(Method):
+    """Cross entropy alone; "ce+kd" is eq. (1) of the paper, with weight 1 on both terms."""

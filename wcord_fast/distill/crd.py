@@ -1,0 +1,89 @@
+"""Contrastive representation distillation (Tian et al., ICLR 2020), weight .8."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from ..nn.crd import CRDLoss
+from ..ops import checks
+from .base import Batch, Loss, Method, Options, Outputs, Pair
+
+PUBLISHED_NEGATIVES = 16384
+
+
+@dataclass
+class CRDOptions(Options):
+    """Options of "crd".
+
+    Attributes:
+        weight: weight of the CRD loss.
+        feat_dim: width of the embeddings.
+        num_negatives: negatives per anchor, or "all"; default min(16384, training images // 3).
+        temperature: of the scores.
+        momentum: share of the old row when a bank row is updated.
+        exclude: which rows are no negatives: "class", "self" or "none"; default: class when labels are known.
+        replacement: draw with replacement; default: only when there are fewer rows than negatives.
+        z: normalising constant from the "first" batch, or a moving average ("ema").
+    """
+
+    weight: float = 0.8
+    feat_dim: int = 128
+    num_negatives: int | Literal["all"] | None = None
+    temperature: float = 0.07
+    momentum: float = 0.5
+    exclude: Literal["class", "self", "none"] | None = None
+    replacement: bool | None = None
+    z: Literal["first", "ema"] = "first"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.non_negative("weight", self.weight)
+        check_contrast(self)
+
+
+class CRD(Method):
+    """CE + weight * CRD on the penultimate features."""
+
+    uses_features = True
+
+    def __init__(self, pair: Pair, options: CRDOptions) -> None:
+        super().__init__(pair, options)
+        self.weight = options.weight
+        self.crd = CRDLoss(
+            pair.student_width,
+            pair.teacher_width,
+            pair.num_data,
+            feat_dim=options.feat_dim,
+            nce_k=negatives_for(options.num_negatives, pair.num_data),
+            nce_t=options.temperature,
+            nce_m=options.momentum,
+            labels=pair.labels,
+            exclude=options.exclude,
+            replacement=options.replacement,
+            z=options.z,
+            seed=pair.seed,
+        )
+
+    def feature_loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> Loss:
+        crd: Tensor = self.crd(student.feats[-1], teacher.feats[-1], batch.index)
+        return Loss(self.weight * crd, {"crd": crd.detach()})
+
+
+def negatives_for(asked: int | str | None, num_data: int) -> int | str:
+    """K: what was asked for, or the published 16384 capped at a third of the training set."""
+    return max(1, min(PUBLISHED_NEGATIVES, num_data // 3)) if asked is None else asked
+
+
+def check_contrast(options) -> None:
+    """Check the options that CRD and WCoRD share."""
+    checks.integer("feat_dim", options.feat_dim, least=1)
+    if options.num_negatives not in (None, "all"):
+        checks.integer("num_negatives", options.num_negatives, least=1)
+    checks.positive("temperature", options.temperature)
+    checks.fraction("momentum", options.momentum)
+    checks.choice("exclude", options.exclude, (None, "class", "self", "none"))
+    checks.choice("replacement", options.replacement, (None, True, False))
+    checks.choice("z", options.z, ("first", "ema"))

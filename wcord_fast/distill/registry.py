@@ -1,0 +1,161 @@
+"""Distillation methods by name."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import checks
+from .base import Method, Options, Outputs, Pair
+from .ce import CE
+from .crd import CRD, CRDOptions
+from .kd import KD, KDOptions
+from .wcord import WCoRD, WCoRDOptions
+
+PLUS_KD = "+kd"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One selectable name.
+
+    Attributes:
+        method, options: the class and its options.
+        section: where the options live in a configuration; several names may share one section.
+        fixed: option values that make the name.
+    """
+
+    method: type[Method]
+    options: type[Options]
+    section: str | None = None
+    fixed: dict[str, Any] = field(default_factory=dict)
+
+
+METHODS: dict[str, Entry] = {
+    "ce": Entry(CE, Options),
+    "kd": Entry(KD, KDOptions, "kd"),
+    "crd": Entry(CRD, CRDOptions, "crd"),
+    "wcord": Entry(WCoRD, WCoRDOptions, "wcord"),
+    "gckt": Entry(WCoRD, WCoRDOptions, "wcord", {"lambda_lckt": 0.0}),
+    "lckt": Entry(WCoRD, WCoRDOptions, "wcord", {"lambda_gckt": 0.0}),
+}
+
+
+def names() -> tuple[str, ...]:
+    """The methods; every one but "kd" may be followed by "+kd"."""
+    return tuple(METHODS)
+
+
+def sections() -> dict[str, type[Options]]:
+    """The sections of a configuration that hold methods' options."""
+    return {e.section: e.options for e in METHODS.values() if e.section}
+
+
+def parse(name: str) -> tuple[str, bool]:
+    """A method's name in its one spelling, and whether "+kd" followed it.
+
+    Raises:
+        ValueError: an unknown method (the nearest is suggested), or "kd+kd".
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"method: expected a str, got {type(name).__name__}")
+    key = name.strip().lower().replace(" ", "")
+    base = checks.choice("method", key.removesuffix(PLUS_KD), METHODS)
+    plus = key.endswith(PLUS_KD)
+    if plus and base == "kd":
+        raise ValueError(f"method: {name!r} asks for KD twice; its weight is the option kd_weight")
+    return base, plus
+
+
+def options_for(name: str, section: Options | None = None) -> Options:
+    """The options of the method `name`: its section's (default: as published), with what the name fixes."""
+    base, plus = parse(name)
+    entry = METHODS[base]
+    options = replace(section if section is not None else entry.options(), **entry.fixed)
+    return replace(options, kd_weight=1.0) if plus and options.kd_weight == 0 else options
+
+
+def build(name: str, pair: Pair, options: Options) -> Method:
+    """The method `name` for this pair of networks; ValueError says why if it cannot serve the pair."""
+    base, _ = parse(name)
+    return METHODS[base].method(pair, options)
+
+
+def create(
+    name: str,
+    *,
+    student: nn.Module,
+    teacher: nn.Module | None = None,
+    example: Tensor,
+    num_data: int,
+    labels: Tensor | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Method:
+    """A distillation method by name.
+
+        method = distill.create("wcord", student=s, teacher=t, example=images, num_data=50_000, labels=all_labels)
+        out_s, out_t = (distill.Outputs(*net(images, return_features=True)) for net in (s, t))
+        batch = distill.Batch(images, labels, index)
+        loss = F.cross_entropy(out_s.logits, labels) + method(out_s, out_t, batch).value
+
+    Args:
+        name: one of `names()`, any case, optionally with "+kd" ("crd+kd").
+        student, teacher: networks that answer `net(images, return_features=True)` with (features, logits), as
+            those of `wcord_fast.models` do. teacher None: only for "ce".
+        example: images [B, C, H, W], from which the features' shapes are found (one forward in eval mode).
+        num_data: images in the training set.
+        labels: int64 [num_data], or None.
+        seed: of the method's banks and draws.
+        **options: fields of the method's options (`distill.METHODS[name].options`).
+    Raises:
+        ValueError: unknown name, bad value, or a pair that this method cannot serve; the sentence says why.
+        TypeError: an option that the method does not have (the nearest is suggested).
+    """
+    base, _ = parse(name)
+    known = [f.name for f in fields(METHODS[base].options)]
+    for option in options:
+        if option not in known:
+            near = difflib.get_close_matches(option, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known)}"
+            raise TypeError(f"method {base!r} has no option {option!r}{hint}")
+    pair = pair_of(student, teacher, example, num_data=num_data, labels=labels, seed=seed)
+    return build(name, pair, options_for(name, METHODS[base].options(**options)))
+
+
+def pair_of(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    example: Tensor,
+    *,
+    num_data: int,
+    labels: Tensor | None,
+    seed: int,
+) -> Pair:
+    """What a method may know of these networks, by one forward of `example` [B, C, H, W] through each."""
+    s = probe(student, example)
+    t = None if teacher is None else probe(teacher, example)
+    return Pair(
+        student_shapes=tuple(tuple(f.shape[1:]) for f in s.feats),
+        teacher_shapes=() if t is None else tuple(tuple(f.shape[1:]) for f in t.feats),
+        classes=s.logits.shape[1],
+        teacher_classes=0 if t is None else t.logits.shape[1],
+        num_data=checks.integer("num_data", num_data, least=1),
+        labels=None if labels is None else labels.cpu(),
+        seed=seed,
+    )
+
+
+def probe(network: nn.Module, images: Tensor) -> Outputs:
+    """A network's outputs in eval mode, without gradient; its mode is restored."""
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            return Outputs(*network(images, return_features=True))
+    finally:
+        network.train(training)

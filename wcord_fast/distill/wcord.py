@@ -1,0 +1,133 @@
+"""Wasserstein contrastive representation distillation (CVPR 2021, eq. 14): CE - l1 * GCKT + l2 * LCKT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from torch import Tensor
+
+from ..nn.wcord import WCoRDLoss
+from ..ops import checks
+from .base import Batch, Loss, Method, Options, Outputs, Pair
+from .crd import check_contrast, negatives_for
+
+
+@dataclass
+class WCoRDOptions(Options):
+    """Options of "wcord", "gckt" (lambda_lckt 0) and "lckt" (lambda_gckt 0).
+
+    Attributes:
+        lambda_gckt: weight of the global contrastive term (lambda1).
+        lambda_lckt: weight of the local transport term (lambda2).
+        critic: the global term's objective.
+        num_negatives: negatives per anchor, or "all"; default min(16384, training images // 3).
+        feat_dim: width of the embeddings.
+        temperature: of the scores of the nce critics.
+        momentum: share of the old row when a bank row is updated.
+        negatives: rows of the "bank", of the same "batch", or batch positives with "bank_negatives" (the last
+            two for the dual critic only); default: batch for the dual critic, else bank.
+        neg_weight: weight of the mean negative score of the dual critic: 1 (eq. 10) or "M" (eq. 11).
+        dual_scale: scale of the dual critic.
+        embed_norm: embeddings on the unit "sphere" or inside the unit "ball".
+        lckt_features: transport between "embed"dings, or "raw" features of equal width.
+        lckt_reduction: transport cost of a plan of mass 1 ("mean") or of mass batch size ("sum").
+        lckt_trains_embed: let the local term train the student's embedding too.
+        ot_solver: "ipot" (the paper's) or "sinkhorn".
+        ot_eps: its regularisation.
+        ot_iters: its iterations.
+        ot_cost: ground cost between features.
+        exclude: which rows are no negatives: "class", "self" or "none"; default: class when labels are known.
+        replacement: draw with replacement; default: only when there are fewer rows than negatives.
+        z: normalising constant from the "first" batch, or a moving average ("ema").
+    """
+
+    lambda_gckt: float = 0.8
+    lambda_lckt: float = 0.05
+    critic: Literal["nce_sn", "nce", "dual"] = "nce_sn"
+    num_negatives: int | Literal["all"] | None = None
+    feat_dim: int = 128
+    temperature: float = 0.07
+    momentum: float = 0.5
+    negatives: Literal["bank", "batch", "bank_negatives"] | None = None
+    neg_weight: float | Literal["M"] = 1.0
+    dual_scale: float = 4.0
+    embed_norm: Literal["sphere", "ball"] = "sphere"
+    lckt_features: Literal["embed", "raw"] = "embed"
+    lckt_reduction: Literal["mean", "sum"] = "mean"
+    lckt_trains_embed: bool = True
+    ot_solver: Literal["ipot", "sinkhorn"] = "ipot"
+    ot_eps: float = 0.5
+    ot_iters: int = 50
+    ot_cost: Literal["cosine", "sqeuclidean"] = "cosine"
+    exclude: Literal["class", "self", "none"] | None = None
+    replacement: bool | None = None
+    z: Literal["first", "ema"] = "first"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.non_negative("lambda_gckt", self.lambda_gckt)
+        checks.non_negative("lambda_lckt", self.lambda_lckt)
+        check_contrast(self)
+        if self.neg_weight != "M":
+            checks.non_negative("neg_weight", self.neg_weight)
+        checks.positive("dual_scale", self.dual_scale)
+        checks.positive("ot_eps", self.ot_eps)
+        checks.integer("ot_iters", self.ot_iters, least=1)
+        checks.choice("critic", self.critic, ("nce_sn", "nce", "dual"))
+        checks.choice("negatives", self.negatives, (None, "bank", "batch", "bank_negatives"))
+        checks.choice("embed_norm", self.embed_norm, ("sphere", "ball"))
+        checks.choice("lckt_features", self.lckt_features, ("embed", "raw"))
+        checks.choice("lckt_reduction", self.lckt_reduction, ("mean", "sum"))
+        checks.choice("ot_solver", self.ot_solver, ("ipot", "sinkhorn"))
+        checks.choice("ot_cost", self.ot_cost, ("cosine", "sqeuclidean"))
+
+
+class WCoRD(Method):
+    """CE - lambda_gckt * GCKT + lambda_lckt * LCKT on the penultimate features."""
+
+    uses_features = True
+
+    def __init__(self, pair: Pair, options: WCoRDOptions) -> None:
+        super().__init__(pair, options)
+        if options.lckt_features == "raw" and pair.student_width != pair.teacher_width:
+            raise ValueError(
+                "lckt_features: 'raw' compares the features themselves, which needs equal widths, but the "
+                f"student has {pair.student_width} and the teacher {pair.teacher_width}; use 'embed'"
+            )
+        if options.lambda_gckt == options.lambda_lckt == 0:
+            raise ValueError(
+                "lambda_gckt: expected a weight above 0 here or for lambda_lckt; use 'ce' for neither"
+            )
+        own = {f.name for f in fields(options)} - {f.name for f in fields(Options)}
+        arguments = {name: getattr(options, name) for name in own}
+        arguments["num_negatives"] = negatives_for(options.num_negatives, pair.num_data)
+        self.wcord = WCoRDLoss(
+            pair.student_width,
+            pair.teacher_width,
+            pair.num_data,
+            labels=pair.labels,
+            seed=pair.seed,
+            **arguments,
+        )
+
+    def feature_loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> Loss:
+        value: Tensor = self.wcord(student.feats[-1], teacher.feats[-1], batch.index)
+        return Loss(value, {name: self.wcord.terms[name] for name in self._weighted_terms()})
+
+    def feature_parts(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
+        weights = self._weighted_terms()
+        parts = {}
+        try:
+            for name in weights:
+                for other in weights:
+                    setattr(self.wcord, f"lambda_{other}", weights[other] if other == name else 0.0)
+                parts[name] = self.wcord(student.feats[-1], teacher.feats[-1], batch.index)
+        finally:
+            for name, weight in weights.items():
+                setattr(self.wcord, f"lambda_{name}", weight)
+        return parts
+
+    def _weighted_terms(self) -> dict[str, float]:
+        weights = {"gckt": self.wcord.lambda_gckt, "lckt": self.wcord.lambda_lckt}
+        return {name: weight for name, weight in weights.items() if weight}

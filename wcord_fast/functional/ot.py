@@ -1,0 +1,253 @@
+"""Optimal transport between two batches of features: cost, plan, and everything the solver knows.
+
+Sources: LCKT of WCoRD (CVPR 2021, eq. 12 and 13); IPOT (Xie, Wang, Wang, Zha: "A fast proximal point method for
+computing exact Wasserstein distance", 2018/UAI 2019); Sinkhorn (Cuturi, NeurIPS 2013); the debiased divergence of
+Feydy et al. (AISTATS 2019).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..ops import checks, dispatch
+from ..ops.sinkhorn import autograd as op
+from ..ops.sinkhorn.reference import accumulation_dtype
+
+COSTS = ("cosine", "sqeuclidean")
+DEFAULT_EPS = {"ipot": 0.5, "sinkhorn": 0.05}
+VALUES = ("cost", "dual")
+
+
+class OTSolution(NamedTuple):
+    """A solved problem. Shapes for [G, n, d] input; 2-D input drops G. fp32, or fp64 for fp64 input.
+
+    Attributes:
+        cost: [G] the value that was asked for; the only field with a gradient.
+        alpha: [G, n] log-scalings of the rows: P = exp(alpha_i + beta_j - scale * C_ij); -inf at zero mass.
+        beta: [G, m] log-scalings of the columns.
+        scale: [G] 1 / eps for sinkhorn, iterations / eps for ipot.
+        marginal_error: [G] sum_i |sum_j P_ij - a_i|; the columns meet b to rounding.
+        iterations: [G] int32, how many were run.
+    With `debias`, `cost` is the debiased value and the other fields belong to the problem (x, y).
+    """
+
+    cost: Tensor
+    alpha: Tensor
+    beta: Tensor
+    scale: Tensor
+    marginal_error: Tensor
+    iterations: Tensor
+
+
+class OTOptions(NamedTuple):
+    """Checked options of a solve; `eps` is resolved to the solver's default."""
+
+    cost: str
+    solver: str
+    eps: float
+    iters: int
+    tol: float | None
+    value: str
+    backend: str
+
+    @classmethod
+    def checked(
+        cls,
+        *,
+        cost: str = "cosine",
+        solver: str = "ipot",
+        eps: float | None = None,
+        iters: int = 50,
+        tol: float | None = None,
+        value: str = "cost",
+        backend: str = "auto",
+    ) -> OTOptions:
+        """The options, or the ValueError / TypeError that names the wrong one."""
+        checks.choice("cost", cost, COSTS)
+        checks.choice("solver", solver, DEFAULT_EPS)
+        checks.choice("value", value, VALUES)
+        checks.choice("backend", backend, ("auto", *dispatch.BACKENDS))
+        if value == "dual" and solver != "sinkhorn":
+            raise ValueError(f"value='dual': expected solver='sinkhorn', got solver={solver!r}, which has no fixed eps")
+        eps = DEFAULT_EPS[solver] if eps is None else checks.positive("eps", eps)
+        iters = checks.integer("iters", iters, least=1)
+        tol = None if tol is None else checks.positive("tol", tol)
+        return cls(cost, solver, eps, iters, tol, value, backend)
+
+
+def ot_cost(
+    x: Tensor,
+    y: Tensor,
+    *,
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    cost: str = "cosine",
+    solver: str = "ipot",
+    eps: float | None = None,
+    iters: int = 50,
+    tol: float | None = None,
+    value: str = "cost",
+    debias: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """Transport cost between the rows of x and the rows of y, differentiable in both.
+
+    After `iters` iterations P is the plan between the masses a and b for C_ij = 1 - <x_i, y_j> / (|x_i| |y_j|)
+    ("cosine") or |x_i - y_j|^2 ("sqeuclidean"). The plan's mass is 1.
+
+    - value="cost": <P, C>, with the gradient sum_j P_ij dC_ij/dx_i (P detached: WCoRD eq. 13). An `a` or `b` that
+      requires grad raises NotImplementedError.
+    - value="dual" (sinkhorn only): <P, C> + eps * sum P log(P / (a b)); the same gradient for x and y, which here is
+      exact at convergence, and the potentials as gradient for a and b: defined up to a constant, so exact along
+      changes that keep the sum of masses. At a zero mass it is the potential's c-transform extension, finite.
+    - debias: OT(x, y) - OT(x, x) / 2 - OT(y, y) / 2, each of the value above.
+
+    Args:
+        x: [n, d] or [G, n, d], fp16, bf16, fp32 or fp64; any strides, never modified.
+        y: [m, d] or [G, m, d], dtype and device of x.
+        a: [n] or [G, n], masses of x's rows, >= 0 with sum 1 (to 1e-4, not renormalised), in x's dtype or in fp32
+            for narrower x; None is uniform. A row of zero mass moves nothing and has zero gradient.
+        b: [m] or [G, m], masses of y's rows.
+        cost: "cosine" or "sqeuclidean".
+        solver: "ipot" (the plan is fed back: tends to the unregularised cost) or "sinkhorn".
+        eps: regularisation > 0, in units of the cost; None is 0.5 for ipot and 0.05 for sinkhorn.
+        iters: iterations, at least 1.
+        tol: stop a problem when sum_i |sum_j P_ij - a_i| <= tol, tested after iterations 10, 20, ...; None runs all.
+        value: "cost" or "dual".
+        debias: subtract the two self terms. (That the result is >= 0 is a theorem for the converged dual value.)
+        backend: "auto", "reference", "native" or "triton".
+
+    Returns:
+        Scalar, or [G] for batched input; fp32 (fp64 for fp64 input). Gradients have the dtype of their input.
+
+    Raises:
+        TypeError, ValueError: wrong type, dtype, shape, device, option, or (on the CPU) NaN or inf in x or y, a zero
+            row with mass under "cosine", masses negative, not finite or of wrong sum. On CUDA such a problem's cost
+            is NaN and `wcord_fast.check()` raises.
+        NotImplementedError: gradient of a or b with value="cost"; an explicit backend that does not support the case.
+    Not supported: second derivatives (backward of backward raises), forward-mode AD, vmap.
+    """
+    return ot_solve(
+        x,
+        y,
+        a=a,
+        b=b,
+        cost=cost,
+        solver=solver,
+        eps=eps,
+        iters=iters,
+        tol=tol,
+        value=value,
+        debias=debias,
+        backend=backend,
+    ).cost
+
+
+def ot_solve(
+    x: Tensor,
+    y: Tensor,
+    *,
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    cost: str = "cosine",
+    solver: str = "ipot",
+    eps: float | None = None,
+    iters: int = 50,
+    tol: float | None = None,
+    value: str = "cost",
+    debias: bool = False,
+    backend: str = "auto",
+) -> OTSolution:
+    """`ot_cost` together with the potentials, the marginal error and the number of iterations.
+
+    Arguments and errors are those of `ot_cost`; see `OTSolution` for what comes back. Only `.cost` has a gradient.
+    """
+    options = OTOptions.checked(cost=cost, solver=solver, eps=eps, iters=iters, tol=tol, value=value, backend=backend)
+    batched = _check_problem(x, y, a, b)
+    if options.value == "cost" and torch.is_grad_enabled():
+        for name, mass in (("a", a), ("b", b)):
+            if mass is not None and mass.requires_grad:
+                raise NotImplementedError(
+                    f"{name} requires grad, but value='cost' has no gradient for masses; "
+                    f"use value='dual' or {name}.detach()"
+                )
+    x, a = _batch(x, a)
+    y, b = _batch(y, b)
+    solved = OTSolution(*op.ot_solve(x, y, a, b, **options._asdict()))
+    if debias:
+        self_x = op.ot_solve(x, x, a, a, **options._asdict())[0]
+        self_y = op.ot_solve(y, y, b, b, **options._asdict())[0]
+        solved = solved._replace(cost=solved.cost - 0.5 * (self_x + self_y))
+    return solved if batched else OTSolution(*(t.squeeze(0) for t in solved))
+
+
+def ot_plan(
+    x: Tensor,
+    y: Tensor,
+    *,
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    cost: str = "cosine",
+    solver: str = "ipot",
+    eps: float | None = None,
+    iters: int = 50,
+    tol: float | None = None,
+    value: str = "cost",
+    debias: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """The transport plan P [n, m] (or [G, n, m]) of `ot_cost` with the same arguments, for problems that fit in memory.
+
+    The plan is detached: it carries no gradient, whatever x, y, a and b require. `value` and `debias` are checked
+    and do not change it. Its dtype is fp32 (fp64 for fp64 input). Raises what `ot_cost` raises.
+    """
+    with torch.no_grad():
+        solved = ot_solve(
+            x,
+            y,
+            a=a,
+            b=b,
+            cost=cost,
+            solver=solver,
+            eps=eps,
+            iters=iters,
+            tol=tol,
+            value=value,
+            backend=backend,
+        )
+        batched = x.dim() == 3
+        alpha, beta, scale = (t if batched else t.unsqueeze(0) for t in solved[1:4])
+        p = op.ot_plan_op(_batch(x, None)[0].detach(), _batch(y, None)[0].detach(), alpha, beta, scale, cost)
+        return p if batched else p.squeeze(0)
+
+
+def _check_problem(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> bool:
+    """True for batched input; raises on the first shape, dtype or device that does not fit."""
+    if isinstance(x, Tensor) and x.dim() not in (2, 3):
+        raise ValueError(f"x: expected shape [n, d] or [G, n, d], got {list(x.shape)}")
+    batched = isinstance(x, Tensor) and x.dim() == 3
+    checks.tensor("x", x, shape=("G", "n", "d") if batched else ("n", "d"))
+    checks.tensor("y", y, shape=(x.shape[0], "m", x.shape[2]) if batched else ("m", x.shape[1]), dtypes=(x.dtype,))
+    tensors = {"x": x, "y": y}
+    for name, mass, rows in (("a", a, x), ("b", b, y)):
+        if mass is None:
+            continue
+        one = isinstance(mass, Tensor) and mass.dim() == 1 and batched  # one set of masses for all problems
+        checks.tensor(
+            name,
+            mass,
+            shape=tuple(rows.shape[1:-1] if one else rows.shape[:-1]),
+            dtypes=dict.fromkeys((x.dtype, accumulation_dtype(x.dtype))),
+        )
+        tensors[name] = mass
+    checks.same_device(**tensors)
+    return batched
+
+
+def _batch(rows: Tensor, mass: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """[G, n, d] and [G, n] views of one side."""
+    rows = rows if rows.dim() == 3 else rows.unsqueeze(0)
+    return rows, None if mass is None else mass.expand(rows.shape[:-1])

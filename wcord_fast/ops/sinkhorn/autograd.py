@@ -1,0 +1,183 @@
+"""The registered optimal-transport ops and their `autograd.Function`.
+
+`wcord_fast::ot_solve` computes the value together with the gradients that are asked for; the Function keeps those
+gradients and nothing else. The backend is resolved inside the op, hence at run time also under `torch.compile`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import dispatch
+from ..library import register
+from . import reference
+from .reference import Solved, accumulation_dtype
+
+BACKENDS: dict[str, Callable[..., Solved]] = {
+    "reference": reference.ot_solve,
+}
+
+
+def _solve_impl(
+    x: Tensor,
+    y: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    cost: str,
+    solver: str,
+    eps: float,
+    iters: int,
+    tol: float | None,
+    value: str,
+    need_x: bool,
+    need_y: bool,
+    need_a: bool,
+    need_b: bool,
+    backend: str,
+) -> Solved:
+    run = BACKENDS[dispatch.resolve("ot", device=x.device, backend=backend).backend]
+    x, y = x.contiguous(), y.contiguous()
+    a, b = _marginal(a, x), _marginal(b, y)
+    bad = reference.flag_inputs(x, y, a, b, cost)
+    solved = run(x, y, a, b, cost, solver, eps, iters, tol, value, need_x, need_y, need_a, need_b)
+    return solved if x.device.type == "cpu" else reference.poison(bad, solved)
+
+
+def _solve_fake(
+    x: Tensor,
+    y: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    cost: str,
+    solver: str,
+    eps: float,
+    iters: int,
+    tol: float | None,
+    value: str,
+    need_x: bool,
+    need_y: bool,
+    need_a: bool,
+    need_b: bool,
+    backend: str,
+) -> Solved:
+    g, n, d = x.shape
+    m = y.shape[1]
+
+    def new(*shape: Any, needed: bool = True) -> Tensor:
+        return x.new_empty(shape if needed else (0,), dtype=accumulation_dtype(x.dtype))
+
+    return Solved(
+        new(g),
+        new(g, n),
+        new(g, m),
+        new(g),
+        new(g),
+        x.new_empty((g,), dtype=torch.int32),
+        new(g, n, d, needed=need_x),
+        new(g, m, d, needed=need_y),
+        new(g, n, needed=need_a),
+        new(g, m, needed=need_b),
+    )
+
+
+def _plan_fake(x: Tensor, y: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor, cost: str) -> Tensor:
+    return alpha.new_empty((x.shape[0], x.shape[1], y.shape[1]))
+
+
+def _marginal(mass: Tensor | None, features: Tensor) -> Tensor:
+    """The masses [G, n] of `features` [G, n, d], contiguous in the accumulation dtype; uniform if not given."""
+    g, n, _ = features.shape
+    dtype = accumulation_dtype(features.dtype)
+    if mass is None:
+        return torch.full((g, n), 1.0 / n, dtype=dtype, device=features.device)
+    return mass.to(dtype).contiguous()
+
+
+# Scalar and SymInt, not float and int: a compiled step whose eps is annealed is then traced once, not per value.
+ot_solve_op = register(
+    "ot_solve(Tensor x, Tensor y, Tensor? a, Tensor? b, str cost, str solver, Scalar eps, SymInt iters, "
+    "Scalar? tol, str value, bool need_x, bool need_y, bool need_a, bool need_b, str backend) -> "
+    "(Tensor value, Tensor alpha, Tensor beta, Tensor scale, Tensor marginal_error, Tensor iterations, "
+    "Tensor grad_x, Tensor grad_y, Tensor grad_a, Tensor grad_b)",
+    _solve_impl,
+    _solve_fake,
+)
+ot_plan_op = register(
+    "ot_plan(Tensor x, Tensor y, Tensor alpha, Tensor beta, Tensor scale, str cost) -> Tensor",
+    reference.ot_plan,
+    _plan_fake,
+)
+
+
+class _Solve(torch.autograd.Function):
+    """Value and detached extras of `ot_solve_op`; backward multiplies the saved gradients by grad_output."""
+
+    @staticmethod
+    def forward(ctx, x, y, a, b, options, needs, backend):
+        out = Solved(*ot_solve_op(x, y, a, b, *options, *needs, backend))
+        ctx.save_for_backward(out.grad_x, out.grad_y, out.grad_a, out.grad_b)
+        ctx.dtypes = [None if t is None else t.dtype for t in (x, y, a, b)]
+        ctx.needs = needs
+        ctx.set_materialize_grads(False)
+        extras = (out.alpha, out.beta, out.scale, out.marginal_error, out.iterations)
+        ctx.mark_non_differentiable(*extras)
+        return out.value, *extras
+
+    @staticmethod
+    def backward(ctx, grad_value, *_):
+        grads: list[Tensor | None] = [None] * 4
+        for i, saved in enumerate(ctx.saved_tensors):
+            if ctx.needs[i] and grad_value is not None:
+                # Multiplied before it is rounded to a narrow dtype, so that loss scaling does its work.
+                grads[i] = (saved * grad_value.reshape(-1, *[1] * (saved.dim() - 1))).to(ctx.dtypes[i])
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
+            grads = list(_NotTwice.apply(*(g if g is None else g.detach().requires_grad_() for g in grads)))
+        return *grads, None, None, None
+
+
+class _NotTwice(torch.autograd.Function):
+    """Identity whose backward raises.
+
+    `once_differentiable` raises only when grad_output itself requires grad: a gradient penalty would pass it and
+    silently lose its term. (Compiled code refuses double backward by itself.)
+    """
+
+    @staticmethod
+    def forward(ctx, *grads):
+        return tuple(None if g is None else g.view_as(g) for g in grads)
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError(
+            "the gradient of an optimal-transport cost cannot be differentiated again: its plan is detached"
+        )
+
+
+def ot_solve(
+    x: Tensor,  # [G, n, d]
+    y: Tensor,  # [G, m, d]
+    a: Tensor | None,  # [G, n]; None is uniform
+    b: Tensor | None,  # [G, m]
+    *,
+    cost: str,
+    solver: str,
+    eps: float,
+    iters: int,
+    tol: float | None,
+    value: str,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Differentiable solve of checked arguments: value, alpha, beta, scale, marginal error, iterations.
+
+    Second derivatives are not defined (P is detached) and raise.
+    """
+    # The same tensor twice (a self term) cannot be traced through one autograd.Function.
+    y = y.view_as(y) if y is x else y
+    b = b.view_as(b) if b is not None and b is a else b
+    recording = torch.is_grad_enabled()
+    needs = tuple(recording and t is not None and t.requires_grad for t in (x, y, a, b))
+    return _Solve.apply(x, y, a, b, (cost, solver, eps, iters, tol, value), needs, backend)

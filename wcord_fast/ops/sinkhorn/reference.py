@@ -1,0 +1,245 @@
+"""Entropic optimal transport between feature batches in plain PyTorch: any device, any float dtype, the oracle.
+
+One log-domain iteration with a per-iteration scale serves Sinkhorn and IPOT (README.md beside this file has the
+derivation). The cost matrix is stored, so memory is a few n x m matrices per problem. Nothing here synchronises
+with a device; only on the CPU does an early stop end the loop.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import status
+
+CHECK_EVERY = 10  # iterations between two tests of tol
+SUM_TOLERANCE = 1e-4  # how far a marginal's sum may be from 1
+
+
+class Solved(NamedTuple):
+    """What every backend of the op returns, in this order; gradients not asked for have shape [0]."""
+
+    value: Tensor  # [G]
+    alpha: Tensor  # [G, n] log-scaling of the rows, -inf at zero mass
+    beta: Tensor  # [G, m] log-scaling of the columns, -inf at zero mass
+    scale: Tensor  # [G] s of the last iteration that was run
+    marginal_error: Tensor  # [G] sum_i |row sum_i - a_i|
+    iterations: Tensor  # [G] int32
+    grad_x: Tensor  # [G, n, d] d value / d x, in the accumulation dtype
+    grad_y: Tensor  # [G, m, d]
+    grad_a: Tensor  # [G, n]
+    grad_b: Tensor  # [G, m]
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """fp64 for fp64, fp32 for everything narrower."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def ot_solve(
+    x: Tensor,  # [G, n, d]
+    y: Tensor,  # [G, m, d]
+    a: Tensor,  # [G, n] in the accumulation dtype
+    b: Tensor,  # [G, m]
+    cost: str,
+    solver: str,
+    eps: float,
+    iters: int,
+    tol: float | None,
+    value: str,
+    need_x: bool,
+    need_y: bool,
+    need_a: bool,
+    need_b: bool,
+) -> Solved:
+    """Solve G problems and differentiate their values with respect to what is needed."""
+    x, y = x.to(a.dtype), y.to(a.dtype)
+    costs = cost_matrix(x, y, cost)  # [G, n, m]
+    alpha, beta, scale, iterations = iterate(costs, a, b, solver, eps, iters, tol)
+    p = plan(costs, alpha, beta, scale)  # [G, n, m]
+    rows, columns = p.sum(-1), p.sum(-2)
+
+    none = [p.new_empty(0) for _ in range(4)]
+    grad_a, grad_b = none[2:]
+    if value == "dual":
+        f, g = potentials(costs, a, b, alpha, beta, eps)
+        # <P, C> + eps * sum P log(P / ab), and eps * log(P_ij / a_i b_j) = f_i + g_j - C_ij.
+        result = (rows * f).sum(-1) + (columns * g).sum(-1)
+        grad_a, grad_b = f if need_a else grad_a, g if need_b else grad_b
+    else:
+        result = (p * costs).sum((-2, -1))
+    return Solved(
+        result,
+        alpha,
+        beta,
+        scale,
+        _row_error(rows, a),
+        iterations,
+        feature_grad(p, rows, x, y, cost) if need_x else none[0],
+        feature_grad(p.mT, columns, y, x, cost) if need_y else none[1],
+        grad_a,
+        grad_b,
+    )
+
+
+def ot_plan(x: Tensor, y: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor, cost: str) -> Tensor:
+    """P [G, n, m] of potentials found by any backend, in the potentials' dtype."""
+    return plan(cost_matrix(x.to(alpha.dtype), y.to(alpha.dtype), cost), alpha, beta, scale)
+
+
+def cost_matrix(x: Tensor, y: Tensor, cost: str) -> Tensor:
+    """C [G, n, m] of x [G, n, d] and y [G, m, d].
+
+    Squared distances come from differences, not from |x|^2 + |y|^2 - 2<x, y>: that form cancels, and divided by a
+    small eps its error (and its sign) would be all that is left of the distance of two near points.
+    """
+    if cost == "cosine":
+        return torch.matmul(_unit_rows(x)[0], _unit_rows(y)[0].mT).neg_().add_(1)
+    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square_()
+
+
+def iterate(
+    costs: Tensor,  # [G, n, m]
+    a: Tensor,  # [G, n]
+    b: Tensor,  # [G, m]
+    solver: str,
+    eps: float,
+    iters: int,
+    tol: float | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """alpha [G, n], beta [G, m], scale [G] and iterations [G] after at most `iters` iterations."""
+    extrapolate = solver == "ipot"
+    log_a, log_b = a.log(), b.log()  # -inf at zero mass, and so are the potentials there from the start
+    alpha = torch.where(a > 0, 0.0, log_a)
+    beta = beta_prev = torch.where(b > 0, 0.0, log_b)
+    scale = a.new_zeros(a.shape[0])
+    iterations = torch.zeros(a.shape[0], dtype=torch.int32, device=a.device)
+    active = torch.ones(a.shape[0], dtype=torch.bool, device=a.device)
+    for t in range(1, iters + 1):
+        s = (t if extrapolate else 1) / eps
+        # Never extrapolate a masked column: 2 * (-inf) - (-inf) is NaN.
+        bx = torch.where(b > 0, 2 * beta - beta_prev, beta) if extrapolate else beta
+        alpha_new = log_a - torch.logsumexp(torch.sub(bx.unsqueeze(-2), costs, alpha=s), -1)
+        beta_new = log_b - torch.logsumexp(torch.sub(alpha_new.unsqueeze(-1), costs, alpha=s), -2)
+        beta_prev = beta
+        alpha = torch.where(active.unsqueeze(-1), alpha_new, alpha)
+        beta = torch.where(active.unsqueeze(-1), beta_new, beta)
+        scale = torch.where(active, s, scale)
+        iterations += active
+        if tol is not None and t % CHECK_EVERY == 0 and t < iters:
+            error = _row_error(plan(costs, alpha, beta, scale).sum(-1), a)
+            active = active & ~(error <= tol)
+            if active.device.type == "cpu" and not active.any():
+                break
+    return alpha, beta, scale, iterations
+
+
+def plan(costs: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor) -> Tensor:
+    """P = exp(alpha_i + beta_j - s * C_ij), [G, n, m]; exactly 0 where a marginal is."""
+    exponent = torch.mul(costs, -scale[:, None, None])
+    return exponent.add_(alpha.unsqueeze(-1)).add_(beta.unsqueeze(-2)).exp_()
+
+
+def potentials(costs: Tensor, a: Tensor, b: Tensor, alpha: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """f = eps * (alpha - log a) [G, n] and g = eps * (beta - log b) [G, m], sinkhorn only.
+
+    Where a mass is zero the potential is its c-transform extension, f_i = -eps * LSE_j(beta_j - C_ij / eps), finite
+    and at convergence the limit of f_i as the mass goes to zero.
+    """
+    f_extended = -torch.logsumexp(torch.sub(beta.unsqueeze(-2), costs, alpha=1 / eps), -1)
+    g_extended = -torch.logsumexp(torch.sub(alpha.unsqueeze(-1), costs, alpha=1 / eps), -2)
+    f = torch.where(a > 0, alpha - a.log(), f_extended)
+    g = torch.where(b > 0, beta - b.log(), g_extended)
+    return f.mul_(eps), g.mul_(eps)
+
+
+def feature_grad(p: Tensor, mass: Tensor, x: Tensor, y: Tensor, cost: str) -> Tensor:
+    """sum_j P_ij dC_ij / dx_i, [G, n, d]; `mass` [G, n] holds the row sums of P [G, n, m]."""
+    if cost == "cosine":
+        unit, length = _unit_rows(x)
+        grad = torch.matmul(p, _unit_rows(y)[0]).neg_()  # at the unit row
+        return (grad - (grad * unit).sum(-1, keepdim=True) * unit) / length
+    centre = y.mean(-2, keepdim=True)  # the gradient sees differences only: take the common offset out first
+    return 2 * (mass.unsqueeze(-1) * (x - centre) - torch.matmul(p, y - centre))
+
+
+def flag_inputs(x: Tensor, y: Tensor, a: Tensor, b: Tensor, cost: str) -> Tensor:
+    """bool [G]: problems with a bad value. On the CPU the first one raises ValueError, naming argument and row."""
+    bad = torch.zeros(x.shape[0], dtype=torch.bool, device=x.device)
+
+    def where(name: str, kind: str, at: tuple[int, ...]) -> str:
+        return f"{name}: {kind} {at[1]}" + (f" of problem {at[0]}" if x.shape[0] > 1 else "")
+
+    for name, rows in (("x", x), ("y", y)):
+        wrong = ~rows.isfinite().all(-1)  # [G, n]
+        status.guard(
+            wrong,
+            status.Code.OT_INPUT,
+            lambda at, name=name: ValueError(f"{where(name, 'row', at)} holds NaN or inf; expected finite values"),
+        )
+        bad |= wrong.any(-1)
+    for name, mass in (("a", a), ("b", b)):
+        wrong = ~(mass.isfinite() & (mass >= 0))  # [G, n]
+        status.guard(
+            wrong,
+            status.Code.MARGINAL,
+            lambda at, name=name, mass=mass: ValueError(
+                f"{where(name, 'entry', at)} is {mass[at].item()}; expected a finite mass >= 0"
+            ),
+        )
+        bad |= wrong.any(-1)
+        total = mass.sum(-1)
+        wrong = ~((total - 1).abs() <= SUM_TOLERANCE)  # [G]
+        status.guard(
+            wrong,
+            status.Code.MARGINAL,
+            lambda at, name=name, total=total: ValueError(
+                f"{name}: expected masses with sum 1 (to {SUM_TOLERANCE:g}), got sum {total[at].item():.6g}"
+                + (f" in problem {at[0]}" if x.shape[0] > 1 else "")
+            ),
+        )
+        bad |= wrong
+    if cost == "cosine":
+        for name, rows, mass in (("x", x, a), ("y", y, b)):
+            wrong = (rows == 0).all(-1) & (mass > 0)  # [G, n]
+            status.guard(
+                wrong,
+                status.Code.ZERO_ROW,
+                lambda at, name=name: ValueError(
+                    f"{where(name, 'row', at)} is zero, which has no direction for cost='cosine'; "
+                    "expected a nonzero row or zero mass"
+                ),
+            )
+            bad |= wrong.any(-1)
+    return bad
+
+
+def poison(bad: Tensor, solved: Solved) -> Solved:
+    """`solved` with NaN in every floating-point result, gradients included, of the problems that `bad` [G] marks."""
+
+    def masked(t: Tensor) -> Tensor:
+        if not t.is_floating_point() or t.numel() == 0:
+            return t
+        return torch.where(bad.view(-1, *[1] * (t.dim() - 1)), math.nan, t)
+
+    return Solved(*map(masked, solved))
+
+
+def _row_error(rows: Tensor, a: Tensor) -> Tensor:
+    return (rows - a).abs().sum(-1)  # [G]
+
+
+def _unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of x over their length, and the length [..., 1], which is 1 for a zero row.
+
+    The largest entry is divided out first, so that squares neither overflow nor vanish.
+    """
+    peak = x.abs().amax(-1, keepdim=True)
+    peak = peak.masked_fill(peak == 0, 1)
+    scaled = x / peak
+    length = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+    length = length.masked_fill(length == 0, 1)
+    return scaled / length, length * peak

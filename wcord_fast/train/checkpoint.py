@@ -1,0 +1,177 @@
+"""Checkpoints: written whole or not at all, verified when read, refused when they belong to another run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+CURRENT, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used; the message names the file and says why."""
+
+
+def save(directory: Path, state: dict[str, Any]) -> None:
+    """Write `state` as the directory's checkpoint; the one before it is kept as `checkpoint.prev.pt`.
+
+    At every moment, also if the process is killed or the disk is full, one of the two files is whole.
+    """
+    current = directory / CURRENT
+    temporary = write_temporary(directory, {"format": FORMAT, **state})
+    if current.exists():
+        os.replace(current, directory / PREVIOUS)
+    os.replace(temporary, current)
+    _sync_directory(directory)
+
+
+def save_state_dict(path: Path, state: dict[str, Any]) -> None:
+    """Write a plain state dict, atomically."""
+    os.replace(write_temporary(path.parent, state), path)
+    _sync_directory(path.parent)
+
+
+def load_latest(directory: Path, spec: dict[str, Any]) -> dict[str, Any] | None:
+    """The directory's checkpoint, or the previous one if the last cannot be read; None if there is none.
+
+    Args:
+        directory: of the run.
+        spec: what the run is: nested plain values that must equal those in the checkpoint.
+    Raises:
+        CheckpointError: every file there is damaged, or the checkpoint is of another run (the message names the
+            first values that differ).
+    """
+    damage: list[str] = []
+    for path in (directory / CURRENT, directory / PREVIOUS):
+        if not path.exists():
+            continue
+        try:
+            state = load(path)
+        except CheckpointError as error:
+            damage.append(str(error))
+            continue
+        for line in damage:
+            log.warning("%s; going on from %s (epoch %d)", line, path, state["epoch"])
+        require_same(path, state["spec"], spec)
+        return state
+    if damage:
+        raise CheckpointError("; ".join(damage) + "; use --restart to start over")
+    return None
+
+
+def load(path: Path) -> dict[str, Any]:
+    """One checkpoint written by `save`, verified.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or no checkpoint of this package.
+    """
+    state = read(path)
+    if not isinstance(state, dict) or "format" not in state or "spec" not in state:
+        raise CheckpointError(f"{path}: not a checkpoint of this package (it holds no 'format' and 'spec')")
+    if state["format"] != FORMAT:
+        raise CheckpointError(f"{path}: expected checkpoint format {FORMAT}, got {state['format']!r}")
+    return state
+
+
+def read(path: Path) -> Any:
+    """What `torch.save` wrote to `path`, on the CPU: tensors and plain values only, nothing that runs code.
+
+    Raises:
+        CheckpointError: no such file, or one that is damaged (checksums are verified) or holds other objects.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                bad = archive.testzip()
+            if bad:
+                raise CheckpointError(f"{path}: damaged, the checksum of {bad} is wrong")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except Exception as error:  # a damaged pickle can fail in any way
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise CheckpointError(f"{path}: damaged or not a PyTorch file ({reason})") from None
+
+
+def require_same(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """CheckpointError naming the first three values in which two specs differ; nothing if they are equal."""
+    ours, theirs = _flat(wanted), _flat(found)
+    differ = [key for key in dict.fromkeys([*ours, *theirs]) if ours.get(key) != theirs.get(key)]
+    if differ:
+        told = "; ".join(f"{key} was {theirs.get(key)!r}, now {ours.get(key)!r}" for key in differ[:3])
+        more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+        raise CheckpointError(
+            f"{path} was made with another configuration: {told}{more}. Use another --output-dir to keep it, "
+            "or --restart to replace it"
+        )
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of torch's, numpy's and Python's generators, as tensors and plain values."""
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, cached],
+        "python": [version, list(internal), gauss],
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Undo what has been drawn since `rng_state` gave `state`."""
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+
+
+def write_temporary(directory: Path, value: Any) -> Path:
+    """`value` on the disk under a temporary name in `directory`; nothing is left behind if writing fails."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / ".writing.pt"  # one name, so that what a killed run left is overwritten
+    try:
+        with open(path, "wb") as file:
+            torch.save(value, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make the renames in `directory` durable (POSIX; elsewhere the file system decides)."""
+    if os.name != "posix":
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _flat(spec: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in spec.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat

@@ -1,0 +1,159 @@
+"""The command `wcord-fast`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ..data import TestBatches
+from . import checkpoint, report
+from .checkpoint import CheckpointError
+from .config import Config, require_device
+from .evaluate import evaluate
+from .meters import NonFiniteLoss
+from .parser import UsageError, parse
+from .runs import Workbench, create_network, load_data
+
+log = logging.getLogger("wcord_fast")
+
+USAGE = """usage: wcord-fast COMMAND [options]
+
+  distill     train students from a teacher, compare them in a table and a plot
+              (without options: a two-minute demonstration on embedded images)
+  teacher     train one network with labels only and keep its checkpoint
+  evaluate    test accuracy of a checkpoint
+  info        versions, devices and backends of this installation
+
+wcord-fast COMMAND --help lists a command's options.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `wcord-fast`; 0 on success, 2 for what was typed wrong, 1 for what went wrong, 130 when interrupted."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        print(f"wcord-fast: unknown command {name!r}; expected {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        return COMMANDS[name](rest)
+    except UsageError as error:
+        print(f"wcord-fast {name}: {error}", file=sys.stderr)
+        return 2
+    except (CheckpointError, NonFiniteLoss, FileNotFoundError, ValueError) as error:
+        print(f"wcord-fast {name}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            f"\nwcord-fast {name}: interrupted; the same command goes on after the last epoch",
+            file=sys.stderr,
+        )
+        return 130
+
+
+def distill(argv: list[str]) -> int:
+    """Teacher, then one student per method, then the table and the plot."""
+    began = time.perf_counter()
+    config = parse("distill", argv, "Train students from a teacher and compare them.")
+    bench = _start(config)
+    teacher = bench.teacher()
+    students = [bench.student(method, teacher) for method in config.methods]
+    results = [*students, teacher]
+    lines = report.lines_of(results)
+    said = report.notes(results, len(bench.data.test_labels), config.batch_size)
+    files = report.write(config.directory, results, lines, said)
+    print(f"\n{report.text_table(lines)}\n\n{textwrap.fill(said, 100)}\n")
+    print(f"{time.perf_counter() - began:.0f} s in all. Written: {', '.join(map(str, files))}")
+    print(f"Students: {', '.join(str(config.directory / r.name / 'student.pt') for r in students)}")
+    return 0
+
+
+def teacher(argv: list[str]) -> int:
+    """One network, labels only."""
+    config = parse("teacher", argv, "Train the network named by --teacher with labels only.")
+    if config.teacher_checkpoint is not None:
+        raise UsageError("--teacher-checkpoint is for distill; this command trains a teacher")
+    bench = _start(config)
+    result = bench.teacher()
+    print(f"\n{report.text_table(report.lines_of([result]))}\n")
+    print(f"Checkpoint: {config.directory / 'teacher' / checkpoint.CURRENT}")
+    return 0
+
+
+def evaluate_checkpoint(argv: list[str]) -> int:
+    """Top-1 and top-5 of a checkpoint on the test images of the data set that it was trained on."""
+    parser = argparse.ArgumentParser(prog="wcord-fast evaluate", description=evaluate_checkpoint.__doc__)
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint.pt, or the directory of a run")
+    parser.add_argument("--data", help="refuse a checkpoint that was trained on another data set")
+    parser.add_argument("--data-dir", help="where the data set's files are")
+    parser.add_argument("--batch-size", type=int, default=500, help="images per forward pass (default 500)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    args = parser.parse_args(argv)
+    path = args.checkpoint / checkpoint.CURRENT if args.checkpoint.is_dir() else args.checkpoint
+    state = checkpoint.load(path)
+    spec = state["spec"]
+    if args.data is not None and args.data != spec["data"]["name"]:
+        raise CheckpointError(f"{path}: trained on {spec['data']['name']!r}, but --data says {args.data!r}")
+    device = require_device(args.device)
+    data = load_data(spec["data"], args.data_dir).to(device)
+    if list(data.classes) != spec["data"]["classes"]:
+        raise CheckpointError(
+            f"{path}: trained on {len(spec['data']['classes'])} classes {spec['data']['classes'][:5]} ..., "
+            f"but the data set here has {data.num_classes}: {list(data.classes)[:5]} ..."
+        )
+    network = create_network(spec["model"], data, device)
+    network.load_state_dict(state["student"])
+    batches = TestBatches(data, args.batch_size)
+    tested = evaluate(network, batches, spec["recipe"]["precision"])
+    print(
+        f"{spec['model']} ({spec['method']['name']}, epoch {state['epoch']}) on {len(data.test_labels):,} test images "
+        f"of {data.name}: top-1 {tested['test_top1']:.2f} %, top-5 {tested['test_top5']:.2f} %"
+    )
+    return 0
+
+
+def info(argv: list[str]) -> int:
+    """What this installation is and can do."""
+    argparse.ArgumentParser(prog="wcord-fast info", description=info.__doc__).parse_args(argv)
+    from .. import info as installation
+
+    print(installation())
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "distill": distill,
+    "teacher": teacher,
+    "evaluate": evaluate_checkpoint,
+    "info": info,
+}
+
+
+def _start(config: Config) -> Workbench:
+    log.handlers = [logging.StreamHandler(sys.stdout)]
+    log.setLevel(logging.WARNING if config.quiet else logging.INFO)
+    bench = Workbench(config)
+    log.info(
+        "%s: %d training and %d test images, %d classes; %s; output in %s",
+        bench.data.name,
+        len(bench.data.train_labels),
+        len(bench.data.test_labels),
+        bench.data.num_classes,
+        f"{bench.device} ({torch.get_num_threads()} threads)" if bench.device.type == "cpu" else bench.device,
+        config.directory,
+    )
+    return bench
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""The driver's configuration: typed fields with the published recipe as defaults.
+
+A method's options (`wcord.lambda_gckt`, ...) are the dataclasses of `wcord_fast.distill`, one section each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from .. import data as datasets
+from .. import distill, models
+from ..ops import checks
+
+
+def _default_options() -> dict[str, distill.Options]:
+    return {section: kind() for section, kind in distill.sections().items()}
+
+
+@dataclass
+class Config:
+    """What to train on what, how, and where to leave the results.
+
+    Attributes:
+        data: data set: "digits" (embedded), "cifar100" or "folder".
+        data_dir: where its files are.
+        image_size: height and width of the images, where the data set has a choice.
+        limit_train: train on this many images only, every class in proportion.
+        teacher: name of the teacher's architecture.
+        student: name of the student's architecture.
+        teacher_checkpoint: use this trained teacher (a checkpoint, a run's directory or a state dict).
+        methods: what to train students with, by comma; "ce" is the plain student, "+kd" adds a KD term.
+        epochs: passes over the training set.
+        teacher_epochs: the same for the teacher; default: epochs.
+        batch_size: images per step.
+        eval_batch_size: images per forward pass when testing.
+        lr: learning rate (SGD).
+        teacher_lr: the same for the teacher; default: lr.
+        momentum: SGD's momentum.
+        weight_decay: SGD's weight decay.
+        milestones: the rate decays after these epochs; numbers below 1 are fractions of all epochs.
+        lr_decay: factor of each decay.
+        clip_grad: largest norm of the whole gradient; default: no limit.
+        output_dir: where runs are kept and resumed; default: runs/DATA_TEACHER_STUDENT.
+        seed: of initialisation, order, augmentation and negatives; equal for all methods, so they are paired.
+        device: "auto", "cpu", "cuda" or "cuda:1".
+        threads: CPU threads; default: PyTorch's.
+        precision: fp32, or bf16 autocast.
+        channels_last: keep images and weights in channels-last memory order.
+        log_every: steps between two looks at the running losses (the only synchronisations of an epoch).
+        log_grad_norms: once an epoch, log each loss term's share of the gradient at the penultimate feature.
+        tensorboard: write TensorBoard logs beside the CSV.
+        quiet: no progress bar, warnings only.
+        restart: start over where the output directory holds an earlier run.
+        options: the methods' own options, one section each.
+    """
+
+    data: str = "digits"
+    data_dir: str | None = None
+    image_size: int | None = None
+    limit_train: int | None = None
+    teacher: str = "resnet32x4"
+    student: str = "resnet8x4"
+    teacher_checkpoint: str | None = None
+    methods: list[str] = field(default_factory=lambda: ["ce", "wcord"])
+    epochs: int = 240
+    teacher_epochs: int | None = None
+    batch_size: int = 64
+    eval_batch_size: int = 500
+    lr: float = 0.05
+    teacher_lr: float | None = None
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    milestones: list[float] = field(default_factory=lambda: [0.625, 0.75, 0.875])
+    lr_decay: float = 0.1
+    clip_grad: float | None = None
+    output_dir: str | None = None
+    seed: int = 0
+    device: str = "auto"
+    threads: int | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    channels_last: bool = False
+    log_every: int = 50
+    log_grad_norms: bool = False
+    tensorboard: bool = True
+    quiet: bool = False
+    restart: bool = False
+    options: dict[str, distill.Options] = field(default_factory=_default_options)
+
+    def __post_init__(self) -> None:
+        checks.choice("data", self.data, datasets.names())
+        for name in ("epochs", "batch_size", "eval_batch_size", "log_every"):
+            checks.integer(name, getattr(self, name), least=1)
+        for name in ("teacher_epochs", "image_size", "limit_train", "threads"):
+            if getattr(self, name) is not None:
+                checks.integer(name, getattr(self, name), least=1)
+        checks.integer("seed", self.seed, least=0)
+        checks.positive("lr", self.lr)
+        for name in ("teacher_lr", "clip_grad"):
+            if getattr(self, name) is not None:
+                checks.positive(name, getattr(self, name))
+        checks.fraction("momentum", self.momentum)
+        checks.non_negative("weight_decay", self.weight_decay)
+        checks.positive("lr_decay", self.lr_decay)
+        checks.choice("precision", self.precision, ("fp32", "bf16"))
+        require_device(self.device)
+        if not isinstance(self.milestones, list):
+            raise TypeError(f"milestones: expected a list of numbers, got {self.milestones!r}")
+        for m in self.milestones:
+            checks.positive("milestones", m)
+        self.methods = _methods(self.methods)
+        for side in ("teacher", "student"):
+            _architecture(side, getattr(self, side))
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.output_dir or f"runs/{self.data}_{self.teacher}_{self.student}")
+
+    @property
+    def torch_device(self) -> torch.device:
+        return require_device(self.device)
+
+    def recipe(self, role: Literal["teacher", "student"]) -> dict[str, Any]:
+        """The training recipe of one network: what must be equal when a run is resumed."""
+        own = role == "teacher"
+        return {
+            "epochs": (self.teacher_epochs or self.epochs) if own else self.epochs,
+            "lr": float((self.teacher_lr or self.lr) if own else self.lr),
+            "batch_size": self.batch_size,
+            "momentum": float(self.momentum),
+            "weight_decay": float(self.weight_decay),
+            "milestones": [float(m) for m in self.milestones],
+            "lr_decay": float(self.lr_decay),
+            "clip_grad": self.clip_grad,
+            "precision": self.precision,
+            "channels_last": self.channels_last,
+            "seed": self.seed,
+        }
+
+    def method_options(self, name: str) -> distill.Options:
+        """The options with which the method `name` runs under this configuration."""
+        base, _ = distill.parse(name)
+        return distill.options_for(name, self.options.get(distill.METHODS[base].section or ""))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Nested plain values, as in a YAML file."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "options"}
+        return plain | {section: asdict(options) for section, options in self.options.items()}
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """A Config from nested plain values, as in a YAML file; a missing one takes its default.
+
+    Raises:
+        ValueError, TypeError: a bad value; the message begins with the field's name.
+    """
+    sections = distill.sections()
+    plain = {k: v for k, v in values.items() if k not in sections}
+    options = {}
+    for section, kind in sections.items():
+        try:
+            options[section] = kind(**values.get(section, {}))
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"{section}.{error}") from None
+    return Config(**plain, options=options)
+
+
+def learning_rate(recipe: dict[str, Any], epoch: int) -> float:
+    """The rate of epoch `epoch` (from 0): lr * lr_decay^(milestones passed); those count epochs from 1."""
+    ends = [round(m * recipe["epochs"]) if m < 1 else m for m in recipe["milestones"]]
+    return recipe["lr"] * recipe["lr_decay"] ** sum(epoch + 1 > end for end in ends)
+
+
+def _methods(asked: Any) -> list[str]:
+    if not isinstance(asked, list) or not asked:
+        raise ValueError(f"methods: expected at least one of {', '.join(distill.names())}, got {asked!r}")
+    found = []
+    for name in asked:
+        try:
+            base, plus = distill.parse(name)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"methods: {str(error).removeprefix('method: ')}") from None
+        found.append(base + ("+kd" if plus else ""))
+    twice = {name for name in found if found.count(name) > 1}
+    if twice:
+        raise ValueError(f"methods: {', '.join(sorted(twice))} is named twice")
+    return found
+
+
+def _architecture(side: str, name: str) -> None:
+    try:
+        with torch.device("meta"):
+            models.create(name)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{side}: {str(error).removeprefix('name: ')}") from None
+
+
+def require_device(name: str) -> torch.device:
+    """The device called "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N"; ValueError if it is not here."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: expected 'auto', 'cpu', 'cuda' or 'cuda:N', got {name!r}")
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if (device.index or 0) >= count:
+        raise ValueError(
+            f"device: {name!r} asked for, but this PyTorch ({torch.__version__}) sees {count} CUDA devices"
+        )
+    return device

@@ -1,0 +1,44 @@
+"""Accuracy of a network on the test images."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..data import TestBatches
+
+
+@torch.no_grad()
+def evaluate(network: nn.Module, batches: TestBatches, precision: str = "fp32") -> dict[str, float]:
+    """Mean cross entropy, and top-1 and top-5 accuracy in percent, in eval mode; the mode is restored.
+
+    With fewer than five classes "top5" counts the label among all of them, so it is 100.
+    """
+    training = network.training
+    network.eval()
+    device = batches.dataset.device
+    loss = torch.zeros((), dtype=torch.float64, device=device)
+    top1 = torch.zeros((), dtype=torch.int64, device=device)
+    top5 = torch.zeros_like(top1)
+    for images, labels, _ in batches:
+        with autocast(device, precision):
+            logits = network(images)
+        logits = logits.float()  # [B, C]
+        loss += F.cross_entropy(logits, labels, reduction="sum")
+        best = logits.topk(min(5, logits.shape[1]), dim=1).indices  # [B, 5]
+        hit = best == labels[:, None]
+        top1 += hit[:, 0].sum()
+        top5 += hit.any(1).sum()
+    network.train(training)
+    images_seen = len(batches.dataset.test_labels)
+    return {
+        "test_loss": float(loss) / images_seen,
+        "test_top1": 100 * int(top1) / images_seen,
+        "test_top5": 100 * int(top5) / images_seen,
+    }
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """bf16 autocast on `device` for precision "bf16"; a context that does nothing for "fp32"."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")

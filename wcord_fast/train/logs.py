@@ -1,0 +1,73 @@
+"""What a run leaves behind as it goes: one CSV row per epoch, TensorBoard scalars, a line on the screen."""
+
+from __future__ import annotations
+
+import csv
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+CSV = "metrics.csv"
+TIMING = ("images_per_s", "loss_share", "seconds")  # columns that differ between two equal runs
+Row = dict[str, Any]
+
+
+def write_csv(path: Path, rows: list[Row]) -> None:
+    """All rows, atomically; columns in the order in which they first appear."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    temporary = path.with_suffix(".csv.tmp")
+    with open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(temporary, path)
+
+
+class TensorBoard:
+    """Scalars under `directory`/tb, one per column and epoch; nothing when switched off."""
+
+    def __init__(self, directory: Path, enabled: bool, first_epoch: int) -> None:
+        self._writer = None
+        if enabled:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+            # purge_step hides what a killed run wrote after its last checkpoint.
+            self._writer = SummaryWriter(str(directory / "tb"), purge_step=first_epoch + 1)
+
+    def write(self, row: Row) -> None:
+        if self._writer is not None:
+            for name, value in row.items():
+                if name != "epoch":
+                    self._writer.add_scalar(name, value, row["epoch"])
+            self._writer.flush()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+class Progress:
+    """A progress bar for the steps of one epoch; silent when `quiet` or when the screen is no terminal."""
+
+    def __init__(self, batches: Iterable, total: int, title: str, quiet: bool) -> None:
+        hidden = quiet or not sys.stderr.isatty()
+        self._bar = tqdm(batches, total=total, desc=title, leave=False, disable=hidden, unit="batch")
+
+    def __iter__(self) -> Iterator:
+        return iter(self._bar)
+
+    def show(self, values: dict[str, float]) -> None:
+        self._bar.set_postfix({name: f"{value:.4g}" for name, value in values.items()}, refresh=False)
+
+
+def epoch_line(name: str, row: Row, epochs: int) -> str:
+    """One line for the screen: the epoch's losses, accuracy and speed."""
+    share = f"  loss {row['loss_share']:.0%} of step" if row["loss_share"] else ""
+    return (
+        f"{name:<10} epoch {row['epoch']:>3}/{epochs}  loss {row['loss']:8.4f}  train {row['train_top1']:6.2f} %"
+        f"  test {row['test_top1']:6.2f} %  {row['images_per_s']:7.0f} img/s{share}"
+    )

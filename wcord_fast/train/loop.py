@@ -1,0 +1,241 @@
+"""The training loop: one network, one objective, one data set, resumable after every epoch.
+
+The distillation loss is differentiated at detached copies of the student's outputs; the network is then
+differentiated once, with the cross entropy's gradient and these. The sum is the same as that of one joint
+backward pass, and the time of the loss, forward and backward and bank update, is measured in every step for free.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..data import TestBatches, TrainBatches
+from ..distill import Batch, Method, Outputs
+from ..ops.status import check
+from . import checkpoint
+from .config import learning_rate
+from .evaluate import autocast, evaluate
+from .logs import CSV, Progress, Row, TensorBoard, epoch_line, write_csv
+from .meters import Meters, Stopwatch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Run:
+    """One training run.
+
+    Attributes:
+        name: for the screen.
+        directory: where checkpoint, metrics and logs go.
+        spec: what the run is, in plain values; a checkpoint of another spec is refused. `spec["recipe"]` is obeyed.
+        student: the network to train, on its device.
+        method: the objective beside the cross entropy.
+        teacher: the frozen network, or None if the method needs none.
+        train, test: the data.
+        export: name of the file that gets the student's state dict when the run is finished.
+        log_every, log_grad_norms, tensorboard, quiet, restart: see `Config`.
+    """
+
+    name: str
+    directory: Path
+    spec: dict[str, Any]
+    student: nn.Module
+    method: Method
+    teacher: nn.Module | None
+    train: TrainBatches
+    test: TestBatches
+    export: str = "student.pt"
+    log_every: int = 50
+    log_grad_norms: bool = False
+    tensorboard: bool = True
+    quiet: bool = False
+    restart: bool = False
+    history: list[Row] = field(default_factory=list)
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        return self.spec["recipe"]
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimiser changes: the student's parameters and the method's own."""
+        both = [*self.student.parameters(), *self.method.parameters()]
+        return [p for p in both if p.requires_grad]
+
+
+def fit(run: Run) -> list[Row]:
+    """Train until the recipe's last epoch, from the directory's checkpoint if there is one; return the history.
+
+    Raises:
+        CheckpointError: the directory holds a checkpoint of another run, or only damaged ones.
+        NonFiniteLoss: a loss term became NaN or infinite.
+        ValueError: a bad value was met by a loss (the message names it).
+    """
+    recipe = run.recipe
+    optimizer = torch.optim.SGD(
+        run.parameters(),
+        lr=recipe["lr"],
+        momentum=recipe["momentum"],
+        weight_decay=recipe["weight_decay"],
+    )
+    resume(run, optimizer)
+    first = len(run.history)
+    if first == recipe["epochs"]:
+        log.info("%s: finished earlier, %d epochs (%s)", run.name, first, run.directory)
+    else:
+        board = TensorBoard(run.directory, run.tensorboard, first)
+        try:
+            for epoch in range(first, recipe["epochs"]):
+                one_epoch(run, optimizer, epoch)
+                board.write(run.history[-1])
+                log.info("%s", epoch_line(run.name, run.history[-1], recipe["epochs"]))
+        finally:
+            board.close()
+    write_csv(run.directory / CSV, run.history)
+    checkpoint.save_state_dict(run.directory / run.export, run.student.state_dict())
+    return run.history
+
+
+def one_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> None:
+    """Train, test, checkpoint, log: epoch `epoch`, counted from 0."""
+    rate = learning_rate(run.recipe, epoch)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    losses = train_epoch(run, optimizer, epoch)
+    row = {"epoch": epoch + 1, "lr": rate, **losses}
+    row |= evaluate(run.student, run.test, run.recipe["precision"])
+    row["best_top1"] = max([row["test_top1"], *(r["best_top1"] for r in run.history[-1:])])
+    run.history.append(row)
+    state = {
+        "spec": run.spec,
+        "epoch": epoch + 1,
+        "step": (epoch + 1) * len(run.train),
+        "student": run.student.state_dict(),
+        "method": run.method.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "rng": checkpoint.rng_state(),
+        "history": run.history,
+    }
+    checkpoint.save(run.directory, state)
+    write_csv(run.directory / CSV, run.history)
+
+
+def resume(run: Run, optimizer: torch.optim.Optimizer) -> None:
+    """Put `run` where its directory's checkpoint left it; without one, do nothing."""
+    state = None if run.restart else checkpoint.load_latest(run.directory, run.spec)
+    if state is None:
+        return
+    run.student.load_state_dict(state["student"])
+    run.method.load_state_dict(state["method"])
+    optimizer.load_state_dict(state["optimizer"])
+    checkpoint.set_rng_state(state["rng"])
+    run.history = state["history"]
+    if state["epoch"] < run.recipe["epochs"]:
+        log.info("%s: going on after epoch %d (%s)", run.name, state["epoch"], run.directory)
+
+
+def train_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> Row:
+    """One pass over the training set; its mean losses and training accuracy, and how fast it went."""
+    run.student.train()
+    run.method.train()
+    meters, watch = Meters(epoch), Stopwatch(run.train.dataset.device)
+    shares: dict[str, float] = {}
+    began = time.perf_counter()
+    title = f"{run.name} {epoch + 1}/{run.recipe['epochs']}"
+    bar = Progress(run.train.epoch(epoch), len(run.train), title, run.quiet)
+    for step, batch in enumerate(bar):
+        probe = run.log_grad_norms and step == len(run.train) // 2
+        shares |= train_step(run, optimizer, Batch(*batch), meters, watch, probe)
+        if (step + 1) % run.log_every == 0:
+            bar.show(meters.means())
+            check()
+    means = meters.means()
+    check()
+    seconds = time.perf_counter() - began
+    means["train_top1"] *= 100
+    share = watch.seconds() / seconds if run.method.needs_teacher else 0.0
+    return means | shares | {"images_per_s": meters.count / seconds, "loss_share": share, "seconds": seconds}
+
+
+def train_step(
+    run: Run,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    meters: Meters,
+    watch: Stopwatch,
+    probe: bool,
+) -> dict[str, float]:
+    """One optimiser step, without synchronisation; with `probe` also each term's share of the gradient (with)."""
+    device, precision = batch.images.device, run.recipe["precision"]
+    teacher = None
+    if run.teacher is not None:
+        with torch.no_grad(), autocast(device, precision):
+            teacher = Outputs(*run.teacher(batch.images, return_features=True))
+    with autocast(device, precision):
+        student = Outputs(*run.student(batch.images, return_features=True))
+    cross_entropy = F.cross_entropy(student.logits.float(), batch.labels)
+    ce = run.method.options.ce_weight * cross_entropy
+    correct = (student.logits.argmax(1) == batch.labels).double().mean()
+    shares = gradient_shares(run, ce, student, teacher, batch) if probe else {}
+
+    optimizer.zero_grad(set_to_none=True)
+    with watch:
+        leaves = Outputs(*detached(student))
+        try:
+            with autocast(device, precision):
+                loss = run.method(leaves, teacher, batch)
+        except (
+            ValueError
+        ) as error:  # the CPU refuses features that are not finite: then cross entropy went first
+            meters.means()  # raises if an earlier step was the first
+            if not bool(cross_entropy.isfinite()):
+                raise meters.not_finite("ce") from error
+            raise
+        if loss.value.requires_grad:
+            loss.value.backward()
+    backward(ce, student, leaves)
+    if run.recipe["clip_grad"] is not None:
+        nn.utils.clip_grad_norm_(run.parameters(), run.recipe["clip_grad"])
+    optimizer.step()
+    total = ce.detach() + loss.value.detach()
+    meters.add(len(batch.labels), {"ce": cross_entropy, **loss.terms, "loss": total, "train_top1": correct})
+    return shares
+
+
+def detached(outputs: Outputs) -> tuple[list[Tensor], Tensor]:
+    """Copies that end the graph, to be differentiated at."""
+    feats = [f.detach().requires_grad_() for f in outputs.feats]
+    return feats, outputs.logits.detach().requires_grad_()
+
+
+def backward(ce: Tensor, student: Outputs, leaves: Outputs) -> None:
+    """Gradients of the network's parameters: the cross entropy's, and those that arrived at the detached copies."""
+    pairs = zip([*student.feats, student.logits], [*leaves.feats, leaves.logits], strict=True)
+    used = [(out, leaf.grad) for out, leaf in pairs if leaf.grad is not None]
+    roots = [ce, *(out for out, _ in used)]
+    torch.autograd.backward(roots, [torch.ones_like(ce), *(grad for _, grad in used)])
+
+
+def gradient_shares(
+    run: Run, ce: Tensor, student: Outputs, teacher: Outputs | None, batch: Batch
+) -> dict[str, float]:
+    """Norm of each weighted term's gradient at the student's penultimate feature, as a share of the norms' sum."""
+    parts = {"ce": ce, **run.method.parts(student, teacher, batch)}
+    norms = {name: _gradient_norm(part, student.feats[-1]) for name, part in parts.items()}
+    total = sum(norms.values()) or 1.0
+    return {f"grad_{name}": norm / total for name, norm in norms.items()}
+
+
+def _gradient_norm(part: Tensor, feature: Tensor) -> float:
+    if not part.requires_grad:
+        return 0.0
+    (grad,) = torch.autograd.grad(part, feature, retain_graph=True, allow_unused=True)
+    return 0.0 if grad is None else float(grad.float().norm())

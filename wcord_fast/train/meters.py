@@ -1,0 +1,93 @@
+"""Running sums that stay on the device, and the time that parts of a step take."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import torch
+from torch import Tensor
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss became NaN or infinite; the message names the term, the epoch and the step."""
+
+
+class Meters:
+    """Means over one epoch of per-batch values, weighted by batch size; adding a batch never synchronises."""
+
+    def __init__(self, epoch: int) -> None:
+        self.count = 0
+        self._epoch = epoch
+        self._steps = 0
+        self._names: list[str] = []
+        self._sums = torch.zeros(0)  # float64 [terms]
+        self._first_bad = torch.zeros(0)  # float64 [terms]: the first step with a value that is not finite
+
+    def add(self, batch_size: int, values: dict[str, Tensor]) -> None:
+        """Add one batch's means: scalars on the device, the same terms every time."""
+        now = torch.stack([value.detach().double() for value in values.values()])
+        if not self._names:
+            self._names = list(values)
+            self._sums = torch.zeros_like(now)
+            self._first_bad = torch.full_like(now, math.inf)
+        self._sums += now * batch_size
+        step_if_bad = torch.full_like(now, self._steps).masked_fill_(now.isfinite(), math.inf)
+        self._first_bad = torch.minimum(self._first_bad, step_if_bad)
+        self._steps += 1
+        self.count += batch_size
+
+    def means(self) -> dict[str, float]:
+        """The means so far (synchronises).
+
+        Raises:
+            NonFiniteLoss: a term was not finite; the message names the one that was so first.
+        """
+        steps = self._first_bad.tolist()
+        for name, step in zip(self._names, steps, strict=True):
+            if step < math.inf and step == min(steps):
+                raise self.not_finite(name, int(step))
+        return dict(zip(self._names, (self._sums / self.count).tolist(), strict=True))
+
+    def not_finite(self, term: str, step: int | None = None) -> NonFiniteLoss:
+        """The error for `term` in `step` (from 0; default: the step that is being taken)."""
+        step = self._steps if step is None else step
+        return NonFiniteLoss(
+            f"the loss term {term!r} became NaN or infinite in step {step + 1} of epoch {self._epoch + 1}; try a "
+            "lower --lr or --clip-grad 5 (the last checkpoint is untouched)"
+        )
+
+
+class Stopwatch:
+    """Time spent in the distillation loss: the clock on the CPU, events in the stream on CUDA (no synchronisation).
+
+    On the CPU a step runs in order, so the clock is exact. On CUDA the time is that between two events in the
+    stream, gaps included in which the device waits for the host to launch the loss.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._seconds = 0.0
+        self._since = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def __enter__(self) -> Stopwatch:
+        if self._cuda:
+            pair = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+            self._events.append(pair)
+            pair[0].record()
+        else:
+            self._since = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._cuda:
+            self._events[-1][1].record()
+        else:
+            self._seconds += time.perf_counter() - self._since
+
+    def seconds(self) -> float:
+        """The total so far; on CUDA call it after a synchronisation."""
+        self._seconds += sum(start.elapsed_time(end) for start, end in self._events) / 1000
+        self._events.clear()
+        return self._seconds

@@ -1,0 +1,210 @@
+"""From a configuration to trained networks: the data, the teacher, and one student per method."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import data as datasets
+from .. import distill, models
+from ..data import Dataset, TestBatches, TrainBatches
+from . import checkpoint
+from .checkpoint import CheckpointError
+from .config import Config
+from .evaluate import evaluate
+from .logs import Row
+from .loop import Run, fit
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Result:
+    """A trained network and how it got there.
+
+    history: one row per epoch; a teacher that came from a file has one row, its test accuracy.
+    """
+
+    name: str
+    network: nn.Module
+    architecture: str
+    history: list[Row]
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.network.parameters())
+
+
+class Workbench:
+    """The data set on its device, and the runs that a configuration asks for."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.device = config.torch_device
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        if self.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # as the published recipe does: shapes repeat
+        self.data = load_data(data_spec(config), config.data_dir).to(self.device)
+        self.train = TrainBatches(
+            self.data, config.batch_size, seed=config.seed, channels_last=config.channels_last
+        )
+        self.test = TestBatches(self.data, config.eval_batch_size, channels_last=config.channels_last)
+
+    def teacher(self) -> Result:
+        """The teacher: from its checkpoint if one is given, else trained (or resumed) in the output directory."""
+        config = self.config
+        network = self._network(config.teacher)
+        if config.teacher_checkpoint is not None:
+            load_teacher(network, Path(config.teacher_checkpoint), self.spec("teacher", config.teacher, "ce"))
+            tested = evaluate(network, self.test, config.precision)
+            log.info("teacher   %s: test %.2f %%", config.teacher_checkpoint, tested["test_top1"])
+            history = [{"epoch": 0, **tested, "best_top1": tested["test_top1"]}]
+            return Result("teacher", network, config.teacher, history)
+        spec = self.spec("teacher", config.teacher, "ce")
+        history = fit(self._run("teacher", spec, network, teacher=None, export="teacher.pt"))
+        return Result("teacher", network, config.teacher, history)
+
+    def student(self, method: str, teacher: Result | None) -> Result:
+        """A student trained (or resumed) with `method`; its initialisation is the same for every method."""
+        config = self.config
+        network = self._network(config.student)
+        spec = self.spec("student", config.student, method)
+        frozen = None
+        if teacher is not None:
+            frozen = teacher.network.eval().requires_grad_(False)
+            spec["teacher"] = {"model": teacher.architecture, "weights": fingerprint(frozen)}
+        history = fit(self._run(method, spec, network, teacher=frozen, export="student.pt"))
+        return Result(method, network, config.student, history)
+
+    def spec(self, role: Any, architecture: str, method: str) -> dict[str, Any]:
+        """What makes two runs the same one, in plain values."""
+        return {
+            "role": role,
+            "model": architecture,
+            "data": {**data_spec(self.config), "classes": list(self.data.classes)},
+            "method": {"name": method, **asdict(self.config.method_options(method))},
+            "recipe": self.config.recipe(role),
+        }
+
+    def _network(self, architecture: str) -> nn.Module:
+        torch.manual_seed(self.config.seed)
+        return create_network(architecture, self.data, self.device, self.config.channels_last)
+
+    def _run(
+        self, name: str, spec: dict[str, Any], network: nn.Module, teacher: nn.Module | None, export: str
+    ) -> Run:
+        config = self.config
+        pair = distill.pair_of(
+            network,
+            teacher,
+            next(iter(self.test))[0][:2],
+            num_data=len(self.data.train_labels),
+            labels=self.data.train_labels,
+            seed=config.seed,
+        )
+        method = distill.build(spec["method"]["name"], pair, config.method_options(spec["method"]["name"]))
+        torch.manual_seed(
+            config.seed
+        )  # whatever a method drew for itself, training starts from the same state
+        return Run(
+            name=name,
+            directory=config.directory / name,
+            spec=spec,
+            student=network,
+            method=method.to(self.device),
+            teacher=teacher if method.needs_teacher else None,
+            train=self.train,
+            test=self.test,
+            export=export,
+            log_every=config.log_every,
+            log_grad_norms=config.log_grad_norms,
+            tensorboard=config.tensorboard,
+            quiet=config.quiet,
+            restart=config.restart,
+        )
+
+
+def data_spec(config: Config) -> dict[str, Any]:
+    """What a run remembers of its data set."""
+    return {"name": config.data, "image_size": config.image_size, "limit_train": config.limit_train}
+
+
+def load_data(spec: Mapping[str, Any], data_dir: str | None) -> Dataset:
+    """The data set of a `data_spec`."""
+    return datasets.load(
+        spec["name"], data_dir=data_dir, image_size=spec["image_size"], limit_train=spec["limit_train"]
+    )
+
+
+def create_network(
+    architecture: str, data: Dataset, device: torch.device, channels_last: bool = False
+) -> nn.Module:
+    """A network for the classes and channels of `data`, initialised from torch's generator."""
+    network = models.create(architecture, num_classes=data.num_classes, in_channels=data.channels)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return network.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
+
+
+def load_teacher(network: nn.Module, path: Path, spec: dict[str, Any]) -> None:
+    """Load a teacher's weights from our checkpoint (or its run's directory), or from any file with a state dict.
+
+    A file of another program may hold the state dict itself, or have it under "model" or "state_dict".
+
+    Raises:
+        CheckpointError: no such file, damaged, of another architecture or data set, or keys that do not fit.
+    """
+    if path.is_dir():
+        path = path / checkpoint.CURRENT
+    value = checkpoint.read(path)
+    if isinstance(value, dict) and "spec" in value and "student" in value:
+        found = {"model": value["spec"]["model"], "data": _identity(value["spec"]["data"])}
+        _require_same_teacher(path, found, {"model": spec["model"], "data": _identity(spec["data"])})
+        value = value["student"]
+    elif isinstance(value, dict):
+        value = next(
+            (value[key] for key in ("model", "state_dict") if isinstance(value.get(key), dict)), value
+        )
+    if (
+        not isinstance(value, dict)
+        or not value
+        or not all(isinstance(v, torch.Tensor) for v in value.values())
+    ):
+        raise CheckpointError(
+            f"{path}: holds no state dict, neither itself nor under 'model' or 'state_dict'"
+        )
+    try:
+        network.load_state_dict(value)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{path}: its weights do not fit --teacher {spec['model']}: {reason}") from None
+
+
+def fingerprint(network: nn.Module) -> str:
+    """A short hash of a network's weights and buffers."""
+    digest = sha256()
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _identity(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What a teacher's data set must share with the student's: everything but how much of it was used."""
+    return {key: value for key, value in data.items() if key != "limit_train"}
+
+
+def _require_same_teacher(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for key in wanted:
+        if found[key] != wanted[key]:
+            raise CheckpointError(
+                f"{path}: this teacher was trained with {key} {found[key]}, not {wanted[key]}; "
+                "name the same --teacher and --data, or another --teacher-checkpoint"
+            )
