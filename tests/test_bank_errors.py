@@ -1,4 +1,4 @@
-"""Bad input to the bank functions: an error that names the argument, its value and what was expected; nothing changed."""
+"""Bad input to the bank functions: an error naming the argument, its value and what was expected; nothing changed."""
 
 from __future__ import annotations
 

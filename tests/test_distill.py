@@ -60,9 +60,7 @@ def test_kd_loss_is_the_formula(temperature):
     s = torch.randn(7, 9, dtype=torch.float64, requires_grad=True)
     t = torch.randn(7, 9, dtype=torch.float64, requires_grad=True)
     loss = KDLoss(temperature)(s, t)
-    assert loss.item() == pytest.approx(
-        numpy_kd(s.detach().numpy(), t.detach().numpy(), temperature), rel=1e-12
-    )
+    assert loss.item() == pytest.approx(numpy_kd(s.detach().numpy(), t.detach().numpy(), temperature), rel=1e-12)
     loss.backward()
     gap = (s.detach() / temperature).softmax(1) - (t.detach() / temperature).softmax(1)
     torch.testing.assert_close(s.grad, gap * temperature / len(s))
@@ -193,7 +191,5 @@ def test_features_that_are_no_vector_are_refused(pair):
         def forward(self, x, return_features=False):
             return ([x], x.mean((2, 3)))
 
-    with pytest.raises(
-        ValueError, match=r"student: expected its last feature to be a vector .*got \[1, 8, 8\]"
-    ):
+    with pytest.raises(ValueError, match=r"student: expected its last feature to be a vector .*got \[1, 8, 8\]"):
         make("crd", (Maps(), pair[1]))

@@ -45,7 +45,9 @@ def test_native_update_equals_the_reference(dtype, dim):
     mine = bank.cuda()
     with use_backend("native"):
         F.bank_update_(mine, index.cuda(), rows.cuda())
-    torch.testing.assert_close(mine.cpu().double(), expected, rtol=4 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps)
+    torch.testing.assert_close(
+        mine.cpu().double(), expected, rtol=4 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps
+    )
 
 
 def test_bad_rows_are_skipped_and_flagged():

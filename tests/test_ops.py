@@ -116,8 +116,19 @@ def test_double_backward_is_refused():
     s = NegativeSampler(N, K, seed=1)
     loss = F.bank_nce(x, banks[0], index, negatives=s, log_z=3.0).square().sum()
     (g,) = torch.autograd.grad(loss, x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="cannot be differentiated again"):
         g.sum().backward()
+
+
+def test_a_gradient_penalty_is_refused_and_never_lost():
+    """once_differentiable alone would let this pass and drop the penalty: grad_output does not require grad."""
+    anchors, banks, index, _ = case()
+    x = anchors[0].clone().requires_grad_()
+    (g,) = torch.autograd.grad(
+        F.bank_mean_score(x, banks[0], index, negatives=NegativeSampler(N, K, seed=1)).sum(), x, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="cannot be differentiated again"):
+        (x.sum() + g.square().sum()).backward()
 
 
 def test_backend_order_argument_context_environment(monkeypatch):

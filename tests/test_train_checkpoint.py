@@ -64,9 +64,7 @@ def test_a_damaged_one_falls_back_to_the_previous(directory, damage, caplog):
 def test_two_damaged_ones_are_an_error_that_names_both(directory):
     flip_byte(directory / CURRENT)
     flip_byte(directory / PREVIOUS)
-    with pytest.raises(
-        CheckpointError, match=r"checkpoint.pt: damaged.*checkpoint.prev.pt: damaged.*--restart"
-    ):
+    with pytest.raises(CheckpointError, match=r"checkpoint.pt: damaged.*checkpoint.prev.pt: damaged.*--restart"):
         checkpoint.load_latest(directory, SPEC)
 
 
@@ -102,9 +100,7 @@ def test_killed_between_the_two_renames(directory, monkeypatch):
 
 def test_another_configuration_is_refused_by_its_first_fields(directory):
     other = {"model": "resnet14", "recipe": {**SPEC["recipe"], "lr": 0.1}}
-    with pytest.raises(
-        CheckpointError, match=r"model was 'resnet8', now 'resnet14'; recipe.lr was 0.05, now 0.1"
-    ):
+    with pytest.raises(CheckpointError, match=r"model was 'resnet8', now 'resnet14'; recipe.lr was 0.05, now 0.1"):
         checkpoint.load_latest(directory, other)
     checkpoint.require_same(directory, {"a": (1, 2)}, {"a": [1, 2]})
     with pytest.raises(CheckpointError, match=r"a was None, now 1; b was 1, now None"):
@@ -114,9 +110,7 @@ def test_another_configuration_is_refused_by_its_first_fields(directory):
 @pytest.mark.parametrize("value", [{"model": {}}, [1, 2], {"format": 99, "spec": {}}])
 def test_files_of_other_programs_are_refused(tmp_path, value):
     torch.save(value, tmp_path / CURRENT)
-    with pytest.raises(
-        CheckpointError, match=r"not a checkpoint of this package|expected checkpoint format 1, got 99"
-    ):
+    with pytest.raises(CheckpointError, match=r"not a checkpoint of this package|expected checkpoint format 1, got 99"):
         checkpoint.load_latest(tmp_path, SPEC)
 
 

@@ -42,9 +42,7 @@ def finished(tmp_path_factory):
 def command(arguments, directory, **options):
     env = {**os.environ, "PYTHONPATH": str(REPO)}
     program = [sys.executable, "-m", "wcord_fast", *arguments]
-    return subprocess.run(
-        program, cwd=directory, env=env, capture_output=True, text=True, timeout=300, **options
-    )
+    return subprocess.run(program, cwd=directory, env=env, capture_output=True, text=True, timeout=300, **options)
 
 
 def test_distill_ends_with_a_table_and_a_plot(finished):
@@ -192,9 +190,7 @@ def test_what_was_typed_wrong_is_told_in_one_line(capsys):
     assert main(["distil"]) == 2
     assert "unknown command 'distil'; expected distill, teacher, evaluate, info" in capsys.readouterr().err
     assert main(["distill", "--epocs=3"]) == 2
-    assert (
-        capsys.readouterr().err == "wcord-fast distill: unknown option '--epocs'; did you mean '--epochs'?\n"
-    )
+    assert capsys.readouterr().err == "wcord-fast distill: unknown option '--epocs'; did you mean '--epochs'?\n"
     assert main(["teacher", "--teacher-checkpoint=x"]) == 2
     assert main(["distill", "--data=folder", "--data-dir=/nowhere", "--quiet"]) == 1
     assert "/nowhere" in capsys.readouterr().err

@@ -45,9 +45,7 @@ def test_cifar100_brings_the_published_recipe():
     found = config("--data", "cifar100")
     assert (found.teacher, found.student) == ("resnet32x4", "resnet8x4")
     assert config("--config", "cifar100_resnet32x4_resnet8x4").as_dict() == found.as_dict()
-    rates = [
-        learning_rate(found.recipe("student"), epoch - 1) for epoch in (1, 150, 151, 180, 181, 210, 211, 240)
-    ]
+    rates = [learning_rate(found.recipe("student"), epoch - 1) for epoch in (1, 150, 151, 180, 181, 210, 211, 240)]
     assert rates == pytest.approx([0.05, 0.05, 5e-3, 5e-3, 5e-4, 5e-4, 5e-5, 5e-5])
     shorter = Config(epochs=8)
     assert [learning_rate(shorter.recipe("student"), e) for e in range(8)] == pytest.approx(

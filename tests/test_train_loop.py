@@ -46,9 +46,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize(
-    "method, config", [("wcord+kd", {}), ("crd", {"crd": {"num_negatives": 9, "z": "ema"}})]
-)
+@pytest.mark.parametrize("method, config", [("wcord+kd", {}), ("crd", {"crd": {"num_negatives": 9, "z": "ema"}})])
 def test_a_run_that_died_in_mid_epoch_resumes_exactly(tmp_path, monkeypatch, method, config):
     fit(make_run(tmp_path / "whole", method, epochs=4, **config))
     dying, steps = make_run(tmp_path / "broken", method, epochs=4, **config), []
@@ -184,9 +182,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
         return real(run, *args)
 
     monkeypatch.setattr(loop, "train_step", poisoned)
-    with pytest.raises(
-        NonFiniteLoss, match=rf"term '{term}' became NaN .* in step 2 of epoch 2; .*--clip-grad"
-    ):
+    with pytest.raises(NonFiniteLoss, match=rf"term '{term}' became NaN .* in step 2 of epoch 2; .*--clip-grad"):
         fit(make_run(tmp_path, method, epochs=3))
     assert checkpoint.load(tmp_path / "checkpoint.pt")["epoch"] == 1
 
@@ -215,6 +211,4 @@ def test_bf16_autocast_trains(tmp_path):
     row = fit(make_run(tmp_path / "half", "wcord+kd", epochs=1, precision="bf16"))[0]
     full = fit(make_run(tmp_path / "full", "wcord+kd", epochs=1))[0]
     assert row["ce"] != full["ce"] and row["ce"] == pytest.approx(full["ce"], rel=0.1)
-    assert all(
-        p.dtype == torch.float32 for p in make_run(tmp_path / "half", "wcord+kd", epochs=1).parameters()
-    )
+    assert all(p.dtype == torch.float32 for p in make_run(tmp_path / "half", "wcord+kd", epochs=1).parameters())

@@ -96,9 +96,7 @@ class WCoRD(Method):
                 f"student has {pair.student_width} and the teacher {pair.teacher_width}; use 'embed'"
             )
         if options.lambda_gckt == options.lambda_lckt == 0:
-            raise ValueError(
-                "lambda_gckt: expected a weight above 0 here or for lambda_lckt; use 'ce' for neither"
-            )
+            raise ValueError("lambda_gckt: expected a weight above 0 here or for lambda_lckt; use 'ce' for neither")
         own = {f.name for f in fields(options)} - {f.name for f in fields(Options)}
         arguments = {name: getattr(options, name) for name in own}
         arguments["num_negatives"] = negatives_for(options.num_negatives, pair.num_data)

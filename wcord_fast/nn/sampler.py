@@ -141,7 +141,7 @@ class NegativeSampler(nn.Module):
         if int(sizes.min()) != int(sizes.max()):
             raise ValueError(
                 "draw: to be written out as rows, every anchor's whole pool must have one size, got "
-                f"{int(sizes.min())} to {int(sizes.max())}; score it with the bank functions, which need no index tensor"
+                f"{int(sizes.min())} to {int(sizes.max())}; score it by the bank functions, which need no index tensor"
             )
         position = torch.arange(int(sizes[0]), device=index.device).expand(len(index), -1)
         return pool_row(position, index.long(), spec)

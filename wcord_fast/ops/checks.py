@@ -63,7 +63,7 @@ def positive(name: str, value: float, *, finite: bool = True) -> float:
 def non_negative(name: str, value: float) -> float:
     """`value` as a finite float >= 0."""
     value = _number(name, value)
-    if not (value >= 0 and math.isfinite(value)):
+    if not 0 <= value < math.inf:
         raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
     return value
 

@@ -192,9 +192,7 @@ def train_step(
         try:
             with autocast(device, precision):
                 loss = run.method(leaves, teacher, batch)
-        except (
-            ValueError
-        ) as error:  # the CPU refuses features that are not finite: then cross entropy went first
+        except ValueError as error:  # the CPU refuses features that are not finite: then cross entropy went first
             meters.means()  # raises if an earlier step was the first
             if not bool(cross_entropy.isfinite()):
                 raise meters.not_finite("ce") from error
@@ -224,9 +222,7 @@ def backward(ce: Tensor, student: Outputs, leaves: Outputs) -> None:
     torch.autograd.backward(roots, [torch.ones_like(ce), *(grad for _, grad in used)])
 
 
-def gradient_shares(
-    run: Run, ce: Tensor, student: Outputs, teacher: Outputs | None, batch: Batch
-) -> dict[str, float]:
+def gradient_shares(run: Run, ce: Tensor, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, float]:
     """Norm of each weighted term's gradient at the student's penultimate feature, as a share of the norms' sum."""
     parts = {"ce": ce, **run.method.parts(student, teacher, batch)}
     norms = {name: _gradient_norm(part, student.feats[-1]) for name, part in parts.items()}

@@ -138,13 +138,9 @@ def _explain(message: str, keys: list[str]) -> str:
         if value and wanted:
             said = " or ".join(dict.fromkeys(w.replace("NoneType", "null") for w in wanted))
             near = difflib.get_close_matches(value[1], re.findall(r"'([^']+)'", said), n=1)
-            return f"{bad[1]}: expected {said}, got {value[1]!r}" + (
-                f"; did you mean {near[0]!r}?" if near else ""
-            )
+            return f"{bad[1]}: expected {said}, got {value[1]!r}" + (f"; did you mean {near[0]!r}?" if near else "")
         return f"{bad[1]}: {bad[2]}"
-    unknown = re.search(r"unrecognized arguments: (\S+)", message) or re.search(
-        r"[Oo]ption '([^']+)'", message
-    )
+    unknown = re.search(r"unrecognized arguments: (\S+)", message) or re.search(r"[Oo]ption '([^']+)'", message)
     if unknown:
         name = unknown[1].split("=")[0]
         near = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), keys, n=1)

@@ -35,9 +35,7 @@ def text_table(lines: list[Line]) -> str:
     left = ("method", "network")
 
     def row(cells: dict[str, str]) -> str:
-        return "  ".join(
-            cells[c].ljust(w) if c in left else cells[c].rjust(w) for c, w in widths.items()
-        ).rstrip()
+        return "  ".join(cells[c].ljust(w) if c in left else cells[c].rjust(w) for c, w in widths.items()).rstrip()
 
     rule = "  ".join("-" * w for w in widths.values())
     return "\n".join([row({c: c for c in widths}), rule, *(row(line) for line in lines)])

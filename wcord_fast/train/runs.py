@@ -53,9 +53,7 @@ class Workbench:
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # as the published recipe does: shapes repeat
         self.data = load_data(data_spec(config), config.data_dir).to(self.device)
-        self.train = TrainBatches(
-            self.data, config.batch_size, seed=config.seed, channels_last=config.channels_last
-        )
+        self.train = TrainBatches(self.data, config.batch_size, seed=config.seed, channels_last=config.channels_last)
         self.test = TestBatches(self.data, config.eval_batch_size, channels_last=config.channels_last)
 
     def teacher(self) -> Result:
@@ -98,9 +96,7 @@ class Workbench:
         torch.manual_seed(self.config.seed)
         return create_network(architecture, self.data, self.device, self.config.channels_last)
 
-    def _run(
-        self, name: str, spec: dict[str, Any], network: nn.Module, teacher: nn.Module | None, export: str
-    ) -> Run:
+    def _run(self, name: str, spec: dict[str, Any], network: nn.Module, teacher: nn.Module | None, export: str) -> Run:
         config = self.config
         pair = distill.pair_of(
             network,
@@ -111,9 +107,7 @@ class Workbench:
             seed=config.seed,
         )
         method = distill.build(spec["method"]["name"], pair, config.method_options(spec["method"]["name"]))
-        torch.manual_seed(
-            config.seed
-        )  # whatever a method drew for itself, training starts from the same state
+        torch.manual_seed(config.seed)  # whatever a method drew for itself, training starts from the same state
         return Run(
             name=name,
             directory=config.directory / name,
@@ -144,9 +138,7 @@ def load_data(spec: Mapping[str, Any], data_dir: str | None) -> Dataset:
     )
 
 
-def create_network(
-    architecture: str, data: Dataset, device: torch.device, channels_last: bool = False
-) -> nn.Module:
+def create_network(architecture: str, data: Dataset, device: torch.device, channels_last: bool = False) -> nn.Module:
     """A network for the classes and channels of `data`, initialised from torch's generator."""
     network = models.create(architecture, num_classes=data.num_classes, in_channels=data.channels)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -169,17 +161,9 @@ def load_teacher(network: nn.Module, path: Path, spec: dict[str, Any]) -> None:
         _require_same_teacher(path, found, {"model": spec["model"], "data": _identity(spec["data"])})
         value = value["student"]
     elif isinstance(value, dict):
-        value = next(
-            (value[key] for key in ("model", "state_dict") if isinstance(value.get(key), dict)), value
-        )
-    if (
-        not isinstance(value, dict)
-        or not value
-        or not all(isinstance(v, torch.Tensor) for v in value.values())
-    ):
-        raise CheckpointError(
-            f"{path}: holds no state dict, neither itself nor under 'model' or 'state_dict'"
-        )
+        value = next((value[key] for key in ("model", "state_dict") if isinstance(value.get(key), dict)), value)
+    if not isinstance(value, dict) or not value or not all(isinstance(v, torch.Tensor) for v in value.values()):
+        raise CheckpointError(f"{path}: holds no state dict, neither itself nor under 'model' or 'state_dict'")
     try:
         network.load_state_dict(value)
     except RuntimeError as error:

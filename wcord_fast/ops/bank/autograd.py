@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from ..differentiable_once import differentiable_once
 from ..sampling.spec import DrawSpec
 from .op import mean_score_op, nce_op
+
+_NOT_TWICE = "the gradient of a bank score cannot be differentiated again: only the first one is computed"
 
 
 class BankNCE(torch.autograd.Function):
@@ -25,10 +27,9 @@ class BankNCE(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_output):
         (grad,) = ctx.saved_tensors
-        return ((grad_output[..., None] * grad).to(ctx.dtype), *(None,) * 8)
+        return _scaled(grad, grad_output, ctx.dtype), *(None,) * 8
 
 
 class BankMeanScore(torch.autograd.Function):
@@ -42,10 +43,14 @@ class BankMeanScore(torch.autograd.Function):
         return mean
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_output):
         (grad,) = ctx.saved_tensors
-        return ((grad_output[..., None] * grad).to(ctx.dtype), *(None,) * 6)
+        return _scaled(grad, grad_output, ctx.dtype), *(None,) * 6
+
+
+def _scaled(grad: Tensor, grad_output: Tensor, dtype: torch.dtype) -> Tensor | None:
+    # Multiplied before it is rounded to a narrow dtype, so that loss scaling does its work.
+    return differentiable_once([(grad_output[..., None] * grad).to(dtype)], _NOT_TWICE)[0]
 
 
 def wants_grad(anchors: Tensor) -> bool:

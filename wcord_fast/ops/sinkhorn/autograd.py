@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 
 from .. import dispatch
+from ..differentiable_once import differentiable_once
 from ..library import register
 from . import reference
 from .reference import Solved, accumulation_dtype
+
+_NOT_TWICE = "the gradient of an optimal-transport cost cannot be differentiated again: its plan is detached"
 
 BACKENDS: dict[str, Callable[..., Solved]] = {
     "reference": reference.ot_solve,
@@ -134,27 +137,7 @@ class _Solve(torch.autograd.Function):
             if ctx.needs[i] and grad_value is not None:
                 # Multiplied before it is rounded to a narrow dtype, so that loss scaling does its work.
                 grads[i] = (saved * grad_value.reshape(-1, *[1] * (saved.dim() - 1))).to(ctx.dtypes[i])
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
-            grads = list(_NotTwice.apply(*(g if g is None else g.detach().requires_grad_() for g in grads)))
-        return *grads, None, None, None
-
-
-class _NotTwice(torch.autograd.Function):
-    """Identity whose backward raises.
-
-    `once_differentiable` raises only when grad_output itself requires grad: a gradient penalty would pass it and
-    silently lose its term. (Compiled code refuses double backward by itself.)
-    """
-
-    @staticmethod
-    def forward(ctx, *grads):
-        return tuple(None if g is None else g.view_as(g) for g in grads)
-
-    @staticmethod
-    def backward(ctx, *_):
-        raise RuntimeError(
-            "the gradient of an optimal-transport cost cannot be differentiated again: its plan is detached"
-        )
+        return *differentiable_once(grads, _NOT_TWICE), None, None, None
 
 
 def ot_solve(
