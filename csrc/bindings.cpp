@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "bind_bank.h"
 #include "cpu/cpu.h"
 #include "cpu/simd.h"
 
@@ -145,6 +146,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("simd", &simd_name);
   m.def("set_simd", [](const std::string& name) { return set_simd(name.c_str()); });
   def_cpu(m);
+  bind_bank(m);
 #if WCF_WITH_CUDA
   def_cuda(m);
 #endif

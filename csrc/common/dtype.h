@@ -97,6 +97,8 @@ WCF_HD bool finite(double x) {
   return (u & 0x7FF0000000000000u) != 0x7FF0000000000000u;
 }
 
+WCF_HD int64_t dtype_bytes(int32_t dtype) { return dtype == DTYPE_F64 ? 8 : dtype == DTYPE_F32 ? 4 : 2; }
+
 // Calls f(T{}) with the storage type of a dtype code; returns false for an unknown code.
 template <class F>
 bool with_dtype(int32_t dtype, F f) {

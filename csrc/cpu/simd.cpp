@@ -6,17 +6,21 @@
 namespace wcf {
 namespace {
 
-bool has_avx2() {
+constexpr const char* NAMES[] = {"portable", "avx2", "avx512"};
+
+Simd best() {
 #if WCF_HAS_AVX2_BUILD
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
-         __builtin_cpu_supports("bmi2");
-#else
-  return false;
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
+                    __builtin_cpu_supports("bmi2");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (avx2) return avx512 ? Simd::avx512 : Simd::avx2;
 #endif
+  return Simd::portable;
 }
 
 std::atomic<Simd>& chosen() {
-  static std::atomic<Simd> value{has_avx2() ? Simd::avx2 : Simd::portable};
+  static std::atomic<Simd> value{best()};
   return value;
 }
 
@@ -24,16 +28,14 @@ std::atomic<Simd>& chosen() {
 
 Simd simd() { return chosen().load(std::memory_order_relaxed); }
 
-const char* simd_name() { return simd() == Simd::avx2 ? "avx2" : "portable"; }
+const char* simd_name() { return NAMES[static_cast<int>(simd())]; }
 
 bool set_simd(const char* name) {
-  if (std::strcmp(name, "portable") == 0) {
-    chosen() = Simd::portable;
-    return true;
-  }
-  if (std::strcmp(name, "avx2") == 0 && has_avx2()) {
-    chosen() = Simd::avx2;
-    return true;
+  for (int i = 0; i <= static_cast<int>(best()); ++i) {
+    if (std::strcmp(name, NAMES[i]) == 0) {
+      chosen() = static_cast<Simd>(i);
+      return true;
+    }
   }
   return false;
 }

@@ -1,0 +1,66 @@
+// The end of a bank op: one term per anchor, O(S * B * D), in fp64 and in a fixed order.
+#include <cmath>
+
+#include "bank_ops.h"
+
+namespace wcf {
+namespace {
+
+constexpr double EPS = 1e-7;  // CRD's own constant
+
+double softplus(double u) { return (u > 0 ? u : 0.0) + std::log1p(std::exp(-std::fabs(u))); }
+double sigmoid(double u) { return u > 0 ? 1 / (1 + std::exp(-u)) : std::exp(u) / (1 + std::exp(u)); }
+
+template <class A, class B>
+double dot(const A* a, const B* b, int64_t n) {
+  double part[8] = {};
+  for (int64_t i = 0; i < n; ++i) part[i % 8] += static_cast<double>(load(a[i])) * static_cast<double>(load(b[i]));
+  return ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
+}
+
+// One (direction, anchor): x and grad [D], row [D] its positive, value [2] what the plan left.
+template <class Real, class Bank>
+Real finish_one(const BankArgs& a, int64_t unit, int64_t b, const Bank* row, double share, double charge) {
+  const Real* const x = static_cast<const Real*>(a.anchors) + unit * a.dim;
+  Real* const grad = a.grad ? static_cast<Real*>(a.grad) + unit * a.dim : nullptr;
+  const double* const value = a.value + 2 * unit;
+  if (a.op == BANK_ROW_SUM) {
+    const Real weight = static_cast<Real>(share / charge);
+    for (int64_t d = 0; d < a.dim; ++d) grad[d] *= weight;
+    return static_cast<Real>(dot(x, grad, a.dim));
+  }
+  const double score = dot(x, row, a.dim) * a.scale;
+  if (a.op == BANK_LOG_Z) {
+    const double others = value[0] + std::log(share * value[1]);
+    const double most = score > others ? score : others;
+    return static_cast<Real>(most + std::log(std::exp(score - most) + std::exp(others - most)));
+  }
+  const double u = score - a.offset[unit];
+  if (grad) {
+    const Real other = static_cast<Real>(share * a.scale), own = static_cast<Real>(-sigmoid(-u) * a.scale);
+    for (int64_t d = 0; d < a.dim; ++d) grad[d] = other * grad[d] + own * static_cast<Real>(load(row[d]));
+  }
+  const double num_data = static_cast<double>(a.draws.num_data);
+  return static_cast<Real>(softplus(-u) + charge * std::log1p(EPS * num_data / charge) + share * value[0]);
+}
+
+}  // namespace
+
+void cpu_bank_finish(const BankArgs& a, const double* share, const double* charge, void* out) {
+  const int64_t batch = a.draws.num_anchors;
+#pragma omp parallel for schedule(static) num_threads(a.threads) if (a.threads > 1)
+  for (int64_t unit = 0; unit < a.sides() * batch; ++unit) {
+    const int64_t s = unit / batch, b = unit % batch;
+    const int64_t at = index_at(a.draws.index, a.draws.index_bytes, b) * a.dim;
+    with_dtype(a.dtypes[static_cast<size_t>(s)], [&](auto type) {
+      const auto* const row = static_cast<const decltype(type)*>(a.banks[static_cast<size_t>(s)]) + at;
+      if (a.wide) {
+        static_cast<double*>(out)[unit] = finish_one<double>(a, unit, b, row, share[b], charge[b]);
+      } else {
+        static_cast<float*>(out)[unit] = finish_one<float>(a, unit, b, row, share[b], charge[b]);
+      }
+    });
+  }
+}
+
+}  // namespace wcf

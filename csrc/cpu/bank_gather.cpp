@@ -1,0 +1,226 @@
+// The gather plan: the rows of a chunk of anchors are sorted by bank tile, then tile after tile is scored for all these
+// anchors, so that a tile is fetched once and its rows come from L2. One visit of a row gives score, critic term and
+// gradient. Bytes moved from memory: S * N * D * itemsize per chunk; no tensor of size B x K or B x N.
+//
+// The order of all additions is a function of the shapes: threads take whole (direction, segment, anchor) units.
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <memory>
+
+#include "bank_rows.h"
+
+namespace wcf {
+namespace {
+
+constexpr int64_t TILE_BYTES = 256 << 10;   // of one bank: what an L2 cache holds beside anchors and gradients
+constexpr int64_t MAX_TILE_ROWS = 1 << 16;  // row numbers within a tile are uint16
+constexpr int64_t MIN_DRAWS = 24;           // per anchor and tile: with fewer the visit costs more than its rows
+constexpr int64_t MAX_PIECE = 1 << 16;
+constexpr int64_t MAX_SLOTS = 4096;
+constexpr int64_t MAX_SORTERS = 16;
+constexpr int64_t BIN_BYTES = 10 << 20;
+constexpr int64_t MIN_UNITS = 32;  // to share out between threads, where the anchors are few
+constexpr int64_t SEGMENT_BYTES = 1 << 20;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+VisitFn pick_visit(int op, int bank, bool wide) {
+#if WCF_HAS_AVX2_BUILD
+  if (simd() == Simd::avx512) return avx512::pick_visit(op, bank, wide);
+  if (simd() == Simd::avx2) return avx2::pick_visit(op, bank, wide);
+#endif
+  return portable::pick_visit(op, bank, wide);
+}
+
+class Gather {
+ public:
+  explicit Gather(const BankArgs& args)
+      : args_(args),
+        plan_(args),
+        bins_(new uint16_t[static_cast<size_t>(plan_.slots * plan_.piece)]),
+        starts_(new uint32_t[static_cast<size_t>(plan_.slots * (plan_.tiles + 1))]),
+        scratch_(new uint32_t[static_cast<size_t>(plan_.sorters * plan_.piece)]) {
+    const int64_t units = args.sides() * args.draws.num_anchors;
+    if (plan_.segments > 1) {
+      partial_value_.resize(static_cast<size_t>(plan_.segments * units * 2));
+      if (args.grad) partial_grad_.resize(static_cast<size_t>(plan_.segments * units * args.dim * args.real_bytes()));
+    }
+    value_ = plan_.segments > 1 ? partial_value_.data() : args.value;
+    grad_ = static_cast<char*>(plan_.segments > 1 && args.grad ? partial_grad_.data() : args.grad);
+    for (int64_t i = 0; i < plan_.segments * units; ++i) {
+      value_[2 * i] = args.op == BANK_LOG_Z ? -std::numeric_limits<double>::infinity() : 0.0;
+      value_[2 * i + 1] = 0.0;
+    }
+    if (grad_) std::fill_n(grad_, plan_.segments * units * args.dim * args.real_bytes(), char{0});
+    for (size_t s = 0; s < args.banks.size(); ++s) visits_.push_back(pick_visit(args.op, args.dtypes[s], args.wide));
+  }
+
+  int64_t run() {
+    const int64_t all = args_.draws.num_anchors * plan_.pieces;
+    for (int64_t first = 0; first < all; first += plan_.slots) {
+      const int64_t last = std::min(all, first + plan_.slots);
+      const int64_t invalid = sort(first, last);
+      if (invalid >= 0) return invalid;
+      score(first, last);
+    }
+    if (plan_.segments > 1) add_segments();
+    return -1;
+  }
+
+ private:
+  // Bins pieces [first, last). Returns the first invalid anchor, or -1.
+  int64_t sort(int64_t first, int64_t last) {
+    const int64_t none = args_.draws.num_anchors;
+    std::atomic<int64_t> invalid{none};
+#pragma omp parallel for schedule(static, 1) num_threads(static_cast<int>(plan_.sorters)) if (plan_.sorters > 1)
+    for (int64_t worker = 0; worker < plan_.sorters; ++worker) {
+      for (int64_t p = first + worker; p < last; p += plan_.sorters) {
+        const int64_t b = p / plan_.pieces;
+        if (sort_piece(p % plan_.pieces, RowSource(args_, b), p - first, &scratch_[worker * plan_.piece])) continue;
+        for (int64_t seen = invalid; b < seen && !invalid.compare_exchange_weak(seen, b);) {
+        }
+      }
+    }
+    return invalid < none ? invalid.load() : -1;
+  }
+
+  // A counting sort by tile that keeps the order of the draws within a tile. False: the anchor is not valid.
+  bool sort_piece(int64_t number, const RowSource& source, int64_t slot, uint32_t* rows) {
+    if (source.count() < 0) return false;
+    const int64_t from = std::min(number * plan_.piece, source.count());
+    const int64_t count = std::min(plan_.piece, source.count() - from);
+    uint32_t* const start = &starts_[slot * (plan_.tiles + 1)];
+    uint16_t* const bin = &bins_[slot * plan_.piece];
+    std::fill_n(start, plan_.tiles + 1, 0u);
+    for (int64_t k = 0; k < count; k += DRAW_BLOCK) {
+      const int n = static_cast<int>(std::min<int64_t>(DRAW_BLOCK, count - k));
+      source.read(from + k, n, rows + k);
+      for (int i = 0; i < n; ++i) ++start[(rows[k + i] >> plan_.tile_shift) + 1];
+    }
+    uint32_t sum = 0;  // start[t + 1] becomes where tile t starts, and the scatter moves it on to where tile t ends
+    for (int64_t t = 1; t <= plan_.tiles; ++t) {
+      const uint32_t here = start[t];
+      start[t] = sum;
+      sum += here;
+    }
+    const uint32_t local = static_cast<uint32_t>(plan_.tile_rows - 1);
+    for (int64_t k = 0; k < count; ++k) {
+      bin[start[(rows[k] >> plan_.tile_shift) + 1]++] = static_cast<uint16_t>(rows[k] & local);
+    }
+    return true;
+  }
+
+  void score(int64_t first, int64_t last) {
+    const int64_t begin = first / plan_.pieces, end = (last - 1) / plan_.pieces + 1;  // anchors
+    const int64_t sides = args_.sides();
+    const int64_t wanted = args_.threads > 1 ? ceil_div(2 * args_.threads, sides * plan_.segments) : 1;
+    const int64_t ranges = std::min(end - begin, wanted);
+#pragma omp parallel for schedule(dynamic, 1) num_threads(args_.threads) if (args_.threads > 1)
+    for (int64_t task = 0; task < sides * plan_.segments * ranges; ++task) {  // neighbours share tiles
+      const int64_t r = task % ranges, g = task / ranges % plan_.segments, s = task / ranges / plan_.segments;
+      const int64_t lo = begin + (end - begin) * r / ranges, hi = begin + (end - begin) * (r + 1) / ranges;
+      score_range(s, g, std::max(first, lo * plan_.pieces), std::min(last, hi * plan_.pieces), first);
+    }
+  }
+
+  // Pieces [lo, hi) against the tiles of segment g of bank s.
+  void score_range(int64_t s, int64_t g, int64_t lo, int64_t hi, int64_t first) {
+    const size_t side = static_cast<size_t>(s);
+    const int64_t row_bytes = args_.dim * dtype_bytes(args_.dtypes[side]);
+    const int64_t own_bytes = args_.dim * args_.real_bytes(), anchors = args_.draws.num_anchors;
+    Visit v{};
+    v.dim = args_.dim;
+    v.scale = args_.scale;
+    for (int64_t t = plan_.tiles * g / plan_.segments; t < plan_.tiles * (g + 1) / plan_.segments; ++t) {
+      v.tile = static_cast<const char*>(args_.banks[side]) + t * plan_.tile_rows * row_bytes;
+      for (int64_t p = lo; p < hi; ++p) {
+        const uint32_t* const start = &starts_[(p - first) * (plan_.tiles + 1) + t];
+        v.count = start[1] - start[0];
+        if (v.count == 0) continue;
+        const int64_t unit = s * anchors + p / plan_.pieces;
+        const int64_t target = g * args_.sides() * anchors + unit;
+        v.rows = &bins_[(p - first) * plan_.piece + start[0]];
+        v.anchor = static_cast<const char*>(args_.anchors) + unit * own_bytes;
+        v.offset = args_.offset ? args_.offset[unit] : 0.0;
+        v.value = value_ + 2 * target;
+        v.grad = grad_ ? grad_ + target * own_bytes : nullptr;
+        visits_[side](v);
+      }
+    }
+  }
+
+  void add_segments() {
+    const int64_t units = args_.sides() * args_.draws.num_anchors;
+    for (int64_t u = 0; u < units; ++u) {
+      double* const to = args_.value + 2 * u;
+      std::copy_n(value_ + 2 * u, 2, to);
+      for (int64_t g = 1; g < plan_.segments; ++g) {
+        const double* const from = value_ + 2 * (g * units + u);
+        if (args_.op != BANK_LOG_Z) {
+          to[0] += from[0];
+        } else if (from[1] > 0.0) {
+          const double most = std::max(to[0], from[0]);
+          to[1] = to[1] * std::exp(to[0] - most) + from[1] * std::exp(from[0] - most);
+          to[0] = most;
+        }
+      }
+    }
+    if (!args_.grad) return;
+    if (args_.wide) {
+      add_gradients<double>(units * args_.dim);
+    } else {
+      add_gradients<float>(units * args_.dim);
+    }
+  }
+
+  template <class Real>
+  void add_gradients(int64_t n) {
+    Real* const to = static_cast<Real*>(args_.grad);
+    const Real* const from = reinterpret_cast<const Real*>(grad_);
+    for (int64_t i = 0; i < n; ++i) {
+      Real sum = from[i];
+      for (int64_t g = 1; g < plan_.segments; ++g) sum += from[g * n + i];
+      to[i] = sum;
+    }
+  }
+
+  const BankArgs& args_;
+  const GatherPlan plan_;
+  std::vector<VisitFn> visits_;
+  std::unique_ptr<uint16_t[]> bins_;     // [slots, piece] rows within their tile, sorted by tile
+  std::unique_ptr<uint32_t[]> starts_;   // [slots, tiles + 1]
+  std::unique_ptr<uint32_t[]> scratch_;  // [sorters, piece]
+  std::vector<double> partial_value_;    // [segments, S, B, 2]
+  std::vector<char> partial_grad_;       // [segments, S, B, D] Real
+  double* value_;
+  char* grad_;
+};
+
+}  // namespace
+
+GatherPlan::GatherPlan(const BankArgs& a) {
+  const int64_t num_data = a.draws.num_data, batch = a.draws.num_anchors, sides = a.sides();
+  const int64_t most = std::max<int64_t>(1, a.rows == ROWS_POOL ? num_data : a.draws.num_draws);
+  piece = std::min(most, MAX_PIECE);
+  pieces = ceil_div(most, piece);
+  int64_t row_bytes = 1;
+  for (const int32_t dtype : a.dtypes) row_bytes = std::max(row_bytes, a.dim * dtype_bytes(dtype));
+  for (tile_shift = 4; int64_t{1} << tile_shift < MAX_TILE_ROWS; ++tile_shift) {
+    const int64_t rows = int64_t{1} << tile_shift;
+    if (rows >= num_data || (2 * rows * row_bytes > TILE_BYTES && piece * rows >= MIN_DRAWS * num_data)) break;
+  }
+  tile_rows = int64_t{1} << tile_shift;
+  tiles = ceil_div(num_data, tile_rows);
+  const int64_t slot_bytes = 2 * piece + 4 * (tiles + 1);
+  slots = std::min({batch * pieces, MAX_SLOTS, std::max<int64_t>(1, BIN_BYTES / slot_bytes)});
+  const int64_t unit_bytes = sides * batch * (16 + (a.grad ? a.dim * a.real_bytes() : 0));
+  segments = std::min({ceil_div(MIN_UNITS, sides * batch), tiles, std::max<int64_t>(1, SEGMENT_BYTES / unit_bytes)});
+  sorters = std::min({static_cast<int64_t>(std::max(a.threads, 1)), MAX_SORTERS, slots});
+  bytes = slots * slot_bytes + sorters * piece * 4 + (segments > 1 ? segments * unit_bytes : 0);
+}
+
+int64_t cpu_bank_gather(const BankArgs& args) { return Gather(args).run(); }
+
+}  // namespace wcf

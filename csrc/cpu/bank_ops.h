@@ -1,0 +1,75 @@
+// The bank ops on the CPU: S directions (student anchors on the teacher's bank and the reverse) share one set of rows.
+#pragma once
+#include <vector>
+
+#include "../common/draw.h"
+#include "bank_kernels.h"
+
+namespace wcf {
+
+// Where the rows of an anchor come from. The order is that of ROWS in wcord_fast/ops/bank/native_cpu.py.
+enum Rows : int32_t { ROWS_DRAWN, ROWS_GIVEN, ROWS_POOL };
+
+// Real is float, or double if `wide`.
+struct BankArgs {
+  DrawArgs draws;     // index, B, K, N, the tables of the pool and of the draws
+  int32_t rows;       // Rows
+  const void* given;  // [B, K] int32 or int64 (ROWS_GIVEN)
+  int32_t given_bytes;
+  int32_t op;                      // BankOp
+  bool wide;                       // calculate in fp64
+  int64_t dim;                     // D
+  std::vector<const void*> banks;  // S x [N, D]
+  std::vector<int32_t> dtypes;     // S codes of common/dtype.h
+  const void* anchors;             // [S, B, D] Real
+  const double* offset;            // [S, B]: u = score * scale - offset (NCE)
+  double scale;                    // 1 / tau
+  double* value;                   // [S, B, 2], see Visit
+  void* grad;                      // [S, B, D] Real; null: not wanted
+  int threads;
+
+  int64_t sides() const { return static_cast<int64_t>(banks.size()); }
+  int64_t real_bytes() const { return wide ? 8 : 4; }
+};
+
+// Sizes of one gather call: a function of the shapes alone (but for the scratch, 4 * piece bytes per sorting thread).
+//
+// The rows of an anchor are cut into pieces of at most `piece`; a chunk is `slots` consecutive pieces, binned together:
+// per slot piece * 2 bytes of rows sorted by tile, and (tiles + 1) * 4 bytes of bin starts. With few anchors the tiles
+// are cut into `segments`, each with partial sums of its own, added in order: work for many threads.
+struct GatherPlan {
+  int64_t tile_shift, tile_rows, tiles;
+  int64_t piece, pieces;  // rows per piece, pieces per anchor
+  int64_t slots;
+  int64_t segments;
+  int64_t sorters;
+  int64_t bytes;  // everything that the call allocates
+
+  explicit GatherPlan(const BankArgs& args);
+};
+
+// Writes value and grad. Returns the first anchor with nothing valid to draw from, or -1.
+int64_t cpu_bank_gather(const BankArgs& args);
+
+// Dense plan, in two steps. mask: how often anchors [lo, hi) drew each of the rows [first, first + count):
+// CELLS_BITS [hi - lo, stride] words of 32 rows, or CELLS_COUNTS [hi - lo, stride]; stride >= count in these units.
+// Returns the first invalid anchor, or -1.
+struct MaskArgs {
+  int64_t lo, hi, first, count;
+  int32_t weight;
+  uint32_t* mask;
+  int64_t stride;
+};
+int64_t cpu_bank_mask(const BankArgs& args, const MaskArgs& m);
+
+// cells [hi - lo, width] Real: scores of anchors [lo, hi) against rows [row, row + count) of bank `side`, turned in place
+// into coefficients; adds to args.value. `row` - m.first is a multiple of 32; the mask is not read for ROWS_POOL.
+void cpu_bank_cells(const BankArgs& args, const MaskArgs& m, int64_t side, int64_t row, int64_t count, void* cells,
+                    int64_t width);
+
+// From what a plan left in value and grad to the op's results: the positive's term, the constants, the scales.
+//   share [B]: what each scored row counts; charge [B]: K_b, the negatives that the anchor is charged for.
+//   out [S, B] Real: loss (NCE), mean score (ROW_SUM), log-sum-exp of all scores / tau, the positive's too (LOG_Z).
+void cpu_bank_finish(const BankArgs& args, const double* share, const double* charge, void* out);
+
+}  // namespace wcf

@@ -1,0 +1,49 @@
+// The scored rows of one anchor, block by block, whatever they come from.
+#pragma once
+#include "bank_ops.h"
+#include "draw_block.h"
+
+namespace wcf {
+
+inline auto pick_draw_block() {
+#if WCF_HAS_AVX2_BUILD
+  if (simd() != Simd::portable) return avx2::draw_block;
+#endif
+  return portable::draw_block;
+}
+
+// The rows of one anchor, numbered 0 .. count-1.
+class RowSource {
+ public:
+  RowSource(const BankArgs& a, int64_t b) : args_(a), b_(b), count_(a.draws.num_draws) {
+    if (a.rows == ROWS_POOL) {
+      drawer_.pool = anchor_pool(a.draws, index_at(a.draws.index, a.draws.index_bytes, b));
+      count_ = drawer_.pool.size;
+    } else if (a.rows == ROWS_DRAWN) {
+      drawer_open_with_keys(a.draws, b, &drawer_);
+      if (drawer_.mode == MODE_INVALID) count_ = -1;
+    }
+  }
+
+  int64_t count() const { return count_; }  // -1: nothing valid to draw from
+
+  // out [n] <- rows k .. k+n-1; k even, n <= DRAW_BLOCK.
+  void read(int64_t k, int n, uint32_t* out) const {
+    if (args_.rows == ROWS_DRAWN) {
+      draw_block_(drawer_, k, n, out);
+    } else if (args_.rows == ROWS_POOL) {
+      for (int i = 0; i < n; ++i) out[i] = static_cast<uint32_t>(pool_row(drawer_.pool, k + i));
+    } else {
+      const int64_t at = b_ * count_ + k;
+      for (int i = 0; i < n; ++i) out[i] = static_cast<uint32_t>(index_at(args_.given, args_.given_bytes, at + i));
+    }
+  }
+
+ private:
+  const BankArgs& args_;
+  int64_t b_, count_;
+  Drawer drawer_;
+  decltype(pick_draw_block()) draw_block_ = pick_draw_block();
+};
+
+}  // namespace wcf
