@@ -198,6 +198,13 @@ def test_what_was_typed_wrong_is_told_in_one_line(capsys):
     assert "distill" in capsys.readouterr().out
 
 
+def test_output_that_nobody_reads_is_no_traceback():
+    program = [sys.executable, "-m", "wcord_fast", "info"]
+    running = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running.stdout.close()
+    assert running.stderr.read() == "" and running.wait() == 141
+
+
 def test_info_prints_the_installation(capsys):
     assert main(["info"]) == 0
     assert torch.__version__ in capsys.readouterr().out

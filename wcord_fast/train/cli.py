@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import textwrap
 import time
@@ -36,7 +37,8 @@ wcord-fast COMMAND --help lists a command's options.
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `wcord-fast`; 0 on success, 2 for what was typed wrong, 1 for what went wrong, 130 when interrupted."""
+    """Run `wcord-fast`; 0 on success, 2 for what was typed wrong, 1 for what went wrong, 130 when interrupted, 141 when
+    its output was closed."""
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -46,13 +48,18 @@ def main(argv: list[str] | None = None) -> int:
         print(f"wcord-fast: unknown command {name!r}; expected {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
-        return COMMANDS[name](rest)
+        status = COMMANDS[name](rest)
+        sys.stdout.flush()
+        return status
     except UsageError as error:
         print(f"wcord-fast {name}: {error}", file=sys.stderr)
         return 2
     except (CheckpointError, NonFiniteLoss, FileNotFoundError, ValueError) as error:
         print(f"wcord-fast {name}: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # whoever read our output has left (`| head`): finished epochs are kept, nobody to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print(
             f"\nwcord-fast {name}: interrupted; the same command goes on after the last epoch",
