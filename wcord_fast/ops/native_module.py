@@ -80,9 +80,8 @@ def _load() -> tuple[ModuleType | None, str]:
     try:
         return importlib.import_module(_NAME), ""
     except ImportError as e:
-        reason = build_record().get("why_not") or (
-            str(e) if _RECORD.exists() else f"{_RECORD.parent} is a source folder that was never built (pip install -e .)"
-        )
+        never_built = f"{_RECORD.parent} is a source folder that was never built (pip install -e .)"
+        reason = build_record().get("why_not") or (str(e) if _RECORD.exists() else never_built)
     warnings.warn(f"wcord_fast runs without its native module, slower: {reason}", RuntimeWarning, stacklevel=4)
     return None, reason
 
