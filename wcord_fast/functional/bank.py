@@ -16,6 +16,7 @@ from ..ops import checks
 from ..ops.bank.autograd import BankMeanScore, BankNCE, spec_args, wants_grad
 from ..ops.bank.op import log_z_op, update_op
 from ..ops.bank.plan import PLANS
+from ..ops.bank.pool_mean import pool_mean_op
 from ..ops.sampling.spec import DrawSpec
 
 if TYPE_CHECKING:
@@ -80,10 +81,12 @@ def bank_mean_score(
 ) -> Tensor:
     """Mean score <x_b, m_k> over the negatives of each anchor: the second expectation of WCoRD's eq. (10).
 
-    Arguments, dtypes and errors as for `bank_nce`. Returns [B], differentiable with respect to `anchor`.
+    With a `MemoryBank` and a sampler of the whole pool (k="all" or expected=True) under plan="auto" this costs O(B * D):
+    the bank then keeps the sums of its rows by class (made by the first such call, outside of `torch.compile`).
+    Other arguments, dtypes and errors as for `bank_nce`. Returns [B], differentiable with respect to `anchor`.
     """
     rows, spec = _inputs(anchor, bank, index, negatives, anchor_offset, plan)
-    return mean_score_pair(anchor[None], [rows], index, spec, plan, backend)[0]
+    return mean_score_pair(anchor[None], [rows], index, spec, plan, backend, [bank])[0]
 
 
 def bank_log_z(
@@ -134,7 +137,13 @@ def bank_update_(bank: Tensor | MemoryBank, index: Tensor, rows: Tensor, momentu
     checks.tensor("index", index, shape=("B",), dtypes=checks.INDICES)
     checks.tensor("rows", rows, shape=(index.shape[0], matrix.shape[1]))
     checks.same_device(bank=matrix, index=index, rows=rows)
+    sums = None if isinstance(bank, Tensor) else bank.current_sums()
+    old = None if sums is None else matrix[_in_range(index, matrix.shape[0])]
     update_op(matrix, index, rows.detach(), momentum, "auto")
+    if not torch.compiler.is_compiling():  # compiled code counts its writes itself
+        torch.autograd.graph.increment_version(matrix)
+    if sums is not None:
+        sums.followed(matrix, _in_range(index, matrix.shape[0]), old)
     return bank
 
 
@@ -146,8 +155,11 @@ def nce_pair(anchors, banks, index, log_z, spec: DrawSpec, temperature, plan="au
     return BankNCE.apply(anchors, banks, index, log_z, spec_args(spec), temperature, wants_grad(anchors), plan, backend)
 
 
-def mean_score_pair(anchors, banks, index, spec: DrawSpec, plan="auto", backend="auto") -> Tensor:
-    """Mean negative scores [S, B] of anchors [S, B, D] against S banks."""
+def mean_score_pair(anchors, banks, index, spec: DrawSpec, plan="auto", backend="auto", owners=()) -> Tensor:
+    """Mean negative scores [S, B] of anchors [S, B, D] against S banks, which may be rows of MemoryBanks `owners`."""
+    if plan == "auto" and spec.whole_pool and (sums := _class_sums(owners, spec)):
+        mean = pool_mean_op(anchors.detach(), banks, sums, index, spec.tables, spec.source, spec.k)
+        return (anchors.to(mean.dtype) * mean).sum(-1)
     return BankMeanScore.apply(anchors, banks, index, spec_args(spec), wants_grad(anchors), plan, backend)
 
 
@@ -180,6 +192,20 @@ def _inputs(anchor, bank, index, negatives, anchor_offset, plan) -> tuple[Tensor
     spec = draw_spec(negatives, anchor.shape[0], matrix.shape[0], anchor_offset)
     checks.same_device(anchor=anchor, bank=matrix, index=index, negatives=spec.tables[0])
     return matrix, spec
+
+
+def _class_sums(owners, spec: DrawSpec) -> list[Tensor]:
+    """The class sums of the banks, or [] where there are none to be had."""
+    if torch.compiler.is_compiling() or any(isinstance(bank, Tensor) for bank in owners):
+        return []
+    label = spec.table("label") if spec.source == "class" else None
+    num_classes = spec.table("class_start").shape[0] - 1 if spec.source == "class" else 1
+    return [bank.class_sums(label, num_classes).sums for bank in owners]
+
+
+def _in_range(index: Tensor, num_data: int) -> Tensor:
+    """`index` with what is out of range (flagged by the op on a device, an error on the CPU) moved to row 0 or N - 1."""
+    return index.long().clamp(0, num_data - 1)
 
 
 def _bank_rows(bank) -> Tensor:
