@@ -123,7 +123,7 @@ def test_bad_values_are_refused_here_too():
     bank, negatives = MemoryBank(N, D, seed=2), sampler("class")
     with pytest.raises(ValueError, match=r"index\[2\].*got -1"):
         F.bank_mean_score(torch.randn(3, D), bank, torch.tensor([0, 1, -1]), negatives=negatives)
-    with pytest.raises(ValueError, match="anchor: row .*holds inf"):
+    with pytest.raises(ValueError, match=r"anchor: row .*holds inf"):
         F.bank_mean_score(torch.full((1, D), torch.inf), bank, torch.tensor([0]), negatives=negatives)
 
 

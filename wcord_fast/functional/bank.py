@@ -81,8 +81,8 @@ def bank_mean_score(
 ) -> Tensor:
     """Mean score <x_b, m_k> over the negatives of each anchor: the second expectation of WCoRD's eq. (10).
 
-    With a `MemoryBank` and a sampler of the whole pool (k="all" or expected=True) under plan="auto" this costs O(B * D):
-    the bank then keeps the sums of its rows by class (made by the first such call, outside of `torch.compile`).
+    With a `MemoryBank`, a sampler of the whole pool (k="all" or expected=True) and plan="auto" this costs O(B * D): the
+    bank then keeps the sums of its rows by class (made by the first such call, outside of `torch.compile`).
     Other arguments, dtypes and errors as for `bank_nce`. Returns [B], differentiable with respect to `anchor`.
     """
     rows, spec = _inputs(anchor, bank, index, negatives, anchor_offset, plan)
@@ -142,7 +142,7 @@ def bank_update_(bank: Tensor | MemoryBank, index: Tensor, rows: Tensor, momentu
     update_op(matrix, index, rows.detach(), momentum, "auto")
     if not torch.compiler.is_compiling():  # compiled code counts its writes itself
         torch.autograd.graph.increment_version(matrix)
-    if sums is not None:
+    if sums is not None and old is not None:
         sums.followed(matrix, _in_range(index, matrix.shape[0]), old)
     return bank
 
@@ -204,7 +204,7 @@ def _class_sums(owners, spec: DrawSpec) -> list[Tensor]:
 
 
 def _in_range(index: Tensor, num_data: int) -> Tensor:
-    """`index` with what is out of range (flagged by the op on a device, an error on the CPU) moved to row 0 or N - 1."""
+    """`index` with what is out of range (the op has flagged it, or will) moved to row 0 or N - 1."""
     return index.long().clamp(0, num_data - 1)
 
 
