@@ -91,8 +91,9 @@ def choice(name: str, value: Any, options: Iterable[Any]) -> Any:
     options = list(options)
     if value in options:
         return value
-    near = difflib.get_close_matches(str(value), [str(o) for o in options], n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    by_case = {str(o).lower(): str(o) for o in options}
+    near = difflib.get_close_matches(str(value).lower(), list(by_case), n=1)
+    hint = f"; did you mean {by_case[near[0]]!r}?" if near else ""
     raise ValueError(f"{name}: expected one of {', '.join(repr(o) for o in options)}, got {value!r}{hint}")
 
 
