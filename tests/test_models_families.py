@@ -101,9 +101,7 @@ def test_vgg_pools_large_images_once_more():
     assert [f.shape[-1] for f in net(images(64), return_features=True)[0][:-1]] == [64, 32, 16, 8, 4]
 
 
-@pytest.mark.parametrize(
-    "spelling", ["vgg-13", "VGG13_BN", "mobilenetv2", "ShuffleNetV1", "shufflenet_v2"]
-)
+@pytest.mark.parametrize("spelling", ["vgg-13", "VGG13_BN", "mobilenetv2", "ShuffleNetV1", "shufflenet_v2"])
 def test_other_spellings(spelling):
     assert models.create(spelling, num_classes=2).num_classes == 2
 

@@ -10,10 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import checks
+from .at import AT, ATOptions
 from .base import Method, Options, Outputs, Pair
+from .cc import CC, CCOptions
 from .ce import CE
 from .crd import CRD, CRDOptions
+from .fitnet import FitNet, FitNetOptions
 from .kd import KD, KDOptions
+from .nst import NST, NSTOptions
+from .pkt import PKT, PKTOptions
+from .rkd import RKD, RKDOptions
+from .sp import SP, SPOptions
+from .vid import VID, VIDOptions
 from .wcord import WCoRD, WCoRDOptions
 
 PLUS_KD = "+kd"
@@ -38,6 +46,14 @@ class Entry:
 METHODS: dict[str, Entry] = {
     "ce": Entry(CE, Options),
     "kd": Entry(KD, KDOptions, "kd"),
+    "fitnet": Entry(FitNet, FitNetOptions, "fitnet"),
+    "at": Entry(AT, ATOptions, "at"),
+    "sp": Entry(SP, SPOptions, "sp"),
+    "cc": Entry(CC, CCOptions, "cc"),
+    "vid": Entry(VID, VIDOptions, "vid"),
+    "rkd": Entry(RKD, RKDOptions, "rkd"),
+    "pkt": Entry(PKT, PKTOptions, "pkt"),
+    "nst": Entry(NST, NSTOptions, "nst"),
     "crd": Entry(CRD, CRDOptions, "crd"),
     "wcord": Entry(WCoRD, WCoRDOptions, "wcord"),
     "gckt": Entry(WCoRD, WCoRDOptions, "wcord", {"lambda_lckt": 0.0}),
