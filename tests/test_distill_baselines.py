@@ -206,7 +206,7 @@ REFUSED = {
     "no stages": ("nst", pair(STUDENT[-2:], TEACHER[-2:]), r"nst: .*there are none"),
     "vectors": ("vid", pair(((4,), (4,), (4,)), ((4,), (4,), (4,))), r"vid: compares feature maps .*is \[4\]"),
     "layer": ("fitnet", pair(STUDENT[-2:]), r"layer: expected .* 0 .. 1, got 2"),
-    "too large": ("fitnet", pair(teacher=(*TEACHER[:2], (9, 7, 7), (12,))), r"fitnet: .*\[6, 4, 4\] cannot .*\[9, 7, 7\]"),
+    "too large": ("fitnet", pair(teacher=(*TEACHER[:2], (9, 7, 7), (12,))), r"fitnet: .*\[6, 4, 4\] cannot"),
     "no vector": ("pkt", pair(STUDENT[:-1]), r"student: expected its last feature to be a vector"),
     "one feature": ("sp", pair(STUDENT[-1:]), r"sp: .*only one feature"),
 }  # fmt: skip
