@@ -9,7 +9,8 @@ from wcord_fast import KDLoss, distill, models
 from wcord_fast.distill import Batch, Outputs
 
 N, B, CLASSES = 40, 6, 5
-ALL = [*distill.names(), "ce+kd", "crd+kd", "wcord+kd", "gckt+kd", "lckt+kd"]
+# fsp needs equal channels, which this pair has not; after its stage ab is cross entropy: both in test_distill_stage.py.
+ALL = [*(n for n in distill.names() if n not in ("fsp", "ab")), "ce+kd", "crd+kd", "wcord+kd", "gckt+kd", "lckt+kd"]
 SMALL = {"crd": {"num_negatives": 7, "feat_dim": 16}, "wcord": {"num_negatives": 7, "feat_dim": 16}}
 
 
@@ -105,7 +106,7 @@ def test_value_is_the_weighted_sum_of_the_terms(name, pair):
     value, terms = method(student, teacher, batch)
     options = method.options
     own = {"fitnet": "hint", "at": "attention", "sp": "similarity", "cc": "correlation", "vid": "likelihood"}
-    own |= {"rkd": "relation", "pkt": "transfer", "nst": "selectivity", "crd": "crd"}
+    own |= {"rkd": "relation", "pkt": "transfer", "nst": "selectivity", "ft": "factor", "crd": "crd"}
     weights = {"kd": options.kd_weight} | dict.fromkeys(own.values(), getattr(options, "weight", 0.0))
     weights |= {"gckt": -getattr(options, "lambda_gckt", 0.0), "lckt": getattr(options, "lambda_lckt", 0.0)}
     expected = sum(weights[term] * x.item() for term, x in terms.items())

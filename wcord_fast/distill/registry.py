@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import checks
+from .ab import AB, ABOptions
 from .at import AT, ATOptions
 from .base import Method, Options, Outputs, Pair
 from .cc import CC, CCOptions
 from .ce import CE
 from .crd import CRD, CRDOptions
 from .fitnet import FitNet, FitNetOptions
+from .fsp import FSP, FSPOptions
+from .ft import FT, FTOptions
 from .kd import KD, KDOptions
 from .nst import NST, NSTOptions
 from .pkt import PKT, PKTOptions
@@ -54,6 +57,9 @@ METHODS: dict[str, Entry] = {
     "rkd": Entry(RKD, RKDOptions, "rkd"),
     "pkt": Entry(PKT, PKTOptions, "pkt"),
     "nst": Entry(NST, NSTOptions, "nst"),
+    "ft": Entry(FT, FTOptions, "ft"),
+    "ab": Entry(AB, ABOptions, "ab"),
+    "fsp": Entry(FSP, FSPOptions, "fsp"),
     "crd": Entry(CRD, CRDOptions, "crd"),
     "wcord": Entry(WCoRD, WCoRDOptions, "wcord"),
     "gckt": Entry(WCoRD, WCoRDOptions, "wcord", {"lambda_lckt": 0.0}),

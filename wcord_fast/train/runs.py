@@ -114,7 +114,7 @@ class Workbench:
             spec=spec,
             student=network,
             method=method.to(self.device),
-            teacher=teacher if method.needs_teacher else None,
+            teacher=teacher if method.compares else None,
             train=self.train,
             test=self.test,
             export=export,
