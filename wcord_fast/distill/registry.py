@@ -30,6 +30,10 @@ from .wcord import WCoRD, WCoRDOptions
 PLUS_KD = "+kd"
 
 
+class CannotServe(ValueError):
+    """A method that is not for this pair of networks; the message says why."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One selectable name.
@@ -102,9 +106,12 @@ def options_for(name: str, section: Options | None = None) -> Options:
 
 
 def build(name: str, pair: Pair, options: Options) -> Method:
-    """The method `name` for this pair of networks; ValueError says why if it cannot serve the pair."""
+    """The method `name` for this pair of networks; CannotServe, a ValueError, says why if it cannot serve them."""
     base, _ = parse(name)
-    return METHODS[base].method(pair, options)
+    try:
+        return METHODS[base].method(pair, options)
+    except ValueError as error:
+        raise CannotServe(str(error)) from None
 
 
 def create(

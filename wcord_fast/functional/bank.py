@@ -61,9 +61,8 @@ def bank_nce(
     """
     temperature = checks.positive("temperature", temperature)
     rows, spec = _inputs(anchor, bank, index, negatives, anchor_offset, plan)
-    log_z = (
-        torch.as_tensor(log_z, dtype=torch.float32, device=anchor.device) if not isinstance(log_z, Tensor) else log_z
-    )
+    if not isinstance(log_z, Tensor):
+        log_z = torch.full((), checks.number("log_z", log_z), device=anchor.device)
     checks.tensor("log_z", log_z, shape=())
     checks.same_device(anchor=anchor, log_z=log_z)
     return nce_pair(anchor[None], [rows], index, log_z.detach()[None], spec, temperature, plan, backend)[0]
@@ -111,7 +110,9 @@ def bank_log_z(
     return log_z_pair(unset, anchor[None], [rows], index, spec, temperature, plan, backend)[0]
 
 
-def bank_update_(bank: Tensor | MemoryBank, index: Tensor, rows: Tensor, momentum: float = 0.5) -> Tensor | MemoryBank:
+def bank_update_(
+    bank: Tensor | MemoryBank, index: Tensor, rows: Tensor, momentum: float | None = None
+) -> Tensor | MemoryBank:
     """Rows `index` of the bank become normalise(momentum * row + (1 - momentum) * rows), in place.
 
     All new rows are computed from the bank before the call, in fp32 (fp64 for an fp64 bank), the norm clamped at 1e-12.
@@ -121,15 +122,17 @@ def bank_update_(bank: Tensor | MemoryBank, index: Tensor, rows: Tensor, momentu
         bank: contiguous [N, D] of a float dtype, or a `MemoryBank`.
         index: int64 or int32 [B], in [0, N).
         rows: [B, D] of a float dtype on the bank's device.
-        momentum: in [0, 1].
+        momentum: in [0, 1]; by default a `MemoryBank`'s own, 0.5 for a tensor.
     Returns:
         `bank`.
     Raises:
         TypeError, ValueError: a wrong argument; on the CPU also an index out of range or a row that is not finite. Then
             nothing has been written. (On CUDA such a row is skipped and flagged, see `wcord_fast.check`.)
     """
-    momentum = checks.fraction("momentum", momentum)
     matrix = _bank_rows(bank)
+    if momentum is None:
+        momentum = 0.5 if isinstance(bank, Tensor) else bank.momentum
+    momentum = checks.fraction("momentum", momentum)
     if not matrix.is_contiguous():
         raise ValueError(f"bank: expected a contiguous tensor to update in place, got strides {matrix.stride()}")
     if matrix.requires_grad:

@@ -57,7 +57,7 @@ class MemoryBank(nn.Module):
         """Rows `index` become normalise(momentum * row + (1 - momentum) * rows); see `functional.bank_update_`."""
         from ..functional import bank_update_
 
-        bank_update_(self, index, rows, self.momentum if momentum is None else momentum)
+        bank_update_(self, index, rows, momentum)
         return self
 
     def class_sums(self, label: Tensor | None, num_classes: int) -> ClassSums:
