@@ -1,4 +1,4 @@
-// The end of a gather call: splits added up in ascending order, the positive's term, the constants; and the entry point.
+// The end of a gather call: splits added up in ascending order, the positive's term, the constants. And the entry.
 #include "cuda.h"
 #include "gather.h"
 

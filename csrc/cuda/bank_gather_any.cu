@@ -2,8 +2,8 @@
 //
 // A block walks its split in tiles of 256 draws: one draw per thread, then one warp per row for the scores, then one
 // thread per column for the gradient, which runs down the tile's rows. So each row is read twice, the second time from
-// L1 or L2, in coalesced pieces of one element per lane: some 4 times the instructions of the other kernel. The gradient
-// is kept in the split's own row of scratch, one update per tile and column, so D is not limited by any memory on chip.
+// L1 or L2, in coalesced pieces of one element per lane: several times the instructions of the other kernel. The
+// gradient is kept in the split's own row of scratch, one update per tile and column, so no memory on chip limits D.
 #include "cuda.h"
 #include "gather.h"
 

@@ -30,8 +30,8 @@ __global__ void __launch_bounds__(THREADS) zero_kernel(uint32_t* words, int64_t 
 
 // One block per anchor and split of its draws: about 150 instructions per 32 draws and one atomic per draw, in shared
 // memory if the anchor's words fit there (`local`). A single split then writes its words as they are, 4 bytes per word
-// and nothing read; several merge those that are not 0 into `out`, zeroed before. Integer atomics commute, so the result
-// does not depend on their order.
+// and nothing read; several merge those that are not 0 into `out`, zeroed before. Integer atomics commute, so their
+// order does not matter.
 // out [B, words]; grid = B * splits.
 __global__ void __launch_bounds__(THREADS)
     membership_kernel(WalkArgs a, int32_t kind, int64_t words, int64_t splits, int64_t chunk, bool local, uint32_t* out,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_double, c_int64
 
 
 class EmulatedModule:
