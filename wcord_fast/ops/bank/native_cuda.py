@@ -63,12 +63,12 @@ def scratch_bytes(directions: int, batch: int, dim: int, negatives: int, item: i
 def _score(score, anchors, banks, index, spec, plan, temperature=1.0, log_z=None, needs_grad=False):
     if plan != "gather":
         raise NotImplementedError(f"plan={plan!r}: the CUDA C++ kernels walk the draws, expected plan='gather'")
-    if any(bank.dtype != banks[0].dtype for bank in banks):  # never within a module, whose banks share one dtype
+    if len(banks) > 2 or any(bank.dtype != banks[0].dtype for bank in banks):  # never so in the modules
         one = [
             _score(score, anchors[s : s + 1], [bank], index, spec, plan, temperature, _slice(log_z, s), needs_grad)
             for s, bank in enumerate(banks)
         ]
-        acc = torch.promote_types(one[0][0].dtype, one[1][0].dtype)
+        acc = accumulate_dtype(anchors, *banks)
         value, grad = (torch.cat([part.to(acc) for part in parts]) for parts in zip(*one, strict=True))
         return value, grad
     acc = accumulate_dtype(anchors, *banks)
