@@ -43,21 +43,22 @@ def kernel_times() -> list[dict]:
     rows = []
     for batch, k, num_data in ((64, 16384, 50_000), (256, 16384, 50_000), (1024, 65536, 1_281_167)):
         sampler = NegativeSampler(num_data, k, labels=torch.arange(num_data) % 100, seed=0).cuda()
-        bank = torch.randn(num_data, 128, device="cuda")
+        bank, other = torch.randn(2, num_data, 128, device="cuda")
+        banks, narrow = [bank, other], [bank.bfloat16(), other.bfloat16()]
         index = torch.randint(0, num_data, (batch,), device="cuda")
         anchor = torch.randn(batch, 128, device="cuda")
         spec, log_z = sampler.spec(), torch.full((2,), 11.0, device="cuda")
         two = anchor.expand(2, -1, -1).contiguous()
 
-        def gather(rows, two=two, index=index, log_z=log_z, spec=spec):
-            return native_cuda.bank_nce(two, [rows] * 2, index, log_z, spec, 0.07, True, "gather", "auto")
+        def gather(pair, two=two, index=index, log_z=log_z, spec=spec):
+            return native_cuda.bank_nce(two, pair, index, log_z, spec, 0.07, True, "gather", "auto")
 
         for name, call in {
             "draw": lambda s=sampler, i=index: s.draw(i, backend="native"),
             "draw_mask": lambda i=index, n=num_data, s=spec: membership.draw_mask(i, n, s),
             "bank_update": lambda b=bank, i=index, a=anchor: F.bank_update_(b, i, a),
-            "bank_nce gather fp32": lambda g=gather, b=bank: g(b),
-            "bank_nce gather bf16": lambda g=gather, b=bank.bfloat16(): g(b),
+            "bank_nce gather fp32": lambda g=gather, p=banks: g(p),
+            "bank_nce gather bf16": lambda g=gather, p=narrow: g(p),
         }.items():
             with use_backend("native"):
                 micros = event_times(call)

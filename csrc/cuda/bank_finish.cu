@@ -38,8 +38,7 @@ __global__ void __launch_bounds__(FINISH_THREADS) gather_finish_kernel(GatherArg
   if (a.score == SCORE_LOG_Z) {
     if (threadIdx.x != 0) return;
     Tally<Real> total{static_cast<Real>(dot / a.temperature), Real(1)};
-    for (int64_t i = 0; i < a.splits; ++i) {
-      if (partial[i] < 0 && !finite(partial[i])) continue;  // an empty split
+    for (int64_t i = 0; i < a.splits; ++i) {  // an empty split is -inf
       total = tally_join(total, Tally<Real>{static_cast<Real>(partial[i] + log(weight)), Real(1)});
     }
     partial[0] = tally_value(a.score, total);
