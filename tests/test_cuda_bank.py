@@ -300,6 +300,13 @@ def test_unset_log_z_gives_nan_and_extreme_temperatures_do_not(kernels):
     close(got[1], expected[1], 1e-12)
 
 
+@pytest.mark.parametrize("dim", [128, 20])
+def test_terms_below_the_rounding_of_one_are_not_lost(kernels, dim):
+    problem = Problem(3, 1, 20_000, dim, "none", "yes", directions=1)
+    problem.log_z[:] = 9.5  # each term is about 1e-8, their sum 1e-5 of the loss
+    problem.check(("nce",))
+
+
 def test_a_known_log_z_is_kept_and_costs_no_pass(kernels):
     problem = Problem(60, 2, 40, 128)
     estimate, known = problem.estimate(), torch.tensor([1.5, torch.nan])

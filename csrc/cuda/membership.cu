@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(THREADS) zero_kernel(uint32_t* words, int64_t 
 // and nothing read; several merge those that are not 0 into `out`, zeroed before. Integer atomics commute, so their
 // order does not matter.
 // out [B, words]; grid = B * splits.
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 2)
     membership_kernel(WalkArgs a, int32_t kind, int64_t words, int64_t splits, int64_t chunk, bool local, uint32_t* out,
                       int32_t* status) {
   Walk* const walk = shared_ptr<Walk>(0);
