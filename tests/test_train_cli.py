@@ -140,7 +140,7 @@ def test_a_teacher_of_another_program_is_loaded(finished, capsys, tmp_path):
     assert f"teacher   {tmp_path / 'theirs.pth'}: test {accuracy} %" in table
     refused = [*arguments, "--teacher=resnet14", f"--teacher-checkpoint={tmp_path / 'theirs.pth'}"]
     assert main(refused) == 1
-    assert "its weights do not fit --teacher resnet14" in capsys.readouterr().err
+    assert "not the weights of --teacher resnet14: does not fit" in capsys.readouterr().err
     assert main([*arguments, "--teacher=resnet14", f"--teacher-checkpoint={out / 'teacher'}"]) == 1
     assert "this teacher was trained with model resnet8, not resnet14" in capsys.readouterr().err
 

@@ -161,7 +161,7 @@ def create_network(architecture: str, data: Dataset, device: torch.device, chann
 def load_teacher(network: nn.Module, path: Path, spec: dict[str, Any]) -> None:
     """Load a teacher's weights from our checkpoint (or its run's directory), or from any file with a state dict.
 
-    A file of another program may hold the state dict itself, or have it under "model" or "state_dict".
+    A file of another program: see `models.load_weights`.
 
     Raises:
         CheckpointError: no such file, damaged, of another architecture or data set, or keys that do not fit.
@@ -173,15 +173,10 @@ def load_teacher(network: nn.Module, path: Path, spec: dict[str, Any]) -> None:
         found = {"model": value["spec"]["model"], "data": _identity(value["spec"]["data"])}
         _require_same_teacher(path, found, {"model": spec["model"], "data": _identity(spec["data"])})
         value = value["student"]
-    elif isinstance(value, dict):
-        value = next((value[key] for key in ("model", "state_dict") if isinstance(value.get(key), dict)), value)
-    if not isinstance(value, dict) or not value or not all(isinstance(v, torch.Tensor) for v in value.values()):
-        raise CheckpointError(f"{path}: holds no state dict, neither itself nor under 'model' or 'state_dict'")
     try:
-        network.load_state_dict(value)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{path}: its weights do not fit --teacher {spec['model']}: {reason}") from None
+        models.load_weights(network, value)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not the weights of --teacher {spec['model']}: {error}") from None
 
 
 def fingerprint(network: nn.Module) -> str:
