@@ -17,7 +17,10 @@ import torch
 
 from bench.results_file import RESULTS, append
 
-SANITIZED = "test_draws_are_bit_identical or test_native_update or test_bad_rows"
+SANITIZED = (
+    "test_draws_are_bit_identical or test_native_update or test_bad_rows "
+    "or test_every_source or test_membership or test_bad_values"
+)
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
 
@@ -35,16 +38,27 @@ def kernel_times() -> list[dict]:
     """Device time in microseconds of the native kernels, median of CUDA-event timings over single calls."""
     from wcord_fast import NegativeSampler, use_backend
     from wcord_fast import functional as F
+    from wcord_fast.ops.bank import membership, native_cuda
 
     rows = []
     for batch, k, num_data in ((64, 16384, 50_000), (256, 16384, 50_000), (1024, 65536, 1_281_167)):
         sampler = NegativeSampler(num_data, k, labels=torch.arange(num_data) % 100, seed=0).cuda()
-        bank = torch.randn(num_data, 128, device="cuda")
+        bank, other = torch.randn(2, num_data, 128, device="cuda")
+        banks, narrow = [bank, other], [bank.bfloat16(), other.bfloat16()]
         index = torch.randint(0, num_data, (batch,), device="cuda")
         anchor = torch.randn(batch, 128, device="cuda")
+        spec, log_z = sampler.spec(), torch.full((2,), 11.0, device="cuda")
+        two = anchor.expand(2, -1, -1).contiguous()
+
+        def gather(pair, two=two, index=index, log_z=log_z, spec=spec):
+            return native_cuda.bank_nce(two, pair, index, log_z, spec, 0.07, True, "gather", "auto")
+
         for name, call in {
             "draw": lambda s=sampler, i=index: s.draw(i, backend="native"),
+            "draw_mask": lambda i=index, n=num_data, s=spec: membership.draw_mask(i, n, s),
             "bank_update": lambda b=bank, i=index, a=anchor: F.bank_update_(b, i, a),
+            "bank_nce gather fp32": lambda g=gather, p=banks: g(p),
+            "bank_nce gather bf16": lambda g=gather, p=narrow: g(p),
         }.items():
             with use_backend("native"):
                 micros = event_times(call)

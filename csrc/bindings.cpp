@@ -130,6 +130,8 @@ void def_cuda(py::module_& m) {
   m.def("cuda_draw", &wcf_cuda_draw, release());
   m.def("cuda_bank_update", &wcf_cuda_bank_update, release());
   m.def("cuda_bank_init", &wcf_cuda_bank_init, release());
+  m.def("cuda_bank_gather", &wcf_cuda_bank_gather, release());
+  m.def("cuda_membership", &wcf_cuda_membership, release());
 }
 #endif
 

@@ -13,6 +13,13 @@ from .cuda_on_cpu import build
 
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 MAX_REGISTERS = 48  # 5 blocks of 256 threads on an SM of 64 K registers
+LARGER = {
+    # Rows in flight and both directions' gradients live in registers: 2 blocks of 256 threads, 1 for D = 256.
+    "gather_rows_kernel.*Li(64|128)E": 128,
+    "gather_rows_kernel.*Li256E": 168,
+    "gather_any_kernel": 80,  # 3 blocks
+    "membership_kernel": 64,  # 2 blocks of 512: the keys of the permutation live in registers
+}
 
 pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc was not found")
 
@@ -50,7 +57,8 @@ def test_kernels_fit(source, arch, tmp_path):
     assert len(kernels) >= 1
     for kernel in kernels:
         assert (kernel["stack"], kernel["stores"], kernel["loads"]) == ("0", "0", "0"), kernel
-        assert int(kernel["registers"]) <= MAX_REGISTERS, kernel
+        budget = next((most for name, most in LARGER.items() if re.search(name, kernel["name"])), MAX_REGISTERS)
+        assert int(kernel["registers"]) <= budget, kernel
         assert "smem" not in kernel["rest"], f"static shared memory: {kernel}"
 
 

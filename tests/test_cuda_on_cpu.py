@@ -1,4 +1,4 @@
-"""Every kernel of csrc/cuda, run thread by thread on the CPU, and the emulation that does so (cuda_on_cpu/)."""
+"""The draw, update and initial-value kernels, thread by thread on the CPU, and the emulation itself (cuda_on_cpu/)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from wcord_fast.ops.status import Code
 from . import draw_specs
 from .cuda_on_cpu import build
 
-KERNELS = [build.HERE / "selftest.cu", *sorted((build.CSRC / "cuda").glob("*.cu"))]
+KERNELS = [build.HERE / "selftest.cu", *(build.CSRC / "cuda" / name for name in ("bank.cu", "draws.cu"))]
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 POINTERS = ("state", "label", "order", "rank", "class_start", "threshold", "alias")
 

@@ -9,7 +9,8 @@ from wcord_fast import KDLoss, distill, models
 from wcord_fast.distill import Batch, Outputs
 
 N, B, CLASSES = 40, 6, 5
-ALL = [*distill.names(), "ce+kd", "crd+kd", "wcord+kd", "gckt+kd", "lckt+kd"]
+# fsp needs equal channels, which this pair has not; after its stage ab is cross entropy: both in test_distill_stage.py.
+ALL = [*(n for n in distill.names() if n not in ("fsp", "ab")), "ce+kd", "crd+kd", "wcord+kd", "gckt+kd", "lckt+kd"]
 SMALL = {"crd": {"num_negatives": 7, "feat_dim": 16}, "wcord": {"num_negatives": 7, "feat_dim": 16}}
 
 
@@ -104,11 +105,14 @@ def test_value_is_the_weighted_sum_of_the_terms(name, pair):
     student, teacher, batch = outputs(pair)
     value, terms = method(student, teacher, batch)
     options = method.options
-    weights = {"kd": options.kd_weight, "crd": getattr(options, "weight", 0.0)}
+    own = {"fitnet": "hint", "at": "attention", "sp": "similarity", "cc": "correlation", "vid": "likelihood"}
+    own |= {"rkd": "relation", "pkt": "transfer", "nst": "selectivity", "ft": "factor", "crd": "crd"}
+    weights = {"kd": options.kd_weight} | dict.fromkeys(own.values(), getattr(options, "weight", 0.0))
     weights |= {"gckt": -getattr(options, "lambda_gckt", 0.0), "lckt": getattr(options, "lambda_lckt", 0.0)}
     expected = sum(weights[term] * x.item() for term, x in terms.items())
     assert value.item() == pytest.approx(expected, rel=1e-5, abs=1e-7)
-    wanted = {"crd": {"crd"}, "wcord": {"gckt", "lckt"}, "gckt": {"gckt"}, "lckt": {"lckt"}}
+    wanted = {name: {term} for name, term in own.items()}
+    wanted |= {"wcord": {"gckt", "lckt"}, "gckt": {"gckt"}, "lckt": {"lckt"}}
     base, plus = distill.parse(name)
     assert set(terms) == wanted.get(base, set()) | ({"kd"} if plus or base == "kd" else set())
 

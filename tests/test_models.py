@@ -23,6 +23,15 @@ PARAMETERS = {
     "wrn_16_2": 703284,
     "wrn_40_1": 569780,
     "wrn_40_2": 2255156,
+    "vgg8": 3965028,
+    "vgg11": 9277284,
+    "vgg13": 9462180,
+    "vgg16": 14774436,
+    "vgg19": 20086692,
+    "ResNet50": 23705252,
+    "MobileNetV2": 812836,
+    "ShuffleV1": 949258,
+    "ShuffleV2": 1355528,
 }
 WIDTHS = {  # stem and stages
     "resnet8": (16, 16, 32, 64),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from tests.test_train_loop import assert_equal, everything
 from wcord_fast import data, models
@@ -139,7 +140,7 @@ def test_a_teacher_of_another_program_is_loaded(finished, capsys, tmp_path):
     assert f"teacher   {tmp_path / 'theirs.pth'}: test {accuracy} %" in table
     refused = [*arguments, "--teacher=resnet14", f"--teacher-checkpoint={tmp_path / 'theirs.pth'}"]
     assert main(refused) == 1
-    assert "its weights do not fit --teacher resnet14" in capsys.readouterr().err
+    assert "not the weights of --teacher resnet14: does not fit" in capsys.readouterr().err
     assert main([*arguments, "--teacher=resnet14", f"--teacher-checkpoint={out / 'teacher'}"]) == 1
     assert "this teacher was trained with model resnet8, not resnet14" in capsys.readouterr().err
 
@@ -183,12 +184,46 @@ def test_print_config_is_a_dry_run(capsys, tmp_path, monkeypatch):
         main(["distill", "--epochs=3", "--print_config"])
     said = capsys.readouterr().out
     assert ended.value.code == 0 and "epochs: 3" in said and "lambda_gckt: 0.8" in said
+    assert main(["distill", "--epochs=3", "--dry-run", "--methods=gckt"]) == 0
+    said = yaml.safe_load(capsys.readouterr().out)
+    assert said["output_dir"] == "runs/digits_resnet20_resnet8" and said["teacher_epochs"] == 30
+    assert main(["distill", "--dry-run", "--methods=wcrd"]) == 2
+    assert "did you mean 'wcord'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(said))
+    assert main(["distill", "--config=mine.yaml", "--dry-run"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out) == said
+
+
+def test_in_the_teacher_command_epochs_and_lr_are_the_teachers(capsys):
+    assert main(["teacher", "--epochs=3", "--lr", "0.2", "--dry-run"]) == 0
+    said = yaml.safe_load(capsys.readouterr().out)
+    assert said["teacher_epochs"] == 3 and said["teacher_lr"] == 0.2
+
+
+def test_a_method_that_cannot_run_is_refused_before_anything_is_trained(capsys, tmp_path):
+    options = ["--methods=ce,wcord", "--wcord.critic=nce", "--wcord.negatives=batch", f"--output-dir={tmp_path}"]
+    assert main(["distill", *TINY, *options]) == 1
+    assert "wcord: negatives: 'batch' needs critic='dual', got critic='nce'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_directory_that_is_a_file_is_told_in_one_line(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert main(["distill", *TINY, f"--output-dir={tmp_path / 'file'}"]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_evaluate_of_the_whole_directory_names_the_runs(finished, capsys):
+    out, _ = finished
+    assert main(["evaluate", str(out)]) == 1
+    assert f"the runs in it: {out / 'ce'}" in capsys.readouterr().err
 
 
 def test_what_was_typed_wrong_is_told_in_one_line(capsys):
     assert main(["distil"]) == 2
-    assert "unknown command 'distil'; expected distill, teacher, evaluate, info" in capsys.readouterr().err
+    assert "unknown command 'distil'; expected distill, teacher, " in (said := capsys.readouterr().err)
+    assert said.endswith("did you mean 'distill'?\n")
     assert main(["distill", "--epocs=3"]) == 2
     assert capsys.readouterr().err == "wcord-fast distill: unknown option '--epocs'; did you mean '--epochs'?\n"
     assert main(["teacher", "--teacher-checkpoint=x"]) == 2
@@ -196,6 +231,13 @@ def test_what_was_typed_wrong_is_told_in_one_line(capsys):
     assert "/nowhere" in capsys.readouterr().err
     assert main([]) == 0
     assert "distill" in capsys.readouterr().out
+
+
+def test_output_that_nobody_reads_is_no_traceback():
+    program = [sys.executable, "-m", "wcord_fast", "info"]
+    running = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running.stdout.close()
+    assert running.stderr.read() == "" and running.wait() == 141
 
 
 def test_info_prints_the_installation(capsys):

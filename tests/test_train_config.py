@@ -57,7 +57,7 @@ def test_cifar100_brings_the_published_recipe():
 def test_packaged_files_are_complete_and_survive_a_round_trip(path):
     found = config("--config", str(path))
     assert from_dict(found.as_dict()) == found
-    assert found.output_dir == f"runs/{path.stem}"
+    assert str(found.directory) == f"runs/{found.data}_{found.teacher}_{found.student}"
 
 
 def test_the_teacher_may_have_its_own_epochs_and_rate():

@@ -53,7 +53,7 @@ def make_run(directory, method="ce", *, epochs=2, **config):
         spec={"recipe": settings.recipe("student"), "method": method},
         student=student,
         method=built,
-        teacher=teacher if built.needs_teacher else None,
+        teacher=teacher if built.compares else None,
         train=TrainBatches(data, settings.batch_size, seed=settings.seed),
         test=TestBatches(data, 5),
         log_every=settings.log_every,

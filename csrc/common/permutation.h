@@ -16,6 +16,7 @@ constexpr int PERMUTATION_ROUNDS_LARGE = 6;
 
 constexpr int PERMUTATION_MAX_ROUNDS =
     PERMUTATION_ROUNDS_SMALL > PERMUTATION_ROUNDS_LARGE ? PERMUTATION_ROUNDS_SMALL : PERMUTATION_ROUNDS_LARGE;
+static_assert(PERMUTATION_ROUNDS_LARGE <= PERMUTATION_ROUNDS_SMALL, "permute unrolls the rounds that all sizes take");
 constexpr int64_t MAX_POOL = int64_t{1} << 31;
 static_assert(PERMUTATION_ROUNDS_SMALL % 2 == 0 && PERMUTATION_ROUNDS_LARGE % 2 == 0, "one Philox call keys two");
 
@@ -51,12 +52,17 @@ WCF_HD void permutation_keys(Permutation* p, const Stream& stream, int j) {
   }
 }
 
+WCF_HD uint32_t permutation_round(const Permutation& p, uint32_t x, int r) {
+  x = (x * p.odd[r] + p.add[r]) & p.mask;
+  return x ^ (x >> p.shift);
+}
+
 WCF_HD uint32_t permute(const Permutation& p, uint32_t x) {
+  if (p.rounds == 0) return x;
   do {
-    for (int r = 0; r < p.rounds; ++r) {
-      x = (x * p.odd[r] + p.add[r]) & p.mask;
-      x ^= x >> p.shift;
-    }
+    WCF_UNROLL
+    for (int r = 0; r < PERMUTATION_ROUNDS_LARGE; ++r) x = permutation_round(p, x, r);
+    for (int r = PERMUTATION_ROUNDS_LARGE; r < p.rounds; ++r) x = permutation_round(p, x, r);
   } while (x >= p.size);
   return x;
 }

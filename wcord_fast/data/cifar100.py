@@ -71,7 +71,9 @@ def _find(where: Path) -> Path:
         return archives[0]
     if archives:
         wrong = f"{len(archives)} .npz files: give the path of one"
-    target = where.parent if where.suffix == ".npz" else where
+    if where.suffix == ".npz":
+        raise FileNotFoundError(f"data_dir: no such file: {where}")
+    target = where
     raise FileNotFoundError(
         f"data_dir: no CIFAR-100 in {where} ({wrong}). Fetch it (169 MB) with\n"
         f"  mkdir -p {target} && curl -L {URL} -o {target}/cifar-100-python.tar.gz\n"

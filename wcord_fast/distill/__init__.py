@@ -1,11 +1,13 @@
 """Distillation methods: one file each, behind one protocol (`base.Method`) and one registry."""
 
 from .base import Batch, Loss, Method, Options, Outputs, Pair
-from .registry import METHODS, build, create, names, options_for, pair_of, parse, probe, sections
+from .registry import METHODS, PLUS_KD, CannotServe, build, create, names, options_for, pair_of, parse, probe, sections
 
 __all__ = [
     "METHODS",
+    "PLUS_KD",
     "Batch",
+    "CannotServe",
     "Loss",
     "Method",
     "Options",

@@ -8,13 +8,16 @@ parameters (embeddings, regressors) are optimised with the student's; its buffer
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..nn.kd import KDLoss
 from ..ops import checks
+
+if TYPE_CHECKING:
+    from .stage import Stage
 
 
 class Outputs(NamedTuple):
@@ -102,12 +105,13 @@ class Method(nn.Module):
     """
 
     uses_features = False  # True in methods that read the teacher's features
+    stage: Stage | None = None  # set by a method that pre-trains something before the student's own training
 
     def __init__(self, pair: Pair, options: Options) -> None:
         super().__init__()
         self.options = options
         self.kd = KDLoss(options.kd_temperature)
-        if self.needs_teacher and not pair.teacher_shapes:
+        if self.compares and not pair.teacher_shapes:
             raise ValueError("teacher: this method compares the student with a teacher, got None")
         if options.kd_weight and pair.classes != pair.teacher_classes:
             raise ValueError(
@@ -116,7 +120,13 @@ class Method(nn.Module):
             )
 
     @property
+    def compares(self) -> bool:
+        """False for the plain student alone: every other method looks at a teacher, if only before its training."""
+        return True
+
+    @property
     def needs_teacher(self) -> bool:
+        """Whether a training step needs the teacher's outputs."""
         return self.uses_features or self.options.kd_weight > 0
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Loss:

@@ -10,13 +10,28 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import checks
+from .ab import AB, ABOptions
+from .at import AT, ATOptions
 from .base import Method, Options, Outputs, Pair
+from .cc import CC, CCOptions
 from .ce import CE
 from .crd import CRD, CRDOptions
+from .fitnet import FitNet, FitNetOptions
+from .fsp import FSP, FSPOptions
+from .ft import FT, FTOptions
 from .kd import KD, KDOptions
+from .nst import NST, NSTOptions
+from .pkt import PKT, PKTOptions
+from .rkd import RKD, RKDOptions
+from .sp import SP, SPOptions
+from .vid import VID, VIDOptions
 from .wcord import WCoRD, WCoRDOptions
 
 PLUS_KD = "+kd"
+
+
+class CannotServe(ValueError):
+    """A method that is not for this pair of networks; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +53,17 @@ class Entry:
 METHODS: dict[str, Entry] = {
     "ce": Entry(CE, Options),
     "kd": Entry(KD, KDOptions, "kd"),
+    "fitnet": Entry(FitNet, FitNetOptions, "fitnet"),
+    "at": Entry(AT, ATOptions, "at"),
+    "sp": Entry(SP, SPOptions, "sp"),
+    "cc": Entry(CC, CCOptions, "cc"),
+    "vid": Entry(VID, VIDOptions, "vid"),
+    "rkd": Entry(RKD, RKDOptions, "rkd"),
+    "pkt": Entry(PKT, PKTOptions, "pkt"),
+    "nst": Entry(NST, NSTOptions, "nst"),
+    "ft": Entry(FT, FTOptions, "ft"),
+    "ab": Entry(AB, ABOptions, "ab"),
+    "fsp": Entry(FSP, FSPOptions, "fsp"),
     "crd": Entry(CRD, CRDOptions, "crd"),
     "wcord": Entry(WCoRD, WCoRDOptions, "wcord"),
     "gckt": Entry(WCoRD, WCoRDOptions, "wcord", {"lambda_lckt": 0.0}),
@@ -80,9 +106,12 @@ def options_for(name: str, section: Options | None = None) -> Options:
 
 
 def build(name: str, pair: Pair, options: Options) -> Method:
-    """The method `name` for this pair of networks; ValueError says why if it cannot serve the pair."""
+    """The method `name` for this pair of networks; CannotServe, a ValueError, says why if it cannot serve them."""
     base, _ = parse(name)
-    return METHODS[base].method(pair, options)
+    try:
+        return METHODS[base].method(pair, options)
+    except ValueError as error:
+        raise CannotServe(str(error)) from None
 
 
 def create(

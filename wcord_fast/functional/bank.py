@@ -16,6 +16,7 @@ from ..ops import checks
 from ..ops.bank.autograd import BankMeanScore, BankNCE, spec_args, wants_grad
 from ..ops.bank.op import log_z_op, update_op
 from ..ops.bank.plan import PLANS
+from ..ops.bank.pool_mean import pool_mean_op
 from ..ops.sampling.spec import DrawSpec
 
 if TYPE_CHECKING:
@@ -60,9 +61,8 @@ def bank_nce(
     """
     temperature = checks.positive("temperature", temperature)
     rows, spec = _inputs(anchor, bank, index, negatives, anchor_offset, plan)
-    log_z = (
-        torch.as_tensor(log_z, dtype=torch.float32, device=anchor.device) if not isinstance(log_z, Tensor) else log_z
-    )
+    if not isinstance(log_z, Tensor):
+        log_z = torch.full((), checks.number("log_z", log_z), device=anchor.device)
     checks.tensor("log_z", log_z, shape=())
     checks.same_device(anchor=anchor, log_z=log_z)
     return nce_pair(anchor[None], [rows], index, log_z.detach()[None], spec, temperature, plan, backend)[0]
@@ -80,10 +80,12 @@ def bank_mean_score(
 ) -> Tensor:
     """Mean score <x_b, m_k> over the negatives of each anchor: the second expectation of WCoRD's eq. (10).
 
-    Arguments, dtypes and errors as for `bank_nce`. Returns [B], differentiable with respect to `anchor`.
+    With a `MemoryBank`, a sampler of the whole pool (k="all" or expected=True) and plan="auto" this costs O(B * D): the
+    bank then keeps the sums of its rows by class (made by the first such call, outside of `torch.compile`).
+    Other arguments, dtypes and errors as for `bank_nce`. Returns [B], differentiable with respect to `anchor`.
     """
     rows, spec = _inputs(anchor, bank, index, negatives, anchor_offset, plan)
-    return mean_score_pair(anchor[None], [rows], index, spec, plan, backend)[0]
+    return mean_score_pair(anchor[None], [rows], index, spec, plan, backend, [bank])[0]
 
 
 def bank_log_z(
@@ -108,7 +110,9 @@ def bank_log_z(
     return log_z_pair(unset, anchor[None], [rows], index, spec, temperature, plan, backend)[0]
 
 
-def bank_update_(bank: Tensor | MemoryBank, index: Tensor, rows: Tensor, momentum: float = 0.5) -> Tensor | MemoryBank:
+def bank_update_(
+    bank: Tensor | MemoryBank, index: Tensor, rows: Tensor, momentum: float | None = None
+) -> Tensor | MemoryBank:
     """Rows `index` of the bank become normalise(momentum * row + (1 - momentum) * rows), in place.
 
     All new rows are computed from the bank before the call, in fp32 (fp64 for an fp64 bank), the norm clamped at 1e-12.
@@ -118,15 +122,17 @@ def bank_update_(bank: Tensor | MemoryBank, index: Tensor, rows: Tensor, momentu
         bank: contiguous [N, D] of a float dtype, or a `MemoryBank`.
         index: int64 or int32 [B], in [0, N).
         rows: [B, D] of a float dtype on the bank's device.
-        momentum: in [0, 1].
+        momentum: in [0, 1]; by default a `MemoryBank`'s own, 0.5 for a tensor.
     Returns:
         `bank`.
     Raises:
         TypeError, ValueError: a wrong argument; on the CPU also an index out of range or a row that is not finite. Then
             nothing has been written. (On CUDA such a row is skipped and flagged, see `wcord_fast.check`.)
     """
-    momentum = checks.fraction("momentum", momentum)
     matrix = _bank_rows(bank)
+    if momentum is None:
+        momentum = 0.5 if isinstance(bank, Tensor) else bank.momentum
+    momentum = checks.fraction("momentum", momentum)
     if not matrix.is_contiguous():
         raise ValueError(f"bank: expected a contiguous tensor to update in place, got strides {matrix.stride()}")
     if matrix.requires_grad:
@@ -134,7 +140,13 @@ def bank_update_(bank: Tensor | MemoryBank, index: Tensor, rows: Tensor, momentu
     checks.tensor("index", index, shape=("B",), dtypes=checks.INDICES)
     checks.tensor("rows", rows, shape=(index.shape[0], matrix.shape[1]))
     checks.same_device(bank=matrix, index=index, rows=rows)
+    sums = None if isinstance(bank, Tensor) else bank.current_sums()
+    old = None if sums is None else matrix[_in_range(index, matrix.shape[0])]
     update_op(matrix, index, rows.detach(), momentum, "auto")
+    if not torch.compiler.is_compiling():  # compiled code counts its writes itself
+        torch.autograd.graph.increment_version(matrix)
+    if sums is not None and old is not None:
+        sums.followed(matrix, _in_range(index, matrix.shape[0]), old)
     return bank
 
 
@@ -146,8 +158,11 @@ def nce_pair(anchors, banks, index, log_z, spec: DrawSpec, temperature, plan="au
     return BankNCE.apply(anchors, banks, index, log_z, spec_args(spec), temperature, wants_grad(anchors), plan, backend)
 
 
-def mean_score_pair(anchors, banks, index, spec: DrawSpec, plan="auto", backend="auto") -> Tensor:
-    """Mean negative scores [S, B] of anchors [S, B, D] against S banks."""
+def mean_score_pair(anchors, banks, index, spec: DrawSpec, plan="auto", backend="auto", owners=()) -> Tensor:
+    """Mean negative scores [S, B] of anchors [S, B, D] against S banks, which may be rows of MemoryBanks `owners`."""
+    if plan == "auto" and spec.whole_pool and (sums := _class_sums(owners, spec)):
+        mean = pool_mean_op(anchors.detach(), banks, sums, index, spec.tables, spec.source, spec.k)
+        return (anchors.to(mean.dtype) * mean).sum(-1)
     return BankMeanScore.apply(anchors, banks, index, spec_args(spec), wants_grad(anchors), plan, backend)
 
 
@@ -180,6 +195,20 @@ def _inputs(anchor, bank, index, negatives, anchor_offset, plan) -> tuple[Tensor
     spec = draw_spec(negatives, anchor.shape[0], matrix.shape[0], anchor_offset)
     checks.same_device(anchor=anchor, bank=matrix, index=index, negatives=spec.tables[0])
     return matrix, spec
+
+
+def _class_sums(owners, spec: DrawSpec) -> list[Tensor]:
+    """The class sums of the banks, or [] where there are none to be had."""
+    if torch.compiler.is_compiling() or any(isinstance(bank, Tensor) for bank in owners):
+        return []
+    label = spec.table("label") if spec.source == "class" else None
+    num_classes = spec.table("class_start").shape[0] - 1 if spec.source == "class" else 1
+    return [bank.class_sums(label, num_classes).sums for bank in owners]
+
+
+def _in_range(index: Tensor, num_data: int) -> Tensor:
+    """`index` with what is out of range (the op has flagged it, or will) moved to row 0 or N - 1."""
+    return index.long().clamp(0, num_data - 1)
 
 
 def _bank_rows(bank) -> Tensor:

@@ -7,12 +7,15 @@
 
 `features[-1]` is the flat penultimate vector [B, net.feature_dim] (what WCoRD and CRD take), `features[1:-1]`
 the stage outputs [B, C_i, H_i, W_i], `features[0]` the stem's output. With `preact=True` the stage outputs
-are taken before their activation. State-dict keys are those of RepDistiller's models.
+are taken before their activation. State-dict keys are those of RepDistiller's models; `load_weights` reads its
+checkpoints and mdistiller's. `Tapped(any_network, features=[...])` makes any other network look like these.
 """
 
 from .base import FeatureNet
 from .registry import create, names
 from .resnet import ResNet
+from .taps import Tapped
+from .weights import find_state_dict, load_weights
 from .wrn import WideResNet
 
-__all__ = ["FeatureNet", "ResNet", "WideResNet", "create", "names"]
+__all__ = ["FeatureNet", "ResNet", "Tapped", "WideResNet", "create", "find_state_dict", "load_weights", "names"]

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from ..ops import checks
 
-LEAST_SIZE = 8  # three stages, two of them halving: 8x8 leaves 2x2
+LEAST_SIZE = 8  # every family leaves at least one pixel of 8x8
 
 
 class FeatureNet(nn.Module):
-    """Base of the networks: a subclass builds its layers, ends with `self.fc`, and implements `features`.
+    """Base of the networks: a subclass builds its layers, the last of them named by HEAD, and implements `features`.
 
     Attributes:
+        HEAD: path of the last linear, which is part of the published state-dict keys.
         num_classes: width of the logits.
         in_channels: channels of the input images.
         feature_dim: width of the penultimate vector, `features[-1]`.
     """
 
-    fc: nn.Linear
+    HEAD = "fc"
 
     def __init__(self, num_classes: int, in_channels: int) -> None:
         super().__init__()
@@ -27,8 +30,13 @@ class FeatureNet(nn.Module):
         self.in_channels = checks.integer("in_channels", in_channels, least=1)
 
     @property
+    def head(self) -> nn.Linear:
+        """The last linear: penultimate vector -> logits."""
+        return cast(nn.Linear, self.get_submodule(self.HEAD))
+
+    @property
     def feature_dim(self) -> int:
-        return self.fc.in_features
+        return self.head.in_features
 
     def features(self, x: Tensor, preact: bool = False) -> list[Tensor]:
         """The feature list [f0, ..., fk] of images x [B, C, H, W]; fk is [B, feature_dim]."""
@@ -51,7 +59,7 @@ class FeatureNet(nn.Module):
         if x.shape[2] < LEAST_SIZE or x.shape[3] < LEAST_SIZE:
             raise ValueError(f"x: expected images of at least {LEAST_SIZE}x{LEAST_SIZE}, got {x.shape[2]}x{x.shape[3]}")
         features = self.features(x, preact)
-        logits = self.fc(features[-1])
+        logits = self.head(features[-1])
         return (features, logits) if return_features else logits
 
 
@@ -64,6 +72,20 @@ def init_convolutions(net: nn.Module) -> None:
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def init_by_fan_out(net: nn.Module) -> None:
+    """Normal with variance 2 / (k * k * out_channels) for every convolution, 0.01^2 for every linear, zero biases."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
+            nn.init.normal_(module.weight, std=(2.0 / fan_out) ** 0.5)
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.01)
+        else:
+            continue
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def global_pool(x: Tensor) -> Tensor:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from ..ops import checks
-from . import resnet, wrn
+from . import mobilenetv2, resnet, resnet50, shufflenetv1, shufflenetv2, vgg, wrn
 from .base import FeatureNet
 
 # A family has NAMES, the published ones, and build(name, **options), which answers None to a name that is not
 # its own.
-FAMILIES = (resnet, wrn)
+FAMILIES = (resnet, wrn, vgg, resnet50, mobilenetv2, shufflenetv1, shufflenetv2)
 
 
 def names() -> tuple[str, ...]:

@@ -79,7 +79,8 @@ class Contrast(nn.Module):
         """Scores of the bank's positives [2, B], mean scores of its negatives [2, B]."""
         positive, spec = self._negatives(idx, contrast_idx)
         rows = torch.stack([bank[positive] for bank in self._banks()]).to(anchors.dtype)
-        negative = mean_score_pair(anchors, self._banks(), positive, spec, self.plan, self.backend)
+        owners = (self.memory_v2, self.memory_v1)
+        negative = mean_score_pair(anchors, self._banks(), positive, spec, self.plan, self.backend, owners)
         return (anchors * rows).sum(-1), negative
 
     def num_negatives(self, idx: Tensor, contrast_idx: Tensor | None) -> Tensor:

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ops import checks
 from .contrast import Contrast, ContrastiveLoss
 from .embed import Embed
+from .sampler import check_count
 
 
 class CRDLoss(ContrastiveLoss):
@@ -57,7 +59,10 @@ class CRDLoss(ContrastiveLoss):
         seed: int | None = None,
     ):
         super().__init__()
-        self.n_data = n_data
+        self.n_data = checks.integer("n_data", n_data, least=1)
+        checks.integer("s_dim", s_dim, least=1)
+        checks.integer("t_dim", t_dim, least=1)
+        check_count("nce_k", nce_k)
         self.embed_s = Embed(s_dim, feat_dim)
         self.embed_t = Embed(t_dim, feat_dim)
         self.contrast = Contrast(
@@ -80,6 +85,8 @@ class CRDLoss(ContrastiveLoss):
     def from_opt(cls, opt: Any, **options: Any) -> CRDLoss:
         """From RepDistiller's option object (s_dim, t_dim, n_data, feat_dim, nce_k, nce_t, nce_m); plus `options`."""
         names = ("s_dim", "t_dim", "n_data", "feat_dim", "nce_k", "nce_t", "nce_m")
+        if isinstance(opt, dict):
+            raise TypeError("opt: expected an object with attributes, got dict; use argparse.Namespace(**opt)")
         missing = [name for name in names if not hasattr(opt, name)]
         if missing:
             raise ValueError(f"opt: expected the attributes {', '.join(names)}; missing {', '.join(missing)}")
@@ -93,7 +100,8 @@ class CRDLoss(ContrastiveLoss):
             f_s: student features [B, s_dim] (or [B, ...] with s_dim values each).
             f_t: teacher features [B, t_dim].
             idx: int64 or int32 [B], each image's row in [0, n_data).
-            contrast_idx: int64 or int32 [B, K + 1], rows of the positive and of K negatives, in place of our draws.
+            contrast_idx: int64 or int32 [B, K + 1], in place of our draws: column 0 holds the rows of the positives,
+                the others those of the negatives. Its width is K for this call, whatever nce_k is.
         """
         self._check(f_s, f_t, idx, contrast_idx)
         anchors = torch.stack((self.embed_s(f_s), self.embed_t(f_t.detach())))  # [2, B, D]

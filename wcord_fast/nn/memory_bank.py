@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import checks
+from ..ops.bank.class_sums import ClassSums
 from ..ops.bank.init import bank_init_
 from .sampler import MAX_ROWS, _seed_bits
 
@@ -50,13 +51,32 @@ class MemoryBank(nn.Module):
         rows = torch.empty(self.num_data, self.dim, dtype=dtype)
         bank_init_(rows, _seed_bits(seed), checks.integer("bank_id", bank_id, least=0))
         self.register_buffer("rows", rows)
+        self._sums: ClassSums | None = None
 
     def update_(self, index: Tensor, rows: Tensor, momentum: float | None = None) -> MemoryBank:
         """Rows `index` become normalise(momentum * row + (1 - momentum) * rows); see `functional.bank_update_`."""
         from ..functional import bank_update_
 
-        bank_update_(self, index, rows, self.momentum if momentum is None else momentum)
+        bank_update_(self, index, rows, momentum)
         return self
+
+    def class_sums(self, label: Tensor | None, num_classes: int) -> ClassSums:
+        """The fp64 sums of the rows of each class, kept up to date by every update from the first call on.
+
+        Args:
+            label: int32 [N], class of each row, or None for one class.
+            num_classes: C.
+        Rebuilt, by one pass over the bank, when the rows were written in any other way (a state dict, a move).
+        """
+        if self._sums is None or not self._sums.belongs_to(self.rows, label):
+            self._sums = ClassSums(self.rows, label, num_classes)
+        return self._sums
+
+    def current_sums(self) -> ClassSums | None:
+        """The sums that an update has to follow, or None if none are kept or they are out of date already."""
+        if self._sums is None or torch.compiler.is_compiling():
+            return None
+        return self._sums if self._sums.belongs_to(self.rows, self._sums.label) else None
 
     def extra_repr(self) -> str:
         return f"num_data={self.num_data}, dim={self.dim}, momentum={self.momentum}, dtype={self.rows.dtype}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from ..ops import checks
 from ..ops.sampling.alias import alias_table
 from ..ops.sampling.draws import draw_op
 from ..ops.sampling.spec import ALL, TABLES, DrawSpec
+from ..ops.warn import warn
 
 MAX_ROWS = 2**31 - 1  # row numbers are int32 in the class tables
 
@@ -66,9 +66,7 @@ class NegativeSampler(nn.Module):
         self.num_data = checks.integer("num_data", num_data, least=1)
         if self.num_data > MAX_ROWS:
             raise ValueError(f"num_data: expected at most {MAX_ROWS} rows, got {num_data}")
-        if isinstance(k, str) and k != "all":
-            raise ValueError(f"k: expected an int or 'all', got {k!r}")
-        self.k = ALL if k == "all" else checks.integer("k", k, least=1)
+        self.k = check_count("k", k)
         if replacement not in (None, True, False):
             raise TypeError(f"replacement: expected None, True or False, got {replacement!r}")
         self.expected = bool(expected)
@@ -183,12 +181,18 @@ class NegativeSampler(nn.Module):
             raise ValueError(
                 f"k: expected at most the smallest pool, {smallest} rows, with replacement=False; got {self.k}"
             )
-        warnings.warn(
+        warn(
             f"k = {self.k} exceeds a pool of {smallest} rows: such an anchor draws with replacement "
-            "(pass replacement=True to say so, or a smaller k)",
-            stacklevel=4,
+            "(pass replacement=True to say so, or a smaller k)"
         )
         return "yes" if self.k > largest else "auto"
+
+
+def check_count(name: str, k: int | str) -> int:
+    """A number of negatives, or ALL for "all"."""
+    if isinstance(k, str) and k != "all":
+        raise ValueError(f"{name}: expected an int or 'all', got {k!r}")
+    return ALL if k == "all" else checks.integer(name, k, least=1)
 
 
 def exclusion_rule(exclude: str | None, labels: Any, num_data: int) -> tuple[str, np.ndarray | None]:

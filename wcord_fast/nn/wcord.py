@@ -12,7 +12,7 @@ from ..functional.ot import ot_cost
 from ..ops import checks
 from .contrast import Contrast, ContrastiveLoss
 from .embed import NORMS, Embed
-from .sampler import exclusion_rule
+from .sampler import check_count, exclusion_rule
 
 CRITICS = ("nce_sn", "nce", "dual")
 
@@ -91,15 +91,20 @@ class WCoRDLoss(ContrastiveLoss):
     ):
         super().__init__()
         self.n_data = checks.integer("n_data", n_data, least=1)
+        checks.integer("s_dim", s_dim, least=1)
+        checks.integer("t_dim", t_dim, least=1)
+        check_count("num_negatives", num_negatives)
         self.critic = checks.choice("critic", critic, CRITICS)
         self.lambda_gckt = checks.non_negative("lambda_gckt", lambda_gckt)
         self.lambda_lckt = checks.non_negative("lambda_lckt", lambda_lckt)
-        if isinstance(neg_weight, str):
-            checks.choice("neg_weight", neg_weight, ("M",))
+        if isinstance(neg_weight, str) and neg_weight != "M":
+            raise ValueError(f"neg_weight: expected a number or 'M', got {neg_weight!r}")
         self.neg_weight = neg_weight if isinstance(neg_weight, str) else checks.non_negative("neg_weight", neg_weight)
         self.dual_scale = checks.positive("dual_scale", dual_scale)
-        forms = ("batch", "bank", "bank_negatives") if critic == "dual" else ("bank",)
-        self.negatives = checks.choice("negatives", negatives or forms[0], forms)
+        forms = ("batch", "bank", "bank_negatives")
+        self.negatives = checks.choice("negatives", negatives or forms[critic != "dual"], forms)
+        if self.negatives != "bank" and critic != "dual":
+            raise ValueError(f"negatives: {negatives!r} needs critic='dual', got critic={critic!r}")
         checks.choice("embed_norm", embed_norm, NORMS)
         self.lckt_features = checks.choice("lckt_features", lckt_features, ("embed", "raw"))
         if lckt_features == "raw" and s_dim != t_dim:

@@ -52,9 +52,16 @@ def same_device(**tensors: Tensor) -> torch.device:
     return t0.device
 
 
+def number(name: str, value: Any) -> float:
+    """`value` as a float (bool is refused)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    return float(value)
+
+
 def positive(name: str, value: float, *, finite: bool = True) -> float:
     """`value` as a float > 0."""
-    value = _number(name, value)
+    value = number(name, value)
     if not value > 0 or (finite and value == math.inf):
         raise ValueError(f"{name}: expected a positive{' finite' if finite else ''} number, got {value}")
     return value
@@ -62,7 +69,7 @@ def positive(name: str, value: float, *, finite: bool = True) -> float:
 
 def non_negative(name: str, value: float) -> float:
     """`value` as a finite float >= 0."""
-    value = _number(name, value)
+    value = number(name, value)
     if not 0 <= value < math.inf:
         raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
     return value
@@ -70,7 +77,7 @@ def non_negative(name: str, value: float) -> float:
 
 def fraction(name: str, value: float) -> float:
     """`value` as a float in [0, 1]."""
-    value = _number(name, value)
+    value = number(name, value)
     if not 0 <= value <= 1:
         raise ValueError(f"{name}: expected a number in [0, 1], got {value}")
     return value
@@ -91,8 +98,9 @@ def choice(name: str, value: Any, options: Iterable[Any]) -> Any:
     options = list(options)
     if value in options:
         return value
-    near = difflib.get_close_matches(str(value), [str(o) for o in options], n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    by_case = {str(o).lower(): str(o) for o in options}
+    near = difflib.get_close_matches(str(value).lower(), list(by_case), n=1)
+    hint = f"; did you mean {by_case[near[0]]!r}?" if near else ""
     raise ValueError(f"{name}: expected one of {', '.join(repr(o) for o in options)}, got {value!r}{hint}")
 
 
@@ -124,9 +132,3 @@ def finite_rows(name: str, values: Tensor, code: Code) -> Tensor:
 def _sizes(shape: tuple[int | str, ...]) -> str:
     """Only called on the way to an error: torch.compile cannot trace str() of a symbolic size."""
     return "[" + ", ".join(str(s) for s in shape) + "]"
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
-    return float(value)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import functools
 import importlib
 import json
-import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .warn import warn
 
 # The dtype codes of csrc/common/dtype.h.
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
@@ -80,8 +81,9 @@ def _load() -> tuple[ModuleType | None, str]:
     try:
         return importlib.import_module(_NAME), ""
     except ImportError as e:
-        reason = build_record().get("why_not") or str(e)
-    warnings.warn(f"wcord_fast runs without its native module, slower: {reason}", RuntimeWarning, stacklevel=4)
+        never_built = f"{_RECORD.parent} is a source folder that was never built (leave it, or pip install -e .)"
+        reason = build_record().get("why_not") or (str(e) if _RECORD.exists() else never_built)
+    warn(f"wcord_fast runs without its native module, slower: {reason}", RuntimeWarning)
     return None, reason
 
 

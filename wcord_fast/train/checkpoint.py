@@ -77,7 +77,9 @@ def load(path: Path) -> dict[str, Any]:
     """
     state = read(path)
     if not isinstance(state, dict) or "format" not in state or "spec" not in state:
-        raise CheckpointError(f"{path}: not a checkpoint of this package (it holds no 'format' and 'spec')")
+        raise CheckpointError(
+            f"{path}: not a checkpoint of this package (it holds no 'format' and 'spec'); a run's is its {CURRENT}"
+        )
     if state["format"] != FORMAT:
         raise CheckpointError(f"{path}: expected checkpoint format {FORMAT}, got {state['format']!r}")
     return state
@@ -102,6 +104,8 @@ def read(path: Path) -> Any:
         raise
     except Exception as error:  # a damaged pickle can fail in any way
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        if "weights_only" in reason or "Weights only" in reason:  # never pass on the advice to load it unsafely
+            reason = "it holds more than tensors and plain values, and such a file can run code"
         raise CheckpointError(f"{path}: damaged or not a PyTorch file ({reason})") from None
 
 
@@ -114,7 +118,7 @@ def require_same(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> N
         more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
         raise CheckpointError(
             f"{path} was made with another configuration: {told}{more}. Use another --output-dir to keep it, "
-            "or --restart to replace it"
+            "or --restart to train every run in it anew"
         )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
+import os
 import sys
 import textwrap
 import time
@@ -11,12 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import yaml
 
+from .. import __version__
 from ..data import TestBatches
 from . import checkpoint, report
+from . import table as tables
 from .checkpoint import CheckpointError
 from .config import Config, require_device
 from .evaluate import evaluate
+from .logs import to_screen
 from .meters import NonFiniteLoss
 from .parser import UsageError, parse
 from .runs import Workbench, create_network, load_data
@@ -28,29 +34,41 @@ USAGE = """usage: wcord-fast COMMAND [options]
   distill     train students from a teacher, compare them in a table and a plot
               (without options: a two-minute demonstration on embedded images)
   teacher     train one network with labels only and keep its checkpoint
+  table       published pairs x methods x seeds, beside the paper's numbers
   evaluate    test accuracy of a checkpoint
   info        versions, devices and backends of this installation
 
-wcord-fast COMMAND --help lists a command's options.
+wcord-fast COMMAND --help lists a command's options, --dry-run prints the configuration that they amount to.
 """
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `wcord-fast`; 0 on success, 2 for what was typed wrong, 1 for what went wrong, 130 when interrupted."""
+    """Run `wcord-fast`; 0 on success, 2 for what was typed wrong, 1 for what went wrong, 130 when interrupted, 141 when
+    its output was closed."""
     arguments = sys.argv[1:] if argv is None else argv
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
+        return 0
+    if arguments[0] == "--version":
+        print(f"wcord-fast {__version__}")
         return 0
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
-        print(f"wcord-fast: unknown command {name!r}; expected {', '.join(COMMANDS)}", file=sys.stderr)
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        print(f"wcord-fast: unknown command {name!r}; expected {', '.join(COMMANDS)}{hint}", file=sys.stderr)
         return 2
     try:
-        return COMMANDS[name](rest)
+        status = COMMANDS[name](rest)
+        sys.stdout.flush()
+        return status
     except UsageError as error:
         print(f"wcord-fast {name}: {error}", file=sys.stderr)
         return 2
-    except (CheckpointError, NonFiniteLoss, FileNotFoundError, ValueError) as error:
+    except BrokenPipeError:  # whoever read our output has left (`| head`): finished epochs are kept, nobody to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (CheckpointError, NonFiniteLoss, NotImplementedError, OSError, ValueError) as error:
         print(f"wcord-fast {name}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -64,8 +82,12 @@ def main(argv: list[str] | None = None) -> int:
 def distill(argv: list[str]) -> int:
     """Teacher, then one student per method, then the table and the plot."""
     began = time.perf_counter()
+    argv, dry = _dry_run(argv)
     config = parse("distill", argv, "Train students from a teacher and compare them.")
+    if dry:
+        return _show(config)
     bench = _start(config)
+    bench.require_methods()
     teacher = bench.teacher()
     students = [bench.student(method, teacher) for method in config.methods]
     results = [*students, teacher]
@@ -74,19 +96,33 @@ def distill(argv: list[str]) -> int:
     files = report.write(config.directory, results, lines, said)
     print(f"\n{report.text_table(lines)}\n\n{textwrap.fill(said, 100)}\n")
     print(f"{time.perf_counter() - began:.0f} s in all. Written: {', '.join(map(str, files))}")
-    print(f"Students: {', '.join(str(config.directory / r.name / 'student.pt') for r in students)}")
+    print(f"Checkpoints: {', '.join(str(config.directory / r.name / checkpoint.CURRENT) for r in students)}")
     return 0
 
 
 def teacher(argv: list[str]) -> int:
     """One network, labels only."""
+    own = {"--epochs": "--teacher-epochs", "--lr": "--teacher-lr"}  # here they can only mean the teacher's
+    argv = ["=".join([own.get(name, name), *value]) for name, *value in (word.split("=", 1) for word in argv)]
+    argv, dry = _dry_run(argv)
     config = parse("teacher", argv, "Train the network named by --teacher with labels only.")
+    if dry:
+        return _show(config)
     if config.teacher_checkpoint is not None:
         raise UsageError("--teacher-checkpoint is for distill; this command trains a teacher")
     bench = _start(config)
     result = bench.teacher()
     print(f"\n{report.text_table(report.lines_of([result]))}\n")
     print(f"Checkpoint: {config.directory / 'teacher' / checkpoint.CURRENT}")
+    return 0
+
+
+def table(argv: list[str]) -> int:
+    """Pairs x methods x seeds beside the paper's numbers."""
+    if {"-h", "--help"} & set(argv):
+        print(tables.help_text(), end="")
+    else:
+        print(tables.table(argv))
     return 0
 
 
@@ -100,6 +136,10 @@ def evaluate_checkpoint(argv: list[str]) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     args = parser.parse_args(argv)
     path = args.checkpoint / checkpoint.CURRENT if args.checkpoint.is_dir() else args.checkpoint
+    if not path.exists() and args.checkpoint.is_dir():
+        runs = sorted(str(p.parent) for p in args.checkpoint.glob(f"*/{checkpoint.CURRENT}"))
+        hint = f"; the runs in it: {', '.join(runs)}" if runs else ""
+        raise CheckpointError(f"{args.checkpoint}: expected a run's directory, with a {checkpoint.CURRENT}{hint}")
     state = checkpoint.load(path)
     spec = state["spec"]
     if args.data is not None and args.data != spec["data"]["name"]:
@@ -134,14 +174,25 @@ def info(argv: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "distill": distill,
     "teacher": teacher,
+    "table": table,
     "evaluate": evaluate_checkpoint,
     "info": info,
 }
 
 
+def _dry_run(argv: list[str]) -> tuple[list[str], bool]:
+    """The other arguments, and whether --dry-run is among them."""
+    rest = [word for word in argv if word != "--dry-run"]
+    return rest, len(rest) < len(argv)
+
+
+def _show(config: Config) -> int:
+    print(yaml.safe_dump(config.resolved(), sort_keys=False), end="")
+    return 0
+
+
 def _start(config: Config) -> Workbench:
-    log.handlers = [logging.StreamHandler(sys.stdout)]
-    log.setLevel(logging.WARNING if config.quiet else logging.INFO)
+    to_screen(config.quiet)
     bench = Workbench(config)
     log.info(
         "%s: %d training and %d test images, %d classes; %s; output in %s",

@@ -150,6 +150,15 @@ class Config:
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "options"}
         return plain | {section: asdict(options) for section, options in self.options.items()}
 
+    def resolved(self) -> dict[str, Any]:
+        """`as_dict` with what follows from other values filled in; what is still null depends on the data set."""
+        filled = {
+            "teacher_epochs": self.teacher_epochs or self.epochs,
+            "teacher_lr": self.teacher_lr or self.lr,
+            "output_dir": str(self.directory),
+        }
+        return self.as_dict() | filled
+
 
 def from_dict(values: dict[str, Any]) -> Config:
     """A Config from nested plain values, as in a YAML file; a missing one takes its default.
@@ -161,8 +170,11 @@ def from_dict(values: dict[str, Any]) -> Config:
     plain = {k: v for k, v in values.items() if k not in sections}
     options = {}
     for section, kind in sections.items():
+        given = values.get(section) or {}
+        if not isinstance(given, dict):
+            raise ValueError(f"{section}: expected options as NAME: VALUE, got {given!r}")
         try:
-            options[section] = kind(**values.get(section, {}))
+            options[section] = kind(**given)
         except (ValueError, TypeError) as error:
             raise type(error)(f"{section}.{error}") from None
     return Config(**plain, options=options)

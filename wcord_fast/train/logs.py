@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,13 @@ from tqdm import tqdm
 CSV = "metrics.csv"
 TIMING = ("images_per_s", "loss_share", "seconds")  # columns that differ between two equal runs
 Row = dict[str, Any]
+
+
+def to_screen(quiet: bool) -> None:
+    """From now on the package says what it does on standard output; warnings only if `quiet`."""
+    log = logging.getLogger("wcord_fast")
+    log.handlers = [logging.StreamHandler(sys.stdout)]
+    log.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
 def write_csv(path: Path, rows: list[Row]) -> None:

@@ -25,6 +25,7 @@ from .config import learning_rate
 from .evaluate import autocast, evaluate
 from .logs import CSV, Progress, Row, TensorBoard, epoch_line, write_csv
 from .meters import Meters, Stopwatch
+from .stage import pretrain
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class Run:
         spec: what the run is, in plain values; a checkpoint of another spec is refused. `spec["recipe"]` is obeyed.
         student: the network to train, on its device.
         method: the objective beside the cross entropy.
-        teacher: the frozen network, or None if the method needs none.
+        teacher: the frozen network, or None if the method needs none at all.
         train, test: the data.
         export: name of the file that gets the student's state dict when the run is finished.
         log_every, log_grad_norms, tensorboard, quiet, restart: see `Config`.
@@ -80,6 +81,11 @@ def fit(run: Run) -> list[Row]:
         ValueError: a bad value was met by a loss (the message names it).
     """
     recipe = run.recipe
+    fresh = run.restart or not (run.directory / checkpoint.CURRENT).exists()
+    if run.method.stage is not None and run.teacher is not None and fresh:
+        generators = checkpoint.rng_state()
+        pretrain(run, run.teacher)
+        checkpoint.set_rng_state(generators)  # the student's training does not depend on when its stage was run
     optimizer = torch.optim.SGD(
         run.parameters(),
         lr=recipe["lr"],
@@ -176,7 +182,7 @@ def train_step(
     """One optimiser step, without synchronisation; with `probe` also each term's share of the gradient (with)."""
     device, precision = batch.images.device, run.recipe["precision"]
     teacher = None
-    if run.teacher is not None:
+    if run.teacher is not None and run.method.needs_teacher:
         with torch.no_grad(), autocast(device, precision):
             teacher = Outputs(*run.teacher(batch.images, return_features=True))
     with autocast(device, precision):

@@ -45,16 +45,26 @@ class Result:
 class Workbench:
     """The data set on its device, and the runs that a configuration asks for."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, data: Dataset | None = None) -> None:
         self.config = config
         self.device = config.torch_device
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # as the published recipe does: shapes repeat
-        self.data = load_data(data_spec(config), config.data_dir).to(self.device)
+        self.data = load_data(data_spec(config), config.data_dir).to(self.device) if data is None else data
         self.train = TrainBatches(self.data, config.batch_size, seed=config.seed, channels_last=config.channels_last)
         self.test = TestBatches(self.data, config.eval_batch_size, channels_last=config.channels_last)
+
+    def require_methods(self) -> None:
+        """Build every method once, untrained: CannotServe or ValueError now, not after the teacher's training."""
+        student, teacher = (self._network(name) for name in (self.config.student, self.config.teacher))
+        pair = self._pair(student, teacher)
+        for method in self.config.methods:
+            try:
+                distill.build(method, pair, self.config.method_options(method))
+            except ValueError as error:
+                raise distill.CannotServe(f"{method}: {str(error).removeprefix(f'{method}: ')}") from None
 
     def teacher(self) -> Result:
         """The teacher: from its checkpoint if one is given, else trained (or resumed) in the output directory."""
@@ -98,14 +108,7 @@ class Workbench:
 
     def _run(self, name: str, spec: dict[str, Any], network: nn.Module, teacher: nn.Module | None, export: str) -> Run:
         config = self.config
-        pair = distill.pair_of(
-            network,
-            teacher,
-            next(iter(self.test))[0][:2],
-            num_data=len(self.data.train_labels),
-            labels=self.data.train_labels,
-            seed=config.seed,
-        )
+        pair = self._pair(network, teacher)
         method = distill.build(spec["method"]["name"], pair, config.method_options(spec["method"]["name"]))
         torch.manual_seed(config.seed)  # whatever a method drew for itself, training starts from the same state
         return Run(
@@ -114,7 +117,7 @@ class Workbench:
             spec=spec,
             student=network,
             method=method.to(self.device),
-            teacher=teacher if method.needs_teacher else None,
+            teacher=teacher if method.compares else None,
             train=self.train,
             test=self.test,
             export=export,
@@ -123,6 +126,16 @@ class Workbench:
             tensorboard=config.tensorboard,
             quiet=config.quiet,
             restart=config.restart,
+        )
+
+    def _pair(self, student: nn.Module, teacher: nn.Module | None) -> distill.Pair:
+        return distill.pair_of(
+            student,
+            teacher,
+            next(iter(self.test))[0][:2],
+            num_data=len(self.data.train_labels),
+            labels=self.data.train_labels,
+            seed=self.config.seed,
         )
 
 
@@ -148,7 +161,7 @@ def create_network(architecture: str, data: Dataset, device: torch.device, chann
 def load_teacher(network: nn.Module, path: Path, spec: dict[str, Any]) -> None:
     """Load a teacher's weights from our checkpoint (or its run's directory), or from any file with a state dict.
 
-    A file of another program may hold the state dict itself, or have it under "model" or "state_dict".
+    A file of another program: see `models.load_weights`.
 
     Raises:
         CheckpointError: no such file, damaged, of another architecture or data set, or keys that do not fit.
@@ -160,15 +173,10 @@ def load_teacher(network: nn.Module, path: Path, spec: dict[str, Any]) -> None:
         found = {"model": value["spec"]["model"], "data": _identity(value["spec"]["data"])}
         _require_same_teacher(path, found, {"model": spec["model"], "data": _identity(spec["data"])})
         value = value["student"]
-    elif isinstance(value, dict):
-        value = next((value[key] for key in ("model", "state_dict") if isinstance(value.get(key), dict)), value)
-    if not isinstance(value, dict) or not value or not all(isinstance(v, torch.Tensor) for v in value.values()):
-        raise CheckpointError(f"{path}: holds no state dict, neither itself nor under 'model' or 'state_dict'")
     try:
-        network.load_state_dict(value)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{path}: its weights do not fit --teacher {spec['model']}: {reason}") from None
+        models.load_weights(network, value)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not the weights of --teacher {spec['model']}: {error}") from None
 
 
 def fingerprint(network: nn.Module) -> str:

@@ -1,0 +1,242 @@
+// The gather plan for banks of 16- and 32-bit floats with D = 64, 128 or 256 and rows on 16-byte boundaries.
+//
+// What moves: per draw and direction one row of D * sizeof(Bank) bytes, read once from L2 or HBM, and nothing else: the
+// draws are computed, 32 at a time by the 32 lanes of a warp, and used for both directions; the gradient's axpy uses
+// the row while it is in registers. (64, 16384, 50k) in bf16, both directions: 537 MB, 90 us at an L2 rate of 6 TB/s.
+// What is issued, counted in the machine code for sm_90, bf16, D = 128: 24 warp instructions per draw and direction,
+// of which half multiply and a third unpack, and 170 per 32 draws made: 57 M, or 61 us if the 132 SMs of an H200 issued
+// all they can. So neither is far from the other; a bank in fp32 moves twice the bytes with fewer instructions.
+//
+// Layout: 8 lanes per row, each with 16-byte loads, 128 contiguous bytes per load and row; so 4 rows per warp and load,
+// and ROWS rows of each lane group in flight: 64 KB per SM at D = 128 with two blocks on it, against the 6 KB (L2) and
+// 26 KB (HBM) that bandwidth times latency asks for. Registers are the limit: 2 D / 8 for the gradients, 32 for rows.
+// Warps are independent until the end of a split: the loop has no block barrier.
+#include "cuda.h"
+#include "gather.h"
+
+namespace wcf {
+namespace {
+
+constexpr int LANES = 8;                // per row
+constexpr int GROUPS = WARP / LANES;    // rows per load
+constexpr int ROW_REGISTERS = 32;       // raw row data in flight, per lane
+
+struct alignas(16) Pack {
+  uint32_t v[4];
+};
+
+template <class Bank, int DIM>
+struct Layout {
+  static constexpr int ITEMS = sizeof(Pack) / sizeof(Bank);  // per load
+  static constexpr int PACKS = DIM / (LANES * ITEMS);        // loads per lane and row
+  static constexpr int ELEMENTS = DIM / LANES;               // per lane and row
+  static constexpr int ROWS = ROW_REGISTERS / (4 * PACKS) < LANES ? ROW_REGISTERS / (4 * PACKS) : LANES;
+  static constexpr size_t ANCHOR_AT = (sizeof(Walk) + 15) / 16 * 16;                  // float [2][DIM]
+  static constexpr size_t GRAD_AT = ANCHOR_AT + MAX_DIRECTIONS * DIM * sizeof(float);  // float [WARPS][2][DIM]
+  static constexpr size_t TALLY_AT = GRAD_AT + GATHER_WARPS * MAX_DIRECTIONS * DIM * sizeof(float);
+  static constexpr size_t BYTES = TALLY_AT + GATHER_WARPS * MAX_DIRECTIONS * sizeof(Tally<float>);
+};
+
+__device__ __forceinline__ float item(const Pack& p, int i, float) { return bits_float(p.v[i]); }
+template <class Half>
+__device__ __forceinline__ float item(const Pack& p, int i, Half) {
+  return load(Half{static_cast<uint16_t>(p.v[i / 2] >> (16 * (i & 1)))});
+}
+
+// Sums of N values over the 8 lanes of a row; lane l ends with that of v[l * N / 8]. A step halves the values that a
+// lane holds as long as it holds several: 4 values take 4 shuffles, not 12.
+template <int N>
+__device__ __forceinline__ float row_sum(float (&v)[N], int lane) {
+  int held = N;
+  WCF_UNROLL
+  for (int step = LANES / 2; step > 0; step /= 2) {
+    if (held == 1) {
+      v[0] += __shfl_xor_sync(FULL_WARP, v[0], step);
+      continue;
+    }
+    held /= 2;
+    WCF_UNROLL
+    for (int i = 0; i < held; ++i) {
+      const bool upper = (lane & step) != 0;
+      const float kept = upper ? v[i + held] : v[i];
+      v[i] = kept + __shfl_xor_sync(FULL_WARP, upper ? v[i] : v[i + held], step);
+    }
+  }
+  return v[0];
+}
+
+// Scores the 32 rows that the lanes hold against one anchor x [DIM] (shared); those not in `live` get weight 0.
+template <class Bank, int DIM>
+__device__ __forceinline__ void score_tile(const GatherArgs& a, const void* bank, int64_t stride, const float* x,
+                                           float inverse_tau, float offset, uint32_t row, unsigned live,
+                                           Tally<float>* tally, float (&grad)[Layout<Bank, DIM>::ELEMENTS]) {
+  using L = Layout<Bank, DIM>;
+  const int lane = threadIdx.x % WARP, place = lane % LANES, group = lane / LANES;
+#if defined(__CUDACC__)
+#pragma unroll 1
+#endif
+  for (int first = 0; first < WARP; first += GROUPS * L::ROWS) {
+    Pack pack[L::ROWS][L::PACKS];
+    WCF_UNROLL
+    for (int u = 0; u < L::ROWS; ++u) {
+      const int64_t r = __shfl_sync(FULL_WARP, row, first + group * L::ROWS + u);
+      const Pack* const from = reinterpret_cast<const Pack*>(static_cast<const Bank*>(bank) + r * stride) + place;
+      WCF_UNROLL
+      for (int j = 0; j < L::PACKS; ++j) pack[u][j] = from[j * LANES];
+    }
+    float dot[L::ROWS] = {};
+    WCF_UNROLL
+    for (int j = 0; j < L::PACKS; ++j) {
+      WCF_UNROLL
+      for (int i = 0; i < L::ITEMS; i += 4) {
+        const Pack four = *reinterpret_cast<const Pack*>(&x[(j * LANES + place) * L::ITEMS + i]);
+        WCF_UNROLL
+        for (int e = 0; e < 4; ++e) {
+          WCF_UNROLL
+          for (int u = 0; u < L::ROWS; ++u) dot[u] += bits_float(four.v[e]) * item(pack[u][j], i + e, Bank{});
+        }
+      }
+    }
+    const float score = row_sum(dot, lane);
+    const int mine = first + group * L::ROWS + place * L::ROWS / LANES;  // the draw whose score this lane holds
+    const float slope = (live >> mine & 1u) ? add_score(a.score, score, inverse_tau, offset, tally) : 0.0f;
+    if (!a.partial_grad) continue;
+    WCF_UNROLL
+    for (int u = 0; u < L::ROWS; ++u) {
+      const float factor = __shfl_sync(FULL_WARP, slope, group * LANES + u * (LANES / L::ROWS));
+      WCF_UNROLL
+      for (int j = 0; j < L::PACKS; ++j) {
+        WCF_UNROLL
+        for (int i = 0; i < L::ITEMS; ++i) grad[j * L::ITEMS + i] += factor * item(pack[u][j], i, Bank{});
+      }
+    }
+  }
+}
+
+// grid = B * splits.
+template <class Bank, int DIM>
+__global__ void __launch_bounds__(GATHER_THREADS, DIM <= 128 ? 2 : 1) gather_rows_kernel(GatherArgs a) {
+  using L = Layout<Bank, DIM>;
+  if (nothing_to_do<float>(a)) return;
+  Walk* const walk = shared_ptr<Walk>(0);
+  float* const anchor = shared_ptr<float>(L::ANCHOR_AT);
+  const int64_t b = blockIdx.x / a.splits, split = blockIdx.x % a.splits, num_anchors = a.walk.draw.num_anchors;
+  walk_open(a.walk, b, walk);
+  if (walk->kind == WALK_INVALID) {
+    if (threadIdx.x == 0) report(FLAG_INDEX, a.status);
+    poison_split<float>(a, b, split);
+    return;
+  }
+  for (int i = threadIdx.x; i < a.directions * DIM; i += GATHER_THREADS) {
+    const int s = i / DIM;
+    const float value = static_cast<const float*>(a.anchors)[(s * num_anchors + b) * DIM + i % DIM];
+    anchor[i] = value;
+    if (!finite(value)) atomicOr(&walk->flags, FLAG_ANCHOR << s);
+  }
+  __syncthreads();
+
+  const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+  const int64_t first = split * a.chunk;
+  const int64_t last = first + a.chunk < walk->count ? first + a.chunk : walk->count;
+  const float inverse_tau = static_cast<float>(1.0 / a.temperature);
+  float offset[MAX_DIRECTIONS] = {}, grad[MAX_DIRECTIONS][L::ELEMENTS] = {};
+  Tally<float> tally[MAX_DIRECTIONS] = {tally_empty<float>(a.score), tally_empty<float>(a.score)};
+  if (a.score == SCORE_NCE) {
+    const double charged = charged_of(a, walk->count), num_data = static_cast<double>(a.walk.draw.num_data);
+    const float* const log_z = static_cast<const float*>(a.log_z);
+    WCF_UNROLL
+    for (int s = 0; s < MAX_DIRECTIONS; ++s) {
+      if (s < a.directions) offset[s] = static_cast<float>(nce_offset(charged, num_data, log_z[s]));
+    }
+  }
+
+  // The tail of the last tile repeats the last draw, with weight 0. The next draws are made before the rows are waited
+  // for, so that their table look-ups are on the way too.
+  bool bad = false;
+  const auto draw = [&](int64_t k) { return walk_row(a.walk, *walk, b, k < last ? k : last - 1, &bad); };
+  int64_t k = first + threadIdx.x;
+  uint32_t row = k - lane < last ? draw(k) : 0;
+  for (; k - lane < last; k += GATHER_THREADS) {
+    const unsigned live = __ballot_sync(FULL_WARP, k < last);
+    const uint32_t next = k - lane + GATHER_THREADS < last ? draw(k + GATHER_THREADS) : 0;
+    WCF_UNROLL
+    for (int s = 0; s < MAX_DIRECTIONS; ++s) {
+      if (s < a.directions) {
+        score_tile<Bank, DIM>(a, a.bank[s], a.bank_stride[s], anchor + s * DIM, inverse_tau, offset[s], row, live,
+                              &tally[s], grad[s]);
+      }
+    }
+    row = next;
+  }
+  if (bad) atomicOr(&walk->flags, FLAG_INDEX);
+
+  // Over the row groups of each warp, then over the warps, always in the same order.
+  float* const grads = shared_ptr<float>(L::GRAD_AT);
+  Tally<float>* const tallies = shared_ptr<Tally<float>>(L::TALLY_AT);
+  WCF_UNROLL
+  for (int s = 0; s < MAX_DIRECTIONS; ++s) {
+    if (s >= a.directions) continue;
+    if (lane % (LANES / L::ROWS) != 0) tally[s] = tally_empty<float>(a.score);  // copies of another lane's terms
+    const Tally<float> total = tally_warp(tally[s]);
+    if (lane == 0) tallies[warp * MAX_DIRECTIONS + s] = total;
+    if (!a.partial_grad) continue;
+    WCF_UNROLL
+    for (int e = 0; e < L::ELEMENTS; ++e) {
+      float sum = grad[s][e];
+      sum += __shfl_xor_sync(FULL_WARP, sum, LANES);
+      sum += __shfl_xor_sync(FULL_WARP, sum, 2 * LANES);
+      const int d = (e / L::ITEMS * LANES + lane % LANES) * L::ITEMS + e % L::ITEMS;
+      if (lane < LANES) grads[(warp * MAX_DIRECTIONS + s) * DIM + d] = sum;
+    }
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) report(walk->flags, a.status);
+  for (int i = threadIdx.x; a.partial_grad && i < a.directions * DIM; i += GATHER_THREADS) {
+    const int s = i / DIM;
+    float sum = 0;
+    for (int w = 0; w < GATHER_WARPS; ++w) sum += grads[w * MAX_DIRECTIONS * DIM + i];
+    const int64_t at = (s * num_anchors + b) * a.splits + split;
+    static_cast<float*>(a.partial_grad)[at * DIM + i % DIM] = flagged(walk->flags, s) ? nan_of<float>() : sum;
+  }
+  const int s = threadIdx.x;
+  if (s < a.directions) {
+    Tally<float> total = tallies[s];
+    for (int w = 1; w < GATHER_WARPS; ++w) total = tally_join(total, tallies[w * MAX_DIRECTIONS + s]);
+    static_cast<float*>(a.partial)[(s * num_anchors + b) * a.splits + split] =
+        flagged(walk->flags, s) ? nan_of<float>() : tally_value(a.score, total);
+  }
+}
+
+template <class Bank, int DIM>
+cudaError_t launch_rows(const GatherArgs& a, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(a.walk.draw.num_anchors * a.splits));
+  return launch(gather_rows_kernel<Bank, DIM>, grid, dim3(GATHER_THREADS), Layout<Bank, DIM>::BYTES, stream, false, a);
+}
+
+template <class Bank>
+bool launch_dim(const GatherArgs& a, cudaStream_t stream, cudaError_t* error) {
+  for (int s = 0; s < a.directions; ++s) {
+    const auto address = reinterpret_cast<uintptr_t>(a.bank[s]);
+    if (address % sizeof(Pack) != 0 || a.bank_stride[s] * sizeof(Bank) % sizeof(Pack) != 0) return false;
+  }
+  switch (a.dim) {
+    case 64: *error = launch_rows<Bank, 64>(a, stream); return true;
+    case 128: *error = launch_rows<Bank, 128>(a, stream); return true;
+    case 256: *error = launch_rows<Bank, 256>(a, stream); return true;
+    default: return false;
+  }
+}
+
+}  // namespace
+
+bool gather_rows(const GatherArgs& a, int32_t bank_dtype, bool fp64, cudaStream_t stream, cudaError_t* error) {
+  if (fp64) return false;
+  switch (bank_dtype) {
+    case DTYPE_F32: return launch_dim<float>(a, stream, error);
+    case DTYPE_BF16: return launch_dim<Bf16>(a, stream, error);
+    case DTYPE_F16: return launch_dim<F16>(a, stream, error);
+    default: return false;
+  }
+}
+
+}  // namespace wcf

@@ -1,0 +1,153 @@
+// The gather plan for whatever bank_gather.cu does not take: any D, fp64, rows that do not lie on 16-byte boundaries.
+//
+// A block walks its split in tiles of 256 draws: one draw per thread, then one warp per row for the scores, then one
+// thread per column for the gradient, which runs down the tile's rows. So each row is read twice, the second time from
+// L1 or L2, in coalesced pieces of one element per lane: several times the instructions of the other kernel. The
+// gradient is kept in the split's own row of scratch, one update per tile and column, so no memory on chip limits D.
+#include "cuda.h"
+#include "gather.h"
+
+namespace wcf {
+namespace {
+
+constexpr int TILE = GATHER_THREADS;
+
+template <class Real>
+struct AnyShared {
+  Walk walk;
+  uint32_t rows[TILE];
+  Real slope[TILE];
+  Real slice[TILE];
+  Tally<Real> tally[GATHER_WARPS];
+};
+
+// The score of this thread's draw of the tile's n, one warp per row; 0 from n on.
+template <class Bank, class Real>
+__device__ __forceinline__ Real tile_score(const AnyShared<Real>* sh, const Bank* bank, int64_t stride, int n,
+                                           int64_t dim, const Real* anchor) {
+  const int lane = threadIdx.x % WARP, base = threadIdx.x - lane;
+  Real score = 0;
+  for (int j = 0; j < WARP && base + j < n; ++j) {
+    const Bank* const row = bank + sh->rows[base + j] * stride;
+    Real dot = 0;
+    for (int64_t d = lane; d < dim; d += WARP) dot += anchor[d] * static_cast<Real>(load(row[d]));
+    dot = warp_sum(dot);
+    if (lane == j) score = dot;
+  }
+  return score;
+}
+
+// Adds sum_j slope[j] * row[j] to grad [D] (this block's own). Narrow rows leave threads over: they share out the draws
+// and are added up in order.
+template <class Bank, class Real>
+__device__ __forceinline__ void add_rows(AnyShared<Real>* sh, const Bank* bank, int64_t stride, int n, int64_t dim,
+                                         Real* grad) {
+  int columns = 1;
+  while (columns < TILE && columns < dim) columns *= 2;
+  const int slices = TILE / columns, column = threadIdx.x % columns, slice = threadIdx.x / columns;
+  for (int64_t first = 0; first < dim; first += columns) {  // more than once only with a single slice
+    const int64_t d = first + column;
+    Real sum = 0;
+    if (d < dim) {
+      for (int j = slice; j < n; j += slices) {
+        sum += sh->slope[j] * static_cast<Real>(load(bank[sh->rows[j] * stride + d]));
+      }
+    }
+    if (slices > 1) {
+      sh->slice[threadIdx.x] = sum;
+      __syncthreads();
+      for (int q = 1; slice == 0 && q < slices; ++q) sum += sh->slice[q * columns + column];
+    }
+    if (slice == 0 && d < dim) grad[d] += sum;
+  }
+}
+
+// grid = B * splits.
+template <class Bank, class Real>
+__global__ void __launch_bounds__(GATHER_THREADS, 3) gather_any_kernel(GatherArgs a) {
+  if (nothing_to_do<Real>(a)) return;
+  AnyShared<Real>* const sh = shared_ptr<AnyShared<Real>>(0);
+  const int64_t b = blockIdx.x / a.splits, split = blockIdx.x % a.splits, num_anchors = a.walk.draw.num_anchors;
+  walk_open(a.walk, b, &sh->walk);
+  if (sh->walk.kind == WALK_INVALID) {
+    if (threadIdx.x == 0) report(FLAG_INDEX, a.status);
+    poison_split<Real>(a, b, split);
+    return;
+  }
+  const int t = threadIdx.x, lane = t % WARP, warp = t / WARP;
+  const int64_t first = split * a.chunk;
+  const int64_t last = first + a.chunk < sh->walk.count ? first + a.chunk : sh->walk.count;
+  const Real inverse_tau = static_cast<Real>(1.0 / a.temperature);
+  const auto slot = [&](int s) { return (s * num_anchors + b) * a.splits + split; };
+  const auto anchor_of = [&](int s) { return static_cast<const Real*>(a.anchors) + (s * num_anchors + b) * a.dim; };
+  const auto grad_of = [&](int s) { return static_cast<Real*>(a.partial_grad) + slot(s) * a.dim; };
+  Real offset[MAX_DIRECTIONS] = {};
+  Tally<Real> tally[MAX_DIRECTIONS] = {tally_empty<Real>(a.score), tally_empty<Real>(a.score)};
+  WCF_UNROLL
+  for (int s = 0; s < MAX_DIRECTIONS; ++s) {
+    if (s >= a.directions) continue;
+    if (a.score == SCORE_NCE) {
+      offset[s] = static_cast<Real>(nce_offset(charged_of(a, sh->walk.count), static_cast<double>(a.walk.draw.num_data),
+                                               static_cast<const Real*>(a.log_z)[s]));
+    }
+    for (int64_t d = t; d < a.dim; d += GATHER_THREADS) {
+      if (!finite(anchor_of(s)[d])) atomicOr(&sh->walk.flags, FLAG_ANCHOR << s);
+    }
+    for (int64_t d = t; a.partial_grad && d < a.dim; d += GATHER_THREADS) grad_of(s)[d] = 0;
+  }
+
+  for (int64_t start = first; start < last; start += TILE) {
+    const int n = last - start < TILE ? static_cast<int>(last - start) : TILE;
+    __syncthreads();  // the tile before is done with
+    bool bad = false;
+    if (t < n) sh->rows[t] = walk_row(a.walk, sh->walk, b, start + t, &bad);
+    if (bad) atomicOr(&sh->walk.flags, FLAG_INDEX);
+    WCF_UNROLL
+    for (int s = 0; s < MAX_DIRECTIONS; ++s) {
+      if (s >= a.directions) continue;
+      const Bank* const bank = static_cast<const Bank*>(a.bank[s]);
+      __syncthreads();
+      const Real score = tile_score(sh, bank, a.bank_stride[s], n, a.dim, anchor_of(s));
+      if (t < n) sh->slope[t] = add_score(a.score, score, inverse_tau, offset[s], &tally[s]);
+      __syncthreads();
+      if (a.partial_grad) add_rows(sh, bank, a.bank_stride[s], n, a.dim, grad_of(s));
+    }
+  }
+
+  for (int s = 0; s < a.directions; ++s) {
+    const Tally<Real> total = tally_warp(s == 0 ? tally[0] : tally[1]);
+    __syncthreads();
+    if (lane == 0) sh->tally[warp] = total;
+    __syncthreads();
+    const bool bad = flagged(sh->walk.flags, s);
+    for (int64_t d = t; bad && a.partial_grad && d < a.dim; d += GATHER_THREADS) grad_of(s)[d] = nan_of<Real>();
+    if (t != 0) continue;
+    Tally<Real> sum = sh->tally[0];
+    for (int w = 1; w < GATHER_WARPS; ++w) sum = tally_join(sum, sh->tally[w]);
+    static_cast<Real*>(a.partial)[slot(s)] = bad ? nan_of<Real>() : tally_value(a.score, sum);
+  }
+  if (t == 0) report(sh->walk.flags, a.status);
+}
+
+template <class Bank, class Real>
+cudaError_t launch_any(const GatherArgs& a, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(a.walk.draw.num_anchors * a.splits));
+  return launch(gather_any_kernel<Bank, Real>, grid, dim3(GATHER_THREADS), sizeof(AnyShared<Real>), stream, false, a);
+}
+
+}  // namespace
+
+cudaError_t gather_any(const GatherArgs& a, int32_t bank_dtype, bool fp64, cudaStream_t stream) {
+  cudaError_t error = cudaErrorInvalidValue;  // an unknown dtype
+  with_dtype(bank_dtype, [&](auto type) {
+    using Bank = decltype(type);
+    if (fp64) {
+      error = launch_any<Bank, double>(a, stream);
+    } else if constexpr (sizeof(Bank) < sizeof(double)) {
+      error = launch_any<Bank, float>(a, stream);
+    }
+  });
+  return error;
+}
+
+}  // namespace wcf

@@ -1,0 +1,332 @@
+"""The gather kernels of the bank, thread by thread on the CPU, through their own Python launchers, against float64."""
+
+from __future__ import annotations
+
+import math
+import random
+from ctypes import c_uint64
+
+import numpy as np
+import pytest
+import torch
+
+from wcord_fast.ops import native_module, status
+from wcord_fast.ops.bank import native_cuda, reference
+from wcord_fast.ops.sampling.reference import draw
+from wcord_fast.ops.sampling.spec import ALL, DrawSpec
+from wcord_fast.ops.status import Code
+
+from . import draw_specs
+from .cuda_on_cpu import build
+from .cuda_on_cpu.module import EmulatedModule
+
+SOURCES = [build.CSRC / "cuda" / f"{name}.cu" for name in ("bank_gather", "bank_gather_any", "bank_finish")]
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+TEMPERATURE = 0.07
+
+pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    return build.compile_library(SOURCES, tmp_path_factory.mktemp("bank"))
+
+
+@pytest.fixture
+def kernels(library, monkeypatch):
+    """The library; `native_cuda` launches its kernels, and flags go to a fresh status word."""
+    library.cuda_on_cpu_seed(c_uint64(1))
+    monkeypatch.setattr(native_module, "module", lambda: EmulatedModule(library))
+    monkeypatch.setattr(native_module, "stream_of", lambda tensor: (0, 0))
+    monkeypatch.setattr(status, "_words", {})
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)  # torch.empty gives NaN, so that an unwritten element shows
+    yield library
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def flags() -> int:
+    return int(status.word(torch.device("cpu")))
+
+
+class Problem:
+    """Anchors, banks and draws; `source` may be "given" or "whole" (every pool row, class excluded) too."""
+
+    def __init__(self, num_data, batch, k, dim, source="class", replacement="no", directions=2, dtype=torch.float32):
+        g = torch.Generator().manual_seed(num_data * 1000 + dim)
+        drawn = "class" if source in ("given", "whole", "expected") else source
+        case = draw_specs.Case(random.Random(num_data + dim), num_data, batch, k, drawn, replacement)
+        self.index, self.spec, self.num_data = torch.tensor(case.index), case.spec(), num_data
+        if source == "given":
+            self.spec = given(torch.randint(0, num_data, (batch, k), generator=g))
+        if source in ("whole", "expected"):
+            k = ALL if source == "whole" else k
+            self.spec = DrawSpec("class", k, "no", source == "expected", 0, self.spec.tables)
+        x = torch.randn(directions, batch, dim, generator=g, dtype=torch.float64)
+        self.anchors = torch.nn.functional.normalize(x, dim=-1).to(reference.accumulate_dtype(x.to(dtype)))
+        rows = torch.randn(directions, num_data, dim, generator=g)
+        self.banks = list(torch.nn.functional.normalize(rows, dim=-1).to(dtype))
+        self.log_z = torch.tensor([math.log(num_data) + 0.5, math.log(num_data) - 1.0][:directions])
+
+    def exact(self) -> tuple:
+        return self.anchors.double(), [bank.double() for bank in self.banks], self.index
+
+    def check(self, scores=("nce", "mean", "log_z")) -> None:
+        """Every score against the reference in float64, by the tolerances of DESIGN: 1e-6 value, 1e-5 gradient."""
+        wide = self.anchors.dtype == torch.float64 or self.banks[0].dtype == torch.float64
+        value, slope = (1e-12, 1e-12) if wide else (1e-6, 1e-5)
+        plan = ("gather", "reference")
+        if "nce" in scores:
+            got = self.nce()
+            expected = reference.bank_nce(*self.exact(), self.log_z.double(), self.spec, TEMPERATURE, True, *plan)
+            assert_relative(got[0], expected[0], value)
+            close(got[1], expected[1], slope)
+        if "mean" in scores:
+            got = native_cuda.bank_mean_score(self.anchors, self.banks, self.index, self.spec, True, *plan)
+            expected = reference.bank_mean_score(*self.exact(), self.spec, True, *plan)
+            assert (got[0] - expected[0]).abs().max() <= value  # a mean of values of both signs, each at most 1
+            close(got[1], expected[1], slope)
+        if "log_z" in scores:
+            got = self.estimate()
+            expected = reference.bank_log_z(*self.exact(), self.spec, TEMPERATURE, *plan)
+            assert_relative(got, expected, value)
+        assert flags() == 0
+
+    def nce(self, needs_grad=True):
+        args = self.anchors, self.banks, self.index, self.log_z, self.spec, TEMPERATURE, needs_grad
+        return native_cuda.bank_nce(*args, "gather", "auto")
+
+    def estimate(self, known=None):
+        args = self.anchors, self.banks, self.index, self.spec, TEMPERATURE, "gather", "auto"
+        return native_cuda.bank_log_z(*args, known)
+
+
+def given(rows: torch.Tensor) -> DrawSpec:
+    return DrawSpec("given", rows.shape[1], "no", False, 0, [rows])
+
+
+def assert_relative(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
+    torch.testing.assert_close(got.double(), expected, rtol=tolerance, atol=0)
+
+
+def close(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
+    """Gradients: the error of a row against the row's norm."""
+    assert got.shape == expected.shape
+    error = torch.linalg.vector_norm(got.double() - expected, dim=-1)
+    assert (error <= tolerance * torch.linalg.vector_norm(expected, dim=-1)).all(), (got, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dim", "k"), [(128, 300), (64, 33), (256, 65), (1, 7), (33, 300), (130, 300), (300, 40)])
+def test_every_width_and_bank_dtype(kernels, dtype, dim, k):
+    Problem(700, 2, k, dim, dtype=dtype).check()
+
+
+@pytest.mark.parametrize(
+    ("source", "replacement"),
+    [("none", "no"), ("self", "no"), ("class", "no"), ("none", "yes"), ("self", "auto"), ("class", "yes"),
+     ("weighted", "yes"), ("given", "no"), ("whole", "no"), ("expected", "no")],
+)  # fmt: skip
+@pytest.mark.parametrize("dim", [128, 20])
+def test_every_source(kernels, source, replacement, dim):
+    Problem(90, 3, 40, dim, source, replacement).check()
+    Problem(90, 3, 40, dim, source, replacement, directions=1, dtype=torch.bfloat16).check(("nce",))
+
+
+@pytest.mark.parametrize("dim", [128, 5])
+@pytest.mark.parametrize(
+    ("num_data", "batch", "k", "source", "replacement"),
+    [
+        (1, 1, 1, "none", "no"),
+        (2, 2, 1, "self", "no"),
+        (40, 1, 39, "self", "no"),  # K = P
+        (40, 1, 40, "none", "no"),
+        (33, 2, 257, "self", "auto"),  # more draws than rows
+        (3, 1, 1300, "none", "yes"),  # counts above 255
+        (1400, 2, 1290, "self", "no"),  # several splits and tiles, the last of them ragged
+        (1400, 1, 1, "whole", "no"),  # a last split without rows
+        (40, 2, 90, "expected", "no"),  # charged for more negatives than there are rows
+    ],
+)
+def test_edges(kernels, num_data, batch, k, source, replacement, dim):
+    Problem(num_data, batch, k, dim, source, replacement).check()
+
+
+def test_the_pool_of_a_bank_of_one_row(kernels):
+    problem = Problem(1, 2, 1, 128, "none")
+    problem.spec = DrawSpec("none", ALL, "no", False, 0, problem.spec.tables)
+    problem.check()
+
+
+@pytest.mark.parametrize("dim", [64, 60])
+@pytest.mark.parametrize(("source", "replacement"), [("class", "no"), ("self", "yes"), ("weighted", "yes")])
+def test_the_rows_scored_are_the_draws_of_the_reference(kernels, source, replacement, dim):
+    """With the unit matrix for a bank, K times the gradient of the mean score counts each row."""
+    problem = Problem(dim, 3, 20, dim, source, replacement)
+    args = problem.anchors, [torch.eye(dim)] * 2, problem.index, problem.spec, True, "gather", "auto"
+    times = (native_cuda.bank_mean_score(*args)[1] * 20).round().long()
+    expected = torch.zeros(3, dim, dtype=torch.int64)
+    expected.scatter_add_(1, draw(problem.index, dim, problem.spec), torch.ones(3, 20, dtype=torch.int64))
+    assert torch.equal(times[0], expected) and torch.equal(times[1], expected)
+
+
+@pytest.mark.parametrize("dim", [128, 20])
+def test_results_do_not_depend_on_the_schedule(kernels, dim):
+    results = []
+    problem = Problem(1500, 2, 1100, dim, "self", directions=2)
+    for seed in range(4):
+        kernels.cuda_on_cpu_seed(c_uint64(seed))
+        results.append((*problem.nce(), problem.estimate()))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("dim", [128, 20])
+def test_a_call_without_gradient_gives_the_same_loss(kernels, dim):
+    problem = Problem(80, 2, 50, dim)
+    loss, grad = problem.nce(needs_grad=False)
+    assert grad.numel() == 0 and torch.equal(loss, problem.nce()[0])
+
+
+@pytest.mark.parametrize("wide", ["anchors", "one bank", "both"])
+def test_fp64_on_either_side(kernels, wide):
+    problem = Problem(50, 2, 30, 64, dtype=torch.float32)
+    if wide != "one bank":
+        problem.anchors = problem.anchors.double()
+    if wide != "anchors":
+        problem.banks[1] = problem.banks[1].double()
+    loss, grad = problem.nce()
+    assert loss.dtype == grad.dtype == torch.float64
+    expected = reference.bank_nce(
+        *problem.exact(), problem.log_z.double(), problem.spec, TEMPERATURE, True, "gather", "reference"
+    )
+    # One bank in fp64 leaves the other direction, and it alone, in fp32.
+    assert_relative(loss[1:], expected[0][1:], 1e-12)
+    close(grad[1:], expected[1][1:], 1e-12)
+    assert_relative(loss, expected[0], 1e-6 if wide == "one bank" else 1e-12)
+
+
+def test_banks_need_not_be_aligned_or_contiguous(kernels):
+    problem = Problem(60, 2, 40, 128)
+    plain, banks = problem.nce(), problem.banks
+    storage = torch.full((2, 62, 200), torch.nan)  # no element outside the rows may be read
+    for first, exact in ((36, True), (37, False)):  # 16-byte boundaries, or not: the other kernel
+        storage.fill_(torch.nan)
+        views = [s[1:-1, first : first + 128] for s in storage]
+        for view, bank in zip(views, banks, strict=True):
+            view.copy_(bank)
+        problem.banks = views
+        loss, grad = problem.nce()
+        torch.testing.assert_close(loss, plain[0], rtol=0 if exact else 1e-6, atol=0)
+        torch.testing.assert_close(grad, plain[1], rtol=0 if exact else 1e-5, atol=0 if exact else 1e-5)
+    problem.banks = [view.T.contiguous().T for view in views]  # column-major
+    assert torch.equal(problem.nce()[0], plain[0])  # copied
+
+
+def test_rows_beyond_two_billion_elements(kernels):
+    apart = 2**31 + 8
+    storage = torch.from_numpy(np.zeros(apart + 128, np.float16))  # only the pages of its two rows are touched
+    bank = storage.as_strided((2, 128), (apart, 1))
+    problem = Problem(2, 2, 1, 128, "self", dtype=torch.float16, directions=1)
+    bank.copy_(problem.banks[0])
+    problem.banks, problem.index = [bank], torch.tensor([0, 1])  # each row drawn once, and each a positive
+    problem.check(("nce",))
+    problem.banks, problem.anchors = [bank[:, :5]], problem.anchors[..., :5]
+    problem.check(("nce",))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_given_rows_are_read_in_place(kernels, dtype):
+    problem = Problem(70, 3, 30, 128, "given")
+    expected = problem.nce()
+    wide = torch.full((3, 33), 10**6, dtype=dtype)  # other columns are not read
+    wide[:, 1:31] = problem.spec.tables[0]
+    problem.index = problem.index.to(dtype)
+    for rows in (wide[:, 1:31], wide[:, 1:31].T.contiguous().T):
+        problem.spec = given(rows)
+        assert all(torch.equal(a, b) for a, b in zip(problem.nce(), expected, strict=True))
+    assert flags() == 0
+
+
+@pytest.mark.parametrize("dim", [128, 20])
+def test_bad_anchors_give_nan_and_flags_and_leave_the_others_alone(kernels, dim):
+    problem = Problem(60, 5, 600, dim, "self", "yes")  # two splits
+    good = problem.nce()
+    problem.anchors[0, 1, dim - 1], problem.anchors[1, 2, 0] = torch.inf, torch.nan
+    problem.index[3], problem.index[4] = -1, 60
+    loss, grad = problem.nce()
+    assert flags() == Code.ANCHOR | Code.INDEX
+    bad = torch.tensor([[False, True, False, True, True], [False, False, True, True, True]])
+    assert torch.equal(loss.isnan(), bad) and torch.equal(grad.isnan(), bad[..., None].expand_as(grad))
+    assert torch.equal(loss[~bad], good[0][~bad]) and torch.equal(grad[~bad], good[1][~bad])
+    mean = native_cuda.bank_mean_score(
+        problem.anchors, problem.banks, problem.index, problem.spec, True, "gather", "auto"
+    )
+    assert torch.equal(mean[0].isnan(), bad) and torch.equal(mean[1].isnan(), bad[..., None].expand_as(grad))
+    assert problem.estimate().isnan().all()  # so that a frozen Z is never set from it
+
+
+@pytest.mark.parametrize("dim", [128, 20])
+@pytest.mark.parametrize("row", [-1, 60, 2**62, -(2**63)])
+def test_a_bad_given_row_is_not_read(kernels, dim, row):
+    problem = Problem(60, 2, 40, dim, "given")
+    good = problem.nce()
+    problem.spec.tables[0][1, 39] = row
+    loss, grad = problem.nce()
+    assert flags() == Code.INDEX
+    assert loss[:, 1].isnan().all() and grad[:, 1].isnan().all()
+    assert torch.equal(loss[:, 0], good[0][:, 0]) and torch.equal(grad[:, 0], good[1][:, 0])
+
+
+def test_an_anchor_with_nothing_to_draw(kernels):
+    for num_data, k, source in ((9, 10, "none"), (1, 1, "self")):
+        problem = Problem(num_data, 2, 1, 128, "none")
+        problem.spec = DrawSpec(source, k, "no", False, 0, problem.spec.tables)
+        assert all(t.isnan().all() for t in problem.nce())
+        assert flags() == Code.INDEX
+
+
+def test_unset_log_z_gives_nan_and_extreme_temperatures_do_not(kernels):
+    problem = Problem(60, 2, 40, 128)
+    problem.log_z[1] = torch.nan
+    loss, grad = problem.nce()
+    assert loss[0].isfinite().all() and loss[1].isnan().all() and grad[1].isnan().all() and grad[0].isfinite().all()
+    assert flags() == 0
+    args = problem.exact(), problem.spec
+    problem.log_z[:] = 3.0
+    got = native_cuda.bank_nce(*problem.exact(), problem.log_z, problem.spec, 1e-3, True, "gather", "auto")
+    expected = reference.bank_nce(*args[0], problem.log_z.double(), args[1], 1e-3, True, "gather", "reference")
+    assert_relative(got[0], expected[0], 1e-12)  # the published form overflows below tau = 0.0113
+    close(got[1], expected[1], 1e-12)
+
+
+@pytest.mark.parametrize("dim", [128, 20])
+def test_terms_below_the_rounding_of_one_are_not_lost(kernels, dim):
+    problem = Problem(3, 1, 20_000, dim, "none", "yes", directions=1)
+    problem.log_z[:] = 9.5  # each term is about 1e-8, their sum 1e-5 of the loss
+    problem.check(("nce",))
+
+
+def test_a_known_log_z_is_kept_and_costs_no_pass(kernels):
+    problem = Problem(60, 2, 40, 128)
+    estimate, known = problem.estimate(), torch.tensor([1.5, torch.nan])
+    mixed = problem.estimate(known)
+    assert mixed[0] == 1.5 and mixed[1] == estimate[1]
+    known[1] = -2.0
+    problem.anchors.fill_(torch.nan)  # not even looked at
+    assert torch.equal(problem.estimate(known), torch.tensor([1.5, -2.0]))
+    assert flags() == 0
+
+
+def test_only_the_gather_plan():
+    with pytest.raises(NotImplementedError, match="plan='dense'"):
+        native_cuda.bank_mean_score(torch.ones(1, 1, 1), [torch.ones(1, 1)], None, None, True, "dense", "auto")
+
+
+def test_splits_cover_the_negatives_and_bound_the_scratch():
+    for batch in (1, 2, 63, 64, 256, 1024, 5000):
+        for negatives in (1, 255, 512, 513, 16384, 65536, 10**6):
+            splits, chunk = native_cuda.split(batch, negatives)
+            assert (splits - 1) * chunk < negatives <= splits * chunk
+            assert splits == 1 or batch * splits < native_cuda.BLOCKS + batch
+            assert native_cuda.scratch_bytes(2, batch, 128, negatives) <= 2 * (1024 + batch) * 129 * 4

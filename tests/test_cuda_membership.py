@@ -1,0 +1,153 @@
+"""The membership kernel, thread by thread on the CPU, and its plain PyTorch twin, against the draws themselves."""
+
+from __future__ import annotations
+
+import random
+from ctypes import c_uint64
+
+import pytest
+import torch
+
+from wcord_fast.ops import native_module, status
+from wcord_fast.ops.bank import membership
+from wcord_fast.ops.sampling import reference
+from wcord_fast.ops.sampling.spec import ALL, DrawSpec
+from wcord_fast.ops.status import Code
+
+from . import draw_specs
+from .cuda_on_cpu import build
+from .cuda_on_cpu.module import EmulatedModule
+
+needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    return build.compile_library([build.CSRC / "cuda" / "membership.cu"], tmp_path_factory.mktemp("membership"))
+
+
+@pytest.fixture(params=["reference", "kernel-1", "kernel-2"])
+def functions(request, monkeypatch):
+    """(draw_mask, draw_counts) in plain PyTorch, and by the kernel in two orders of its blocks and threads."""
+    if request.param == "reference":
+        yield membership.draw_mask, membership.draw_counts
+        return
+    if build.compiler() is None:
+        pytest.skip("no C++ compiler")
+    library = request.getfixturevalue("library")
+    library.cuda_on_cpu_seed(c_uint64(int(request.param[-1])))
+    use(library, monkeypatch)
+    torch.use_deterministic_algorithms(True)  # torch.empty gives the largest integer, so that a word left out shows
+    yield membership.mask_native, membership.counts_native
+    torch.use_deterministic_algorithms(False)
+
+
+def use(library, monkeypatch) -> None:
+    monkeypatch.setattr(native_module, "module", lambda: EmulatedModule(library))
+    monkeypatch.setattr(native_module, "stream_of", lambda tensor: (0, 0))
+    monkeypatch.setattr(status, "_words", {})
+
+
+def flags() -> int:
+    return int(status.word(torch.device("cpu")))
+
+
+def unpacked(mask: torch.Tensor, num_data: int) -> torch.Tensor:
+    """bool [B, N] of a mask, by the definition of its layout: bit r & 31 of word r >> 5."""
+    words = [[w % 2**32 for w in row] for row in mask.tolist()]
+    assert all(row[-1] >> ((num_data - 1) % 32 + 1) == 0 for row in words)  # spare bits
+    return torch.tensor([[bool(row[r >> 5] >> (r & 31) & 1) for r in range(num_data)] for row in words])
+
+
+def counted(rows: torch.Tensor, num_data: int) -> torch.Tensor:
+    return torch.stack([torch.bincount(row, minlength=num_data) for row in rows])
+
+
+def check(functions, index, num_data, spec, rows):
+    draw_mask, draw_counts = functions
+    expected = counted(rows, num_data)
+    mask, counts = draw_mask(index, num_data, spec), draw_counts(index, num_data, spec)
+    assert mask.dtype == torch.int32 and mask.shape == (len(index), (num_data + 31) // 32)
+    assert torch.equal(unpacked(mask, num_data), expected > 0)
+    assert counts.dtype == (torch.int16 if spec.k <= 32767 else torch.int32)
+    assert counts.shape == (len(index), num_data + num_data % 2) and not counts[:, num_data:].any()
+    assert torch.equal(counts[:, :num_data].long(), expected)
+
+
+def test_random_cases(functions):
+    for case in draw_specs.cases(seed=8, count=25):
+        check(functions, torch.tensor(case.index), case.num_data, case.spec(), case.expected())
+
+
+@pytest.mark.parametrize(
+    ("num_data", "batch", "k", "source", "replacement"),
+    [
+        (1, 1, 1, "none", "no"),
+        (2100, 2, 2099, "self", "no"),  # K = P, over several splits
+        (2100, 1, 1025, "class", "yes"),
+        (3, 2, 5000, "none", "yes"),  # thousands per row
+        (5, 1, 32767, "none", "yes"),  # the most that int16 counts
+        (5, 1, 32768, "none", "yes"),
+        (1, 1, 32767, "none", "yes"),
+        (41_000, 2, 3, "self", "no"),  # int16 counts of an anchor in 80 KB
+    ],
+)
+def test_sizes(functions, num_data, batch, k, source, replacement):
+    case = draw_specs.Case(random.Random(k), num_data, batch, k, source, replacement)
+    index, spec = torch.tensor(case.index), case.spec()
+    check(functions, index, num_data, spec, reference.draw(index, num_data, spec))
+
+
+def test_words_that_do_not_fit_in_shared_memory(functions):
+    num_data = 1_400_001  # 171 KB of mask
+    index, spec = torch.tensor([7, 1_400_000]), DrawSpec("self", 1500, "no", False, 0, [torch.tensor([3, 4])])
+    rows = reference.draw(index, num_data, spec)
+    mask, counts = functions[0](index, num_data, spec), functions[1](index, num_data, spec)
+    expected = torch.zeros(2, mask.shape[1], dtype=torch.int64)
+    expected.scatter_add_(1, rows // 32, 1 << (rows % 32))  # without replacement: each bit once
+    assert torch.equal(mask.long() % 2**32, expected)
+    assert torch.equal(counts[:, :num_data].long(), counted(rows, num_data))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_given_rows(functions, dtype):
+    wide = torch.randint(0, 50, (3, 40), dtype=dtype)
+    index = torch.tensor([0, 1, 2], dtype=dtype)
+    for rows in (wide[:, 1:38], wide[:, 1:38].T.contiguous().T):
+        check(functions, index, 50, DrawSpec("given", 37, "no", False, 0, [rows]), rows.long())
+
+
+@pytest.mark.parametrize("source", ["none", "self", "class"])
+@pytest.mark.parametrize("expected", [False, True])
+def test_whole_pools(functions, source, expected):
+    case = draw_specs.Case(random.Random(2), 300, 3, 7, source, "no")
+    index, tables = torch.tensor(case.index), case.spec().tables
+    spec = DrawSpec(source, 7 if expected else ALL, "no", expected, 0, tables)
+    inside = torch.ones(3, 300, dtype=torch.bool)
+    for b, own in enumerate(case.index):
+        for r in range(300):
+            same = r == own if source == "self" else case.labels[r] == case.labels[own]
+            inside[b, r] = source == "none" or not same
+    assert torch.equal(unpacked(functions[0](index, 300, spec), 300), inside)
+    with pytest.raises(NotImplementedError, match="nothing is drawn"):
+        functions[1](index, 300, spec)
+
+
+@needs_compiler
+def test_bad_rows_are_skipped_and_flagged(library, monkeypatch):
+    use(library, monkeypatch)
+    state = torch.tensor([1, 2])
+    index, spec = torch.tensor([3, -1, 64, 0]), DrawSpec("self", 5, "no", False, 0, [state])
+    mask = unpacked(membership.mask_native(index, 64, spec), 64)
+    assert flags() == Code.INDEX and not mask[1:3].any() and (mask[[0, 3]].sum(1) == 5).all()
+    monkeypatch.setattr(status, "_words", {})
+    rows = torch.tensor([[1, -1, 64, 2**62, 1]])
+    counts = membership.counts_native(index[:1], 64, DrawSpec("given", 5, "no", False, 0, [rows]))
+    assert flags() == Code.INDEX and counts.sum() == 2 and counts[0, 1] == 2
+
+
+@needs_compiler
+def test_no_anchors(library, monkeypatch):
+    use(library, monkeypatch)
+    spec = DrawSpec("none", 5, "no", False, 0, [torch.tensor([1, 2])])
+    assert membership.mask_native(torch.empty(0, dtype=torch.int64), 64, spec).shape == (0, 2)

@@ -1,0 +1,172 @@
+"""The CUDA bank kernels on a device: against the float64 reference on the CPU, without a sync, in a CUDA graph."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+
+from wcord_fast.ops import status
+from wcord_fast.ops.bank import membership, native_cuda, reference
+from wcord_fast.ops.sampling.spec import ALL, DrawSpec
+
+from . import draw_specs
+
+pytestmark = pytest.mark.gpu
+
+TEMPERATURE = 0.07
+SOURCES = [("none", "no"), ("self", "no"), ("class", "no"), ("class", "yes"), ("weighted", "yes")]
+
+
+def on(device: str, spec: DrawSpec) -> DrawSpec:
+    tables = [t.to(device) for t in spec.tables]
+    return DrawSpec(spec.source, spec.k, spec.replacement, spec.expected, spec.anchor_offset, tables)
+
+
+class Problem:
+    """The same anchors, banks and draws on both devices."""
+
+    def __init__(self, num_data, batch, k, dim, source="class", replacement="no", dtype=torch.float32, given=False):
+        g = torch.Generator().manual_seed(num_data + dim)
+        case = draw_specs.Case(random.Random(dim), num_data, batch, k, source, replacement)
+        self.index, self.spec, self.num_data = torch.tensor(case.index), case.spec(), num_data
+        if given:
+            rows = torch.randint(0, num_data, (batch, k), generator=g)
+            self.spec = DrawSpec("given", k, "no", False, 0, [rows])
+        self.anchors = torch.nn.functional.normalize(torch.randn(2, batch, dim, generator=g), dim=-1)
+        rows = torch.nn.functional.normalize(torch.randn(2, num_data, dim, generator=g), dim=-1)
+        self.banks = list(rows.to(dtype))
+        self.log_z = torch.tensor([math.log(num_data), math.log(num_data) + 0.3])
+        self.there = (self.anchors.cuda(), [bank.cuda() for bank in self.banks], self.index.cuda())
+        self.spec_there = on("cuda", self.spec)
+
+    def nce(self):
+        args = *self.there, self.log_z.cuda(), self.spec_there, TEMPERATURE, True, "gather", "auto"
+        return native_cuda.bank_nce(*args)
+
+    def expected(self):
+        exact = self.anchors.double(), [bank.double() for bank in self.banks], self.index, self.log_z.double()
+        return reference.bank_nce(*exact, self.spec, TEMPERATURE, True, "gather", "auto")
+
+    def check(self) -> None:
+        loss, grad = (t.cpu().double() for t in self.nce())
+        expected = self.expected()
+        torch.testing.assert_close(loss, expected[0], rtol=1e-6, atol=0)
+        assert ((grad - expected[1]).norm(dim=-1) <= 1e-5 * expected[1].norm(dim=-1)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("dim", [64, 128, 256, 1, 33, 300])
+def test_nce(dtype, dim):
+    Problem(5000, 70, 1501, dim, dtype=dtype).check()
+
+
+@pytest.mark.parametrize(("source", "replacement"), SOURCES)
+@pytest.mark.parametrize("dim", [128, 20])
+def test_every_source(source, replacement, dim):
+    Problem(3000, 9, 1100, dim, source, replacement).check()
+
+
+@pytest.mark.parametrize("dim", [128, 20])
+def test_given_rows_and_whole_pools(dim):
+    Problem(3000, 9, 700, dim, given=True).check()
+    for k, expected in ((ALL, False), (100, True)):
+        problem = Problem(3000, 9, 1, dim)
+        problem.spec = DrawSpec("class", k, "no", expected, 0, problem.spec.tables)
+        problem.spec_there = on("cuda", problem.spec)
+        problem.check()
+
+
+@pytest.mark.parametrize("dim", [128, 20])
+def test_mean_score_and_log_z(dim):
+    problem = Problem(4000, 30, 900, dim, dtype=torch.bfloat16)
+    exact = problem.anchors.double(), [bank.double() for bank in problem.banks], problem.index, problem.spec
+    mean, grad = native_cuda.bank_mean_score(*problem.there, problem.spec_there, True, "gather", "auto")
+    expected = reference.bank_mean_score(*exact, True, "gather", "auto")
+    torch.testing.assert_close(mean.cpu().double(), expected[0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(grad.cpu().double(), expected[1], rtol=0, atol=1e-6)
+    args = *problem.there, problem.spec_there, TEMPERATURE, "gather", "auto"
+    log_z = reference.bank_log_z(*exact, TEMPERATURE, "gather", "auto")
+    torch.testing.assert_close(native_cuda.bank_log_z(*args).cpu().double(), log_z, rtol=1e-6, atol=0)
+    known = torch.tensor([2.5, torch.nan], device="cuda")
+    got = native_cuda.bank_log_z(*args, known)
+    assert got[0] == 2.5 and math.isclose(got[1], log_z[1], rel_tol=1e-6)
+
+
+def test_repeats_are_bit_identical_and_nothing_syncs():
+    problem = Problem(20_000, 64, 4096, 128, dtype=torch.bfloat16)
+    first, log_z = problem.nce(), problem.log_z.cuda()
+    membership.draw_mask(problem.there[2], problem.num_data, problem.spec_there)  # the first call of all may sync
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(5):
+            args = *problem.there, log_z, problem.spec_there, TEMPERATURE, True, "gather", "auto"
+            again = native_cuda.bank_nce(*args)
+            membership.draw_mask(problem.there[2], problem.num_data, problem.spec_there)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_a_captured_graph_draws_anew_at_each_replay():
+    problem = Problem(6000, 64, 1000, 128)
+    status.word(torch.device("cuda"))
+    state, log_z = problem.spec_there.table("state"), problem.log_z.cuda()
+    args = *problem.there, log_z, problem.spec_there, TEMPERATURE, True, "gather", "auto"
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        native_cuda.bank_nce(*args)
+        membership.draw_mask(problem.there[2], problem.num_data, problem.spec_there)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss, _ = native_cuda.bank_nce(*args)
+        mask = membership.draw_mask(problem.there[2], problem.num_data, problem.spec_there)
+        state[1:] += 1
+    losses = []
+    for _ in range(3):
+        graph.replay()
+        losses.append(loss.cpu().double())
+        torch.testing.assert_close(losses[-1], problem.expected()[0], rtol=1e-6, atol=0)
+        assert torch.equal(mask.cpu(), membership.draw_mask(problem.index, problem.num_data, problem.spec))
+        problem.spec.table("state")[1:] += 1
+    assert not torch.equal(losses[0], losses[1])
+
+
+@pytest.mark.parametrize("num_data", [1000, 50_000, 90_000, 1_400_001])
+@pytest.mark.parametrize(("k", "replacement"), [(900, "no"), (40_000, "yes")])
+def test_membership(num_data, k, replacement):
+    state = torch.tensor([12345, 6])
+    index = torch.randint(0, num_data, (5,))
+    spec = DrawSpec("self", k, replacement, False, 2, [state])
+    for function in (membership.draw_mask, membership.draw_counts):
+        got = function(index.cuda(), num_data, on("cuda", spec), "native")
+        assert torch.equal(got.cpu(), function(index, num_data, spec))
+
+
+@pytest.mark.parametrize("dim", [128, 20])
+def test_bad_values_give_nan_and_flags(dim):
+    problem = Problem(3000, 6, 900, dim)
+    good = problem.nce()[0]
+    anchors, _, index = problem.there
+    anchors[0, 1, 3], index[4] = torch.nan, 3000
+    loss, grad = problem.nce()
+    bad = torch.zeros(2, 6, dtype=torch.bool, device="cuda")
+    bad[0, 1] = bad[:, 4] = True
+    assert torch.equal(loss.isnan(), bad) and torch.equal(grad.isnan().all(-1), bad)
+    assert torch.equal(loss[~bad], good[~bad])
+    with pytest.raises(ValueError, match=r"out of \[0, N\).*anchor held NaN"):
+        status.check()
+
+
+def test_rows_beyond_two_billion_elements():
+    num_data = 2**24 + 100  # times 128: 4.3 GB in bf16
+    bank = torch.zeros(num_data, 128, dtype=torch.bfloat16, device="cuda")
+    bank[-1] = 1.0
+    x, index = torch.ones(1, 1, 128, device="cuda"), torch.tensor([0], device="cuda")
+    spec = DrawSpec("given", 1, "no", False, 0, [torch.tensor([[num_data - 1]], device="cuda")])
+    mean, grad = native_cuda.bank_mean_score(x, [bank], index, spec, True, "gather", "auto")
+    assert mean.item() == 128 and torch.equal(grad, torch.ones_like(grad))

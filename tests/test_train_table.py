@@ -1,0 +1,126 @@
+"""`wcord-fast table`: published numbers, aggregation over seeds, skipping, honesty about what is comparable."""
+
+from __future__ import annotations
+
+import csv
+import re
+
+import pytest
+
+from wcord_fast import distill, models
+from wcord_fast.train import table
+from wcord_fast.train.cli import main
+from wcord_fast.train.parser import CONFIGS, parse
+
+TINY = ["--data=digits", "--limit-train=40", "--image-size=8", "--epochs=1", "--quiet", "--no-tensorboard"]
+TINY += ["--batch-size=20", "--crd.num-negatives=9"]
+
+
+def test_published_numbers():
+    papers = table.published()
+    assert len(papers) == 13
+    assert papers["resnet32x4-resnet8x4"]["wcord"] == [75.95, 0.11]
+    assert papers["wrn_40_2-ShuffleV1"]["wcord+kd"] == [76.68]
+    assert papers["vgg13-MobileNetV2"] | {"teacher": [74.64], "ce": [64.6], "at": [59.4]} == papers["vgg13-MobileNetV2"]
+    assert "fsp" not in papers["wrn_40_2-wrn_40_1"] and papers["vgg13-vgg8"]["fsp"] == [70.23]
+    for pair, rows in papers.items():
+        teacher, student = pair.split("-")
+        assert {teacher, student} <= set(models.names())
+        assert set(rows) <= {*table.ALL_METHODS, "teacher"}
+
+
+def test_every_pair_has_its_recipe():
+    assert {p.stem for p in CONFIGS.glob("cifar100_*.yaml")} == {
+        "cifar100_" + pair.replace("-", "_") for pair in table.published()
+    }
+    for pair in table.published():
+        teacher, student = pair.split("-")
+        config = parse("table", [f"--config={CONFIGS}/cifar100_{teacher}_{student}.yaml"], "")
+        slow = student in ("MobileNetV2", "ShuffleV1", "ShuffleV2")
+        assert (config.teacher, config.student, config.epochs, config.batch_size) == (teacher, student, 240, 64)
+        assert (config.lr, config.teacher_lr) == (0.01 if slow else 0.05, 0.05)
+        assert [round(m * 240) for m in config.milestones] == [150, 180, 210]
+
+
+def test_all_methods_are_all_methods():
+    assert {distill.parse(name)[0] for name in table.ALL_METHODS} == set(distill.names())
+
+
+def test_spread():
+    assert table.spread([70.0]) == "70.00"
+    assert table.spread([70.0, 72.0, 71.0]) == "71.00 ± 1.00"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    home = tmp_path_factory.mktemp("table")
+    asked = ["table", "--pair=resnet56-resnet20,vgg13-vgg8", "--methods=ce,at,crd+kd", "--seeds=0,3", *TINY]
+    assert main([*asked, f"--output-dir={home}"]) == 0
+    return home, asked
+
+
+def test_rows_and_files(finished):
+    home, _ = finished
+    with open(home / "table.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(r["pair"], r["method"]) for r in rows] == [
+        (pair, method) for pair in ("resnet56-resnet20", "vgg13-vgg8") for method in ("teacher", "ce", "at", "crd+kd")
+    ]
+    ce = next(r for r in rows if r["method"] == "ce")
+    seeds = []
+    for seed in (0, 3):
+        with open(home / "resnet56-resnet20" / f"seed{seed}" / "ce" / "metrics.csv", newline="") as file:
+            seeds.append(float(list(csv.DictReader(file))[-1]["test_top1"]))
+    assert ce["ours %"] == table.spread(seeds) and ce["seeds"] == "2" and ce["paper %"] == "69.06"
+    assert float(ce["ours - paper"]) == pytest.approx(sum(seeds) / 2 - 69.06, abs=0.006)
+    said = (home / "table.txt").read_text()
+    assert "NOT COMPARABLE with the paper's numbers: the data set is digits" in said
+    assert "40 training images, not all; 1 epochs (teacher 1), not 240" in said
+    assert (home / "table.md").read_text().startswith("| pair | method |")
+
+
+def test_the_same_command_again_trains_nothing(finished, monkeypatch, capsys):
+    home, asked = finished
+    before = (home / "table.csv").read_text()
+    monkeypatch.setattr("wcord_fast.train.loop.one_epoch", None)
+    assert main([*asked, f"--output-dir={home}"]) == 0
+    assert (home / "table.csv").read_text() == before
+    assert "crd+kd" in capsys.readouterr().out
+
+
+def test_a_method_that_cannot_serve_the_pair_is_n_a_with_its_reason(tmp_path, capsys):
+    asked = ["table", "--pair=resnet32x4-shufflev1", "--methods=fsp", *TINY, f"--output-dir={tmp_path}"]
+    assert main(asked) == 0
+    said = capsys.readouterr().out
+    assert "fsp" in said and "is n/a. fsp: compares matrices of channels" in said
+
+
+def test_the_budget_scales_epochs_and_images(tmp_path):
+    asked, rest = table._arguments(["--budget=0.1", "--data=digits", f"--output-dir={tmp_path}"])
+    config = table._config(asked, "vgg13-vgg8", rest)
+    assert (config.epochs, config.teacher_epochs, config.limit_train) == (24, 24, 144)
+    assert "144 training images, not all; 24 epochs" in table._not_comparable(config)
+    asked, rest = table._arguments([])
+    assert table._not_comparable(table._config(asked, "vgg13-vgg8", rest)) == ""
+
+
+WRONG = {
+    "--pair=vgg13-vgg9": r"pair: .*did you mean 'vgg13-vgg8'",
+    "--methods=wcrd": r"method: .*did you mean 'wcord'",
+    "--budget=2": r"budget: expected a share of at most 1, got 2.0",
+    "--seeds=1,1": r"seeds: expected different ones",
+    "--student=resnet20": r"the pair is wrn_40_2-wrn_16_2, got wrn_40_2 and resnet20",
+    "--epocs=2": r"unknown option '--epocs'",
+}
+
+
+@pytest.mark.parametrize("word", WRONG)
+def test_what_was_typed_wrong_is_told(word, capsys):
+    assert main(["table", word]) == 2
+    assert re.search(WRONG[word], capsys.readouterr().err)
+
+
+def test_help(capsys):
+    assert main(["table", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert "resnet32x4-resnet8x4" in said and "wcord+kd" in said

@@ -1,0 +1,69 @@
+"""Activation boundaries (Heo et al. 2019): which neurons are on, transferred before the student is trained.
+
+A stage of pre-training on the pre-activations of feats[1:-1], then cross entropy alone. As the public code has it:
+margin 1, connectors of one convolution with batch norm where the shapes differ, stage i of n weighted by 2^(i - n + 1),
+the sum over all elements times 3 / 1000 over the batch size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..ops import checks
+from .base import Method, Pair
+from .maps import stage_maps
+from .regressor import ConvRegressor
+from .stage import Stage, StageOptions
+
+SCALE = 3 / 1000  # the public code's
+
+
+@dataclass
+class ABOptions(StageOptions):
+    """Options of "ab".
+
+    Attributes:
+        weight: weight of the boundary loss in its stage.
+        margin: how far beyond the boundary a neuron has to be.
+    """
+
+    margin: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.positive("margin", self.margin)
+
+
+class AB(Method):
+    """A stage on activation boundaries, then CE."""
+
+    def __init__(self, pair: Pair, options: ABOptions) -> None:
+        super().__init__(pair, options)
+        self.weight, self.margin = options.weight, options.margin
+        connectors: list[nn.Module] = []
+        for s, t in stage_maps("ab", pair):
+            try:
+                connectors.append(nn.Identity() if s == t else ConvRegressor(s, t, relu=False))
+            except ValueError as error:
+                raise ValueError(f"ab: {error}") from None
+        self.connectors = nn.ModuleList(connectors)
+        self.stage = Stage(self.boundaries, (self.connectors,), trains_student=True, preact=True)
+
+    def boundaries(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+        """The weighted loss of the stage on pre-activations."""
+        count = len(self.connectors)
+        losses = [
+            2.0 ** (i - count + 1) * crossed(connect(s), t, self.margin)
+            for i, (connect, s, t) in enumerate(zip(self.connectors, student[1:-1], teacher[1:-1], strict=True))
+        ]
+        return self.weight * SCALE * torch.stack(losses).sum() / len(student[0])
+
+
+def crossed(s: Tensor, t: Tensor, margin: float) -> Tensor:
+    """Sum over all elements of the squared distance to the margin, where s is not beyond it on the side of t."""
+    on = t > 0
+    wrong = torch.where(on, s <= margin, s > -margin)
+    return (torch.where(on, s - margin, s + margin).square() * wrong).sum()

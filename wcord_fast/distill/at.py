@@ -1,0 +1,48 @@
+"""Attention transfer (Zagoruyko and Komodakis 2017): where the stages look, as maps of mean squared activation.
+
+As the public code has it: squares averaged over channels, the map flattened and L2-normalised, the squared difference
+*averaged* over the map (the paper takes the norm), summed over the stages feats[1:-1].
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .base import Pair
+from .maps import same_size, stage_maps
+from .one_term import OneTerm, WeightedOptions
+
+
+@dataclass
+class ATOptions(WeightedOptions):
+    """Options of "at".
+
+    Attributes:
+        weight: weight of the attention loss.
+    """
+
+    weight: float = 1000.0
+
+
+class AT(OneTerm):
+    """weight * sum over stages of the mean squared difference of normalised attention maps."""
+
+    term = "attention"
+
+    def __init__(self, pair: Pair, options: ATOptions) -> None:
+        super().__init__(pair, options)
+        stage_maps("at", pair)
+
+    def distance(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+        stages = zip(student[1:-1], teacher[1:-1], strict=True)
+        pairs = (same_size(s, t) for s, t in stages)
+        return torch.stack([F.mse_loss(attention(s), attention(t)) for s, t in pairs]).sum()
+
+
+def attention(f: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, H * W], unit rows."""
+    return F.normalize(f.square().mean(1).flatten(1))

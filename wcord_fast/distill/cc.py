@@ -1,0 +1,47 @@
+"""Correlation congruence (Peng et al. 2019), in the variant of CRD's authors.
+
+Both penultimate features go through a trainable linear to 128; the loss is the mean over consecutive images of a batch
+of sum_d |e_s - e_t|_b,d |e_s - e_t|_b+1,d. (The paper compares kernel matrices of the whole batch.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from ..ops import checks
+from .base import Pair
+from .one_term import OneTerm, WeightedOptions
+
+
+@dataclass
+class CCOptions(WeightedOptions):
+    """Options of "cc".
+
+    Attributes:
+        weight: weight of the correlation loss.
+        feat_dim: width of the embeddings.
+    """
+
+    weight: float = 0.02
+    feat_dim: int = 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.integer("feat_dim", self.feat_dim, least=1)
+
+
+class CC(OneTerm):
+    """weight * mean of products of neighbouring absolute differences; 0 for a batch of one image."""
+
+    term = "correlation"
+
+    def __init__(self, pair: Pair, options: CCOptions) -> None:
+        super().__init__(pair, options)
+        self.embed_s = nn.Linear(pair.student_width, options.feat_dim)
+        self.embed_t = nn.Linear(pair.teacher_width, options.feat_dim)
+
+    def distance(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+        delta = (self.embed_s(student[-1]) - self.embed_t(teacher[-1])).abs()  # [B, D]
+        return (delta[:-1] * delta[1:]).sum() / max(1, len(delta) - 1)

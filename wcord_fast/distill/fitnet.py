@@ -1,0 +1,57 @@
+"""FitNets (Romero et al. 2015): the student's second stage, through a regressor, imitates the teacher's.
+
+As the public code has it: feature 2, a convolutional regressor with batch norm and ReLU, mean squared error, trained
+together with everything else (the paper trains the hint first).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..ops import checks
+from .base import Pair
+from .maps import require_maps
+from .one_term import OneTerm, WeightedOptions
+from .regressor import ConvRegressor
+
+
+@dataclass
+class FitNetOptions(WeightedOptions):
+    """Options of "fitnet".
+
+    Attributes:
+        weight: weight of the hint loss.
+        layer: number of the feature that is imitated.
+    """
+
+    weight: float = 100.0
+    layer: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.integer("layer", self.layer, least=0)
+
+
+class FitNet(OneTerm):
+    """weight * mean squared error between the regressed student map and the teacher's."""
+
+    term = "hint"
+
+    def __init__(self, pair: Pair, options: FitNetOptions) -> None:
+        super().__init__(pair, options)
+        self.layer = options.layer
+        least = min(len(pair.student_shapes), len(pair.teacher_shapes))
+        if self.layer >= least:
+            raise ValueError(f"layer: expected a feature that both networks have, 0 .. {least - 1}, got {self.layer}")
+        shapes = (pair.student_shapes[self.layer], pair.teacher_shapes[self.layer])
+        require_maps("fitnet", shapes)
+        try:
+            self.regressor = ConvRegressor(*shapes)
+        except ValueError as error:
+            raise ValueError(f"fitnet: {error}") from None
+
+    def distance(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+        return F.mse_loss(self.regressor(student[self.layer]), teacher[self.layer])

@@ -1,0 +1,62 @@
+"""Flow of solution procedure (Yim et al. 2017): Gram matrices between consecutive maps, before the student's training.
+
+A stage of pre-training on the mean squared difference of the matrices of consecutive maps in feats[:-1], then cross
+entropy alone. The channels of both networks must match.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .base import Method, Pair
+from .maps import require_maps, same_size
+from .stage import Stage, StageOptions
+
+
+@dataclass
+class FSPOptions(StageOptions):
+    """Options of "fsp".
+
+    Attributes:
+        weight: weight of the flow loss in its stage (which trains on nothing else).
+    """
+
+    weight: float = 50.0
+
+
+class FSP(Method):
+    """A stage on the flow matrices, then CE."""
+
+    def __init__(self, pair: Pair, options: FSPOptions) -> None:
+        super().__init__(pair, options)
+        self.weight = options.weight
+        s, t = pair.student_shapes[:-1], pair.teacher_shapes[:-1]
+        require_maps("fsp", [*s, *t])
+        channels = [[shape[0] for shape in shapes] for shapes in (s, t)]
+        if channels[0] != channels[1]:
+            raise ValueError(
+                "fsp: compares matrices of channels by channels, which needs the same channels in every stage, but the "
+                f"student has {channels[0]} and the teacher {channels[1]}"
+            )
+        if len(s) < 2:
+            raise ValueError("fsp: compares consecutive feature maps, but there is only one")
+        self.stage = Stage(self.flow_loss, (), trains_student=True)
+
+    def flow_loss(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+        """The weighted loss of the stage."""
+        pairs = zip(flows(student[:-1]), flows(teacher[:-1]), strict=True)
+        return self.weight * torch.stack([F.mse_loss(s, t) for s, t in pairs]).sum()
+
+
+def flows(maps: list[Tensor]) -> list[Tensor]:
+    """[B, C_i, C_i+1] matrices: mean over positions of the products of channels of consecutive maps."""
+    found = []
+    for low, high in pairwise(maps):
+        low, high = (f.flatten(2) for f in same_size(low, high))
+        found.append(low @ high.mT / low.shape[2])
+    return found

@@ -1,0 +1,44 @@
+"""Methods that add one weighted term, a distance between the features of the two networks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..ops import checks
+from .base import Batch, Loss, Method, Options, Outputs, Pair
+
+
+@dataclass
+class WeightedOptions(Options):
+    """Options of a method with one term: a subclass sets the published weight.
+
+    Attributes:
+        weight: weight of the method's own term.
+    """
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.non_negative("weight", self.weight)
+
+
+class OneTerm(Method):
+    """CE + weight * distance; a subclass names its term and implements `distance`."""
+
+    uses_features = True
+    term: str
+
+    def __init__(self, pair: Pair, options: WeightedOptions) -> None:
+        super().__init__(pair, options)
+        self.weight = options.weight
+
+    def distance(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+        """The unweighted term, a scalar; `teacher` carries no gradient."""
+        raise NotImplementedError(f"{type(self).__name__} does not implement distance()")
+
+    def feature_loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> Loss:
+        value = self.distance(student.feats, [f.detach() for f in teacher.feats])
+        return Loss(self.weight * value, {self.term: value.detach()})

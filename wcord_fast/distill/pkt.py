@@ -1,0 +1,48 @@
+"""Probabilistic knowledge transfer (Passalis and Tefas 2018): neighbourhoods in the batch as distributions.
+
+On the penultimate features: rows of (cosine + 1) / 2 normalised to sum 1; the *mean* over all pairs of
+p_t log(p_t / p_s) (a divergence would be the sum over each row), which is why the weight is 30,000.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from .base import Pair
+from .one_term import OneTerm, WeightedOptions
+
+EPSILON = 1e-7  # the authors' own
+
+
+@dataclass
+class PKTOptions(WeightedOptions):
+    """Options of "pkt".
+
+    Attributes:
+        weight: weight of the transfer loss.
+    """
+
+    weight: float = 30000.0
+
+
+class PKT(OneTerm):
+    """weight * mean of p_t log(p_t / p_s)."""
+
+    term = "transfer"
+
+    def __init__(self, pair: Pair, options: PKTOptions) -> None:
+        super().__init__(pair, options)
+        _ = pair.student_width, pair.teacher_width  # both must end with a vector
+
+    def distance(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+        p_s, p_t = neighbourhood(student[-1]), neighbourhood(teacher[-1])
+        return (p_t * ((p_t + EPSILON) / (p_s + EPSILON)).log()).mean()
+
+
+def neighbourhood(f: Tensor) -> Tensor:
+    """[B, D] -> [B, B], rows of shifted cosines that sum to 1."""
+    f = f / (f.norm(dim=1, keepdim=True) + EPSILON)
+    p = (f @ f.T + 1) / 2
+    return p / p.sum(1, keepdim=True)

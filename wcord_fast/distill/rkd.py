@@ -1,0 +1,109 @@
+"""Relational knowledge distillation (Park et al. 2019): distances and angles between the images of a batch.
+
+On the penultimate features: 25 * smooth L1 of the pairwise distances, each over its mean non-zero distance, + 50 *
+smooth L1 of the cosines of the angles at image i between images j and k.
+
+The public code holds the [B, B, D] differences and the [B, B, B] cosines of both networks, and autograd's copies. Here
+the angles are taken a few vertices i at a time, value and gradient together, so memory is O(B * max(B, D)).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..ops import checks
+from ..ops.differentiable_once import differentiable_once
+from .base import Pair
+from .one_term import OneTerm, WeightedOptions
+
+CHUNK_ELEMENTS = 1 << 22  # of [i, B, max(B, D)] at a time
+LEAST_SQUARE = 1e-12  # of a distance: the public code's
+
+
+@dataclass
+class RKDOptions(WeightedOptions):
+    """Options of "rkd".
+
+    Attributes:
+        weight: weight of the relational loss.
+        distance_weight: weight of the distances in it.
+        angle_weight: weight of the angles in it.
+    """
+
+    distance_weight: float = 25.0
+    angle_weight: float = 50.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.non_negative("distance_weight", self.distance_weight)
+        checks.non_negative("angle_weight", self.angle_weight)
+
+
+class RKD(OneTerm):
+    """weight * (distance_weight * distances + angle_weight * angles)."""
+
+    term = "relation"
+
+    def __init__(self, pair: Pair, options: RKDOptions) -> None:
+        super().__init__(pair, options)
+        _ = pair.student_width, pair.teacher_width  # both must end with a vector
+        self.weights = (options.distance_weight, options.angle_weight)
+
+    def distance(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+        s, t = (f[-1].float() if f[-1].dtype.itemsize < 4 else f[-1] for f in (student, teacher))
+        distances = F.smooth_l1_loss(relative_distances(s), relative_distances(t))
+        angles: Tensor = _AngleLoss.apply(s, t)  # type: ignore[no-untyped-call]
+        return self.weights[0] * distances + self.weights[1] * angles
+
+
+def relative_distances(f: Tensor) -> Tensor:
+    """[B, D] -> [B, B], distances over the mean of those that are not zero."""
+    square = f.square().sum(1)
+    d = (square[:, None] + square[None] - 2 * f @ f.T).clamp_min(LEAST_SQUARE).sqrt()
+    d = d.masked_fill(torch.eye(len(f), dtype=torch.bool, device=f.device), 0)
+    mean = d.sum() / (d > 0).sum().clamp_min(1)
+    return d / mean.clamp_min(torch.finfo(d.dtype).tiny)  # a single image has no distance
+
+
+class _AngleLoss(torch.autograd.Function):
+    """Mean smooth L1 distance of the cosines at every vertex i between every j and k, of s [B, D] and t [B, D']."""
+
+    @staticmethod
+    def forward(ctx, s, t):
+        batch = len(s)
+        total = s.new_zeros(())
+        grad = torch.zeros_like(s)
+        step = max(1, CHUNK_ELEMENTS // (batch * max(batch, s.shape[1], t.shape[1])))
+        for lo in range(0, batch, step):
+            vertices = slice(lo, lo + step)
+            norm, n_s = _directions(s, vertices)  # [i, B, 1], [i, B, D]
+            n_t = _directions(t, vertices)[1]
+            gap = n_s @ n_s.mT - n_t @ n_t.mT  # [i, B, B]
+            small = gap.abs() < 1
+            total += torch.where(small, 0.5 * gap.square(), gap.abs() - 0.5).sum()
+            if ctx.needs_input_grad[0]:
+                slope = torch.where(small, gap, gap.sign())
+                d_n = 2 * slope @ n_s  # slope is symmetric in j, k
+                d_e = (d_n - n_s * (n_s * d_n).sum(2, keepdim=True)) / norm  # back through the normalisation
+                grad += d_e.sum(0)
+                grad[vertices] -= d_e.sum(1)
+        count = batch**3
+        ctx.save_for_backward(grad / count)
+        return total / count
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        (grad,) = ctx.saved_tensors
+        why = "the gradient of rkd's angles cannot be differentiated again: only the first one is computed"
+        return differentiable_once([grad_output * grad], why)[0], None
+
+
+def _directions(e: Tensor, vertices: slice) -> tuple[Tensor, Tensor]:
+    """Lengths [i, B, 1] and unit vectors [i, B, D] from each vertex to every image; a zero vector stays zero."""
+    difference = e[None] - e[vertices, None]
+    norm = difference.norm(dim=2, keepdim=True).clamp_min(1e-12)
+    return norm, difference / norm

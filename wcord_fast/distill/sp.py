@@ -1,0 +1,45 @@
+"""Similarity-preserving distillation (Tung and Mori 2019): which images of a batch activate alike.
+
+On feats[-2]; Gram matrices with L2-normalised rows, squared Frobenius distance over B^2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from .base import Pair
+from .one_term import OneTerm, WeightedOptions
+
+
+@dataclass
+class SPOptions(WeightedOptions):
+    """Options of "sp".
+
+    Attributes:
+        weight: weight of the similarity loss.
+    """
+
+    weight: float = 3000.0
+
+
+class SP(OneTerm):
+    """weight * || rownorm(F_s F_s') - rownorm(F_t F_t') ||^2 / B^2."""
+
+    term = "similarity"
+
+    def __init__(self, pair: Pair, options: SPOptions) -> None:
+        super().__init__(pair, options)
+        if min(len(pair.student_shapes), len(pair.teacher_shapes)) < 2:
+            raise ValueError("sp: compares the features before the last, but one of the networks has only one feature")
+
+    def distance(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+        return F.mse_loss(similarity(student[-2]), similarity(teacher[-2]))
+
+
+def similarity(f: Tensor) -> Tensor:
+    """[B, ...] -> [B, B], unit rows."""
+    f = f.flatten(1)
+    return F.normalize(f @ f.T)

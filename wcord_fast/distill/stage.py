@@ -1,0 +1,54 @@
+"""A pre-training stage: what AB, FSP and FT train before the student's own training begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from ..ops import checks
+from .one_term import WeightedOptions
+
+
+@dataclass
+class StageOptions(WeightedOptions):
+    """Options of a method with a pre-training stage.
+
+    Attributes:
+        stage_epochs: its epochs; default: an eighth of the student's, 30 of the published 240.
+        stage_lr: its learning rate, constant; default: the student's first.
+    """
+
+    stage_epochs: int | None = None
+    stage_lr: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stage_epochs is not None:
+            checks.integer("stage_epochs", self.stage_epochs, least=1)
+        if self.stage_lr is not None:
+            checks.positive("stage_lr", self.stage_lr)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One pre-training stage.
+
+    Attributes:
+        loss: from the features of both networks (the teacher's without gradient) to a scalar.
+        modules: the method's own modules that are trained.
+        trains_student: train everything of the student but its head; the rest of it stays in eval mode.
+        preact: the features are taken before their activation.
+    """
+
+    loss: Callable[[list[Tensor], list[Tensor]], Tensor]
+    modules: tuple[nn.Module, ...]
+    trains_student: bool
+    preact: bool = False
+
+
+def feature_modules(student: nn.Module) -> list[nn.Module]:
+    """The parts of a network that make its features: all of it but its head, where it says which that is."""
+    head = getattr(student, "head", None)
+    return [child for child in student.children() if all(m is not head for m in child.modules())]

@@ -1,0 +1,78 @@
+"""Variational information distillation (Ahn et al. 2019): the teacher's stages are Gaussian given the student's.
+
+Per stage of feats[1:-1] a regressor of three 1x1 convolutions predicts the mean, one parameter a channel's variance.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..ops import checks
+from .base import Pair
+from .maps import same_size, stage_maps
+from .one_term import OneTerm, WeightedOptions
+
+
+@dataclass
+class VIDOptions(WeightedOptions):
+    """Options of "vid".
+
+    Attributes:
+        weight: weight of the negative log-likelihood.
+        initial_variance: variance at the start.
+        epsilon: added to the variance.
+    """
+
+    weight: float = 1.0
+    initial_variance: float = 5.0
+    epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.positive("initial_variance", self.initial_variance)
+        checks.positive("epsilon", self.epsilon)
+        if self.initial_variance <= self.epsilon:
+            raise ValueError(
+                f"initial_variance: expected more than epsilon = {self.epsilon}, got {self.initial_variance}"
+            )
+
+
+class Likelihood(nn.Module):
+    """Mean negative log-likelihood (without its constant) of the teacher's map given the student's."""
+
+    def __init__(self, student_channels: int, teacher_channels: int, variance: float, epsilon: float) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+        widths = (student_channels, teacher_channels, teacher_channels, teacher_channels)
+        layers: list[nn.Module] = []
+        for i in range(3):
+            layers += [nn.Conv2d(widths[i], widths[i + 1], kernel_size=1, bias=False), nn.ReLU()]
+        self.regressor = nn.Sequential(*layers[:-1])
+        raw = math.log(math.expm1(variance - epsilon))  # softplus(raw) + epsilon = variance
+        self.log_scale = nn.Parameter(torch.full((teacher_channels,), raw))
+
+    def forward(self, s: Tensor, t: Tensor) -> Tensor:
+        s, t = same_size(s, t)
+        variance = (F.softplus(self.log_scale) + self.epsilon)[None, :, None, None]
+        return 0.5 * ((self.regressor(s) - t).square() / variance + variance.log()).mean()
+
+
+class VID(OneTerm):
+    """weight * sum over stages of the negative log-likelihood."""
+
+    term = "likelihood"
+
+    def __init__(self, pair: Pair, options: VIDOptions) -> None:
+        super().__init__(pair, options)
+        self.stages = nn.ModuleList(
+            Likelihood(s[0], t[0], options.initial_variance, options.epsilon) for s, t in stage_maps("vid", pair)
+        )
+
+    def distance(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+        stages = zip(self.stages, student[1:-1], teacher[1:-1], strict=True)
+        return torch.stack([stage(s, t) for stage, s, t in stages]).sum()

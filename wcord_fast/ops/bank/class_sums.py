@@ -1,0 +1,51 @@
+"""Per-class sums of a bank's rows: what the mean score of a whole pool needs, instead of a pass over the bank.
+
+The mean negative of anchor b is (total - sum of what its pool excludes) / P_b, so with the sums [C, D] at hand every
+anchor costs O(D). They are fp64 and follow each update by its change, (new - old) in ascending b, so they drift by
+fp64 rounding only.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .reference import last_of_each
+
+CHUNK_ROWS = 1 << 16  # converted to fp64 at a time
+
+
+class ClassSums:
+    """Sums [C, D] of a bank's rows, and what tells that they still belong to it.
+
+    Attributes:
+        label: int32 [N], class of each row, or None: all rows are one class.
+        sums: fp64 [C, D].
+    """
+
+    def __init__(self, rows: Tensor, label: Tensor | None, num_classes: int):
+        self.label = label
+        self.sums = torch.zeros(num_classes, rows.shape[1], dtype=torch.float64, device=rows.device)
+        for lo in range(0, rows.shape[0], CHUNK_ROWS):
+            part = rows[lo : lo + CHUNK_ROWS].to(torch.float64)
+            self._add(torch.arange(lo, lo + part.shape[0], device=rows.device), part)
+        self._version = _version(rows)
+
+    def belongs_to(self, rows: Tensor, label: Tensor | None) -> bool:
+        """False when the rows were written behind our back or moved, or when classes are meant that are not ours."""
+        return self.label is label and self.sums.device == rows.device and self._version == _version(rows) is not None
+
+    def followed(self, rows: Tensor, index: Tensor, old: Tensor) -> None:
+        """Rows `index` [B] (in range) were `old` [B, D] before an update that has just been made."""
+        change = rows[index].to(torch.float64) - old.to(torch.float64)
+        self._add(index, change * last_of_each(index)[:, None])
+        self._version = _version(rows)
+
+    def _add(self, index: Tensor, values: Tensor) -> None:
+        group = torch.zeros_like(index) if self.label is None else self.label[index].long()
+        self.sums.index_put_((group,), values, accumulate=True)  # in ascending b on every device
+
+
+def _version(rows: Tensor) -> int | None:
+    """Counts the writes to `rows`; None where torch does not count, so that nothing is ever taken for unchanged."""
+    return None if rows.is_inference() else rows._version

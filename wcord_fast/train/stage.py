@@ -1,0 +1,88 @@
+"""The pre-training stage of a method that has one: its own epochs, optimiser and checkpoint, resumable like a run."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor, nn
+
+from ..distill.stage import Stage, feature_modules
+from ..ops.status import check
+from . import checkpoint
+from .evaluate import autocast
+from .logs import Progress, Row
+from .meters import Meters
+
+log = logging.getLogger(__name__)
+
+DIRECTORY = "stage"
+SHARE = 8  # by default a stage lasts this part of the student's epochs: 30 of the published 240
+
+
+def pretrain(run, teacher: nn.Module) -> list[Row]:
+    """Run (or resume, or skip) the stage of `run.method`; the student and the method are left as it leaves them."""
+    stage, options, recipe = run.method.stage, run.method.options, run.recipe
+    epochs = options.stage_epochs or max(1, round(recipe["epochs"] / SHARE))
+    trained = [*stage.modules, *(feature_modules(run.student) if stage.trains_student else ())]
+    optimizer = torch.optim.SGD(
+        [p for module in trained for p in module.parameters() if p.requires_grad],
+        lr=options.stage_lr or recipe["lr"],
+        momentum=recipe["momentum"],
+        weight_decay=recipe["weight_decay"],
+    )
+    directory = run.directory / DIRECTORY
+    spec = {**run.spec, "stage": {"epochs": epochs, "lr": options.stage_lr or recipe["lr"]}}
+    state = None if run.restart else checkpoint.load_latest(directory, spec)
+    history: list[Row] = []
+    if state is not None:
+        run.student.load_state_dict(state["student"])
+        run.method.load_state_dict(state["method"])
+        optimizer.load_state_dict(state["optimizer"])
+        checkpoint.set_rng_state(state["rng"])
+        history = state["history"]
+    for epoch in range(len(history), epochs):
+        history.append(_epoch(run, teacher, stage, trained, optimizer, epoch, epochs))
+        log.info("%-10s stage %3d/%d  loss %8.4f", run.name, epoch + 1, epochs, history[-1]["loss"])
+        state = {
+            "spec": spec,
+            "epoch": epoch + 1,
+            "student": run.student.state_dict(),
+            "method": run.method.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "rng": checkpoint.rng_state(),
+            "history": history,
+        }
+        checkpoint.save(directory, state)
+    return history
+
+
+def _epoch(run, teacher, stage: Stage, trained, optimizer, epoch: int, epochs: int) -> Row:
+    run.student.eval()
+    run.method.eval()
+    for module in trained:
+        module.train()
+    meters = Meters(epoch)
+    bar = Progress(run.train.epoch(epoch), len(run.train), f"{run.name} stage {epoch + 1}/{epochs}", run.quiet)
+    for step, (images, *_) in enumerate(bar):
+        device, precision = images.device, run.recipe["precision"]
+        with torch.no_grad(), autocast(device, precision):
+            wanted = _features(teacher, images, stage.preact)
+        with autocast(device, precision), torch.set_grad_enabled(stage.trains_student):
+            found = _features(run.student, images, stage.preact) if stage.trains_student else []
+        loss = stage.loss([f.float() for f in found], [f.float() for f in wanted])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        meters.add(len(images), {"loss": loss})
+        if (step + 1) % run.log_every == 0:
+            bar.show(meters.means())
+            check()
+    means = meters.means()
+    check()
+    return {"epoch": epoch + 1, **means}
+
+
+def _features(network: nn.Module, images: Tensor, preact: bool) -> list[Tensor]:
+    features, _ = network(images, return_features=True, **({"preact": True} if preact else {}))
+    return features

@@ -1,0 +1,209 @@
+"""`wcord-fast table`: published pairs x methods x seeds, our accuracies beside the paper's."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import yaml
+
+from .. import distill
+from ..ops import checks
+from . import report
+from .config import Config
+from .logs import to_screen, write_csv
+from .parser import CONFIGS, UsageError, parse
+from .runs import Workbench, data_spec, load_data
+
+log = logging.getLogger(__name__)
+
+PUBLISHED = Path(__file__).parent / "published.yaml"
+ALL_METHODS = [
+    "ce",
+    "kd",
+    "fitnet",
+    "at",
+    "sp",
+    "cc",
+    "vid",
+    "rkd",
+    "pkt",
+    "ab",
+    "ft",
+    "fsp",
+    "nst",
+    "crd",
+    "crd+kd",
+    "lckt",
+    "gckt",
+    "wcord",
+    "wcord+kd",
+]
+EPOCHS = 240  # published
+HELP = """usage: wcord-fast table [--pair PAIRS] [--methods METHODS] [--seeds SEEDS] [--budget F] [--output-dir DIR] ...
+
+Train every method on every pair with every seed, and print the accuracy after the last epoch beside the paper's.
+Finished runs are skipped and broken ones resumed, so the same command can be given again and again.
+
+  --pair PAIRS      by comma, or "all" (default): {pairs}
+  --methods METHODS by comma, or "all" (default): {methods}
+  --seeds SEEDS     by comma, default 0; the teacher is trained once, with the first
+  --budget F        this share of the epochs and of the training images, 0 < F <= 1; below 1 the result says that it is
+                    not comparable with the paper's
+  --output-dir DIR  default runs/table
+
+Other options are those of `wcord-fast distill`.
+"""
+
+
+@dataclass
+class Row:
+    """One method on one pair: accuracies after the last epoch, one per seed, or the reason why there are none."""
+
+    method: str
+    accuracies: list[float] = field(default_factory=list)
+    refused: str = ""
+
+
+def published() -> dict[str, dict[str, list[float]]]:
+    """Pair ("teacher-student") -> method -> [mean, standard deviation if one is given], in percent."""
+    return yaml.safe_load(PUBLISHED.read_text())
+
+
+def table(argv: list[str]) -> str:
+    """Run what `argv` asks for, write table.txt, table.md and table.csv; what to print.
+
+    Raises:
+        UsageError: an unknown pair, method or option, or a bad value.
+    """
+    asked, rest = _arguments(argv)
+    papers = published()
+    lines: list[report.Line] = []
+    remarks: dict[str, None] = {}  # in order, each once
+    configs = {pair: _config(asked, pair, rest) for pair in asked.pair}  # all are checked before the first is run
+    to_screen(next(iter(configs.values())).quiet)
+    for pair, config in configs.items():
+        rows = _pair(pair, config, asked)
+        lines += [_line(pair, row, papers[pair]) for row in rows]
+        remarks |= {remark: None for remark in [_not_comparable(config)] if remark}
+        remarks |= {f"{pair}: {row.method} is n/a. {row.refused}": None for row in rows if row.refused}
+    said = "\n".join([*remarks, f"ours: accuracy after the last epoch, {_seeds(asked.seeds)}; paper: mean of 5 runs."])
+    text = f"{report.text_table(lines)}\n\n{said}\n"
+    home = Path(asked.output_dir)
+    (home / "table.txt").write_text(text)
+    (home / "table.md").write_text(f"{report.markdown_table(lines)}\n\n{said}\n")
+    write_csv(home / "table.csv", [dict(line) for line in lines])
+    return f"\n{text}\nWritten: {home}/table.txt, table.md, table.csv"
+
+
+def spread(values: list[float]) -> str:
+    """Mean and, of several values, sample standard deviation."""
+    mean = f"{statistics.fmean(values):.2f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.2f}"
+
+
+def help_text() -> str:
+    """What `wcord-fast table --help` prints."""
+    return HELP.format(pairs=", ".join(published()), methods=", ".join(ALL_METHODS))
+
+
+def _seeds(seeds: list[int]) -> str:
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"mean ± standard deviation over {len(seeds)} seeds"
+
+
+def _arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--pair", default="all")
+    parser.add_argument("--methods", default="all")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--budget", default="1")
+    parser.add_argument("--output-dir", default="runs/table")
+    try:
+        asked, rest = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise UsageError(str(error)) from None
+    try:
+        asked.pair = _choices("pair", asked.pair, tuple(published()))
+        known = ALL_METHODS if asked.methods == "all" else asked.methods.split(",")
+        parsed = [distill.parse(name) for name in known]
+        asked.methods = [base + (distill.PLUS_KD if plus else "") for base, plus in parsed]
+        asked.seeds = [checks.integer("seeds", int(s), least=0) for s in asked.seeds.split(",")]
+        asked.budget = checks.positive("budget", float(asked.budget))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if asked.budget > 1:
+        raise UsageError(f"budget: expected a share of at most 1, got {asked.budget}")
+    if len(set(asked.seeds)) < len(asked.seeds):
+        raise UsageError(f"seeds: expected different ones, got {asked.seeds}")
+    return asked, rest
+
+
+def _choices(name: str, text: str, known: tuple[str, ...]) -> list[str]:
+    if text == "all":
+        return list(known)
+    by_case = {k.lower(): k for k in known}
+    return [by_case[checks.choice(name, part.strip().lower(), by_case)] for part in text.split(",")]
+
+
+def _config(asked: argparse.Namespace, pair: str, rest: list[str]) -> Config:
+    teacher, student = pair.split("-")
+    own = [f"--config={CONFIGS}/cifar100_{teacher}_{student}.yaml", f"--methods={','.join(asked.methods)}"]
+    config = parse("table", [*own, *rest], "")
+    if (config.teacher, config.student) != (teacher, student):
+        raise UsageError(f"teacher, student: the pair is {pair}, got {config.teacher} and {config.student}")
+    if asked.budget == 1:
+        return config
+    images = len(load_data(data_spec(config), config.data_dir).train_labels)
+    return replace(
+        config,
+        epochs=max(1, round(config.epochs * asked.budget)),
+        teacher_epochs=max(1, round((config.teacher_epochs or config.epochs) * asked.budget)),
+        limit_train=max(1, round(images * asked.budget)),
+    )
+
+
+def _pair(pair: str, config: Config, asked: argparse.Namespace) -> list[Row]:
+    """Every method with every seed, from one teacher, which all pairs with that teacher share."""
+    home = Path(asked.output_dir)
+    first = Workbench(replace(config, seed=asked.seeds[0], output_dir=str(home / "teachers" / config.teacher)))
+    teacher = first.teacher()
+    rows = [Row(method) for method in asked.methods]
+    for seed in asked.seeds:
+        bench = Workbench(replace(config, seed=seed, output_dir=str(home / pair / f"seed{seed}")), first.data)
+        for row in rows:
+            if row.refused:
+                continue
+            try:
+                row.accuracies.append(bench.student(row.method, teacher).history[-1]["test_top1"])
+            except distill.CannotServe as error:
+                row.refused = str(error)
+                log.info("%s: not for this pair: %s", row.method, error)
+    return [Row("teacher", [teacher.history[-1]["test_top1"]]), *rows]
+
+
+def _line(pair: str, row: Row, paper: dict[str, list[float]]) -> report.Line:
+    theirs = paper.get(row.method, [])
+    gap = statistics.fmean(row.accuracies) - theirs[0] if row.accuracies and theirs else None
+    return {
+        "pair": pair,
+        "method": row.method,
+        "ours %": "n/a" if row.refused else spread(row.accuracies),
+        "seeds": str(len(row.accuracies)) if row.accuracies else "-",
+        "paper %": " ± ".join(f"{x:.2f}" for x in theirs) or "n/a",
+        "ours - paper": "-" if gap is None else f"{gap:+.2f}",
+    }
+
+
+def _not_comparable(config: Config) -> str:
+    """Why our numbers are not comparable with the paper's; empty if they are."""
+    why = []
+    if config.data != "cifar100":
+        why.append(f"the data set is {config.data}, not CIFAR-100")
+    if config.limit_train is not None:
+        why.append(f"{config.limit_train:,} training images, not all")
+    if (config.epochs, config.teacher_epochs or config.epochs) != (EPOCHS, EPOCHS):
+        why.append(f"{config.epochs} epochs (teacher {config.teacher_epochs or config.epochs}), not {EPOCHS}")
+    return f"NOT COMPARABLE with the paper's numbers: {'; '.join(why)}." if why else ""
