@@ -190,7 +190,7 @@ def cuda_includes(nvcc: str) -> list[str]:
 
 
 def sources(*, with_cuda: bool) -> list[Path]:
-    found = [CSRC / "bindings.cpp", *sorted((CSRC / "cpu").glob("*.cpp"))]
+    found = [*sorted(CSRC.glob("*.cpp")), *sorted((CSRC / "cpu").glob("*.cpp"))]
     return found + sorted((CSRC / "cuda").glob("*.cu")) if with_cuda else found
 
 

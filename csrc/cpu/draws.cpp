@@ -13,7 +13,7 @@ constexpr int64_t CHUNK = 32 * DRAW_BLOCK;  // draws per OpenMP task
 
 auto pick_draw_block() {
 #if WCF_HAS_AVX2_BUILD
-  if (simd() == Simd::avx2) return avx2::draw_block;
+  if (simd() != Simd::portable) return avx2::draw_block;
 #endif
   return portable::draw_block;
 }

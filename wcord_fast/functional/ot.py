@@ -220,7 +220,7 @@ def ot_plan(
         )
         batched = x.dim() == 3
         alpha, beta, scale = (t if batched else t.unsqueeze(0) for t in solved[1:4])
-        p = op.ot_plan_op(_batch(x, None)[0].detach(), _batch(y, None)[0].detach(), alpha, beta, scale, cost)
+        p = op.ot_plan_op(_batch(x, None)[0].detach(), _batch(y, None)[0].detach(), alpha, beta, scale, cost, backend)
         return p if batched else p.squeeze(0)
 
 

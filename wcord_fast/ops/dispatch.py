@@ -61,6 +61,7 @@ SUPPORT: tuple[Row, ...] = (
         for op in ("bank_nce", "bank_mean_score", "bank_log_z")
         for plan in ("gather", "dense")
     ),
+    Row("ot", "-", "cpu", "native", "C++, OpenMP over strips of rows or over problems"),
     Row("ot", "-", "any", "reference", "plain PyTorch, stored cost matrix"),
 )
 

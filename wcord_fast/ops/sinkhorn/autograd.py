@@ -6,7 +6,9 @@ gradients and nothing else. The backend is resolved inside the op, hence at run 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import importlib
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,9 +22,22 @@ from .reference import Solved, accumulation_dtype
 
 _NOT_TWICE = "the gradient of an optimal-transport cost cannot be differentiated again: its plan is detached"
 
-BACKENDS: dict[str, Callable[..., Solved]] = {
-    "reference": reference.ot_solve,
+# Which module of this folder is which backend on which kind of device ("any": all that have no line of their own).
+# A module has `ot_solve`, with the signature and result of reference.ot_solve; `regime(n, m, dim, dtype, problems)`,
+# which says by what route it would solve; and `ot_plan`, like reference.ot_plan, if its cost rounds differently.
+# With CHECKS_VALUES = True it gets masses that may be None (uniform) and finds bad values itself; otherwise masses are
+# tensors, and bad values have been flagged, and are poisoned, here.
+MODULES = {
+    ("native", "cpu"): "native_cpu",
+    ("reference", "any"): "reference",
 }
+
+
+@functools.cache
+def module_of(backend: str, device: str) -> ModuleType:
+    """The module that solves for `backend` on a kind of device; imported when it is first wanted."""
+    name = MODULES.get((backend, device)) or MODULES[backend, "any"]
+    return importlib.import_module(f".{name}", __package__)
 
 
 def _solve_impl(
@@ -42,12 +57,18 @@ def _solve_impl(
     need_b: bool,
     backend: str,
 ) -> Solved:
-    run = BACKENDS[dispatch.resolve("ot", device=x.device, backend=backend).backend]
+    kind = x.device.type
+    solver_module = module_of(dispatch.resolve("ot", device=kind, backend=backend).backend, kind)
     x, y = x.contiguous(), y.contiguous()
-    a, b = _marginal(a, x), _marginal(b, y)
+    options = (cost, solver, eps, iters, tol, value, need_x, need_y, need_a, need_b)
+    if getattr(solver_module, "CHECKS_VALUES", False):
+        dtype = accumulation_dtype(x.dtype)
+        a, b = (None if mass is None else mass.to(dtype).contiguous() for mass in (a, b))
+        return solver_module.ot_solve(x, y, a, b, *options)
+    a, b = reference.masses(a, x), reference.masses(b, y)
     bad = reference.flag_inputs(x, y, a, b, cost)
-    solved = run(x, y, a, b, cost, solver, eps, iters, tol, value, need_x, need_y, need_a, need_b)
-    return solved if x.device.type == "cpu" else reference.poison(bad, solved)
+    solved = solver_module.ot_solve(x, y, a, b, *options)
+    return solved if kind == "cpu" else reference.poison(bad, solved)
 
 
 def _solve_fake(
@@ -87,17 +108,18 @@ def _solve_fake(
     )
 
 
-def _plan_fake(x: Tensor, y: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor, cost: str) -> Tensor:
+def _plan_impl(
+    x: Tensor, y: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor, cost: str, backend: str = "auto"
+) -> Tensor:
+    kind = x.device.type
+    solver_module = module_of(dispatch.resolve("ot", device=kind, backend=backend).backend, kind)
+    return getattr(solver_module, "ot_plan", reference.ot_plan)(x, y, alpha, beta, scale, cost)
+
+
+def _plan_fake(
+    x: Tensor, y: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor, cost: str, backend: str = "auto"
+) -> Tensor:
     return alpha.new_empty((x.shape[0], x.shape[1], y.shape[1]))
-
-
-def _marginal(mass: Tensor | None, features: Tensor) -> Tensor:
-    """The masses [G, n] of `features` [G, n, d], contiguous in the accumulation dtype; uniform if not given."""
-    g, n, _ = features.shape
-    dtype = accumulation_dtype(features.dtype)
-    if mass is None:
-        return torch.full((g, n), 1.0 / n, dtype=dtype, device=features.device)
-    return mass.to(dtype).contiguous()
 
 
 # Scalar and SymInt, not float and int: a compiled step whose eps is annealed is then traced once, not per value.
@@ -110,8 +132,8 @@ ot_solve_op = register(
     _solve_fake,
 )
 ot_plan_op = register(
-    "ot_plan(Tensor x, Tensor y, Tensor alpha, Tensor beta, Tensor scale, str cost) -> Tensor",
-    reference.ot_plan,
+    'ot_plan(Tensor x, Tensor y, Tensor alpha, Tensor beta, Tensor scale, str cost, str backend="auto") -> Tensor',
+    _plan_impl,
     _plan_fake,
 )
 
