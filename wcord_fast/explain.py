@@ -8,7 +8,7 @@ from .ops import checks, dispatch
 from .ops.bank.plan import PLANS, choose
 from .ops.dispatch import Choice
 from .ops.sampling.spec import ALL, DrawSpec
-from .ops.sinkhorn import autograd as ot
+from .ops.sinkhorn import backends
 
 BANK_OPS = ("bank_nce", "bank_mean_score", "bank_log_z")
 
@@ -52,7 +52,7 @@ def explain(
             checks.integer(name, value, least=1)
             for name, value in (("n", n), ("m", m), ("dim", dim), ("problems", problems))
         ]
-        regime, why = ot.module_of(found.backend, kind).regime(*sizes[:3], dtype, sizes[3])
+        regime, why = backends.module_of(found.backend, kind).regime(*sizes[:3], dtype, sizes[3])
         return Choice(op, regime, kind, found.backend, f"{found.reason}; {regime}: {why}")
     checks.choice("plan", plan, ("auto", *PLANS))
     if plan == "auto" and (num_data is None or k is None):

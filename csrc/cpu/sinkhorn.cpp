@@ -141,10 +141,10 @@ void ot_plan_matrix(const OtShape& shape, bool cosine, const T* x, const T* y, c
         for (int64_t i = 0; i < problem.x.groups; ++i) problem.alpha[i] = alpha[g * n + std::min(i, n - 1)];
       });
       problem.each_strip(team, [&](int64_t, T* strip, int64_t i, int64_t rows) {
-        problem.kernel.finish_cost(strip, problem.y.ld, rows, scale[g], problem.alpha + i, problem.beta, true,
+        problem.kernel.finish_cost(strip, problem.stride, problem.y.ld, rows, scale[g], problem.alpha + i, problem.beta, true,
                                    problem.row_sum + i, nullptr);
         for (int64_t k = i; k < std::min(i + rows, n); ++k) {
-          std::copy_n(strip + (k - i) * problem.y.ld, m, plan + (g * n + k) * m);
+          std::copy_n(strip + (k - i) * problem.stride, m, plan + (g * n + k) * m);
         }
       });
     }

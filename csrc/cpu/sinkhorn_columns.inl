@@ -73,31 +73,34 @@ static bool all_finite(const REAL* x, int64_t n) {
   return bad == 0;
 }
 
-// unit [d] = x / |x|, and |x|, which is 1 for a zero row. The largest entry is divided out before squaring, so that
-// squares neither overflow nor vanish. False: x is zero.
+// unit [d] = x / |x|, and |x|, which is 1 for a zero row. A power of two near the largest entry is divided out before
+// squaring (exactly), so that squares neither overflow nor vanish. False: x is zero.
 static bool unit_row(const REAL* x, int64_t d, REAL* unit, REAL* length) {
-  REAL peak = 0;
-  for (int64_t k = 0; k < d; ++k) {
+  const int64_t whole = d / LANES * LANES;
+  Vec peaks = {};
+  for (int64_t k = 0; k < whole; k += LANES) {
+    const Vec v = load_vec(x + k);
+    peaks = max_vec(peaks, max_vec(v, -v));
+  }
+  REAL peak = most_of(peaks);
+  for (int64_t k = whole; k < d; ++k) {
     const REAL size = x[k] < 0 ? -x[k] : x[k];
     peak = size > peak ? size : peak;
   }
-  const REAL by = peak > 0 ? peak : 1;
-  REAL part[PARTS] = {};
-  int64_t k = 0;
-  for (; k + PARTS <= d; k += PARTS) {
-    for (int l = 0; l < PARTS; ++l) {
-      unit[k + l] = x[k + l] / by;
-      part[l] += unit[k + l] * unit[k + l];
-    }
+  int e = 0;
+  __builtin_frexp(peak, &e);
+  const int most = BIAS - 1;  // 2^-most is normal
+  const REAL by = __builtin_ldexp(REAL(1), e > most ? most : e < -most ? -most : e), inverse = 1 / by;
+  Vec squares = {};
+  for (int64_t k = 0; k < whole; k += LANES) {
+    const Vec v = load_vec(x + k) * inverse;
+    squares = fma_vec(v, v, squares);
   }
-  for (; k < d; ++k) {
-    unit[k] = x[k] / by;
-    part[0] += unit[k] * unit[k];
-  }
-  REAL square = 0;
-  for (int l = 0; l < PARTS; ++l) square += part[l];
-  const REAL root = square > 0 ? __builtin_sqrt(square) : 1;
-  for (k = 0; k < d; ++k) unit[k] /= root;
+  REAL square = sum_of(squares);
+  for (int64_t k = whole; k < d; ++k) square += x[k] * inverse * (x[k] * inverse);
+  const REAL root = square > 0 ? static_cast<REAL>(__builtin_sqrt(square)) : 1, factor = 1 / root;
+  for (int64_t k = 0; k < whole; k += LANES) store_vec(unit + k, load_vec(x + k) * inverse * factor);
+  for (int64_t k = whole; k < d; ++k) unit[k] = x[k] * inverse * factor;
   *length = root * by;
   return peak > 0;
 }
@@ -109,14 +112,12 @@ static void finish_gradient(const REAL* x, const REAL* centre, REAL mass, REAL l
     for (int64_t k = 0; k < d; ++k) g[k] = 2 * (mass * (x[k] - centre[k]) - g[k]);
     return;
   }
-  REAL part[PARTS] = {};
-  int64_t k = 0;
-  for (; k + PARTS <= d; k += PARTS) {
-    for (int l = 0; l < PARTS; ++l) part[l] += g[k + l] * x[k + l];
-  }
-  for (; k < d; ++k) part[0] += g[k] * x[k];
-  REAL along = 0;
-  for (int l = 0; l < PARTS; ++l) along += part[l];
+  const int64_t whole = d / LANES * LANES;
+  Vec products = {};
+  for (int64_t k = 0; k < whole; k += LANES) products = fma_vec(load_vec(g + k), load_vec(x + k), products);
+  REAL along = sum_of(products);
+  for (int64_t k = whole; k < d; ++k) along += g[k] * x[k];
   const REAL scale = 1 / length;
-  for (k = 0; k < d; ++k) g[k] = (along * x[k] - g[k]) * scale;
+  for (int64_t k = 0; k < whole; k += LANES) store_vec(g + k, (along * load_vec(x + k) - load_vec(g + k)) * scale);
+  for (int64_t k = whole; k < d; ++k) g[k] = (along * x[k] - g[k]) * scale;
 }

@@ -50,8 +50,8 @@ struct Iteration {
     if (!p.resident) return;
     const T s = static_cast<T>(1 / p.options.eps);
     p.each_strip(team, [&](int64_t chunk, T* strip, int64_t i, int64_t rows) {
-      p.cost(team, p.x.features + i * p.dim, rows, p.y.ld, strip);
-      if (!p.options.ipot) p.sums[chunk] = p.kernel.row_spread(strip, p.y.ld, rows, p.y.count, s, p.f + i);
+      p.cost(team, p.x.features + i * p.dim, rows, p.y.ld, p.stride, strip);
+      if (!p.options.ipot) p.sums[chunk] = p.kernel.row_spread(strip, p.stride, rows, p.y.count, s, p.f + i);
     });
     double spread = 0;
     for (int64_t k = 0; k < p.chunks; ++k) spread = std::max(spread, p.sums[k]);
@@ -61,7 +61,7 @@ struct Iteration {
   // The cost becomes the kernel of f and g.
   void store(T s) {
     p.each_strip(team, [&](int64_t, T* strip, int64_t i, int64_t rows) {
-      p.kernel.absorb(strip, p.y.ld, rows, s, p.f + i, p.g);
+      p.kernel.absorb(strip, p.stride, p.y.ld, rows, s, p.f + i, p.g);
     });
     state.stored = true;
   }
@@ -76,7 +76,7 @@ struct Iteration {
     p.each_strip(team, [&](int64_t chunk, T* strip, int64_t i, int64_t rows) {
       clear_parts(chunk);
       safe[chunk] =
-          p.kernel.scale_rows(strip, p.y.ld, rows, q, p.x.weight + i, p.r + i, p.parts + chunk * p.y.ld);
+          p.kernel.scale_rows(strip, p.stride, p.y.ld, rows, q, p.x.weight + i, p.r + i, p.parts + chunk * p.y.ld);
     });
     p.each_block(team, [&](int64_t block, int64_t first, int64_t last) {
       p.column_safe[block] = p.kernel.scale_columns(p.parts, p.chunks, p.y.ld, p.y.count, first, last, p.y.weight,
@@ -94,7 +94,7 @@ struct Iteration {
     potentials_of_columns();
     p.pack_cost(team, p.y);
     p.each_strip(team, [&](int64_t, T* strip, int64_t i, int64_t rows) {
-      p.cost(team, p.x.features + i * p.dim, rows, p.y.ld, strip);
+      p.cost(team, p.x.features + i * p.dim, rows, p.y.ld, p.stride, strip);
     });
     state.stored = state.may_store = false;
     state.peak = true;
@@ -120,7 +120,7 @@ struct Iteration {
         if (ipot && !state.peak && state.iterations > 1) p.f[k] += now - p.f_old[k];
         p.f_old[k] = now;
       }
-      p.kernel.exp_rows(strip, p.y.ld, rows, s, p.bx, p.x.weight + i, p.x.log_weight + i, state.peak, p.f + i,
+      p.kernel.exp_rows(strip, p.stride, p.y.ld, rows, s, p.bx, p.x.weight + i, p.x.log_weight + i, state.peak, p.f + i,
                         p.parts + chunk * p.y.ld, p.group_scratch(team));
       for (int64_t k = i; k < i + rows; ++k) p.alpha[k] = p.x.weight[k] > 0 ? p.f[k] : Range<T>::nowhere;
     });
@@ -159,7 +159,7 @@ struct Iteration {
     T* const c = p.c[0];
     p.each_strip(team, [&](int64_t chunk, T* strip, int64_t i, int64_t rows) {
       if (i == chunk * p.chunk_rows) clear_parts(chunk, Range<T>::nowhere);
-      p.kernel.column_peaks(strip, p.y.ld, rows, s, p.alpha + i, p.parts + chunk * p.y.ld);
+      p.kernel.column_peaks(strip, p.stride, p.y.ld, rows, s, p.alpha + i, p.parts + chunk * p.y.ld);
     });
     p.each_block(team, [&](int64_t, int64_t first, int64_t last) {
       for (int64_t j = first; j < last; ++j) {
@@ -171,7 +171,7 @@ struct Iteration {
     });
     p.each_strip(team, [&](int64_t chunk, T* strip, int64_t i, int64_t rows) {
       if (i == chunk * p.chunk_rows) clear_parts(chunk);
-      p.kernel.column_sums(strip, p.y.ld, rows, s, p.alpha + i, p.c[1], p.parts + chunk * p.y.ld);
+      p.kernel.column_sums(strip, p.stride, p.y.ld, rows, s, p.alpha + i, p.c[1], p.parts + chunk * p.y.ld);
     });
     p.each_block(team, [&](int64_t, int64_t first, int64_t last) {
       p.kernel.exp_columns(p.parts, p.chunks, p.y.ld, p.y.count, first, last, c);
@@ -183,9 +183,9 @@ struct Iteration {
     const T s = scale();
     p.each_strip(team, [&](int64_t chunk, T* strip, int64_t i, int64_t rows) {
       if (i == chunk * p.chunk_rows) p.sums[chunk] = 0;
-      p.sums[chunk] += state.stored ? p.kernel.scaled_row_error(strip, p.y.ld, rows, p.q[state.flip],
+      p.sums[chunk] += state.stored ? p.kernel.scaled_row_error(strip, p.stride, p.y.ld, rows, p.q[state.flip],
                                                                 p.x.weight + i, p.r + i)
-                                    : p.kernel.exp_row_error(strip, p.y.ld, rows, s, p.beta, p.alpha + i,
+                                    : p.kernel.exp_row_error(strip, p.stride, p.y.ld, rows, s, p.beta, p.alpha + i,
                                                              p.x.weight + i);
     });
     return total();

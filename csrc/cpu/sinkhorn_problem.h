@@ -24,7 +24,8 @@ struct Problem {
   bool resident;
   Side<T> x, y;
   int64_t dim, chunk_rows, chunks, blocks, strip_rows;
-  T* matrix;    // [n, ld] C, then K or P (resident), or [threads, strip_rows, ld] (streaming)
+  int64_t stride;  // from one row of `matrix` to the next
+  T* matrix;    // [n, stride] C, then K or P (resident), or [threads, strip_rows, stride] (streaming)
   T* packed;    // one side packed for the cost (resident: later for the gradient)
   T* packed_y;  // the other factor of the gradient's product (streaming)
   T* scratch;   // [threads, GROUP, ld] exponentials and [threads, PACK] of the products
@@ -47,6 +48,11 @@ struct Problem {
     return std::min<int64_t>(std::max<int64_t>(fit, 8), CHUNK_ROWS);
   }
 
+  // Rows a multiple of 1 KB apart would share the few ways of a few cache sets.
+  static int64_t spaced(int64_t ld) {
+    return ld * static_cast<int64_t>(sizeof(T)) % 1024 == 0 ? ld + Side<T>::PAD : ld;
+  }
+
   void place(Arena* arena, const OtShape& shape, int threads) {
     const int64_t n = shape.n, m = shape.m;
     dim = shape.dim;
@@ -57,7 +63,8 @@ struct Problem {
     chunks_of((n + GROUP - 1) / GROUP * GROUP);
     blocks = (y.ld + BLOCK - 1) / BLOCK;
     strip_rows = streaming_rows(wide);
-    matrix = arena->take<T>(resident ? (n + GROUP - 1) / GROUP * GROUP * y.ld : threads * strip_rows * wide);
+    stride = spaced(resident ? y.ld : wide);
+    matrix = arena->take<T>((resident ? (n + GROUP - 1) / GROUP * GROUP : threads * strip_rows) * stride);
     packed = arena->take<T>(std::max(wide * dim, resident && gradient ? std::max(n, m) * padded_dim : 0));
     packed_y = arena->take<T>(!resident && gradient ? std::max(n, m) * padded_dim : 0);
     scratch = arena->take<T>(threads * scratch_size());
@@ -120,11 +127,13 @@ struct Problem {
     });
   }
 
-  // C of `count` rows of features against the packed side, row length ld.
-  void cost(const Team& team, const T* features, int64_t count, int64_t ld, T* out) const {
+  // C of `count` rows of features against the packed side, ld columns, rows `apart` apart.
+  void cost(const Team& team, const T* features, int64_t count, int64_t ld, int64_t apart, T* out) const {
     kernel.product(features, dim, 1, packed, count, ld, dim, !options.cosine, options.cosine ? T(1) : T(0),
-                   options.cosine ? T(-1) : T(1), out, ld, pack_scratch(team));
+                   options.cosine ? T(-1) : T(1), out, apart, pack_scratch(team));
   }
+
+  T* strip_of(const Team& team) const { return matrix + team.rank * strip_rows * stride; }
 
   // work(chunk, strip, first row, rows) for every strip of the cost (or of what has become of it), then a barrier.
   template <class F>
@@ -132,13 +141,13 @@ struct Problem {
     team.each(chunks, [&](int64_t chunk) {
       const int64_t first = chunk * chunk_rows, last = std::min(first + chunk_rows, x.groups);
       if (resident) {
-        work(chunk, matrix + first * y.ld, first, last - first);
+        work(chunk, matrix + first * stride, first, last - first);
         return;
       }
-      T* const strip = matrix + team.rank * strip_rows * std::max(x.ld, y.ld);
+      T* const strip = strip_of(team);
       for (int64_t i = first; i < last; i += strip_rows) {
         const int64_t rows = std::min(strip_rows, last - i);
-        cost(team, x.features + i * dim, rows, y.ld, strip);
+        cost(team, x.features + i * dim, rows, y.ld, stride, strip);
         work(chunk, strip, i, rows);
       }
     });

@@ -60,10 +60,10 @@ struct Results {
         if (columns) std::fill_n(part, p.y.ld, T(0));
       }
       p.sums[chunk] += state.stored
-                           ? p.kernel.finish_kernel(strip, p.y.ld, rows, s, p.f + i, p.g, p.x.weight + i, p.r + i,
+                           ? p.kernel.finish_kernel(strip, p.stride, p.y.ld, rows, s, p.f + i, p.g, p.x.weight + i, p.r + i,
                                                     p.q[state.flip], keep, p.row_sum + i, part)
-                           : p.kernel.finish_cost(strip, p.y.ld, rows, s, p.alpha + i, p.beta, keep, p.row_sum + i, part);
-      if (streamed_gradient) row_gradient(strip, i, rows, p.y.ld, p.x, p.row_sum, p.y, p.packed_y, grad_x());
+                           : p.kernel.finish_cost(strip, p.stride, p.y.ld, rows, s, p.alpha + i, p.beta, keep, p.row_sum + i, part);
+      if (streamed_gradient) row_gradient(strip, i, rows, p.x, p.row_sum, p.y, p.packed_y, grad_x());
     });
     if (!columns) return;
     p.each_block(team, [&](int64_t, int64_t first, int64_t last) {
@@ -75,12 +75,12 @@ struct Results {
     });
   }
 
-  // Gradient of rows i .. i+rows-1 of `side` from their strip of P [rows, ld], against the packed features of `other`.
-  void row_gradient(const T* strip, int64_t i, int64_t rows, int64_t ld, const Side<T>& side, const T* sums,
+  // Gradient of rows i .. i+rows-1 of `side` from their strip of P, against the packed features of `other`.
+  void row_gradient(const T* strip, int64_t i, int64_t rows, const Side<T>& side, const T* sums,
                     const Side<T>& other, const T* packed, T* grad) {
     rows = std::min(rows, side.count - i);
     T* const to = grad + i * p.dim;
-    p.kernel.product(strip, ld, 1, packed, rows, p.dim, other.count, false, T(0), T(1), to, p.dim, p.pack_scratch(team));
+    p.kernel.product(strip, p.stride, 1, packed, rows, p.dim, other.count, false, T(0), T(1), to, p.dim, p.pack_scratch(team));
     polish(side, sums, i, rows, to);
   }
 
@@ -94,7 +94,7 @@ struct Results {
   void gradient_of_rows() {
     p.pack_features(team, p.y, centre(), p.packed);
     p.each_strip(team, [&](int64_t, T* strip, int64_t i, int64_t rows) {
-      row_gradient(strip, i, rows, p.y.ld, p.x, p.row_sum, p.y, p.packed, grad_x());
+      row_gradient(strip, i, rows, p.x, p.row_sum, p.y, p.packed, grad_x());
     });
   }
 
@@ -103,7 +103,7 @@ struct Results {
     team.each((p.y.count + ABLOCK - 1) / ABLOCK, [&](int64_t block) {
       const int64_t j = block * ABLOCK, columns = std::min(ABLOCK, p.y.count - j);
       T* const to = grad_y() + j * p.dim;
-      p.kernel.product(p.matrix + j, 1, p.y.ld, p.packed, columns, p.dim, p.x.count, false, T(0), T(1), to, p.dim,
+      p.kernel.product(p.matrix + j, 1, p.stride, p.packed, columns, p.dim, p.x.count, false, T(0), T(1), to, p.dim,
                        p.pack_scratch(team));
       polish(p.y, p.column_sum, j, columns, to);
     });
@@ -116,10 +116,10 @@ struct Results {
     p.pack_cost(team, p.x);
     team.each((p.y.groups + p.strip_rows - 1) / p.strip_rows, [&](int64_t number) {
       const int64_t j = number * p.strip_rows, rows = std::min(p.strip_rows, p.y.groups - j);
-      T* const strip = p.matrix + team.rank * p.strip_rows * std::max(p.x.ld, p.y.ld);
-      p.cost(team, p.y.features + j * p.dim, rows, p.x.ld, strip);
-      p.kernel.finish_cost(strip, p.x.ld, rows, s, p.beta + j, p.alpha, true, p.column_sum + j, nullptr);
-      row_gradient(strip, j, rows, p.x.ld, p.y, p.column_sum, p.x, p.packed_y, grad_y());
+      T* const strip = p.strip_of(team);
+      p.cost(team, p.y.features + j * p.dim, rows, p.x.ld, p.stride, strip);
+      p.kernel.finish_cost(strip, p.stride, p.x.ld, rows, s, p.beta + j, p.alpha, true, p.column_sum + j, nullptr);
+      row_gradient(strip, j, rows, p.y, p.column_sum, p.x, p.packed_y, grad_y());
     });
   }
 
@@ -140,8 +140,8 @@ struct Results {
           T* const to = rows.data() + copy * p.dim;
           p.options.cosine ? (void)p.kernel.unit_row(from, p.dim, to, length.data()) : (void)std::copy_n(from, p.dim, to);
         }
-        p.cost(team, rows.data(), GROUP, other.ld, strip.data());
-        p.kernel.exp_rows(strip.data(), other.ld, GROUP, s, potential, mass.data(), mass.data(), true, f.data(),
+        p.cost(team, rows.data(), GROUP, other.ld, other.ld, strip.data());
+        p.kernel.exp_rows(strip.data(), other.ld, other.ld, GROUP, s, potential, mass.data(), mass.data(), true, f.data(),
                           ignored.data(), p.group_scratch(team));
         grad[i] = static_cast<T>(static_cast<double>(f[0]) * p.options.eps);
       }

@@ -105,3 +105,42 @@ WCF_HALVE(most_of, WCF_MORE)
 #undef WCF_ADD
 #undef WCF_LESS
 #undef WCF_MORE
+
+// One REAL for each row of a group.
+typedef REAL Four __attribute__((vector_size(4 * sizeof(REAL))));
+typedef Int IntFour __attribute__((vector_size(4 * sizeof(REAL))));
+typedef REAL UnalignedFour __attribute__((vector_size(4 * sizeof(REAL)), aligned(sizeof(REAL)), may_alias));
+
+WCF_INLINE Four load_four(const REAL* p) { return *reinterpret_cast<const UnalignedFour*>(p); }
+WCF_INLINE void store_four(REAL* p, Four v) { *reinterpret_cast<UnalignedFour*>(p) = v; }
+
+// The sums over all lanes of four vectors.
+WCF_INLINE Four sums_of(const Vec* v) {
+#if WCF_VECTOR_BYTES >= 32 && WCF_REAL_BITS == 32
+  __m128 x[4];
+  WCF_UNROLL
+  for (int i = 0; i < 4; ++i) {
+#if WCF_VECTOR_BYTES == 64
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(v[i]), _mm512_extractf32x8_ps(v[i], 1));
+#else
+    const __m256 half = v[i];
+#endif
+    x[i] = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+  }
+  return _mm_hadd_ps(_mm_hadd_ps(x[0], x[1]), _mm_hadd_ps(x[2], x[3]));
+#elif WCF_VECTOR_BYTES >= 32
+  __m128d x[4];
+  WCF_UNROLL
+  for (int i = 0; i < 4; ++i) {
+#if WCF_VECTOR_BYTES == 64
+    const __m256d half = _mm256_add_pd(_mm512_castpd512_pd256(v[i]), _mm512_extractf64x4_pd(v[i], 1));
+#else
+    const __m256d half = v[i];
+#endif
+    x[i] = _mm_add_pd(_mm256_castpd256_pd128(half), _mm256_extractf128_pd(half, 1));
+  }
+  return _mm256_set_m128d(_mm_hadd_pd(x[2], x[3]), _mm_hadd_pd(x[0], x[1]));
+#else
+  return Four{sum_of(v[0]), sum_of(v[1]), sum_of(v[2]), sum_of(v[3])};
+#endif
+}

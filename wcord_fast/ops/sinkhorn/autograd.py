@@ -6,69 +6,18 @@ gradients and nothing else. The backend is resolved inside the op, hence at run 
 
 from __future__ import annotations
 
-import functools
-import importlib
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
-from .. import dispatch
 from ..differentiable_once import differentiable_once
 from ..library import register
-from . import reference
+from . import backends
 from .reference import Solved, accumulation_dtype
 
 _NOT_TWICE = "the gradient of an optimal-transport cost cannot be differentiated again: its plan is detached"
-
-# Which module of this folder is which backend on which kind of device ("any": all that have no line of their own).
-# A module has `ot_solve`, with the signature and result of reference.ot_solve; `regime(n, m, dim, dtype, problems)`,
-# which says by what route it would solve; and `ot_plan`, like reference.ot_plan, if its cost rounds differently.
-# With CHECKS_VALUES = True it gets masses that may be None (uniform) and finds bad values itself; otherwise masses are
-# tensors, and bad values have been flagged, and are poisoned, here.
-MODULES = {
-    ("native", "cpu"): "native_cpu",
-    ("reference", "any"): "reference",
-}
-
-
-@functools.cache
-def module_of(backend: str, device: str) -> ModuleType:
-    """The module that solves for `backend` on a kind of device; imported when it is first wanted."""
-    name = MODULES.get((backend, device)) or MODULES[backend, "any"]
-    return importlib.import_module(f".{name}", __package__)
-
-
-def _solve_impl(
-    x: Tensor,
-    y: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
-    cost: str,
-    solver: str,
-    eps: float,
-    iters: int,
-    tol: float | None,
-    value: str,
-    need_x: bool,
-    need_y: bool,
-    need_a: bool,
-    need_b: bool,
-    backend: str,
-) -> Solved:
-    kind = x.device.type
-    solver_module = module_of(dispatch.resolve("ot", device=kind, backend=backend).backend, kind)
-    x, y = x.contiguous(), y.contiguous()
-    options = (cost, solver, eps, iters, tol, value, need_x, need_y, need_a, need_b)
-    if getattr(solver_module, "CHECKS_VALUES", False):
-        dtype = accumulation_dtype(x.dtype)
-        a, b = (None if mass is None else mass.to(dtype).contiguous() for mass in (a, b))
-        return solver_module.ot_solve(x, y, a, b, *options)
-    a, b = reference.masses(a, x), reference.masses(b, y)
-    bad = reference.flag_inputs(x, y, a, b, cost)
-    solved = solver_module.ot_solve(x, y, a, b, *options)
-    return solved if kind == "cpu" else reference.poison(bad, solved)
 
 
 def _solve_fake(
@@ -88,38 +37,30 @@ def _solve_fake(
     need_b: bool,
     backend: str,
 ) -> Solved:
-    g, n, d = x.shape
-    m = y.shape[1]
+    *g, n, d = x.shape
+    m = y.shape[-2]
 
     def new(*shape: Any, needed: bool = True) -> Tensor:
         return x.new_empty(shape if needed else (0,), dtype=accumulation_dtype(x.dtype))
 
     return Solved(
-        new(g),
-        new(g, n),
-        new(g, m),
-        new(g),
-        new(g),
-        x.new_empty((g,), dtype=torch.int32),
-        new(g, n, d, needed=need_x),
-        new(g, m, d, needed=need_y),
-        new(g, n, needed=need_a),
-        new(g, m, needed=need_b),
+        new(*g),
+        new(*g, n),
+        new(*g, m),
+        new(*g),
+        new(*g),
+        x.new_empty(g, dtype=torch.int32),
+        new(*g, n, d, needed=need_x),
+        new(*g, m, d, needed=need_y),
+        new(*g, n, needed=need_a),
+        new(*g, m, needed=need_b),
     )
-
-
-def _plan_impl(
-    x: Tensor, y: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor, cost: str, backend: str = "auto"
-) -> Tensor:
-    kind = x.device.type
-    solver_module = module_of(dispatch.resolve("ot", device=kind, backend=backend).backend, kind)
-    return getattr(solver_module, "ot_plan", reference.ot_plan)(x, y, alpha, beta, scale, cost)
 
 
 def _plan_fake(
     x: Tensor, y: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor, cost: str, backend: str = "auto"
 ) -> Tensor:
-    return alpha.new_empty((x.shape[0], x.shape[1], y.shape[1]))
+    return alpha.new_empty((*x.shape[:-1], y.shape[-2]))
 
 
 # Scalar and SymInt, not float and int: a compiled step whose eps is annealed is then traced once, not per value.
@@ -128,45 +69,43 @@ ot_solve_op = register(
     "Scalar? tol, str value, bool need_x, bool need_y, bool need_a, bool need_b, str backend) -> "
     "(Tensor value, Tensor alpha, Tensor beta, Tensor scale, Tensor marginal_error, Tensor iterations, "
     "Tensor grad_x, Tensor grad_y, Tensor grad_a, Tensor grad_b)",
-    _solve_impl,
+    backends.solve,
     _solve_fake,
 )
 ot_plan_op = register(
-    'ot_plan(Tensor x, Tensor y, Tensor alpha, Tensor beta, Tensor scale, str cost, str backend="auto") -> Tensor',
-    _plan_impl,
+    "ot_plan(Tensor x, Tensor y, Tensor alpha, Tensor beta, Tensor scale, str cost, str backend='auto') -> Tensor",
+    backends.plan,
     _plan_fake,
 )
 
 
-class _Solve(torch.autograd.Function):
-    """Value and detached extras of `ot_solve_op`; backward multiplies the saved gradients by grad_output."""
+class _WithGradient(torch.autograd.Function):
+    """The value of a solve, and its gradients with respect to x, y, a and b times grad_output in backward."""
 
     @staticmethod
-    def forward(ctx, x, y, a, b, options, needs, backend):
-        out = Solved(*ot_solve_op(x, y, a, b, *options, *needs, backend))
-        ctx.save_for_backward(out.grad_x, out.grad_y, out.grad_a, out.grad_b)
-        ctx.dtypes = [None if t is None else t.dtype for t in (x, y, a, b)]
-        ctx.needs = needs
-        ctx.set_materialize_grads(False)
-        extras = (out.alpha, out.beta, out.scale, out.marginal_error, out.iterations)
-        ctx.mark_non_differentiable(*extras)
-        return out.value, *extras
+    def forward(ctx, x, y, a, b, value, needs, *grads):
+        ctx.save_for_backward(*grads)
+        ctx.dtypes = [t.dtype if needed else None for t, needed in zip((x, y, a, b), needs, strict=True)]
+        return value.clone()
 
     @staticmethod
-    def backward(ctx, grad_value, *_):
+    def backward(ctx, grad_value):
+        saved = iter(ctx.saved_tensors)
         grads: list[Tensor | None] = [None] * 4
-        for i, saved in enumerate(ctx.saved_tensors):
-            if ctx.needs[i] and grad_value is not None:
+        for i, dtype in enumerate(ctx.dtypes):
+            if dtype is not None:
+                g = next(saved)
+                factor = grad_value.view(-1, *[1] * (g.dim() - 1)) if grad_value.dim() else grad_value
                 # Multiplied before it is rounded to a narrow dtype, so that loss scaling does its work.
-                grads[i] = (saved * grad_value.reshape(-1, *[1] * (saved.dim() - 1))).to(ctx.dtypes[i])
-        return *differentiable_once(grads, _NOT_TWICE), None, None, None
+                grads[i] = (g * factor).to(dtype)
+        return *differentiable_once(grads, _NOT_TWICE), None, None, *(None for _ in ctx.saved_tensors)
 
 
 def ot_solve(
-    x: Tensor,  # [G, n, d]
-    y: Tensor,  # [G, m, d]
-    a: Tensor | None,  # [G, n]; None is uniform
-    b: Tensor | None,  # [G, m]
+    x: Tensor,  # [n, d] or [G, n, d]
+    y: Tensor,  # [m, d] or [G, m, d]
+    a: Tensor | None,  # [n] or [G, n]; None is uniform
+    b: Tensor | None,  # [m] or [G, m]
     *,
     cost: str,
     solver: str,
@@ -175,7 +114,7 @@ def ot_solve(
     tol: float | None,
     value: str,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Differentiable solve of checked arguments: value, alpha, beta, scale, marginal error, iterations.
 
     Second derivatives are not defined (P is detached) and raise.
@@ -185,4 +124,17 @@ def ot_solve(
     b = b.view_as(b) if b is not None and b is a else b
     recording = torch.is_grad_enabled()
     needs = tuple(recording and t is not None and t.requires_grad for t in (x, y, a, b))
-    return _Solve.apply(x, y, a, b, (cost, solver, eps, iters, tol, value), needs, backend)
+    options = (cost, solver, eps, iters, tol, value)
+    with torch.no_grad():
+        out = ot_solve_op(x, y, a, b, *options, *needs, backend)
+    if not any(needs) and not _has_tangent(x, y, a, b):
+        return out[:6]
+    grads = (g for g, needed in zip(out[6:], needs, strict=True) if needed)
+    return _WithGradient.apply(x, y, a, b, out[0], needs, *grads), *out[1:6]
+
+
+def _has_tangent(*tensors: Tensor | None) -> bool:
+    """Whether forward-mode differentiation is on: the Function refuses it, the op would drop it silently."""
+    if torch.compiler.is_compiling():
+        return False
+    return any(t is not None and unpack_dual(t).tangent is not None for t in tensors)

@@ -15,16 +15,14 @@ from .. import checks, native_module
 from . import reference
 from .reference import Solved, accumulation_dtype
 
-CHECKS_VALUES = True  # the solver finds bad values itself, in the pass that reads them, and takes None for a mass
-
 DEFAULT_BUDGET = 1 << 30  # bytes of stored matrices: n = m = 16384 in fp32
 
 
-def ot_solve(
-    x: Tensor,  # [G, n, d]
-    y: Tensor,  # [G, m, d]
-    a: Tensor | None,  # [G, n] in the accumulation dtype; None is uniform
-    b: Tensor | None,  # [G, m]
+def solve_op(
+    x: Tensor,  # [n, d] or [G, n, d]
+    y: Tensor,  # [m, d] or [G, m, d]
+    a: Tensor | None,  # [n] or [G, n]; None is uniform
+    b: Tensor | None,  # [m] or [G, m]
     cost: str,
     solver: str,
     eps: float,
@@ -36,31 +34,31 @@ def ot_solve(
     need_a: bool,
     need_b: bool,
 ) -> Solved:
-    """As `reference.ot_solve`, and raising what `reference.flag_inputs` raises for bad values."""
+    """As `reference.ot_solve`, in x's leading shape, and raising what `reference.flag_inputs` raises.
+
+    Bad values are found by the solver, in the pass that reads them.
+    """
     dtype = accumulation_dtype(x.dtype)
-    g, n, d = x.shape
-    m = y.shape[1]
     x, y = x.to(dtype).contiguous(), y.to(dtype).contiguous()
-    need_a, need_b = need_a and value == "dual", need_b and value == "dual"
-
-    def new(*shape: int, needed: bool = True) -> Tensor:
-        return torch.empty(shape if needed else (0,), dtype=dtype)
-
+    a, b = (None if mass is None else mass.to(dtype).contiguous() for mass in (a, b))
+    g, n, m, d = x.shape[:-2], x.shape[-2], y.shape[-2], x.shape[-1]
+    dual = value == "dual"
+    empty = torch.empty
     solved = Solved(
-        new(g),
-        new(g, n),
-        new(g, m),
-        new(g),
-        new(g),
-        torch.empty((g,), dtype=torch.int32),
-        new(g, n, d, needed=need_x),
-        new(g, m, d, needed=need_y),
-        new(g, n, needed=need_a),
-        new(g, m, needed=need_b),
+        empty(g, dtype=dtype),
+        empty((*g, n), dtype=dtype),
+        empty((*g, m), dtype=dtype),
+        empty(g, dtype=dtype),
+        empty(g, dtype=dtype),
+        empty(g, dtype=torch.int32),
+        empty(x.shape if need_x else (0,), dtype=dtype),
+        empty(y.shape if need_y else (0,), dtype=dtype),
+        empty((*g, n) if need_a and dual else (0,), dtype=dtype),
+        empty((*g, m) if need_b and dual else (0,), dtype=dtype),
     )
     fine = native_module.module().cpu_ot_solve(
         native_module.DTYPES[dtype],
-        g,
+        g[0] if g else 1,
         n,
         m,
         d,
@@ -68,17 +66,19 @@ def ot_solve(
         y.data_ptr(),
         0 if a is None else a.data_ptr(),
         0 if b is None else b.data_ptr(),
-        *(t.data_ptr() for t in solved),  # 0 for a gradient that is not needed: it is empty
+        *[t.data_ptr() for t in solved],  # 0 for a gradient that is not needed: it is empty
         cost == "cosine",
         solver == "ipot",
         eps,
         iters,
         -1.0 if tol is None else tol,
-        value == "dual",
+        dual,
         budget(),
         torch.get_num_threads(),
     )
     if not fine:
+        x, y = (t if g else t.unsqueeze(0) for t in (x, y))
+        a, b = (t if g or t is None else t.unsqueeze(0) for t in (a, b))
         reference.flag_inputs(x, y, reference.masses(a, x), reference.masses(b, y), cost)  # names the first bad value
         raise ValueError(f"a, b: expected masses with sum 1 (to {reference.SUM_TOLERANCE:g})")
     return solved
