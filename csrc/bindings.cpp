@@ -22,6 +22,10 @@
 namespace py = pybind11;
 using namespace wcf;
 
+namespace wcf {
+void bind_sinkhorn(py::module_& m);
+}
+
 namespace {
 
 using Address = uintptr_t;
@@ -149,6 +153,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("set_simd", [](const std::string& name) { return set_simd(name.c_str()); });
   def_cpu(m);
   bind_bank(m);
+  bind_sinkhorn(m);
 #if WCF_WITH_CUDA
   def_cuda(m);
 #endif

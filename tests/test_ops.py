@@ -168,7 +168,7 @@ def test_explain_and_info():
     assert (choice.plan, choice.backend) == ("dense", "reference") and "N/K = 3.05" in str(choice)
     assert wcord_fast.explain("bank_nce", num_data=50000, k=100).plan == "gather"
     assert wcord_fast.explain("bank_nce", num_data=50000, k="all").plan == "dense"
-    assert wcord_fast.explain("ot").backend == "reference"
+    assert wcord_fast.explain("ot", backend="reference").backend == "reference"
     with pytest.raises(ValueError, match="op: expected one of"):
         wcord_fast.explain("bank_nse")
     with pytest.raises(ValueError, match="needs num_data and k"):

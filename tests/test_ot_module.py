@@ -28,7 +28,9 @@ def test_options_reach_the_solver():
         "value": "dual",
         "debias": True,
     }
-    assert torch.equal(OTLoss(**options, backend="reference")(X, Y), F.ot_cost(X, Y, **options).mean())
+    assert torch.equal(
+        OTLoss(**options, backend="reference")(X, Y), F.ot_cost(X, Y, **options, backend="reference").mean()
+    )
     for name, other in {"cost": "cosine", "eps": 1.0, "iters": 1, "value": "cost", "debias": False}.items():
         assert not torch.equal(OTLoss(**{**options, name: other})(X, Y), OTLoss(**options)(X, Y)), name
 

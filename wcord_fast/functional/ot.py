@@ -174,14 +174,14 @@ def ot_solve(
                     f"{name} requires grad, but value='cost' has no gradient for masses; "
                     f"use value='dual' or {name}.detach()"
                 )
-    x, a = _batch(x, a)
-    y, b = _batch(y, b)
+    if batched:
+        a, b = (None if mass is None else mass.expand(rows.shape[:-1]) for mass, rows in ((a, x), (b, y)))
     solved = OTSolution(*op.ot_solve(x, y, a, b, **options._asdict()))
     if debias:
         self_x = op.ot_solve(x, x, a, a, **options._asdict())[0]
         self_y = op.ot_solve(y, y, b, b, **options._asdict())[0]
         solved = solved._replace(cost=solved.cost - 0.5 * (self_x + self_y))
-    return solved if batched else OTSolution(*(t.squeeze(0) for t in solved))
+    return solved
 
 
 def ot_plan(
@@ -218,10 +218,7 @@ def ot_plan(
             value=value,
             backend=backend,
         )
-        batched = x.dim() == 3
-        alpha, beta, scale = (t if batched else t.unsqueeze(0) for t in solved[1:4])
-        p = op.ot_plan_op(_batch(x, None)[0].detach(), _batch(y, None)[0].detach(), alpha, beta, scale, cost)
-        return p if batched else p.squeeze(0)
+        return op.ot_plan_op(x.detach(), y.detach(), *solved[1:4], cost, backend)
 
 
 def _check_problem(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> bool:
@@ -245,9 +242,3 @@ def _check_problem(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> 
         tensors[name] = mass
     checks.same_device(**tensors)
     return batched
-
-
-def _batch(rows: Tensor, mass: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """[G, n, d] and [G, n] views of one side."""
-    rows = rows if rows.dim() == 3 else rows.unsqueeze(0)
-    return rows, None if mass is None else mass.expand(rows.shape[:-1])

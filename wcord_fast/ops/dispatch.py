@@ -8,6 +8,7 @@ list raises NotImplementedError, what is listed but cannot run here raises Runti
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 from collections.abc import Iterator
@@ -61,6 +62,7 @@ SUPPORT: tuple[Row, ...] = (
         for op in ("bank_nce", "bank_mean_score", "bank_log_z")
         for plan in ("gather", "dense")
     ),
+    Row("ot", "-", "cpu", "native", "C++, OpenMP over strips of rows or over problems"),
     Row("ot", "-", "any", "reference", "plain PyTorch, stored cost matrix"),
 )
 
@@ -104,6 +106,11 @@ def cannot_run(backend: str, device: str) -> str | None:
     return "the Triton kernels are not part of this release"
 
 
+@functools.cache
+def _rows(op: str, plan: str, kind: str) -> tuple[Row, ...]:
+    return tuple(r for r in SUPPORT if r.op == op and r.plan == plan and r.device in (kind, "any"))
+
+
 def resolve(op: str, *, plan: str = "-", device: torch.device | str = "cpu", backend: str = "auto") -> Choice:
     """The backend that runs `op` with `plan` on `device`, with its reason.
 
@@ -113,7 +120,7 @@ def resolve(op: str, *, plan: str = "-", device: torch.device | str = "cpu", bac
     """
     kind = torch.device(device).type
     asked = requested(backend)
-    rows = [r for r in SUPPORT if r.op == op and r.plan == plan and r.device in (kind, "any")]
+    rows = _rows(op, plan, kind)
     if asked != "auto":
         row = next((r for r in rows if r.backend == asked), None)
         if row is None:

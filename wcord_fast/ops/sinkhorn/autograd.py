@@ -6,48 +6,18 @@ gradients and nothing else. The backend is resolved inside the op, hence at run 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
-from .. import dispatch
 from ..differentiable_once import differentiable_once
 from ..library import register
-from . import reference
+from . import backends
 from .reference import Solved, accumulation_dtype
 
 _NOT_TWICE = "the gradient of an optimal-transport cost cannot be differentiated again: its plan is detached"
-
-BACKENDS: dict[str, Callable[..., Solved]] = {
-    "reference": reference.ot_solve,
-}
-
-
-def _solve_impl(
-    x: Tensor,
-    y: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
-    cost: str,
-    solver: str,
-    eps: float,
-    iters: int,
-    tol: float | None,
-    value: str,
-    need_x: bool,
-    need_y: bool,
-    need_a: bool,
-    need_b: bool,
-    backend: str,
-) -> Solved:
-    run = BACKENDS[dispatch.resolve("ot", device=x.device, backend=backend).backend]
-    x, y = x.contiguous(), y.contiguous()
-    a, b = _marginal(a, x), _marginal(b, y)
-    bad = reference.flag_inputs(x, y, a, b, cost)
-    solved = run(x, y, a, b, cost, solver, eps, iters, tol, value, need_x, need_y, need_a, need_b)
-    return solved if x.device.type == "cpu" else reference.poison(bad, solved)
 
 
 def _solve_fake(
@@ -67,37 +37,30 @@ def _solve_fake(
     need_b: bool,
     backend: str,
 ) -> Solved:
-    g, n, d = x.shape
-    m = y.shape[1]
+    *g, n, d = x.shape
+    m = y.shape[-2]
 
     def new(*shape: Any, needed: bool = True) -> Tensor:
         return x.new_empty(shape if needed else (0,), dtype=accumulation_dtype(x.dtype))
 
     return Solved(
-        new(g),
-        new(g, n),
-        new(g, m),
-        new(g),
-        new(g),
-        x.new_empty((g,), dtype=torch.int32),
-        new(g, n, d, needed=need_x),
-        new(g, m, d, needed=need_y),
-        new(g, n, needed=need_a),
-        new(g, m, needed=need_b),
+        new(*g),
+        new(*g, n),
+        new(*g, m),
+        new(*g),
+        new(*g),
+        x.new_empty(g, dtype=torch.int32),
+        new(*g, n, d, needed=need_x),
+        new(*g, m, d, needed=need_y),
+        new(*g, n, needed=need_a),
+        new(*g, m, needed=need_b),
     )
 
 
-def _plan_fake(x: Tensor, y: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor, cost: str) -> Tensor:
-    return alpha.new_empty((x.shape[0], x.shape[1], y.shape[1]))
-
-
-def _marginal(mass: Tensor | None, features: Tensor) -> Tensor:
-    """The masses [G, n] of `features` [G, n, d], contiguous in the accumulation dtype; uniform if not given."""
-    g, n, _ = features.shape
-    dtype = accumulation_dtype(features.dtype)
-    if mass is None:
-        return torch.full((g, n), 1.0 / n, dtype=dtype, device=features.device)
-    return mass.to(dtype).contiguous()
+def _plan_fake(
+    x: Tensor, y: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor, cost: str, backend: str = "auto"
+) -> Tensor:
+    return alpha.new_empty((*x.shape[:-1], y.shape[-2]))
 
 
 # Scalar and SymInt, not float and int: a compiled step whose eps is annealed is then traced once, not per value.
@@ -106,45 +69,43 @@ ot_solve_op = register(
     "Scalar? tol, str value, bool need_x, bool need_y, bool need_a, bool need_b, str backend) -> "
     "(Tensor value, Tensor alpha, Tensor beta, Tensor scale, Tensor marginal_error, Tensor iterations, "
     "Tensor grad_x, Tensor grad_y, Tensor grad_a, Tensor grad_b)",
-    _solve_impl,
+    backends.solve,
     _solve_fake,
 )
 ot_plan_op = register(
-    "ot_plan(Tensor x, Tensor y, Tensor alpha, Tensor beta, Tensor scale, str cost) -> Tensor",
-    reference.ot_plan,
+    "ot_plan(Tensor x, Tensor y, Tensor alpha, Tensor beta, Tensor scale, str cost, str backend='auto') -> Tensor",
+    backends.plan,
     _plan_fake,
 )
 
 
-class _Solve(torch.autograd.Function):
-    """Value and detached extras of `ot_solve_op`; backward multiplies the saved gradients by grad_output."""
+class _WithGradient(torch.autograd.Function):
+    """The value of a solve, and its gradients with respect to x, y, a and b times grad_output in backward."""
 
     @staticmethod
-    def forward(ctx, x, y, a, b, options, needs, backend):
-        out = Solved(*ot_solve_op(x, y, a, b, *options, *needs, backend))
-        ctx.save_for_backward(out.grad_x, out.grad_y, out.grad_a, out.grad_b)
-        ctx.dtypes = [None if t is None else t.dtype for t in (x, y, a, b)]
-        ctx.needs = needs
-        ctx.set_materialize_grads(False)
-        extras = (out.alpha, out.beta, out.scale, out.marginal_error, out.iterations)
-        ctx.mark_non_differentiable(*extras)
-        return out.value, *extras
+    def forward(ctx, x, y, a, b, value, needs, *grads):
+        ctx.save_for_backward(*grads)
+        ctx.dtypes = [t.dtype if needed else None for t, needed in zip((x, y, a, b), needs, strict=True)]
+        return value.clone()
 
     @staticmethod
-    def backward(ctx, grad_value, *_):
+    def backward(ctx, grad_value):
+        saved = iter(ctx.saved_tensors)
         grads: list[Tensor | None] = [None] * 4
-        for i, saved in enumerate(ctx.saved_tensors):
-            if ctx.needs[i] and grad_value is not None:
+        for i, dtype in enumerate(ctx.dtypes):
+            if dtype is not None:
+                g = next(saved)
+                factor = grad_value.view(-1, *[1] * (g.dim() - 1)) if grad_value.dim() else grad_value
                 # Multiplied before it is rounded to a narrow dtype, so that loss scaling does its work.
-                grads[i] = (saved * grad_value.reshape(-1, *[1] * (saved.dim() - 1))).to(ctx.dtypes[i])
-        return *differentiable_once(grads, _NOT_TWICE), None, None, None
+                grads[i] = (g * factor).to(dtype)
+        return *differentiable_once(grads, _NOT_TWICE), None, None, *(None for _ in ctx.saved_tensors)
 
 
 def ot_solve(
-    x: Tensor,  # [G, n, d]
-    y: Tensor,  # [G, m, d]
-    a: Tensor | None,  # [G, n]; None is uniform
-    b: Tensor | None,  # [G, m]
+    x: Tensor,  # [n, d] or [G, n, d]
+    y: Tensor,  # [m, d] or [G, m, d]
+    a: Tensor | None,  # [n] or [G, n]; None is uniform
+    b: Tensor | None,  # [m] or [G, m]
     *,
     cost: str,
     solver: str,
@@ -153,7 +114,7 @@ def ot_solve(
     tol: float | None,
     value: str,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Differentiable solve of checked arguments: value, alpha, beta, scale, marginal error, iterations.
 
     Second derivatives are not defined (P is detached) and raise.
@@ -163,4 +124,17 @@ def ot_solve(
     b = b.view_as(b) if b is not None and b is a else b
     recording = torch.is_grad_enabled()
     needs = tuple(recording and t is not None and t.requires_grad for t in (x, y, a, b))
-    return _Solve.apply(x, y, a, b, (cost, solver, eps, iters, tol, value), needs, backend)
+    options = (cost, solver, eps, iters, tol, value)
+    with torch.no_grad():
+        out = ot_solve_op(x, y, a, b, *options, *needs, backend)
+    if not any(needs) and not _has_tangent(x, y, a, b):
+        return out[:6]
+    grads = (g for g, needed in zip(out[6:], needs, strict=True) if needed)
+    return _WithGradient.apply(x, y, a, b, out[0], needs, *grads), *out[1:6]
+
+
+def _has_tangent(*tensors: Tensor | None) -> bool:
+    """Whether forward-mode differentiation is on: the Function refuses it, the op would drop it silently."""
+    if torch.compiler.is_compiling():
+        return False
+    return any(t is not None and unpack_dual(t).tangent is not None for t in tensors)

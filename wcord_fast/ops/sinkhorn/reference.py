@@ -39,6 +39,15 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def masses(mass: Tensor | None, features: Tensor) -> Tensor:
+    """The masses [G, n] of `features` [G, n, d], contiguous in the accumulation dtype; uniform if not given."""
+    g, n, _ = features.shape
+    dtype = accumulation_dtype(features.dtype)
+    if mass is None:
+        return torch.full((g, n), 1.0 / n, dtype=dtype, device=features.device)
+    return mass.to(dtype).contiguous()
+
+
 def ot_solve(
     x: Tensor,  # [G, n, d]
     y: Tensor,  # [G, m, d]
@@ -243,3 +252,9 @@ def _unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     length = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
     length = length.masked_fill(length == 0, 1)
     return scaled / length, length * peak
+
+
+def regime(n: int, m: int, dim: int, dtype: torch.dtype = torch.float32, problems: int = 1) -> tuple[str, str]:
+    """(name, why): there is one way only."""
+    size = problems * n * m * (8 if accumulation_dtype(dtype) == torch.float64 else 4)
+    return "resident", f"costs [{problems}, {n}, {m}] of {size:,} bytes and about as much four times over"

@@ -1,0 +1,67 @@
+// The inner loops of the Sinkhorn solver for each instruction set, as one table of functions per REAL.
+#pragma once
+#include <cstdint>
+
+#include "../common/defines.h"
+#include "simd.h"
+
+namespace wcf {
+
+constexpr int GROUP = 4;           // rows of a strip that are worked on together (a `Four`)
+constexpr int64_t ABLOCK = 96;     // rows of A per block of a product: a multiple of 6, 8 and 16
+constexpr int64_t PACK = ABLOCK * (256 + 16);  // elements of a product's scratch
+constexpr int64_t PAD_BYTES = 128;      // rows of a strip are padded to this, the widest tile
+
+template <class T>
+struct Kernels {
+  int tile_columns;
+  void (*pack_b)(const T* b, int64_t step, int64_t stride, const T* centre, int64_t valid, int64_t width, int64_t k,
+                 int64_t first, int64_t last, T* packed);
+  void (*product)(const T* a, int64_t stride, int64_t step, const T* packed, int64_t rows, int64_t columns, int64_t k,
+                  bool square, T base, T sign, T* out, int64_t ldo, T* scratch);
+  bool (*scale_rows)(const T* kernel, int64_t stride, int64_t ld, int64_t rows, const T* q, const T* a, T* r, T* c);
+  double (*scaled_row_error)(const T* kernel, int64_t stride, int64_t ld, int64_t rows, const T* q, const T* a, const T* r);
+  void (*exp_rows)(const T* cost, int64_t stride, int64_t ld, int64_t rows, T s, const T* bx, const T* a, const T* log_a,
+                   bool peak, T* f, T* c, T* scratch);
+  double (*exp_row_error)(const T* cost, int64_t stride, int64_t ld, int64_t rows, T s, const T* beta, const T* alpha, const T* a);
+  void (*column_peaks)(const T* cost, int64_t stride, int64_t ld, int64_t rows, T s, const T* alpha, T* top);
+  void (*column_sums)(const T* cost, int64_t stride, int64_t ld, int64_t rows, T s, const T* alpha, const T* top, T* c);
+  T (*row_spread)(const T* cost, int64_t stride, int64_t rows, int64_t m, T s, T* shift);
+  void (*absorb)(T* cost, int64_t stride, int64_t ld, int64_t rows, T s, const T* f, const T* g);
+  double (*finish_cost)(T* cost, int64_t stride, int64_t ld, int64_t rows, T s, const T* alpha, const T* beta, bool keep, T* row_sum,
+                        T* c);
+  double (*finish_kernel)(T* kernel, int64_t stride, int64_t ld, int64_t rows, T s, const T* f, const T* g, const T* a, const T* r,
+                          const T* q, bool keep, T* row_sum, T* c);
+  bool (*scale_columns)(const T* parts, int64_t chunks, int64_t ld, int64_t m, int64_t first, int64_t last, const T* b,
+                        T* c, T* q);
+  bool (*exp_columns)(const T* parts, int64_t chunks, int64_t ld, int64_t m, int64_t first, int64_t last, T* c);
+  T (*step_columns)(const T* from, const T* c, const T* log_b, int64_t m, int64_t first, int64_t last, bool extrapolate,
+                    T* beta, T* bx);
+  bool (*all_finite)(const T* x, int64_t n);
+  bool (*unit_row)(const T* x, int64_t d, T* unit, T* length);
+  void (*finish_gradient)(const T* x, const T* centre, T mass, T length, int64_t d, T* g);
+};
+
+// The safe range of what a row or column receives, far enough inside REAL's range that a term lost to underflow cannot
+// matter: with shifts that keep terms below 2^LEAST's inverse, what is lost is below 2^-40 of what is kept.
+template <class T>
+struct Range;
+template <>
+struct Range<float> {
+  static constexpr float row_least = 0x1p-40f, row_most = 0x1p40f, column_least = 0x1p-60f, nowhere = -1e30f;
+  static constexpr float spread = 69;  // nats of s C in one row above which no kernel is stored at the start
+  static constexpr float drift = 40;   // nats that potentials may move before a stored kernel is worth its making
+};
+template <>
+struct Range<double> {
+  static constexpr double row_least = 0x1p-300, row_most = 0x1p300, column_least = 0x1p-500, nowhere = -1e200;
+  static constexpr double spread = 600;
+  static constexpr double drift = 270;
+};
+
+
+// The table of the instruction set in use.
+template <class T>
+const Kernels<T>& kernels();
+
+}  // namespace wcf

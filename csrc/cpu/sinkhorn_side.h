@@ -1,0 +1,136 @@
+// Scratch memory and the two sides of a problem: the rows of features that have mass.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "sinkhorn_kernels.h"
+
+namespace wcf {
+
+// Hands out aligned pieces of one block; with a null block it only counts.
+class Arena {
+ public:
+  explicit Arena(void* block) : block_(static_cast<char*>(block)) {}
+
+  template <class T>
+  T* take(int64_t count) {
+    char* const at = block_ ? block_ + used_ : nullptr;
+    used_ += (count * static_cast<int64_t>(sizeof(T)) + 127) / 128 * 128;
+    return reinterpret_cast<T*>(at);
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  char* block_;
+  int64_t used_ = 0;
+};
+
+// The threads that work on one problem. Work is dealt out by number, so who does what never shows in the result.
+struct Team {
+  int rank, size;
+
+  void barrier() const {
+    if (size > 1) {
+#pragma omp barrier
+    }
+  }
+
+  // f(0) .. f(count - 1), then a barrier.
+  template <class F>
+  void each(int64_t count, F f) const {
+    for (int64_t i = rank; i < count; i += size) f(i);
+    barrier();
+  }
+};
+
+// One side: n rows of d features with masses. Rows without mass are left out at the start (the iterates are those of
+// the problem without them) and written at the end.
+template <class T>
+struct Side {
+  static constexpr int64_t PAD = PAD_BYTES / static_cast<int64_t>(sizeof(T));
+  static constexpr double MASS_TOLERANCE = 1e-4;
+
+  const T* raw;   // [n, d]
+  const T* mass;  // [n] or null
+  int64_t n, dim;
+  int64_t count;   // rows with mass
+  int64_t groups;  // rows that are worked on: count up to a whole GROUP, by copies of the last row, of mass 0
+  int64_t ld;      // count up to a whole PAD: the length of what is kept per row or column
+  int64_t* index;  // [count] where in the caller's tensor a row is, if count < n
+  T* features;     // [groups, d] unit rows (cosine), or the rows as they are
+  T* length;       // [groups] (cosine)
+  T* weight;       // [ld] masses, 0 in the padding
+  T* log_weight;   // [ld] their logarithms; in the padding that of the last row, as good as any
+  bool good;
+
+  void place(Arena* arena, int64_t rows, int64_t d) {
+    n = rows, dim = d, ld = (rows + PAD - 1) / PAD * PAD;
+    index = arena->take<int64_t>(rows);
+    features = arena->take<T>((rows + GROUP - 1) / GROUP * GROUP * d);
+    length = arena->take<T>(ld);
+    weight = arena->take<T>(ld);
+    log_weight = arena->take<T>(ld);
+  }
+
+  // Masses first, by one thread: they say which rows there are.
+  void read_masses(const T* rows, const T* masses) {
+    raw = rows, mass = masses;
+    good = true;
+    if (!mass) {
+      count = n;
+      std::fill_n(weight, n, static_cast<T>(1.0 / static_cast<double>(n)));
+    } else {
+      double sum = 0;
+      count = 0;
+      for (int64_t i = 0; i < n; ++i) {
+        good &= mass[i] >= 0 && mass[i] <= std::numeric_limits<T>::max();
+        sum += static_cast<double>(mass[i]);
+        index[count] = i;
+        weight[count] = mass[i];
+        count += mass[i] > 0;
+      }
+      good &= std::fabs(sum - 1.0) <= MASS_TOLERANCE;
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      log_weight[i] = i > 0 && weight[i] == weight[i - 1] ? log_weight[i - 1] : std::log(weight[i]);
+    }
+    groups = (count + GROUP - 1) / GROUP * GROUP;
+    ld = (count + PAD - 1) / PAD * PAD;
+    for (int64_t i = count; i < ld; ++i) weight[i] = 0, log_weight[i] = log_weight[count - 1];
+  }
+
+  // The row of the caller's tensor that is row i here.
+  int64_t source(int64_t i) const { return count == n ? i : index[i]; }
+
+  // Rows [first, last) of `features`; false if one is not acceptable.
+  bool read_rows(const Kernels<T>& kernel, bool cosine, int64_t first, int64_t last) {
+    bool fine = true;
+    for (int64_t i = first; i < last; ++i) {
+      const T* const from = raw + source(std::min(i, count - 1)) * dim;
+      if (cosine) {
+        fine &= kernel.unit_row(from, dim, features + i * dim, length + i);
+      } else {
+        std::copy_n(from, dim, features + i * dim);
+      }
+    }
+    return fine;
+  }
+
+  // Spreads `values` [count, width], which lie at its front, over [n, width]; rows without mass get `without`.
+  void spread(T* values, int64_t width, T without) const {
+    if (count == n) return;
+    for (int64_t i = n - 1, k = count - 1; i >= 0; --i) {
+      if (k >= 0 && index[k] == i) {
+        if (k != i) std::copy_n(values + k * width, width, values + i * width);
+        --k;
+      } else {
+        std::fill_n(values + i * width, width, without);
+      }
+    }
+  }
+};
+
+}  // namespace wcf

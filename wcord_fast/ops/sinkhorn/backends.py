@@ -1,0 +1,78 @@
+"""Who solves: one module of this folder per backend and kind of device, and the op's implementation that calls it."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from types import ModuleType
+
+from torch import Tensor
+
+from .. import dispatch
+from . import reference
+from .reference import Solved
+
+# Which module is which backend on which kind of device ("any": all that have no line of their own). A module has
+# - `ot_solve`, with the signature and result of reference.ot_solve (batches, masses that are tensors, values that have
+#   been flagged here; on a device, bad problems are poisoned here), or `solve_op`, with that of `solve` below less the
+#   backend: then layouts, missing masses, one problem without G and bad values are its own business;
+# - `regime(n, m, dim, dtype, problems)`, which says by what route it would solve;
+# - `ot_plan`, like reference.ot_plan, if its cost rounds differently.
+MODULES = {
+    ("native", "cpu"): "native_cpu",
+    ("reference", "any"): "reference",
+}
+
+
+@functools.cache
+def module_of(backend: str, device: str) -> ModuleType:
+    """The module that solves for `backend` on a kind of device; imported when it is first wanted."""
+    name = MODULES.get((backend, device)) or MODULES[backend, "any"]
+    return importlib.import_module(f".{name}", __package__)
+
+
+def solve(
+    x: Tensor,  # [n, d] or [G, n, d]
+    y: Tensor,  # [m, d] or [G, m, d]
+    a: Tensor | None,  # [n] or [G, n]; None is uniform
+    b: Tensor | None,  # [m] or [G, m]
+    cost: str,
+    solver: str,
+    eps: float,
+    iters: int,
+    tol: float | None,
+    value: str,
+    need_x: bool,
+    need_y: bool,
+    need_a: bool,
+    need_b: bool,
+    backend: str,
+) -> tuple[Tensor, ...]:
+    """The op: a `Solved` of x's leading shape, [] or [G]; gradients not asked for have shape [0]."""
+    kind = x.device.type
+    module = module_of(dispatch.resolve("ot", device=kind, backend=backend).backend, kind)
+    options = (cost, solver, eps, iters, tol, value, need_x, need_y, need_a, need_b)
+    if hasattr(module, "solve_op"):
+        return module.solve_op(x, y, a, b, *options)
+    batched = x.dim() == 3
+    if not batched:
+        x, y = x.unsqueeze(0), y.unsqueeze(0)
+        a, b = (None if mass is None else mass.unsqueeze(0) for mass in (a, b))
+    x, y = x.contiguous(), y.contiguous()
+    a, b = reference.masses(a, x), reference.masses(b, y)
+    bad = reference.flag_inputs(x, y, a, b, cost)
+    solved = module.ot_solve(x, y, a, b, *options)
+    if kind != "cpu":
+        solved = reference.poison(bad, solved)
+    return solved if batched else Solved(*(t.squeeze(0) if t.numel() or t.dim() > 1 else t for t in solved))
+
+
+def plan(x: Tensor, y: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor, cost: str, backend: str = "auto") -> Tensor:
+    """P [n, m] or [G, n, m] of potentials that this backend has found."""
+    kind = x.device.type
+    module = module_of(dispatch.resolve("ot", device=kind, backend=backend).backend, kind)
+    run = getattr(module, "ot_plan", reference.ot_plan)
+    if x.dim() == 3:
+        return run(x, y, alpha, beta, scale, cost)
+    x, y, alpha, beta, scale = (t.unsqueeze(0) for t in (x, y, alpha, beta, scale))
+    return run(x, y, alpha, beta, scale, cost).squeeze(0)
