@@ -167,14 +167,16 @@ def mean_fwd_kernel(
 def log_z_fwd_kernel(
     terms_ptr, bank0_ptr, bank1_ptr, bank_stride,
     index_ptr, member_ptr, member_stride, label_ptr,
+    log_z_ptr,  # fp32 [S], read with ONLY_UNSET
     top_ptr, sum_ptr,  # fp32 [splits, S, B]: running maximum (base 2), and the sum relative to it
     batch, num_data, split_rows, temperature,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, MEMBER: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
+    MEMBER: tl.constexpr, ONLY_UNSET: tl.constexpr,
     X_TERMS: tl.constexpr, M_TERMS: tl.constexpr, LIMIT: tl.constexpr, INTERPRET: tl.constexpr,
 ):  # fmt: skip
     """Online log-sum-exp of s / tau over the negatives in rows [n_lo, n_lo + split_rows).
 
-    Grid (blocks of anchors, splits, S).
+    Grid (blocks of anchors, splits, S). With ONLY_UNSET a direction whose log Z is set (not NaN) is not walked.
     """
     s, part = tl.program_id(2), tl.program_id(1)
     b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
@@ -189,7 +191,11 @@ def log_z_fwd_kernel(
     top = tl.full([BLOCK_B], -1e38, tl.float32)  # finite, so that a tile without members gives 0, not NaN
     total = tl.zeros([BLOCK_B], tl.float32)
     n_lo = part * split_rows
-    for n0 in range(n_lo, tl.minimum(n_lo + split_rows, num_data), BLOCK_N):
+    n_hi = tl.minimum(n_lo + split_rows, num_data)
+    if ONLY_UNSET:
+        log_z = tl.load(log_z_ptr + s)
+        n_hi = tl.where(log_z == log_z, n_lo, n_hi)
+    for n0 in range(n_lo, n_hi, BLOCK_N):
         member = member_tile(member_ptr, member_stride, b, b_ok, n0, num_data, index, label, label_ptr, MEMBER, BLOCK_N)
         n = n0 + tl.arange(0, BLOCK_N)
         n_ok = n < num_data

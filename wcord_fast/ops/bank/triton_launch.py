@@ -21,7 +21,7 @@ BLOCK_D = 128  # columns of a bank tile at most
 MAX_ROWS = 2**31 - 2**16  # row numbers are int32 in the kernels, a tile past the end included
 
 _PRECISION_TERMS = {"highest": 3, "high": 2, "medium": 1}
-_DTYPE_TERMS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
+DTYPE_TERMS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
 _CELLS = 8192  # of a tile in a program of four warps that works per anchor: 64 registers a thread
 
 
@@ -65,7 +65,7 @@ def padded(size: int) -> int:
 def why_not(anchors: Tensor, banks: list[Tensor]) -> str | None:
     """Why these tensors are outside what the kernels do, or None."""
     for t in (anchors, *banks):
-        if t.dtype not in _DTYPE_TERMS:
+        if t.dtype not in DTYPE_TERMS:
             return f"the Triton kernels take float32, bfloat16 and float16, got {t.dtype}"
     if anchors.shape[-1] > MAX_DIM:
         return f"the Triton kernels take D up to {MAX_DIM}, got {anchors.shape[-1]}"
@@ -101,7 +101,7 @@ class Call:
 
     def terms(self, tensor: Tensor) -> int:
         """How many bf16 terms stand for a value of `tensor`."""
-        return min(_DTYPE_TERMS[tensor.dtype], self.limit)
+        return min(DTYPE_TERMS[tensor.dtype], self.limit)
 
     def empty(self, *tail: int) -> Tensor:
         """fp32 [S, B, *tail]."""
