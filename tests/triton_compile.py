@@ -79,16 +79,18 @@ def usage(capability: int, kernel: str, member: str, bank: str, dim: int, batch:
         target=GPUTarget("cuda", capability, 32),
         options={"num_warps": tiles.warps, "num_stages": tiles.stages},
     )
-    return {**_ptxas(compiled.asm["ptx"]), "shared": compiled.metadata.shared}
+    tools = triton.knobs.nvidia
+    ptxas = tools.ptxas_blackwell if capability >= 100 else tools.ptxas
+    return {**_report(ptxas.path, compiled.asm["ptx"]), "shared": compiled.metadata.shared}
 
 
-def _ptxas(ptx: str) -> dict[str, int]:
+def _report(ptxas: str, ptx: str) -> dict[str, int]:
     arch = re.search(r"\.target (\w+)", ptx)
     assert arch is not None
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "kernel.ptx")
         source.write_text(ptx)
-        command = [triton.knobs.nvidia.ptxas.path, "-v", f"-arch={arch[1]}", str(source), "-o", f"{folder}/cubin"]
+        command = [ptxas, "-v", f"-arch={arch[1]}", str(source), "-o", f"{folder}/cubin"]
         done = subprocess.run(command, capture_output=True, text=True)
     found = PTXAS.search(done.stderr)
     assert found is not None, done.stderr

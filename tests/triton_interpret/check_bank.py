@@ -162,6 +162,18 @@ def test_splits_and_chunks_of_anchors(monkeypatch, name, row_bytes):
     assert torch.equal(chunk_loss, loss) and torch.equal(chunk_grad, grad)
 
 
+@pytest.mark.parametrize("batch", [1, 64, 300, 9000])
+@pytest.mark.parametrize("bank_dtype", [torch.float32, torch.bfloat16])
+def test_scratch_memory_is_what_the_readme_states(monkeypatch, batch, bank_dtype):
+    monkeypatch.setattr(triton_launch, "processors", lambda device: 132)
+    monkeypatch.setattr(triton_launch, "capability", lambda device: 9)
+    anchors, banks = torch.empty(2, batch, 128), [torch.empty(50_000, 128, dtype=bank_dtype)] * 2
+    spec = NegativeSampler(50_000, "all", exclude="self").spec()
+    call = triton_launch.Call(anchors, banks, torch.zeros(batch, dtype=torch.int64), spec, "dense", "auto")
+    (part,) = call.parts(by_column=True)
+    assert part.scratch().numel() <= max(132 * 128, 2 * batch)
+
+
 def test_hopper_tiles(monkeypatch):
     monkeypatch.setattr(triton_launch, "capability", lambda device: 9)
     assert triton_launch.blocks(9, D, 33, 1, False).block_n == 64
@@ -188,12 +200,22 @@ def test_terms_of_any_size(name, tau, shift):
     )
 
 
-def test_equal_scores_fill_the_product():
-    """All factors 1 + t = 2: a tile's product is at its largest."""
-    anchors = torch.zeros(1, 2, D)
-    _, banks, index, _ = problem(1, 2)
-    log_z = -torch.log(torch.tensor([1.0 + reference.EPS]))  # u = 0 with K = N
-    check_nce(anchors, banks, index, log_z, spec_of("all"))
+@pytest.mark.parametrize("name", ["self", "replacement", "all_self"])
+def test_small_terms_keep_their_digits(name):
+    """A loss that is all negatives, each exp(u) of some 1e-4: log(1 + exp(u)) has half of fp32's digits left."""
+    _, banks, index, _ = problem(batch=1)
+    banks[0][:, 0] = 0
+    banks[0][index] = torch.eye(D)[0]
+    spec = NegativeSampler(N, seed=11, **(SAMPLERS[name] | {"labels": torch.arange(N)})).spec()
+    check_nce(torch.eye(D)[0].expand(1, 1, D), banks, index, torch.tensor([10.0]), spec, tau=0.05)
+
+
+@pytest.mark.parametrize("name, share", [("all", 1.0), ("replacement", 10.0)])
+def test_equal_scores_fill_the_product(name, share):
+    """All factors 1 + t = 2: a tile's product, and the series for log(1 + t), are at their largest."""
+    _, banks, index, _ = problem()
+    log_z = -torch.log(torch.tensor([share + reference.EPS]))  # u = 0
+    check_nce(torch.zeros(1, B, D), banks, index, log_z, spec_of(name))
 
 
 def test_no_gradient_wanted():
