@@ -103,7 +103,9 @@ def cannot_run(backend: str, device: str) -> str | None:
         from . import native_module
 
         return native_module.why_not(device)
-    return "the Triton kernels are not part of this release"
+    from . import triton_module
+
+    return triton_module.why_not(device)
 
 
 @functools.cache

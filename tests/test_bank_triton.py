@@ -1,0 +1,85 @@
+"""The Triton kernels of the bank ops without a GPU: interpreted, and compiled for sm_80 and sm_90.
+
+Each in a process of its own: triton reads TRITON_INTERPRET once, when it is imported.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import wcord_fast
+from wcord_fast.ops import dispatch
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED_LIMIT = {80: 99 << 10, 90: 227 << 10}  # bytes a block; 99 KB is what sm_86 and sm_89 have of the sm_80 table
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
+
+# The rows of `triton_launch.blocks` at their largest tiles, and the other two kernels once.
+CASES = [
+    {"capability": 80, "kernel": "nce", "member": "mask", "bank": "bf16", "dim": 128, "batch": 64},
+    {"capability": 80, "kernel": "nce", "member": "counts", "bank": "bf16", "dim": 128, "batch": 64},
+    {"capability": 80, "kernel": "nce", "member": "counts", "bank": "fp32", "dim": 128, "batch": 64},
+    {"capability": 80, "kernel": "nce", "member": "counts", "bank": "fp32", "dim": 200, "batch": 64},
+    {"capability": 90, "kernel": "nce", "member": "mask", "bank": "bf16", "dim": 128, "batch": 64},
+    {"capability": 90, "kernel": "nce", "member": "class", "bank": "bf16", "dim": 128, "batch": 256},
+    {"capability": 90, "kernel": "nce", "member": "counts", "bank": "bf16", "dim": 128, "batch": 64},
+    {"capability": 90, "kernel": "nce", "member": "mask", "bank": "fp32", "dim": 128, "batch": 256},
+    {"capability": 90, "kernel": "nce", "member": "counts", "bank": "fp32", "dim": 128, "batch": 64},
+    {"capability": 90, "kernel": "nce", "member": "counts", "bank": "fp32", "dim": 200, "batch": 64},
+    {"capability": 90, "kernel": "mean", "member": "counts", "bank": "fp32", "dim": 128, "batch": 256},
+    {"capability": 90, "kernel": "log_z", "member": "mask", "bank": "fp32", "dim": 128, "batch": 256},
+]
+
+
+def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_importing_the_package_leaves_triton_alone():
+    done = run(["-c", "import sys, wcord_fast, wcord_fast.ops.bank.triton; print('triton' in sys.modules)"])
+    assert done.stdout.strip() == "False", done.stdout + done.stderr
+
+
+def test_the_reason_is_told():
+    why = dispatch.cannot_run("triton", "cpu")
+    assert why is not None and ("no code for cpu" in why if HAS_TRITON else "not installed" in why)
+    assert wcord_fast.explain("bank_nce", plan="dense", device="cpu").backend != "triton"
+
+
+@needs_triton
+def test_interpreted_kernels_equal_the_reference():
+    """tests/triton_interpret/check_bank.py, some forty tests."""
+    check = str(Path("tests", "triton_interpret", "check_bank.py"))
+    done = run(["-m", "pytest", "-q", "-p", "no:cacheprovider", check], TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_triton
+@pytest.mark.parametrize("capability", SHARED_LIMIT)
+def test_kernels_compile_without_a_spill(capability, tmp_path):
+    cases = [case for case in CASES if case["capability"] == capability]
+    done = run(
+        ["-m", "tests.triton_compile", json.dumps(cases)],
+        TRITON_INTERPRET="0",
+        TRITON_CACHE_DIR=str(tmp_path),
+    )
+    assert done.returncode == 0, done.stderr
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(results) == len(cases)
+    for result in results:
+        assert (result["stack"], result["stores"], result["loads"]) == (0, 0, 0), result
+        assert result["shared"] <= SHARED_LIMIT[capability], result

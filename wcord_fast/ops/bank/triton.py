@@ -1,0 +1,110 @@
+"""The dense plan of the bank ops in Triton, for CUDA tensors: signatures and results of reference.py.
+
+Three launches per chunk of anchors beside the draws, two for anchors in bf16 (triton_launch.py cuts a call into them;
+the kernels are in triton_kernels.py and triton_anchor.py). No host sync, CUDA-graph capturable once compiled. triton
+itself is imported at the first call.
+
+`torch.get_float32_matmul_precision()` decides how many bf16 terms stand for an fp32 factor: "highest" three (fp32
+accuracy), "high" two, "medium" one (see triton_tiles.py).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .reference import EPS
+from .triton_launch import Call
+
+_W_TERMS = 2  # of a sigmoid: what is left, 2^-18 of each weight at most, is 4e-7 of a gradient (README.md)
+_COUNT_TERMS = 3  # of a count: 24 bits
+
+
+def bank_nce(anchors, banks, index, log_z, spec, temperature, needs_grad, plan, draw_backend) -> tuple[Tensor, Tensor]:
+    """CRD's NCE loss per anchor and its gradient: ([S, B], [S, B, D] or empty), fp32."""
+    from . import triton_anchor, triton_kernels
+
+    call = Call(anchors, banks, index, spec, plan, draw_backend)
+    loss = call.empty()
+    grad = call.empty(call.dim) if needs_grad else loss.new_empty(0)
+    log_z = log_z.to(torch.float32).contiguous()
+    for part in call.parts(by_column=needs_grad):
+        shared = {"log_z_ptr": log_z[part.sides], "temperature": temperature, "NEEDS_GRAD": needs_grad, "EPS": EPS}
+        loss_part = part.scratch()
+        grad_part = part.scratch(call.dim) if needs_grad else grad
+        part.walk(
+            triton_kernels.nce_fwd_kernel,
+            terms_ptr=part.terms(triton_anchor.terms_kernel),
+            loss_ptr=loss_part,
+            grad_ptr=grad_part,
+            W_TERMS=min(_W_TERMS, call.limit),
+            **shared,
+        )
+        part.finish(
+            triton_anchor.nce_finish_kernel,
+            loss_part_ptr=loss_part,
+            grad_part_ptr=grad_part,
+            **part.output("loss", loss),
+            **part.output("grad", grad),
+            **shared,
+        )
+    return loss, grad
+
+
+def bank_mean_score(anchors, banks, index, spec, needs_grad, plan, draw_backend) -> tuple[Tensor, Tensor]:
+    """Mean score of the negatives and its gradient, the mean negative row: ([S, B], [S, B, D] or empty), fp32."""
+    from . import triton_anchor, triton_kernels
+
+    call = Call(anchors, banks, index, spec, plan, draw_backend)
+    mean = call.empty()
+    grad = call.empty(call.dim) if needs_grad else mean.new_empty(0)
+    for part in call.parts(by_column=True):
+        grad_part = part.scratch(call.dim)
+        part.walk(
+            triton_kernels.mean_fwd_kernel,
+            grad_ptr=grad_part,
+            W_TERMS=min(_COUNT_TERMS, call.limit) if call.member == "counts" else 1,
+        )
+        part.finish(
+            triton_anchor.mean_finish_kernel,
+            grad_part_ptr=grad_part,
+            NEEDS_GRAD=needs_grad,
+            **part.output("mean", mean),
+            **part.output("grad", grad),
+        )
+    return mean, grad
+
+
+def bank_log_z(anchors, banks, index, spec, temperature, plan, draw_backend, log_z: Tensor | None = None) -> Tensor:
+    """The batch's estimate of log Z, [S] fp32: log of N times the mean over all anchors and their K_b + 1 scores.
+
+    Given `log_z` [S], only its NaN entries are estimated: the kernel returns at once for the others, whose result is
+    not to be used.
+    """
+    from . import triton_anchor, triton_kernels
+
+    call = Call(anchors, banks, index, spec, plan, draw_backend)
+    own, count = call.empty(), anchors.new_empty(call.batch, dtype=torch.float32)
+    known = own if log_z is None else log_z.to(torch.float32).contiguous()
+    for part in call.parts(by_column=False):
+        top, total = part.scratch(), part.scratch()
+        part.walk(
+            triton_kernels.log_z_fwd_kernel,
+            terms_ptr=part.terms(triton_anchor.terms_kernel),
+            log_z_ptr=known[part.sides],
+            ONLY_UNSET=log_z is not None,
+            top_ptr=top,
+            sum_ptr=total,
+            temperature=temperature,
+        )
+        part.finish(
+            triton_anchor.log_z_finish_kernel,
+            top_ptr=top,
+            sum_ptr=total,
+            count_ptr=count[part.anchors],
+            temperature=temperature,
+            **part.output("out", own),
+        )
+    return own.logsumexp(1) - count.sum().log() + math.log(call.num_data)

@@ -1,0 +1,142 @@
+"""The launches before and after the pass over the bank, mostly one program per (anchor, direction).
+
+Before: the anchor's bf16 terms are written out, so that the pass can feed its tensor cores from shared memory. After:
+the parts of all splits are added in a fixed order, and what belongs to the anchor alone: the positive row is fetched
+and scored here, in fp32.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .triton_tiles import LN2, charge, class_of, log1p, offset2, split
+
+
+@triton.jit
+def terms_kernel(
+    x_ptr,  # [S, B, D], contiguous: rows [0, S * B)
+    terms_ptr,  # bf16 [X_TERMS, S, B, D]
+    rows, plane,  # S * B, S * B * D
+    D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, X_TERMS: tl.constexpr, INTERPRET: tl.constexpr,
+):  # fmt: skip
+    """The bf16 terms of ROWS anchors a program."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    d = tl.arange(0, DP)
+    at = row.to(tl.int64)[:, None] * D + d[None, :]
+    ok = (row < rows)[:, None] & (d < D)[None, :]
+    x0, x1, x2 = split(tl.load(x_ptr + at, mask=ok, other=0.0), X_TERMS, INTERPRET)
+    tl.store(terms_ptr + at, x0, mask=ok)
+    if X_TERMS > 1:
+        tl.store(terms_ptr + plane + at, x1, mask=ok)
+    if X_TERMS > 2:
+        tl.store(terms_ptr + 2 * plane + at, x2, mask=ok)
+
+
+@triton.jit
+def _anchor(x_ptr, bank0_ptr, bank1_ptr, bank_stride, index_ptr, b, s, batch, D: tl.constexpr, DP: tl.constexpr):
+    """(x [DP], its positive row [DP], index) of one anchor, fp32."""
+    d = tl.arange(0, DP)
+    bank_ptr = bank0_ptr
+    if s == 1:
+        bank_ptr = bank1_ptr
+    index = tl.load(index_ptr + b)
+    x = tl.load(x_ptr + (s.to(tl.int64) * batch + b) * D + d, mask=d < D, other=0.0).to(tl.float32)
+    positive = tl.load(bank_ptr + index * bank_stride + d, mask=d < D, other=0.0).to(tl.float32)
+    return x, positive, index.to(tl.int32)
+
+
+@triton.jit
+def _sum_parts(part_ptr, at, step, splits, D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr):
+    """Sum over splits of the rows part[i * step + at] [DP]: blocks of BLOCK splits, in order."""
+    d = tl.arange(0, DP)
+    total = tl.zeros([DP], tl.float32)
+    for i0 in range(0, splits, BLOCK):
+        i = i0 + tl.arange(0, BLOCK)
+        rows = (i.to(tl.int64) * step + at) * D
+        total += tl.sum(
+            tl.load(part_ptr + rows[:, None] + d[None, :], mask=(i < splits)[:, None] & (d < D)[None, :], other=0.0), 0
+        )
+    return total
+
+
+@triton.jit
+def _sum_scalars(part_ptr, at, step, splits, BLOCK: tl.constexpr):
+    total = 0.0
+    for i0 in range(0, splits, BLOCK):
+        i = i0 + tl.arange(0, BLOCK)
+        total += tl.sum(tl.load(part_ptr + i.to(tl.int64) * step + at, mask=i < splits, other=0.0), 0)
+    return total
+
+
+@triton.jit
+def nce_finish_kernel(
+    x_ptr, bank0_ptr, bank1_ptr, bank_stride, index_ptr, log_z_ptr, label_ptr, class_start_ptr,
+    loss_part_ptr, grad_part_ptr,  # fp32 [splits, S, B], [splits, S, B, D]
+    loss_ptr, loss_stride, grad_ptr, grad_stride,  # fp32 [S, B], [S, B, D], directions loss_stride, grad_stride apart
+    batch, num_data, splits, k, temperature,
+    D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr,
+    MEMBER: tl.constexpr, CHARGE: tl.constexpr, NEEDS_GRAD: tl.constexpr, EPS: tl.constexpr,
+):  # fmt: skip
+    """loss = softplus(-u_0) + sum over splits + K_b log(1 + EPS N / K_b), and its gradient. Grid (B, S)."""
+    b, s = tl.program_id(0), tl.program_id(1)
+    x, positive, index = _anchor(x_ptr, bank0_ptr, bank1_ptr, bank_stride, index_ptr, b, s, batch, D, DP)
+    label = class_of(label_ptr, index, True, MEMBER)
+    k_b, weight = charge(index, label, True, num_data, k, class_start_ptr, MEMBER, CHARGE)
+    at, step = s.to(tl.int64) * batch + b, tl.num_programs(1).to(tl.int64) * batch
+    u = (tl.sum(x * positive, 0) / temperature) - offset2(k_b, num_data, tl.load(log_z_ptr + s), EPS) * LN2
+    t = tl.exp(-tl.abs(u))
+    negatives = _sum_scalars(loss_part_ptr, at, step, splits, BLOCK) * LN2 * weight
+    loss = tl.maximum(-u, 0.0) + log1p(t) + negatives + k_b * log1p(EPS * num_data / k_b)
+    tl.store(loss_ptr + s.to(tl.int64) * loss_stride + b, loss)
+    if NEEDS_GRAD:
+        grad = _sum_parts(grad_part_ptr, at, step, splits, D, DP, BLOCK) * weight
+        grad -= tl.where(u >= 0, t, 1.0) / (1.0 + t) * positive
+        d = tl.arange(0, DP)
+        tl.store(grad_ptr + s.to(tl.int64) * grad_stride + b.to(tl.int64) * D + d, grad / temperature, mask=d < D)
+
+
+@triton.jit
+def mean_finish_kernel(
+    x_ptr,
+    grad_part_ptr,
+    mean_ptr, mean_stride, grad_ptr, grad_stride,
+    batch, splits,
+    D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr, NEEDS_GRAD: tl.constexpr,
+):  # fmt: skip
+    """The mean negative row and its product with the anchor. Grid (B, S)."""
+    b, s = tl.program_id(0), tl.program_id(1)
+    d = tl.arange(0, DP)
+    at, step = s.to(tl.int64) * batch + b, tl.num_programs(1).to(tl.int64) * batch
+    x = tl.load(x_ptr + at * D + d, mask=d < D, other=0.0).to(tl.float32)
+    grad = _sum_parts(grad_part_ptr, at, step, splits, D, DP, BLOCK)
+    tl.store(mean_ptr + s.to(tl.int64) * mean_stride + b, tl.sum(x * grad, 0))
+    if NEEDS_GRAD:
+        tl.store(grad_ptr + s.to(tl.int64) * grad_stride + b.to(tl.int64) * D + d, grad, mask=d < D)
+
+
+@triton.jit
+def log_z_finish_kernel(
+    x_ptr, bank0_ptr, bank1_ptr, bank_stride, index_ptr, label_ptr, class_start_ptr,
+    top_ptr, sum_ptr,
+    out_ptr, out_stride,  # fp32 [S, B]
+    count_ptr,  # fp32 [B]
+    batch, num_data, splits, k, temperature,
+    D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr, MEMBER: tl.constexpr, CHARGE: tl.constexpr,
+):  # fmt: skip
+    """Per anchor, the log-sum-exp of s / tau over the positive and the negatives, and K_b + 1. Grid (B, S)."""
+    b, s = tl.program_id(0), tl.program_id(1)
+    x, positive, index = _anchor(x_ptr, bank0_ptr, bank1_ptr, bank_stride, index_ptr, b, s, batch, D, DP)
+    label = class_of(label_ptr, index, True, MEMBER)
+    k_b, weight = charge(index, label, True, num_data, k, class_start_ptr, MEMBER, CHARGE)
+    at, step = s.to(tl.int64) * batch + b, tl.num_programs(1).to(tl.int64) * batch
+    own = tl.sum(x * positive, 0) / temperature / LN2
+    top, total = own, own * 0.0 + 1.0
+    for i in range(0, splits):
+        part_top, part = tl.load(top_ptr + i * step + at), tl.load(sum_ptr + i * step + at) * weight
+        higher = tl.maximum(top, part_top)
+        total = total * tl.exp2(top - higher) + part * tl.exp2(part_top - higher)
+        top = higher
+    tl.store(out_ptr + s.to(tl.int64) * out_stride + b, top * LN2 + tl.log(total))
+    if s == 0:
+        tl.store(count_ptr + b, k_b + 1.0)

@@ -1,0 +1,222 @@
+"""The Triton kernels that walk the bank (README.md beside this file has the layout and the bytes).
+
+One pass per direction. A program owns BLOCK_B anchors, one direction and one range of bank rows; it walks the range in
+tiles of BLOCK_N rows, and everything that a tile is needed for happens while it is on chip: scores X M^T, membership,
+the critic's terms, and the gradient's share W M. Partial results go to scratch [splits, S, B(, D)], which the kernels
+of triton_anchor.py add in a fixed order. No atomics: equal inputs on one device give equal bits.
+
+Rows longer than BLOCK_D = 128 are cut: a program owns BLOCK_D columns of the gradient too, and computes the scores from
+pieces. So D / 128 programs repeat the scores; D <= 128 is the case that these kernels are made for.
+
+A tile's share of the gradient is a product of its own, added in fp32: an accumulator left in the tensor cores over a
+million rows would collect their truncation. (With one term each, the compiler may merge the two.)
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .triton_tiles import (
+    LOG2E,
+    charge,
+    class_of,
+    load_rows,
+    load_terms,
+    log1p,
+    log1p_unit,
+    long_scores,
+    member_tile,
+    multiply_out,
+    offset2,
+    product,
+    split,
+)
+
+
+@triton.jit
+def nce_fwd_kernel(
+    terms_ptr,  # bf16 [X_TERMS, S, B, D]: the anchors
+    bank0_ptr, bank1_ptr, bank_stride,  # [N, D] for s = 0, 1; rows bank_stride apart
+    index_ptr,  # int64 [B]
+    log_z_ptr,  # fp32 [S]
+    member_ptr, member_stride,  # int32 [B, stride] bits or int16/int32 [B, stride] counts
+    label_ptr, class_start_ptr,  # int32 [N], int32 [C + 1]
+    loss_ptr,  # fp32 [splits, S, B], in base 2
+    grad_ptr,  # fp32 [splits, S, B, D]
+    batch, num_data, split_rows, k, temperature,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
+    MEMBER: tl.constexpr, CHARGE: tl.constexpr, NEEDS_GRAD: tl.constexpr, EPS: tl.constexpr,
+    X_TERMS: tl.constexpr, M_TERMS: tl.constexpr, W_TERMS: tl.constexpr, LIMIT: tl.constexpr, INTERPRET: tl.constexpr,
+):  # fmt: skip
+    """Loss and gradient of the negatives in rows [n_lo, n_lo + split_rows).
+
+    Grid (blocks of anchors times blocks of columns, splits, S); without gradient one block of columns.
+
+    With u = s / tau - log((c + EPS) Z) and t = exp(-|u|), softplus(u) = max(u, 0) + log(1 + t) and sigmoid(u) is
+    1 / (1 + t) or t / (1 + t): one exp2 and one reciprocal per cell, nothing can overflow. A tile's factors 1 + t <= 2
+    are multiplied (at most 2^64), and one log per anchor and tile is taken of their product.
+    """
+    s, part = tl.program_id(2), tl.program_id(1)
+    D_BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D if NEEDS_GRAD else 1
+    own_d = tl.program_id(0) % D_BLOCKS * BLOCK_D
+    b = tl.program_id(0) // D_BLOCKS * BLOCK_B + tl.arange(0, BLOCK_B)
+    b_ok = b < batch
+    bank_ptr = bank0_ptr
+    if s == 1:
+        bank_ptr = bank1_ptr
+    x0, x1, x2 = load_terms(terms_ptr, s, b, b_ok, batch, 0, D, BLOCK_D, X_TERMS)
+    index = tl.load(index_ptr + b, mask=b_ok, other=0).to(tl.int32)
+    label = class_of(label_ptr, index, b_ok, MEMBER)
+    k_b, _ = charge(index, label, b_ok, num_data, k, class_start_ptr, MEMBER, CHARGE)
+    scale = LOG2E / temperature
+    offset = offset2(k_b, num_data, tl.load(log_z_ptr + s), EPS)
+
+    loss = tl.zeros([BLOCK_B], tl.float32)
+    lost = tl.zeros([BLOCK_B], tl.float32)  # what rounding took from `loss` (Kahan): a bank may have 20,000 tiles
+    grad = tl.zeros([BLOCK_B, BLOCK_D], tl.float32)
+    n_lo = part * split_rows
+    for n0 in range(n_lo, tl.minimum(n_lo + split_rows, num_data), BLOCK_N):
+        member = member_tile(member_ptr, member_stride, b, b_ok, n0, num_data, index, label, label_ptr, MEMBER, BLOCK_N)
+        n = n0 + tl.arange(0, BLOCK_N)
+        n_ok = n < num_data
+        if D > BLOCK_D:
+            score = long_scores(
+                terms_ptr, s, b, b_ok, batch, bank_ptr, n, n_ok, bank_stride,
+                D, BLOCK_D, X_TERMS, M_TERMS, LIMIT, INTERPRET,
+            )  # fmt: skip
+            m0, m1, m2 = split(load_rows(bank_ptr, n, n_ok, bank_stride, own_d, D, BLOCK_D), M_TERMS, INTERPRET)
+        else:
+            m0, m1, m2 = split(load_rows(bank_ptr, n, n_ok, bank_stride, 0, D, BLOCK_D), M_TERMS, INTERPRET)
+            score = product(
+                tl.zeros([BLOCK_B, BLOCK_N], tl.float32), x0, x1, x2, tl.trans(m0), tl.trans(m1), tl.trans(m2),
+                X_TERMS, M_TERMS, LIMIT, INTERPRET,
+            )  # fmt: skip
+        u = score * scale - offset[:, None]  # in base 2
+        t = tl.exp2(-tl.abs(u))
+        r = 1.0 / (1.0 + t)
+        w = tl.where(u >= 0, r, t * r)
+        if MEMBER == "counts":
+            terms = tl.maximum(u, 0.0) + log1p_unit(t) * LOG2E
+            tile_loss = tl.sum(tl.where(member > 0, terms * member, 0.0), 1)
+            w = tl.where(member > 0, w * member, 0.0)
+        else:
+            factors, linear = multiply_out(
+                tl.where(member, t, 0.0), tl.where(member, tl.maximum(u, 0.0), 0.0), INTERPRET
+            )
+            tile_loss = log1p(factors) * LOG2E + linear
+            w = tl.where(member, w, 0.0)
+        tile_loss -= lost
+        total = loss + tile_loss
+        lost = (total - loss) - tile_loss
+        loss = total
+        if NEEDS_GRAD:
+            w0, w1, w2 = split(w, W_TERMS, INTERPRET)
+            share = tl.zeros([BLOCK_B, BLOCK_D], tl.float32)
+            grad += product(share, w0, w1, w2, m0, m1, m2, W_TERMS, M_TERMS, W_TERMS, INTERPRET)
+
+    out = (part * tl.num_programs(2) + s).to(tl.int64) * batch + b
+    tl.store(loss_ptr + out, loss, mask=b_ok & (own_d == 0))
+    if NEEDS_GRAD:
+        d = own_d + tl.arange(0, BLOCK_D)
+        tl.store(grad_ptr + out[:, None] * D + d[None, :], grad, mask=b_ok[:, None] & (d < D)[None, :])
+
+
+@triton.jit
+def mean_fwd_kernel(
+    bank0_ptr, bank1_ptr, bank_stride,
+    index_ptr, member_ptr, member_stride, label_ptr, class_start_ptr,
+    grad_ptr,  # fp32 [splits, S, B, D]
+    batch, num_data, split_rows, k,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
+    MEMBER: tl.constexpr, CHARGE: tl.constexpr,
+    M_TERMS: tl.constexpr, W_TERMS: tl.constexpr, LIMIT: tl.constexpr, INTERPRET: tl.constexpr,
+):  # fmt: skip
+    """Share of the rows [n_lo, n_lo + split_rows) in the mean negative row: one product with the membership itself.
+
+    No scores: the mean score is the anchor's product with the mean row, which `mean_finish_kernel` takes. Grid as for
+    the loss with gradient.
+    """
+    s, part = tl.program_id(2), tl.program_id(1)
+    D_BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
+    own_d = tl.program_id(0) % D_BLOCKS * BLOCK_D
+    b = tl.program_id(0) // D_BLOCKS * BLOCK_B + tl.arange(0, BLOCK_B)
+    b_ok = b < batch
+    bank_ptr = bank0_ptr
+    if s == 1:
+        bank_ptr = bank1_ptr
+    index = tl.load(index_ptr + b, mask=b_ok, other=0).to(tl.int32)
+    label = class_of(label_ptr, index, b_ok, MEMBER)
+    k_b, weight = charge(index, label, b_ok, num_data, k, class_start_ptr, MEMBER, CHARGE)
+    each = (weight / k_b)[:, None]
+    grad = tl.zeros([BLOCK_B, BLOCK_D], tl.float32)
+    n_lo = part * split_rows
+    for n0 in range(n_lo, tl.minimum(n_lo + split_rows, num_data), BLOCK_N):
+        member = member_tile(member_ptr, member_stride, b, b_ok, n0, num_data, index, label, label_ptr, MEMBER, BLOCK_N)
+        n = n0 + tl.arange(0, BLOCK_N)
+        m0, m1, m2 = split(load_rows(bank_ptr, n, n < num_data, bank_stride, own_d, D, BLOCK_D), M_TERMS, INTERPRET)
+        w0, w1, w2 = split(member.to(tl.float32), W_TERMS, INTERPRET)
+        share = tl.zeros([BLOCK_B, BLOCK_D], tl.float32)
+        grad += each * product(share, w0, w1, w2, m0, m1, m2, W_TERMS, M_TERMS, LIMIT, INTERPRET)
+    out = (part * tl.num_programs(2) + s).to(tl.int64) * batch + b
+    d = own_d + tl.arange(0, BLOCK_D)
+    tl.store(grad_ptr + out[:, None] * D + d[None, :], grad, mask=b_ok[:, None] & (d < D)[None, :])
+
+
+@triton.jit
+def log_z_fwd_kernel(
+    terms_ptr, bank0_ptr, bank1_ptr, bank_stride,
+    index_ptr, member_ptr, member_stride, label_ptr,
+    log_z_ptr,  # fp32 [S], read with ONLY_UNSET
+    top_ptr, sum_ptr,  # fp32 [splits, S, B]: running maximum (base 2), and the sum relative to it
+    batch, num_data, split_rows, temperature,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
+    MEMBER: tl.constexpr, ONLY_UNSET: tl.constexpr,
+    X_TERMS: tl.constexpr, M_TERMS: tl.constexpr, LIMIT: tl.constexpr, INTERPRET: tl.constexpr,
+):  # fmt: skip
+    """Online log-sum-exp of s / tau over the negatives in rows [n_lo, n_lo + split_rows).
+
+    Grid (blocks of anchors, splits, S). With ONLY_UNSET a direction whose log Z is set (not NaN) is not walked.
+    """
+    s, part = tl.program_id(2), tl.program_id(1)
+    b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
+    b_ok = b < batch
+    bank_ptr = bank0_ptr
+    if s == 1:
+        bank_ptr = bank1_ptr
+    x0, x1, x2 = load_terms(terms_ptr, s, b, b_ok, batch, 0, D, BLOCK_D, X_TERMS)
+    index = tl.load(index_ptr + b, mask=b_ok, other=0).to(tl.int32)
+    label = class_of(label_ptr, index, b_ok, MEMBER)
+    scale = LOG2E / temperature
+    top = tl.full([BLOCK_B], -1e38, tl.float32)  # finite, so that a tile without members gives 0, not NaN
+    total = tl.zeros([BLOCK_B], tl.float32)
+    n_lo = part * split_rows
+    n_hi = tl.minimum(n_lo + split_rows, num_data)
+    if ONLY_UNSET:
+        log_z = tl.load(log_z_ptr + s)
+        n_hi = tl.where(log_z == log_z, n_lo, n_hi)
+    for n0 in range(n_lo, n_hi, BLOCK_N):
+        member = member_tile(member_ptr, member_stride, b, b_ok, n0, num_data, index, label, label_ptr, MEMBER, BLOCK_N)
+        n = n0 + tl.arange(0, BLOCK_N)
+        n_ok = n < num_data
+        if D > BLOCK_D:
+            score = long_scores(
+                terms_ptr, s, b, b_ok, batch, bank_ptr, n, n_ok, bank_stride,
+                D, BLOCK_D, X_TERMS, M_TERMS, LIMIT, INTERPRET,
+            )  # fmt: skip
+        else:
+            m0, m1, m2 = split(load_rows(bank_ptr, n, n_ok, bank_stride, 0, D, BLOCK_D), M_TERMS, INTERPRET)
+            score = product(
+                tl.zeros([BLOCK_B, BLOCK_N], tl.float32), x0, x1, x2, tl.trans(m0), tl.trans(m1), tl.trans(m2),
+                X_TERMS, M_TERMS, LIMIT, INTERPRET,
+            )  # fmt: skip
+        v = tl.where(member != 0, score * scale, -1e38)
+        higher = tl.maximum(top, tl.max(v, 1))
+        e = tl.where(member != 0, tl.exp2(v - higher[:, None]), 0.0)
+        if MEMBER == "counts":
+            e *= member
+        total = total * tl.exp2(top - higher) + tl.sum(e, 1)
+        top = higher
+    out = (part * tl.num_programs(2) + s).to(tl.int64) * batch + b
+    tl.store(top_ptr + out, top, mask=b_ok)
+    tl.store(sum_ptr + out, total, mask=b_ok)

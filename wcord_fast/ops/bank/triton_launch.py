@@ -1,0 +1,242 @@
+"""How a call of the dense Triton plan is cut into launches: chunks of anchors, pairs of banks, splits of the rows."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import triton_module
+from ..sampling import draws
+from ..sampling.spec import ALL, DrawSpec
+from .membership import draw_counts, draw_mask
+
+CHUNK_BYTES = 64 << 20  # of a membership matrix
+MAX_DIM = 4096
+BLOCK_D = 128  # columns of a bank tile at most
+MAX_ROWS = 2**31 - 2**16  # row numbers are int32 in the kernels, a tile past the end included
+
+_PRECISION_TERMS = {"highest": 3, "high": 2, "medium": 1}
+DTYPE_TERMS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
+_CELLS = 8192  # of a tile in a program of four warps that works per anchor: 64 registers a thread
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Tile shape and launch options of a kernel that walks the bank; `per_sm` programs fit on one multiprocessor."""
+
+    block_b: int
+    block_n: int
+    warps: int
+    stages: int
+    per_sm: int
+
+
+def blocks(major: int, dim: int, batch: int, m_terms: int, counts: bool) -> Blocks:
+    """Tiles for compute capability `major`, rows of `dim` in `m_terms` bf16 terms, `batch` anchors, counts or bits.
+
+    What bounds them is shared memory (anchors and a bank tile, every term of both) and registers (two fp32 tiles
+    [BLOCK_B, BLOCK_D]; before Hopper the anchors' terms too). tests/test_bank_triton.py compiles the whole table and
+    refuses a spilled register.
+    """
+    tall = padded(batch)
+    if dim > BLOCK_D:
+        return Blocks(16, 32, 8, 2, 1)
+    if major in (9, 10):  # 227 KB of shared memory, products fed from it
+        if m_terms > 1:
+            return Blocks(min(64 if counts else 128, tall), 32, 8, 2, 1)
+        if counts:
+            return Blocks(min(64, tall), 32, 4, 2, 2)
+        return Blocks(128, 64, 8, 3, 1) if batch > 64 else Blocks(tall, 64, 4, 3, 2)
+    if m_terms > 1:  # 99 KB suffice here and below
+        return Blocks(min(32, tall), 64, 8, 2, 1)
+    return Blocks(min(64, tall), 32, 8, 2, 1) if counts else Blocks(min(64, tall), 64, 4, 2, 2)
+
+
+def padded(size: int) -> int:
+    """The power of two, 16 at least, that holds `size`."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def why_not(anchors: Tensor, banks: list[Tensor]) -> str | None:
+    """Why these tensors are outside what the kernels do, or None."""
+    for t in (anchors, *banks):
+        if t.dtype not in DTYPE_TERMS:
+            return f"the Triton kernels take float32, bfloat16 and float16, got {t.dtype}"
+    if anchors.shape[-1] > MAX_DIM:
+        return f"the Triton kernels take D up to {MAX_DIM}, got {anchors.shape[-1]}"
+    if banks[0].shape[0] > MAX_ROWS:
+        return f"the Triton kernels take banks of up to {MAX_ROWS} rows, got {banks[0].shape[0]}"
+    return None
+
+
+class Call:
+    """One call of an op: the checked tensors, and what all its launches share.
+
+    Raises:
+        NotImplementedError: a plan other than "dense", or tensors that `why_not` refuses.
+    """
+
+    def __init__(self, anchors: Tensor, banks: list[Tensor], index: Tensor, spec: DrawSpec, plan: str, backend: str):
+        reason = f"Triton has the dense plan only, got plan={plan!r}" if plan != "dense" else why_not(anchors, banks)
+        if reason:
+            raise NotImplementedError(reason)
+        self.anchors, self.index, self.spec = anchors, index.long().contiguous(), spec
+        self.banks = [bank if bank.stride(1) == 1 else bank.contiguous() for bank in banks]
+        self.batch, self.dim = anchors.shape[1:]
+        self.num_data = banks[0].shape[0]
+        self.limit = _PRECISION_TERMS[torch.get_float32_matmul_precision()]
+        self.draw_backend = "auto" if backend == "triton" else backend  # Triton draws nothing itself
+        if spec.whole_pool:
+            self.member, self.charge = spec.source, "pool" if spec.k == ALL else "expected"
+        else:
+            self.member, self.charge = "mask" if _distinct(spec) else "counts", "drawn"
+        by_class = self.member == "class"
+        self.label = spec.table("label") if by_class else self.index
+        self.class_start = spec.table("class_start") if by_class else self.index
+
+    def terms(self, tensor: Tensor) -> int:
+        """How many bf16 terms stand for a value of `tensor`."""
+        return min(DTYPE_TERMS[tensor.dtype], self.limit)
+
+    def empty(self, *tail: int) -> Tensor:
+        """fp32 [S, B, *tail]."""
+        return self.anchors.new_empty((*self.anchors.shape[:2], *tail), dtype=torch.float32)
+
+    def parts(self, by_column: bool) -> Iterator[Part]:
+        """The launches: anchors in chunks whose membership matrix stays below CHUNK_BYTES, banks in twos.
+
+        With `by_column` a program of the pass owns BLOCK_D columns of a result [S, B, D], else none.
+        """
+        chunk = self.batch
+        if not self.spec.whole_pool:
+            row = (self.num_data + 31) // 32 * 4 if self.member == "mask" else self.num_data * 4
+            chunk = max(1, CHUNK_BYTES // row)
+            chunk -= chunk % 64 if chunk > 64 else 0
+        for lo in range(0, self.batch, max(1, chunk)):
+            anchors = slice(lo, min(lo + chunk, self.batch))
+            member = self._membership(anchors)
+            for sides in self._pairs():
+                yield Part(self, anchors, sides, member, -(-self.dim // BLOCK_D) if by_column else 1)
+
+    def _membership(self, anchors: slice) -> Tensor:
+        if self.spec.whole_pool:
+            return self.index[:, None]  # not read
+        spec = draws.anchor_slice(self.spec, anchors.start, anchors.stop)
+        draw = draw_mask if self.member == "mask" else draw_counts
+        return draw(self.index[anchors], self.num_data, spec, self.draw_backend)
+
+    def _pairs(self) -> Iterator[slice]:
+        """Directions that one launch can take: two banks of one dtype and stride."""
+        lo = 0
+        while lo < len(self.banks):
+            two = self.banks[lo : lo + 2]
+            alike = len({(bank.dtype, bank.stride(0)) for bank in two}) == 1
+            yield slice(lo, lo + (len(two) if alike else 1))
+            lo += len(two) if alike else 1
+
+
+class Part:
+    """The launches for a chunk of anchors and one or two banks: `terms`, then `walk`, then `finish`."""
+
+    def __init__(self, call: Call, anchors: slice, sides: slice, member: Tensor, columns: int):
+        self.anchors, self.sides = anchors, sides
+        self.x = call.anchors[sides, anchors].contiguous()  # [S, B, D]
+        banks = call.banks[sides]
+        count, batch, dim = self.x.shape
+        m_terms = call.terms(banks[0])
+        self._x_terms = call.terms(self.x)
+        self._blocks = blocks(capability(self.x.device), dim, batch, m_terms, call.member == "counts")
+        tall = -(-batch // self._blocks.block_b) * columns
+        tiles = -(-call.num_data // self._blocks.block_n)
+        wanted = self._blocks.per_sm * processors(self.x.device) // (tall * count)
+        split_rows = -(-tiles // max(1, min(wanted, tiles))) * self._blocks.block_n
+        self._splits = -(-call.num_data // split_rows)
+        self._walk_grid = (tall, self._splits, count)
+        # Every kernel takes from here what its arguments name.
+        self._args = {
+            "x_ptr": self.x,
+            "bank0_ptr": banks[0],
+            "bank1_ptr": banks[-1],
+            "bank_stride": banks[0].stride(0),
+            "index_ptr": call.index[anchors],
+            "label_ptr": call.label,
+            "class_start_ptr": call.class_start,
+            "member_ptr": member,
+            "member_stride": member.stride(0),
+            "batch": batch,
+            "num_data": call.num_data,
+            "k": call.spec.k,
+            "split_rows": split_rows,
+            "splits": self._splits,
+            "D": dim,
+            "DP": padded(dim),
+            "BLOCK_D": min(BLOCK_D, padded(dim)),
+            "BLOCK_B": self._blocks.block_b,
+            "BLOCK_N": self._blocks.block_n,
+            "BLOCK": min(padded(self._splits), max(1, _CELLS // padded(dim))),
+            "MEMBER": call.member,
+            "CHARGE": call.charge,
+            "X_TERMS": self._x_terms,
+            "M_TERMS": m_terms,
+            "LIMIT": call.limit,
+            "INTERPRET": triton_module.interpreted(),
+        }
+
+    def scratch(self, *tail: int) -> Tensor:
+        """fp32 [splits, S, B, *tail]."""
+        return self.x.new_empty((self._splits, *self.x.shape[:2], *tail), dtype=torch.float32)
+
+    def output(self, name: str, tensor: Tensor) -> dict:
+        """The kernel arguments for this part's view of an output [S, B, ...] (any tensor where it is not written)."""
+        view = tensor[self.sides, self.anchors] if tensor.numel() else tensor
+        return {f"{name}_ptr": view, f"{name}_stride": tensor.stride(0)}
+
+    def terms(self, kernel) -> Tensor:
+        """The bf16 terms of the anchors: bf16 [X_TERMS, S, B, D]; anchors in bf16 are their own."""
+        if self.x.dtype == torch.bfloat16:
+            return self.x
+        terms = self.x.new_empty((self._x_terms, *self.x.shape), dtype=torch.bfloat16)
+        count = min(16, _CELLS // padded(self.x.shape[2]))
+        rows = self.x.shape[0] * self.x.shape[1]
+        self._launch(
+            kernel, (-(-rows // count),), {"terms_ptr": terms, "rows": rows, "plane": self.x.numel(), "ROWS": count}
+        )
+        return terms
+
+    def walk(self, kernel, **args) -> None:
+        """The pass over the bank."""
+        options = {"num_warps": self._blocks.warps, "num_stages": self._blocks.stages}
+        self._launch(kernel, self._walk_grid, args, **options)
+
+    def finish(self, kernel, **args) -> None:
+        """One program per anchor and direction adds the splits' results in order."""
+        self._launch(kernel, (self.x.shape[1], self.x.shape[0]), args)
+
+    def _launch(self, kernel, grid, args: dict, **options) -> None:
+        args = self._args | args
+        # Triton launches on the current device; make it the tensors'.
+        on = torch.cuda.device(self.x.device) if self.x.is_cuda else contextlib.nullcontext()
+        with on:
+            kernel[grid](**{name: args[name] for name in kernel.arg_names}, **options)
+
+
+def _distinct(spec: DrawSpec) -> bool:
+    """Whether an anchor's draws are distinct rows, so that one bit per row tells them."""
+    return spec.source != "given" and spec.replacement == "no"
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    """How many multiprocessors a launch should fill (four stand for them in the interpreter)."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+@functools.cache
+def capability(device: torch.device) -> int:
+    """Major compute capability (8 in the interpreter)."""
+    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 8

@@ -1,0 +1,227 @@
+"""What the Triton kernels of the dense plan share: split products, membership, and the critic's stable terms.
+
+**Products.** Every product runs on the bf16 tensor cores with fp32 accumulation. A factor v is split into terms
+v = v0 + v1 + v2, each the bf16 rounding of what the ones before left: 8 bits of mantissa per term, so 1 term holds a
+bf16, 2 an fp16, 3 an fp32, exactly. Of the partial products a_i b_j those with i + j < LIMIT are summed, the smallest
+first, and the rest is below 2^-(8 LIMIT): LIMIT = 3 is fp32, at the range of bf16 (which is that of fp32).
+bf16 has two advantages over 3xTF32 here: Hopper multiplies it from shared memory in both orders, which this needs (the
+same bank tile is [n, d] in X M^T and [d, n] in W M), and a bf16 bank needs one term only.
+
+**Interpreter.** It multiplies the bits of bf16 operands as integers, and truncates to bf16 where a GPU rounds. So with
+INTERPRET the terms, still bf16 values, are multiplied as fp32, and the rounding is written out.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def _bf16(v, INTERPRET: tl.constexpr):
+    """fp32 rounded to nearest even."""
+    if INTERPRET:
+        bits = v.to(tl.int32, bitcast=True)
+        v = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
+    return v.to(tl.bfloat16)
+
+
+@triton.jit
+def split(v, TERMS: tl.constexpr, INTERPRET: tl.constexpr):
+    """The bf16 terms of v. Of the three returned only the first TERMS count."""
+    v0 = v
+    if v.dtype != tl.bfloat16:
+        v0 = _bf16(v.to(tl.float32), INTERPRET)
+    v1 = v0
+    v2 = v0
+    if TERMS > 1:
+        rest = v.to(tl.float32) - v0.to(tl.float32)
+        v1 = _bf16(rest, INTERPRET)
+        if TERMS > 2:
+            v2 = _bf16(rest - v1.to(tl.float32), INTERPRET)
+    return v0, v1, v2
+
+
+@triton.jit
+def _dot(a, b, acc, INTERPRET: tl.constexpr):
+    if INTERPRET:
+        acc += tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
+    else:
+        acc = tl.dot(a, b, acc)
+    return acc
+
+
+@triton.jit
+def product(
+    acc,  # fp32 [I, J]
+    a0, a1, a2,  # [I, K] the terms of A, bf16
+    b0, b1, b2,  # [K, J] the terms of B, bf16
+    A_TERMS: tl.constexpr, B_TERMS: tl.constexpr, LIMIT: tl.constexpr, INTERPRET: tl.constexpr,
+):  # fmt: skip
+    """acc + A B in fp32, from the partial products a_i b_j with i + j < LIMIT."""
+    if A_TERMS > 2 and LIMIT > 2:
+        acc = _dot(a2, b0, acc, INTERPRET)
+    if A_TERMS > 1 and B_TERMS > 1 and LIMIT > 2:
+        acc = _dot(a1, b1, acc, INTERPRET)
+    if B_TERMS > 2 and LIMIT > 2:
+        acc = _dot(a0, b2, acc, INTERPRET)
+    if A_TERMS > 1 and LIMIT > 1:
+        acc = _dot(a1, b0, acc, INTERPRET)
+    if B_TERMS > 1 and LIMIT > 1:
+        acc = _dot(a0, b1, acc, INTERPRET)
+    return _dot(a0, b0, acc, INTERPRET)
+
+
+@triton.jit
+def load_rows(ptr, row, row_ok, stride, d0, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Columns [d0, d0 + BLOCK_D) of rows of a matrix, `stride` elements apart; zero beyond D and where not row_ok."""
+    d = d0 + tl.arange(0, BLOCK_D)
+    at = row.to(tl.int64)[:, None] * stride + d[None, :]
+    ok = row_ok[:, None]
+    if D % BLOCK_D != 0:
+        ok = ok & (d < D)[None, :]
+    return tl.load(ptr + at, mask=ok, other=0.0)
+
+
+@triton.jit
+def load_terms(ptr, s, b, b_ok, batch, d0, D: tl.constexpr, BLOCK_D: tl.constexpr, TERMS: tl.constexpr):
+    """Columns [d0, d0 + BLOCK_D) of the terms of anchors b of direction s, from bf16 [TERMS, S, B, D]."""
+    plane = tl.num_programs(2).to(tl.int64) * batch * D
+    ptr += s.to(tl.int64) * batch * D
+    x0 = load_rows(ptr, b, b_ok, D, d0, D, BLOCK_D)
+    x1 = x0
+    x2 = x0
+    if TERMS > 1:
+        x1 = load_rows(ptr + plane, b, b_ok, D, d0, D, BLOCK_D)
+    if TERMS > 2:
+        x2 = load_rows(ptr + 2 * plane, b, b_ok, D, d0, D, BLOCK_D)
+    return x0, x1, x2
+
+
+@triton.jit
+def long_scores(
+    terms_ptr, s, b, b_ok, batch, bank_ptr, n, n_ok, bank_stride,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, X_TERMS: tl.constexpr, M_TERMS: tl.constexpr, LIMIT: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):  # fmt: skip
+    """Scores [BLOCK_B, BLOCK_N] of rows longer than BLOCK_D: anchors and rows are fetched in pieces, for every tile."""
+    score = tl.zeros([b.shape[0], n.shape[0]], tl.float32)
+    for d0 in range(0, D, BLOCK_D):
+        x0, x1, x2 = load_terms(terms_ptr, s, b, b_ok, batch, d0, D, BLOCK_D, X_TERMS)
+        m0, m1, m2 = split(load_rows(bank_ptr, n, n_ok, bank_stride, d0, D, BLOCK_D), M_TERMS, INTERPRET)
+        score = product(score, x0, x1, x2, tl.trans(m0), tl.trans(m1), tl.trans(m2), X_TERMS, M_TERMS, LIMIT, INTERPRET)
+    return score
+
+
+@triton.jit
+def class_of(label_ptr, row, ok, MEMBER: tl.constexpr):
+    """Classes of rows, or the rows themselves where the classes do not matter."""
+    label = row
+    if MEMBER == "class":
+        label = tl.load(label_ptr + row, mask=ok, other=-1)
+    return label
+
+
+@triton.jit
+def member_tile(
+    member_ptr, member_stride, b, b_ok, n0, num_data, index, label, label_ptr,
+    MEMBER: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """How often each row of the tile [n0, n0 + BLOCK_N) counts for each anchor: [BLOCK_B, BLOCK_N].
+
+    int32 counts for MEMBER = "counts", else bool: bit n & 31 of word n >> 5 for "mask" (bits beyond N are zero), and
+    the rule itself for the whole pools "none", "self" (not the anchor's own row) and "class" (of another class).
+    """
+    column = tl.arange(0, BLOCK_N)
+    n = n0 + column
+    n_ok = n < num_data
+    if MEMBER == "mask":
+        row = member_ptr + b.to(tl.int64) * member_stride + n0 // 32
+        words = (num_data + 31) // 32 - n0 // 32  # from this tile to the end of a row
+        word = tl.load(row, mask=b_ok, other=0)[:, None]
+        for i in tl.static_range(1, BLOCK_N // 32):
+            later = tl.load(row + i, mask=b_ok & (i < words), other=0)[:, None]
+            word = tl.where(column[None, :] < 32 * i, word, later)
+        member = ((word >> (column & 31)[None, :]) & 1) != 0
+    elif MEMBER == "counts":
+        at = b.to(tl.int64)[:, None] * member_stride + n[None, :]
+        member = tl.load(member_ptr + at, mask=b_ok[:, None] & n_ok[None, :], other=0).to(tl.int32)
+    elif MEMBER == "class":
+        member = (class_of(label_ptr, n, n_ok, MEMBER)[None, :] != label[:, None]) & n_ok[None, :]
+    elif MEMBER == "self":
+        member = (n[None, :] != index[:, None]) & n_ok[None, :]
+    else:
+        member = n_ok[None, :] & b_ok[:, None]
+    return member
+
+
+@triton.jit
+def charge(index, label, ok, num_data, k, class_start_ptr, MEMBER: tl.constexpr, CHARGE: tl.constexpr):
+    """(K_b, weight of a negative): what an anchor is charged for, fp32. CHARGE is "drawn", "pool" or "expected".
+
+    K and 1 for draws; P_b and 1 for the whole pool; K and K / P_b for the expectation over draws.
+    """
+    pool = index * 0 + num_data
+    if MEMBER == "self":
+        pool -= 1
+    if MEMBER == "class":
+        start = tl.load(class_start_ptr + label, mask=ok, other=0)
+        pool -= tl.load(class_start_ptr + label + 1, mask=ok, other=0) - start
+    size = pool.to(tl.float32)
+    charged = size
+    weight = size * 0.0 + 1.0
+    if CHARGE != "pool":
+        charged = size * 0.0 + k
+    if CHARGE == "expected":
+        weight = k / size
+    return charged, weight
+
+
+@triton.jit
+def log1p(q):
+    """log(1 + q) for q >= 0, as precise as log itself: what 1 + q rounds away is put back to first order."""
+    w = 1.0 + q
+    return tl.log(w) + (q - (w - 1.0)) / w
+
+
+@triton.jit
+def log1p_unit(t):
+    """log(1 + t) for 0 <= t <= 1 without a log: 2 atanh(z), z = t / (2 + t) <= 1/3, its series to z^15 (2e-9)."""
+    z = t / (2.0 + t)
+    y = z * z
+    p = 1.0 / 13.0 + y * (1.0 / 15.0)
+    p = 1.0 / 11.0 + y * p
+    p = 1.0 / 9.0 + y * p
+    p = 1.0 / 7.0 + y * p
+    p = 1.0 / 5.0 + y * p
+    p = 1.0 / 3.0 + y * p
+    return 2.0 * z + 2.0 * z * (y * p)
+
+
+@triton.jit
+def join(p, a, q, b):
+    """(1 + p)(1 + q) - 1 beside a + b: a product of factors kept without the 1, so that small ones lose nothing."""
+    return p + q + p * q, a + b
+
+
+@triton.jit
+def multiply_out(t, linear, INTERPRET: tl.constexpr):
+    """Over the cells [.., n] of each row: the product of the factors 1 + t, less 1, and the sum of `linear`."""
+    if INTERPRET:  # whose tl.reduce calls Python once per cell
+        while t.shape[1] > 1:
+            p, q = tl.split(tl.reshape(t, [t.shape[0], t.shape[1] // 2, 2]))
+            a, b = tl.split(tl.reshape(linear, [t.shape[0], t.shape[1] // 2, 2]))
+            t, linear = join(p, a, q, b)
+        factors, total = tl.reshape(t, [t.shape[0]]), tl.reshape(linear, [t.shape[0]])
+    else:
+        factors, total = tl.reduce((t, linear), 1, join)
+    return factors, total
+
+
+@triton.jit
+def offset2(k_b, num_data, log_z, EPS: tl.constexpr):
+    """log2 of (K_b / N + EPS) Z: what a score / tau is compared with."""
+    return tl.log(k_b / num_data + EPS) * LOG2E + log_z * LOG2E
