@@ -20,6 +20,7 @@ from .reference import CHECK_EVERY, Solved, _row_error, _unit_rows
 SCALE = 2.0**12  # UNIT of the kernels: halves of a split keep clear of fp16's subnormals
 PADDING = 128  # and their PADDING
 COMBINE_BLOCK = 256
+MAX_STRIPS = 128  # combine adds them one after the other
 INTERPRETED_PROCESSORS = 2  # what the interpreter pretends to have, so that tests see several strips
 
 
@@ -38,7 +39,7 @@ class Tile(NamedTuple):
 class Strips(NamedTuple):
     """How a launch covers its columns."""
 
-    count: int
+    number: int
     tiles: int  # column tiles in each
 
 
@@ -109,21 +110,22 @@ class _Solve:
         self.beta = torch.where(b > 0, 0.0, self.log_mass["columns"])
         self.ahead = self.beta.clone()  # 2 beta - the beta before: what ipot's row step reads
         self.scale = a.new_zeros(g)
-        self.active = torch.ones(g, dtype=torch.int32, device=a.device)
-        self.iterations = torch.zeros_like(self.active)
+        self.active = torch.ones(g, dtype=torch.int32, device=a.device)  # 0: stopped, its potentials stay
+        self.all = torch.ones_like(self.active)
+        self.iterations = torch.empty_like(self.active)
         self.tile = sweep_tile(cost, padded_width(d))
-        self.strips = {side: plan_strips(g, *self._sizes(side), self.tile, a.device) for side in self.sides}
-        room = max(self.strips[side].count * self._sizes(side)[0] for side in self.sides) * g
+        self.strips = {side: self._strips(side, self.tile) for side in self.sides}
+        room = max(self.strips[side].number * self._sizes(side)[0] for side in self.sides) * g
         self.partials = a.new_empty(2, room)  # largest exponent and sum of every strip
 
     def iterate(self, solver: str, eps: float, iters: int, tol: float | None) -> None:
         """alpha, beta, scale and iterations after at most `iters` iterations."""
-        ipot, freeze = solver == "ipot", tol is not None
+        ipot = solver == "ipot"
         self.iterations.fill_(iters)
         for t in range(1, iters + 1):
             s = (t if ipot else 1) / eps
-            self._log_sum_exp("rows", self.ahead if ipot else self.beta, s, self.alpha, freeze=freeze)
-            self._log_sum_exp("columns", self.alpha, s, self.beta, freeze=freeze, extrapolate=ipot)
+            self._log_sum_exp("rows", self.ahead if ipot else self.beta, s, self.alpha, self.active)
+            self._log_sum_exp("columns", self.alpha, s, self.beta, self.active, extrapolate=ipot)
             if tol is not None and t % CHECK_EVERY == 0 and t < iters:
                 going = self.active.bool()
                 self.scale.masked_fill_(going, s)
@@ -153,8 +155,8 @@ class _Solve:
     def _potentials(self, eps: float) -> tuple[Tensor, Tensor]:
         """f [G, n] and g [G, m], as `reference.potentials`."""
         f, g = torch.empty_like(self.alpha), torch.empty_like(self.beta)
-        self._log_sum_exp("rows", self.beta, 1 / eps, f, plain=True)
-        self._log_sum_exp("columns", self.alpha, 1 / eps, g, plain=True)
+        self._log_sum_exp("rows", self.beta, 1 / eps, f, self.all, plain=True)
+        self._log_sum_exp("columns", self.alpha, 1 / eps, g, self.all, plain=True)
         f = torch.where(self.a > 0, self.alpha - self.log_mass["rows"], -f)
         g = torch.where(self.b > 0, self.beta - self.log_mass["columns"], -g)
         return f.mul_(eps), g.mul_(eps)
@@ -165,22 +167,22 @@ class _Solve:
         h: Tensor,  # potentials of the other side
         s: float,
         out: Tensor,  # log mass - LSE_j(h_j - s C_ij), or LSE_j alone if `plain`
+        active: Tensor,
         *,
-        freeze: bool = False,
         extrapolate: bool = False,
         plain: bool = False,
     ) -> None:
         (own, other), (n, m) = self.sides[side], self._sizes(side)
         strips, tile = self.strips[side], self.tile
         blocks = out.shape[0] * cdiv(n, tile.m)
-        self.kernels.sweep_kernel[(blocks * strips.count,)](
-            own.cost, other.cost, h, self.active, self.partials[0], self.partials[1], s, n, m, *strips,
-            freeze, self.cosine, self._width(), tile.m, tile.n, tile.k, self.split,
+        self.kernels.sweep_kernel[(blocks * strips.number,)](
+            own.cost, other.cost, h, active, self.partials[0], self.partials[1], s, n, m, *strips,
+            self.cosine, self._width(), tile.m, tile.n, tile.k, self.split,
             num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         self.kernels.combine_kernel[(out.shape[0] * cdiv(n, COMBINE_BLOCK),)](
-            self.partials[0], self.partials[1], self.log_mass[side], self.active, out, self.ahead, n, strips.count,
-            freeze, extrapolate, plain, COMBINE_BLOCK, num_warps=4,
+            self.partials[0], self.partials[1], self.log_mass[side], active, out, self.ahead, n, strips.number,
+            extrapolate, plain, COMBINE_BLOCK, num_warps=4,
         )  # fmt: skip
 
     def _plan_sums(self, side: str, *, gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -188,19 +190,19 @@ class _Solve:
         (own, other), (n, m) = self.sides[side], self._sizes(side)
         g, width = self.a.shape[0], padded_width(self.d)
         tile = finish_tile(self.cosine, width)
-        strips = plan_strips(g, n, m, tile, self.a.device)
-        sums = self.a.new_empty(2, g, strips.count, n)
-        pulled = self.a.new_empty(g, strips.count, n, width) if gradient else self.a.new_empty(0)
-        potentials = (self.alpha, self.beta) if side == "rows" else (self.beta, self.alpha)
         chunks = width // tile.out if gradient else 1
-        self.kernels.finish_kernel[(g * strips.count * chunks * cdiv(n, tile.m),)](
+        strips = self._strips(side, tile, chunks)
+        sums = self.a.new_empty(2, g, strips.number, n)
+        pulled = self.a.new_empty(g, strips.number, n, width) if gradient else self.a.new_empty(0)
+        potentials = (self.alpha, self.beta) if side == "rows" else (self.beta, self.alpha)
+        self.kernels.finish_kernel[(g * strips.number * chunks * cdiv(n, tile.m),)](
             own.cost, other.cost, other.vectors, *potentials, self.scale, sums[0], sums[1], pulled, n, m, *strips,
             gradient, self.cosine, self._width(), width, tile.m, tile.n, tile.k, tile.out, self.split,
             num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         mass, moved = sums.sum(2)
         if gradient:
-            pulled = pulled.sum(1)[..., : self.d] if strips.count > 1 else pulled[:, 0, :, : self.d]
+            pulled = pulled.sum(1)[..., : self.d] if strips.number > 1 else pulled[:, 0, :, : self.d]
         return mass, moved, pulled
 
     def _feature_grad(self, side: str, mass: Tensor, pulled: Tensor) -> Tensor:
@@ -210,6 +212,11 @@ class _Solve:
             along = (pulled * own.unit).sum(-1, keepdim=True)
             return (along * own.unit - pulled) / own.length
         return 2 * (mass.unsqueeze(-1) * (own.unit - other.centre) - torch.ldexp(pulled, other.exponent))
+
+    def _strips(self, side: str, tile: Tile, chunks: int = 1) -> Strips:
+        n, m = self._sizes(side)
+        blocks = self.a.shape[0] * cdiv(n, tile.m) * chunks
+        return plan_strips(blocks, cdiv(m, tile.n), _processors(self.a.device) * tile.resident)
 
     def _sizes(self, side: str) -> tuple[int, int]:
         n, m = self.a.shape[1], self.b.shape[1]
@@ -249,19 +256,24 @@ def finish_tile(cosine: bool, width: int) -> Tile:
     return Tile(64, 32, 64, out, warps=4, stages=2, resident=2)
 
 
-def plan_strips(g: int, n: int, m: int, tile: Tile, device: torch.device) -> Strips:
+@functools.lru_cache(maxsize=1024)
+def plan_strips(blocks: int, tiles: int, slots: int) -> Strips:
     """The strips that end first: rounds of programs times the length of one, whose start costs about two tiles.
 
-    At most four rounds of programs are made by cutting, so partial results never outgrow a constant times the device.
+    Cutting makes at most four rounds of programs, so partial results never outgrow a constant times the device.
+
+    Args:
+        blocks: programs with one strip.
+        tiles: column tiles to share out.
+        slots: programs that run at the same time.
     """
-    slots = _processors(device) * tile.resident
-    blocks, tiles = g * cdiv(n, tile.m), cdiv(m, tile.n)
 
-    def duration(count: int) -> int:
-        return cdiv(blocks * count, slots) * (cdiv(tiles, count) + 2)
+    def duration(number: int) -> int:
+        return cdiv(blocks * number, slots) * (cdiv(tiles, number) + 2)
 
-    count = min(range(1, min(tiles, max(1, 4 * slots // blocks)) + 1), key=duration)
-    return Strips(cdiv(tiles, cdiv(tiles, count)), cdiv(tiles, count))
+    most = min(tiles, MAX_STRIPS, max(1, 4 * slots // blocks))
+    each = cdiv(tiles, min(range(1, most + 1), key=duration))
+    return Strips(cdiv(tiles, each), each)
 
 
 def split_rows(rows: Tensor, split: bool) -> Tensor:

@@ -96,7 +96,7 @@ def sweep_kernel(
     x,  # rows in the layouts above
     y,  # columns
     h,  # [G, m] potentials of the columns; -inf leaves a column out
-    active,  # int32 [G], read only if FREEZE: problems with 0 are left alone
+    active,  # int32 [G]: problems with 0 are left alone
     top,  # [G, S, n] out: the strip's largest h_j - s C_ij
     total,  # [G, S, n] out: sum_j exp(h_j - s C_ij - top)
     s,
@@ -104,7 +104,6 @@ def sweep_kernel(
     m,
     num_strips,  # S
     tiles,  # column tiles per strip
-    FREEZE: tl.constexpr,
     COSINE: tl.constexpr,
     D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -115,9 +114,8 @@ def sweep_kernel(
     blocks = tl.cdiv(n, BLOCK_M)
     part = (tl.program_id(0) // blocks).to(tl.int64)  # g * S + strip
     g = part // num_strips
-    if FREEZE:
-        if tl.load(active + g) == 0:
-            return
+    if tl.load(active + g) == 0:
+        return
     block = tl.program_id(0) % blocks
     WIDTH: tl.constexpr = 2 * D if COSINE and SPLIT else D
     x_stride = tl.cdiv(n, PADDING) * PADDING
@@ -165,21 +163,19 @@ def combine_kernel(
     top,  # [G, S, n]
     total,  # [G, S, n]
     log_mass,  # [G, n], -inf at zero mass; not read if PLAIN
-    active,  # int32 [G], read only if FREEZE
+    active,  # int32 [G]
     potential,  # [G, n] out: log_mass - LSE, or LSE itself if PLAIN
     ahead,  # [G, n] out, only if EXTRAPOLATE: twice the new potential less the one before
     n,
     num_strips,  # S
-    FREEZE: tl.constexpr,
     EXTRAPOLATE: tl.constexpr,
     PLAIN: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     blocks = tl.cdiv(n, BLOCK)
     g = (tl.program_id(0) // blocks).to(tl.int64)
-    if FREEZE:
-        if tl.load(active + g) == 0:
-            return
+    if tl.load(active + g) == 0:
+        return
     rows = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
     inside = rows < n
     largest = tl.full([BLOCK], NEVER, tl.float32)
@@ -228,7 +224,7 @@ def finish_kernel(
     BLOCK_OUT: tl.constexpr,  # coordinates of `pulled` per program; divides D_OUT
     SPLIT: tl.constexpr,
 ):
-    """P relative to the row's largest entry so far, like the softmax of attention: hi and lo of it then lose nothing."""
+    """P relative to the row's largest entry so far, as the softmax of attention: so its halves lose nothing."""
     blocks = tl.cdiv(n, BLOCK_M)
     CHUNKS: tl.constexpr = D_OUT // BLOCK_OUT if GRADIENT else 1
     chunk = tl.program_id(0) // blocks % CHUNKS
