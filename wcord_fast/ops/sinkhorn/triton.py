@@ -103,7 +103,7 @@ class _Solve:
         self.sides = {"rows": (x, y), "columns": (y, x)}
         self.a, self.b, self.d = a, b, d
         self.log_mass = {"rows": a.log(), "columns": b.log()}
-        self.cosine = cost == "cosine"
+        self.cost, self.cosine = cost, cost == "cosine"
         self.split = exact_products()
         g = a.shape[0]
         self.alpha = torch.empty_like(a)
@@ -189,7 +189,7 @@ class _Solve:
         """sum_j P_ij and sum_j P_ij C_ij [G, n], and sum_j P_ij v_j [G, n, d] (or an empty tensor)."""
         (own, other), (n, m) = self.sides[side], self._sizes(side)
         g, width = self.a.shape[0], padded_width(self.d)
-        tile = finish_tile(self.cosine, width)
+        tile = finish_tile(self.cost, width)
         chunks = width // tile.out if gradient else 1
         strips = self._strips(side, tile, chunks)
         sums = self.a.new_empty(2, g, strips.number, n)
@@ -240,20 +240,17 @@ def padded_width(d: int) -> int:
 def sweep_tile(cost: str, width: int) -> Tile:
     """Blocks of sweep_kernel for rows of this padded width."""
     if cost == "cosine":
-        return Tile(128, 64, min(width, 128) if width <= 128 else 64, 0, warps=8, stages=2, resident=1)
+        return Tile(128, 64, width if width <= 128 else 64, 0, warps=8, stages=2, resident=1)
     return Tile(
         16, 128, 0, 0, warps=1, stages=1, resident=12
     )  # one warp: 16 x 4 cells a thread, 17 loads for 128 flops
 
 
-def finish_tile(cosine: bool, width: int) -> Tile:
+def finish_tile(cost: str, width: int) -> Tile:
     """Blocks of finish_kernel for rows of this padded width."""
-    out = min(width, 128)
-    if not cosine:
-        return Tile(32, 64, 0, out, warps=4, stages=2, resident=2)
-    if width <= 128:
-        return Tile(128, 32, width, out, warps=8, stages=2, resident=1)
-    return Tile(64, 32, 64, out, warps=4, stages=2, resident=2)
+    if cost == "cosine":
+        return Tile(64, 32, min(width, 64), min(width, 128), warps=8, stages=2, resident=1)
+    return Tile(32, 32, 0, min(width, 128), warps=4, stages=2, resident=2)
 
 
 @functools.lru_cache(maxsize=1024)
