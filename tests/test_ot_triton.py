@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
+if triton.__version__.startswith("3.6.") and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
+    pytest.skip("triton 3.6's interpreter cannot loop up to a tensor under NumPy 2.4", allow_module_level=True)
 
 CASES = Path(__file__).parent / "triton_interpret" / "ot_cases.py"
 ACCURACY = "accuracy"

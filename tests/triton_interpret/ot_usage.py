@@ -29,7 +29,7 @@ def cases():
     ):
         cosine, width = cost == "cosine", launcher.padded_width(d)
         features = {"x": H, "y": H} if cosine else {"x": F, "y": F}
-        common = {"COSINE": cosine, "D": width if cosine else d, "SPLIT": split}
+        common = {"COSINE": cosine, "D": width if cosine else d, "SPLIT": split, "ROWS": d != 64}
         tile = launcher.sweep_tile(cost, width)
         blocks = {"BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": tile.k}
         yield f"sweep {cost} {d} {split}", kernels.sweep_kernel, features | SWEEP, common | blocks, tile

@@ -177,7 +177,7 @@ class _Solve:
         blocks = out.shape[0] * cdiv(n, tile.m)
         self.kernels.sweep_kernel[(blocks * strips.number,)](
             own.cost, other.cost, h, active, self.partials[0], self.partials[1], s, n, m, *strips,
-            self.cosine, self._width(), tile.m, tile.n, tile.k, self.split,
+            self.cosine, self._width(), tile.m, tile.n, tile.k, self.split, side == "rows",
             num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         self.kernels.combine_kernel[(out.shape[0] * cdiv(n, COMBINE_BLOCK),)](
@@ -198,7 +198,7 @@ class _Solve:
         self.kernels.finish_kernel[(g * strips.number * chunks * cdiv(n, tile.m),)](
             own.cost, other.cost, other.vectors, *potentials, self.scale, sums[0], sums[1], pulled, n, m, *strips,
             gradient, self.cosine, self._width(), width, tile.m, tile.n, tile.k, tile.out, self.split,
-            num_warps=tile.warps, num_stages=tile.stages,
+            side == "rows", num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         mass, moved = sums.sum(2)
         if gradient:
@@ -236,11 +236,16 @@ def padded_width(d: int) -> int:
     return max(16, 1 << (d - 1).bit_length()) if d <= 128 else cdiv(d, 128) * 128
 
 
+def chunk_width(width: int) -> int:
+    """How much of D one product tile takes, the same in every kernel: the bits of a cost depend on it."""
+    return width if width <= 128 else 64
+
+
 # Chosen by what ptxas reports for sm_80 and sm_90 (no spills; shared memory below 160 KB), not by timings.
 def sweep_tile(cost: str, width: int) -> Tile:
     """Blocks of sweep_kernel for rows of this padded width."""
     if cost == "cosine":
-        return Tile(128, 64, width if width <= 128 else 64, 0, warps=8, stages=2, resident=1)
+        return Tile(128, 64, chunk_width(width), 0, warps=8, stages=2, resident=1)
     return Tile(
         16, 128, 0, 0, warps=1, stages=1, resident=12
     )  # one warp: 16 x 4 cells a thread, 17 loads for 128 flops
@@ -249,7 +254,7 @@ def sweep_tile(cost: str, width: int) -> Tile:
 def finish_tile(cost: str, width: int) -> Tile:
     """Blocks of finish_kernel for rows of this padded width."""
     if cost == "cosine":
-        return Tile(64, 32, min(width, 64), min(width, 128), warps=8, stages=2, resident=1)
+        return Tile(64, 32, chunk_width(width), min(width, 128), warps=8, stages=2, resident=1)
     return Tile(32, 32, 0, min(width, 128), warps=4, stages=2, resident=2)
 
 

@@ -16,6 +16,10 @@ hi hi + hi lo + lo hi is 3xTF32 for less. Squared distances: fp32 features [G, D
 is one coalesced load. Indices past the end are clamped, not masked: such rows are not stored, such columns have
 potential -inf.
 
+A cost is recomputed to the same bits in every kernel and from both sides (the partial products are added in the order
+of x and y, not of rows and columns): potentials that one rounding of C made right would not be right for another, by
+a factor exp(s * 1 ulp), and the mass of P would drift from 1.
+
 Per sweep and problem: 6 n m D fp16 tensor-core flops (2 without SPLIT) or 2 n m D fp32 instructions (squared
 distances), n m exponentials, and 4 n m D / BLOCK_M bytes from L2 (2 without SPLIT) while D <= BLOCK_K, when the
 block's rows stay on chip; 4 n m D (1 / BLOCK_M + 1 / BLOCK_N) otherwise.
@@ -44,6 +48,7 @@ def _product_tile(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SPLIT: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
     """<x_i, y_j> of unit rows, fp32 [BLOCK_M, BLOCK_N].
 
@@ -54,26 +59,26 @@ def _product_tile(
     k = tl.arange(0, BLOCK_K)
     y_at = y + cols[:, None] * WIDTH + k[None, :]
     if D == BLOCK_K:
-        product = _split_dot(x_hi, x_lo, y_at, D, SPLIT)
+        product = _split_dot(x_hi, x_lo, y_at, D, SPLIT, ROWS)
     else:
         x_at = x + rows[:, None] * WIDTH + k[None, :]
         product = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         for _ in range(0, D, BLOCK_K):
             chunk_hi = tl.load(x_at)
             chunk_lo = tl.load(x_at + D) if SPLIT else chunk_hi
-            product += _split_dot(chunk_hi, chunk_lo, y_at, D, SPLIT)
+            product += _split_dot(chunk_hi, chunk_lo, y_at, D, SPLIT, ROWS)
             x_at += BLOCK_K
             y_at += BLOCK_K
     return product
 
 
 @triton.jit
-def _split_dot(x_hi, x_lo, y_at, D: tl.constexpr, SPLIT: tl.constexpr):
+def _split_dot(x_hi, x_lo, y_at, D: tl.constexpr, SPLIT: tl.constexpr, ROWS: tl.constexpr):
     """x [BLOCK_M, BLOCK_K] times the transpose of y [BLOCK_N, BLOCK_K], loaded from `y_at`, less the scaling."""
     y_hi = tl.trans(tl.load(y_at))
     if SPLIT:
-        product = tl.dot(x_lo, y_hi)
-        product = tl.dot(x_hi, tl.trans(tl.load(y_at + D)), product)
+        y_lo = tl.trans(tl.load(y_at + D))
+        product = tl.dot(x_hi, y_lo, tl.dot(x_lo, y_hi)) if ROWS else tl.dot(x_lo, y_hi, tl.dot(x_hi, y_lo))
         product = tl.dot(x_hi, y_hi, product)
     else:
         product = tl.dot(x_hi, y_hi)
@@ -121,6 +126,7 @@ def sweep_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SPLIT: tl.constexpr,
+    ROWS: tl.constexpr,  # which of the two sides the rows are
 ):
     blocks = tl.cdiv(n, BLOCK_M)
     part = (tl.program_id(0) // blocks).to(tl.int64)  # g * S + strip
@@ -156,7 +162,7 @@ def sweep_kernel(
         col = tl.minimum(cols, m - 1)
         if COSINE:
             cost = 1.0 - _product_tile(
-                x, y, x_hi, x_lo, row.to(tl.int64), col.to(tl.int64), D, BLOCK_M, BLOCK_N, BLOCK_K, SPLIT
+                x, y, x_hi, x_lo, row.to(tl.int64), col.to(tl.int64), D, BLOCK_M, BLOCK_N, BLOCK_K, SPLIT, ROWS
             )
         else:
             cost = _distance_tile(x, y + tile * BLOCK_N, x_stride, y_stride, D, BLOCK_M, BLOCK_N)
@@ -234,6 +240,7 @@ def finish_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_OUT: tl.constexpr,  # coordinates of `pulled` per program; divides D_OUT
     SPLIT: tl.constexpr,
+    ROWS: tl.constexpr,  # which of the two sides the rows are
 ):
     """P relative to the row's largest entry so far, as the softmax of attention: so its halves lose nothing."""
     blocks = tl.cdiv(n, BLOCK_M)
@@ -277,11 +284,15 @@ def finish_kernel(
         col = tl.minimum(cols, m - 1)
         if COSINE:
             cost = 1.0 - _product_tile(
-                x, y, x_hi, x_lo, row.to(tl.int64), col.to(tl.int64), D, BLOCK_M, BLOCK_N, BLOCK_K, SPLIT
+                x, y, x_hi, x_lo, row.to(tl.int64), col.to(tl.int64), D, BLOCK_M, BLOCK_N, BLOCK_K, SPLIT, ROWS
             )
         else:
             cost = _distance_tile(x, y + tile * BLOCK_N, x_stride, y_stride, D, BLOCK_M, BLOCK_N)
-        z = row_alpha[:, None] - s * cost + tl.load(beta + cols, mask=cols < m, other=NEVER)[None, :]
+        col_beta = tl.load(beta + cols, mask=cols < m, other=NEVER)
+        if ROWS:  # as the last column step rounded it, which made the columns right
+            z = row_alpha[:, None] - s * cost + col_beta[None, :]
+        else:
+            z = col_beta[None, :] - s * cost + row_alpha[:, None]
         higher = tl.maximum(largest, tl.max(z, 1))
         shift = tl.where(higher == NEVER, 0.0, higher)
         fade = tl.exp(largest - shift)
