@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.triton_compile import usage
+from tests.triton_ptxas import usage
 from wcord_fast.ops.sinkhorn import triton as launcher
 from wcord_fast.ops.sinkhorn import triton_kernels as kernels
 

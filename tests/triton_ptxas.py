@@ -10,7 +10,6 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
 USAGE = re.compile(
     r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads"
     r".*?Used (?P<registers>\d+) registers",
@@ -19,7 +18,7 @@ USAGE = re.compile(
 
 
 def usage(kernel, types: dict, constants: dict, *, capability: int, warps: int, stages: int, folder: Path) -> dict:
-    """Stack, spills, registers and shared memory of one specialisation.
+    """Stack, spills, registers and shared memory (bytes) of one specialisation.
 
     Args:
         kernel: a `triton.jit` function.
@@ -36,8 +35,9 @@ def usage(kernel, types: dict, constants: dict, *, capability: int, warps: int, 
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     ptx = folder / "kernel.ptx"
     ptx.write_text(compiled.asm["ptx"])
-    arch = f"sm_{capability}a" if capability == 90 else f"sm_{capability}"
-    command = [str(PTXAS), "-v", f"-arch={arch}", str(ptx), "-o", str(folder / "kernel.cubin")]
+    arch = re.search(r"\.target (\w+)", compiled.asm["ptx"])
+    assert arch
+    command = [triton.knobs.nvidia.ptxas.path, "-v", f"-arch={arch[1]}", str(ptx), "-o", str(folder / "kernel.cubin")]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     found = USAGE.search(told)
     assert found, told
