@@ -1,0 +1,46 @@
+"""Streaming Sinkhorn in Triton without a GPU: its kernels interpreted (tests/triton_interpret/ot_cases.py)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+triton = pytest.importorskip("triton")
+if triton.__version__.startswith("3.6.") and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
+    pytest.skip("triton 3.6's interpreter cannot loop up to a tensor under NumPy 2.4", allow_module_level=True)
+
+CASES = Path(__file__).parent / "triton_interpret" / "ot_cases.py"
+ACCURACY = "accuracy"
+
+
+@pytest.mark.parametrize("keyword", [ACCURACY, f"not {ACCURACY}"])
+def test_interpreted(keyword):
+    """In a process of its own: triton decides at import whether it interprets."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "-k",
+        keyword,
+        str(CASES),
+    ]
+    done = subprocess.run(
+        command,
+        cwd=CASES.parents[2],
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout and "skipped" not in done.stdout, done.stdout[-2000:]

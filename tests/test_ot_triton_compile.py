@@ -1,0 +1,32 @@
+"""What ptxas says of the streaming Sinkhorn kernels for sm_80 and sm_90: no stack, no spills, occupancy as planned."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+REGISTERS = 65536  # of an SM
+SHARED = {80: 100 << 10, 90: 228 << 10}  # bytes of an SM (of sm_86 and sm_89 too); 1 KB per block is the system's
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_kernels_fit(capability, tmp_path):
+    command = [sys.executable, "-m", "tests.triton_interpret.ot_usage", str(capability)]
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {kernel["name"].split()[0] for kernel in found} == {"sweep", "combine", "finish"}
+    for kernel in found:
+        assert (kernel["stack"], kernel["stores"], kernel["loads"]) == (0, 0, 0), kernel
+        assert kernel["resident"] * (kernel["shared"] + 1024) <= SHARED[capability], kernel
+        per_warp = -(-kernel["registers"] * 32 // 256) * 256  # allocated in units of 256
+        assert kernel["resident"] * kernel["warps"] * per_warp <= REGISTERS, kernel

@@ -1,0 +1,324 @@
+"""Streaming optimal transport on the GPU: `reference.ot_solve` in O((n + m) d) memory, for any n and m.
+
+Four launches an iteration (sweep and combine, for the rows and for the columns), whose kernels and layouts are in
+triton_kernels.py; everything of size n or m alone is plain PyTorch. Nothing waits for the device: an early stop is a
+flag that the kernels read. So a solve can be captured in a CUDA graph, once a first call has compiled its kernels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .reference import CHECK_EVERY, Solved, _row_error, _unit_rows
+
+SCALE = 2.0**12  # UNIT of the kernels: halves of a split keep clear of fp16's subnormals
+PADDING = 128  # and their PADDING
+COMBINE_BLOCK = 256
+MAX_STRIPS = 128  # combine adds them one after the other
+INTERPRETED_PROCESSORS = 2  # what the interpreter pretends to have, so that tests see several strips
+
+
+class Tile(NamedTuple):
+    """Block sizes of one kernel, and how many of its programs an SM holds."""
+
+    m: int
+    n: int
+    k: int
+    out: int
+    warps: int
+    stages: int
+    resident: int
+
+
+class Strips(NamedTuple):
+    """How a launch covers its columns."""
+
+    number: int
+    tiles: int  # column tiles in each
+
+
+class Side(NamedTuple):
+    """One of the two point clouds, laid out for the kernels."""
+
+    cost: Tensor  # fp16 [G, n, D or 2 D] (cosine), fp32 [G, d, n padded] (sqeuclidean)
+    vectors: Tensor  # fp16 [G, n, D or 2 D] what P multiplies: unit rows, or centred rows over 2^exponent
+    exponent: Tensor  # int32 [G, 1, 1]
+    centre: Tensor  # [G, 1, d], 0 for cosine
+    unit: Tensor  # [G, n, d] unit rows (cosine), the features (sqeuclidean)
+    length: Tensor  # [G, n, 1] their lengths, 1 for sqeuclidean
+
+
+def unsupported(dtype: torch.dtype) -> str | None:
+    """Why a solve with inputs of `dtype` is not for these kernels, or None."""
+    if dtype == torch.float64:
+        return "the Triton kernels compute in fp32; float64 input runs on the reference"
+    return None
+
+
+def ot_solve(
+    x: Tensor,  # [G, n, d]
+    y: Tensor,  # [G, m, d]
+    a: Tensor,  # [G, n] fp32
+    b: Tensor,  # [G, m] fp32
+    cost: str,
+    solver: str,
+    eps: float,
+    iters: int,
+    tol: float | None,
+    value: str,
+    need_x: bool,
+    need_y: bool,
+    need_a: bool,
+    need_b: bool,
+) -> Solved:
+    """Solve G problems and differentiate their values with respect to what is needed, as `reference.ot_solve`.
+
+    Products are 3xTF32 in accuracy; `torch.set_float32_matmul_precision("high")` or "medium" makes them TF32.
+
+    Raises:
+        NotImplementedError: fp64 input.
+    """
+    why = unsupported(a.dtype)
+    if why:
+        raise NotImplementedError(why)
+    with _on(x.device):
+        solve = _Solve(_side(x, cost), _side(y, cost), a, b, cost, x.shape[2])
+        solve.iterate(solver, eps, iters, tol)
+        return solve.finish(value, eps, need_x, need_y, need_a, need_b)
+
+
+class _Solve:
+    """Buffers of one call and the launches that use them."""
+
+    def __init__(self, x: Side, y: Side, a: Tensor, b: Tensor, cost: str, d: int) -> None:
+        from . import triton_kernels
+
+        self.kernels = triton_kernels
+        self.sides = {"rows": (x, y), "columns": (y, x)}
+        self.a, self.b, self.d = a, b, d
+        self.log_mass = {"rows": a.log(), "columns": b.log()}
+        self.cost, self.cosine = cost, cost == "cosine"
+        self.split = exact_products()
+        g = a.shape[0]
+        self.alpha = torch.empty_like(a)
+        self.beta = torch.where(b > 0, 0.0, self.log_mass["columns"])
+        self.ahead = self.beta.clone()  # 2 beta - the beta before: what ipot's row step reads
+        self.scale = a.new_zeros(g)
+        self.active = torch.ones(g, dtype=torch.int32, device=a.device)  # 0: stopped, its potentials stay
+        self.all = torch.ones_like(self.active)
+        self.iterations = torch.empty_like(self.active)
+        self.tile = sweep_tile(cost, padded_width(d))
+        self.strips = {side: self._strips(side, self.tile) for side in self.sides}
+        room = max(self.strips[side].number * self._sizes(side)[0] for side in self.sides) * g
+        self.partials = a.new_empty(2, room)  # largest exponent and sum of every strip
+
+    def iterate(self, solver: str, eps: float, iters: int, tol: float | None) -> None:
+        """alpha, beta, scale and iterations after at most `iters` iterations."""
+        ipot = solver == "ipot"
+        self.iterations.fill_(iters)
+        for t in range(1, iters + 1):
+            s = (t if ipot else 1) / eps
+            self._log_sum_exp("rows", self.ahead if ipot else self.beta, s, self.alpha, self.active)
+            self._log_sum_exp("columns", self.alpha, s, self.beta, self.active, extrapolate=ipot)
+            if tol is not None and t % CHECK_EVERY == 0 and t < iters:
+                going = self.active.bool()
+                self.scale.masked_fill_(going, s)
+                stop = going & (_row_error(self._plan_sums("rows", gradient=False)[0], self.a) <= tol)
+                self.iterations.masked_fill_(stop, t)
+                self.active.masked_fill_(stop, 0)
+        self.scale.masked_fill_(self.active.bool(), s)
+
+    def finish(self, value: str, eps: float, need_x: bool, need_y: bool, need_a: bool, need_b: bool) -> Solved:
+        """The results, with P recomputed tile by tile."""
+        rows, moved, pulled = self._plan_sums("rows", gradient=need_x)
+        result, grad_x, grad_y, grad_a, grad_b = moved.sum(-1), *(self.a.new_empty(0) for _ in range(4))
+        if need_x:
+            grad_x = self._feature_grad("rows", rows, pulled)
+        del pulled
+        if need_y:
+            columns, _, pulled = self._plan_sums("columns", gradient=True)
+            grad_y = self._feature_grad("columns", columns, pulled)
+        if value == "dual":
+            f, g = self._potentials(eps)
+            result = (rows * f).sum(-1) + (self.b * g).sum(-1)  # the column step is last: the columns of P are b
+            grad_a, grad_b = f if need_a else grad_a, g if need_b else grad_b
+        error = _row_error(rows, self.a)
+        found = (self.alpha, self.beta, self.scale, error, self.iterations)
+        return Solved(result, *found, grad_x, grad_y, grad_a, grad_b)
+
+    def _potentials(self, eps: float) -> tuple[Tensor, Tensor]:
+        """f [G, n] and g [G, m], as `reference.potentials`."""
+        f, g = torch.empty_like(self.alpha), torch.empty_like(self.beta)
+        self._log_sum_exp("rows", self.beta, 1 / eps, f, self.all, plain=True)
+        self._log_sum_exp("columns", self.alpha, 1 / eps, g, self.all, plain=True)
+        f = torch.where(self.a > 0, self.alpha - self.log_mass["rows"], -f)
+        g = torch.where(self.b > 0, self.beta - self.log_mass["columns"], -g)
+        return f.mul_(eps), g.mul_(eps)
+
+    def _log_sum_exp(
+        self,
+        side: str,
+        h: Tensor,  # potentials of the other side
+        s: float,
+        out: Tensor,  # log mass - LSE_j(h_j - s C_ij), or LSE_j alone if `plain`
+        active: Tensor,
+        *,
+        extrapolate: bool = False,
+        plain: bool = False,
+    ) -> None:
+        (own, other), (n, m) = self.sides[side], self._sizes(side)
+        strips, tile = self.strips[side], self.tile
+        blocks = out.shape[0] * cdiv(n, tile.m)
+        self.kernels.sweep_kernel[(blocks * strips.number,)](
+            own.cost, other.cost, h, active, self.partials[0], self.partials[1], s, n, m, *strips,
+            self.cosine, self._width(), tile.m, tile.n, tile.k, self.split, side == "rows",
+            num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
+        self.kernels.combine_kernel[(out.shape[0] * cdiv(n, COMBINE_BLOCK),)](
+            self.partials[0], self.partials[1], self.log_mass[side], active, out, self.ahead, n, strips.number,
+            extrapolate, plain, COMBINE_BLOCK, num_warps=4,
+        )  # fmt: skip
+
+    def _plan_sums(self, side: str, *, gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """sum_j P_ij and sum_j P_ij C_ij [G, n], and sum_j P_ij v_j [G, n, d] (or an empty tensor)."""
+        (own, other), (n, m) = self.sides[side], self._sizes(side)
+        g, width = self.a.shape[0], padded_width(self.d)
+        tile = finish_tile(self.cost, width)
+        chunks = width // tile.out if gradient else 1
+        strips = self._strips(side, tile, chunks)
+        sums = self.a.new_empty(2, g, strips.number, n)
+        pulled = self.a.new_empty(g, strips.number, n, width) if gradient else self.a.new_empty(0)
+        potentials = (self.alpha, self.beta) if side == "rows" else (self.beta, self.alpha)
+        self.kernels.finish_kernel[(g * strips.number * chunks * cdiv(n, tile.m),)](
+            own.cost, other.cost, other.vectors, *potentials, self.scale, sums[0], sums[1], pulled, n, m, *strips,
+            gradient, self.cosine, self._width(), width, tile.m, tile.n, tile.k, tile.out, self.split,
+            side == "rows", num_warps=tile.warps, num_stages=tile.stages,
+        )  # fmt: skip
+        mass, moved = sums.sum(2)
+        if gradient:
+            pulled = pulled.sum(1)[..., : self.d] if strips.number > 1 else pulled[:, 0, :, : self.d]
+        return mass, moved, pulled
+
+    def _feature_grad(self, side: str, mass: Tensor, pulled: Tensor) -> Tensor:
+        """sum_j P_ij dC_ij / dx_i, [G, n, d], as `reference.feature_grad`."""
+        own, other = self.sides[side]
+        if self.cosine:
+            along = (pulled * own.unit).sum(-1, keepdim=True)
+            return (along * own.unit - pulled) / own.length
+        return 2 * (mass.unsqueeze(-1) * (own.unit - other.centre) - torch.ldexp(pulled, other.exponent))
+
+    def _strips(self, side: str, tile: Tile, chunks: int = 1) -> Strips:
+        n, m = self._sizes(side)
+        blocks = self.a.shape[0] * cdiv(n, tile.m) * chunks
+        return plan_strips(blocks, cdiv(m, tile.n), _processors(self.a.device) * tile.resident)
+
+    def _sizes(self, side: str) -> tuple[int, int]:
+        n, m = self.a.shape[1], self.b.shape[1]
+        return (n, m) if side == "rows" else (m, n)
+
+    def _width(self) -> int:
+        return padded_width(self.d) if self.cosine else self.d
+
+
+def exact_products() -> bool:
+    """Whether products keep fp32's accuracy, which PyTorch's switch for TF32 decides."""
+    return torch.get_float32_matmul_precision() == "highest"
+
+
+def padded_width(d: int) -> int:
+    """The D of rows in memory: what one tile of the tensor cores takes, or a multiple of 128."""
+    return max(16, 1 << (d - 1).bit_length()) if d <= 128 else cdiv(d, 128) * 128
+
+
+def chunk_width(width: int) -> int:
+    """How much of D one product tile takes, the same in every kernel: the bits of a cost depend on it."""
+    return width if width <= 128 else 64
+
+
+# Chosen by what ptxas reports for sm_80 and sm_90 (no spills; shared memory below 160 KB), not by timings.
+def sweep_tile(cost: str, width: int) -> Tile:
+    """Blocks of sweep_kernel for rows of this padded width."""
+    if cost == "cosine":
+        return Tile(128, 64, chunk_width(width), 0, warps=8, stages=2, resident=1)
+    return Tile(
+        16, 128, 0, 0, warps=1, stages=1, resident=12
+    )  # one warp: 16 x 4 cells a thread, 17 loads for 128 flops
+
+
+def finish_tile(cost: str, width: int) -> Tile:
+    """Blocks of finish_kernel for rows of this padded width."""
+    if cost == "cosine":
+        return Tile(64, 32, chunk_width(width), min(width, 128), warps=8, stages=2, resident=1)
+    return Tile(32, 32, 0, min(width, 128), warps=4, stages=2, resident=2)
+
+
+@functools.lru_cache(maxsize=1024)
+def plan_strips(blocks: int, tiles: int, slots: int) -> Strips:
+    """The strips that end first: rounds of programs times the length of one, whose start costs about two tiles.
+
+    Cutting makes at most four rounds of programs, so partial results never outgrow a constant times the device.
+
+    Args:
+        blocks: programs with one strip.
+        tiles: column tiles to share out.
+        slots: programs that run at the same time.
+    """
+
+    def duration(number: int) -> int:
+        return cdiv(blocks * number, slots) * (cdiv(tiles, number) + 2)
+
+    most = min(tiles, MAX_STRIPS, max(1, 4 * slots // blocks))
+    each = cdiv(tiles, min(range(1, most + 1), key=duration))
+    return Strips(cdiv(tiles, each), each)
+
+
+def split_rows(rows: Tensor, split: bool) -> Tensor:
+    """fp16 hi, then lo if `split`, of fp32 [G, n, d] with entries in [-1, 1]: [G, n, D] each, side by side."""
+    g, n, d = rows.shape
+    width = padded_width(d)
+    out = torch.zeros(g, n, width * (2 if split else 1), dtype=torch.float16, device=rows.device)
+    scaled = rows * SCALE
+    high = out[..., :d].copy_(scaled)
+    if split:
+        out[..., width : width + d] = scaled - high
+    return out
+
+
+def _side(features: Tensor, cost: str) -> Side:
+    split = exact_products()
+    features = features.float()
+    g, n, d = features.shape
+    nought, one = features.new_zeros(()), features.new_ones(())
+    if cost == "cosine":
+        unit, length = _unit_rows(features)
+        halves = split_rows(unit, split)
+        return Side(halves, halves, nought.int(), nought, unit, length)
+    transposed = features.new_zeros(g, d, cdiv(n, PADDING) * PADDING)
+    transposed[..., :n] = features.mT
+    centre = features.mean(-2, keepdim=True)
+    centred = features - centre
+    peak = centred.abs().amax((-2, -1), keepdim=True)
+    exponent = torch.frexp(peak).exponent.clamp(-100, 100)
+    return Side(transposed, split_rows(torch.ldexp(centred, -exponent), split), exponent, centre, features, one)
+
+
+def _on(device: torch.device) -> AbstractContextManager:
+    """Triton launches on the current device: make it the tensors'."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+@functools.cache
+def _processors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return INTERPRETED_PROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)

@@ -1,0 +1,321 @@
+"""Streaming Sinkhorn in Triton: three kernels that recompute tiles of the cost and never store one.
+
+    sweep    partial log-sum-exps of h_j - s C_ij over a strip of columns, online, for a block of rows
+    combine  the log-sum-exp from the partials in strip order, and the potential that follows
+    finish   row sums of P, sum_j P_ij C_ij and sum_j P_ij v_j for a block of rows, from the final potentials
+
+"Rows" is the side that a call asks about and "columns" the other: the column step is the row step with x and y
+swapped. A program owns one block of rows and one strip of columns of one problem; several strips exist only to fill
+the device when there are few rows. Partials are added in strip order, so results do not depend on scheduling. Blocks
+are the fastest index of the grid: programs that run together read the same columns, from L2.
+
+Layouts. Cosine: unit rows times 2^12, split into two fp16 numbers, hi = fp16(v) and lo = fp16(v - hi): [G, n, D] of
+hi, then of lo, side by side in a row of 2 D (hi alone without SPLIT), D zero-padded to a multiple of BLOCK_K. fp16 has
+the 11-bit mantissa of TF32 at twice its rate and half its bytes, and unit rows need no more range, so
+hi hi + hi lo + lo hi is 3xTF32 for less. Squared distances: fp32 features [G, D, n], so that one coordinate of a block
+is one coalesced load. Indices past the end are clamped, not masked: such rows are not stored, such columns have
+potential -inf.
+
+A cost is recomputed to the same bits in every kernel and from both sides (the partial products are added in the order
+of x and y, not of rows and columns): potentials that one rounding of C made right would not be right for another, by
+a factor exp(s * 1 ulp), and the mass of P would drift from 1.
+
+Per sweep and problem: 6 n m D fp16 tensor-core flops (2 without SPLIT) or 2 n m D fp32 instructions (squared
+distances), n m exponentials, and 4 n m D / BLOCK_M bytes from L2 (2 without SPLIT) while D <= BLOCK_K, when the
+block's rows stay on chip; 4 n m D (1 / BLOCK_M + 1 / BLOCK_N) otherwise.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+NEVER = tl.constexpr(float("-inf"))
+PADDING = tl.constexpr(128)  # rows of [G, D, n] are padded to a multiple of this: no tile reaches past them
+UNIT = tl.constexpr(2.0**12)  # what split numbers of magnitude at most 1 are multiplied by
+
+
+@triton.jit
+def _product_tile(
+    x,  # [n, D] or [n, 2 D] fp16 of this problem
+    y,  # [m, D] or [m, 2 D]
+    x_hi,  # [BLOCK_M, D] and
+    x_lo,  # [BLOCK_M, D], read only if D == BLOCK_K
+    rows,  # int64 [BLOCK_M]
+    cols,  # int64 [BLOCK_N]
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLIT: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """<x_i, y_j> of unit rows, fp32 [BLOCK_M, BLOCK_N].
+
+    Small products are added first, and chunks of a long D outside the tensor cores: those truncate each partial sum,
+    which over D = 2048 would add up to 40 ulp. (The scaling also keeps the compiler from fusing the sum back.)
+    """
+    WIDTH: tl.constexpr = 2 * D if SPLIT else D
+    k = tl.arange(0, BLOCK_K)
+    y_at = y + cols[:, None] * WIDTH + k[None, :]
+    if D == BLOCK_K:
+        product = _split_dot(x_hi, x_lo, y_at, D, SPLIT, ROWS)
+    else:
+        x_at = x + rows[:, None] * WIDTH + k[None, :]
+        product = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        for _ in range(0, D, BLOCK_K):
+            chunk_hi = tl.load(x_at)
+            chunk_lo = tl.load(x_at + D) if SPLIT else chunk_hi
+            product += _split_dot(chunk_hi, chunk_lo, y_at, D, SPLIT, ROWS)
+            x_at += BLOCK_K
+            y_at += BLOCK_K
+    return product
+
+
+@triton.jit
+def _split_dot(x_hi, x_lo, y_at, D: tl.constexpr, SPLIT: tl.constexpr, ROWS: tl.constexpr):
+    """x [BLOCK_M, BLOCK_K] times the transpose of y [BLOCK_N, BLOCK_K], loaded from `y_at`, less the scaling."""
+    y_hi = tl.trans(tl.load(y_at))
+    if SPLIT:
+        y_lo = tl.trans(tl.load(y_at + D))
+        product = tl.dot(x_hi, y_lo, tl.dot(x_lo, y_hi)) if ROWS else tl.dot(x_lo, y_hi, tl.dot(x_hi, y_lo))
+        product = tl.dot(x_hi, y_hi, product)
+    else:
+        product = tl.dot(x_hi, y_hi)
+    return product * (1 / (UNIT * UNIT))
+
+
+@triton.jit
+def _distance_tile(
+    x,  # at this block and coordinate 0 of [D, x_stride], fp32
+    y,  # at this tile and coordinate 0 of [D, y_stride]
+    x_stride,
+    y_stride,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """|x_i - y_j|^2 from differences, [BLOCK_M, BLOCK_N]."""
+    rows = tl.arange(0, BLOCK_M)[:, None]  # constants of a thread: they become the loads' immediate offsets
+    cols = tl.arange(0, BLOCK_N)[None, :]
+    squares = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for _ in range(D):
+        difference = tl.load(x + rows) - tl.load(y + cols)
+        squares += difference * difference
+        x += x_stride
+        y += y_stride
+    return squares
+
+
+@triton.jit(do_not_specialize=["n", "m", "num_strips", "tiles"])
+def sweep_kernel(
+    x,  # rows in the layouts above
+    y,  # columns
+    h,  # [G, m] potentials of the columns; -inf leaves a column out
+    active,  # int32 [G]: problems with 0 are left alone
+    top,  # [G, S, n] out: the strip's largest h_j - s C_ij
+    total,  # [G, S, n] out: sum_j exp(h_j - s C_ij - top)
+    s,
+    n,
+    m,
+    num_strips,  # S
+    tiles,  # column tiles per strip
+    COSINE: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLIT: tl.constexpr,
+    ROWS: tl.constexpr,  # which of the two sides the rows are
+):
+    blocks = tl.cdiv(n, BLOCK_M)
+    part = (tl.program_id(0) // blocks).to(tl.int64)  # g * S + strip
+    g = part // num_strips
+    if tl.load(active + g) == 0:
+        return
+    block = tl.program_id(0) % blocks
+    WIDTH: tl.constexpr = 2 * D if COSINE and SPLIT else D
+    x_stride = tl.cdiv(n, PADDING) * PADDING
+    y_stride = tl.cdiv(m, PADDING) * PADDING
+    if COSINE:
+        x += g * n * WIDTH
+        y += g * m * WIDTH
+    else:
+        x += g * D * x_stride + block * BLOCK_M
+        y += g * D * y_stride
+    h += g * m
+    rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    row = tl.minimum(rows, n - 1)
+    x_hi = row  # replaced where _product_tile reads it
+    x_lo = row
+    if COSINE and D == BLOCK_K:
+        x_at = x + row.to(tl.int64)[:, None] * WIDTH + tl.arange(0, D)[None, :]
+        x_hi = tl.load(x_at)
+        if SPLIT:
+            x_lo = tl.load(x_at + D)
+
+    largest = tl.full([BLOCK_M], NEVER, tl.float32)
+    summed = tl.zeros([BLOCK_M], tl.float32)
+    first = (part % num_strips).to(tl.int32) * tiles
+    for tile in range(first, tl.minimum(first + tiles, tl.cdiv(m, BLOCK_N))):
+        cols = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+        col = tl.minimum(cols, m - 1)
+        if COSINE:
+            cost = 1.0 - _product_tile(
+                x, y, x_hi, x_lo, row.to(tl.int64), col.to(tl.int64), D, BLOCK_M, BLOCK_N, BLOCK_K, SPLIT, ROWS
+            )
+        else:
+            cost = _distance_tile(x, y + tile * BLOCK_N, x_stride, y_stride, D, BLOCK_M, BLOCK_N)
+        z = tl.load(h + cols, mask=cols < m, other=NEVER)[None, :] - s * cost
+        higher = tl.maximum(largest, tl.max(z, 1))
+        shift = tl.where(higher == NEVER, 0.0, higher)  # every column so far left out: -inf - -inf is NaN
+        summed = summed * tl.exp(largest - shift) + tl.sum(tl.exp(z - shift[:, None]), 1)
+        largest = higher
+    tl.store(top + part * n + rows, largest, mask=rows < n)
+    tl.store(total + part * n + rows, summed, mask=rows < n)
+
+
+@triton.jit(do_not_specialize=["n", "num_strips"])
+def combine_kernel(
+    top,  # [G, S, n]
+    total,  # [G, S, n]
+    log_mass,  # [G, n], -inf at zero mass; not read if PLAIN
+    active,  # int32 [G]
+    potential,  # [G, n] out: log_mass - LSE, or LSE itself if PLAIN
+    ahead,  # [G, n] out, only if EXTRAPOLATE: twice the new potential less the one before
+    n,
+    num_strips,  # S
+    EXTRAPOLATE: tl.constexpr,
+    PLAIN: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    blocks = tl.cdiv(n, BLOCK)
+    g = (tl.program_id(0) // blocks).to(tl.int64)
+    if tl.load(active + g) == 0:
+        return
+    rows = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    inside = rows < n
+    largest = tl.full([BLOCK], NEVER, tl.float32)
+    summed = tl.zeros([BLOCK], tl.float32)
+    for strip in range(num_strips):
+        at = (g * num_strips + strip) * n + rows
+        strip_top = tl.load(top + at, mask=inside, other=0.0)
+        strip_sum = tl.load(total + at, mask=inside, other=1.0)
+        higher = tl.maximum(largest, strip_top)
+        shift = tl.where(higher == NEVER, 0.0, higher)
+        summed = summed * tl.exp(largest - shift) + strip_sum * tl.exp(strip_top - shift)
+        largest = higher
+    new = largest + tl.log(summed)
+    at = g * n + rows
+    if not PLAIN:
+        mass = tl.load(log_mass + at, mask=inside, other=NEVER)
+        new = tl.where(mass == NEVER, NEVER, mass - new)
+        if EXTRAPOLATE:
+            old = tl.load(potential + at, mask=inside, other=0.0)
+            tl.store(ahead + at, tl.where(mass == NEVER, NEVER, 2 * new - old), mask=inside)
+    tl.store(potential + at, new, mask=inside)
+
+
+@triton.jit(do_not_specialize=["n", "m", "num_strips", "tiles"])
+def finish_kernel(
+    x,  # rows in the layouts above
+    y,  # columns
+    v,  # [G, m, D_OUT] or [G, m, 2 D_OUT] fp16, split as unit rows are; read only if GRADIENT
+    alpha,  # [G, n] potentials of the rows
+    beta,  # [G, m] potentials of the columns
+    scale,  # [G]
+    mass,  # [G, S, n] out: sum_j P_ij
+    moved,  # [G, S, n] out: sum_j P_ij C_ij
+    pulled,  # [G, S, n, D_OUT] out, only if GRADIENT: sum_j P_ij v_j
+    n,
+    m,
+    num_strips,  # S
+    tiles,  # column tiles per strip
+    GRADIENT: tl.constexpr,
+    COSINE: tl.constexpr,
+    D: tl.constexpr,
+    D_OUT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,  # coordinates of `pulled` per program; divides D_OUT
+    SPLIT: tl.constexpr,
+    ROWS: tl.constexpr,  # which of the two sides the rows are
+):
+    """P relative to the row's largest entry so far, as the softmax of attention: so its halves lose nothing."""
+    blocks = tl.cdiv(n, BLOCK_M)
+    CHUNKS: tl.constexpr = D_OUT // BLOCK_OUT if GRADIENT else 1
+    chunk = tl.program_id(0) // blocks % CHUNKS
+    part = (tl.program_id(0) // (blocks * CHUNKS)).to(tl.int64)  # g * S + strip
+    g = part // num_strips
+    block = tl.program_id(0) % blocks
+    WIDTH: tl.constexpr = 2 * D if COSINE and SPLIT else D
+    WIDTH_OUT: tl.constexpr = 2 * D_OUT if SPLIT else D_OUT
+    x_stride = tl.cdiv(n, PADDING) * PADDING
+    y_stride = tl.cdiv(m, PADDING) * PADDING
+    if COSINE:
+        x += g * n * WIDTH
+        y += g * m * WIDTH
+    else:
+        x += g * D * x_stride + block * BLOCK_M
+        y += g * D * y_stride
+    v += g * m * WIDTH_OUT
+    beta += g * m
+    rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
+    row = tl.minimum(rows, n - 1)
+    x_hi = row
+    x_lo = row
+    if COSINE and D == BLOCK_K:
+        x_at = x + row.to(tl.int64)[:, None] * WIDTH + tl.arange(0, D)[None, :]
+        x_hi = tl.load(x_at)
+        if SPLIT:
+            x_lo = tl.load(x_at + D)
+    s = tl.load(scale + g)
+    row_alpha = tl.load(alpha + g * n + rows, mask=rows < n, other=NEVER)
+    out = chunk * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+
+    largest = tl.full([BLOCK_M], NEVER, tl.float32)
+    row_mass = tl.zeros([BLOCK_M], tl.float32)
+    row_moved = tl.zeros([BLOCK_M], tl.float32)
+    pull = tl.zeros([BLOCK_M, BLOCK_OUT], tl.float32)
+    first = (part % num_strips).to(tl.int32) * tiles
+    for tile in range(first, tl.minimum(first + tiles, tl.cdiv(m, BLOCK_N))):
+        cols = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+        col = tl.minimum(cols, m - 1)
+        if COSINE:
+            cost = 1.0 - _product_tile(
+                x, y, x_hi, x_lo, row.to(tl.int64), col.to(tl.int64), D, BLOCK_M, BLOCK_N, BLOCK_K, SPLIT, ROWS
+            )
+        else:
+            cost = _distance_tile(x, y + tile * BLOCK_N, x_stride, y_stride, D, BLOCK_M, BLOCK_N)
+        col_beta = tl.load(beta + cols, mask=cols < m, other=NEVER)
+        if ROWS:  # as the last column step rounded it, which made the columns right
+            z = row_alpha[:, None] - s * cost + col_beta[None, :]
+        else:
+            z = col_beta[None, :] - s * cost + row_alpha[:, None]
+        higher = tl.maximum(largest, tl.max(z, 1))
+        shift = tl.where(higher == NEVER, 0.0, higher)
+        fade = tl.exp(largest - shift)
+        p = tl.exp(z - shift[:, None])
+        row_mass = row_mass * fade + tl.sum(p, 1)
+        row_moved = row_moved * fade + tl.sum(p * cost, 1)
+        largest = higher
+        if GRADIENT:
+            v_at = v + col.to(tl.int64)[:, None] * WIDTH_OUT + out[None, :]
+            v_hi = tl.load(v_at)
+            p *= UNIT
+            p_hi = p.to(tl.float16)
+            if SPLIT:
+                pulls = tl.dot((p - p_hi.to(tl.float32)).to(tl.float16), v_hi)
+                pulls = tl.dot(p_hi, tl.load(v_at + D_OUT), pulls)
+                pulls = tl.dot(p_hi, v_hi, pulls)
+            else:
+                pulls = tl.dot(p_hi, v_hi)
+            pull = pull * fade[:, None] + pulls * (1 / (UNIT * UNIT))  # fp32, for _product_tile's reason
+    lift = tl.exp(largest)
+    if GRADIENT:
+        at = pulled + (part * n + rows)[:, None] * D_OUT + out[None, :]
+        tl.store(at, pull * lift[:, None], mask=(rows < n)[:, None])
+    if chunk == 0:
+        tl.store(mass + part * n + rows, row_mass * lift, mask=rows < n)
+        tl.store(moved + part * n + rows, row_moved * lift, mask=rows < n)
