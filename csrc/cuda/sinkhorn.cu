@@ -21,8 +21,8 @@ int strip_rows(int n, int m, int sms, int64_t shared_limit) {
   const int least = n < GROUP ? n : GROUP;
   int rows = (n + sms - 1) / sms;
   if (rows < least) rows = least;
-  while (rows > 1 && static_cast<int64_t>(shared_bytes<Real>(rows, m)) > shared_limit) --rows;
-  const bool fits = static_cast<int64_t>(shared_bytes<Real>(rows, m)) <= shared_limit;
+  while (rows > 1 && shared_bytes<Real>(Layout(rows, m)) > shared_limit) --rows;
+  const bool fits = shared_bytes<Real>(Layout(rows, m)) <= shared_limit;
   return fits && (n + rows - 1) / rows <= sms ? rows : 0;
 }
 
@@ -39,7 +39,7 @@ cudaError_t plan(int device, int64_t n, int64_t m, int64_t* out) {
   out[4] = shared;
   if (m > MAX_COLUMNS || n > INT32_MAX / GROUP) return cudaSuccess;
   const int rows = static_cast<int>(n), columns = static_cast<int>(m);
-  if (n * leading(columns) <= shared && static_cast<int64_t>(shared_bytes<Real>(rows, columns)) <= shared) {
+  if (n * leading(columns) <= shared && shared_bytes<Real>(Layout(rows, columns)) <= shared) {
     error = resident_occupancy<Real>(rows, columns, &per_sm);
     if (error != cudaSuccess) return error;
     if (per_sm > 0) {
@@ -52,7 +52,7 @@ cudaError_t plan(int device, int64_t n, int64_t m, int64_t* out) {
   if (sms > MAX_BLOCKS) sms = MAX_BLOCKS;
   const int strip = cooperative ? strip_rows<Real>(rows, columns, sms, shared) : 0;
   if (strip == 0) return cudaSuccess;
-  error = blocks_per_sm(kernel_for<Real, true>(m), THREADS, shared_bytes<Real>(strip, columns), &per_sm);
+  error = blocks_per_sm(kernel_for<Real, true>(m), THREADS, shared_bytes<Real>(Layout(strip, columns)), &per_sm);
   if (error != cudaSuccess || per_sm == 0) return error;
   out[0] = PLAN_COOPERATIVE;
   out[1] = (n + strip - 1) / strip;
@@ -65,9 +65,9 @@ cudaError_t run(Args<Real> args, int regime, int64_t blocks, cudaStream_t stream
   if (regime == PLAN_RESIDENT) {
     return resident_launch(args, static_cast<int>(blocks < args.problems ? blocks : args.problems), stream);
   }
-  if (blocks > MAX_BLOCKS || blocks * args.rows < args.n) return cudaErrorInvalidConfiguration;
+  if (blocks > MAX_BLOCKS || blocks * args.at.rows < args.n) return cudaErrorInvalidConfiguration;
   return launch(kernel_for<Real, true>(args.m), dim3(static_cast<unsigned>(blocks)), dim3(THREADS),
-                shared_bytes<Real>(args.rows, args.m), stream, true, args);
+                shared_bytes<Real>(args.at), stream, true, args);
 }
 
 }  // namespace wcf::ot
@@ -84,12 +84,10 @@ void wcf_cuda_sinkhorn_memory(int regime, int fp64, int64_t blocks, int64_t prob
                               int grad_y, uintptr_t out) {
   using namespace wcf;
   const bool grid = regime == PLAN_COOPERATIVE;
-  const int64_t each = ot::Scratch(static_cast<int>(n), static_cast<int>(m), ot::round_up(dim, 4),
-                                   grid ? static_cast<int>(blocks) : 1, grid && grad_y)
-                           .size;
+  const int64_t each = ot::Scratch(n, m, ot::round_up(dim, 4), grid ? blocks : 1, grid && grad_y).size;
   int64_t* const to = reinterpret_cast<int64_t*>(out);
   to[0] = each * (grid ? 1 : blocks < problems ? blocks : problems) * (fp64 ? 8 : 4);
-  to[1] = grid ? 8 * ot::zeroed_words(static_cast<int>(m), fp64 ? 2 : 1) : 0;
+  to[1] = grid ? 8 * ot::zeroed_words(m, fp64 ? 2 : 1) : 0;
 }
 
 int wcf_cuda_sinkhorn(int device, uintptr_t stream, int regime, int64_t blocks, int64_t rows, uintptr_t x, uintptr_t y,
@@ -110,12 +108,14 @@ int wcf_cuda_sinkhorn(int device, uintptr_t stream, int regime, int64_t blocks, 
     args.a = real(a);
     args.b = real(b);
     args.problems = problems;
-    args.dim = dim;
-    args.dim_pad = ot::round_up(dim, 4);
+    args.dim = static_cast<int32_t>(dim);
+    args.dim_pad = static_cast<int32_t>(ot::round_up(dim, 4));
     args.n = static_cast<int32_t>(n);
     args.m = static_cast<int32_t>(m);
     args.dtype = dtype;
-    args.rows = static_cast<int32_t>(rows);
+    const bool grid = regime == PLAN_COOPERATIVE;
+    args.at = ot::Layout(rows, m);
+    args.in = ot::Scratch(n, m, args.dim_pad, grid ? blocks : 1, grid && grad_y);
     args.cost = cost;
     args.solver = solver;
     args.value = value;

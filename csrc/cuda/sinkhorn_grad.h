@@ -22,10 +22,11 @@ struct Side {
 // over the other side is cut into slices, which meet in `work` [slices, GROUP, width] in their order.
 // Squared distances are differentiated as sum_j P_ij (x_i - y_j): near points lose nothing to a common offset.
 template <bool TRANSPOSED, bool SQUARES, class Real>
-__device__ __forceinline__ void gradient_sums(const Side<Real>& s, int64_t dim, int64_t dim_pad, Real* work) {
+__device__ __forceinline__ void gradient_sums(const Side<Real>& s, int dim, int dim_pad, Real* work) {
+  constexpr int STEP = Pack<Real>::SIZE;
   const int groups = (s.rows + GROUP - 1) / GROUP;
   const int mine = groups > s.first ? (groups - s.first + s.step - 1) / s.step : 0;
-  const int width = dim < THREADS ? static_cast<int>(dim) : THREADS;
+  const int width = dim < THREADS ? dim : THREADS;
   const int seats = THREADS / width;
   const int slices = mine >= seats || mine == 0 ? 1 : seats / mine;
   const int at_once = seats / slices;
@@ -34,8 +35,8 @@ __device__ __forceinline__ void gradient_sums(const Side<Real>& s, int64_t dim, 
   WCF_ROLLED
   for (int turn = 0; turn < mine; turn += at_once) {
     WCF_ROLLED
-    for (int64_t d0 = 0; d0 < dim; d0 += width) {
-      const int64_t d = d0 + threadIdx.x % width;
+    for (int d0 = 0; d0 < dim; d0 += width) {
+      const int d = d0 + threadIdx.x % width;
       const int local = turn + seat / slices;
       const bool busy = seat < at_once * slices && local < mine && d < dim;
       const int row = (s.first + local * s.step) * GROUP;
@@ -44,36 +45,40 @@ __device__ __forceinline__ void gradient_sums(const Side<Real>& s, int64_t dim, 
       for (int r = 0; r < GROUP; ++r) sum[r] = own[r] = 0;
       if (busy) {
         if constexpr (SQUARES) {
+          const Real* from = s.own + static_cast<int64_t>(row) * dim_pad + d;
           WCF_UNROLL
           for (int r = 0; r < GROUP; ++r) {
-            own[r] = s.own[(row + r < s.rows ? row + r : s.rows - 1) * dim_pad + d];
+            own[r] = *from;
+            if (row + r + 1 < s.rows) from += dim_pad;
           }
         }
         const auto add = [&](int r, Real p, Real v) { sum[r] = multiply_add(p, SQUARES ? own[r] - v : v, sum[r]); };
         const int end = (slice + 1) * slice_size < s.others ? (slice + 1) * slice_size : s.others;
+        const Real* v = s.other + static_cast<int64_t>(slice) * slice_size * dim_pad + d;
         if constexpr (TRANSPOSED) {
-          for (int k = slice * slice_size; k < end; ++k) {
-            const Real v = s.other[k * dim_pad + d];
-            const Four<Real> p = load4(s.plan + static_cast<int64_t>(k) * s.ld + row);
-            const Four<Real> q = load4(s.plan + static_cast<int64_t>(k) * s.ld + row + 4);
+          const Real* p = s.plan + static_cast<int64_t>(slice) * slice_size * s.ld + row;
+          WCF_UNROLL_BY(16 / sizeof(Real))  // loads of the other side in flight
+          for (int k = slice * slice_size; k < end; ++k, v += dim_pad, p += s.ld) {
             WCF_UNROLL
-            for (int r = 0; r < 4; ++r) {
-              add(r, p.v[r], v);
-              add(4 + r, q.v[r], v);
+            for (int r = 0; r < GROUP; r += STEP) {
+              const Pack<Real> of_rows = load_pack(p + r);
+              WCF_UNROLL
+              for (int q = 0; q < STEP; ++q) add(r + q, of_rows.v[q], *v);
             }
           }
         } else {
+          const int last = s.rows - 1 - row;
+          const Real* p = s.plan + row * s.ld + slice * slice_size;  // in shared memory
           WCF_ROLLED
-          for (int k = slice * slice_size; k < end; k += 4) {
-            Real v[4];
+          for (int k = slice * slice_size; k < end; k += STEP, p += STEP) {
+            Real of_other[STEP];
             WCF_UNROLL
-            for (int q = 0; q < 4; ++q) v[q] = s.other[(k + q) * dim_pad + d];
+            for (int q = 0; q < STEP; ++q, v += dim_pad) of_other[q] = *v;
             WCF_UNROLL
             for (int r = 0; r < GROUP; ++r) {
-              const int i = row + r < s.rows ? row + r : s.rows - 1;
-              const Four<Real> p = load4(s.plan + static_cast<int64_t>(i) * s.ld + k);
+              const Pack<Real> of_row = load_pack(p + (r < last ? r : last) * s.ld);
               WCF_UNROLL
-              for (int q = 0; q < 4; ++q) add(r, p.v[q], v[q]);
+              for (int q = 0; q < STEP; ++q) add(r, of_row.v[q], of_other[q]);
             }
           }
         }
@@ -95,9 +100,10 @@ __device__ __forceinline__ void gradient_sums(const Side<Real>& s, int64_t dim, 
         }
       }
       if (busy && slice == 0) {
+        Real* to = s.out + static_cast<int64_t>(row) * dim + d;
         WCF_UNROLL
-        for (int r = 0; r < GROUP; ++r) {
-          if (row + r < s.rows) s.out[(row + r) * dim + d] = SQUARES ? 2 * sum[r] : -sum[r];
+        for (int r = 0; r < GROUP; ++r, to += dim) {
+          if (row + r < s.rows) *to = SQUARES ? 2 * sum[r] : -sum[r];
         }
       }
     }
@@ -106,22 +112,22 @@ __device__ __forceinline__ void gradient_sums(const Side<Real>& s, int64_t dim, 
 
 // The cosine's gradient at the unit rows becomes that at the rows: (g - <g, u> u) / |x|, one warp per row.
 template <class Real>
-__device__ __forceinline__ void project(const Side<Real>& s, int64_t dim, int64_t dim_pad) {
+__device__ __forceinline__ void project(const Side<Real>& s, int dim, int dim_pad) {
   const int lane = threadIdx.x % WARP;
   WCF_ROLLED
   for (int local = threadIdx.x / WARP;; local += WARPS) {
     const int row = (s.first + local / GROUP * s.step) * GROUP + local % GROUP;
     if (row >= round_up(s.rows, GROUP)) return;
     if (row >= s.rows) continue;
-    Real* const out = s.out + row * dim;
-    const Real* const unit = s.own + row * dim_pad;
+    Real* const out = s.out + static_cast<int64_t>(row) * dim;
+    const Real* const unit = s.own + static_cast<int64_t>(row) * dim_pad;
     Real along = 0;
     WCF_ROLLED
-    for (int64_t d = lane; d < dim; d += WARP) along = multiply_add(out[d], unit[d], along);
+    for (int d = lane; d < dim; d += WARP) along = multiply_add(out[d], unit[d], along);
     along = warp_sum(along);
     const Real one = s.factor[2 * row], two = s.factor[2 * row + 1];
     WCF_ROLLED
-    for (int64_t d = lane; d < dim; d += WARP) out[d] = multiply_add(-along, unit[d], out[d]) * one * two;
+    for (int d = lane; d < dim; d += WARP) out[d] = multiply_add(-along, unit[d], out[d]) * one * two;
   }
 }
 

@@ -5,8 +5,8 @@
 namespace wcf::ot {
 
 template <class Real>
-size_t shared_bytes(int rows, int m) {
-  return static_cast<size_t>(Layout(rows, m).size) * sizeof(Real);
+int64_t shared_bytes(const Layout& at) {
+  return at.size * static_cast<int64_t>(sizeof(Real));
 }
 
 // Defined in sinkhorn_resident.cu for float and double.

@@ -6,12 +6,15 @@
 #include "launch.h"
 #include "sinkhorn.h"
 
-// Before a loop that runs seldom or is bound elsewhere: left as it is, it would cost registers and no time.
+// Before a loop: turns side by side. WCF_ROLLED is for what runs seldom or is bound elsewhere, where more would cost
+// registers and gain nothing.
 #if defined(__CUDACC__)
-#define WCF_ROLLED _Pragma("unroll 1")
+#define WCF_UNROLL_BY(turns) WCF_PRAGMA(unroll (turns))
+#define WCF_PRAGMA(text) _Pragma(#text)
 #else
-#define WCF_ROLLED
+#define WCF_UNROLL_BY(turns)
 #endif
+#define WCF_ROLLED WCF_UNROLL_BY(1)
 
 namespace wcf::ot {
 
@@ -40,15 +43,16 @@ __device__ __forceinline__ Real minus_infinity() {
   return static_cast<Real>(-INFINITY);
 }
 
-// Four neighbours, moved by 16-byte loads and stores.
+// Neighbours that one 16-byte load or store moves: four, of fp64 two.
 template <class Real>
-struct alignas(16) Four {
-  Real v[4];
+struct alignas(16) Pack {
+  static constexpr int SIZE = 16 / sizeof(Real);
+  Real v[SIZE];
 };
 
 template <class Real>
-__device__ __forceinline__ Four<Real> load4(const Real* at) {
-  return *reinterpret_cast<const Four<Real>*>(at);
+__device__ __forceinline__ Pack<Real> load_pack(const Real* at) {
+  return *reinterpret_cast<const Pack<Real>*>(at);
 }
 
 // The same value in every lane, by the same order of additions in each.

@@ -90,11 +90,9 @@ __device__ __forceinline__ void finish(const Args<Real>& args, const Tile<Real>&
 template <class Real, int K, int U, bool GRID>
 __device__ __forceinline__ void solve(const Args<Real>& args, int64_t g, Grid& grid) {
   const int block = GRID ? static_cast<int>(blockIdx.x) : 0, blocks = GRID ? static_cast<int>(gridDim.x) : 1;
-  const int warp = block * WARPS + threadIdx.x / WARP;
   const Tile<Real> t(args, block);
-  const Scratch at(args.n, args.m, args.dim_pad, blocks, GRID && args.grad_y);
-  Real* const scratch = args.scratch + (GRID ? 0 : blockIdx.x * at.size);
-  Real *const unit_x = scratch + at.unit_x, *const unit_y = scratch + at.unit_y, *const slots = scratch + at.slots;
+  Real* const scratch = args.scratch + (GRID ? 0 : blockIdx.x * args.in.size);
+  Real* const slots = scratch + args.in.slots;
   const auto sync = [&] {
     if constexpr (GRID) {
       grid.sync();
@@ -103,15 +101,12 @@ __device__ __forceinline__ void solve(const Args<Real>& args, int64_t g, Grid& g
     }
   };
 
-  stage(args, args.x, g * args.n, args.n, args.n, unit_x, static_cast<Real*>(nullptr), scratch + at.factor_x, warp,
-        blocks * WARPS);
-  stage(args, args.y, g * args.m, args.m, t.ld, unit_y, scratch + at.unit_yt, scratch + at.factor_y, warp,
-        blocks * WARPS);
+  stage(args, scratch, g, block * WARPS + threadIdx.x / WARP, blocks * WARPS);
   sync();
   if (args.cost == SQEUCLIDEAN) {
-    fill_cost<true>(t, unit_x, scratch + at.unit_yt, args.dim_pad);
+    fill_cost<true>(t, scratch + args.in.unit_x, scratch + args.in.unit_yt, args.dim_pad);
   } else {
-    fill_cost<false>(t, unit_x, scratch + at.unit_yt, args.dim_pad);
+    fill_cost<false>(t, scratch + args.in.unit_x, scratch + args.in.unit_yt, args.dim_pad);
   }
   __syncthreads();
   const bool ipot = args.solver == IPOT;
@@ -141,7 +136,7 @@ __device__ __forceinline__ void solve(const Args<Real>& args, int64_t g, Grid& g
   Real value = 0, error = 0, of_columns = 0;
   if (args.value == DUAL) of_columns = column_potentials<GRID>(args, t, grid, g, scale);
   __syncthreads();
-  Real* const plan = GRID && args.grad_y ? scratch + at.plan : nullptr;
+  Real* const plan = GRID && args.grad_y ? scratch + args.in.plan : nullptr;
   finish(args, t, g, scale, plan, &value, &error);
   const Real ln2 = static_cast<Real>(LN2);
   WCF_ROLLED
@@ -149,9 +144,16 @@ __device__ __forceinline__ void solve(const Args<Real>& args, int64_t g, Grid& g
   WCF_ROLLED
   for (int j = threadIdx.x; j < t.m && block == 0; j += THREADS) args.beta[g * args.m + j] = t.beta[j] * ln2;
   if (args.grad_x) {
-    Side<Real> side{t.cost,  t.ld, t.ld,   unit_x + t.first_row * args.dim_pad,
-                    unit_y,  scratch + at.factor_x + 2 * t.first_row,
-                    args.grad_x + (g * args.n + t.first_row) * args.dim, t.rows, 0, 1};
+    Side<Real> side;
+    side.plan = t.cost;
+    side.ld = side.others = t.ld;
+    side.own = scratch + args.in.unit_x + static_cast<int64_t>(t.first_row) * args.dim_pad;
+    side.other = scratch + args.in.unit_y;
+    side.factor = scratch + args.in.factor_x + 2 * t.first_row;
+    side.out = args.grad_x + (g * args.n + t.first_row) * args.dim;
+    side.rows = t.rows;
+    side.first = 0;
+    side.step = 1;
     gradient<false>(args, side, t.work);
   }
   value += of_columns;
@@ -171,8 +173,17 @@ __device__ __forceinline__ void solve(const Args<Real>& args, int64_t g, Grid& g
     args.iterations[g] = step;
   }
   if (args.grad_y) {
-    Side<Real> side{GRID ? plan : t.cost, t.ld, args.n, unit_y, unit_x, scratch + at.factor_y,
-                    args.grad_y + g * args.m * args.dim, args.m, block, blocks};
+    Side<Real> side;
+    side.plan = GRID ? plan : t.cost;
+    side.ld = t.ld;
+    side.others = args.n;
+    side.own = scratch + args.in.unit_y;
+    side.other = scratch + args.in.unit_x;
+    side.factor = scratch + args.in.factor_y;
+    side.out = args.grad_y + g * args.m * args.dim;
+    side.rows = args.m;
+    side.first = block;
+    side.step = blocks;
     gradient<true>(args, side, t.work);
   }
 }
@@ -180,7 +191,7 @@ __device__ __forceinline__ void solve(const Args<Real>& args, int64_t g, Grid& g
 // What a kernel's own file says of it applies; K columns and U rows per lane in the sweep.
 template <class Real, int K, int U, bool GRID>
 __global__ void __launch_bounds__(THREADS) sinkhorn_kernel(const Args<Real> args) {
-  Grid grid{args.zeroed, Fixed<Real>::WORDS * leading(args.m), 0};
+  Grid grid{args.zeroed, Fixed<Real>::WORDS * args.at.ld, 0};
   WCF_ROLLED
   for (int64_t g = GRID ? 0 : blockIdx.x; g < args.problems; g += GRID ? 1 : gridDim.x) {
     solve<Real, K, U, GRID>(args, g, grid);

@@ -16,33 +16,32 @@ struct Tile {
   Real* part;    // [PART]
   Real* sums;    // [WARPS]
   Real* work;
-  int rows, m, ld, first_row;
+  int m, ld, first_row, rows;
 
-  __device__ __forceinline__ Tile(const Args<Real>& args, int block) : m(args.m), first_row(block * args.rows) {
-    const Layout at(args.rows, args.m);
+  __device__ __forceinline__ Tile(const Args<Real>& args, int block)
+      : m(args.m), ld(args.at.ld), first_row(block * args.at.rows) {
     Real* const base = shared_ptr<Real>(0);
-    cost = base + at.cost;
-    b = base + at.b;
-    beta = base + at.beta;
-    ahead = base + at.ahead;
-    a = base + at.a;
-    alpha = base + at.alpha;
-    guess = base + at.guess;
-    part = base + at.part;
-    sums = base + at.sums;
-    work = base + at.work;
-    ld = at.ld;
-    rows = args.n - first_row < args.rows ? args.n - first_row : args.rows;
+    cost = base + args.at.cost;
+    b = base + args.at.b;
+    beta = base + args.at.beta;
+    ahead = base + args.at.ahead;
+    a = base + args.at.a;
+    alpha = base + args.at.alpha;
+    guess = base + args.at.guess;
+    part = base + args.at.part;
+    sums = base + args.at.sums;
+    work = base + args.at.work;
+    rows = args.n - first_row < args.at.rows ? args.n - first_row : args.at.rows;
   }
 };
 
 // One number of an input of any dtype.
 template <class Real>
 __device__ __forceinline__ Real load_input(const void* at, int dtype, int64_t i) {
+  if constexpr (sizeof(Real) == 8) return static_cast<const double*>(at)[i];
   switch (dtype) {
     case DTYPE_BF16: return static_cast<Real>(load(static_cast<const Bf16*>(at)[i]));
     case DTYPE_F16: return static_cast<Real>(load(static_cast<const F16*>(at)[i]));
-    case DTYPE_F64: return static_cast<Real>(static_cast<const double*>(at)[i]);
     default: return static_cast<Real>(static_cast<const float*>(at)[i]);
   }
 }
@@ -61,85 +60,114 @@ __device__ __forceinline__ double first_factor(double peak) {
   return peak;
 }
 
-// Widens the rows of x or y once and, for the cosine, divides them by their length. Four rows per warp and turn, so
-// that the transposed copy is written 16 bytes at a time.
-// from [count, D] -> unit [padded, Dp] and, if not null, transposed [Dp, padded]; factor [count, 2]. padded % 4 == 0
-// unless transposed is null; `warp` of `warps` takes part.
+// Widens the rows of x and y once and, for the cosine, divides them by their length. Four rows per warp and turn, so
+// that the transposed copy of y is written 16 bytes at a time. `warp` of `warps` takes part.
 template <class Real>
-__device__ __forceinline__ void stage(const Args<Real>& args, const void* from, int64_t first, int count, int padded,
-                                      Real* unit, Real* transposed, Real* factor, int warp, int warps) {
-  const int lane = threadIdx.x % WARP;
-  const int64_t dim = args.dim, dim_pad = args.dim_pad;
+__device__ __forceinline__ void stage(const Args<Real>& args, Real* scratch, int64_t g, int warp, int warps) {
+  const int lane = threadIdx.x % WARP, dim = args.dim, dim_pad = args.dim_pad, ld = args.at.ld;
   WCF_ROLLED
-  for (int row = 4 * warp; row < padded; row += 4 * warps) {
+  for (int row = 4 * warp; row < static_cast<int>(round_up(args.n, 4)) + ld; row += 4 * warps) {
+    const bool of_y = row >= round_up(args.n, 4);
+    const int first = of_y ? row - static_cast<int>(round_up(args.n, 4)) : row;
+    const int count = of_y ? args.m : args.n, padded = of_y ? ld : args.n;
+    const void* const from = of_y ? args.y : args.x;
+    const int64_t start = (g * count + first) * dim;
+    Real* const unit = scratch + (of_y ? args.in.unit_y : args.in.unit_x) + static_cast<int64_t>(first) * dim_pad;
+    Real* const factor = scratch + (of_y ? args.in.factor_y : args.in.factor_x) + 2 * first;
     Real one[4], two[4];
     WCF_UNROLL
-    for (int r = 0; r < 4; ++r) {
-      one[r] = two[r] = 1;
-      if (args.cost != COSINE || row + r >= count) continue;  // the whole warp
-      const int64_t at = (first + row + r) * dim;
-      Real peak = 0, square = 0;
+    for (int r = 0; r < 4; ++r) one[r] = two[r] = 1;
+    if (args.cost == COSINE) {
+      Real peak[4], square[4];
+      WCF_UNROLL
+      for (int r = 0; r < 4; ++r) peak[r] = square[r] = 0;
       WCF_ROLLED
-      for (int64_t d = lane; d < dim; d += WARP) peak = fmax(peak, fabs(load_input<Real>(from, args.dtype, at + d)));
-      peak = warp_max(peak);
-      if (peak > 0) one[r] = first_factor(peak);
-      WCF_ROLLED
-      for (int64_t d = lane; d < dim; d += WARP) {
-        const Real v = load_input<Real>(from, args.dtype, at + d) * one[r];
-        square = multiply_add(v, v, square);
+      for (int d = lane; d < dim; d += WARP) {
+        WCF_UNROLL
+        for (int r = 0; r < 4; ++r) {
+          if (first + r < count) {
+            peak[r] = fmax(peak[r], fabs(load_input<Real>(from, args.dtype, start + static_cast<int64_t>(r) * dim + d)));
+          }
+        }
       }
-      square = warp_sum(square);
-      if (square > 0) two[r] = 1 / sqrt(square);
-      if (lane == 0) {
-        factor[2 * (row + r)] = one[r];
-        factor[2 * (row + r) + 1] = two[r];
+      WCF_UNROLL
+      for (int r = 0; r < 4; ++r) {
+        peak[r] = warp_max(peak[r]);
+        if (peak[r] > 0) one[r] = first_factor(peak[r]);
+      }
+      WCF_ROLLED
+      for (int d = lane; d < dim; d += WARP) {
+        WCF_UNROLL
+        for (int r = 0; r < 4; ++r) {
+          if (first + r >= count) continue;
+          const Real v = load_input<Real>(from, args.dtype, start + static_cast<int64_t>(r) * dim + d) * one[r];
+          square[r] = multiply_add(v, v, square[r]);
+        }
+      }
+      WCF_UNROLL
+      for (int r = 0; r < 4; ++r) {
+        square[r] = warp_sum(square[r]);
+        if (square[r] > 0) two[r] = 1 / sqrt(square[r]);
+        if (lane == 0 && first + r < count) {
+          factor[2 * r] = one[r];
+          factor[2 * r + 1] = two[r];
+        }
       }
     }
     WCF_ROLLED
-    for (int64_t d = lane; d < dim_pad; d += WARP) {
-      Four<Real> four;
+    for (int d = lane; d < dim_pad; d += WARP) {
+      Pack<Real> packs[4 / Pack<Real>::SIZE];
       WCF_UNROLL
       for (int r = 0; r < 4; ++r) {
-        const bool inside = row + r < count && d < dim;
-        four.v[r] =
-            inside ? load_input<Real>(from, args.dtype, (first + row + r) * dim + d) * one[r] * two[r] : Real(0);
-        if (row + r < padded) unit[(row + r) * dim_pad + d] = four.v[r];
+        Real v = 0;
+        if (first + r < count && d < dim) {
+          v = load_input<Real>(from, args.dtype, start + static_cast<int64_t>(r) * dim + d) * one[r] * two[r];
+        }
+        if (first + r < padded) unit[static_cast<int64_t>(r) * dim_pad + d] = v;
+        packs[r / Pack<Real>::SIZE].v[r % Pack<Real>::SIZE] = v;
       }
-      if (transposed) *reinterpret_cast<Four<Real>*>(transposed + d * padded + row) = four;
+      if (!of_y) continue;
+      Real* const to = scratch + args.in.unit_yt + static_cast<int64_t>(d) * ld + first;
+      WCF_UNROLL
+      for (int q = 0; q < 4; q += Pack<Real>::SIZE) {
+        *reinterpret_cast<Pack<Real>*>(to + q) = packs[q / Pack<Real>::SIZE];
+      }
     }
   }
 }
 
 // C of the strip. A thread makes GROUP rows of one column: y comes transposed, one coalesced load for GROUP
-// multiply-adds; x is the same for the whole warp, four dimensions a load. The columns of the padding are zero.
+// multiply-adds; x is the same for the whole warp, 16 bytes a load. The columns of the padding are zero.
 // unit_x [n, Dp], unit_yt [Dp, ld].
 template <bool SQUARES, class Real>
-__device__ __forceinline__ void fill_cost(const Tile<Real>& t, const Real* unit_x, const Real* unit_yt, int64_t dim_pad) {
+__device__ __forceinline__ void fill_cost(const Tile<Real>& t, const Real* unit_x, const Real* unit_yt, int dim_pad) {
+  constexpr int STEP = Pack<Real>::SIZE;
   const int groups = (t.rows + GROUP - 1) / GROUP;
   WCF_ROLLED
   for (int item = threadIdx.x; item < groups * t.ld; item += THREADS) {
     const int j = item % t.ld, first = item / t.ld * GROUP;
+    const int last = t.rows - 1 - first;  // rows from there on are the last one again, and not written
+    const Real* x = unit_x + static_cast<int64_t>(t.first_row + first) * dim_pad;
+    const Real* y = unit_yt + j;
     Real sum[GROUP];
-    const Real* x[GROUP];
     WCF_UNROLL
-    for (int r = 0; r < GROUP; ++r) {
-      sum[r] = 0;
-      x[r] = unit_x + (t.first_row + (first + r < t.rows ? first + r : t.rows - 1)) * dim_pad;
-    }
+    for (int r = 0; r < GROUP; ++r) sum[r] = 0;
     WCF_ROLLED
-    for (int64_t d = 0; d < dim_pad; d += 4) {
-      Real y[4];
+    for (int d = 0; d < dim_pad; d += STEP) {
+      Real v[STEP];
       WCF_UNROLL
-      for (int q = 0; q < 4; ++q) y[q] = unit_yt[(d + q) * t.ld + j];
+      for (int q = 0; q < STEP; ++q) v[q] = y[q * t.ld];
       WCF_UNROLL
       for (int r = 0; r < GROUP; ++r) {
-        const Four<Real> u = load4(x[r] + d);
+        const Pack<Real> u = load_pack(x + (r < last ? r : last) * dim_pad);
         WCF_UNROLL
-        for (int q = 0; q < 4; ++q) {
-          const Real left = SQUARES ? u.v[q] - y[q] : u.v[q];
-          sum[r] = multiply_add(left, SQUARES ? left : y[q], sum[r]);
+        for (int q = 0; q < STEP; ++q) {
+          const Real left = SQUARES ? u.v[q] - v[q] : u.v[q];
+          sum[r] = multiply_add(left, SQUARES ? left : v[q], sum[r]);
         }
       }
+      x += STEP;
+      y += STEP * static_cast<int64_t>(t.ld);
     }
     WCF_UNROLL
     for (int r = 0; r < GROUP; ++r) {
