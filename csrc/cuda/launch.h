@@ -64,17 +64,29 @@ class DeviceGuard {
   int before_ = -1;
 };
 
+// Lets a kernel be launched with this much dynamic shared memory.
+template <class... Params>
+cudaError_t allow_shared(void (*kernel)(Params...), size_t shared_bytes) {
+  if (shared_bytes <= 48 * 1024) return cudaSuccess;
+  return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              static_cast<int>(shared_bytes));
+}
+
+// How many blocks of such a launch an SM of the current device holds at once: 0 if none fits.
+template <class... Params>
+cudaError_t blocks_per_sm(void (*kernel)(Params...), int threads, size_t shared_bytes, int* blocks) {
+  const cudaError_t e = allow_shared(kernel, shared_bytes);
+  if (e != cudaSuccess) return e;
+  return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel, threads, shared_bytes);
+}
+
 // Starts kernel(args...) on the current device and returns the CUDA error.
 template <class... Params, class... Args>
 cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
                    bool cooperative, Args... args) {
 #if defined(__CUDACC__)
-  if (shared_bytes > 48 * 1024) {
-    const cudaError_t e = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                               cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                               static_cast<int>(shared_bytes));
-    if (e != cudaSuccess) return e;
-  }
+  const cudaError_t e = allow_shared(kernel, shared_bytes);
+  if (e != cudaSuccess) return e;
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeCooperative;
   attribute.val.cooperative = 1;

@@ -41,6 +41,22 @@ cudaError_t cudaGetDevice(int* device);
 cudaError_t cudaSetDevice(int device);
 cudaError_t cudaGetLastError();
 
+// What a launcher asks of a device: small, so that tests reach every regime with small problems.
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount = 16,
+  cudaDevAttrCooperativeLaunch = 95,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin = 97,
+};
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value);
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* kernel, int threads, size_t shared);
+template <class... Params>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*kernel)(Params...), int threads,
+                                                          size_t shared) {
+  return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, reinterpret_cast<const void*>(kernel), threads, shared);
+}
+
 namespace cuda_on_cpu {
 
 // Which barrier it is, by its place in the source and what it waits on: all threads must meet at the same one.
@@ -54,6 +70,7 @@ constexpr unsigned FULL = 0xFFFFFFFFu;
 
 unsigned char* shared_memory();
 void block_barrier(Site site);
+bool block_any(bool vote, Site site);
 void grid_barrier(const void* state, const char* file = __builtin_FILE(), int line = __builtin_LINE());
 
 // Waits for the whole warp and returns what each of the 32 lanes handed in; valid until this lane's next call.
@@ -94,6 +111,10 @@ inline unsigned cuda_on_cpu_lane() {
 }
 
 inline void __syncthreads(CUDA_ON_CPU_SITE) { cuda_on_cpu::block_barrier({file, line}); }
+
+inline int __syncthreads_or(int predicate, CUDA_ON_CPU_SITE) {
+  return cuda_on_cpu::block_any(predicate != 0, {file, line});
+}
 
 inline void __syncwarp(unsigned mask = cuda_on_cpu::FULL, CUDA_ON_CPU_SITE) {
   cuda_on_cpu::warp_collect("__syncwarp", mask, {file, line}, 0);

@@ -30,6 +30,7 @@ constexpr size_t STACK_BYTES = 256 * 1024;
 constexpr size_t MAX_SHARED_BYTES = 227 * 1024;  // per block on sm_90
 constexpr size_t GUARD_BYTES = 256;              // after the shared memory, to catch a write past its end
 constexpr int MAX_THREADS = 16384;               // alive at once in a cooperative grid
+constexpr int THREADS_PER_SM = 2048;
 constexpr unsigned char POISON = 0xFF;           // NaN in every floating-point type
 constexpr unsigned char GUARD = 0xA5;
 
@@ -59,6 +60,7 @@ struct Block {
   size_t shared_bytes = 0;
   std::vector<std::unique_ptr<Warp>> warps;
   std::vector<Fiber*> fibers;
+  bool vote = false, voted = false;  // __syncthreads_or: of the barrier that fills, and of the last one
 };
 
 std::mutex launching;
@@ -183,10 +185,12 @@ bool run_warp(Warp& warp) {
 
 bool run_block(Block& block) {
   bool ran = false;
-  do {
+  for (;;) {
     for (auto& warp : block.warps) ran |= run_warp(*warp);
-  } while (release(block.fibers, State::at_block));
-  return ran;
+    if (!release(block.fibers, State::at_block)) return ran;
+    block.voted = block.vote;
+    block.vote = false;
+  }
 }
 
 std::unique_ptr<Block> make_block(uint3 index, dim3 size, size_t shared_bytes, size_t first_fiber) {
@@ -248,6 +252,13 @@ unsigned char* shared_memory() { return current->warp->block->shared.data(); }
 
 void block_barrier(Site site) { wait(State::at_block, "__syncthreads", site); }
 
+bool block_any(bool vote, Site site) {
+  Block& block = *current->warp->block;
+  block.vote |= vote;
+  wait(State::at_block, "__syncthreads_or", site);
+  return block.voted;
+}
+
 void grid_barrier(const void* state, const char* file, int line) {
   if (!is_cooperative) die("grid_sync in a launch that is not cooperative: " + place(*current));
   wait(State::at_grid, "grid_sync", {file, line, state});
@@ -308,6 +319,28 @@ cudaError_t cudaSetDevice(int device) {
 }
 
 cudaError_t cudaGetLastError() { return cudaSuccess; }
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
+  using namespace cuda_on_cpu;
+  if (device < 0 || device > 1) return cudaErrorInvalidDevice;
+  switch (attribute) {
+    case cudaDevAttrMultiProcessorCount: *value = MAX_THREADS / THREADS_PER_SM; return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = MAX_SHARED_BYTES; return cudaSuccess;
+    case cudaDevAttrCooperativeLaunch: *value = 1; return cudaSuccess;
+  }
+  return cudaErrorInvalidValue;
+}
+
+cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int value) {
+  return value <= static_cast<int>(cuda_on_cpu::MAX_SHARED_BYTES) ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int threads, size_t shared) {
+  using namespace cuda_on_cpu;
+  const size_t by_shared = MAX_SHARED_BYTES / std::max<size_t>(shared, 1);
+  *blocks = static_cast<int>(std::min<size_t>(THREADS_PER_SM / threads, by_shared));
+  return cudaSuccess;
+}
 
 extern "C" void cuda_on_cpu_seed(uint64_t seed) { cuda_on_cpu::order_seed = seed; }
 

@@ -1,0 +1,151 @@
+// Arithmetic of the optimal-transport kernels: powers of two, sums over a warp or a block, integers that stand for sums.
+#pragma once
+#include <cmath>
+
+#include "../common/dtype.h"
+#include "launch.h"
+#include "sinkhorn.h"
+
+// Before a loop: turns side by side. WCF_ROLLED is for what runs seldom or is bound elsewhere, where more would cost
+// registers and gain nothing.
+#if defined(__CUDACC__)
+#define WCF_UNROLL_BY(turns) WCF_PRAGMA(unroll (turns))
+#define WCF_PRAGMA(text) _Pragma(#text)
+#else
+#define WCF_UNROLL_BY(turns)
+#endif
+#define WCF_ROLLED WCF_UNROLL_BY(1)
+
+namespace wcf::ot {
+
+// Potentials are kept in units of log 2, so that an exponential is one instruction after one multiply-add.
+constexpr double LOG2E = 1.4426950408889634;
+constexpr double LN2 = 0.6931471805599453;
+
+// 2^x, to 2 ulp; below 2^-126 it is 0 on the device.
+__device__ __forceinline__ float pow2(float x) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return exp2f(x);
+#endif
+}
+__device__ __forceinline__ double pow2(double x) { return exp2(x); }
+__device__ __forceinline__ float log_2(float x) { return log2f(x); }
+__device__ __forceinline__ double log_2(double x) { return log2(x); }
+__device__ __forceinline__ float multiply_add(float x, float y, float z) { return fmaf(x, y, z); }
+__device__ __forceinline__ double multiply_add(double x, double y, double z) { return fma(x, y, z); }
+
+template <class Real>
+__device__ __forceinline__ Real minus_infinity() {
+  return static_cast<Real>(-INFINITY);
+}
+
+// Neighbours that one 16-byte load or store moves: four, of fp64 two.
+template <class Real>
+struct alignas(16) Pack {
+  static constexpr int SIZE = 16 / sizeof(Real);
+  Real v[SIZE];
+};
+
+template <class Real>
+__device__ __forceinline__ Pack<Real> load_pack(const Real* at) {
+  return *reinterpret_cast<const Pack<Real>*>(at);
+}
+
+// The same value in every lane, by the same order of additions in each.
+template <class Real>
+__device__ __forceinline__ Real warp_sum(Real x) {
+  WCF_UNROLL
+  for (int step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(FULL_WARP, x, step);
+  return x;
+}
+
+template <class Real>
+__device__ __forceinline__ Real warp_max(Real x) {
+  WCF_UNROLL
+  for (int step = WARP / 2; step > 0; step /= 2) {
+    const Real other = __shfl_xor_sync(FULL_WARP, x, step);
+    x = other > x ? other : x;
+  }
+  return x;
+}
+
+// The sum of one number per warp, in the order of warps, for every thread. sums [WARPS].
+template <class Real>
+__device__ __forceinline__ Real block_sum(Real of_warp, Real* sums) {
+  __syncthreads();
+  if (threadIdx.x % WARP == 0) sums[threadIdx.x / WARP] = of_warp;
+  __syncthreads();
+  Real sum = 0;
+  WCF_ROLLED
+  for (int w = 0; w < WARPS; ++w) sum += sums[w];
+  return sum;
+}
+
+// ---- Column totals of a cooperative grid
+// Blocks arrive in any order, and floating-point sums would depend on it. Integers do not: a share of column j goes
+// into a 64-bit integer as share / b_j in units of 2^-42 (fp64: a second integer takes the rest, in units of 2^-94).
+// At convergence the total is 1; it is used from 2^-12 (where the shares' roundings are 2^-23 of it) to 2^13. A share
+// is cut off at 2^13, so 256 of them neither overflow nor pass for a usable total.
+
+constexpr double FIXED_ONE = 0x1p42;
+constexpr double FIXED_REST = 0x1p52;
+constexpr double FIXED_LEAST = 0x1p-12;
+constexpr double FIXED_LIMIT = 0x1p13;
+
+using Word = unsigned long long;
+
+template <class Real>
+struct Fixed;
+
+template <>
+struct Fixed<float> {
+  static constexpr int WORDS = 1;
+  // words [WORDS, ld], at column j.
+  static __device__ __forceinline__ void add(Word* words, int, float share) {
+    const float cut = fminf(share, static_cast<float>(FIXED_LIMIT));
+    atomicAdd(words, static_cast<Word>(cut * static_cast<float>(FIXED_ONE) + 0.5f));
+  }
+  static __device__ __forceinline__ float total(const Word* words, int) {
+    return static_cast<float>(*words) * static_cast<float>(1 / FIXED_ONE);
+  }
+  // Keeps the order of floats and puts all of them above 0.
+  static __device__ __forceinline__ Word order(float x) {
+    const uint32_t bits = float_bits(x);
+    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+  }
+  static __device__ __forceinline__ float value(Word order) {
+    const uint32_t bits = static_cast<uint32_t>(order);
+    return bits_float(bits & 0x80000000u ? bits & 0x7FFFFFFFu : ~bits);
+  }
+};
+
+template <>
+struct Fixed<double> {
+  static constexpr int WORDS = 2;
+  static __device__ __forceinline__ void add(Word* words, int ld, double share) {
+    const double scaled = fmin(share, FIXED_LIMIT) * FIXED_ONE;
+    const Word whole = static_cast<Word>(scaled);
+    atomicAdd(words, whole);
+    atomicAdd(words + ld, static_cast<Word>((scaled - static_cast<double>(whole)) * FIXED_REST));
+  }
+  static __device__ __forceinline__ double total(const Word* words, int ld) {
+    return (static_cast<double>(words[0]) + static_cast<double>(words[ld]) / FIXED_REST) / FIXED_ONE;
+  }
+  static __device__ __forceinline__ Word order(double x) {
+    Word bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits >> 63 ? ~bits : bits | (1ull << 63);
+  }
+  static __device__ __forceinline__ double value(Word order) {
+    const Word bits = order >> 63 ? order & ~(1ull << 63) : ~order;
+    double x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+  }
+};
+
+}  // namespace wcf::ot
