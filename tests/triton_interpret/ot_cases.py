@@ -130,11 +130,12 @@ def test_narrow_inputs_are_widened_once(dtype, cost):
 def test_strided_and_expanded_inputs():
     x = features(24, 2, 6, 14)[:, ::2, 1::2]
     y = features(25, 5, 7).expand(2, 5, 7)
+    a, b = masses(39, 3, 2).mT, masses(40, 5).expand(2, 5)
+    a = a / a.sum(-1, keepdim=True)
     args = solve_args("sqeuclidean", "ipot", 2.0, 2)
-    packed = triton.ot_solve(x.contiguous(), y.contiguous(), uniform(x), uniform(y), *args)
-    assert all(
-        torch.equal(p, q) for p, q in zip(triton.ot_solve(x, y, uniform(x), uniform(y), *args), packed, strict=True)
-    )
+    packed = triton.ot_solve(*(t.contiguous() for t in (x, y, a, b)), *args)
+    assert not a.is_contiguous()
+    assert all(torch.equal(p, q) for p, q in zip(triton.ot_solve(x, y, a, b, *args), packed, strict=True))
 
 
 @pytest.mark.parametrize("cost", COSTS)

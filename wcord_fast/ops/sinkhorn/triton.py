@@ -88,7 +88,7 @@ def ot_solve(
     if why:
         raise NotImplementedError(why)
     with _on(x.device):
-        solve = _Solve(_side(x, cost), _side(y, cost), a, b, cost, x.shape[2])
+        solve = _Solve(_side(x, cost), _side(y, cost), a.contiguous(), b.contiguous(), cost, x.shape[2])
         solve.iterate(solver, eps, iters, tol)
         return solve.finish(value, eps, need_x, need_y, need_a, need_b)
 
