@@ -16,6 +16,7 @@
 #include <cuda_runtime_api.h>
 
 #include "cuda/cuda.h"
+#include "cuda/sinkhorn_entry.h"
 #endif
 
 namespace py = pybind11;
@@ -129,6 +130,9 @@ void def_cuda(py::module_& m) {
   m.def("cuda_draw", &wcf_cuda_draw, release());
   m.def("cuda_bank_update", &wcf_cuda_bank_update, release());
   m.def("cuda_bank_init", &wcf_cuda_bank_init, release());
+  m.def("cuda_sinkhorn_plan", &wcf_cuda_sinkhorn_plan, release());
+  m.def("cuda_sinkhorn_memory", &wcf_cuda_sinkhorn_memory, release());
+  m.def("cuda_sinkhorn", &wcf_cuda_sinkhorn, release());
 }
 #endif
 

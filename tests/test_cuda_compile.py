@@ -13,6 +13,10 @@ from .cuda_on_cpu import build
 
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 MAX_REGISTERS = 48  # 5 blocks of 256 threads on an SM of 64 K registers
+LARGER = {
+    # One block of 512 threads per SM, because of its shared memory; rows of exponentials live in registers.
+    "sinkhorn_kernel": 128,
+}
 
 pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc was not found")
 
@@ -50,7 +54,8 @@ def test_kernels_fit(source, arch, tmp_path):
     assert len(kernels) >= 1
     for kernel in kernels:
         assert (kernel["stack"], kernel["stores"], kernel["loads"]) == ("0", "0", "0"), kernel
-        assert int(kernel["registers"]) <= MAX_REGISTERS, kernel
+        budget = next((most for name, most in LARGER.items() if re.search(name, kernel["name"])), MAX_REGISTERS)
+        assert int(kernel["registers"]) <= budget, kernel
         assert "smem" not in kernel["rest"], f"static shared memory: {kernel}"
 
 

@@ -1,4 +1,4 @@
-"""Every kernel of csrc/cuda, run thread by thread on the CPU, and the emulation that does so (cuda_on_cpu/)."""
+"""The draw, update and initial-value kernels, thread by thread on the CPU, and the emulation itself (cuda_on_cpu/)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from wcord_fast.ops.status import Code
 from . import draw_specs
 from .cuda_on_cpu import build
 
-KERNELS = [build.HERE / "selftest.cu", *sorted((build.CSRC / "cuda").glob("*.cu"))]
+KERNELS = [build.HERE / "selftest.cu", *(build.CSRC / "cuda" / name for name in ("bank.cu", "draws.cu"))]
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 POINTERS = ("state", "label", "order", "rank", "class_start", "threshold", "alias")
 
@@ -69,6 +69,14 @@ def test_warp_operations(kernels):
         np.array([range(32 * w, 32 * w + 32) for w in range(3)]).sum(1)[warp],
     ]
     assert np.array_equal(out, np.array(expected))
+
+
+def test_block_vote(kernels):
+    x, out = np.zeros((3, 5, 96), np.int32), np.full((3, 5, 96), -1, np.int32)
+    for block, step, thread in ((0, 1, 40), (0, 2, 95), (2, 4, 0)):
+        x[block, step, thread] = 8
+    assert kernels.selftest_block_vote(address(x), address(out), 5, 3, 96) == 0
+    assert np.array_equal(out != 0, np.broadcast_to(x.any(2, keepdims=True), x.shape))
 
 
 def test_cooperative_grid(kernels):
