@@ -17,6 +17,7 @@
 #include <cuda_runtime_api.h>
 
 #include "cuda/cuda.h"
+#include "cuda/sinkhorn_entry.h"
 #endif
 
 namespace py = pybind11;
@@ -136,6 +137,9 @@ void def_cuda(py::module_& m) {
   m.def("cuda_bank_init", &wcf_cuda_bank_init, release());
   m.def("cuda_bank_gather", &wcf_cuda_bank_gather, release());
   m.def("cuda_membership", &wcf_cuda_membership, release());
+  m.def("cuda_sinkhorn_plan", &wcf_cuda_sinkhorn_plan, release());
+  m.def("cuda_sinkhorn_memory", &wcf_cuda_sinkhorn_memory, release());
+  m.def("cuda_sinkhorn", &wcf_cuda_sinkhorn, release());
 }
 #endif
 

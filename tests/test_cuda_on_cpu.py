@@ -71,6 +71,14 @@ def test_warp_operations(kernels):
     assert np.array_equal(out, np.array(expected))
 
 
+def test_block_vote(kernels):
+    x, out = np.zeros((3, 5, 96), np.int32), np.full((3, 5, 96), -1, np.int32)
+    for block, step, thread in ((0, 1, 40), (0, 2, 95), (2, 4, 0)):
+        x[block, step, thread] = 8
+    assert kernels.selftest_block_vote(address(x), address(out), 5, 3, 96) == 0
+    assert np.array_equal(out != 0, np.broadcast_to(x.any(2, keepdims=True), x.shape))
+
+
 def test_cooperative_grid(kernels):
     value, state = np.arange(6, dtype=np.int32), np.zeros(1, np.uint32)
     assert kernels.selftest_grid(address(value), address(state), 5, 6, 64) == 0

@@ -95,8 +95,9 @@ int wcf_cuda_sinkhorn(int device, uintptr_t stream, int regime, int64_t blocks, 
                       int cost, int solver, double eps, int64_t iters, double tol, int value, uintptr_t out_value,
                       uintptr_t alpha, uintptr_t beta, uintptr_t scale, uintptr_t error, uintptr_t iterations,
                       uintptr_t grad_x, uintptr_t grad_y, uintptr_t grad_a, uintptr_t grad_b, uintptr_t scratch,
-                      uintptr_t zeroed) {
+                      uintptr_t zeroed, uintptr_t status) {
   using namespace wcf;
+  if (dim > ot::MAX_DIM) return static_cast<int>(cudaErrorInvalidValue);
   const DeviceGuard guard(device);
   if (guard.error != cudaSuccess) return error_code(guard.error);
   const auto solve = [&](auto type) {
@@ -135,6 +136,7 @@ int wcf_cuda_sinkhorn(int device, uintptr_t stream, int regime, int64_t blocks, 
     args.grad_b = real(grad_b);
     args.scratch = real(scratch);
     args.zeroed = reinterpret_cast<unsigned long long*>(zeroed);
+    args.status = reinterpret_cast<int32_t*>(status);
     return error_code(ot::run(args, regime, blocks, reinterpret_cast<cudaStream_t>(stream)));
   };
   return dtype == DTYPE_F64 ? solve(double{}) : solve(float{});

@@ -9,12 +9,17 @@ enum Cost : int32_t { COSINE, SQEUCLIDEAN };
 enum Solver : int32_t { SINKHORN, IPOT };
 enum Value : int32_t { COST, DUAL };
 
+// Bits of the device's status word (wcord_fast/ops/status.py).
+constexpr int32_t BAD_INPUT = 8, ZERO_ROW = 16, BAD_MASS = 32;
+constexpr double SUM_TOLERANCE = 1e-4;  // how far a marginal's sum may be from 1, as in reference.py
+
 constexpr int WARP = 32;
 constexpr int THREADS = 512;  // 16 warps: four for each scheduler of an SM, and up to 128 registers a thread
 constexpr int WARPS = THREADS / WARP;
 constexpr int WIDE = 8;                                // columns per lane in the sweep of a wide matrix
 constexpr int NARROW = 2;                              // and of one of at most 64 columns
 constexpr int MAX_COLUMNS = WARPS * WARP * WIDE;       // one sweep holds a row in the registers of the block
+constexpr int64_t MAX_DIM = 1 << 27;                   // GROUP rows are addressed with 32 bits
 constexpr int MAX_BLOCKS = 256;                        // of a cooperative grid: see FIXED_LIMIT
 constexpr int GROUP = 8;                               // rows per thread in the products
 constexpr int CHECK_EVERY = 10;                        // iterations between two tests of tol
@@ -69,14 +74,15 @@ struct Scratch {
   }
 };
 
-// The zeroed words of a cooperative grid: the barrier, then three rounds of column totals of one or two words.
-constexpr int64_t BARRIER_WORDS = 16;
-inline int64_t zeroed_words(int64_t m, int words) { return BARRIER_WORDS + 3 * words * round_up(m, GROUP); }
+// The zeroed words of a cooperative grid: the barrier, on a line of its own a mark for a bad problem (every other one in
+// turn), then three rounds of column totals of one or two words.
+constexpr int64_t MARK_WORD = 16, TOTAL_WORDS = 32;
+inline int64_t zeroed_words(int64_t m, int words) { return TOTAL_WORDS + 3 * words * round_up(m, GROUP); }
 
 template <class Real>
 struct Args {
   const void *x, *y;  // [G, n, D], [G, m, D] of `dtype`
-  const Real *a, *b;  // [G, n], [G, m]
+  const Real *a, *b;  // [G, n], [G, m]; null is uniform
   int64_t problems;
   int32_t n, m, dim, dim_pad, dtype;
   Layout at;
@@ -88,6 +94,7 @@ struct Args {
   Real *grad_x, *grad_y, *grad_a, *grad_b;         // as x, y, a, b; null if not asked for
   Real* scratch;                                   // of each block if resident, of the grid if cooperative
   unsigned long long* zeroed;                      // cooperative only
+  int32_t* status;                                 // the device's status word
 };
 
 }  // namespace wcf::ot

@@ -87,22 +87,50 @@ __device__ __forceinline__ void finish(const Args<Real>& args, const Tile<Real>&
   *error = block_sum(*error, t.sums);
 }
 
+// NaN in every result of a problem with a bad value.
+template <class Real>
+__device__ __forceinline__ void poison(const Args<Real>& args, int64_t g, int block, int blocks) {
+  const auto fill = [&](Real* out, int64_t count) {
+    if (!out) return;
+    WCF_ROLLED
+    for (int64_t i = block * THREADS + threadIdx.x; i < count; i += blocks * THREADS) {
+      out[g * count + i] = static_cast<Real>(NAN);
+    }
+  };
+  fill(args.out_value, 1);
+  fill(args.alpha, args.n);
+  fill(args.beta, args.m);
+  fill(args.scale, 1);
+  fill(args.error, 1);
+  fill(args.grad_x, static_cast<int64_t>(args.n) * args.dim);
+  fill(args.grad_y, static_cast<int64_t>(args.m) * args.dim);
+  fill(args.grad_a, args.n);
+  fill(args.grad_b, args.m);
+  if (block == 0 && threadIdx.x == 0) args.iterations[g] = args.iters;
+}
+
 template <class Real, int K, int U, bool GRID>
 __device__ __forceinline__ void solve(const Args<Real>& args, int64_t g, Grid& grid) {
   const int block = GRID ? static_cast<int>(blockIdx.x) : 0, blocks = GRID ? static_cast<int>(gridDim.x) : 1;
   const Tile<Real> t(args, block);
   Real* const scratch = args.scratch + (GRID ? 0 : blockIdx.x * args.in.size);
   Real* const slots = scratch + args.in.slots;
-  const auto sync = [&] {
-    if constexpr (GRID) {
-      grid.sync();
-    } else {
-      __syncthreads();
-    }
-  };
 
-  stage(args, scratch, g, block * WARPS + threadIdx.x / WARP, blocks * WARPS);
-  sync();
+  int32_t bad = stage(args, scratch, g, block * WARPS + threadIdx.x / WARP, blocks * WARPS);
+  if (block == 0) bad |= check_masses(args.a, g, args.n, t.sums) | check_masses(args.b, g, args.m, t.sums);
+  if (bad) atomicOr(args.status, bad);
+  if constexpr (GRID) {
+    if (bad) atomicOr(&args.zeroed[MARK_WORD + g % 2], 1ull);
+    grid.sync();
+    bad = args.zeroed[MARK_WORD + g % 2] != 0;
+    if (block == 0 && threadIdx.x == 0) args.zeroed[MARK_WORD + (g + 1) % 2] = 0;
+  } else {
+    bad = __syncthreads_or(bad);
+  }
+  if (bad) {  // the same in the whole grid
+    poison(args, g, block, blocks);
+    return;
+  }
   if (args.cost == SQEUCLIDEAN) {
     fill_cost<true>(t, scratch + args.in.unit_x, scratch + args.in.unit_yt, args.dim_pad);
   } else {

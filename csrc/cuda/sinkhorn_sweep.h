@@ -11,7 +11,7 @@ struct Grid {
   int words;  // per buffer
   uint32_t round;
 
-  __device__ __forceinline__ Word* buffer(uint32_t q) const { return zeroed + BARRIER_WORDS + (q % 3) * words; }
+  __device__ __forceinline__ Word* buffer(uint32_t q) const { return zeroed + TOTAL_WORDS + (q % 3) * words; }
   __device__ __forceinline__ Word* filling() const { return buffer(round); }
   __device__ __forceinline__ const Word* filled() const { return buffer(round - 1); }
   __device__ __forceinline__ void sync() const { grid_sync(reinterpret_cast<uint32_t*>(zeroed)); }

@@ -27,6 +27,14 @@ __global__ void warp_operations_kernel(int* out) {
   out[7 * n + t] = __reduce_add_sync(FULL_WARP, t);
 }
 
+// in, out [blocks, steps, threads]: per step, whether any thread of the block has a number that is not zero.
+__global__ void block_vote_kernel(const int* in, int* out, int steps) {
+  for (int step = 0; step < steps; ++step) {
+    const unsigned at = (blockIdx.x * steps + step) * blockDim.x + threadIdx.x;
+    out[at] = __syncthreads_or(in[at]);
+  }
+}
+
 // value [blocks]: `steps` times, each block's value becomes the sum of all (mod 1000) plus its own number.
 __global__ void grid_kernel(int* value, uint32_t* state, int steps) {
   for (int step = 0; step < steps; ++step) {
@@ -85,6 +93,10 @@ int selftest_block_sum(const float* in, float* out, int blocks, int threads) {
 
 int selftest_warp_operations(int* out, int threads) {
   return launch(warp_operations_kernel, dim3(1), dim3(threads), 0, nullptr, false, out);
+}
+
+int selftest_block_vote(const int* in, int* out, int steps, int blocks, int threads) {
+  return launch(block_vote_kernel, dim3(blocks), dim3(threads), 0, nullptr, false, in, out, steps);
 }
 
 int selftest_grid(int* value, uint32_t* state, int steps, int blocks, int threads) {
