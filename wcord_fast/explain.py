@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from .ops import checks, dispatch
-from .ops.bank.plan import PLANS, choose
+from .ops.bank.plan import PLANS, Problem, choose
 from .ops.dispatch import Choice
-from .ops.sampling.spec import ALL, DrawSpec
+from .ops.sampling.spec import ALL
 
 BANK_OPS = ("bank_nce", "bank_mean_score", "bank_log_z")
 
@@ -17,6 +17,8 @@ def explain(
     *,
     num_data: int | None = None,
     k: int | str | None = None,
+    batch: int = 64,
+    dim: int = 128,
     plan: str = "auto",
     backend: str = "auto",
     device: torch.device | str = "cpu",
@@ -25,7 +27,8 @@ def explain(
 
     Args:
         op: "bank_nce", "bank_mean_score", "bank_log_z", "bank_update", "bank_init", "draw" or "ot".
-        num_data, k: N and K ("all" for the whole pool) of a bank op with plan="auto".
+        num_data, k: N and K ("all" for the whole pool, also with expected=True) of a bank op with plan="auto".
+        batch, dim: B and D of such a call.
         plan, backend: as in the call.
         device: the device of the tensors.
     Returns:
@@ -41,10 +44,10 @@ def explain(
     checks.choice("plan", plan, ("auto", *PLANS))
     if plan == "auto" and (num_data is None or k is None):
         raise ValueError(f"explain({op!r}) with plan='auto' needs num_data and k, got num_data={num_data}, k={k}")
-    why = "asked for"
-    if plan == "auto":
-        draws = ALL if k == "all" else checks.integer("k", k, least=1)
-        spec = DrawSpec("none", draws, "no", False, 0, [])
-        plan, why = choose(plan, checks.integer("num_data", num_data, least=1), spec, "reference", kind)
-    found = dispatch.resolve(op, plan=plan, device=kind, backend=asked)
-    return Choice(op, plan, kind, found.backend, f"{found.reason}; plan {plan}: {why}")
+    sizes = (1, ALL) if plan != "auto" else (checks.integer("num_data", num_data, least=1), _draws(k))
+    problem = Problem(checks.integer("batch", batch, least=1), *sizes, checks.integer("dim", dim, least=1))
+    return choose(op, plan, problem, kind, asked)
+
+
+def _draws(k: int | str | None) -> int:
+    return ALL if k == "all" else checks.integer("k", k, least=1)

@@ -57,9 +57,14 @@ SUPPORT: tuple[Row, ...] = (
     Row("bank_update", "-", "cuda", "native", "one warp per row, no atomics"),
     Row("bank_update", "-", "any", "reference", "plain PyTorch, any device"),
     *(
-        Row(op, plan, "any", "reference", "plain PyTorch, chunked over anchors")
+        Row(op, plan, device, backend, note)
         for op in ("bank_nce", "bank_mean_score", "bank_log_z")
-        for plan in ("gather", "dense")
+        for plan, device, backend, note in (
+            ("gather", "cpu", "native", "C++, draws binned by bank tile, loss and gradient in one pass"),
+            ("gather", "any", "reference", "plain PyTorch, chunked over anchors"),
+            ("dense", "cpu", "native", "C++ masks and critic terms round torch's matrix product"),
+            ("dense", "any", "reference", "plain PyTorch, chunked over anchors"),
+        )
     ),
     Row("ot", "-", "any", "reference", "plain PyTorch, stored cost matrix"),
 )
