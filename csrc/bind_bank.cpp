@@ -37,7 +37,7 @@ DrawArgs draw_args(const py::tuple& t) {
   return a;
 }
 
-// rows: (kind, address, bytes per number).  banks: one (address, dtype) per direction.
+// rows: (kind, address, bytes per number, numbers per anchor).  banks: one (address, dtype) per direction.
 BankArgs bank_args(int op, bool wide, const py::tuple& draws, const py::tuple& rows, const py::list& banks, int64_t dim,
                    uintptr_t anchors, uintptr_t offset, double scale, uintptr_t value, uintptr_t grad, int threads) {
   BankArgs a{};
@@ -45,6 +45,7 @@ BankArgs bank_args(int op, bool wide, const py::tuple& draws, const py::tuple& r
   a.rows = rows[0].cast<int32_t>();
   a.given = at<const void>(rows[1]);
   a.given_bytes = rows[2].cast<int32_t>();
+  a.given_stride = rows[3].cast<int64_t>();
   a.op = op;
   a.wide = wide;
   a.dim = dim;

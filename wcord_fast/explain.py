@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 
 from .ops import checks, dispatch
-from .ops.bank.plan import PLANS, choose
+from .ops.bank.plan import PLANS, Problem, choose
 from .ops.dispatch import Choice
-from .ops.sampling.spec import ALL, DrawSpec
+from .ops.sampling.spec import ALL
 from .ops.sinkhorn import backends
 
 BANK_OPS = ("bank_nce", "bank_mean_score", "bank_log_z")
+FUNCTIONS = {"ot_cost": "ot", "ot_plan": "ot", "ot_solve": "ot", "bank_update_": "bank_update"}  # functional -> op
 
 
 def explain(
@@ -18,9 +19,10 @@ def explain(
     *,
     num_data: int | None = None,
     k: int | str | None = None,
+    batch: int = 64,
     n: int | None = None,
     m: int | None = None,
-    dim: int | None = None,
+    dim: int = 128,
     problems: int = 1,
     dtype: torch.dtype = torch.float32,
     plan: str = "auto",
@@ -30,10 +32,13 @@ def explain(
     """Which plan and backend a call of `op` takes in this process, and why.
 
     Args:
-        op: "bank_nce", "bank_mean_score", "bank_log_z", "bank_update", "bank_init", "draw" or "ot".
-        num_data, k: N and K ("all" for the whole pool) of a bank op with plan="auto".
-        n, m, dim, problems, dtype: shape [problems, n, dim] against [problems, m, dim] and dtype of the features of
-            "ot": with n, m and dim given, the answer says in which regime (resident, streaming, ...) it is solved.
+        op: "bank_nce", "bank_mean_score", "bank_log_z", "bank_update", "bank_init", "draw" or "ot", or the name of the
+            function in `wcord_fast.functional`.
+        num_data, k, batch: N, K ("all" for the whole pool, also with expected=True) and B of a bank op; N and K are
+            needed with plan="auto".
+        n, m, problems, dtype: rows of both sides, number of problems and dtype of the features of "ot": with n given
+            (m is n by default), the answer says in which regime (resident, streaming, ...) it is solved.
+        dim: D, width of the features or of the bank.
         plan, backend: as in the call.
         device: the device of the tensors.
     Returns:
@@ -41,26 +46,27 @@ def explain(
     Raises:
         NotImplementedError: no such row in the support table, which is what the call would raise too.
     """
-    checks.choice("op", op, dispatch.OPS)
-    kind = torch.device(device).type
+    op = checks.choice("op", FUNCTIONS.get(op, op), dispatch.OPS)
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise ValueError(f"device: expected 'cpu', 'cuda' or 'cuda:N', got {device!r}") from None
     asked = dispatch.requested(backend)
-    if op not in BANK_OPS:
-        found = dispatch.resolve(op, device=kind, backend=asked)
-        if op != "ot" or None in (n, m, dim):
-            return found
-        sizes = [
-            checks.integer(name, value, least=1)
-            for name, value in (("n", n), ("m", m), ("dim", dim), ("problems", problems))
-        ]
-        regime, why = backends.module_of(found.backend, kind).regime(*sizes[:3], dtype, sizes[3])
+    dim = checks.integer("dim", dim, least=1)
+    if op == "ot" and n is not None:
+        rows = [checks.integer(name, value, least=1) for name, value in (("n", n), ("m", n if m is None else m))]
+        found = backends.choose_for(*rows, dim, dtype, kind, asked)
+        module = backends.module_of(found.backend, kind)
+        regime, why = module.regime(*rows, dim, dtype, checks.integer("problems", problems, least=1))
         return Choice(op, regime, kind, found.backend, f"{found.reason}; {regime}: {why}")
+    if op not in BANK_OPS:
+        return dispatch.resolve(op, device=kind, backend=asked)
     checks.choice("plan", plan, ("auto", *PLANS))
     if plan == "auto" and (num_data is None or k is None):
         raise ValueError(f"explain({op!r}) with plan='auto' needs num_data and k, got num_data={num_data}, k={k}")
-    why = "asked for"
-    if plan == "auto":
-        draws = ALL if k == "all" else checks.integer("k", k, least=1)
-        spec = DrawSpec("none", draws, "no", False, 0, [])
-        plan, why = choose(plan, checks.integer("num_data", num_data, least=1), spec, "reference", kind)
-    found = dispatch.resolve(op, plan=plan, device=kind, backend=asked)
-    return Choice(op, plan, kind, found.backend, f"{found.reason}; plan {plan}: {why}")
+    sizes = (1, ALL) if plan != "auto" else (checks.integer("num_data", num_data, least=1), _draws(k))
+    return choose(op, plan, Problem(checks.integer("batch", batch, least=1), *sizes, dim), kind, asked)
+
+
+def _draws(k: int | str | None) -> int:
+    return ALL if k == "all" else checks.integer("k", k, least=1)

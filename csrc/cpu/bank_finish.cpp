@@ -1,15 +1,11 @@
 // The end of a bank op: one term per anchor, O(S * B * D), in fp64 and in a fixed order.
 #include <cmath>
 
+#include "../common/critic.h"
 #include "bank_ops.h"
 
 namespace wcf {
 namespace {
-
-constexpr double EPS = 1e-7;  // CRD's own constant
-
-double softplus(double u) { return (u > 0 ? u : 0.0) + std::log1p(std::exp(-std::fabs(u))); }
-double sigmoid(double u) { return u > 0 ? 1 / (1 + std::exp(-u)) : std::exp(u) / (1 + std::exp(u)); }
 
 template <class A, class B>
 double dot(const A* a, const B* b, int64_t n) {
@@ -35,13 +31,13 @@ Real finish_one(const BankArgs& a, int64_t unit, int64_t b, const Bank* row, dou
     const double most = score > others ? score : others;
     return static_cast<Real>(most + std::log(std::exp(score - most) + std::exp(others - most)));
   }
-  const double u = score - a.offset[unit];
+  const Term<double> own = softplus(a.offset[unit] - score);
   if (grad) {
-    const Real other = static_cast<Real>(share * a.scale), own = static_cast<Real>(-sigmoid(-u) * a.scale);
-    for (int64_t d = 0; d < a.dim; ++d) grad[d] = other * grad[d] + own * static_cast<Real>(load(row[d]));
+    const Real others = static_cast<Real>(share * a.scale), slope = static_cast<Real>(own.slope * a.scale);
+    for (int64_t d = 0; d < a.dim; ++d) grad[d] = others * grad[d] - slope * static_cast<Real>(load(row[d]));
   }
-  const double num_data = static_cast<double>(a.draws.num_data);
-  return static_cast<Real>(softplus(-u) + charge * std::log1p(EPS * num_data / charge) + share * value[0]);
+  const double constant = nce_constant(charge, static_cast<double>(a.draws.num_data));
+  return static_cast<Real>(own.value + constant + share * value[0]);
 }
 
 }  // namespace

@@ -130,12 +130,19 @@ class Gather {
     const size_t side = static_cast<size_t>(s);
     const int64_t row_bytes = args_.dim * dtype_bytes(args_.dtypes[side]);
     const int64_t own_bytes = args_.dim * args_.real_bytes(), anchors = args_.draws.num_anchors;
+    const int64_t tile_bytes = plan_.tile_rows * row_bytes;
+    const char* const bank_end = static_cast<const char*>(args_.banks[side]) + args_.draws.num_data * row_bytes;
+    const int64_t share = ceil_div(tile_bytes, (hi - lo) * 64) * 64;
     Visit v{};
     v.dim = args_.dim;
     v.scale = args_.scale;
     for (int64_t t = plan_.tiles * g / plan_.segments; t < plan_.tiles * (g + 1) / plan_.segments; ++t) {
-      v.tile = static_cast<const char*>(args_.banks[side]) + t * plan_.tile_rows * row_bytes;
+      const char* const tile = static_cast<const char*>(args_.banks[side]) + t * plan_.tile_rows * row_bytes;
+      const char* ahead = tile + tile_bytes;
+      const char* const end = std::min(tile + 2 * tile_bytes, bank_end);
+      v.tile = tile;
       for (int64_t p = lo; p < hi; ++p) {
+        for (const char* const to = std::min(end, ahead + share); ahead < to; ahead += 64) __builtin_prefetch(ahead, 0, 2);
         const uint32_t* const start = &starts_[(p - first) * (plan_.tiles + 1) + t];
         v.count = start[1] - start[0];
         if (v.count == 0) continue;
@@ -211,6 +218,7 @@ GatherPlan::GatherPlan(const BankArgs& a) {
     const int64_t rows = int64_t{1} << tile_shift;
     if (rows >= num_data || (2 * rows * row_bytes > TILE_BYTES && piece * rows >= MIN_DRAWS * num_data)) break;
   }
+  if (getenv("TS")) tile_shift = atoi(getenv("TS"));
   tile_rows = int64_t{1} << tile_shift;
   tiles = ceil_div(num_data, tile_rows);
   const int64_t slot_bytes = 2 * piece + 4 * (tiles + 1);

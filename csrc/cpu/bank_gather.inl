@@ -32,7 +32,7 @@ struct Dots {
     for (int v = 0; v < V; ++v) own[v] = load_vec<Real>(x + d + v * W);
     for (int j = 0; j < count; ++j) {
       const Bank* const m = row[j] + d;
-      Vec<Real> sum = part[j];
+      Vec<Real> sum = d == 0 ? Vec<Real>{} : part[j];
       WCF_UNROLL
       for (int v = 0; v < V; ++v) sum = fma(load_vec<Real>(m + v * W), own[v], sum);
       part[j] = sum;
@@ -40,7 +40,7 @@ struct Dots {
   }
   WCF_HD void tail(int64_t d, int n) const {
     const Vec<Real> own = load_part<Real>(x + d, n);
-    for (int j = 0; j < count; ++j) part[j] = fma(load_part<Real>(row[j] + d, n), own, part[j]);
+    for (int j = 0; j < count; ++j) part[j] = fma(load_part<Real>(row[j] + d, n), own, d == 0 ? Vec<Real>{} : part[j]);
   }
 };
 
@@ -48,6 +48,7 @@ struct Dots {
 template <class Real, class Bank>
 struct Combine {
   const Bank* const* row;
+  const Bank* const* next;  // the rows after these, to be fetched meanwhile
   int count;
   const Real* weight;
   Real* grad;
@@ -59,6 +60,9 @@ struct Combine {
     for (int j = 0; j < count; ++j) {
       const Bank* const m = row[j] + d;
       const Vec<Real> w = splat(weight[j]);
+      const char* const ahead = reinterpret_cast<const char*>(next[j] + d);
+      WCF_UNROLL
+      for (int at = 0; at < V * W * static_cast<int>(sizeof(Bank)); at += 64) __builtin_prefetch(ahead + at);
       WCF_UNROLL
       for (int v = 0; v < V; ++v) sum[v] = fma(w, load_vec<Real>(m + v * W), sum[v]);
     }
@@ -85,14 +89,19 @@ void visit(const Visit& a) {
   LogSum<Real> log_sum;
   for (int64_t start = 0; start < a.count; start += W) {
     const int count = static_cast<int>(a.count - start < W ? a.count - start : W);
-    const Bank* row[W];
-    for (int j = 0; j < count; ++j) row[j] = tile + static_cast<int64_t>(a.rows[start + j]) * a.dim;
+    const Bank *row[W], *next[W];
+    for (int j = 0; j < count; ++j) {
+      row[j] = tile + static_cast<int64_t>(a.rows[start + j]) * a.dim;
+      const int64_t after = start + j + W;
+      next[j] = tile + static_cast<int64_t>(a.rows[after < a.count ? after : start]) * a.dim;
+    }
     const IntVec<Real> counted = lane < count;
     Real weight[W];
     if (OP == BANK_ROW_SUM) {
       for (int j = 0; j < W; ++j) weight[j] = Real(1);
     } else {
-      Vec<Real> part[W] = {};
+      Vec<Real> part[W];
+      for (int j = count; j < W; ++j) part[j] = none;
       for_blocks<Real>(a.dim, Dots<Real, Bank>{row, count, x, part});
       const Vec<Real> score = sum_each<Real>(part);
       if (OP == BANK_LOG_Z) {
@@ -101,7 +110,7 @@ void visit(const Visit& a) {
       }
       store_vec(weight, nce.add(fma(score, scale, none - high) - low, counted));
     }
-    if (grad) for_blocks<Real>(a.dim, Combine<Real, Bank>{row, count, weight, grad});
+    if (grad) for_blocks<Real>(a.dim, Combine<Real, Bank>{row, next, count, weight, grad});
   }
   if (OP == BANK_NCE) a.value[0] += nce.total();
   if (OP == BANK_LOG_Z) log_sum.merge_into(a.value);

@@ -14,8 +14,9 @@ enum Rows : int32_t { ROWS_DRAWN, ROWS_GIVEN, ROWS_POOL };
 struct BankArgs {
   DrawArgs draws;     // index, B, K, N, the tables of the pool and of the draws
   int32_t rows;       // Rows
-  const void* given;  // [B, K] int32 or int64 (ROWS_GIVEN)
+  const void* given;  // [B, K] int32 or int64, `given_stride` numbers from anchor to anchor (ROWS_GIVEN)
   int32_t given_bytes;
+  int64_t given_stride;
   int32_t op;                      // BankOp
   bool wide;                       // calculate in fp64
   int64_t dim;                     // D

@@ -34,7 +34,7 @@ class RowSource {
     } else if (args_.rows == ROWS_POOL) {
       for (int i = 0; i < n; ++i) out[i] = static_cast<uint32_t>(pool_row(drawer_.pool, k + i));
     } else {
-      const int64_t at = b_ * count_ + k;
+      const int64_t at = b_ * args_.given_stride + k;
       for (int i = 0; i < n; ++i) out[i] = static_cast<uint32_t>(index_at(args_.given, args_.given_bytes, at + i));
     }
   }

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -58,11 +58,20 @@ SUPPORT: tuple[Row, ...] = (
     Row("bank_update", "-", "cuda", "native", "one warp per row, no atomics"),
     Row("bank_update", "-", "any", "reference", "plain PyTorch, any device"),
     *(
-        Row(op, plan, "any", "reference", "plain PyTorch, chunked over anchors")
+        Row(op, plan, device, backend, note)
         for op in ("bank_nce", "bank_mean_score", "bank_log_z")
-        for plan in ("gather", "dense")
+        for plan, device, backend, note in (
+            ("gather", "cpu", "native", "C++, draws binned by bank tile, loss and gradient in one pass"),
+            ("gather", "cuda", "native", "draws and scores in one kernel"),
+            ("gather", "any", "reference", "plain PyTorch, chunked over anchors"),
+            ("dense", "cpu", "native", "C++ masks and critic terms round torch's matrix product"),
+            ("dense", "cuda", "triton", "split bf16 products on the tensor cores, loss and gradient in one pass"),
+            ("dense", "any", "reference", "plain PyTorch, chunked over anchors"),
+        )
     ),
     Row("ot", "-", "cpu", "native", "C++, OpenMP over strips of rows or over problems"),
+    Row("ot", "-", "cuda", "native", "one launch while the matrix fits in shared memory"),
+    Row("ot", "-", "cuda", "triton", "tiles recomputed on the tensor cores, O(n + m) memory"),
     Row("ot", "-", "any", "reference", "plain PyTorch, stored cost matrix"),
 )
 
@@ -113,9 +122,19 @@ def _rows(op: str, plan: str, kind: str) -> tuple[Row, ...]:
     return tuple(r for r in SUPPORT if r.op == op and r.plan == plan and r.device in (kind, "any"))
 
 
-def resolve(op: str, *, plan: str = "-", device: torch.device | str = "cpu", backend: str = "auto") -> Choice:
+def resolve(
+    op: str,
+    *,
+    plan: str = "-",
+    device: torch.device | str = "cpu",
+    backend: str = "auto",
+    unfit: Callable[[str], str | None] | None = None,
+) -> Choice:
     """The backend that runs `op` with `plan` on `device`, with its reason.
 
+    Args:
+        unfit: from a backend to why it cannot take this call's tensors (a dtype, a size), or None. `auto` passes such a
+            backend over; asked for, it is a NotImplementedError.
     Raises:
         NotImplementedError: an explicit backend has no row in the support table for this case.
         RuntimeError: the row exists, but the backend cannot run in this process.
@@ -133,10 +152,12 @@ def resolve(op: str, *, plan: str = "-", device: torch.device | str = "cpu", bac
         why = cannot_run(asked, kind)
         if why:
             raise RuntimeError(f"backend={asked!r}: {op} on {kind} cannot run here: {why}")
+        if unfit and (why := unfit(asked)):
+            raise NotImplementedError(f"backend={asked!r}: {op} on {kind}: {why}")
         return Choice(op, plan, kind, asked, f"asked for; {row.note}")
     passed_over: list[str] = []
     for row in rows:
-        why = cannot_run(row.backend, kind)
+        why = cannot_run(row.backend, kind) or (unfit(row.backend) if unfit else None)
         if why is None:
             reason = row.note + ("" if not passed_over else f" ({'; '.join(passed_over)})")
             return Choice(op, plan, kind, row.backend, reason)

@@ -84,15 +84,16 @@ class Call:
             self.offset = offset.contiguous()
         self.value = torch.empty(sides, batch, 2, dtype=torch.float64)
         self.grad = torch.empty_like(self.anchors) if needs_grad else None
-        self.rows: Tensor | None = None
-        kind = "pool" if spec.whole_pool else "drawn"
+        rows = (ROWS["pool" if spec.whole_pool else "drawn"], 0, 0, 0)
         if spec.source == "given":
-            kind, self.rows = "given", spec.table("indices").contiguous()
+            given = spec.table("indices")
+            self.given = given if given.stride(1) == 1 else given.contiguous()  # contrast_idx[:, 1:] is read in place
+            rows = (ROWS["given"], self.given.data_ptr(), given.element_size(), self.given.stride(0))
         self.args = self.native.BankArgs(
             OPS[op],
             self.dtype == torch.float64,
             self._draw_args(),
-            (ROWS[kind], address(self.rows), 0 if self.rows is None else self.rows.element_size()),
+            rows,
             [(bank.data_ptr(), native_module.DTYPES[bank.dtype]) for bank in self.banks],
             self.dim,
             self.anchors.data_ptr(),

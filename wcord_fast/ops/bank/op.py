@@ -5,30 +5,52 @@ Schemas take S stacked directions: anchors [S, B, D] against S banks [N, D] with
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .. import checks, dispatch, library
-from ..sampling.spec import DrawSpec
+from ..sampling.spec import ALL, DrawSpec
 from ..status import Code
-from . import native, reference
-from .plan import choose
+from . import native, native_cpu, native_cuda, reference, triton, triton_launch
+from .plan import Problem, choose
 
 # How a DrawSpec travels through a schema, and what follows it in every op.
 _SPEC = "Tensor[] tables, str source, SymInt k, str replacement, bool expected, SymInt anchor_offset"
-_NCE_FWD = {"reference": reference.bank_nce}
-_MEAN_SCORE_FWD = {"reference": reference.bank_mean_score}
-_LOG_Z = {"reference": reference.bank_log_z}
+
+# (backend, plan, kind of device) -> the module whose bank_nce, bank_mean_score and bank_log_z run; one row per row of
+# the support table in dispatch.py.
+_MODULES: dict[tuple[str, str, str], Any] = {
+    ("native", "gather", "cpu"): native_cpu,
+    ("native", "gather", "cuda"): native_cuda,
+    ("native", "dense", "cpu"): native_cpu,
+    ("triton", "dense", "cuda"): triton,
+    ("triton", "dense", "cpu"): triton,  # interpreted, in tests
+    ("reference", "gather", "any"): reference,
+    ("reference", "dense", "any"): reference,
+}
 _UPDATE = {"reference": reference.bank_update_, "native": native.bank_update_}
 
 
-def _select(op: str, banks: list[Tensor], spec: DrawSpec, plan: str, backend: str) -> tuple[str, str, str]:
-    """(plan, backend, backend of the draws) for one call."""
+# Modules whose kernels check values themselves (a flagged anchor's result is NaN), and that skip a log Z that is set.
+_CHECK_THEMSELVES = (native_cuda,)
+_SKIP_KNOWN = (native_cuda, triton)
+
+
+def _select(op: str, anchors: Tensor, banks: list[Tensor], spec: DrawSpec, plan: str, backend: str) -> tuple:
+    """(module, plan, backend of the draws) for one call."""
+
+    def unfit(candidate: str, name: str) -> str | None:
+        return triton_launch.why_not(anchors, banks) if candidate == "triton" else None
+
     device = banks[0].device.type
     asked = dispatch.requested(backend)
-    plan, _ = choose(plan, banks[0].shape[0], spec, "reference" if asked == "auto" else asked, device)
-    chosen = dispatch.resolve(op, plan=plan, device=device, backend=asked).backend
-    return plan, chosen, asked  # an explicit backend draws for itself, `auto` draws by the fastest
+    k = ALL if spec.whole_pool else spec.k
+    problem = Problem(anchors.shape[1], banks[0].shape[0], k, anchors.shape[2])
+    found = choose(op, plan, problem, device, asked, unfit)
+    module = _MODULES.get((found.backend, found.plan, device)) or _MODULES[found.backend, found.plan, "any"]
+    return module, found.plan, asked  # an explicit backend draws for itself, `auto` draws by the fastest
 
 
 def _checked(anchors: Tensor, banks: list[Tensor], index: Tensor, spec: DrawSpec) -> tuple[Tensor, DrawSpec, Tensor]:
@@ -36,11 +58,19 @@ def _checked(anchors: Tensor, banks: list[Tensor], index: Tensor, spec: DrawSpec
     num_data = banks[0].shape[0]
     ok = checks.rows_in_range("index", index, num_data)
     index = torch.where(ok, index, 0).long()
-    if spec.source == "given":
+    if spec.source == "given" and not _all_inside(spec.table("indices"), num_data):
         inside = checks.rows_in_range("negatives", spec.table("indices"), num_data)
         ok = ok & inside.all(1)
         spec = DrawSpec("given", spec.k, "no", False, 0, [torch.where(inside, spec.table("indices"), 0)])
     return index, spec, ok & checks.finite_rows("anchor", anchors, Code.ANCHOR)
+
+
+def _all_inside(rows: Tensor, num_data: int) -> bool:
+    """On the CPU, whether every row number lies in [0, N), without a temporary of their size; elsewhere unknown."""
+    if rows.device.type != "cpu" or rows.numel() == 0:
+        return False
+    low, high = torch.aminmax(rows)
+    return int(low) >= 0 and int(high) < num_data
 
 
 def _finish(ok: Tensor, value: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,20 +98,22 @@ def _nce(
     backend,
 ):
     spec = DrawSpec(source, k, replacement, expected, anchor_offset, tables)
+    module, plan, drawer = _select("bank_nce", anchors, banks, spec, plan, backend)
+    if module in _CHECK_THEMSELVES:
+        return module.bank_nce(anchors, banks, index, log_z, spec, temperature, needs_grad, plan, drawer)
     index, spec, ok = _checked(anchors, banks, index, spec)
-    plan, chosen, draw_backend = _select("bank_nce", banks, spec, plan, backend)
-    return _finish(
-        ok, *_NCE_FWD[chosen](anchors, banks, index, log_z, spec, temperature, needs_grad, plan, draw_backend)
-    )
+    return _finish(ok, *module.bank_nce(anchors, banks, index, log_z, spec, temperature, needs_grad, plan, drawer))
 
 
 def _mean_score(
     anchors, banks, index, tables, source, k, replacement, expected, anchor_offset, needs_grad, plan, backend
 ):
     spec = DrawSpec(source, k, replacement, expected, anchor_offset, tables)
+    module, plan, drawer = _select("bank_mean_score", anchors, banks, spec, plan, backend)
+    if module in _CHECK_THEMSELVES:
+        return module.bank_mean_score(anchors, banks, index, spec, needs_grad, plan, drawer)
     index, spec, ok = _checked(anchors, banks, index, spec)
-    plan, chosen, draw_backend = _select("bank_mean_score", banks, spec, plan, backend)
-    return _finish(ok, *_MEAN_SCORE_FWD[chosen](anchors, banks, index, spec, needs_grad, plan, draw_backend))
+    return _finish(ok, *module.bank_mean_score(anchors, banks, index, spec, needs_grad, plan, drawer))
 
 
 def _log_z(
@@ -103,9 +135,11 @@ def _log_z(
     if log_z.device.type == "cpu" and not bool(unset.any()):
         return log_z.clone()
     spec = DrawSpec(source, k, replacement, expected, anchor_offset, tables)
-    index, spec, _ = _checked(anchors, banks, index, spec)
-    plan, chosen, draw_backend = _select("bank_log_z", banks, spec, plan, backend)
-    estimate = _LOG_Z[chosen](anchors, banks, index, spec, temperature, plan, draw_backend)
+    module, plan, drawer = _select("bank_log_z", anchors, banks, spec, plan, backend)
+    if module not in _CHECK_THEMSELVES:
+        index, spec, _ = _checked(anchors, banks, index, spec)
+    known = {"known": log_z} if module in _SKIP_KNOWN else {}
+    estimate = module.bank_log_z(anchors, banks, index, spec, temperature, plan, drawer, **known)
     return torch.where(unset, estimate.to(log_z.dtype), log_z)
 
 

@@ -1,27 +1,109 @@
-"""Gather or dense: a small cost model of the two plans of the bank ops.
+"""Gather or dense, and by which backend: a small measured cost model of the two plans of the bank ops.
 
-`gather` walks each anchor's K draws (cost ~ B * K * D, scattered reads); `dense` multiplies all anchors with the whole
-bank and weights the cells by membership (cost ~ B * N * D, streaming). Both give the same result to rounding.
+`gather` fetches each anchor's K rows (cost ~ B * K * D); `dense` multiplies all anchors with the whole bank and weights
+the cells by membership (cost ~ B * N * D). Both give the same result to rounding.
 """
 
 from __future__ import annotations
 
-from ..sampling.spec import DrawSpec
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from .. import dispatch
+from ..dispatch import Choice
+from ..sampling.spec import ALL
 
 PLANS = ("gather", "dense")
 
-# Cells of a dense pass that cost as much as one gathered draw (N/K where the plans tie), per backend and device.
-# Reference on the CPU: measured at B = 64, N = 50,000, D = 128, fp32, one thread; 1.3 us per draw, 45 ns per cell.
-BREAK_EVEN = {("reference", "cpu"): 30.0}
-DEFAULT_BREAK_EVEN = 23.0  # where dense passes L2 gathers by their bytes; not measured
+
+@dataclass(frozen=True)
+class Cost:
+    """Nanoseconds of one direction of an NCE loss with gradient: per score, and per score, or bank row, and dimension.
+
+    A score is a draw (gather) or a cell of anchors x bank rows (dense).
+    """
+
+    score: float
+    score_dim: float
+    bank_dim: float = 0.0
 
 
-def choose(plan: str, num_data: int, spec: DrawSpec, backend: str, device: str) -> tuple[str, str]:
-    """The plan to run and the reason."""
+# (backend, plan, kind of device) -> cost. Measured; `python -m bench bank --fit` prints the CPU's rows anew.
+COSTS = {
+    ("native", "gather", "cpu"): Cost(5.0, 0.06),
+    ("native", "dense", "cpu"): Cost(1.3, 0.05, 0.05),
+    ("reference", "gather", "cpu"): Cost(30.0, 10.0),
+    ("reference", "dense", "cpu"): Cost(20.0, 0.2, 0.05),
+}
+# Where nothing was measured: dense passes gathers that hit the L2 cache below N/K = 23, by the bytes that they move.
+UNMEASURED = {"gather": Cost(23.0, 0.0), "dense": Cost(1.0, 0.0)}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The sizes that decide between the plans: B, N, K (or `ALL`) and D."""
+
+    batch: int
+    num_data: int
+    k: int
+    dim: int
+
+    def nanoseconds(self, plan: str, cost: Cost) -> float:
+        per_anchor = self.num_data if plan == "dense" or self.k == ALL else self.k
+        bank = self.num_data * self.dim * cost.bank_dim
+        return self.batch * per_anchor * (cost.score + self.dim * cost.score_dim) + bank
+
+
+def choose(
+    op: str,
+    plan: str,
+    problem: Problem,
+    device: str,
+    backend: str = "auto",
+    unfit: Callable[[str, str], str | None] | None = None,
+) -> Choice:
+    """Plan and backend of one call: the cheaper plan by its own fastest backend, unless the user says which.
+
+    Args:
+        op: "bank_nce", "bank_mean_score" or "bank_log_z".
+        plan, backend: as the user gave them.
+        device: kind of device, "cpu" or "cuda".
+        unfit: from (backend, plan) to why it cannot take this call's tensors, or None.
+    Raises:
+        NotImplementedError, RuntimeError: as `dispatch.resolve`, when no plan is left.
+    """
+    def resolved(name: str) -> Choice:
+        own = (lambda candidate: unfit(candidate, name)) if unfit else None
+        return dispatch.resolve(op, plan=name, device=device, backend=backend, unfit=own)
+
     if plan != "auto":
-        return plan, "asked for"
-    if spec.whole_pool:
-        return "dense", "every pool row is scored"
-    ratio, limit = num_data / spec.k, BREAK_EVEN.get((backend, device), DEFAULT_BREAK_EVEN)
-    sign = "<=" if ratio <= limit else ">"
-    return ("dense" if ratio <= limit else "gather"), f"N/K = {ratio:.3g} {sign} {limit:.3g}, the break-even"
+        found = resolved(plan)
+        return replace(found, reason=f"{found.reason}; plan {plan}: asked for")
+    able, refused = [], []
+    for name in PLANS:
+        try:
+            able.append(resolved(name))
+        except (NotImplementedError, RuntimeError) as e:
+            refused.append(e)
+    if not able:
+        raise refused[0]
+    fast = [c for c in able if c.backend != "reference"] or able
+    if len(fast) == 1:
+        (found,) = fast
+        why = f"the only plan of backend {found.backend} here"
+    else:
+        found, why = _cheapest(fast, problem)
+    return replace(found, reason=f"{found.reason}; plan {found.plan}: {why}")
+
+
+def _cheapest(choices: list[Choice], problem: Problem) -> tuple[Choice, str]:
+    measured = [COSTS.get((c.backend, c.plan, c.device)) for c in choices]
+    costs = [m or UNMEASURED[c.plan] for c, m in zip(choices, measured, strict=True)]
+    if None in measured:  # a measured and an assumed cost do not compare
+        costs = [UNMEASURED[c.plan] for c in choices]
+    times = [problem.nanoseconds(c.plan, cost) for c, cost in zip(choices, costs, strict=True)]
+    first = min(range(len(choices)), key=times.__getitem__)
+    ratio = 1.0 if problem.k == ALL else problem.num_data / problem.k
+    other = min(t for i, t in enumerate(times) if i != first)
+    kind = "assumed" if None in measured else "measured"
+    return choices[first], f"N/K = {ratio:.3g}, {other / times[first]:.2g} times cheaper by the {kind} costs"

@@ -77,24 +77,24 @@ def bank_mean_score(anchors, banks, index, spec, needs_grad, plan, draw_backend)
     return mean, grad
 
 
-def bank_log_z(anchors, banks, index, spec, temperature, plan, draw_backend, log_z: Tensor | None = None) -> Tensor:
+def bank_log_z(anchors, banks, index, spec, temperature, plan, draw_backend, known: Tensor | None = None) -> Tensor:
     """The batch's estimate of log Z, [S] fp32: log of N times the mean over all anchors and their K_b + 1 scores.
 
-    Given `log_z` [S], only its NaN entries are estimated: the kernel returns at once for the others, whose result is
+    Given `known` [S], only its NaN entries are estimated: the kernel returns at once for the others, whose result is
     not to be used.
     """
     from . import triton_anchor, triton_kernels
 
     call = Call(anchors, banks, index, spec, plan, draw_backend)
     own, count = call.empty(), anchors.new_empty(call.batch, dtype=torch.float32)
-    known = own if log_z is None else log_z.to(torch.float32).contiguous()
+    log_z = own if known is None else known.to(torch.float32).contiguous()
     for part in call.parts(by_column=False):
         top, total = part.scratch(), part.scratch()
         part.walk(
             triton_kernels.log_z_fwd_kernel,
             terms_ptr=part.terms(triton_anchor.terms_kernel),
-            log_z_ptr=known[part.sides],
-            ONLY_UNSET=log_z is not None,
+            log_z_ptr=log_z[part.sides],
+            ONLY_UNSET=known is not None,
             top_ptr=top,
             sum_ptr=total,
             temperature=temperature,

@@ -6,9 +6,11 @@ import functools
 import importlib
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from .. import dispatch
+from ..dispatch import Choice
 from . import reference
 from .reference import Solved
 
@@ -20,6 +22,9 @@ from .reference import Solved
 # - `ot_plan`, like reference.ot_plan, if its cost rounds differently.
 MODULES = {
     ("native", "cpu"): "native_cpu",
+    ("native", "cuda"): "native_cuda",
+    ("triton", "cuda"): "triton",
+    ("triton", "cpu"): "triton",  # interpreted, in tests
     ("reference", "any"): "reference",
 }
 
@@ -29,6 +34,27 @@ def module_of(backend: str, device: str) -> ModuleType:
     """The module that solves for `backend` on a kind of device; imported when it is first wanted."""
     name = MODULES.get((backend, device)) or MODULES[backend, "any"]
     return importlib.import_module(f".{name}", __package__)
+
+
+def choose(x: Tensor, y: Tensor, backend: str = "auto") -> Choice:
+    """The backend for x [.., n, d] and y [.., m, d]: what `dispatch.resolve` says of those that can take such sizes."""
+    index = x.device.index
+    return choose_for(x.shape[-2], y.shape[-2], x.shape[-1], x.dtype, x.device.type, backend, index)
+
+
+def choose_for(
+    n: int, m: int, dim: int, dtype: torch.dtype, kind: str, backend: str = "auto", index: int | None = None
+) -> Choice:
+    """`choose` from sizes; `index`: number of the CUDA device, None for the current one."""
+
+    def unfit(candidate: str) -> str | None:
+        if candidate == "triton":
+            return module_of("triton", kind).unsupported(dtype)
+        if (candidate, kind) == ("native", "cuda"):
+            return module_of("native", kind).why_not(n, m, dim, dtype, index)
+        return None
+
+    return dispatch.resolve("ot", device=kind, backend=backend, unfit=unfit)
 
 
 def solve(
@@ -50,7 +76,7 @@ def solve(
 ) -> tuple[Tensor, ...]:
     """The op: a `Solved` of x's leading shape, [] or [G]; gradients not asked for have shape [0]."""
     kind = x.device.type
-    module = module_of(dispatch.resolve("ot", device=kind, backend=backend).backend, kind)
+    module = module_of(choose(x, y, backend).backend, kind)
     options = (cost, solver, eps, iters, tol, value, need_x, need_y, need_a, need_b)
     if hasattr(module, "solve_op"):
         return module.solve_op(x, y, a, b, *options)
@@ -69,8 +95,7 @@ def solve(
 
 def plan(x: Tensor, y: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor, cost: str, backend: str = "auto") -> Tensor:
     """P [n, m] or [G, n, m] of potentials that this backend has found."""
-    kind = x.device.type
-    module = module_of(dispatch.resolve("ot", device=kind, backend=backend).backend, kind)
+    module = module_of(choose(x, y, backend).backend, x.device.type)
     run = getattr(module, "ot_plan", reference.ot_plan)
     if x.dim() == 3:
         return run(x, y, alpha, beta, scale, cost)
