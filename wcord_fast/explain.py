@@ -54,10 +54,10 @@ def explain(
     asked = dispatch.requested(backend)
     dim = checks.integer("dim", dim, least=1)
     if op == "ot" and n is not None:
-        rows = [checks.integer(name, value, least=1) for name, value in (("n", n), ("m", n if m is None else m))]
-        found = backends.choose_for(*rows, dim, dtype, kind, asked)
+        n, m = checks.integer("n", n, least=1), checks.integer("m", n if m is None else m, least=1)
+        found = backends.choose_for(n, m, dim, dtype, kind, asked)
         module = backends.module_of(found.backend, kind)
-        regime, why = module.regime(*rows, dim, dtype, checks.integer("problems", problems, least=1))
+        regime, why = module.regime(n, m, dim, dtype, checks.integer("problems", problems, least=1))
         return Choice(op, regime, kind, found.backend, f"{found.reason}; {regime}: {why}")
     if op not in BANK_OPS:
         return dispatch.resolve(op, device=kind, backend=asked)
