@@ -148,8 +148,8 @@ def test_backend_order_argument_context_environment(monkeypatch):
 def test_an_explicit_choice_never_falls_back():
     anchors, banks, index, _ = case()
     s = NegativeSampler(N, K, seed=1)
-    with pytest.raises(NotImplementedError, match=r"backend='triton': bank_nce with plan='dense'.*reference on any"):
-        F.bank_nce(anchors[0], banks[0], index, negatives=s, log_z=3.0, plan="dense", backend="triton")
+    with pytest.raises(NotImplementedError, match=r"backend='triton': bank_nce with plan='gather'.*reference on any"):
+        F.bank_nce(anchors[0], banks[0], index, negatives=s, log_z=3.0, plan="gather", backend="triton")
     with pytest.raises(ValueError, match=r"backend.*did you mean 'reference'"):
         F.bank_nce(anchors[0], banks[0], index, negatives=s, log_z=3.0, backend="referense")
     monkey = dispatch.cannot_run
@@ -164,10 +164,15 @@ def test_an_explicit_choice_never_falls_back():
 
 
 def test_explain_and_info():
-    choice = wcord_fast.explain("bank_nce", num_data=50000, k=16384)
+    choice = wcord_fast.explain("bank_nce", num_data=50000, k=16384, backend="reference")
     assert (choice.plan, choice.backend) == ("dense", "reference") and "N/K = 3.05" in str(choice)
-    assert wcord_fast.explain("bank_nce", num_data=50000, k=100).plan == "gather"
-    assert wcord_fast.explain("bank_nce", num_data=50000, k="all").plan == "dense"
+    for backend in ("auto", "reference"):
+        assert wcord_fast.explain("bank_nce", num_data=50000, k=100, backend=backend).plan == "gather"
+        assert wcord_fast.explain("bank_nce", num_data=50000, k="all", backend=backend).plan == "dense"
+    if dispatch.cannot_run("native", "cpu") is None:
+        assert wcord_fast.explain("bank_nce", num_data=50000, k=16384).backend == "native"
+        assert wcord_fast.explain("ot_cost", n=64).plan == "resident"
+        assert wcord_fast.explain("ot_cost", n=40000, m=50000).plan == "streaming"
     assert wcord_fast.explain("ot", backend="reference").backend == "reference"
     with pytest.raises(ValueError, match="op: expected one of"):
         wcord_fast.explain("bank_nse")
