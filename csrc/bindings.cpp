@@ -89,6 +89,12 @@ void def_cpu(py::module_& m) {
       },
       release());
   m.def(
+      "cpu_alias_table",
+      [](Address share, int64_t n, Address threshold, Address alias) {
+        cpu_alias_table(at<double>(share), n, at<uint64_t>(threshold), at<int32_t>(alias));
+      },
+      release());
+  m.def(
       "cpu_positions",
       [](Address index, int index_bytes, int64_t num_anchors, int64_t num_draws, int64_t num_data,
          int64_t anchor_offset, int source, int replacement, Address state, Address label, Address order, Address rank,

@@ -16,13 +16,24 @@ namespace {
 
 constexpr int64_t TILE_BYTES = 256 << 10;   // of one bank: what an L2 cache holds beside anchors and gradients
 constexpr int64_t MAX_TILE_ROWS = 1 << 16;  // row numbers within a tile are uint16
-constexpr int64_t MIN_DRAWS = 24;           // per anchor and tile: with fewer the visit costs more than its rows
+constexpr int64_t MIN_DRAWS = 12;           // per anchor and tile: with fewer the visit costs more than its rows
 constexpr int64_t MAX_PIECE = 1 << 16;
 constexpr int64_t MAX_SLOTS = 4096;
-constexpr int64_t MAX_SORTERS = 16;
-constexpr int64_t BIN_BYTES = 10 << 20;
+constexpr int64_t MAX_SORTERS = 8;
+constexpr int64_t BIN_BYTES = 13 << 20;
 constexpr int64_t MIN_UNITS = 32;  // to share out between threads, where the anchors are few
 constexpr int64_t SEGMENT_BYTES = 1 << 20;
+
+constexpr int64_t LINE = 64;
+constexpr int64_t MAX_PREFETCH = 2048;  // of a visit's own data; a longer stream is the hardware's business
+
+// Asks for the lines of [from, from + bytes) into L1 (LEVEL 0) or L2 (1); nothing if bytes <= 0.
+template <int LEVEL>
+void prefetch(const void* from, int64_t bytes) {
+  const char* const at = static_cast<const char*>(from);
+  if (LEVEL == 0) bytes = std::min(bytes, MAX_PREFETCH);
+  for (int64_t i = 0; i < bytes; i += LINE) __builtin_prefetch(at + i, 0, LEVEL == 0 ? 3 : 2);
+}
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -125,37 +136,45 @@ class Gather {
     }
   }
 
-  // Pieces [lo, hi) against the tiles of segment g of bank s.
+  // Pieces [lo, hi) against the tiles of segment g of bank s. What the next visit, and the next tile, will read is asked
+  // for meanwhile: a tile comes from memory as one stream, not row by row.
   void score_range(int64_t s, int64_t g, int64_t lo, int64_t hi, int64_t first) {
     const size_t side = static_cast<size_t>(s);
-    const int64_t row_bytes = args_.dim * dtype_bytes(args_.dtypes[side]);
-    const int64_t own_bytes = args_.dim * args_.real_bytes(), anchors = args_.draws.num_anchors;
-    const int64_t tile_bytes = plan_.tile_rows * row_bytes;
-    const char* const bank_end = static_cast<const char*>(args_.banks[side]) + args_.draws.num_data * row_bytes;
-    const int64_t share = ceil_div(tile_bytes, (hi - lo) * 64) * 64;
-    Visit v{};
-    v.dim = args_.dim;
-    v.scale = args_.scale;
+    const char* const bank = static_cast<const char*>(args_.banks[side]);
+    const int64_t row_bytes = args_.dim * dtype_bytes(args_.dtypes[side]), tile_bytes = plan_.tile_rows * row_bytes;
+    const char* const bank_end = bank + args_.draws.num_data * row_bytes;
+    const int64_t share = ceil_div(tile_bytes, (hi - lo) * LINE) * LINE;
     for (int64_t t = plan_.tiles * g / plan_.segments; t < plan_.tiles * (g + 1) / plan_.segments; ++t) {
-      const char* const tile = static_cast<const char*>(args_.banks[side]) + t * plan_.tile_rows * row_bytes;
-      const char* ahead = tile + tile_bytes;
-      const char* const end = std::min(tile + 2 * tile_bytes, bank_end);
-      v.tile = tile;
+      const char* const tile = bank + t * tile_bytes;
+      Visit visit = make_visit(s, g, lo, t, first, tile);
       for (int64_t p = lo; p < hi; ++p) {
-        for (const char* const to = std::min(end, ahead + share); ahead < to; ahead += 64) __builtin_prefetch(ahead, 0, 2);
-        const uint32_t* const start = &starts_[(p - first) * (plan_.tiles + 1) + t];
-        v.count = start[1] - start[0];
-        if (v.count == 0) continue;
-        const int64_t unit = s * anchors + p / plan_.pieces;
-        const int64_t target = g * args_.sides() * anchors + unit;
-        v.rows = &bins_[(p - first) * plan_.piece + start[0]];
-        v.anchor = static_cast<const char*>(args_.anchors) + unit * own_bytes;
-        v.offset = args_.offset ? args_.offset[unit] : 0.0;
-        v.value = value_ + 2 * target;
-        v.grad = grad_ ? grad_ + target * own_bytes : nullptr;
-        visits_[side](v);
+        const Visit next = make_visit(s, g, std::min(p + 1, hi - 1), t, first, tile);
+        prefetch<0>(next.rows, 2 * next.count);
+        prefetch<0>(next.anchor, args_.dim * args_.real_bytes());
+        if (next.grad) prefetch<0>(next.grad, args_.dim * args_.real_bytes());
+        const char* const ahead = tile + tile_bytes + (p - lo) * share;
+        prefetch<1>(ahead, std::min(share, std::min(tile + 2 * tile_bytes, bank_end) - ahead));
+        if (visit.count > 0) visits_[side](visit);
+        visit = next;
       }
     }
+  }
+
+  Visit make_visit(int64_t s, int64_t g, int64_t p, int64_t t, int64_t first, const char* tile) const {
+    const uint32_t* const start = &starts_[(p - first) * (plan_.tiles + 1) + t];
+    const int64_t own_bytes = args_.dim * args_.real_bytes(), anchors = args_.draws.num_anchors;
+    const int64_t unit = s * anchors + p / plan_.pieces, target = g * args_.sides() * anchors + unit;
+    Visit v{};
+    v.tile = tile;
+    v.rows = &bins_[(p - first) * plan_.piece + start[0]];
+    v.count = start[1] - start[0];
+    v.dim = args_.dim;
+    v.anchor = static_cast<const char*>(args_.anchors) + unit * own_bytes;
+    v.scale = args_.scale;
+    v.offset = args_.offset ? args_.offset[unit] : 0.0;
+    v.grad = grad_ ? grad_ + target * own_bytes : nullptr;
+    v.value = value_ + 2 * target;
+    return v;
   }
 
   void add_segments() {
@@ -218,7 +237,6 @@ GatherPlan::GatherPlan(const BankArgs& a) {
     const int64_t rows = int64_t{1} << tile_shift;
     if (rows >= num_data || (2 * rows * row_bytes > TILE_BYTES && piece * rows >= MIN_DRAWS * num_data)) break;
   }
-  if (getenv("TS")) tile_shift = atoi(getenv("TS"));
   tile_rows = int64_t{1} << tile_shift;
   tiles = ceil_div(num_data, tile_rows);
   const int64_t slot_bytes = 2 * piece + 4 * (tiles + 1);

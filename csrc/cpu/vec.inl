@@ -120,6 +120,9 @@ WCF_HD void store_part(Real* p, const Vec<Real>& v, int n) {
 // The sum, and the largest, of all lanes, pairwise.
 template <class Real>
 WCF_HD Real sum_of(Vec<Real> v) {
+#if WCF_AVX512
+  if constexpr (std::is_same_v<Real, float>) return _mm512_reduce_add_ps(v);
+#endif
   Real lane[WIDTH<Real>];
   store_vec(lane, v);
   for (int half = WIDTH<Real> / 2; half > 0; half /= 2) {

@@ -6,17 +6,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import native_module
+
 
 def alias_table(weights: Tensor) -> tuple[Tensor, Tensor]:
     """Threshold (int64 [N], the bits of a uint64 fraction of 2^64) and alias (int32 [N]) of `weights` [N] >= 0.
 
     A draw falls in column i uniformly and keeps it when its fractional part is below the threshold, else takes
-    alias[i]. Full columns alias to themselves, so 2^64 - 1 standing for 1 loses nothing.
+    alias[i]. Full columns alias to themselves, so 2^64 - 1 standing for 1 loses nothing. Made by the native module
+    (csrc/cpu/alias.cpp) where there is one; by Python otherwise, with the same bits.
     """
     w = weights.detach().to("cpu", torch.float64).numpy()
-    n = len(w)
-    share = (w * (n / w.sum())).tolist()
-    alias = list(range(n))
+    share = w * (len(w) / w.sum())
+    if native_module.why_not("cpu") is not None:
+        return _by_python(share)
+    threshold, alias = torch.empty(len(w), dtype=torch.int64), torch.empty(len(w), dtype=torch.int32)
+    native = native_module.module()
+    native.cpu_alias_table(share.ctypes.data, len(w), threshold.data_ptr(), alias.data_ptr())
+    return threshold, alias
+
+
+def _by_python(weights: np.ndarray) -> tuple[Tensor, Tensor]:
+    """The same of `weights` [N] whose mean is 1."""
+    share = weights.tolist()
+    alias = list(range(len(share)))
     small = [i for i, s in enumerate(share) if s < 1.0]
     large = [i for i, s in enumerate(share) if s >= 1.0]
     while small and large:
