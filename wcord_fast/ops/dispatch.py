@@ -11,7 +11,7 @@ import contextlib
 import functools
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -88,9 +88,8 @@ def use_backend(backend: str) -> Iterator[None]:
 
 def requested(backend: str = "auto") -> str:
     """The backend asked for: argument, then `use_backend`, then WCORD_FAST_BACKEND, then "auto"."""
-    checks.choice("backend", backend, ("auto", *BACKENDS))
     if backend != "auto":
-        return backend
+        return checks.choice("backend", backend, ("auto", *BACKENDS))
     chosen = getattr(_local, "backend", None) or os.environ.get("WCORD_FAST_BACKEND") or "auto"
     return checks.choice("WCORD_FAST_BACKEND", chosen, ("auto", *BACKENDS))
 
@@ -106,11 +105,6 @@ def cannot_run(backend: str, device: str) -> str | None:
     return "the Triton kernels are not part of this release"
 
 
-@functools.cache
-def _rows(op: str, plan: str, kind: str) -> tuple[Row, ...]:
-    return tuple(r for r in SUPPORT if r.op == op and r.plan == plan and r.device in (kind, "any"))
-
-
 def resolve(op: str, *, plan: str = "-", device: torch.device | str = "cpu", backend: str = "auto") -> Choice:
     """The backend that runs `op` with `plan` on `device`, with its reason.
 
@@ -118,9 +112,14 @@ def resolve(op: str, *, plan: str = "-", device: torch.device | str = "cpu", bac
         NotImplementedError: an explicit backend has no row in the support table for this case.
         RuntimeError: the row exists, but the backend cannot run in this process.
     """
-    kind = torch.device(device).type
-    asked = requested(backend)
-    rows = _rows(op, plan, kind)
+    kind = device if device in ("cpu", "cuda") else torch.device(device).type
+    return _resolved(op, plan, kind, requested(backend), cannot_run)
+
+
+@functools.lru_cache(maxsize=256)
+def _resolved(op: str, plan: str, kind: str, asked: str, cannot_run: Callable[[str, str], str | None]) -> Choice:
+    """Nothing that this depends on changes while a process runs."""
+    rows = [r for r in SUPPORT if r.op == op and r.plan == plan and r.device in (kind, "any")]
     if asked != "auto":
         row = next((r for r in rows if r.backend == asked), None)
         if row is None:
