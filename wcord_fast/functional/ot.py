@@ -7,6 +7,7 @@ Feydy et al. (AISTATS 2019).
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -165,8 +166,8 @@ def ot_solve(
 
     Arguments and errors are those of `ot_cost`; see `OTSolution` for what comes back. Only `.cost` has a gradient.
     """
-    options = OTOptions.checked(cost=cost, solver=solver, eps=eps, iters=iters, tol=tol, value=value, backend=backend)
-    batched = _check_problem(x, y, a, b)
+    options = _options(cost, solver, eps, iters, tol, value, backend)
+    batched = x.dim() == 3 if a is None and b is None and _is_plain(x, y) else _check_problem(x, y, a, b)
     if options.value == "cost" and torch.is_grad_enabled():
         for name, mass in (("a", a), ("b", b)):
             if mass is not None and mass.requires_grad:
@@ -176,10 +177,10 @@ def ot_solve(
                 )
     if batched:
         a, b = (None if mass is None else mass.expand(rows.shape[:-1]) for mass, rows in ((a, x), (b, y)))
-    solved = OTSolution(*op.ot_solve(x, y, a, b, **options._asdict()))
+    solved = OTSolution(*op.ot_solve(x, y, a, b, *options))
     if debias:
-        self_x = op.ot_solve(x, x, a, a, **options._asdict())[0]
-        self_y = op.ot_solve(y, y, b, b, **options._asdict())[0]
+        self_x = op.ot_solve(x, x, a, a, *options)[0]
+        self_y = op.ot_solve(y, y, b, b, *options)[0]
         solved = solved._replace(cost=solved.cost - 0.5 * (self_x + self_y))
     return solved
 
@@ -219,6 +220,38 @@ def ot_plan(
             backend=backend,
         )
         return op.ot_plan_op(x.detach(), y.detach(), *solved[1:4], cost, backend)
+
+
+@functools.lru_cache(maxsize=64, typed=True)
+def _known_options(*options) -> OTOptions:
+    """A loop asks for the same options again and again; typed, so that True never passes for a checked 1."""
+    return OTOptions.checked(**dict(zip(OTOptions._fields, options, strict=True)))
+
+
+def _options(*options) -> OTOptions:
+    if not torch.compiler.is_compiling():
+        try:
+            return _known_options(*options)
+        except TypeError:  # something cannot be hashed, or is of the wrong type: say which
+            pass
+    return OTOptions.checked(**dict(zip(OTOptions._fields, options, strict=True)))
+
+
+def _is_plain(x: Tensor, y: Tensor) -> bool:
+    """Whether x and y are what nearly every call gives; if not, `_check_problem` says what is wrong, if anything is."""
+    return (
+        type(x) is Tensor
+        and type(y) is Tensor
+        and x.dtype is y.dtype
+        and x.dtype in checks.FLOATS
+        and x.device == y.device
+        and x.dim() == y.dim() in (2, 3)
+        and x.shape[-1] == y.shape[-1]
+        and x.shape[:-2] == y.shape[:-2]
+        and x.layout is y.layout is torch.strided
+        and 0 not in x.shape
+        and 0 not in y.shape
+    )
 
 
 def _check_problem(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> bool:

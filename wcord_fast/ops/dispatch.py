@@ -97,9 +97,8 @@ def use_backend(backend: str) -> Iterator[None]:
 
 def requested(backend: str = "auto") -> str:
     """The backend asked for: argument, then `use_backend`, then WCORD_FAST_BACKEND, then "auto"."""
-    checks.choice("backend", backend, ("auto", *BACKENDS))
     if backend != "auto":
-        return backend
+        return checks.choice("backend", backend, ("auto", *BACKENDS))
     chosen = getattr(_local, "backend", None) or os.environ.get("WCORD_FAST_BACKEND") or "auto"
     return checks.choice("WCORD_FAST_BACKEND", chosen, ("auto", *BACKENDS))
 
@@ -115,11 +114,6 @@ def cannot_run(backend: str, device: str) -> str | None:
     from . import triton_module
 
     return triton_module.why_not(device)
-
-
-@functools.cache
-def _rows(op: str, plan: str, kind: str) -> tuple[Row, ...]:
-    return tuple(r for r in SUPPORT if r.op == op and r.plan == plan and r.device in (kind, "any"))
 
 
 def resolve(
@@ -139,9 +133,20 @@ def resolve(
         NotImplementedError: an explicit backend has no row in the support table for this case.
         RuntimeError: the row exists, but the backend cannot run in this process.
     """
-    kind = torch.device(device).type
-    asked = requested(backend)
-    rows = _rows(op, plan, kind)
+    kind = device if device in ("cpu", "cuda") else torch.device(device).type
+    find = _found if unfit is None else _find  # without `unfit` nothing depends on the call's tensors
+    return find(op, plan, kind, requested(backend), cannot_run, unfit)
+
+
+def _find(
+    op: str,
+    plan: str,
+    kind: str,
+    asked: str,
+    cannot_run: Callable[[str, str], str | None],
+    unfit: Callable[[str], str | None] | None,
+) -> Choice:
+    rows = [r for r in SUPPORT if r.op == op and r.plan == plan and r.device in (kind, "any")]
     if asked != "auto":
         row = next((r for r in rows if r.backend == asked), None)
         if row is None:
@@ -163,3 +168,6 @@ def resolve(
             return Choice(op, plan, kind, row.backend, reason)
         passed_over.append(f"not {row.backend}: {why}")
     raise NotImplementedError(f"{op} with plan={plan!r} has no backend on {kind}")
+
+
+_found = functools.lru_cache(maxsize=256)(_find)

@@ -48,7 +48,7 @@ def _select(op: str, anchors: Tensor, banks: list[Tensor], spec: DrawSpec, plan:
     asked = dispatch.requested(backend)
     k = ALL if spec.whole_pool else spec.k
     problem = Problem(anchors.shape[1], banks[0].shape[0], k, anchors.shape[2])
-    found = choose(op, plan, problem, device, asked, unfit)
+    found = choose(op, plan, problem, device, asked, None if device == "cpu" else unfit)
     module = _MODULES.get((found.backend, found.plan, device)) or _MODULES[found.backend, found.plan, "any"]
     return module, found.plan, asked  # an explicit backend draws for itself, `auto` draws by the fastest
 

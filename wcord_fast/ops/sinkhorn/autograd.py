@@ -106,7 +106,6 @@ def ot_solve(
     y: Tensor,  # [m, d] or [G, m, d]
     a: Tensor | None,  # [n] or [G, n]; None is uniform
     b: Tensor | None,  # [m] or [G, m]
-    *,
     cost: str,
     solver: str,
     eps: float,
@@ -119,17 +118,20 @@ def ot_solve(
 
     Second derivatives are not defined (P is detached) and raise.
     """
+    options = (cost, solver, eps, iters, tol, value)
+    recording = torch.is_grad_enabled()
+    needs = tuple([recording and t is not None and t.requires_grad for t in (x, y, a, b)])
+    if True not in needs:
+        out = ot_solve_op(x, y, a, b, *options, *needs, backend)
+        if not _has_tangent(x, y, a, b):
+            return out[:6]
+    else:
+        with torch.no_grad():
+            out = ot_solve_op(x, y, a, b, *options, *needs, backend)
     # The same tensor twice (a self term) cannot be traced through one autograd.Function.
     y = y.view_as(y) if y is x else y
     b = b.view_as(b) if b is not None and b is a else b
-    recording = torch.is_grad_enabled()
-    needs = tuple(recording and t is not None and t.requires_grad for t in (x, y, a, b))
-    options = (cost, solver, eps, iters, tol, value)
-    with torch.no_grad():
-        out = ot_solve_op(x, y, a, b, *options, *needs, backend)
-    if not any(needs) and not _has_tangent(x, y, a, b):
-        return out[:6]
-    grads = (g for g, needed in zip(out[6:], needs, strict=True) if needed)
+    grads = [g for g, needed in zip(out[6:], needs, strict=True) if needed]
     return _WithGradient.apply(x, y, a, b, out[0], needs, *grads), *out[1:6]
 
 

@@ -54,7 +54,7 @@ def choose_for(
             return module_of("native", kind).why_not(n, m, dim, dtype, index)
         return None
 
-    return dispatch.resolve("ot", device=kind, backend=backend, unfit=unfit)
+    return dispatch.resolve("ot", device=kind, backend=backend, unfit=None if kind == "cpu" else unfit)
 
 
 def solve(

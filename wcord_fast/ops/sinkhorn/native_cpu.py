@@ -39,22 +39,22 @@ def solve_op(
     Bad values are found by the solver, in the pass that reads them.
     """
     dtype = accumulation_dtype(x.dtype)
-    x, y = x.to(dtype).contiguous(), y.to(dtype).contiguous()
-    a, b = (None if mass is None else mass.to(dtype).contiguous() for mass in (a, b))
+    x, y = _ready(x, dtype), _ready(y, dtype)
+    a, b = a if a is None else _ready(a, dtype), b if b is None else _ready(b, dtype)
     g, n, m, d = x.shape[:-2], x.shape[-2], y.shape[-2], x.shape[-1]
     dual = value == "dual"
-    empty = torch.empty
+    new = x.new_empty  # on x's device, whatever the default device is
     solved = Solved(
-        empty(g, dtype=dtype),
-        empty((*g, n), dtype=dtype),
-        empty((*g, m), dtype=dtype),
-        empty(g, dtype=dtype),
-        empty(g, dtype=dtype),
-        empty(g, dtype=torch.int32),
-        empty(x.shape if need_x else (0,), dtype=dtype),
-        empty(y.shape if need_y else (0,), dtype=dtype),
-        empty((*g, n) if need_a and dual else (0,), dtype=dtype),
-        empty((*g, m) if need_b and dual else (0,), dtype=dtype),
+        new(g),
+        new((*g, n)),
+        new((*g, m)),
+        new(g),
+        new(g),
+        new(g, dtype=torch.int32),
+        new(x.shape if need_x else (0,)),
+        new(y.shape if need_y else (0,)),
+        new((*g, n) if need_a and dual else (0,)),
+        new((*g, m) if need_b and dual else (0,)),
     )
     fine = native_module.module().cpu_ot_solve(
         native_module.DTYPES[dtype],
@@ -84,11 +84,15 @@ def solve_op(
     return solved
 
 
+def _ready(t: Tensor, dtype: torch.dtype) -> Tensor:
+    return t if t.dtype is dtype and t.is_contiguous() else t.to(dtype).contiguous()
+
+
 def ot_plan(x: Tensor, y: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor, cost: str) -> Tensor:
     """As `reference.ot_plan`, from the very cost that `ot_solve` saw: the columns meet their marginal to rounding."""
     dtype = alpha.dtype
     x, y, alpha, beta, scale = (t.to(dtype).contiguous() for t in (x, y, alpha, beta, scale))
-    plan = torch.empty((x.shape[0], x.shape[1], y.shape[1]), dtype=dtype)
+    plan = x.new_empty((x.shape[0], x.shape[1], y.shape[1]))
     native_module.module().cpu_ot_plan_matrix(
         native_module.DTYPES[dtype],
         *plan.shape,

@@ -1,0 +1,209 @@
+"""`python -m bench ot`: the transport cost of two feature batches, ours against everybody's.
+
+Times are medians (p20-p80) of interleaved blocks: each round calls every provider for some 5 ms, or once. Every
+provider's value and gradient are compared with float64 at equal iterations before anything is timed, and a speed-up
+over a provider is printed only if ours passed. One JSON line per row goes to bench/results/ot.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import math
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+OURS = "ours, native"
+VALUE_LIMIT, GRADIENT_LIMIT = 1e-5, 1e-4  # relative error of ours; or 2 and 3 times that of the naive fp32 loop
+SLOW = 5.0  # seconds a call may take before one round has to do
+BLOCK = 0.005  # seconds of calls, one after another, in one round
+CASES = (("sinkhorn", 0.05), ("sinkhorn", 1e-3), ("ipot", 0.5))
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench ot", description=__doc__)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 256, 1024, 4096], help="n = m")
+    parser.add_argument("--dim", type=int, default=128)
+    parser.add_argument("--iters", type=int, default=50)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", nargs="+", help="providers (substrings); ours is always in")
+    parser.add_argument("--skip", nargs="+", default=[], help="providers (substrings) to leave out")
+    parser.add_argument("--cases", nargs="+", help="of sinkhorn:0.05 sinkhorn:0.001 ipot:0.5")
+    parser.add_argument("--seconds", type=float, default=2.0, help="time per provider and kind of call")
+    parser.add_argument("--quick", action="store_true", help="sizes 64 and 256, a few rounds, nothing that compiles")
+    parser.add_argument("--out", type=Path, help="folder of the result file (default bench/results)")
+    options = parser.parse_args(argv)
+    if options.quick:
+        options.sizes, options.seconds = [n for n in options.sizes if n <= 256] or [64], 0.2
+        options.skip = [*options.skip, "torch.compile", "OTT-JAX"]
+    return options
+
+
+def limit_threads(threads: int) -> None:
+    """Cores as well as threads, so that no provider takes more than its share. Before torch and jax are imported."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ.setdefault("XLA_FLAGS", f"--xla_cpu_multi_thread_eigen={'true' if threads > 1 else 'false'}")
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+
+
+def oracle(case, x, y, value: str) -> tuple[float, Any, Any, str]:
+    """(value, gradients, who) in float64 at equal iterations."""
+    import torch
+
+    from wcord_fast import functional as F
+
+    backend = "reference" if case.n <= 1024 else "native"  # the reference takes a minute; tests tie native to it
+    xs = [t.double().requires_grad_() for t in (x, y)]
+    options = {"solver": case.solver, "eps": case.eps, "iters": case.iters, "backend": backend, "value": value}
+    cost = F.ot_cost(*xs, **options)
+    return cost.item(), *torch.autograd.grad(cost, xs), backend
+
+
+def as_double(array: Any):
+    import numpy as np
+    import torch
+
+    return array.double() if isinstance(array, torch.Tensor) else torch.from_numpy(np.array(array, dtype=np.float64))
+
+
+def errors(calls, want) -> tuple[float, float]:
+    """(relative value error, relative gradient error in the maximum norm; NaN if it is another gradient)."""
+    value, *grads = calls.gradient()
+    off = abs(float(value) - want[0]) / abs(want[0])
+    if not calls.same_gradient:
+        return off, math.nan
+    pairs = list(zip(map(as_double, grads), want[1:3], strict=True))
+    worst = [((got - exact).abs().max() / exact.abs().max()).item() for got, exact in pairs]
+    return off, math.nan if any(map(math.isnan, worst)) else max(worst)
+
+
+def peak_megabytes(call) -> float:
+    """How far resident memory rises during a call above where it was (Linux; NaN elsewhere)."""
+    try:
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = status_kilobytes("VmRSS")
+        call()
+        return (status_kilobytes("VmHWM") - before) / 1024
+    except (OSError, AttributeError):
+        return math.nan
+
+
+def status_kilobytes(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1])
+
+
+def interleaved(calls: dict[str, Any], seconds: float) -> dict[str, list[float]]:
+    """Milliseconds per call of every provider, block by block in turn; a slow one is called once and then sits out."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    spent = dict.fromkeys(calls, 0.0)
+    inner = {name: max(1, int(BLOCK / block_seconds(call, 1))) for name, call in calls.items()}
+    for round_number in range(1000):
+        active = [n for n in calls if round_number < 5 or spent[n] < seconds]
+        active = [n for n in active if not (times[n] and times[n][0] > 1e3 * SLOW)]
+        if not active or (round_number >= 5 and OURS not in active):
+            break
+        for name in active:
+            took = block_seconds(calls[name], inner[name])
+            times[name].append(took * 1e3 / inner[name])
+            spent[name] += took
+    return times
+
+
+def block_seconds(call, times: int) -> float:
+    start = time.perf_counter()
+    for _ in range(times):
+        call()
+    return time.perf_counter() - start
+
+
+def quantiles(times: list[float]) -> dict[str, float]:
+    ordered = sorted(times)
+
+    def at(q: float) -> float:
+        return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
+
+    return {"p50": statistics.median(ordered), "p20": at(0.2), "p80": at(0.8), "calls": len(ordered)}
+
+
+def passes(found: dict[str, tuple[float, float]]) -> bool:
+    """Whether ours is as exact as the design asks for."""
+    value, gradient = found[OURS]
+    naive = found.get("naive, envelope", (0.0, 0.0))
+    return value <= max(VALUE_LIMIT, 2 * naive[0]) and gradient <= max(GRADIENT_LIMIT, 3 * naive[1])
+
+
+def run_case(case, options: argparse.Namespace) -> list[dict[str, Any]]:
+    import torch
+
+    from bench.ot_providers import PROVIDERS
+
+    torch.manual_seed(0)
+    x, y = torch.randn(case.n, case.dim), torch.randn(case.n, case.dim)
+    made = {}
+    for name, make in PROVIDERS.items():
+        wanted = name == OURS or options.only is None or any(part in name for part in options.only)
+        if wanted and not any(part in name for part in options.skip) and (calls := make(case, x, y)) is not None:
+            made[name] = calls
+    exact = {kind: oracle(case, x, y, kind) for kind in dict.fromkeys(c.value for c in made.values())}
+    found = {name: errors(calls, exact[calls.value]) for name, calls in made.items()}  # and warms up
+    for calls in made.values():
+        calls.forward()
+    memory = {name: peak_megabytes(calls.gradient) for name, calls in made.items()}
+    forward = interleaved({name: calls.forward for name, calls in made.items()}, options.seconds)
+    both = interleaved({name: calls.gradient for name, calls in made.items()}, options.seconds)
+    fine = passes(found)
+    rows = []
+    for name in made:
+        row = {"op": "ot", "provider": name, **vars(case), "passed": fine, "oracle": exact[made[name].value][3]}
+        row |= {"value_error": found[name][0], "gradient_error": found[name][1], "peak_mb": memory[name]}
+        row |= {f"forward_{k}": v for k, v in quantiles(forward[name]).items()}
+        row |= {f"both_{k}": v for k, v in quantiles(both[name]).items()}
+        if fine:
+            row["forward_ratio"] = row["forward_p50"] / quantiles(forward[OURS])["p50"]
+            row["both_ratio"] = row["both_p50"] / quantiles(both[OURS])["p50"]
+        rows.append(row)
+    return rows
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    first = rows[0]
+    verdict = "ours passed its check" if first["passed"] else "OURS FAILED ITS CHECK: no speed-ups"
+    print(f"\n{first['solver']} eps {first['eps']:g}, n = m = {first['n']}, D = {first['dim']}: {verdict}")
+    print(f"{'ms: p50 (p20-p80)':<26}{'forward':>26}{'x':>7}{'forward + gradient':>28}{'x':>7}{'peak MB':>9}  error")
+    for row in rows:
+        cells = [f"{row[f'{k}_p50']:.3g} ({row[f'{k}_p20']:.3g}-{row[f'{k}_p80']:.3g})" for k in ("forward", "both")]
+        ratios = [f"{row[f'{k}_ratio']:.1f}" if f"{k}_ratio" in row else "-" for k in ("forward", "both")]
+        gradient = "other" if math.isnan(row["gradient_error"]) else f"{row['gradient_error']:.0e}"
+        print(
+            f"{row['provider']:<26}{cells[0]:>26}{ratios[0]:>7}{cells[1]:>28}{ratios[1]:>7}{row['peak_mb']:>9.1f}"
+            f"  {row['value_error']:.0e} {gradient}"
+        )
+    sys.stdout.flush()
+
+
+def main(argv: list[str]) -> None:
+    options = parse(argv)
+    limit_threads(options.threads)
+    import torch
+
+    from bench.ot_providers import Case
+    from bench.results_file import append
+
+    torch.set_num_threads(options.threads)
+    for solver, eps in CASES:
+        if options.cases and f"{solver}:{eps:g}" not in options.cases:
+            continue
+        for n in options.sizes:
+            case = Case(n, options.dim, solver, eps, options.iters)
+            rows = run_case(case, options)
+            show(rows)
+            append("ot", rows, options.out)
