@@ -70,7 +70,7 @@ __device__ __forceinline__ void finish(const Args<Real>& args, const Tile<Real>&
       if (lane == 0 && args.grad_a) args.grad_a[g * args.n + t.first_row + i] = potential;
     }
     Real mass = 0, cost = 0;
-    WCF_ROLLED
+    WCF_UNROLL_BY(4)
     for (int j = lane; j < t.ld; j += WARP) {
       Real* const cell = t.cost + i * t.ld + j;
       const Real c = *cell, p = j < t.m ? pow2(multiply_add(-scale, c, t.beta[j]) + t.alpha[i]) : Real(0);

@@ -105,6 +105,12 @@ __device__ __forceinline__ void set_row(const Tile<Real>& t, int i, Real alpha, 
   t.alpha[i] = alpha;
 }
 
+// Groups of 32 K columns, one for a warp: a matrix in the narrow kernel has one.
+template <int K>
+__device__ __forceinline__ int column_groups_of(int m) {
+  return K == NARROW ? 1 : (m + WARP * K - 1) / (WARP * K);
+}
+
 // The row step and the strip's part of the column sums, in one exponential per cell: a warp holds U rows times K
 // columns a lane of E_ij = 2^(guess_i + ahead_j - s C_ij) in registers, scales row i by w_i = a_i / sum_j E_ij and adds
 // it up. (Storing E would cost as much shared-memory traffic as a second exponential.) Warps are `groups of rows` x
@@ -114,7 +120,7 @@ template <int K, int U, class Real>
 __device__ __forceinline__ void sweep(const Tile<Real>& t, Real scale, bool extrapolate) {
   static_assert(2 * U * WARPS <= PART, "two turns of row sums");
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-  const int column_groups = (t.m + WARP * K - 1) / (WARP * K), row_groups = WARPS / column_groups;
+  const int column_groups = column_groups_of<K>(t.m), row_groups = WARPS / column_groups;
   const int rg = warp / column_groups, cg = warp % column_groups;
   const int column = cg * WARP * K + lane;
   Real ahead[K], total[K];
@@ -198,7 +204,7 @@ __device__ __forceinline__ void sweep(const Tile<Real>& t, Real scale, bool extr
 // The column step, from what `sweep` left; starts and ends with a barrier.
 template <int K, bool GRID, class Real>
 __device__ __forceinline__ void columns(const Tile<Real>& t, Grid& grid, Real scale, bool extrapolate) {
-  const int row_groups = WARPS / ((t.m + WARP * K - 1) / (WARP * K));
+  const int row_groups = WARPS / column_groups_of<K>(t.m);
   const auto update = [&](int j, Real beta) {
     t.ahead[j] = extrapolate ? 2 * beta - t.beta[j] : beta;
     t.beta[j] = beta;
@@ -209,7 +215,7 @@ __device__ __forceinline__ void columns(const Tile<Real>& t, Grid& grid, Real sc
   for (int j = threadIdx.x; j < t.m; j += THREADS) {
     if (!(t.b[j] > 0)) continue;  // its potential stays -inf
     Real sum = 0;
-    WCF_ROLLED
+    WCF_UNROLL_BY(8)
     for (int rg = 0; rg < row_groups; ++rg) sum += t.work[rg * t.ld + j];
     if constexpr (GRID) {
       Fixed<Real>::add(&grid.filling()[j], t.ld, sum / t.b[j]);

@@ -48,14 +48,20 @@ __device__ __forceinline__ void fill_cost(const Tile<Real>& t, const Real* unit_
     const int last = t.rows - 1 - first;  // rows from there on are the last one again, and not written
     const Real* x = unit_x + static_cast<int64_t>(t.first_row + first) * dim_pad;
     const Real* y = unit_yt + j;
-    Real sum[GROUP];
+    Real sum[GROUP], next[STEP];
     WCF_UNROLL
     for (int r = 0; r < GROUP; ++r) sum[r] = 0;
+    WCF_UNROLL
+    for (int q = 0; q < STEP; ++q) next[q] = y[q * t.ld];
     WCF_ROLLED
     for (int d = 0; d < dim_pad; d += STEP) {
       Real v[STEP];
+      y += STEP * static_cast<int64_t>(t.ld);
       WCF_UNROLL
-      for (int q = 0; q < STEP; ++q) v[q] = y[q * t.ld];
+      for (int q = 0; q < STEP; ++q) {  // the next load is on its way during these multiply-adds
+        v[q] = next[q];
+        if (d + STEP < dim_pad) next[q] = y[q * t.ld];
+      }
       WCF_UNROLL
       for (int r = 0; r < GROUP; ++r) {
         const Pack<Real> u = load_pack(x + (r < last ? r : last) * dim_pad);
@@ -66,7 +72,6 @@ __device__ __forceinline__ void fill_cost(const Tile<Real>& t, const Real* unit_
         }
       }
       x += STEP;
-      y += STEP * static_cast<int64_t>(t.ld);
     }
     WCF_UNROLL
     for (int r = 0; r < GROUP; ++r) {
@@ -89,7 +94,7 @@ __device__ __forceinline__ void start(const Args<Real>& args, const Tile<Real>& 
   WCF_ROLLED
   for (int i = threadIdx.x / WARP; i < t.rows; i += WARPS) {
     Real least = static_cast<Real>(INFINITY);
-    WCF_ROLLED
+    WCF_UNROLL_BY(4)
     for (int j = lane; j < t.m; j += WARP) least = fmin(least, t.cost[i * t.ld + j]);
     least = -warp_max(-least);
     if (lane == 0) {
