@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from bench.gpu_ot import ot_times
 from bench.results_file import RESULTS, append
 
 SANITIZED = (
@@ -99,6 +100,7 @@ def main() -> int:
     else:
         rows.append({"part": "sanitizer", "exit": 1, "last_line": "compute-sanitizer is not on the PATH"})
     rows += kernel_times()
+    rows += ot_times(event_times)
     print("written to", append("gpu", rows, out))
     return int(any(row.get("exit") for row in rows))
 

@@ -82,8 +82,6 @@ class Problem:
         assert torch.equal(got.iterations, want.iterations)
         torch.testing.assert_close(got.scale.double(), want.scale, rtol=1e-7, atol=0)
         costs = reference.cost_matrix(exact.x, exact.y, options.get("cost", "cosine"))
-        unit = torch.finfo(got.value.dtype).eps
-        exponent = 4 * unit * float(costs.max() * want.scale.max())  # rounding s C: relative for P, absolute for alpha
         least_scale = {"value": float(costs.max()), "alpha": 1.0, "beta": 1.0, "marginal_error": 1.0}
         for name in ("value", *POTENTIALS, "marginal_error", *GRADIENTS):
             g, w, p = getattr(got, name), getattr(want, name), getattr(plain, name)
@@ -94,9 +92,9 @@ class Problem:
             finite = w.isfinite()
             g, w, p = g.double()[finite], w[finite], p.double()[finite]
             scale = max(float(w.abs().max()), least_scale.get(name, 0.01))
-            floor = 1e-12 if self.x.dtype == F64 else 1e-5 if name == "value" else 1e-4
+            floor = 1e-11 if self.x.dtype == F64 else 1e-5 if name == "value" else 1e-4
             times = 3 if name in GRADIENTS else 2
-            bound = max(floor * scale, times * float((p - w).abs().max()), exponent * scale)
+            bound = max(floor * scale, times * float((p - w).abs().max()))
             error = float((g - w).abs().max())
             assert error <= bound, f"{name}: error {error:.2e} above {bound:.2e}"
         return got
@@ -252,7 +250,7 @@ BAD = [
 @pytest.mark.parametrize("which", range(len(BAD)))
 def test_a_bad_value_spoils_its_problem_only(regime, which):
     spoil, code = BAD[which]
-    p = Problem(6, 7, 3, problems=3, zeros=False)
+    p = Problem(6, 7, 3, problems=4, zeros=False)
     options = {"solver": "sinkhorn", "eps": 0.1, "value": "dual", "iters": 5}
     good = p.solve(native_cuda.ot_solve, **options)
     assert int(status.word(p.x.device)) == 0
@@ -261,7 +259,7 @@ def test_a_bad_value_spoils_its_problem_only(regime, which):
     assert int(status.word(p.x.device)) == code
     for name in reference.Solved._fields:
         g, w = getattr(got, name), getattr(good, name)
-        assert torch.equal(g[[0, 2]], w[[0, 2]]), name
+        assert torch.equal(g[[0, 2, 3]], w[[0, 2, 3]]), name
         assert not g.is_floating_point() or g[1].isnan().all(), name
 
 
@@ -282,7 +280,7 @@ def test_the_choice_of_a_regime(kernels, monkeypatch):
     assert plan(0, 64, 64, False)[:3] == (1, 4 * 8, 64)  # four blocks of 512 threads on an SM
     assert plan(0, 220, 220, False)[:3] == (1, 8, 220) and plan(0, 150, 150, True).regime == 1
     assert plan(0, 256, 256, False)[:3] == (2, 8, 32)
-    assert plan(0, 20, 4096, False)[:3] == (2, 3, 8) and plan(0, 6, 4096, True)[:3] == (2, 6, 1)
+    assert plan(0, 20, 4096, False)[:3] == (2, 3, 7) and plan(0, 6, 4096, True)[:3] == (2, 3, 2)
     assert plan(0, 20_000, 5, False)[:3] == (2, 8, 2500)
     assert plan(0, 2000, 2000, False).regime == 0 and plan(0, 2**31, 8, False).regime == 0
     assert native_cuda.why_not(64, 64, 128) is None

@@ -31,7 +31,8 @@ WCF_HD int leading(int m) { return static_cast<int>(round_up(m, GROUP)); }
 // Where the parts of a block's shared memory start, in elements, if it holds `rows` rows of C. All are multiples of
 // four, and there are fewer than 2^16 elements. Made on the host: the kernels read it as constants.
 struct Layout {
-  int32_t ld, rows, cost, b, beta, ahead, a, alpha, guess, part, sums, work;
+  int32_t ld, rows, cost, b, beta, ahead, column_base, column_factor;
+  int32_t a, alpha, guess, row_base, row_factor, part, sums, work;
   int64_t size;
 
   Layout() = default;
@@ -46,9 +47,13 @@ struct Layout {
     b = take(ld);
     beta = take(ld);
     ahead = take(ld);
+    column_base = take(ld);
+    column_factor = take(ld);
     a = take(rows_);
     alpha = take(rows_);
     guess = take(rows_);
+    row_base = take(rows_);
+    row_factor = take(rows_);
     part = take(PART);
     sums = take(WARPS);
     work = take(2 * ld > THREADS * GROUP ? 2 * ld : THREADS * GROUP);  // column sums of row groups, partial gradients

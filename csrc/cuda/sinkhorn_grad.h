@@ -69,11 +69,17 @@ __device__ __forceinline__ void gradient_sums(const Side<Real>& s, int dim, int 
         } else {
           const int last = s.rows - 1 - row;
           const Real* p = s.plan + row * s.ld + slice * slice_size;  // in shared memory
+          Real next[STEP];
+          WCF_UNROLL
+          for (int q = 0; q < STEP; ++q, v += dim_pad) next[q] = slice * slice_size < end ? *v : Real(0);
           WCF_ROLLED
           for (int k = slice * slice_size; k < end; k += STEP, p += STEP) {
             Real of_other[STEP];
             WCF_UNROLL
-            for (int q = 0; q < STEP; ++q, v += dim_pad) of_other[q] = *v;
+            for (int q = 0; q < STEP; ++q, v += dim_pad) {  // as in fill_cost
+              of_other[q] = next[q];
+              if (k + STEP < end) next[q] = *v;
+            }
             WCF_UNROLL
             for (int r = 0; r < GROUP; ++r) {
               const Pack<Real> of_row = load_pack(p + (r < last ? r : last) * s.ld);

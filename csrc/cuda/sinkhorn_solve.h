@@ -14,7 +14,7 @@ __device__ __forceinline__ Real slots_sum(const Real* slots) {
   return warp_sum(sum);
 }
 
-// sum_i |row sum_i - a_i| of the strip, with P from the current potentials.
+// sum_i |row sum_i - a_i| of the strip.
 template <class Real>
 __device__ __forceinline__ Real row_error(const Tile<Real>& t, Real scale) {
   Real error = 0;
@@ -22,9 +22,7 @@ __device__ __forceinline__ Real row_error(const Tile<Real>& t, Real scale) {
   for (int i = threadIdx.x / WARP; i < t.rows; i += WARPS) {
     Real sum = 0;
     WCF_ROLLED
-    for (int j = threadIdx.x % WARP; j < t.m; j += WARP) {
-      sum += pow2(multiply_add(-scale, t.cost[i * t.ld + j], t.beta[j]) + t.alpha[i]);
-    }
+    for (int j = threadIdx.x % WARP; j < t.m; j += WARP) sum += t.plan(i, j, t.cost[i * t.ld + j], scale);
     error += fabs(warp_sum(sum) - t.a[i]);
   }
   return block_sum(error, t.sums);
@@ -70,10 +68,10 @@ __device__ __forceinline__ void finish(const Args<Real>& args, const Tile<Real>&
       if (lane == 0 && args.grad_a) args.grad_a[g * args.n + t.first_row + i] = potential;
     }
     Real mass = 0, cost = 0;
-    WCF_ROLLED
+    WCF_UNROLL_BY(4)
     for (int j = lane; j < t.ld; j += WARP) {
       Real* const cell = t.cost + i * t.ld + j;
-      const Real c = *cell, p = j < t.m ? pow2(multiply_add(-scale, c, t.beta[j]) + t.alpha[i]) : Real(0);
+      const Real c = *cell, p = j < t.m ? t.plan(i, j, c, scale) : Real(0);
       mass += p;
       cost = multiply_add(p, c, cost);
       *cell = p;

@@ -100,9 +100,17 @@ __device__ __forceinline__ void column_lse(const Tile<Real>& t, Grid& grid, Real
 }
 
 template <class Real>
-__device__ __forceinline__ void set_row(const Tile<Real>& t, int i, Real alpha, bool extrapolate) {
+__device__ __forceinline__ void set_row(const Tile<Real>& t, int i, Real alpha, Real base, Real w, bool extrapolate) {
+  t.row_base[i] = base;
+  t.row_factor[i] = w;
   t.guess[i] = extrapolate ? 2 * alpha - t.alpha[i] : alpha;
   t.alpha[i] = alpha;
+}
+
+// Groups of 32 K columns, one for a warp: a matrix in the narrow kernel has one.
+template <int K>
+__device__ __forceinline__ int column_groups_of(int m) {
+  return K == NARROW ? 1 : (m + WARP * K - 1) / (WARP * K);
 }
 
 // The row step and the strip's part of the column sums, in one exponential per cell: a warp holds U rows times K
@@ -114,7 +122,7 @@ template <int K, int U, class Real>
 __device__ __forceinline__ void sweep(const Tile<Real>& t, Real scale, bool extrapolate) {
   static_assert(2 * U * WARPS <= PART, "two turns of row sums");
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-  const int column_groups = (t.m + WARP * K - 1) / (WARP * K), row_groups = WARPS / column_groups;
+  const int column_groups = column_groups_of<K>(t.m), row_groups = WARPS / column_groups;
   const int rg = warp / column_groups, cg = warp % column_groups;
   const int column = cg * WARP * K + lane;
   Real ahead[K], total[K];
@@ -169,7 +177,7 @@ __device__ __forceinline__ void sweep(const Tile<Real>& t, Real scale, bool extr
         unsafe |= 1u << u;
         continue;
       }
-      if (lane == 0 && cg == 0) set_row(t, i, guess[u] + log_2(w), extrapolate);
+      if (lane == 0 && cg == 0) set_row(t, i, guess[u] + log_2(w), guess[u], w, extrapolate);
       WCF_UNROLL
       for (int k = 0; k < K; ++k) total[k] = multiply_add(w, e[u][k], total[k]);
     }
@@ -178,7 +186,7 @@ __device__ __forceinline__ void sweep(const Tile<Real>& t, Real scale, bool extr
       if (!(unsafe >> u & 1)) continue;
       const int i = first + u * row_groups;
       const Real alpha = log_2(t.a[i]) - row_lse(t, i, t.ahead, scale);
-      if (lane == 0 && cg == 0) set_row(t, i, alpha, extrapolate);
+      if (lane == 0 && cg == 0) set_row(t, i, alpha, alpha, Real(1), extrapolate);
       WCF_UNROLL
       for (int k = 0; k < K; ++k) {
         const int j = column + k * WARP;
@@ -198,8 +206,10 @@ __device__ __forceinline__ void sweep(const Tile<Real>& t, Real scale, bool extr
 // The column step, from what `sweep` left; starts and ends with a barrier.
 template <int K, bool GRID, class Real>
 __device__ __forceinline__ void columns(const Tile<Real>& t, Grid& grid, Real scale, bool extrapolate) {
-  const int row_groups = WARPS / ((t.m + WARP * K - 1) / (WARP * K));
-  const auto update = [&](int j, Real beta) {
+  const int row_groups = WARPS / column_groups_of<K>(t.m);
+  const auto update = [&](int j, Real beta, Real base, Real factor) {
+    t.column_base[j] = base;
+    t.column_factor[j] = factor;
     t.ahead[j] = extrapolate ? 2 * beta - t.beta[j] : beta;
     t.beta[j] = beta;
   };
@@ -209,15 +219,17 @@ __device__ __forceinline__ void columns(const Tile<Real>& t, Grid& grid, Real sc
   for (int j = threadIdx.x; j < t.m; j += THREADS) {
     if (!(t.b[j] > 0)) continue;  // its potential stays -inf
     Real sum = 0;
-    WCF_ROLLED
+    WCF_UNROLL_BY(8)
     for (int rg = 0; rg < row_groups; ++rg) sum += t.work[rg * t.ld + j];
     if constexpr (GRID) {
       Fixed<Real>::add(&grid.filling()[j], t.ld, sum / t.b[j]);
     } else if (column_is_safe(sum)) {
-      update(j, t.ahead[j] + log_2(t.b[j] / sum));
+      const Real factor = t.b[j] / sum;
+      update(j, t.ahead[j] + log_2(factor), t.ahead[j], factor);
     } else {
       const Real top = column_top(t, j, scale);
-      update(j, log_2(t.b[j]) - (top + log_2(column_rest(t, j, scale, top))));
+      const Real beta = log_2(t.b[j]) - (top + log_2(column_rest(t, j, scale, top)));
+      update(j, beta, beta, Real(1));
     }
   }
   if constexpr (GRID) {
@@ -229,7 +241,7 @@ __device__ __forceinline__ void columns(const Tile<Real>& t, Grid& grid, Real sc
       const Real ratio = Fixed<Real>::total(&grid.filled()[j], t.ld);
       const bool usable = ratio >= static_cast<Real>(FIXED_LEAST) && ratio < static_cast<Real>(FIXED_LIMIT);
       if (usable && column_is_safe(ratio * t.b[j])) {
-        update(j, t.ahead[j] - log_2(ratio));
+        update(j, t.ahead[j] - log_2(ratio), t.ahead[j], 1 / ratio);
       } else {
         t.work[j] = 1;
         unsafe = true;
@@ -240,7 +252,9 @@ __device__ __forceinline__ void columns(const Tile<Real>& t, Grid& grid, Real sc
       column_lse<true>(t, grid, scale);
       WCF_ROLLED
       for (int j = threadIdx.x; j < t.m; j += THREADS) {
-        if (t.work[j] != 0) update(j, log_2(t.b[j]) - t.work[t.ld + j]);
+        if (t.work[j] == 0) continue;
+        const Real beta = log_2(t.b[j]) - t.work[t.ld + j];
+        update(j, beta, beta, Real(1));
       }
     }
   }

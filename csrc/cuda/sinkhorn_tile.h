@@ -10,9 +10,13 @@ struct Tile {
   Real* b;       // [ld]
   Real* beta;    // [ld] log2 scaling of the columns, -inf without mass
   Real* ahead;   // [ld] what the next row step uses: beta (sinkhorn), 2 beta - beta of the step before (ipot)
+  Real* column_base;    // [ld] what the last sweep used for `ahead`, and by what the column step then scaled
+  Real* column_factor;  // [ld]
   Real* a;       // [rows]
   Real* alpha;   // [rows] log2 scaling of the rows
   Real* guess;   // [rows] what the next alpha is expected to be
+  Real* row_base;    // [rows] the same of the rows
+  Real* row_factor;  // [rows]
   Real* part;    // [PART]
   Real* sums;    // [WARPS]
   Real* work;
@@ -25,13 +29,23 @@ struct Tile {
     b = base + args.at.b;
     beta = base + args.at.beta;
     ahead = base + args.at.ahead;
+    column_base = base + args.at.column_base;
+    column_factor = base + args.at.column_factor;
     a = base + args.at.a;
     alpha = base + args.at.alpha;
     guess = base + args.at.guess;
+    row_base = base + args.at.row_base;
+    row_factor = base + args.at.row_factor;
     part = base + args.at.part;
     sums = base + args.at.sums;
     work = base + args.at.work;
     rows = args.n - first_row < args.at.rows ? args.n - first_row : args.at.rows;
+  }
+
+  // P_ij as the last iteration made it. The same rounded exponential goes into the column sums and in here, so the
+  // columns meet b to a few ulp even where s C is in the thousands and 2^(alpha_i + beta_j - s C_ij) is good to 1e-3.
+  __device__ __forceinline__ Real plan(int i, int j, Real c, Real scale) const {
+    return pow2(multiply_add(-scale, c, column_base[j]) + row_base[i]) * row_factor[i] * column_factor[j];
   }
 };
 
@@ -48,14 +62,20 @@ __device__ __forceinline__ void fill_cost(const Tile<Real>& t, const Real* unit_
     const int last = t.rows - 1 - first;  // rows from there on are the last one again, and not written
     const Real* x = unit_x + static_cast<int64_t>(t.first_row + first) * dim_pad;
     const Real* y = unit_yt + j;
-    Real sum[GROUP];
+    Real sum[GROUP], next[STEP];
     WCF_UNROLL
     for (int r = 0; r < GROUP; ++r) sum[r] = 0;
+    WCF_UNROLL
+    for (int q = 0; q < STEP; ++q) next[q] = y[q * t.ld];
     WCF_ROLLED
     for (int d = 0; d < dim_pad; d += STEP) {
       Real v[STEP];
+      y += STEP * static_cast<int64_t>(t.ld);
       WCF_UNROLL
-      for (int q = 0; q < STEP; ++q) v[q] = y[q * t.ld];
+      for (int q = 0; q < STEP; ++q) {  // the next load is on its way during these multiply-adds
+        v[q] = next[q];
+        if (d + STEP < dim_pad) next[q] = y[q * t.ld];
+      }
       WCF_UNROLL
       for (int r = 0; r < GROUP; ++r) {
         const Pack<Real> u = load_pack(x + (r < last ? r : last) * dim_pad);
@@ -66,7 +86,6 @@ __device__ __forceinline__ void fill_cost(const Tile<Real>& t, const Real* unit_
         }
       }
       x += STEP;
-      y += STEP * static_cast<int64_t>(t.ld);
     }
     WCF_UNROLL
     for (int r = 0; r < GROUP; ++r) {
@@ -84,18 +103,20 @@ __device__ __forceinline__ void start(const Args<Real>& args, const Tile<Real>& 
   for (int j = threadIdx.x; j < t.m; j += THREADS) {
     const Real mass = mass_of(args.b, g, args.m, j);
     t.b[j] = mass;
-    t.beta[j] = t.ahead[j] = mass > 0 ? Real(0) : minus_infinity<Real>();
+    t.beta[j] = t.ahead[j] = t.column_base[j] = mass > 0 ? Real(0) : minus_infinity<Real>();
+    t.column_factor[j] = 0;
   }
   WCF_ROLLED
   for (int i = threadIdx.x / WARP; i < t.rows; i += WARPS) {
     Real least = static_cast<Real>(INFINITY);
-    WCF_ROLLED
+    WCF_UNROLL_BY(4)
     for (int j = lane; j < t.m; j += WARP) least = fmin(least, t.cost[i * t.ld + j]);
     least = -warp_max(-least);
     if (lane == 0) {
       const Real mass = mass_of(args.a, g, args.n, t.first_row + i);
       t.a[i] = mass;
-      t.alpha[i] = mass > 0 ? Real(0) : minus_infinity<Real>();
+      t.alpha[i] = t.row_base[i] = mass > 0 ? Real(0) : minus_infinity<Real>();
+      t.row_factor[i] = 0;
       t.guess[i] = mass > 0 ? scale * least : minus_infinity<Real>();
     }
   }

@@ -89,7 +89,9 @@ def ot_solve(
         new(*g, m, needed=need_b and dual),
     )
     problems = g[0] if g else 1
-    scratch, zeroed = workspace(chosen, x, problems, m, dtype, need_y)
+    scratch_bytes, zeroed_bytes = memory(chosen, dtype == torch.float64, problems, n, m, d, need_y)
+    scratch = torch.empty(scratch_bytes, dtype=torch.uint8, device=x.device)
+    zeroed = torch.zeros(zeroed_bytes // 8, dtype=torch.int64, device=x.device)
     code = native_module.module().cuda_sinkhorn(
         device,
         stream,
@@ -125,29 +127,6 @@ def ot_solve(
 solve_op = ot_solve  # layouts, missing masses and bad values are its own business
 
 
-def workspace(
-    chosen: Plan, x: Tensor, problems: int, m: int, dtype: torch.dtype, need_y: bool
-) -> tuple[Tensor, Tensor]:
-    """The call's own memory: scratch, and the barrier and column totals of a cooperative grid, zeroed on the stream."""
-    size = torch.empty(2, dtype=torch.int64)
-    native_module.module().cuda_sinkhorn_memory(
-        chosen.regime,
-        int(dtype == torch.float64),
-        chosen.blocks,
-        problems,
-        x.shape[-2],
-        m,
-        x.shape[-1],
-        int(need_y),
-        size.data_ptr(),
-    )
-    scratch, zeroed = size.tolist()
-    return (
-        torch.empty(scratch, dtype=torch.uint8, device=x.device),
-        torch.zeros(zeroed // 8, dtype=torch.int64, device=x.device),
-    )
-
-
 def why_not(n: int, m: int, dim: int, dtype: torch.dtype = torch.float32, device: int | None = None) -> str | None:
     """Why n x m cannot be solved here on a device (None: the current one), or None if it can."""
     if m > MAX_COLUMNS:
@@ -176,13 +155,23 @@ def regime(n: int, m: int, dim: int, dtype: torch.dtype = torch.float32, problem
     return name, f"{matrix} in strips of {found.rows} rows on {found.blocks} of {found.sms} SMs, problem by problem"
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1024)
 def plan(device: int, n: int, m: int, fp64: bool) -> Plan:
     """What the launchers choose for n x m on a device; asks the driver, not the device."""
     out = torch.empty(5, dtype=torch.int64)
     code = native_module.module().cuda_sinkhorn_plan(device, int(fp64), n, m, out.data_ptr())
     native_module.check_launch("ot_solve", code)
     return Plan(*out.tolist())
+
+
+@functools.lru_cache(maxsize=1024)
+def memory(chosen: Plan, fp64: bool, problems: int, n: int, m: int, dim: int, need_y: bool) -> tuple[int, int]:
+    """Bytes of a call's own memory: scratch; the barrier and column totals of a cooperative grid, zero at the start."""
+    out = torch.empty(2, dtype=torch.int64)
+    sizes = chosen.regime, int(fp64), chosen.blocks, problems, n, m, dim, int(need_y)
+    native_module.module().cuda_sinkhorn_memory(*sizes, out.data_ptr())
+    scratch, zeroed = out.tolist()
+    return scratch, zeroed
 
 
 def _wide(dtype: torch.dtype) -> bool:

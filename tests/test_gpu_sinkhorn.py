@@ -1,0 +1,144 @@
+"""The optimal-transport kernels on a device: both regimes against the float64 reference, without a sync, in graphs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from wcord_fast.ops import status
+from wcord_fast.ops.sinkhorn import native_cuda, reference
+
+from .ot_oracles import features, masses
+
+pytestmark = pytest.mark.gpu
+
+
+class Problem:
+    """Features and masses on the CPU in float64 and on the device."""
+
+    def __init__(self, n, m, d=128, problems=1, dtype=torch.float32, uniform=True):
+        x, y = features(1, problems, n, d).to(dtype), features(2, problems, m, d).to(dtype)
+        a, b = (masses(3 + k, problems, size, zeros=(0, size // 2)) for k, size in enumerate((n, m)))
+        if uniform:
+            a, b = (torch.full((problems, size), 1 / size, dtype=torch.float64) for size in (n, m))
+        wide = reference.accumulation_dtype(dtype)
+        self.here = x.double(), y.double(), a.to(wide).double(), b.to(wide).double()
+        self.there = x.cuda(), y.cuda(), a.to(wide).cuda(), b.to(wide).cuda()
+
+    def solve(self, *, cost="cosine", solver="sinkhorn", eps=0.05, iters=50, tol=None, value="cost", run=None):
+        options = (cost, solver, eps, iters, tol, value, True, True, True, True)
+        if run is None:
+            return native_cuda.ot_solve(*self.there, *options)
+        return run(*options)
+
+    def check(self, regime, **options):
+        (_, n, d), m = self.here[0].shape, self.here[1].shape[1]
+        assert native_cuda.regime(n, m, d, self.there[0].dtype)[0] == regime
+        got = reference.Solved(*(t.cpu() for t in self.solve(**options)))
+        want = self.solve(run=lambda *args: reference.ot_solve(*self.here, *args), **options)
+        plain = self.solve(run=lambda *args: reference.ot_solve(*self.there, *args), **options)
+        assert torch.equal(got.iterations, want.iterations)
+        for name in ("value", "alpha", "beta", "marginal_error", "grad_x", "grad_y", "grad_a", "grad_b"):
+            g, w, p = getattr(got, name), getattr(want, name), getattr(plain, name).cpu()
+            finite = w.isfinite()
+            assert torch.equal(g.isfinite(), finite), name
+            if not w.numel():
+                continue
+            g, w, p = g.double()[finite], w[finite], p.double()[finite]
+            floor = 1e-12 if got.value.dtype == torch.float64 else 1e-5 if name == "value" else 1e-4
+            scale = max(float(w.abs().max()), 1.0 if name in ("alpha", "beta", "marginal_error") else 0.0)
+            bound = max(floor * scale, 3 * float((p - w).abs().max()))
+            assert float((g - w).abs().max()) <= bound, (name, float((g - w).abs().max()), bound)
+        return got
+
+
+SHAPES = [(64, 64, "resident"), (200, 220, "resident"), (1, 64, "resident"), (256, 256, "cooperative"),
+          (1024, 1000, "cooperative"), (300, 3000, "cooperative"), (3000, 40, "cooperative")]  # fmt: skip
+
+
+@pytest.mark.parametrize("cost", ["cosine", "sqeuclidean"])
+@pytest.mark.parametrize(("n", "m", "regime"), SHAPES)
+def test_shapes(n, m, regime, cost):
+    Problem(n, m, 128 if cost == "cosine" else 12).check(regime, cost=cost, eps=0.05 if cost == "cosine" else 1.0)
+
+
+@pytest.mark.parametrize("n", [64, 256])
+@pytest.mark.parametrize(
+    ("solver", "eps"), [("ipot", 0.5), ("sinkhorn", 0.5), ("sinkhorn", 1e-2), ("sinkhorn", 1e-3), ("sinkhorn", 1e-4)]
+)
+def test_solvers_and_eps(n, solver, eps):
+    p = Problem(n, n - 5, 64, uniform=False)
+    p.check("resident" if n == 64 else "cooperative", solver=solver, eps=eps)
+
+
+@pytest.mark.parametrize("n", [40, 300])
+def test_dual_in_fp64(n):
+    p = Problem(n, n + 7, 33, dtype=torch.float64, uniform=False)
+    p.check("resident" if n == 40 else "cooperative", value="dual", iters=23)
+
+
+@pytest.mark.parametrize("n", [48, 300])
+def test_batches_stop_problem_by_problem(n):
+    p = Problem(n, n, 64, problems=5, dtype=torch.bfloat16)
+    p.check("resident" if n == 48 else "cooperative", eps=0.2, tol=1e-3, iters=60)
+
+
+@pytest.mark.parametrize("n", [64, 512])
+def test_bits_repeat(n):
+    p = Problem(n, n, problems=3)
+    first = p.solve(eps=0.01, value="dual")
+    for _ in range(5):
+        assert all(torch.equal(u, v) for u, v in zip(first, p.solve(eps=0.01, value="dual"), strict=True))
+
+
+@pytest.mark.parametrize("n", [64, 512])
+def test_no_sync_and_a_graph_replays_on_new_inputs(n):
+    p = Problem(n, n, problems=2)
+    p.solve()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            solved = p.solve()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for seed in range(3):
+        p.there[0].copy_(features(10 + seed, *p.there[0].shape))
+        graph.replay()
+        for g, w in zip(solved, p.solve(), strict=True):
+            assert torch.equal(g, w)
+
+
+def test_two_streams_at_once_do_not_meet():
+    """Cooperative grids of 16 blocks each, so that several are on the device together."""
+    problems = [Problem(128 * 2, 256, 32) for _ in range(4)]
+    alone = [p.solve(iters=300) for p in problems]
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in problems]
+    together = []
+    for _ in range(5):
+        for p, stream in zip(problems, streams, strict=True):
+            with torch.cuda.stream(stream):
+                together.append((p, p.solve(iters=300)))
+    torch.cuda.synchronize()
+    for p, got in together:
+        want = alone[problems.index(p)]
+        assert all(torch.equal(u, v) for u, v in zip(want, got, strict=True))
+
+
+@pytest.mark.parametrize("n", [32, 300])
+def test_a_bad_value_is_flagged_and_spoils_its_problem_only(n):
+    p = Problem(n, n, 16, problems=3)
+    good = p.solve()
+    p.there[0][1, n - 1, 3] = torch.nan
+    got = p.solve()
+    with pytest.raises(ValueError, match="optimal-transport"):
+        status.check()
+    assert got.value.isnan().tolist() == [False, True, False] and got.grad_y[1].isnan().all()
+    assert torch.equal(got.grad_x[[0, 2]], good.grad_x[[0, 2]])
+
+
+def test_why_not():
+    assert native_cuda.why_not(1024, 1024, 128) is None
+    assert "fits neither" in native_cuda.why_not(8000, 4000, 128)
