@@ -14,7 +14,7 @@ def alias_table(weights: Tensor) -> tuple[Tensor, Tensor]:
     alias[i]. Full columns alias to themselves, so 2^64 - 1 standing for 1 loses nothing.
     """
     w = weights.detach().to("cpu", torch.float64).numpy()
-    n = len(w)
+    w, n = w / w.max(), len(w)  # the sum can neither overflow nor vanish
     share = (w * (n / w.sum())).tolist()
     alias = list(range(n))
     small = [i for i, s in enumerate(share) if s < 1.0]
@@ -25,8 +25,9 @@ def alias_table(weights: Tensor) -> tuple[Tensor, Tensor]:
         share[high] -= 1.0 - share[low]
         if share[high] < 1.0:
             small.append(large.pop())
-    for i in small + large:  # what is left differs from 1 by rounding only
-        share[i], alias[i] = 1.0, i
+    heaviest = int(w.argmax())
+    for i in small + large:  # what is left differs from 1 by rounding only, unless its weight is 0
+        share[i], alias[i] = (1.0, i) if w[i] > 0 else (0.0, heaviest)
     top = float(np.nextafter(2.0**64, 0))
     threshold = np.minimum(np.asarray(share) * 2.0**64, top).astype(np.uint64)
     threshold[np.asarray(share) >= 1.0] = np.uint64(2**64 - 1)
