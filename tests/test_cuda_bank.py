@@ -72,7 +72,7 @@ class Problem:
         return self.anchors.double(), [bank.double() for bank in self.banks], self.index
 
     def check(self, scores=("nce", "mean", "log_z")) -> None:
-        """Every score against the reference in float64, by the tolerances of DESIGN: 1e-6 value, 1e-5 gradient."""
+        """Every score against the reference in float64, by tolerances of 1e-6 value, 1e-5 gradient."""
         wide = self.anchors.dtype == torch.float64 or self.banks[0].dtype == torch.float64
         value, slope = (1e-12, 1e-12) if wide else (1e-6, 1e-5)
         plan = ("gather", "reference")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..ops import checks
-from ..ops.bank.autograd import BankMeanScore, BankNCE, spec_args, wants_grad
+from ..ops.bank.autograd import mean_score, nce, spec_args, wants_grad
 from ..ops.bank.op import log_z_op, update_op
 from ..ops.bank.plan import PLANS
 from ..ops.bank.pool_mean import pool_mean_op
@@ -143,8 +143,6 @@ def bank_update_(
     sums = None if isinstance(bank, Tensor) else bank.current_sums()
     old = None if sums is None else matrix[_in_range(index, matrix.shape[0])]
     update_op(matrix, index, rows.detach(), momentum, "auto")
-    if not torch.compiler.is_compiling():  # compiled code counts its writes itself
-        torch.autograd.graph.increment_version(matrix)
     if sums is not None and old is not None:
         sums.followed(matrix, _in_range(index, matrix.shape[0]), old)
     return bank
@@ -155,7 +153,7 @@ def bank_update_(
 
 def nce_pair(anchors, banks, index, log_z, spec: DrawSpec, temperature, plan="auto", backend="auto") -> Tensor:
     """Losses [S, B] of anchors [S, B, D] against S banks with log_z [S]."""
-    return BankNCE.apply(anchors, banks, index, log_z, spec_args(spec), temperature, wants_grad(anchors), plan, backend)
+    return nce(anchors, banks, index, log_z, spec_args(spec), temperature, wants_grad(anchors), plan, backend)
 
 
 def mean_score_pair(anchors, banks, index, spec: DrawSpec, plan="auto", backend="auto", owners=()) -> Tensor:
@@ -163,7 +161,7 @@ def mean_score_pair(anchors, banks, index, spec: DrawSpec, plan="auto", backend=
     if plan == "auto" and spec.whole_pool and (sums := _class_sums(owners, spec)):
         mean = pool_mean_op(anchors.detach(), banks, sums, index, spec.tables, spec.source, spec.k)
         return (anchors.to(mean.dtype) * mean).sum(-1)
-    return BankMeanScore.apply(anchors, banks, index, spec_args(spec), wants_grad(anchors), plan, backend)
+    return mean_score(anchors, banks, index, spec_args(spec), wants_grad(anchors), plan, backend)
 
 
 def log_z_pair(log_z, anchors, banks, index, spec: DrawSpec, temperature, plan="auto", backend="auto") -> Tensor:

@@ -15,16 +15,19 @@ from ..ops.dispatch import BACKENDS
 from ..ops.sampling.spec import ALL, DrawSpec
 from .embed import Embed, check_features
 from .memory_bank import MemoryBank
-from .sampler import NegativeSampler
+from .sampler import NegativeSampler, replacement_option, seed_bits
 
 EMA = 0.99  # weight of the old Z under z="ema"
+Z_RULES = ("first", "ema")
+SMALLEST, LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
 class Contrast(nn.Module):
     """Student and teacher banks, the sampler and log Z. Direction 0: student anchors on the teacher's bank.
 
     State-dict names are RepDistiller's (`params` = [K, T, Z1, Z2, momentum], negative Z = unset, `memory_v1`,
-    `memory_v2`) plus `log_z` and `sampler.state`, which are optional on load and win when present.
+    `memory_v2`) plus `log_z` and `sampler.state`, which are optional on load and win when present (Z itself is cut to
+    the range of fp32, log Z is not). `log_z` is fp32, fp64 after `.double()`, and never narrower.
     """
 
     log_z: Tensor
@@ -48,7 +51,7 @@ class Contrast(nn.Module):
     ):
         super().__init__()
         self.temperature = checks.positive("temperature", temperature)
-        self.z = checks.choice("z", z, ("first", "ema"))
+        self.z = checks.choice("z", z, Z_RULES)
         self.plan = checks.choice("plan", plan, ("auto", *PLANS))
         self.backend = checks.choice("backend", backend, ("auto", *BACKENDS))
         self.sampler = NegativeSampler(n_data, k, labels=labels, exclude=exclude, replacement=replacement, seed=seed)
@@ -78,7 +81,8 @@ class Contrast(nn.Module):
     def scores(self, anchors: Tensor, idx: Tensor, contrast_idx: Tensor | None) -> tuple[Tensor, Tensor]:
         """Scores of the bank's positives [2, B], mean scores of its negatives [2, B]."""
         positive, spec = self._negatives(idx, contrast_idx)
-        rows = torch.stack([bank[positive] for bank in self._banks()]).to(anchors.dtype)
+        own = self._clamped(positive)  # what is out of range is flagged by the op, whose result is NaN there
+        rows = torch.stack([bank[own] for bank in self._banks()]).to(anchors.dtype)
         owners = (self.memory_v2, self.memory_v1)
         negative = mean_score_pair(anchors, self._banks(), positive, spec, self.plan, self.backend, owners)
         return (anchors * rows).sum(-1), negative
@@ -88,7 +92,7 @@ class Contrast(nn.Module):
         from ..ops.bank.reference import counts
 
         _, spec = self._negatives(idx, contrast_idx)
-        return counts(idx.long(), self.memory_v1.num_data, spec, self.log_z.dtype)
+        return counts(self._clamped(idx), self.memory_v1.num_data, spec, self.log_z.dtype)
 
     def finish_step(self, anchors: Tensor, idx: Tensor) -> None:
         """The end of a training step: update both banks from anchors [2, B, D], advance t."""
@@ -98,6 +102,16 @@ class Contrast(nn.Module):
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, z={self.z!r}, plan={self.plan!r}, backend={self.backend!r}"
+
+    def _apply(self, fn, recurse=True):
+        log_z = self.log_z
+        super()._apply(fn, recurse)
+        if self.log_z.itemsize < log_z.itemsize:
+            self.log_z = log_z.to(self.log_z.device, torch.float32)
+        return self
+
+    def _clamped(self, idx: Tensor) -> Tensor:
+        return idx.long().clamp(0, self.memory_v1.num_data - 1)
 
     def _banks(self) -> list[Tensor]:
         return [self.memory_v2.rows, self.memory_v1.rows]
@@ -111,6 +125,20 @@ class Contrast(nn.Module):
         return contrast_idx[:, 0], draw_spec(contrast_idx[:, 1:], len(idx), self.memory_v1.num_data)
 
 
+def check_options(temperature, momentum, replacement, z, bank_dtype, plan, backend, seed) -> None:
+    """What `Contrast` says of these options, also where none is built."""
+    checks.positive("temperature", temperature)
+    checks.fraction("momentum", momentum)
+    replacement_option(replacement)
+    checks.choice("z", z, Z_RULES)
+    if bank_dtype not in checks.FLOATS:
+        raise TypeError(f"bank_dtype: expected one of {', '.join(map(str, checks.FLOATS))}, got {bank_dtype}")
+    checks.choice("plan", plan, ("auto", *PLANS))
+    checks.choice("backend", backend, ("auto", *BACKENDS))
+    if seed is not None:
+        seed_bits(seed)
+
+
 class ContrastiveLoss(nn.Module):
     """Two embeddings and, where the loss scores a bank, a `Contrast`: the base of CRDLoss and WCoRDLoss."""
 
@@ -118,6 +146,10 @@ class ContrastiveLoss(nn.Module):
     embed_t: Embed
     contrast: Contrast | None
     n_data: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_load_state_dict_pre_hook(_refuse_misfits)
 
     def init_banks(self, f_s: Tensor, f_t: Tensor, idx: Tensor) -> None:
         """Replace the random initial rows `idx` of both banks by the embeddings of these features.
@@ -128,14 +160,15 @@ class ContrastiveLoss(nn.Module):
             raise ValueError("init_banks: this loss scores no bank")
         self._check(f_s, f_t, idx, None)
         with torch.no_grad():
-            self.contrast.memory_v1.update_(idx, self.embed_s(f_s), momentum=0.0)
-            self.contrast.memory_v2.update_(idx, self.embed_t(f_t), momentum=0.0)
+            e_s, e_t = self.embed_s(f_s), self.embed_t(f_t)
+            self.contrast.memory_v1.update_(idx, e_s, momentum=0.0)
+            self.contrast.memory_v2.update_(idx, e_t, momentum=0.0)
 
     def _check(self, f_s: Tensor, f_t: Tensor, idx: Tensor, contrast_idx: Tensor | None) -> None:
         """Everything that can be said before any work: a refused call has changed nothing."""
-        check_features("f_s", f_s, self.embed_s.in_dim)
+        check_features("f_s", f_s, self.embed_s)
         batch = f_s.shape[0]
-        check_features("f_t", f_t, self.embed_t.in_dim, batch)
+        check_features("f_t", f_t, self.embed_t, batch)
         checks.tensor("idx", idx, shape=(batch,), dtypes=checks.INDICES)
         tensors = {"f_s": f_s, "f_t": f_t, "idx": idx}
         if contrast_idx is not None:
@@ -155,10 +188,27 @@ class ContrastiveLoss(nn.Module):
 def _to_repdistiller(module: Contrast, state_dict, prefix, *_):
     for name in ("memory_v1", "memory_v2"):
         state_dict[f"{prefix}{name}"] = state_dict.pop(f"{prefix}{name}.rows")
-    z = [-1.0 if math.isnan(v) else math.exp(v) for v in module.log_z.tolist()]
-    state_dict[f"{prefix}params"] = torch.tensor(
-        [module.sampler.k, module.temperature, *z, module.memory_v1.momentum], device=module.log_z.device
-    )
+    z = module.log_z.double().exp().clamp(SMALLEST, LARGEST).nan_to_num(-1.0)
+    params = torch.tensor([module.sampler.k, module.temperature, 0, 0, module.memory_v1.momentum], device=z.device)
+    params[2:4] = z
+    state_dict[f"{prefix}params"] = params.float()
+
+
+def _refuse_misfits(module: ContrastiveLoss, state_dict, prefix, *_):
+    """A state dict of another shape or other options is refused before anything of it is copied."""
+    errors = []
+    mine = module.state_dict()
+    for name, value in mine.items():
+        theirs = state_dict.get(f"{prefix}{name}")
+        if theirs is None and name.endswith("parametrizations.weight.original"):  # a plain weight is taken as well
+            theirs = state_dict.get(f"{prefix}{name.removesuffix('parametrizations.weight.original')}weight")
+        if isinstance(theirs, Tensor) and theirs.shape != value.shape:
+            errors.append(f"size mismatch for {prefix}{name}: {list(theirs.shape)} there, {list(value.shape)} here")
+    params = state_dict.get(f"{prefix}contrast.params")
+    if module.contrast is not None and isinstance(params, Tensor) and params.shape == (5,):
+        errors += _other_options(module.contrast, f"{prefix}contrast.", params)
+    if errors:
+        raise RuntimeError("\n\t".join([f"Error(s) in loading state_dict for {type(module).__name__}:", *errors]))
 
 
 def _from_repdistiller(module: Contrast, state_dict, prefix, _metadata, _strict, _missing, _unexpected, error_msgs):
@@ -167,19 +217,19 @@ def _from_repdistiller(module: Contrast, state_dict, prefix, _metadata, _strict,
             state_dict[f"{prefix}{name}.rows"] = state_dict.pop(f"{prefix}{name}")
     params = state_dict.pop(f"{prefix}params", None)
     if params is not None:
-        _same_options(module, prefix, params, error_msgs)
+        error_msgs += _other_options(module, prefix, params)
         z = params[2:4].to(module.log_z)
-        state_dict.setdefault(f"{prefix}log_z", torch.where(z < 0, math.nan, z.clamp_min(1e-38).log()))
+        state_dict.setdefault(f"{prefix}log_z", torch.where(z < 0, math.nan, z.clamp(SMALLEST, LARGEST).log()))
     state_dict.setdefault(f"{prefix}sampler.state", module.sampler.state.clone())
 
 
-def _same_options(module: Contrast, prefix: str, params: Tensor, error_msgs: list[str]) -> None:
-    if params.shape != (5,):
-        error_msgs.append(f"{prefix}params: expected [K, T, Z1, Z2, momentum], got shape {list(params.shape)}")
-        return
+def _other_options(module: Contrast, prefix: str, params: Tensor) -> list[str]:
+    """What is different in `params` = [K, T, Z1, Z2, momentum] of a state dict."""
+    errors: list[str] = []
     k, temperature, momentum = (float(params[i]) for i in (0, 1, 4))
     mine = {"K": module.sampler.k, "temperature": module.temperature, "momentum": module.memory_v1.momentum}
     for (name, own), value in zip(mine.items(), (k, temperature, momentum), strict=True):
         if not math.isclose(own, value, rel_tol=1e-5):
             there, here = ("all" if v == ALL and name == "K" else f"{v:g}" for v in (value, own))
-            error_msgs.append(f"{prefix}params: the state dict was made with {name} = {there}, this loss has {here}")
+            errors.append(f"{prefix}params: the state dict was made with {name} = {there}, this loss has {here}")
+    return errors

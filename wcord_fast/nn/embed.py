@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -42,16 +44,29 @@ class Embed(nn.Module):
         """(W, b), to be taken once per forward: each access of a spectral W in training is a power iteration."""
         return self.linear.weight, self.linear.bias
 
+    def frozen_weight(self) -> Tensor:
+        """W as it is, detached, without a power iteration."""
+        if not parametrize.is_parametrized(self.linear, "weight"):
+            return self.linear.weight.detach()
+        inner: Any = self.linear.parametrizations["weight"]
+        original = inner.original.detach()
+        return original / torch.dot(inner[0]._u, original @ inner[0]._v)
+
     def project(self, features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """The embedding by the given weights, outside autocast."""
         with torch.autocast(features.device.type, enabled=False):
             z = nn.functional.linear(features.flatten(1).to(weight.dtype), weight, bias)
-            length = z.norm(dim=1, keepdim=True)
-            return z / (length.clamp_min(1e-12) if self.norm == "sphere" else length.clamp_min(1.0))
+            # Squares in fp64: those of fp32 overflow from |z| = 2e19 on, and the embedding would be 0.
+            length = torch.linalg.vector_norm(z, dim=1, keepdim=True, dtype=torch.float64)
+            return (z / length.clamp_min(1e-12 if self.norm == "sphere" else 1.0)).to(z.dtype)
 
 
-def check_features(name: str, features: Tensor, width: int, batch: int | None = None) -> Tensor:
-    """Features [B, ...] with `width` values each; finite, on the CPU outside a compiled graph (the ops check again)."""
+def check_features(name: str, features: Tensor, embed: Embed, batch: int | None = None) -> Tensor:
+    """Features [B, ...] that fit `embed`.
+
+    On the CPU outside a compiled graph also finite and not too large to embed (the ops check again).
+    """
+    width = embed.in_dim
     if not isinstance(features, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(features).__name__}")
     if not features.is_floating_point():
@@ -64,8 +79,24 @@ def check_features(name: str, features: Tensor, width: int, batch: int | None = 
     if features.device.type == "cpu" and not torch.compiler.is_compiling():
         from ..ops.status import Code
 
-        checks.finite_rows(name, features.detach().flatten(1), Code.FEATURE)
+        rows = features.detach().flatten(1)
+        checks.finite_rows(name, rows, Code.FEATURE)
+        _refuse_overflow(name, rows, embed)
     return features
+
+
+def _refuse_overflow(name: str, rows: Tensor, embed: Embed) -> None:
+    """A ValueError naming the first of `rows` whose W row + b overflows; looked at only where it might."""
+    weight = embed.frozen_weight()
+    limit = torch.finfo(weight.dtype).max
+    if float(rows.abs().max()) * embed.in_dim <= limit**0.5:
+        return
+    z = nn.functional.linear(rows.double(), weight.double(), embed.linear.bias.detach().double())
+    bad = (z.abs().amax(1) > limit) | (rows.abs().amax(1) > limit)
+    if bad.any():
+        at = int(bad.nonzero()[0])
+        value = float(rows[at].abs().max())
+        raise ValueError(f"{name}: row {at} holds values up to {value:g}; its embedding overflows {weight.dtype}")
 
 
 def _plain_weight_to_spectral(module, state_dict, prefix, *_):

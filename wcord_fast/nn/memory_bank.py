@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..ops import checks
 from ..ops.bank.class_sums import ClassSums
 from ..ops.bank.init import bank_init_
-from .sampler import MAX_ROWS, _seed_bits
+from .sampler import MAX_ROWS, seed_bits
 
 
 class MemoryBank(nn.Module):
@@ -49,7 +49,7 @@ class MemoryBank(nn.Module):
         if dtype not in checks.FLOATS:
             raise TypeError(f"dtype: expected one of {', '.join(map(str, checks.FLOATS))}, got {dtype}")
         rows = torch.empty(self.num_data, self.dim, dtype=dtype)
-        bank_init_(rows, _seed_bits(seed), checks.integer("bank_id", bank_id, least=0))
+        bank_init_(rows, seed_bits(seed), checks.integer("bank_id", bank_id, least=0, below=2**32))
         self.register_buffer("rows", rows)
         self._sums: ClassSums | None = None
 
@@ -77,6 +77,14 @@ class MemoryBank(nn.Module):
         if self._sums is None or torch.compiler.is_compiling():
             return None
         return self._sums if self._sums.belongs_to(self.rows, self._sums.label) else None
+
+    def _apply(self, fn, recurse=True):
+        self._sums = None  # the rows may become another tensor, whose count of writes says nothing of these
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args):
+        self._sums = None
+        super()._load_from_state_dict(*args)
 
     def extra_repr(self) -> str:
         return f"num_data={self.num_data}, dim={self.dim}, momentum={self.momentum}, dtype={self.rows.dtype}"

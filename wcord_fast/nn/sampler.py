@@ -35,6 +35,7 @@ class NegativeSampler(nn.Module):
         weights: non-negative weight of each row, length N: draws with replacement in proportion to it, by an alias
             table. Only with `exclude="none"` and `replacement` None or True.
         expected: score every pool row with weight K / P_b, the expectation of a K-draw loss, in place of K draws.
+            Nothing is drawn, so `replacement` is checked and has no effect.
         seed: 64-bit integer; None takes one from torch's default generator.
 
     The state (seed, t) is a buffer `state`, int64 [2], so that resume is exact and CUDA graphs replay. Functions that
@@ -67,9 +68,8 @@ class NegativeSampler(nn.Module):
         if self.num_data > MAX_ROWS:
             raise ValueError(f"num_data: expected at most {MAX_ROWS} rows, got {num_data}")
         self.k = check_count("k", k)
-        if replacement not in (None, True, False):
-            raise TypeError(f"replacement: expected None, True or False, got {replacement!r}")
-        self.expected = bool(expected)
+        replacement = replacement_option(replacement)
+        self.expected = checks.boolean("expected", expected)
         if exclude is None and weights is not None:
             exclude = "none"
         self.exclude, classes = exclusion_rule(exclude, labels, self.num_data)
@@ -79,7 +79,7 @@ class NegativeSampler(nn.Module):
         if weights is not None:
             tables["threshold"], tables["alias"] = alias_table(_weights(weights, self.num_data))
         self.replacement = self._replacement_rule(replacement, tables)
-        self.register_buffer("state", torch.tensor([_seed_bits(seed), 0], dtype=torch.int64))
+        self.register_buffer("state", torch.tensor([seed_bits(seed), 0], dtype=torch.int64))
         for name, table in tables.items():
             self.register_buffer(name, table, persistent=False)
 
@@ -122,7 +122,7 @@ class NegativeSampler(nn.Module):
 
     def spec(self, anchor_offset: int = 0) -> DrawSpec:
         """What an op needs to know of this sampler in the current step."""
-        offset = checks.integer("anchor_offset", anchor_offset, least=0)
+        offset = checks.integer("anchor_offset", anchor_offset, least=0, below=2**32)
         tables = [getattr(self, name) for name in TABLES[self.source]]
         return DrawSpec(self.source, self.k, self.replacement, self.expected, offset, tables)
 
@@ -195,6 +195,16 @@ def check_count(name: str, k: int | str) -> int:
     return ALL if k == "all" else checks.integer(name, k, least=1)
 
 
+def replacement_option(replacement: bool | None) -> bool | None:
+    """None, True or False (numpy's too); 0, 1 and what else equals them is refused."""
+    if replacement is None:
+        return None
+    try:
+        return checks.boolean("replacement", replacement)
+    except TypeError:
+        raise TypeError(f"replacement: expected None, True or False, got {replacement!r}") from None
+
+
 def exclusion_rule(exclude: str | None, labels: Any, num_data: int) -> tuple[str, np.ndarray | None]:
     """The rule in force ("class" by default with more than two classes, else "self") and int32 classes [N] or None."""
     classes = None if labels is None else _classes(labels, num_data)
@@ -224,14 +234,14 @@ def _weights(weights: Sequence[float] | Tensor, num_data: int) -> Tensor:
     w = torch.as_tensor(weights, dtype=torch.float64)
     if w.shape != (num_data,):
         raise ValueError(f"weights: expected one per row, shape [{num_data}], got {list(w.shape)}")
-    if not bool(torch.isfinite(w).all()) or bool((w < 0).any()) or not float(w.sum()) > 0:
+    if not bool(torch.isfinite(w).all()) or bool((w < 0).any()) or not float(w.max()) > 0:
         raise ValueError(
             f"weights: expected finite values >= 0 with a positive sum, got a range of {w.min()} to {w.max()}"
         )
     return w
 
 
-def _seed_bits(seed: int | None) -> int:
+def seed_bits(seed: int | None) -> int:
     """The seed as a signed 64-bit integer with the same bits."""
     if seed is None:
         return int(torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64))

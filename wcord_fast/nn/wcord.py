@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..functional.ot import ot_cost
 from ..ops import checks
-from .contrast import Contrast, ContrastiveLoss
+from .contrast import Contrast, ContrastiveLoss, check_options
 from .embed import NORMS, Embed
 from .sampler import check_count, exclusion_rule
 
@@ -94,6 +94,8 @@ class WCoRDLoss(ContrastiveLoss):
         checks.integer("s_dim", s_dim, least=1)
         checks.integer("t_dim", t_dim, least=1)
         check_count("num_negatives", num_negatives)
+        check_options(temperature, momentum, replacement, z, bank_dtype, plan, backend, seed)
+        exclude_rule, classes = exclusion_rule(exclude, labels, self.n_data)
         self.critic = checks.choice("critic", critic, CRITICS)
         self.lambda_gckt = checks.non_negative("lambda_gckt", lambda_gckt)
         self.lambda_lckt = checks.non_negative("lambda_lckt", lambda_lckt)
@@ -110,7 +112,7 @@ class WCoRDLoss(ContrastiveLoss):
         if lckt_features == "raw" and s_dim != t_dim:
             raise ValueError(f"lckt_features='raw' needs equal widths, got s_dim={s_dim} and t_dim={t_dim}")
         self.lckt_reduction = checks.choice("lckt_reduction", lckt_reduction, ("mean", "sum"))
-        self.lckt_trains_embed = bool(lckt_trains_embed)
+        self.lckt_trains_embed = checks.boolean("lckt_trains_embed", lckt_trains_embed)
         self.ot = {
             "cost": checks.choice("ot_cost", ot_cost, ("cosine", "sqeuclidean")),
             "solver": checks.choice("ot_solver", ot_solver, ("ipot", "sinkhorn")),
@@ -123,10 +125,10 @@ class WCoRDLoss(ContrastiveLoss):
         self.embed_s = Embed(s_dim, feat_dim, spectral=spectral, norm=embed_norm)
         self.embed_t = Embed(t_dim, feat_dim, spectral=spectral, norm=embed_norm)
         if self.lambda_gckt == 0:
-            self.embed_t.requires_grad_(False)
+            self.embed_t.requires_grad_(False).eval()
         self.contrast = None
         if self.negatives == "batch":  # anchors of one group are not each other's negatives
-            self._exclude, classes = exclusion_rule(exclude, labels, self.n_data)
+            self._exclude = exclude_rule
             group = np.arange(self.n_data) if self._exclude != "class" or classes is None else classes
             self.register_buffer("_group", torch.from_numpy(group), persistent=False)
         elif self.lambda_gckt:
@@ -147,6 +149,13 @@ class WCoRDLoss(ContrastiveLoss):
             )
         self.register_buffer("_terms", torch.zeros(2), persistent=False)
 
+    def train(self, mode: bool = True) -> WCoRDLoss:
+        """As of any module, but a frozen embed_t stays in eval mode: its spectral norm takes no power iterations."""
+        super().train(mode)
+        if self.lambda_gckt == 0:
+            self.embed_t.eval()
+        return self
+
     @property
     def terms(self) -> dict[str, Tensor]:
         """The detached GCKT and LCKT of the last call, scalars on the device, before their weights."""
@@ -154,12 +163,25 @@ class WCoRDLoss(ContrastiveLoss):
 
     def forward(self, f_s: Tensor, f_t: Tensor, idx: Tensor, contrast_idx: Tensor | None = None) -> Tensor:
         """The weighted loss of one batch, a scalar. Arguments as in `CRDLoss.forward`."""
+        if contrast_idx is not None and self.negatives == "batch":
+            raise ValueError("contrast_idx: negatives='batch' takes no bank rows as negatives; expected None")
         self._check(f_s, f_t, idx, contrast_idx)
+        self._refuse_zero_rows(f_s, f_t)
         f_t = f_t.detach()
         weight, bias = self.embed_s.weights()
         e_s, e_t = self.embed_s.project(f_s, weight, bias), self.embed_t(f_t)
         with torch.autocast(f_s.device.type, enabled=False):
             return self._weighted_terms(f_s, f_t, e_s, e_t, weight, bias, idx, contrast_idx)
+
+    def _refuse_zero_rows(self, f_s: Tensor, f_t: Tensor) -> None:
+        """Said here, on the CPU, by the names of our arguments and before anything has changed; the op checks again."""
+        used = self.lambda_lckt and self.lckt_features == "raw" and self.ot["cost"] == "cosine"
+        if not used or f_s.device.type != "cpu" or torch.compiler.is_compiling():
+            return
+        for name, features in (("f_s", f_s), ("f_t", f_t)):
+            zero = (features.detach().flatten(1) == 0).all(1)
+            if zero.any():
+                raise ValueError(f"{name}: row {int(zero.nonzero()[0])} is zero, which has no direction for the cosine")
 
     def _weighted_terms(self, f_s, f_t, e_s, e_t, weight, bias, idx, contrast_idx) -> Tensor:
         loss = e_s.new_zeros(())
@@ -196,13 +218,17 @@ class WCoRDLoss(ContrastiveLoss):
         An anchor whose class fills the batch has no negative and takes no part: both of its scores are 0.
         """
         score = anchors @ anchors.flip(0).detach().transpose(1, 2)  # [2, B, B]
-        group = self._group[idx]
+        inside = (idx >= 0) & (idx < self.n_data)  # on the CPU all are; elsewhere the others' losses are NaN
+        if idx.device.type != "cpu" and not torch.compiler.is_compiling():
+            checks.rows_in_range("idx", idx, self.n_data)
+        group = self._group[torch.where(inside, idx, 0).long()]
         eligible = group[:, None] != group[None]
         if self._exclude == "none":
             eligible = torch.ones_like(eligible)
         count = eligible.sum(1)  # [B]
         negative = (score * eligible).sum(2) / count.clamp_min(1)
-        return score.diagonal(dim1=1, dim2=2) * (count > 0), negative, count
+        positive = score.diagonal(dim1=1, dim2=2) * (count > 0)
+        return torch.where(inside, positive, torch.nan), negative, count
 
     def _lckt(self, x: Tensor, y: Tensor) -> Tensor:
         dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,13 +84,15 @@ def fraction(name: str, value: float) -> float:
     return value
 
 
-def integer(name: str, value: Any, *, least: int) -> int:
-    """`value` as an int >= least (bool is refused)."""
+def integer(name: str, value: Any, *, least: int, below: int | None = None) -> int:
+    """`value` as an int >= least, and < below if that is given (bool is refused)."""
     if isinstance(value, bool) or not (isinstance(value, int) or hasattr(value, "__index__")):
         raise TypeError(f"{name}: expected an int, got {value!r}")
     value = int(value)
     if value < least:
         raise ValueError(f"{name}: expected an int of at least {least}, got {value}")
+    if below is not None and value >= below:
+        raise ValueError(f"{name}: expected an int below {below}, got {value}")
     return value
 
 
@@ -127,6 +130,24 @@ def finite_rows(name: str, values: Tensor, code: Code) -> Tensor:
 
     guard(~ok, code, describe)
     return ok
+
+
+def norms_in_range(name: str, rows: Tensor, norm: Tensor, dtype: torch.dtype) -> None:
+    """An error for the first of `rows` [B, D], on the CPU, whose mixture's norm [B, 1] (fp64) overflows `dtype`."""
+
+    def describe(at: tuple[int, ...]) -> Exception:
+        row = rows[at[0]]
+        largest = row[row.abs().argmax()].item()
+        return ValueError(f"{name}: row {at[0]} holds {largest:g}; the norm of its update overflows {dtype}")
+
+    guard(~torch.isfinite(norm[:, 0].to(dtype)), Code.UPDATE_ROW, describe)
+
+
+def boolean(name: str, value: Any) -> bool:
+    """`value` if it is True or False (numpy's too); what merely has a truth value is refused."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return bool(value)
 
 
 def _sizes(shape: tuple[int | str, ...]) -> str:

@@ -6,24 +6,40 @@ import torch
 from torch import Tensor
 
 
-def differentiable_once(grads: list[Tensor | None], why: str) -> list[Tensor | None]:
-    """The `grads` of a backward, with a node attached under create_graph=True that raises when it is differentiated.
+def graph_handle(source: Tensor | None) -> Tensor | None:
+    """An empty tensor that depends on `source` in the graph and holds none of its memory; None where nothing does.
 
-    `once_differentiable` raises only when grad_output itself requires grad: a gradient penalty would pass it and
-    silently lose its term. (Compiled code refuses double backward by itself.)
+    A Function takes it as an input and saves it, so that its backward can tie gradients to the input they belong to.
+    (Compiled code refuses double backward by itself and needs none.)
+    """
+    if source is None or not source.requires_grad or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return None
+    return source[:0].clone()
+
+
+def differentiable_once(grads: list[Tensor | None], why: str, *sources: Tensor | None) -> list[Tensor | None]:
+    """The `grads` of a backward, tied under create_graph=True to `sources` by a node that raises when it is reached.
+
+    Args:
+        grads: what backward returns.
+        why: the message of the RuntimeError.
+        sources: grad_output and the `graph_handle` of every input that the gradients depend on. Without the inputs, a
+            second differentiation with respect to named tensors would not meet the node, and lose its term in silence.
     """
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
-        return list(_Refuse.apply(why, *(g if g is None else g.detach().requires_grad_() for g in grads)))
+        if not any(s is not None and s.requires_grad for s in sources):
+            sources = (torch.empty(0, requires_grad=True),)  # the node itself, where there is no path to tie it to
+        return list(_Refuse.apply(why, grads, *sources))
     return grads
 
 
 class _Refuse(torch.autograd.Function):
-    """Identity whose backward raises."""
+    """The values of `grads`, as a function of `sources` whose derivative raises."""
 
     @staticmethod
-    def forward(ctx, why, *grads):
+    def forward(ctx, why, grads, *sources):
         ctx.why = why
-        return tuple(None if g is None else g.view_as(g) for g in grads)
+        return tuple(None if g is None else g.detach() for g in grads)
 
     @staticmethod
     def backward(ctx, *_):

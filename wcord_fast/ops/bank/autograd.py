@@ -1,7 +1,7 @@
 """Autograd of the bank ops: forward computes value and anchor gradient in one pass, backward scales the latter.
 
-Only the gradient [S, B, D] is saved: never the bank, the draws or the seed, so a bank that is updated between forward
-and backward, or a sampler that has moved on, cannot change a gradient.
+Only the gradient [S, B, D] is saved (and an empty tensor, see `graph_handle`): never the bank, the draws or the seed, so
+a bank that is updated between forward and backward, or a sampler that has moved on, cannot change a gradient.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..differentiable_once import differentiable_once
+from ..differentiable_once import differentiable_once, graph_handle
 from ..sampling.spec import DrawSpec
 from .op import mean_score_op, nce_op
 
@@ -20,37 +20,48 @@ class BankNCE(torch.autograd.Function):
     """NCE loss per anchor [S, B] of anchors [S, B, D]."""
 
     @staticmethod
-    def forward(ctx, anchors, banks, index, log_z, spec_args, temperature, needs_grad, plan, backend):
+    def forward(ctx, anchors, handle, banks, index, log_z, spec_args, temperature, needs_grad, plan, backend):
         loss, grad = nce_op(anchors, banks, index, log_z, *spec_args, temperature, needs_grad, plan, backend)
-        ctx.save_for_backward(grad)
+        ctx.save_for_backward(grad, handle)
         ctx.dtype = anchors.dtype
         return loss
 
     @staticmethod
     def backward(ctx, grad_output):
-        (grad,) = ctx.saved_tensors
-        return _scaled(grad, grad_output, ctx.dtype), *(None,) * 8
+        grad, handle = ctx.saved_tensors
+        return _scaled(grad, handle, grad_output, ctx.dtype), *(None,) * 9
 
 
 class BankMeanScore(torch.autograd.Function):
     """Mean score of the negatives per anchor [S, B] of anchors [S, B, D]."""
 
     @staticmethod
-    def forward(ctx, anchors, banks, index, spec_args, needs_grad, plan, backend):
+    def forward(ctx, anchors, handle, banks, index, spec_args, needs_grad, plan, backend):
         mean, grad = mean_score_op(anchors, banks, index, *spec_args, needs_grad, plan, backend)
-        ctx.save_for_backward(grad)
+        ctx.save_for_backward(grad, handle)
         ctx.dtype = anchors.dtype
         return mean
 
     @staticmethod
     def backward(ctx, grad_output):
-        (grad,) = ctx.saved_tensors
-        return _scaled(grad, grad_output, ctx.dtype), *(None,) * 6
+        grad, handle = ctx.saved_tensors
+        return _scaled(grad, handle, grad_output, ctx.dtype), *(None,) * 7
 
 
-def _scaled(grad: Tensor, grad_output: Tensor, dtype: torch.dtype) -> Tensor | None:
+def _scaled(grad: Tensor, handle: Tensor | None, grad_output: Tensor, dtype: torch.dtype) -> Tensor | None:
     # Multiplied before it is rounded to a narrow dtype, so that loss scaling does its work.
-    return differentiable_once([(grad_output[..., None] * grad).to(dtype)], _NOT_TWICE)[0]
+    grads: list[Tensor | None] = [(grad_output[..., None] * grad).to(dtype)]
+    return differentiable_once(grads, _NOT_TWICE, grad_output, handle)[0]
+
+
+def nce(anchors: Tensor, *args) -> Tensor:
+    """`BankNCE` of anchors [S, B, D]; the other arguments are those of its forward after `handle`."""
+    return BankNCE.apply(anchors, graph_handle(anchors), *args)
+
+
+def mean_score(anchors: Tensor, *args) -> Tensor:
+    """`BankMeanScore` of anchors [S, B, D]; the other arguments are those of its forward after `handle`."""
+    return BankMeanScore.apply(anchors, graph_handle(anchors), *args)
 
 
 def wants_grad(anchors: Tensor) -> bool:

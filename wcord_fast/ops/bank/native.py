@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import native_module, status
+from .. import checks, native_module, status
+from .reference import accumulate_dtype, mixed
 
 
 def bank_update_(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> None:
@@ -20,7 +21,8 @@ def bank_update_(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> 
         rows: [B, D] of any of these dtypes, finite. It may share memory with the bank.
         momentum: in [0, 1].
 
-    Index bounds and finiteness are checked by the op that calls this. In any case nothing outside the bank is touched:
+    Index bounds and finiteness are checked by the op that calls this, on the CPU the norms of the new rows here (see
+    `checks.norms_in_range`); the write counts in the bank's version. In any case nothing outside the bank is touched:
     an index out of range is skipped, and on CUDA it, or a row that is not finite, sets its bit in the status word.
     """
     native = native_module.module()
@@ -29,6 +31,13 @@ def bank_update_(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> 
         rows = rows.clone()
     if rows.numel() == 0:
         return
+    acc = accumulate_dtype(bank)
+    if bank.device.type == "cpu":
+        checks.norms_in_range("rows", rows, mixed(bank, index, rows, momentum)[1], acc)
+    elif rows.dtype == torch.float64:
+        rows = rows.to(acc)  # what overflows there is infinite, hence skipped and flagged
+    if not bank.is_inference():
+        torch.autograd.graph.increment_version(bank)
     where = (bank.data_ptr(), native_module.DTYPES[bank.dtype], *bank.shape)
     what = (
         index.data_ptr(),

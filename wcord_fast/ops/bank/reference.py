@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..sampling import draws
 from ..sampling.reference import philox, pool_row, pool_size
 from ..sampling.spec import ALL, DrawSpec
@@ -88,13 +89,20 @@ def bank_log_z(anchors, banks, index, spec, temperature, plan, draw_backend) -> 
 
 def bank_update_(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> None:
     """Rows `index` of `bank` become normalise(momentum * row + (1 - momentum) * rows); the last duplicate wins."""
+    new, norm = mixed(bank, index, rows, momentum)
+    if bank.device.type == "cpu":
+        checks.norms_in_range("rows", rows, norm, new.dtype)
+    new = new / norm.to(new.dtype).clamp_min(1e-12)
+    keep = last_of_each(index)
+    bank[index[keep]] = new[keep].to(bank.dtype)
+
+
+def mixed(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> tuple[Tensor, Tensor]:
+    """momentum * row + (1 - momentum) * rows [B, D] in the accumulation dtype, and its norm [B, 1] in fp64."""
     acc = accumulate_dtype(bank)
     new = momentum * bank[index].to(acc) + (1 - momentum) * rows.to(acc)
     # Squares in fp64: neither overflow nor vanish for fp32 rows.
-    norm = torch.linalg.vector_norm(new, dim=-1, keepdim=True, dtype=torch.float64).to(acc)
-    new = new / norm.clamp_min(1e-12)
-    keep = last_of_each(index)
-    bank[index[keep]] = new[keep].to(bank.dtype)
+    return new, torch.linalg.vector_norm(new, dim=-1, keepdim=True, dtype=torch.float64)
 
 
 def bank_init_(rows: Tensor, seed: int, bank_id: int, first_row: int = 0) -> None:

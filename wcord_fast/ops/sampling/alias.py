@@ -17,6 +17,7 @@ def alias_table(weights: Tensor) -> tuple[Tensor, Tensor]:
     (csrc/cpu/alias.cpp) where there is one; by Python otherwise, with the same bits.
     """
     w = weights.detach().to("cpu", torch.float64).numpy()
+    w = w / w.max()  # the sum can neither overflow nor vanish
     share = w * (len(w) / w.sum())
     if native_module.why_not("cpu") is not None:
         return _by_python(share)
@@ -38,8 +39,9 @@ def _by_python(weights: np.ndarray) -> tuple[Tensor, Tensor]:
         share[high] -= 1.0 - share[low]
         if share[high] < 1.0:
             small.append(large.pop())
-    for i in small + large:  # what is left differs from 1 by rounding only
-        share[i], alias[i] = 1.0, i
+    heaviest = int(w.argmax())
+    for i in small + large:  # what is left differs from 1 by rounding only, unless its weight is 0
+        share[i], alias[i] = (1.0, i) if w[i] > 0 else (0.0, heaviest)
     top = float(np.nextafter(2.0**64, 0))
     threshold = np.minimum(np.asarray(share) * 2.0**64, top).astype(np.uint64)
     threshold[np.asarray(share) >= 1.0] = np.uint64(2**64 - 1)

@@ -1,7 +1,8 @@
 """The registered optimal-transport ops and their `autograd.Function`.
 
 `wcord_fast::ot_solve` computes the value together with the gradients that are asked for; the Function keeps those
-gradients and nothing else. The backend is resolved inside the op, hence at run time also under `torch.compile`.
+gradients and nothing else (but for empty tensors, see
+`graph_handle`). The backend is resolved inside the op, hence at run time also under `torch.compile`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
-from ..differentiable_once import differentiable_once
+from ..differentiable_once import differentiable_once, graph_handle
 from ..library import register
 from . import backends
 from .reference import Solved, accumulation_dtype
@@ -83,14 +84,15 @@ class _WithGradient(torch.autograd.Function):
     """The value of a solve, and its gradients with respect to x, y, a and b times grad_output in backward."""
 
     @staticmethod
-    def forward(ctx, x, y, a, b, value, needs, *grads):
-        ctx.save_for_backward(*grads)
+    def forward(ctx, x, y, a, b, value, needs, *grads_and_handles):
+        ctx.save_for_backward(*grads_and_handles)
         ctx.dtypes = [t.dtype if needed else None for t, needed in zip((x, y, a, b), needs, strict=True)]
         return value.clone()
 
     @staticmethod
     def backward(ctx, grad_value):
-        saved = iter(ctx.saved_tensors)
+        *tensors, hx, hy, ha, hb = ctx.saved_tensors
+        saved = iter(tensors)
         grads: list[Tensor | None] = [None] * 4
         for i, dtype in enumerate(ctx.dtypes):
             if dtype is not None:
@@ -98,7 +100,8 @@ class _WithGradient(torch.autograd.Function):
                 factor = grad_value.view(-1, *[1] * (g.dim() - 1)) if grad_value.dim() else grad_value
                 # Multiplied before it is rounded to a narrow dtype, so that loss scaling does its work.
                 grads[i] = (g * factor).to(dtype)
-        return *differentiable_once(grads, _NOT_TWICE), None, None, *(None for _ in ctx.saved_tensors)
+        once = differentiable_once(grads, _NOT_TWICE, grad_value, hx, hy, ha, hb)
+        return *once, None, None, *(None for _ in ctx.saved_tensors)
 
 
 def ot_solve(
@@ -132,7 +135,8 @@ def ot_solve(
     y = y.view_as(y) if y is x else y
     b = b.view_as(b) if b is not None and b is a else b
     grads = [g for g, needed in zip(out[6:], needs, strict=True) if needed]
-    return _WithGradient.apply(x, y, a, b, out[0], needs, *grads), *out[1:6]
+    handles = map(graph_handle, (x, y, a, b))
+    return _WithGradient.apply(x, y, a, b, out[0], needs, *grads, *handles), *out[1:6]
 
 
 def _has_tangent(*tensors: Tensor | None) -> bool:
