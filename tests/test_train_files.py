@@ -43,7 +43,7 @@ def test_a_full_disk_is_one_line_and_the_earlier_checkpoint_is_intact(tmp_path, 
     fit(make_run(tmp_path, epochs=1))
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     longer = make_run(tmp_path, epochs=1)
-    monkeypatch.setattr(files, "open", lambda *args: FullDisk(open(*args)), raising=False)
+    monkeypatch.setattr(files, "open", lambda *args: FullDisk(Path.open(Path(args[0]), args[1])), raising=False)
     state = checkpoint.load(tmp_path / checkpoint.CURRENT)
     with pytest.raises(OutputError, match=r"cannot write .*/checkpoint.pt: No space left on device$"):
         checkpoint.save(tmp_path, state)
