@@ -197,3 +197,45 @@ def test_features_that_are_no_vector_are_refused(pair):
 
     with pytest.raises(ValueError, match=r"student: expected its last feature to be a vector .*got \[1, 8, 8\]"):
         make("crd", (Maps(), pair[1]))
+
+
+def test_building_a_method_changes_no_modules_mode(pair):
+    student, _ = pair
+    student.train()
+    frozen = student.layer1[0].bn1.eval()
+    make("wcord", pair)
+    assert not frozen.training and student.training and student.layer1[0].conv1.training
+
+
+def test_parts_change_no_modules_mode(pair):
+    method = make("wcord+kd", pair).train()
+    inside = next(m for m in method.wcord.modules() if m is not method.wcord)
+    inside.eval()
+    method.parts(*outputs(pair))
+    assert not inside.training and method.training and method.wcord.training
+
+
+@pytest.mark.parametrize("name", ["kd", "crd"])
+def test_labels_of_any_integer_sequence(pair, name):
+    student, teacher = pair
+    wanted = [i % CLASSES for i in range(N)]
+
+    def build(labels):
+        options = SMALL.get(name, {})
+        example = torch.randn(2, 1, 8, 8)
+        return distill.create(
+            name, student=student, teacher=teacher, example=example, num_data=N, labels=labels, **options
+        )
+
+    expected = build(torch.tensor(wanted)).state_dict()
+    for labels in (wanted, np.array(wanted), np.array(wanted, np.uint8), tuple(wanted), torch.tensor(wanted).int()):
+        for key, value in build(labels).state_dict().items():
+            assert value.shape == expected[key].shape and value.dtype == expected[key].dtype
+    with pytest.raises(ValueError, match=r"labels: expected one per training image, \[40\], got \[39\]"):
+        build(wanted[1:])
+    with pytest.raises(ValueError, match=r"labels: expected one per training image, \[40\], got \[40, 1\]"):
+        build(np.array(wanted)[:, None])
+    with pytest.raises(TypeError, match="labels: expected integers, got float64"):
+        build(np.array(wanted, float))
+    with pytest.raises(TypeError, match="labels: expected 40 integers, got list"):
+        build(["a"] * N)

@@ -16,7 +16,8 @@ SPEC = {"model": "resnet8", "recipe": {"epochs": 3, "lr": 0.05, "milestones": [0
 
 def state(epoch):
     weights = torch.arange(5000, dtype=torch.float32) + epoch
-    return {"spec": SPEC, "epoch": epoch, "student": {"w": weights}, "history": [{"epoch": epoch}]}
+    rest = {"method": {}, "optimizer": {}, "rng": {}, "history": [{"epoch": epoch}]}
+    return {"spec": SPEC, "epoch": epoch, "student": {"w": weights}, **rest}
 
 
 @pytest.fixture
@@ -112,6 +113,28 @@ def test_files_of_other_programs_are_refused(tmp_path, value):
     torch.save(value, tmp_path / CURRENT)
     with pytest.raises(CheckpointError, match=r"not a checkpoint of this package|expected checkpoint format 1, got 99"):
         checkpoint.load_latest(tmp_path, SPEC)
+
+
+@pytest.mark.parametrize("key", ["spec", "epoch", "student", "method", "optimizer", "rng", "history"])
+@pytest.mark.parametrize("value", [None, "absent", [1]])
+def test_an_incomplete_one_is_refused_by_what_it_lacks(tmp_path, key, value):
+    if (key, value) == ("history", [1]):
+        value = {}
+    whole = {"format": 1, **state(1), key: value}
+    if value == "absent":
+        del whole[key]
+    torch.save(whole, tmp_path / CURRENT)
+    with pytest.raises(CheckpointError, match=rf"{CURRENT}: .*'{key}'"):
+        checkpoint.load(tmp_path / CURRENT)
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(directory, caplog):
+    bad = state(3)
+    bad["student"]["w"][17] = float("nan")
+    checkpoint.save(directory, bad)
+    with pytest.raises(CheckpointError, match=rf"{CURRENT}: w holds NaN or infinite values"):
+        checkpoint.load(directory / CURRENT)
+    assert checkpoint.load_latest(directory, SPEC)["epoch"] == 2
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

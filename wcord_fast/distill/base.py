@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..nn.kd import KDLoss
 from ..ops import checks
+from .modes import eval_mode
 
 if TYPE_CHECKING:
     from .stage import Stage
@@ -153,12 +154,8 @@ class Method(nn.Module):
         """Every weighted term on its own, each differentiable, changing no state: for `--log-grad-norms`."""
         if teacher is None:
             return {}
-        training = self.training
-        self.eval()
-        try:
+        with eval_mode(self):
             parts = self.feature_parts(student, teacher, batch) if self.uses_features else {}
-        finally:
-            self.train(training)
         if self.options.kd_weight:
             parts["kd"] = self.options.kd_weight * self.kd(student.logits, teacher.logits)
         return parts

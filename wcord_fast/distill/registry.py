@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +22,7 @@ from .fitnet import FitNet, FitNetOptions
 from .fsp import FSP, FSPOptions
 from .ft import FT, FTOptions
 from .kd import KD, KDOptions
+from .modes import eval_mode
 from .nst import NST, NSTOptions
 from .pkt import PKT, PKTOptions
 from .rkd import RKD, RKDOptions
@@ -121,7 +124,7 @@ def create(
     teacher: nn.Module | None = None,
     example: Tensor,
     num_data: int,
-    labels: Tensor | None = None,
+    labels: Tensor | np.ndarray | Sequence[int] | None = None,
     seed: int = 0,
     **options: Any,
 ) -> Method:
@@ -138,7 +141,7 @@ def create(
             those of `wcord_fast.models` do. teacher None: only for "ce".
         example: images [B, C, H, W], from which the features' shapes are found (one forward in eval mode).
         num_data: images in the training set.
-        labels: int64 [num_data], or None.
+        labels: class of every training image: num_data integers in a tensor, array or sequence, or None.
         seed: of the method's banks and draws.
         **options: fields of the method's options (`distill.METHODS[name].options`).
     Raises:
@@ -162,10 +165,12 @@ def pair_of(
     example: Tensor,
     *,
     num_data: int,
-    labels: Tensor | None,
+    labels: Tensor | np.ndarray | Sequence[int] | None,
     seed: int,
 ) -> Pair:
     """What a method may know of these networks, by one forward of `example` [B, C, H, W] through each."""
+    num_data = checks.integer("num_data", num_data, least=1)
+    rows = None if labels is None else _labels(labels, num_data)
     s = probe(student, example)
     t = None if teacher is None else probe(teacher, example)
     return Pair(
@@ -173,18 +178,26 @@ def pair_of(
         teacher_shapes=() if t is None else tuple(tuple(f.shape[1:]) for f in t.feats),
         classes=s.logits.shape[1],
         teacher_classes=0 if t is None else t.logits.shape[1],
-        num_data=checks.integer("num_data", num_data, least=1),
-        labels=None if labels is None else labels.cpu(),
+        num_data=num_data,
+        labels=rows,
         seed=seed,
     )
 
 
 def probe(network: nn.Module, images: Tensor) -> Outputs:
-    """A network's outputs in eval mode, without gradient; its mode is restored."""
-    training = network.training
-    network.eval()
+    """A network's outputs in eval mode, without gradient; every module's mode is restored."""
+    with eval_mode(network), torch.no_grad():
+        return Outputs(*network(images, return_features=True))
+
+
+def _labels(given: Tensor | np.ndarray | Sequence[int], num_data: int) -> Tensor:
+    """int64 [num_data] on the CPU."""
     try:
-        with torch.no_grad():
-            return Outputs(*network(images, return_features=True))
-    finally:
-        network.train(training)
+        labels = given.detach().cpu() if isinstance(given, Tensor) else torch.from_numpy(np.array(given))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"labels: expected {num_data} integers, got {type(given).__name__} ({error})") from None
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"labels: expected integers, got {str(labels.dtype).removeprefix('torch.')}")
+    if list(labels.shape) != [num_data]:
+        raise ValueError(f"labels: expected one per training image, [{num_data}], got {list(labels.shape)}")
+    return labels.to(torch.int64)

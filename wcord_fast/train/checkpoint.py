@@ -6,15 +6,21 @@ import logging
 import os
 import random
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+
+from . import files
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
+PARTS = {"spec": dict, "epoch": int, "student": dict, "method": dict, "optimizer": dict, "rng": dict, "history": list}
 CURRENT, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
 
 
@@ -28,17 +34,17 @@ def save(directory: Path, state: dict[str, Any]) -> None:
     At every moment, also if the process is killed or the disk is full, one of the two files is whole.
     """
     current = directory / CURRENT
-    temporary = write_temporary(directory, {"format": FORMAT, **state})
-    if current.exists():
-        os.replace(current, directory / PREVIOUS)
-    os.replace(temporary, current)
-    _sync_directory(directory)
+    with files.replacing(current) as file:
+        torch.save({"format": FORMAT, **state}, file)
+        if current.exists():  # after the new one is on the disk, before it takes this name
+            file.sync()
+            os.replace(current, directory / PREVIOUS)
 
 
 def save_state_dict(path: Path, state: dict[str, Any]) -> None:
     """Write a plain state dict, atomically."""
-    os.replace(write_temporary(path.parent, state), path)
-    _sync_directory(path.parent)
+    with files.replacing(path) as file:
+        torch.save(state, file)
 
 
 def load_latest(directory: Path, spec: dict[str, Any]) -> dict[str, Any] | None:
@@ -82,7 +88,44 @@ def load(path: Path) -> dict[str, Any]:
         )
     if state["format"] != FORMAT:
         raise CheckpointError(f"{path}: expected checkpoint format {FORMAT}, got {state['format']!r}")
+    for key, kind in PARTS.items():
+        if not isinstance(state.get(key), kind):
+            found = f"{key!r} is {type(state[key]).__name__}, not {kind.__name__}" if key in state else f"no {key!r}"
+            raise CheckpointError(f"{path}: an incomplete checkpoint ({found})")
+    require_finite(path, state["student"])
     return state
+
+
+def restore(
+    directory: Path, state: dict[str, Any], student: nn.Module, method: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Put networks, optimiser and random generators where `state`, the checkpoint of `directory`, left them."""
+    with usable(directory):
+        student.load_state_dict(state["student"])
+        method.load_state_dict(state["method"])
+        optimizer.load_state_dict(state["optimizer"])
+        set_rng_state(state["rng"])
+
+
+@contextmanager
+def usable(path: Path) -> Iterator[None]:
+    """Whatever goes wrong inside, where parts of the checkpoint `path` are used, is a CheckpointError."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except KeyError as error:
+        raise CheckpointError(f"{path}: an incomplete checkpoint (no {error})") from None
+    except Exception as error:  # values of any type and shape may be in the file
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"{path}: an incomplete checkpoint, or one of other networks ({said[:300]})") from None
+
+
+def require_finite(path: Path, weights: dict[str, Any]) -> None:
+    """CheckpointError naming the first tensor of a state dict that holds NaN or infinity; nothing if none does."""
+    for name, value in weights.items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
+            raise CheckpointError(f"{path}: {name} holds NaN or infinite values")
 
 
 def read(path: Path) -> Any:
@@ -134,6 +177,13 @@ def rng_state() -> dict[str, Any]:
     }
 
 
+def seed_everything(seed: int) -> None:
+    """Torch's, numpy's and Python's generators, all of which `rng_state` keeps."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # the widest that it takes
+    random.seed(seed)
+
+
 def set_rng_state(state: dict[str, Any]) -> None:
     """Undo what has been drawn since `rng_state` gave `state`."""
     torch.set_rng_state(state["torch"])
@@ -143,32 +193,6 @@ def set_rng_state(state: dict[str, Any]) -> None:
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
-
-
-def write_temporary(directory: Path, value: Any) -> Path:
-    """`value` on the disk under a temporary name in `directory`; nothing is left behind if writing fails."""
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / ".writing.pt"  # one name, so that what a killed run left is overwritten
-    try:
-        with open(path, "wb") as file:
-            torch.save(value, file)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    return path
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make the renames in `directory` durable (POSIX; elsewhere the file system decides)."""
-    if os.name != "posix":
-        return
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _flat(spec: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -141,22 +141,26 @@ def evaluate_checkpoint(argv: list[str]) -> int:
         hint = f"; the runs in it: {', '.join(runs)}" if runs else ""
         raise CheckpointError(f"{args.checkpoint}: expected a run's directory, with a {checkpoint.CURRENT}{hint}")
     state = checkpoint.load(path)
-    spec = state["spec"]
-    if args.data is not None and args.data != spec["data"]["name"]:
-        raise CheckpointError(f"{path}: trained on {spec['data']['name']!r}, but --data says {args.data!r}")
+    with checkpoint.usable(path):
+        spec = state["spec"]
+        recorded = {key: spec["data"][key] for key in ("name", "image_size", "limit_train")}
+        classes, precision = list(spec["data"]["classes"]), spec["recipe"]["precision"]
+        trained = f"{spec['model']} ({spec['method']['name']}, epoch {state['epoch']})"
+    if args.data is not None and args.data != recorded["name"]:
+        raise CheckpointError(f"{path}: trained on {recorded['name']!r}, but --data says {args.data!r}")
     device = require_device(args.device)
-    data = load_data(spec["data"], args.data_dir).to(device)
-    if list(data.classes) != spec["data"]["classes"]:
+    data = load_data(recorded, args.data_dir).to(device)
+    if list(data.classes) != classes:
         raise CheckpointError(
-            f"{path}: trained on {len(spec['data']['classes'])} classes {spec['data']['classes'][:5]} ..., "
+            f"{path}: trained on {len(classes)} classes {classes[:5]} ..., "
             f"but the data set here has {data.num_classes}: {list(data.classes)[:5]} ..."
         )
-    network = create_network(spec["model"], data, device)
-    network.load_state_dict(state["student"])
-    batches = TestBatches(data, args.batch_size)
-    tested = evaluate(network, batches, spec["recipe"]["precision"])
+    with checkpoint.usable(path):
+        network = create_network(spec["model"], data, device)
+        network.load_state_dict(state["student"])
+    tested = evaluate(network, TestBatches(data, args.batch_size), precision)
     print(
-        f"{spec['model']} ({spec['method']['name']}, epoch {state['epoch']}) on {len(data.test_labels):,} test images "
+        f"{trained} on {len(data.test_labels):,} test images "
         f"of {data.name}: top-1 {tested['test_top1']:.2f} %, top-5 {tested['test_top5']:.2f} %"
     )
     return 0

@@ -7,16 +7,20 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..data import TestBatches
+from ..distill.modes import eval_mode
 
 
 @torch.no_grad()
 def evaluate(network: nn.Module, batches: TestBatches, precision: str = "fp32") -> dict[str, float]:
-    """Mean cross entropy, and top-1 and top-5 accuracy in percent, in eval mode; the mode is restored.
+    """Mean cross entropy, and top-1 and top-5 accuracy in percent, in eval mode; every module's mode is restored.
 
     With fewer than five classes "top5" counts the label among all of them, so it is 100.
     """
-    training = network.training
-    network.eval()
+    with eval_mode(network):
+        return _evaluate(network, batches, precision)
+
+
+def _evaluate(network: nn.Module, batches: TestBatches, precision: str) -> dict[str, float]:
     device = batches.dataset.device
     loss = torch.zeros((), dtype=torch.float64, device=device)
     top1 = torch.zeros((), dtype=torch.int64, device=device)
@@ -30,7 +34,6 @@ def evaluate(network: nn.Module, batches: TestBatches, precision: str = "fp32") 
         hit = best == labels[:, None]
         top1 += hit[:, 0].sum()
         top5 += hit.any(1).sum()
-    network.train(training)
     images_seen = len(batches.dataset.test_labels)
     return {
         "test_loss": float(loss) / images_seen,

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
-import os
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+from . import files
+
+log = logging.getLogger(__name__)
 
 CSV = "metrics.csv"
 TIMING = ("images_per_s", "loss_share", "seconds")  # columns that differ between two equal runs
@@ -27,35 +32,49 @@ def to_screen(quiet: bool) -> None:
 def write_csv(path: Path, rows: list[Row]) -> None:
     """All rows, atomically; columns in the order in which they first appear."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    temporary = path.with_suffix(".csv.tmp")
-    with open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(temporary, path)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    with files.replacing(path) as file:
+        file.write(text.getvalue().encode())
 
 
 class TensorBoard:
-    """Scalars under `directory`/tb, one per column and epoch; nothing when switched off."""
+    """Scalars under `directory`/tb, one per column and epoch; nothing when switched off or not writable."""
 
     def __init__(self, directory: Path, enabled: bool, first_epoch: int) -> None:
-        self._writer = None
+        self._directory = directory / "tb"
+        self._writer: Any = None
         if enabled:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
 
             # purge_step hides what a killed run wrote after its last checkpoint.
-            self._writer = SummaryWriter(str(directory / "tb"), purge_step=first_epoch + 1)
+            with self._or_warn():
+                self._writer = SummaryWriter(str(self._directory), purge_step=first_epoch + 1)
 
     def write(self, row: Row) -> None:
         if self._writer is not None:
-            for name, value in row.items():
-                if name != "epoch":
-                    self._writer.add_scalar(name, value, row["epoch"])
-            self._writer.flush()
+            with self._or_warn():
+                for name, value in row.items():
+                    if name != "epoch":
+                        self._writer.add_scalar(name, value, row["epoch"])
+                self._writer.flush()
 
     def close(self) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with self._or_warn():
+                self._writer.close()
+
+    @contextmanager
+    def _or_warn(self) -> Iterator[None]:
+        """A log that cannot be written is a warning, and the end of the log, not of the run."""
+        try:
+            yield
+        except OSError as error:
+            self._writer = None
+            reason = error.strerror or error
+            log.warning("%s: no more TensorBoard logs (%s); metrics.csv has them all", self._directory, reason)
 
 
 class Progress:

@@ -23,6 +23,7 @@ from ..ops.status import check
 from . import checkpoint
 from .config import learning_rate
 from .evaluate import autocast, evaluate
+from .files import locked
 from .logs import CSV, Progress, Row, TensorBoard, epoch_line, write_csv
 from .meters import Meters, Stopwatch
 from .stage import pretrain
@@ -77,9 +78,15 @@ def fit(run: Run) -> list[Row]:
 
     Raises:
         CheckpointError: the directory holds a checkpoint of another run, or only damaged ones.
+        OutputError: the directory cannot be written, or another run is at work in it (DirectoryInUse).
         NonFiniteLoss: a loss term became NaN or infinite.
         ValueError: a bad value was met by a loss (the message names it).
     """
+    with locked(run.directory):
+        return _fit(run)
+
+
+def _fit(run: Run) -> list[Row]:
     recipe = run.recipe
     fresh = run.restart or not (run.directory / checkpoint.CURRENT).exists()
     if run.method.stage is not None and run.teacher is not None and fresh:
@@ -139,10 +146,7 @@ def resume(run: Run, optimizer: torch.optim.Optimizer) -> None:
     state = None if run.restart else checkpoint.load_latest(run.directory, run.spec)
     if state is None:
         return
-    run.student.load_state_dict(state["student"])
-    run.method.load_state_dict(state["method"])
-    optimizer.load_state_dict(state["optimizer"])
-    checkpoint.set_rng_state(state["rng"])
+    checkpoint.restore(run.directory, state, run.student, run.method, optimizer)
     run.history = state["history"]
     if state["epoch"] < run.recipe["epochs"]:
         log.info("%s: going on after epoch %d (%s)", run.name, state["epoch"], run.directory)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable
 from pathlib import Path
 
+from . import files
 from .logs import write_csv
 from .runs import Result
 
@@ -70,9 +72,10 @@ def notes(results: list[Result], test_images: int, batch_size: int) -> str:
 
 def write(directory: Path, results: list[Result], lines: list[Line], said: str) -> list[Path]:
     """results.md, results.csv and accuracy.png in `directory`; their paths."""
-    directory.mkdir(parents=True, exist_ok=True)
+    files.make_directory(directory)
     markdown, table, plot = (directory / name for name in ("results.md", "results.csv", "accuracy.png"))
-    markdown.write_text(f"{markdown_table(lines)}\n\n{said}\n")
+    with files.replacing(markdown) as file:
+        file.write(f"{markdown_table(lines)}\n\n{said}\n".encode())
     write_csv(table, [dict(line) for line in lines])
     accuracy_plot(plot, results)
     return [markdown, table, plot]
@@ -104,7 +107,9 @@ def accuracy_plot(path: Path, results: list[Result]) -> None:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right")
-    figure.savefig(path, dpi=130)
+    with files.replacing(path) as file:
+        figure.savefig(image := io.BytesIO(), dpi=130, format="png")
+        file.write(image.getvalue())
     plt.close(figure)
 
 

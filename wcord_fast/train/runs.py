@@ -97,7 +97,12 @@ class Workbench:
         return {
             "role": role,
             "model": architecture,
-            "data": {**data_spec(self.config), "classes": list(self.data.classes)},
+            "data": {
+                **data_spec(self.config),
+                "classes": list(self.data.classes),
+                "train_images": len(self.data.train_labels),
+                "fingerprint": self.data.fingerprint,
+            },
             "method": {"name": method, **asdict(self.config.method_options(method))},
             "recipe": self.config.recipe(role),
         }
@@ -110,7 +115,9 @@ class Workbench:
         config = self.config
         pair = self._pair(network, teacher)
         method = distill.build(spec["method"]["name"], pair, config.method_options(spec["method"]["name"]))
-        torch.manual_seed(config.seed)  # whatever a method drew for itself, training starts from the same state
+        checkpoint.seed_everything(
+            config.seed
+        )  # whatever a method drew for itself, training starts from the same state
         return Run(
             name=name,
             directory=config.directory / name,
@@ -164,19 +171,22 @@ def load_teacher(network: nn.Module, path: Path, spec: dict[str, Any]) -> None:
     A file of another program: see `models.load_weights`.
 
     Raises:
-        CheckpointError: no such file, damaged, of another architecture or data set, or keys that do not fit.
+        CheckpointError: no such file, damaged, of another architecture or data set, or keys that do not fit, or weights
+            that are not finite.
     """
     if path.is_dir():
         path = path / checkpoint.CURRENT
     value = checkpoint.read(path)
     if isinstance(value, dict) and "spec" in value and "student" in value:
-        found = {"model": value["spec"]["model"], "data": _identity(value["spec"]["data"])}
+        with checkpoint.usable(path):
+            found = {"model": value["spec"]["model"], "data": _identity(value["spec"]["data"])}
         _require_same_teacher(path, found, {"model": spec["model"], "data": _identity(spec["data"])})
         value = value["student"]
     try:
         models.load_weights(network, value)
     except ValueError as error:
         raise CheckpointError(f"{path}: not the weights of --teacher {spec['model']}: {error}") from None
+    checkpoint.require_finite(path, network.state_dict())
 
 
 def fingerprint(network: nn.Module) -> str:
@@ -189,8 +199,8 @@ def fingerprint(network: nn.Module) -> str:
 
 
 def _identity(data: Mapping[str, Any]) -> dict[str, Any]:
-    """What a teacher's data set must share with the student's: everything but how much of it was used."""
-    return {key: value for key, value in data.items() if key != "limit_train"}
+    """What a teacher's data set must share with the student's: everything but the images that were used."""
+    return {key: value for key, value in data.items() if key not in ("limit_train", "train_images", "fingerprint")}
 
 
 def _require_same_teacher(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from ..distill.stage import Stage, feature_modules
 from ..ops.status import check
 from . import checkpoint
 from .evaluate import autocast
+from .files import locked
 from .logs import Progress, Row
 from .meters import Meters
 
@@ -33,13 +35,16 @@ def pretrain(run, teacher: nn.Module) -> list[Row]:
     )
     directory = run.directory / DIRECTORY
     spec = {**run.spec, "stage": {"epochs": epochs, "lr": options.stage_lr or recipe["lr"]}}
+    with locked(directory):
+        return _pretrain(run, teacher, stage, trained, optimizer, directory, spec)
+
+
+def _pretrain(run, teacher: nn.Module, stage: Stage, trained, optimizer, directory: Path, spec: dict) -> list[Row]:
     state = None if run.restart else checkpoint.load_latest(directory, spec)
     history: list[Row] = []
+    epochs = spec["stage"]["epochs"]
     if state is not None:
-        run.student.load_state_dict(state["student"])
-        run.method.load_state_dict(state["method"])
-        optimizer.load_state_dict(state["optimizer"])
-        checkpoint.set_rng_state(state["rng"])
+        checkpoint.restore(directory, state, run.student, run.method, optimizer)
         history = state["history"]
     for epoch in range(len(history), epochs):
         history.append(_epoch(run, teacher, stage, trained, optimizer, epoch, epochs))

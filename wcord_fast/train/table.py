@@ -12,7 +12,7 @@ import yaml
 
 from .. import distill
 from ..ops import checks
-from . import report
+from . import files, report
 from .config import Config
 from .logs import to_screen, write_csv
 from .parser import CONFIGS, UsageError, parse
@@ -93,8 +93,9 @@ def table(argv: list[str]) -> str:
     said = "\n".join([*remarks, f"ours: accuracy after the last epoch, {_seeds(asked.seeds)}; paper: mean of 5 runs."])
     text = f"{report.text_table(lines)}\n\n{said}\n"
     home = Path(asked.output_dir)
-    (home / "table.txt").write_text(text)
-    (home / "table.md").write_text(f"{report.markdown_table(lines)}\n\n{said}\n")
+    for name, content in (("table.txt", text), ("table.md", f"{report.markdown_table(lines)}\n\n{said}\n")):
+        with files.replacing(home / name) as file:
+            file.write(content.encode())
     write_csv(home / "table.csv", [dict(line) for line in lines])
     return f"\n{text}\nWritten: {home}/table.txt, table.md, table.csv"
 

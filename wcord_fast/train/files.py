@@ -1,0 +1,156 @@
+"""Files that appear whole or not at all, errors that name them, and the lock that keeps a directory to one run."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+if os.name == "posix":
+    import fcntl
+
+log = logging.getLogger(__name__)
+
+LOCK = ".lock"
+TEMPORARY = ".writing-"
+_count = itertools.count()
+
+
+class OutputError(OSError):
+    """The output directory, or a file in it, cannot be written; the message names it and says why."""
+
+
+class DirectoryInUse(OutputError):
+    """Another run is at work in this directory."""
+
+
+class _Writer:
+    """A file that remembers why writing failed: torch.save reports a full disk as an error of its archive."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Everything written so far is on the disk when this returns."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Any]:
+    """A binary file that takes the place of `path` when the block ends; if it fails, `path` is left as it was.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    temporary = path.parent / f"{TEMPORARY}{os.getpid()}-{next(_count)}"
+    writer = None
+    try:
+        with open(temporary, "wb") as file:
+            writer = _Writer(file)
+            yield writer
+            writer.sync()
+        os.replace(temporary, path)
+        _sync_directory(path.parent)
+    except BaseException as error:
+        _remove(temporary)
+        cause = writer.error if writer is not None and writer.error is not None else error
+        if isinstance(cause, OSError) and not isinstance(cause, OutputError):
+            raise cannot_write(path, cause) from None
+        raise
+
+
+def make_directory(path: Path) -> None:
+    """`path` and its parents; OutputError if it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
+def cannot_write(path: Path, error: OSError) -> OutputError:
+    """The OutputError for `path`."""
+    return OutputError(f"output_dir: cannot write {_short(path)}: {error.strerror or error}")
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Keep `directory`, made if need be, to this run; what killed runs left half written there is removed.
+
+    The operating system releases the lock when the process ends, however it ends. Without POSIX locks (another
+    system, some network file systems) nothing is locked.
+
+    Raises:
+        DirectoryInUse: another run holds it; the message names its process.
+        OutputError: the directory cannot be written.
+    """
+    make_directory(directory)
+    try:
+        file = open(directory / LOCK, "a+")  # noqa: SIM115  (closed below, and with it the lock)
+    except OSError as error:
+        raise cannot_write(directory / LOCK, error) from None
+    with file:
+        if os.name == "posix":
+            _lock(directory, file)
+        for leftover in directory.glob(f"{TEMPORARY}*"):
+            _remove(leftover)
+        yield
+
+
+def _lock(directory: Path, file: IO[str]) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "unknown"
+        raise DirectoryInUse(
+            f"output_dir: {directory} is in use by another run (pid {holder}); wait for it, or name another directory"
+        ) from None
+    except OSError as error:
+        log.warning("%s: no lock here (%s); do not start a second run in it", directory, error.strerror)
+        return
+    try:
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+    except OSError as error:
+        raise cannot_write(directory / LOCK, error) from None
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("%s: cannot be removed: %s", _short(path), error.strerror)
+
+
+def _short(path: Path) -> str:
+    """A path for a message; the middle of a very long one is left out."""
+    text = str(path)
+    return text if len(text) <= 300 else f"{text[:140]}...{text[-140:]}"
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make the renames in `directory` durable (POSIX; elsewhere the file system decides)."""
+    if os.name != "posix":
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
