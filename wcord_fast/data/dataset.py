@@ -82,7 +82,7 @@ class Dataset:
         for part in (self.train_images, self.train_labels, self.test_images, self.test_labels):
             array = part.cpu().contiguous().numpy()
             digest.update(str(array.shape).encode())
-            digest.update(memoryview(array).cast("B"))
+            digest.update(array.data)
         return digest.hexdigest()[:16]
 
     @property

@@ -34,7 +34,7 @@ def bank_nce(anchors, banks, index, log_z, spec, temperature, needs_grad, plan, 
     """CRD's NCE loss per anchor and its gradient: ([S, B], [S, B, D] or empty)."""
     call = Call("nce", anchors, banks, index, spec, needs_grad, temperature, log_z)
     loss = call.run(plan)
-    return loss, call.grad if needs_grad else loss.new_empty(0)
+    return loss, loss.new_empty(0) if call.grad is None else call.grad
 
 
 def bank_mean_score(anchors, banks, index, spec, needs_grad, plan, draw_backend) -> tuple[Tensor, Tensor]:

@@ -72,6 +72,7 @@ def choose(
     Raises:
         NotImplementedError, RuntimeError: as `dispatch.resolve`, when no plan is left.
     """
+
     def resolved(name: str) -> Choice:
         own = (lambda candidate: unfit(candidate, name)) if unfit else None
         return dispatch.resolve(op, plan=name, device=device, backend=backend, unfit=own)

@@ -39,9 +39,9 @@ def _by_python(weights: np.ndarray) -> tuple[Tensor, Tensor]:
         share[high] -= 1.0 - share[low]
         if share[high] < 1.0:
             small.append(large.pop())
-    heaviest = int(w.argmax())
+    heaviest = int(weights.argmax())
     for i in small + large:  # what is left differs from 1 by rounding only, unless its weight is 0
-        share[i], alias[i] = (1.0, i) if w[i] > 0 else (0.0, heaviest)
+        share[i], alias[i] = (1.0, i) if weights[i] > 0 else (0.0, heaviest)
     top = float(np.nextafter(2.0**64, 0))
     threshold = np.minimum(np.asarray(share) * 2.0**64, top).astype(np.uint64)
     threshold[np.asarray(share) >= 1.0] = np.uint64(2**64 - 1)
