@@ -17,10 +17,11 @@ namespace {
 constexpr int64_t TILE_BYTES = 256 << 10;   // of one bank: what an L2 cache holds beside anchors and gradients
 constexpr int64_t MAX_TILE_ROWS = 1 << 16;  // row numbers within a tile are uint16
 constexpr int64_t MIN_DRAWS = 12;           // per anchor and tile: with fewer the visit costs more than its rows
+constexpr int64_t MAX_RUN = 512;            // rows added up in fp32 before they join the rest
 constexpr int64_t MAX_PIECE = 1 << 16;
 constexpr int64_t MAX_SLOTS = 4096;
 constexpr int64_t MAX_SORTERS = 8;
-constexpr int64_t BIN_BYTES = 13 << 20;
+constexpr int64_t BIN_BYTES = 12 << 20;
 constexpr int64_t MIN_UNITS = 32;  // to share out between threads, where the anchors are few
 constexpr int64_t SEGMENT_BYTES = 1 << 20;
 
@@ -144,6 +145,7 @@ class Gather {
     const int64_t row_bytes = args_.dim * dtype_bytes(args_.dtypes[side]), tile_bytes = plan_.tile_rows * row_bytes;
     const char* const bank_end = bank + args_.draws.num_data * row_bytes;
     const int64_t share = ceil_div(tile_bytes, (hi - lo) * LINE) * LINE;
+    std::vector<char> run;
     for (int64_t t = plan_.tiles * g / plan_.segments; t < plan_.tiles * (g + 1) / plan_.segments; ++t) {
       const char* const tile = bank + t * tile_bytes;
       Visit visit = make_visit(s, g, lo, t, first, tile);
@@ -154,10 +156,41 @@ class Gather {
         if (next.grad) prefetch<0>(next.grad, args_.dim * args_.real_bytes());
         const char* const ahead = tile + tile_bytes + (p - lo) * share;
         prefetch<1>(ahead, std::min(share, std::min(tile + 2 * tile_bytes, bank_end) - ahead));
-        if (visit.count > 0) visits_[side](visit);
+        if (visit.count > MAX_RUN) {
+          in_runs(visits_[side], visit, &run);
+        } else if (visit.count > 0) {
+          visits_[side](visit);
+        }
         visit = next;
       }
     }
+  }
+
+  // A visit of many rows, often the same few, as runs with sums of their own: one long chain of equal additions would
+  // round the same way each time.
+  void in_runs(VisitFn kernel, const Visit& whole, std::vector<char>* run) const {
+    for (int64_t done = 0; done < whole.count; done += MAX_RUN) {
+      Visit part = whole;
+      part.rows = whole.rows + done;
+      part.count = std::min(MAX_RUN, whole.count - done);
+      if (whole.grad) {
+        run->assign(static_cast<size_t>(args_.dim * args_.real_bytes()), char{0});
+        part.grad = run->data();
+      }
+      kernel(part);
+      if (!whole.grad) continue;
+      if (args_.wide) {
+        add_to(static_cast<double*>(whole.grad), run->data(), args_.dim);
+      } else {
+        add_to(static_cast<float*>(whole.grad), run->data(), args_.dim);
+      }
+    }
+  }
+
+  template <class Real>
+  static void add_to(Real* to, const char* bytes, int64_t n) {
+    const Real* const from = reinterpret_cast<const Real*>(bytes);
+    for (int64_t i = 0; i < n; ++i) to[i] += from[i];
   }
 
   Visit make_visit(int64_t s, int64_t g, int64_t p, int64_t t, int64_t first, const char* tile) const {
@@ -194,21 +227,14 @@ class Gather {
       }
     }
     if (!args_.grad) return;
-    if (args_.wide) {
-      add_gradients<double>(units * args_.dim);
-    } else {
-      add_gradients<float>(units * args_.dim);
-    }
-  }
-
-  template <class Real>
-  void add_gradients(int64_t n) {
-    Real* const to = static_cast<Real*>(args_.grad);
-    const Real* const from = reinterpret_cast<const Real*>(grad_);
-    for (int64_t i = 0; i < n; ++i) {
-      Real sum = from[i];
-      for (int64_t g = 1; g < plan_.segments; ++g) sum += from[g * n + i];
-      to[i] = sum;
+    const int64_t n = units * args_.dim, bytes = n * args_.real_bytes();
+    std::copy_n(grad_, bytes, static_cast<char*>(args_.grad));
+    for (int64_t g = 1; g < plan_.segments; ++g) {
+      if (args_.wide) {
+        add_to(static_cast<double*>(args_.grad), grad_ + g * bytes, n);
+      } else {
+        add_to(static_cast<float*>(args_.grad), grad_ + g * bytes, n);
+      }
     }
   }
 
@@ -244,7 +270,8 @@ GatherPlan::GatherPlan(const BankArgs& a) {
   const int64_t unit_bytes = sides * batch * (16 + (a.grad ? a.dim * a.real_bytes() : 0));
   segments = std::min({ceil_div(MIN_UNITS, sides * batch), tiles, std::max<int64_t>(1, SEGMENT_BYTES / unit_bytes)});
   sorters = std::min({static_cast<int64_t>(std::max(a.threads, 1)), MAX_SORTERS, slots});
-  bytes = slots * slot_bytes + sorters * piece * 4 + (segments > 1 ? segments * unit_bytes : 0);
+  const int64_t run_bytes = piece > MAX_RUN && a.grad ? std::max(a.threads, 1) * a.dim * a.real_bytes() : 0;
+  bytes = slots * slot_bytes + sorters * piece * 4 + run_bytes + (segments > 1 ? segments * unit_bytes : 0);
 }
 
 int64_t cpu_bank_gather(const BankArgs& args) { return Gather(args).run(); }

@@ -114,10 +114,6 @@ class Call:
         self.native.cpu_bank_finish(self.args, self.share.data_ptr(), self.charge.data_ptr(), out.data_ptr())
         return out
 
-    def gather_bytes(self) -> int:
-        """What the gather plan allocates, beside its results and the anchors in the dtype of accumulation."""
-        return self.native.cpu_bank_gather_bytes(self.args)
-
     def _draw_args(self) -> tuple[int, ...]:
         if self.spec.source != "given":
             return draw_args(self.index, self.num_data, self.spec)
@@ -171,6 +167,29 @@ class Call:
         self.native.cpu_bank_cells(self.args, mask_args, side, row, rows, cells.data_ptr(), width)
         if self.grad is not None:
             self.grad[side, lo:hi].addmm_(cells, tile)
+
+
+def gather_bytes(
+    batch: int,
+    num_data: int,
+    k: int,
+    dim: int,
+    *,
+    sides: int = 2,
+    dtype: torch.dtype = torch.float32,
+    needs_grad: bool = True,
+    threads: int = 1,
+) -> int:
+    """What one gather call allocates beside its results, for banks of `dtype`; at most 16 MB + 8 * B * D."""
+    native = native_module.module()
+    wide, nowhere = dtype == torch.float64, 0
+    draws = (nowhere, 8, batch, k, num_data, *(0,) * 10)
+    banks = [(nowhere, native_module.DTYPES[dtype])] * sides
+    grad = 64 if needs_grad else nowhere  # an address that is not null; nothing is read or written
+    rows = (ROWS["drawn"], nowhere, 0, 0)
+    return native.cpu_bank_gather_bytes(
+        native.BankArgs(OPS["nce"], wide, draws, rows, banks, dim, nowhere, nowhere, 1.0, nowhere, grad, threads)
+    )
 
 
 def tile_rows(dim: int, num_data: int) -> int:
