@@ -1,0 +1,170 @@
+"""Threads, batches, memory and streaming of the native CPU solver: none of them may show in the numbers."""
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import wcord_fast
+from tests import ot_oracles as oracle
+from tests.test_ot_native_accuracy import agree, pair, solve
+from wcord_fast import functional as F
+from wcord_fast.ops import native_module
+from wcord_fast.ops.sinkhorn import native_cpu
+
+pytestmark = pytest.mark.skipif(
+    native_module.load() is None, reason=f"no native module: {native_module.why_not('cpu')}"
+)
+
+CASES = [
+    {"solver": "sinkhorn", "eps": 0.05},
+    {"solver": "sinkhorn", "eps": 1e-3, "tol": 1e-4, "iters": 45, "value": "dual"},
+    {"solver": "ipot", "eps": 0.5, "cost": "sqeuclidean"},
+]
+cases = pytest.mark.parametrize("options", CASES, ids=lambda o: f"{o['solver']}-{o['eps']}")
+
+
+@pytest.fixture
+def threads():
+    """A function that sets the number of threads, undone afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["resident", "streaming"])
+def regime(request, monkeypatch):
+    monkeypatch.setenv("WCORD_FAST_OT_BYTES", str(1 << 30 if request.param == "resident" else 0))
+    return request.param
+
+
+def same_bits(got, want):
+    assert all(torch.equal(a, b) for a, b in zip((*got[0], *got[1:]), (*want[0], *want[1:]), strict=True))
+
+
+@cases
+@pytest.mark.parametrize("batch", [(), (5,)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bits_do_not_depend_on_threads_or_on_the_run(threads, regime, options, batch, dtype):
+    n, m = (300, 170) if not batch else (70, 40)
+    x, y = pair(n, m, 20, dtype=dtype, batch=batch)
+    threads(1)
+    want = solve(x, y, "native", **options)
+    for count in (1, 2, 3, 7):
+        threads(count)
+        for _ in range(2):
+            same_bits(solve(x, y, "native", **options), want)
+
+
+@cases
+@pytest.mark.parametrize("n", [40, 520])  # each thread solves problems of its own; all share one problem
+def test_a_problem_of_a_batch_is_solved_as_if_alone(threads, regime, options, n):
+    x, y = pair(n, n + 3, 9, dtype=torch.float32, batch=(3,))
+    a = oracle.masses(5, 3, n, zeros=[1, 4]).float()
+    a[2] = 1 / n
+    threads(2)
+    assert native_module.module().cpu_ot_plan(0, 3, n, n + 3, 9, True, True, 1 << 30, 2)[1] == (n == 40)
+    batched = solve(x, y, "native", a=a, **options)
+    for g in range(3):
+        alone = solve(x[g], y[g], "native", a=a[g], **options)
+        for got, want in zip((*batched[0], *batched[1:]), (*alone[0], *alone[1:]), strict=True):
+            assert torch.equal(got[g], want)
+
+
+@cases
+@pytest.mark.parametrize(("n", "m", "d"), [(200, 333, 20), (7, 1500, 3), (900, 5, 130)])
+def test_streaming_equals_resident(monkeypatch, options, n, m, d):
+    x, y = pair(n, m, d)
+    a, b = oracle.masses(1, n, zeros=[0, 3, n - 1]), oracle.masses(2, m, zeros=[2])
+    if options.get("value") == "dual":
+        a, b = a.requires_grad_(), b.requires_grad_()
+    want = solve(x, y, "native", a=a, b=b, **options)
+    monkeypatch.setenv("WCORD_FAST_OT_BYTES", "0")
+    agree(solve(x, y, "native", a=a, b=b, **options), want, 1e-9)
+    agree(solve(x, y, "reference", a=a, b=b, **options), want, 1e-9)
+
+
+def scratch(n, m, d, *, resident=True, threads=1, problems=1, gradients=True):
+    budget = 1 << 60 if resident else 0
+    plan = native_module.module().cpu_ot_plan(0, problems, n, m, d, gradients, gradients, budget, threads)
+    assert plan[0] == resident
+    return plan[2]
+
+
+def test_memory_is_one_matrix_or_linear():
+    n = 4096
+    gradients = 2 * n * 128 * 4
+    assert scratch(n, n, 128) + gradients <= 1.3 * 4 * n * n
+    assert scratch(n, n, 128, threads=8) + gradients <= 1.3 * 4 * n * n
+    small, large = (scratch(k, k, 128, resident=False) for k in (1 << 14, 1 << 17))
+    assert large <= 8.1 * small and large < 0.02 * 4 * (1 << 34)
+    assert scratch(64, 64, 128, problems=1000, threads=2) == 2 * scratch(64, 64, 128, problems=2, threads=1)
+
+
+MEASURE = """
+import sys, torch
+from pathlib import Path
+from wcord_fast import functional as F
+torch.set_num_threads(1)
+n = int(sys.argv[1])
+x, y = torch.randn(n, 64, requires_grad=True), torch.randn(n, 64, requires_grad=True)
+def kilobytes(field):
+    return next(int(l.split()[1]) for l in Path("/proc/self/status").read_text().splitlines() if l.startswith(field))
+F.ot_cost(x[:64], y[:64], backend="native").backward()
+Path("/proc/self/clear_refs").write_text("5")
+before = kilobytes("VmRSS")
+F.ot_cost(x, y, solver="sinkhorn", iters=2, backend="native").backward()
+print(1024 * (kilobytes("VmHWM") - before))
+"""
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's peak memory counter")
+@pytest.mark.parametrize("resident", [True, False])
+def test_measured_memory(resident):
+    n = 2560
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "WCORD_FAST_OT_BYTES": str(1 << 40 if resident else 0)}
+    root = Path(wcord_fast.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", MEASURE, str(n)], env=env, cwd=root, capture_output=True, text=True)
+    peak = int(done.stdout)
+    features = 2 * n * 64 * 4  # the gradients, and once more when they are multiplied by grad_output
+    assert peak - 2 * features <= (1.3 * 4 * n * n if resident else 0.25 * 4 * n * n), done.stderr
+
+
+def test_explain_names_the_regime(monkeypatch):
+    shape = {"n": 4096, "m": 2048, "dim": 128}
+    choice = wcord_fast.explain("ot", **shape)
+    assert (choice.backend, choice.plan) == ("native", "resident")
+    assert "33,554,432 bytes <= budget 1,073,741,824" in choice.reason
+    monkeypatch.setenv("WCORD_FAST_OT_BYTES", "33554431")
+    assert wcord_fast.explain("ot", **shape).plan == "streaming"
+    assert wcord_fast.explain("ot", **shape, dtype=torch.float64).plan == "streaming"
+    assert wcord_fast.explain("ot", backend="reference", **shape).plan == "resident"
+    assert wcord_fast.explain("ot", n=64, m=64, dim=8, problems=9).reason.count("problems of its own") == 1
+    with pytest.raises(ValueError, match="m: expected an int of at least 1"):
+        wcord_fast.explain("ot", n=4, m=0, dim=2)
+
+
+@pytest.mark.parametrize("text", ["1GB", "-1", ""])
+def test_a_budget_that_is_no_number_is_named(monkeypatch, text):
+    monkeypatch.setenv("WCORD_FAST_OT_BYTES", text)
+    with pytest.raises(ValueError, match="WCORD_FAST_OT_BYTES: expected a number of bytes"):
+        F.ot_cost(*pair(4, 4, 2), backend="native")
+    monkeypatch.setenv("WCORD_FAST_OT_BYTES", "123")
+    assert native_cpu.budget() == 123
+
+
+def test_bad_values_in_a_batch_are_found_by_any_thread(threads):
+    x, y = pair(40, 30, 5, batch=(6,))
+    threads(3)
+    for g, row in itertools.product((0, 5), (0, 39)):
+        bad = x.clone()
+        bad[g, row, 2] = float("nan")
+        with pytest.raises(ValueError, match=f"x: row {row} of problem {g} holds NaN or inf"):
+            F.ot_cost(bad, y, backend="native")
+        bad[g, row] = 0
+        with pytest.raises(ValueError, match=f"x: row {row} of problem {g} is zero"):
+            F.ot_cost(bad, y, backend="native")
