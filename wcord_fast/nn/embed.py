@@ -48,7 +48,8 @@ class Embed(nn.Module):
         """W as it is, detached, without a power iteration."""
         if not parametrize.is_parametrized(self.linear, "weight"):
             return self.linear.weight.detach()
-        inner: Any = self.linear.parametrizations.weight
+        parametrizations: Any = self.linear.parametrizations
+        inner = parametrizations.weight
         original = inner.original.detach()
         return original / torch.dot(inner[0]._u, original @ inner[0]._v)
 

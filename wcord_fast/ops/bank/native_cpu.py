@@ -41,7 +41,7 @@ def bank_mean_score(anchors, banks, index, spec, needs_grad, plan, draw_backend)
     """Mean score of the negatives and its gradient, the mean negative row: ([S, B], [S, B, D] or empty)."""
     call = Call("row_sum", anchors, banks, index, spec, True)
     mean = call.run(plan)
-    return mean, call.grad if needs_grad else mean.new_empty(0)
+    return mean, call.grad if needs_grad and call.grad is not None else mean.new_empty(0)
 
 
 def bank_log_z(anchors, banks, index, spec, temperature, plan, draw_backend) -> Tensor:
