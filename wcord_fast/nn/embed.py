@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ class Embed(nn.Module):
         """W as it is, detached, without a power iteration."""
         if not parametrize.is_parametrized(self.linear, "weight"):
             return self.linear.weight.detach()
-        inner: Any = self.linear.parametrizations["weight"]
+        inner = cast(Any, self.linear.parametrizations).weight
         original = inner.original.detach()
         return original / torch.dot(inner[0]._u, original @ inner[0]._v)
 

@@ -1,7 +1,7 @@
 """Autograd of the bank ops: forward computes value and anchor gradient in one pass, backward scales the latter.
 
-Only the gradient [S, B, D] is saved (and an empty tensor, see `graph_handle`): never the bank, the draws or the seed, so
-a bank that is updated between forward and backward, or a sampler that has moved on, cannot change a gradient.
+Only the gradient [S, B, D] is saved (and an empty tensor, see `graph_handle`): never the bank, the draws or the seed,
+so a bank that is updated between forward and backward, or a sampler that has moved on, cannot change a gradient.
 """
 
 from __future__ import annotations
