@@ -160,18 +160,8 @@ def test_plain_training_learns_the_stripes(tmp_path):
     assert_equal(exported, dict(everything(tmp_path)["student"]))
 
 
-@pytest.mark.parametrize(
-    "method, network, layer, term",
-    [
-        ("ce", "student", "fc", "ce"),
-        ("wcord", "student", "fc", "ce"),
-        ("wcord", "student", "conv1", "ce"),  # NaN features, which the loss itself refuses
-        ("kd", "teacher", "fc", "kd"),
-    ],
-)
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
-    tmp_path, monkeypatch, method, network, layer, term
-):
+def poison(monkeypatch, network, layer):
+    """NaN weights from the second step of the second epoch on."""
     steps, real = [], loop.train_step
 
     def poisoned(run, *args):  # three steps an epoch: the second step of the second epoch
@@ -182,8 +172,29 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
         return real(run, *args)
 
     monkeypatch.setattr(loop, "train_step", poisoned)
+
+
+@pytest.mark.parametrize(
+    "method, network, layer, term",
+    [
+        ("ce", "student", "fc", "ce"),
+        ("wcord", "student", "fc", "ce"),
+        ("wcord", "student", "conv1", "ce"),  # NaN features, which the loss itself refuses
+    ],
+)
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(
+    tmp_path, monkeypatch, method, network, layer, term
+):
+    poison(monkeypatch, network, layer)
     with pytest.raises(NonFiniteLoss, match=rf"term '{term}' became NaN .* in step 2 of epoch 2; .*--clip-grad"):
         fit(make_run(tmp_path, method, epochs=3))
+    assert checkpoint.load(tmp_path / "checkpoint.pt")["epoch"] == 1
+
+
+def test_logits_of_the_teacher_that_are_nan_stop_the_run_and_keep_the_checkpoint(tmp_path, monkeypatch):
+    poison(monkeypatch, "teacher", "fc")
+    with pytest.raises(ValueError, match="teacher_logits: row 0"):
+        fit(make_run(tmp_path, "kd", epochs=3))
     assert checkpoint.load(tmp_path / "checkpoint.pt")["epoch"] == 1
 
 

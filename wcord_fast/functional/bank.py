@@ -17,6 +17,8 @@ from ..ops.bank.autograd import mean_score, nce, spec_args, wants_grad
 from ..ops.bank.op import log_z_op, update_op
 from ..ops.bank.plan import PLANS
 from ..ops.bank.pool_mean import pool_mean_op
+from ..ops.bank.reference import accumulate_dtype
+from ..ops.dispatch import BACKENDS
 from ..ops.sampling.spec import DrawSpec
 
 if TYPE_CHECKING:
@@ -59,10 +61,11 @@ def bank_nce(
         TypeError, ValueError: a wrong argument; on the CPU also an index out of [0, N) or an anchor that is not finite.
         NotImplementedError: an explicit backend that has no such plan on this device.
     """
-    temperature = checks.positive("temperature", temperature)
-    rows, spec = _inputs(anchor, bank, index, negatives, anchor_offset, plan)
+    rows, spec = _inputs(anchor, bank, index, negatives, anchor_offset, plan, backend)
+    acc = accumulate_dtype(anchor, rows)
+    temperature = checks.divisor("temperature", temperature, acc)
     if not isinstance(log_z, Tensor):
-        log_z = torch.full((), checks.number("log_z", log_z), device=anchor.device)
+        log_z = torch.full((), checks.number("log_z", log_z), dtype=acc, device=anchor.device)
     checks.tensor("log_z", log_z, shape=())
     checks.same_device(anchor=anchor, log_z=log_z)
     return nce_pair(anchor[None], [rows], index, log_z.detach()[None], spec, temperature, plan, backend)[0]
@@ -84,7 +87,7 @@ def bank_mean_score(
     bank then keeps the sums of its rows by class (made by the first such call, outside of `torch.compile`).
     Other arguments, dtypes and errors as for `bank_nce`. Returns [B], differentiable with respect to `anchor`.
     """
-    rows, spec = _inputs(anchor, bank, index, negatives, anchor_offset, plan)
+    rows, spec = _inputs(anchor, bank, index, negatives, anchor_offset, plan, backend)
     return mean_score_pair(anchor[None], [rows], index, spec, plan, backend, [bank])[0]
 
 
@@ -101,12 +104,14 @@ def bank_log_z(
 ) -> Tensor:
     """The batch's estimate of log Z: log of N * mean of exp(score / tau) over all anchors and their K + 1 scores.
 
-    Arguments, dtypes and errors as for `bank_nce`. Returns a scalar tensor without gradient.
+    Arguments, dtypes and errors as for `bank_nce`. Returns a scalar tensor without gradient, in fp32
+    (fp64 if the anchors or the bank are fp64).
     Source: CRD's constant Z, set by the first batch in RepDistiller.
     """
-    temperature = checks.positive("temperature", temperature)
-    rows, spec = _inputs(anchor, bank, index, negatives, anchor_offset, plan)
-    unset = torch.full((1,), torch.nan, dtype=torch.promote_types(anchor.dtype, torch.float32), device=anchor.device)
+    rows, spec = _inputs(anchor, bank, index, negatives, anchor_offset, plan, backend)
+    acc = accumulate_dtype(anchor, rows)
+    temperature = checks.divisor("temperature", temperature, acc)
+    unset = torch.full((1,), torch.nan, dtype=acc, device=anchor.device)
     return log_z_pair(unset, anchor[None], [rows], index, spec, temperature, plan, backend)[0]
 
 
@@ -183,8 +188,10 @@ def draw_spec(negatives: NegativeSampler | Tensor, batch: int, num_data: int, an
     return negatives.spec(anchor_offset)
 
 
-def _inputs(anchor, bank, index, negatives, anchor_offset, plan) -> tuple[Tensor, DrawSpec]:
+def _inputs(anchor, bank, index, negatives, anchor_offset, plan, backend) -> tuple[Tensor, DrawSpec]:
     checks.choice("plan", plan, ("auto", *PLANS))
+    checks.choice("backend", backend, ("auto", *BACKENDS))
+    checks.integer("anchor_offset", anchor_offset, least=0, below=2**32)
     checks.tensor("anchor", anchor, shape=("B", "D"))
     matrix = _bank_rows(bank)
     if matrix.shape[1] != anchor.shape[1]:

@@ -74,7 +74,7 @@ class OTOptions(NamedTuple):
         if value == "dual" and solver != "sinkhorn":
             raise ValueError(f"value='dual': expected solver='sinkhorn', got solver={solver!r}, which has no fixed eps")
         eps = DEFAULT_EPS[solver] if eps is None else checks.positive("eps", eps)
-        iters = checks.integer("iters", iters, least=1)
+        iters = checks.integer("iters", iters, least=1, below=2**31)
         tol = None if tol is None else checks.positive("tol", tol)
         return cls(cost, solver, eps, iters, tol, value, backend)
 
@@ -110,7 +110,8 @@ def ot_cost(
         x: [n, d] or [G, n, d], fp16, bf16, fp32 or fp64; any strides, never modified.
         y: [m, d] or [G, m, d], dtype and device of x.
         a: [n] or [G, n], masses of x's rows, >= 0 with sum 1 (to 1e-4, not renormalised), in x's dtype or in fp32
-            for narrower x; None is uniform. A row of zero mass moves nothing and has zero gradient.
+            for narrower x; None is uniform. In fp16 or bf16 a sum of 1 to that rounding is enough: it is then made 1 in
+            fp32. A row of zero mass moves nothing and has zero gradient.
         b: [m] or [G, m], masses of y's rows.
         cost: "cosine" or "sqeuclidean".
         solver: "ipot" (the plan is fed back: tends to the unregularised cost) or "sinkhorn".
@@ -168,6 +169,7 @@ def ot_solve(
     """
     options = _options(cost, solver, eps, iters, tol, value, backend)
     batched = x.dim() == 3 if a is None and b is None and _is_plain(x, y) else _check_problem(x, y, a, b)
+    checks.divisor("eps", options.eps, accumulation_dtype(x.dtype), options.iters if options.solver == "ipot" else 1)
     if options.value == "cost" and torch.is_grad_enabled():
         for name, mass in (("a", a), ("b", b)):
             if mass is not None and mass.requires_grad:
@@ -177,6 +179,7 @@ def ot_solve(
                 )
     if batched:
         a, b = (None if mass is None else mass.expand(rows.shape[:-1]) for mass, rows in ((a, x), (b, y)))
+    a, b = _masses(a), _masses(b)
     solved = OTSolution(*op.ot_solve(x, y, a, b, *options))
     if debias:
         self_x = op.ot_solve(x, x, a, a, *options)[0]
@@ -252,6 +255,15 @@ def _is_plain(x: Tensor, y: Tensor) -> bool:
         and 0 not in x.shape
         and 0 not in y.shape
     )
+
+
+def _masses(mass: Tensor | None) -> Tensor | None:
+    """Half-precision masses, whose sum is 1 to their rounding only, in fp32 with sum 1; what is further off is kept."""
+    if mass is None or mass.dtype.itemsize > 2:
+        return mass
+    wide = mass.float()
+    total = wide.detach().sum(-1, keepdim=True)
+    return wide / torch.where((total - 1).abs() <= torch.finfo(mass.dtype).eps, total, 1)
 
 
 def _check_problem(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> bool:

@@ -50,7 +50,7 @@ class Contrast(nn.Module):
         seed: int | None,
     ):
         super().__init__()
-        self.temperature = checks.positive("temperature", temperature)
+        self.temperature = checks.divisor("temperature", temperature)
         self.z = checks.choice("z", z, Z_RULES)
         self.plan = checks.choice("plan", plan, ("auto", *PLANS))
         self.backend = checks.choice("backend", backend, ("auto", *BACKENDS))
@@ -127,7 +127,7 @@ class Contrast(nn.Module):
 
 def check_options(temperature, momentum, replacement, z, bank_dtype, plan, backend, seed) -> None:
     """What `Contrast` says of these options, also where none is built."""
-    checks.positive("temperature", temperature)
+    checks.divisor("temperature", temperature)
     checks.fraction("momentum", momentum)
     replacement_option(replacement)
     checks.choice("z", z, Z_RULES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +48,7 @@ class Embed(nn.Module):
         """W as it is, detached, without a power iteration."""
         if not parametrize.is_parametrized(self.linear, "weight"):
             return self.linear.weight.detach()
-        parametrizations: Any = self.linear.parametrizations
-        inner = parametrizations.weight
+        inner = cast(Any, self.linear.parametrizations).weight
         original = inner.original.detach()
         return original / torch.dot(inner[0]._u, original @ inner[0]._v)
 
@@ -88,16 +87,17 @@ def check_features(name: str, features: Tensor, embed: Embed, batch: int | None 
 
 def _refuse_overflow(name: str, rows: Tensor, embed: Embed) -> None:
     """A ValueError naming the first of `rows` whose W row + b overflows; looked at only where it might."""
-    weight = embed.frozen_weight()
-    limit = torch.finfo(weight.dtype).max
+    bias = embed.linear.bias.detach()
+    limit = torch.finfo(bias.dtype).max
     if float(rows.abs().max()) * embed.in_dim <= limit**0.5:
         return
-    z = nn.functional.linear(rows.double(), weight.double(), embed.linear.bias.detach().double())
+    with torch.autocast("cpu", enabled=False):
+        z = nn.functional.linear(rows.double(), embed.frozen_weight().double(), bias.double())
     bad = (z.abs().amax(1) > limit) | (rows.abs().amax(1) > limit)
     if bad.any():
         at = int(bad.nonzero()[0])
         value = float(rows[at].abs().max())
-        raise ValueError(f"{name}: row {at} holds values up to {value:g}; its embedding overflows {weight.dtype}")
+        raise ValueError(f"{name}: row {at} holds values up to {value:g}; its embedding overflows {bias.dtype}")
 
 
 def _plain_weight_to_spectral(module, state_dict, prefix, *_):

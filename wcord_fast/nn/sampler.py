@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import checks
+from ..ops.dispatch import BACKENDS
 from ..ops.sampling.alias import alias_table
 from ..ops.sampling.draws import draw_op
 from ..ops.sampling.spec import ALL, TABLES, DrawSpec
@@ -114,6 +115,7 @@ class NegativeSampler(nn.Module):
             ValueError: an index out of [0, N), or a whole pool whose size differs between the anchors.
         """
         checks.tensor("index", index, shape=("B",), dtypes=checks.INDICES)
+        checks.choice("backend", backend, ("auto", *BACKENDS))
         checks.same_device(index=index, sampler=self.state)
         spec = self.spec(anchor_offset)
         if spec.whole_pool:

@@ -116,8 +116,8 @@ class WCoRDLoss(ContrastiveLoss):
         self.ot = {
             "cost": checks.choice("ot_cost", ot_cost, ("cosine", "sqeuclidean")),
             "solver": checks.choice("ot_solver", ot_solver, ("ipot", "sinkhorn")),
-            "eps": checks.positive("ot_eps", ot_eps),
-            "iters": checks.integer("ot_iters", ot_iters, least=1),
+            "iters": checks.integer("ot_iters", ot_iters, least=1, below=2**31),
+            "eps": checks.divisor("ot_eps", ot_eps, dividend=ot_iters if ot_solver == "ipot" else 1),
             "backend": backend,
         }
         checks.choice("ot_scope", ot_scope, ("rank",))

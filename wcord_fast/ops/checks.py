@@ -68,6 +68,15 @@ def positive(name: str, value: float, *, finite: bool = True) -> float:
     return value
 
 
+def divisor(name: str, value: float, dtype: torch.dtype = torch.float32, dividend: float = 1.0) -> float:
+    """`value` as a finite float > 0 by which `dividend` can be divided without overflow of `dtype`."""
+    value = positive(name, value)
+    largest = torch.finfo(dtype).max
+    if dividend / largest > value:
+        raise ValueError(f"{name}: expected a number whose inverse is finite in {dtype}, got {value:g}")
+    return value
+
+
 def non_negative(name: str, value: float) -> float:
     """`value` as a finite float >= 0."""
     value = number(name, value)

@@ -73,9 +73,12 @@ def check(device: torch.device | str | None = None) -> None:
     Args:
         device: the device to look at; None looks at every device that has been used.
     Raises:
-        ValueError: a kernel met a bad value; the message says which kind.
+        ValueError: a kernel met a bad value (the message says which kind), or there is no such device.
     """
-    devices = list(_words) if device is None else [_indexed(torch.device(device))]
+    try:
+        devices = list(_words) if device is None else [_indexed(torch.device(device))]
+    except (RuntimeError, AssertionError) as e:
+        raise ValueError(f"device: expected one of this machine, got {device!r}: {e}") from None
     for dev in devices:
         if dev not in _words:
             continue

@@ -33,7 +33,8 @@ def bank_update_(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> 
         return
     acc = accumulate_dtype(bank)
     if bank.device.type == "cpu":
-        checks.norms_in_range("rows", rows, mixed(bank, index, rows, momentum)[1], acc)
+        inside = index.clamp(0, bank.shape[0] - 1)
+        checks.norms_in_range("rows", rows, mixed(bank, inside, rows, momentum)[1], acc)
     elif rows.dtype == torch.float64:
         rows = rows.to(acc)  # what overflows there is infinite, hence skipped and flagged
     if not bank.is_inference():

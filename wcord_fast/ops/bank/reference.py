@@ -183,7 +183,7 @@ def _drawn_rows(x, index, num_data, spec, draw_backend) -> Iterator[tuple[int, i
             else:
                 position = torch.arange(start, min(start + wide, width), device=index.device)[None]
                 rows = pool_row(torch.minimum(position, limit - 1), own, part)
-                share = spec.k / limit if spec.expected else torch.ones_like(limit)
+                share = spec.k / limit.double() if spec.expected else torch.ones_like(limit)
                 yield lo, lo + len(own), rows, ((position < limit) * share).to(x.dtype)
 
 
@@ -217,5 +217,5 @@ def row_weights(index: Tensor, num_data: int, spec: DrawSpec, dtype: torch.dtype
         label = spec.table("label")
         weight[label[index][:, None] == label[None]] = 0
     if spec.expected:
-        weight *= spec.k / pool_size(index, num_data, spec)[:, None]
+        weight *= spec.k / pool_size(index, num_data, spec).double()[:, None]
     return weight

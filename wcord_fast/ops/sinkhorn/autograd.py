@@ -21,6 +21,19 @@ from .reference import Solved, accumulation_dtype
 _NOT_TWICE = "the gradient of an optimal-transport cost cannot be differentiated again: its plan is detached"
 
 
+def _solve(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, cost: str, *rest: Any) -> Solved:
+    """`backends.solve`; on the CPU, finite features that overflow the arithmetic are an error."""
+    solved = backends.solve(x, y, a, b, cost, *rest)
+    if x.device.type == "cpu" and not bool(solved[0].isfinite().all()):
+        peak = {name: t.detach().abs().max().item() for name, t in (("x", x), ("y", y))}
+        name = max(peak, key=lambda name: peak[name])
+        raise ValueError(
+            f"{name}: values up to {peak[name]:g} overflow {accumulation_dtype(x.dtype)} in the cost {cost!r} or "
+            f"in cost / eps (eps = {rest[1]:g}); scale the features, or use float64 or a larger eps"
+        )
+    return Solved(*solved)
+
+
 def _solve_fake(
     x: Tensor,
     y: Tensor,
@@ -70,7 +83,7 @@ ot_solve_op = register(
     "Scalar? tol, str value, bool need_x, bool need_y, bool need_a, bool need_b, str backend) -> "
     "(Tensor value, Tensor alpha, Tensor beta, Tensor scale, Tensor marginal_error, Tensor iterations, "
     "Tensor grad_x, Tensor grad_y, Tensor grad_a, Tensor grad_b)",
-    backends.solve,
+    _solve,
     _solve_fake,
 )
 ot_plan_op = register(
