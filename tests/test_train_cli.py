@@ -180,10 +180,12 @@ def test_killed_with_sigkill_and_resumed_equals_the_uninterrupted_run(finished, 
 
 def test_print_config_is_a_dry_run(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as ended:
-        main(["distill", "--epochs=3", "--print_config"])
-    said = capsys.readouterr().out
-    assert ended.value.code == 0 and "epochs: 3" in said and "lambda_gckt: 0.8" in said
+    for name in ("--print_config", "--print-config"):
+        assert main(["distill", "--epochs=3", name]) == 0
+        said = capsys.readouterr().out
+        assert "epochs: 3" in said and "lambda_gckt: 0.8" in said
+        assert main(["distill", "--epochs=-1", name]) == 2
+        assert "epochs: expected an int of at least 1, got -1" in capsys.readouterr().err
     assert main(["distill", "--epochs=3", "--dry-run", "--methods=gckt"]) == 0
     said = yaml.safe_load(capsys.readouterr().out)
     assert said["output_dir"] == "runs/digits_resnet20_resnet8" and said["teacher_epochs"] == 30
@@ -238,6 +240,19 @@ def test_output_that_nobody_reads_is_no_traceback():
     running = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     running.stdout.close()
     assert running.stderr.read() == "" and running.wait() == 141
+
+
+def test_the_teachers_help_shows_what_a_teacher_uses(capsys):
+    shown = {}
+    for command in ("teacher", "distill"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        shown[command] = capsys.readouterr().out
+    for option in ("--methods", "--student", "--teacher-checkpoint", "--wcord.lambda-gckt", "method wcord"):
+        assert option in shown["distill"] and option not in shown["teacher"], option
+    for option in ("--teacher ", "--teacher-epochs", "--teacher-lr", "--batch-size", "--data"):
+        assert option in shown["teacher"], option
+    assert main(["teacher", "--config=digits", "--student=resnet14", "--wcord.ot-eps=2", "--dry-run"]) == 0
 
 
 def test_info_prints_the_installation(capsys):

@@ -93,6 +93,16 @@ def test_the_teacher_may_have_its_own_epochs_and_rate():
         (["--device", "tpu"], "device: expected 'auto', 'cpu', 'cuda' or 'cuda:N', got 'tpu'"),
         (["--config", "digit"], "config: no file 'digit'; did you mean 'digits'"),
         (["--clip-grad", "0"], "clip_grad: expected a positive finite number, got 0"),
+        (["--wcord.ot-eps", "1e-40"], "wcord.ot_eps: expected a number that float32 can hold, got 1e-40"),
+        (["--lr", "1e300"], r"lr: expected a number that float32 can hold, got 1e\+300"),
+        (["--lr", "1e999"], "lr: expected a positive finite number, got inf"),
+        (["--lr", ".nan"], "lr: expected a positive finite number, got nan"),
+        (["--milestones", "0.5,.inf"], "milestones: expected a positive finite number, got inf"),
+        (["--wcord.temperature", ".nan"], "wcord.temperature: expected a positive finite number, got nan"),
+        (["--crd.num-negatives", "1000000000000"], r"crd.num_negatives: expected a number below 2\^31"),
+        (["--batch-size", "9" * 30], r"batch_size: expected a number below 2\^31"),
+        (["--seed", str(2**63)], r"seed: expected an int below 2\^63"),
+        (["--threads", "100000"], "threads: expected at most [0-9]+ on this machine, got 100000"),
     ],
 )
 def test_bad_options_are_named(argv, words):
@@ -107,7 +117,14 @@ def test_bad_options_are_named(argv, words):
         ("wcord: {lamda_gckt: 3}", "unknown option 'wcord.lamda_gckt'; did you mean 'wcord.lambda_gckt'"),
         ("quiet: 3", "quiet: expected bool, got '3'"),
         ("methods: 3", "methods: expected list, got '3'"),
-        ("epochs: [3", "config"),
+        ("lr: 1\nepochs: [3", r"config: .*bad.yaml:2: expected ',' or '\]'"),
+        ("a: &a [*a]", "config: .*bad.yaml cannot be used: Circular reference"),
+        ("epochs: 1\nlr: 1\nepochs: 2", "config: .*bad.yaml:3: 'epochs' is there twice"),
+        ("wcord: {ot_eps: 1, ot_eps: 2}", "config: .*bad.yaml:1: 'ot_eps' is there twice"),
+        ("- 1", "config: .*bad.yaml: expected NAME: VALUE lines, got list"),
+        ("[1]: 2", "config: .*bad.yaml:1: found unhashable key"),
+        ("a: \x01", "config: .*bad.yaml cannot be used"),
+        ("seed: .nan", "seed: expected int"),
     ],
 )
 def test_bad_files_are_named(text, words, tmp_path):
@@ -115,6 +132,26 @@ def test_bad_files_are_named(text, words, tmp_path):
     path.write_text(text)
     with pytest.raises(UsageError, match=words):
         config("--config", str(path))
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "wcord: null", "wcord:\nepochs:\n", "{}"])
+def test_a_file_that_says_nothing_means_the_defaults(text, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    assert config("--config", str(path)) == Config()
+
+
+def test_one_method_need_not_be_a_list(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("methods: wcord\nlr: &rate 0.5\nteacher_lr: *rate\n")
+    found = config("--config", str(path))
+    assert found.methods == ["wcord"] and found.teacher_lr == 0.5
+    path.write_text("methods: wcord, ce\n")
+    assert config("--config", str(path)).methods == ["wcord", "ce"]
+
+
+def test_numbers_that_float32_holds_are_accepted():
+    assert config("--lr=1e-30", "--wcord.num-negatives=2147483647", f"--seed={2**63 - 1}").lr == 1e-30
 
 
 def test_every_option_has_a_sentence_of_help():

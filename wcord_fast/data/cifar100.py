@@ -95,6 +95,8 @@ def _read_pickle(path: Path) -> tuple[Tensor, Tensor]:
     if not isinstance(labels, list) or not all(type(label) is int for label in labels):
         raise ValueError(f"{path}: 'fine_labels' must be a list of integers")
     images = pixels.reshape(-1, 3, IMAGE_SIZE, IMAGE_SIZE)
+    if labels and not (min(labels) >= 0 and max(labels) < len(CLASSES)):
+        raise ValueError(f"{path}: 'fine_labels' must be 0 .. 99, got {min(labels)} .. {max(labels)}")
     return _checked(path, "data", images, "fine_labels", np.array(labels, np.int64))
 
 

@@ -80,9 +80,8 @@ class Dataset:
         """A short hash of all images and labels: two data sets that share it are the same one."""
         digest = sha256()
         for part in (self.train_images, self.train_labels, self.test_images, self.test_labels):
-            array = part.cpu().contiguous().numpy()
-            digest.update(str(array.shape).encode())
-            digest.update(array.data)
+            digest.update(str(list(part.shape)).encode())
+            digest.update(part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]
 
     @property

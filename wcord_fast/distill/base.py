@@ -7,8 +7,10 @@ parameters (embeddings, regressors) are optimised with the student's; its buffer
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +95,7 @@ class Options:
     kd_temperature: float = 4.0
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         checks.non_negative("ce_weight", self.ce_weight)
         checks.non_negative("kd_weight", self.kd_weight)
         checks.positive("kd_temperature", self.kd_temperature)
@@ -168,6 +171,21 @@ class Method(nn.Module):
         """The weighted terms of `feature_loss` one by one; called in eval mode."""
         value, terms = self.feature_loss(student, teacher, batch)
         return {next(iter(terms)): value}
+
+
+def check_ranges(options: Any, skip: Collection[str] = ()) -> None:
+    """ValueError for a number of a dataclass that float32, or int32 for an integer, cannot hold; float32's smallest
+    numbers have no reciprocal and are refused too."""
+    small = torch.finfo(torch.float32)
+    for field in fields(options):
+        value = getattr(options, field.name)
+        for v in value if isinstance(value, list) else [value]:
+            if field.name in skip or isinstance(v, bool):
+                continue
+            if isinstance(v, int) and abs(v) >= 2**31:
+                raise ValueError(f"{field.name}: expected a number below 2^31, got {v}")
+            if isinstance(v, float) and v != 0 and math.isfinite(v) and not small.tiny <= abs(v) <= small.max:
+                raise ValueError(f"{field.name}: expected a number that float32 can hold, got {v}")
 
 
 def _width(side: str, shapes: tuple[tuple[int, ...], ...]) -> int:

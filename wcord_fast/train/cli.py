@@ -68,8 +68,13 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output has left (`| head`): finished epochs are kept, nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (CheckpointError, NonFiniteLoss, NotImplementedError, OSError, ValueError) as error:
-        print(f"wcord-fast {name}: {error}", file=sys.stderr)
+    except (CheckpointError, NonFiniteLoss, MemoryError, NotImplementedError, OSError, ValueError) as error:
+        print(f"wcord-fast {name}: {str(error) or 'out of memory'}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if not _of_the_machine(error):
+            raise
+        print(f"wcord-fast {name}: {str(error).splitlines()[0]}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(
@@ -184,9 +189,15 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 }
 
 
+def _of_the_machine(error: RuntimeError) -> bool:
+    """Whether it says that the machine cannot do what was asked, no defect of ours: memory, or a named backend."""
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or said.startswith("backend=") or "can't allocate memory" in said
+
+
 def _dry_run(argv: list[str]) -> tuple[list[str], bool]:
-    """The other arguments, and whether --dry-run is among them."""
-    rest = [word for word in argv if word != "--dry-run"]
+    """The other arguments, and whether --dry-run, or its other name --print-config, is among them."""
+    rest = [word for word in argv if word.replace("_", "-") not in ("--dry-run", "--print-config")]
     return rest, len(rest) < len(argv)
 
 

@@ -5,6 +5,7 @@ A method's options (`wcord.lambda_gckt`, ...) are the dataclasses of `wcord_fast
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -97,7 +98,11 @@ class Config:
         for name in ("teacher_epochs", "image_size", "limit_train", "threads"):
             if getattr(self, name) is not None:
                 checks.integer(name, getattr(self, name), least=1)
-        checks.integer("seed", self.seed, least=0)
+        if checks.integer("seed", self.seed, least=0) >= 2**63:
+            raise ValueError(f"seed: expected an int below 2^63, got {self.seed}")
+        most = max(256, 4 * (os.cpu_count() or 1))
+        if self.threads is not None and self.threads > most:
+            raise ValueError(f"threads: expected at most {most} on this machine, got {self.threads}")
         checks.positive("lr", self.lr)
         for name in ("teacher_lr", "clip_grad"):
             if getattr(self, name) is not None:
@@ -114,6 +119,7 @@ class Config:
         self.methods = _methods(self.methods)
         for side in ("teacher", "student"):
             _architecture(side, getattr(self, side))
+        distill.check_ranges(self, skip=("seed",))
 
     @property
     def directory(self) -> Path:

@@ -8,16 +8,20 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+from collections.abc import Collection
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import yaml
 from jsonargparse import ArgumentParser
 
 from .. import distill
+from . import yaml_file
 from .config import Config, from_dict
 
 CONFIGS = Path(__file__).parent / "configs"
+INERT = {"teacher": ("student", "teacher_checkpoint", "methods", "epochs", "lr")}  # read from a file, and not used
 PACKAGED = {"digits": "digits", "cifar100": "cifar100_resnet32x4_resnet8x4"}
 
 
@@ -56,24 +60,30 @@ def help_of(kind: type) -> dict[str, str]:
 
 def _parser(command: str, description: str) -> ArgumentParser:
     parser = ArgumentParser(
-        prog=f"wcord-fast {command}", description=description, exit_on_error=False, allow_abbrev=False
+        prog=f"wcord-fast {command}",
+        description=description,
+        exit_on_error=False,
+        allow_abbrev=False,
+        print_config=None,  # --dry-run, with the values checked
     )
     parser.add_argument("--config", action="config", help="a YAML file, or the name of a packaged one")
-    _add_fields(parser, Config, prefix="")
+    hidden = INERT.get(command, ())
+    _add_fields(parser, Config, prefix="", hidden=hidden)
     for section, kind in distill.sections().items():
         group = parser.add_argument_group(f"method {section}")
-        _add_fields(group, kind, prefix=f"{section}.")
+        _add_fields(group, kind, prefix=f"{section}.", hidden=[f.name for f in fields(kind)] if hidden else ())
     return parser
 
 
-def _add_fields(parser: Any, kind: type, prefix: str) -> None:
+def _add_fields(parser: Any, kind: type, prefix: str, hidden: Collection[str]) -> None:
     told, hints = help_of(kind), get_type_hints(kind)
     for f in fields(kind):
         if f.name == "options":
             continue
         default = f.default if f.default_factory is MISSING else f.default_factory()
+        shown = argparse.SUPPRESS if f.name in hidden else told[f.name]
         option = f"--{prefix}{f.name.replace('_', '-')}"
-        parser.add_argument(option, type=hints[f.name], default=default, help=told[f.name])
+        parser.add_argument(option, type=hints[f.name], default=default, help=shown)
 
 
 def _spelled_out(argv: list[str]) -> list[str]:
@@ -112,7 +122,14 @@ def _with_config(argv: list[str]) -> list[str]:
             hint = f"; did you mean {near[0]!r}?" if near else f"; packaged ones: {', '.join(known)}"
             raise UsageError(f"config: no file {str(path)!r}{hint}")
         path = known[name]
-    return [f"--config={path}", *rest]
+    try:
+        values = yaml_file.read(path)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if isinstance(values.get("methods"), str):  # as on the command line
+        values["methods"] = values["methods"].split(",")
+    content = yaml.safe_dump(values, default_flow_style=True, sort_keys=False, width=2**30)
+    return [f"--config={content}", *rest] if values else rest
 
 
 def _take(option: str, argv: list[str]) -> tuple[str | None, list[str]]:
