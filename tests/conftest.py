@@ -7,8 +7,20 @@ import os
 import pytest
 import torch
 
+from wcord_fast.ops import dispatch
+
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+
+
+@pytest.fixture(params=["reference", "native"])
+def each_ot_backend(request):
+    """Every backend of the transport op on the CPU in turn, for calls that name none."""
+    why = dispatch.cannot_run(request.param, "cpu")
+    if why:
+        pytest.skip(why)
+    with dispatch.use_backend(request.param):
+        yield request.param
 
 
 def pytest_collection_modifyitems(config, items):

@@ -6,6 +6,8 @@ import torch
 from tests import ot_oracles as oracle
 from wcord_fast import functional as F
 
+pytestmark = pytest.mark.usefixtures("each_ot_backend")
+
 COSTS = ["cosine", "sqeuclidean"]
 CONVERGED = {"solver": "sinkhorn", "iters": 400}
 

@@ -6,6 +6,8 @@ import torch
 from tests import ot_oracles as oracle
 from wcord_fast import functional as F
 
+pytestmark = pytest.mark.usefixtures("each_ot_backend")
+
 COSTS = ["cosine", "sqeuclidean"]
 SOLVERS = ["ipot", "sinkhorn"]
 both = pytest.mark.parametrize(("cost", "solver"), [(c, s) for c in COSTS for s in SOLVERS])

@@ -7,6 +7,8 @@ import torch
 from tests import ot_oracles as oracle
 from wcord_fast import functional as F
 
+pytestmark = pytest.mark.usefixtures("each_ot_backend")
+
 
 def expected_stop(x, y, solver, eps, tol, iters):
     """First multiple of ten at which the textbook iteration's row error is at most tol, or iters."""

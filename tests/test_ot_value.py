@@ -7,6 +7,8 @@ import torch
 from tests import ot_oracles as oracle
 from wcord_fast import functional as F
 
+pytestmark = pytest.mark.usefixtures("each_ot_backend")
+
 EPS = {"ipot": 0.5, "sinkhorn": 0.05}
 CASES = [(cost, solver) for cost in ("cosine", "sqeuclidean") for solver in ("ipot", "sinkhorn")]
 near = {"rtol": 1e-10, "atol": 1e-12}

@@ -50,13 +50,13 @@ template <>
 struct Range<float> {
   static constexpr float row_least = 0x1p-40f, row_most = 0x1p40f, column_least = 0x1p-60f, nowhere = -1e30f;
   static constexpr float spread = 69;  // nats of s C in one row above which no kernel is stored at the start
-  static constexpr float drift = 40;   // nats that potentials may move before a stored kernel is worth its making
+  static constexpr float drift = 27;   // nats that potentials may move before a stored kernel is worth its making
 };
 template <>
 struct Range<double> {
   static constexpr double row_least = 0x1p-300, row_most = 0x1p300, column_least = 0x1p-500, nowhere = -1e200;
   static constexpr double spread = 600;
-  static constexpr double drift = 270;
+  static constexpr double drift = 207;
 };
 
 

@@ -71,6 +71,17 @@ WCF_INLINE REAL row_peak(const REAL* cost, int64_t ld, REAL s, const REAL* bx) {
   return most_of(peak);
 }
 
+// e_j = exp(shift + bx_j - s C_j), and their sum by lanes. One row at a time: the constants of an exp fill the registers.
+WCF_INLINE Vec exp_row(const REAL* cost, int64_t ld, REAL s, REAL shift, const REAL* bx, REAL* e) {
+  Vec sum = {};
+  for (int64_t j = 0; j < ld; j += LANES) {
+    const Vec x = exp_vec(exponent(s, load_vec(cost + j), splat(shift), load_vec(bx + j)));
+    store_vec(e + j, x);
+    sum += x;
+  }
+  return sum;
+}
+
 // Stored cost C [rows, ld]: with E_ij = exp(f_i + bx_j - s C_ij) and r_i = sum_j E_ij, f_i becomes
 // f_i + log(a_i / r_i), which is alpha_i, and c_j += sum_i w_i E_ij with w_i = a_i / r_i. The incoming f_i is only a
 // shift: a row whose sum leaves the safe range (or every row, if `peak`) is shifted by its maximum instead. w_i is taken
@@ -84,16 +95,10 @@ static void exp_rows(const REAL* cost, int64_t stride, int64_t ld, int64_t rows,
     REAL r[WIDTH] = {}, shift[WIDTH] = {}, w[WIDTH];
     for (int i = 0; i < GROUP; ++i) redo[i] = peak;
     if (!peak) {
-      Vec sum[GROUP] = {};
-      for (int i = 0; i < GROUP; ++i) shift[i] = f[i0 + i];
-      for (int64_t j = 0; j < ld; j += LANES) {
-        const Vec b = load_vec(bx + j);
-        WCF_UNROLL
-        for (int i = 0; i < GROUP; ++i) {
-          const Vec e = exp_vec(exponent(s, load_vec(from + i * stride + j), splat(shift[i]), b));
-          store_vec(scratch + i * ld + j, e);
-          sum[i] += e;
-        }
+      Vec sum[GROUP];
+      for (int i = 0; i < GROUP; ++i) {
+        shift[i] = f[i0 + i];
+        sum[i] = exp_row(from + i * stride, ld, s, shift[i], bx, scratch + i * ld);
       }
       store_four(r, sums_of(sum));
       for (int i = 0; i < GROUP; ++i) redo[i] = !(r[i] >= ROW_LEAST && r[i] <= ROW_MOST);
@@ -101,13 +106,7 @@ static void exp_rows(const REAL* cost, int64_t stride, int64_t ld, int64_t rows,
     for (int i = 0; i < GROUP; ++i) {
       if (!redo[i]) continue;
       shift[i] = -row_peak(from + i * stride, ld, s, bx);
-      Vec sum = {};
-      for (int64_t j = 0; j < ld; j += LANES) {
-        const Vec e = exp_vec(exponent(s, load_vec(from + i * stride + j), splat(shift[i]), load_vec(bx + j)));
-        store_vec(scratch + i * ld + j, e);
-        sum += e;
-      }
-      r[i] = sum_of(sum);
+      r[i] = sum_of(exp_row(from + i * stride, ld, s, shift[i], bx, scratch + i * ld));
     }
     REAL alpha[WIDTH] = {};
     for (int i = 0; i < GROUP; ++i) alpha[i] = log_a[i0 + i];
