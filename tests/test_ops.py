@@ -165,9 +165,11 @@ def test_an_explicit_choice_never_falls_back():
 
 def test_explain_and_info():
     choice = wcord_fast.explain("bank_nce", num_data=50000, k=16384)
-    assert (choice.plan, choice.backend) == ("dense", "reference") and "N/K = 3.05" in str(choice)
+    assert "N/K = 3.05" in str(choice)
+    slow = wcord_fast.explain("bank_nce", num_data=50000, k=16384, backend="reference")
+    assert (slow.plan, slow.backend) == ("dense", "reference")
     assert wcord_fast.explain("bank_nce", num_data=50000, k=100).plan == "gather"
-    assert wcord_fast.explain("bank_nce", num_data=50000, k="all").plan == "dense"
+    assert wcord_fast.explain("bank_nce", num_data=50000, k="all", batch=256).plan == "dense"
     assert wcord_fast.explain("ot").backend == "reference"
     with pytest.raises(ValueError, match="op: expected one of"):
         wcord_fast.explain("bank_nse")
