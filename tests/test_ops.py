@@ -168,7 +168,7 @@ def test_explain_and_info():
     assert (choice.plan, choice.backend) == ("dense", "reference") and "N/K = 3.05" in str(choice)
     for backend in ("auto", "reference"):
         assert wcord_fast.explain("bank_nce", num_data=50000, k=100, backend=backend).plan == "gather"
-        assert wcord_fast.explain("bank_nce", num_data=50000, k="all", backend=backend).plan == "dense"
+        assert wcord_fast.explain("bank_nce", num_data=50000, k="all", batch=256, backend=backend).plan == "dense"
     if dispatch.cannot_run("native", "cpu") is None:
         assert wcord_fast.explain("bank_nce", num_data=50000, k=16384).backend == "native"
         assert wcord_fast.explain("ot_cost", n=64).plan == "resident"

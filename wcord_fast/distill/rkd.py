@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..ops import checks
-from ..ops.differentiable_once import differentiable_once
+from ..ops.differentiable_once import differentiable_once, graph_handle
 from .base import Pair
 from .one_term import OneTerm, WeightedOptions
 
@@ -56,7 +56,7 @@ class RKD(OneTerm):
     def distance(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
         s, t = (f[-1].float() if f[-1].dtype.itemsize < 4 else f[-1] for f in (student, teacher))
         distances = F.smooth_l1_loss(relative_distances(s), relative_distances(t))
-        angles: Tensor = _AngleLoss.apply(s, t)  # type: ignore[no-untyped-call]
+        angles: Tensor = _AngleLoss.apply(s, t, graph_handle(s))  # type: ignore[no-untyped-call]
         return self.weights[0] * distances + self.weights[1] * angles
 
 
@@ -73,7 +73,7 @@ class _AngleLoss(torch.autograd.Function):
     """Mean smooth L1 distance of the cosines at every vertex i between every j and k, of s [B, D] and t [B, D']."""
 
     @staticmethod
-    def forward(ctx, s, t):
+    def forward(ctx, s, t, handle):
         batch = len(s)
         total = s.new_zeros(())
         grad = torch.zeros_like(s)
@@ -92,14 +92,14 @@ class _AngleLoss(torch.autograd.Function):
                 grad += d_e.sum(0)
                 grad[vertices] -= d_e.sum(1)
         count = batch**3
-        ctx.save_for_backward(grad / count)
+        ctx.save_for_backward(grad / count, handle)
         return total / count
 
     @staticmethod
     def backward(ctx, grad_output):
-        (grad,) = ctx.saved_tensors
+        grad, handle = ctx.saved_tensors
         why = "the gradient of rkd's angles cannot be differentiated again: only the first one is computed"
-        return differentiable_once([grad_output * grad], why)[0], None
+        return differentiable_once([grad_output * grad], why, grad_output, handle)[0], None, None
 
 
 def _directions(e: Tensor, vertices: slice) -> tuple[Tensor, Tensor]:

@@ -75,8 +75,8 @@ class Call:
         if self.num_data > MAX_ROWS:
             raise NotImplementedError(f"bank: the native CPU code takes up to 2^31 rows, got {self.num_data}")
         self.charge = counts(index, self.num_data, spec, torch.float64)  # [B], K_b
-        self.share = spec.k / pool_size(index, self.num_data, spec) if spec.expected else torch.ones_like(self.charge)
-        self.share = self.share.double()  # [B]
+        pool = pool_size(index, self.num_data, spec).double()
+        self.share = spec.k / pool if spec.expected else torch.ones_like(pool)  # [B], in fp64
         sides, batch = anchors.shape[:2]
         self.offset = None
         if log_z is not None:

@@ -1,0 +1,96 @@
+"""Which plan and backend `auto` takes: the cost model, explicit choices, and that `explain` says what runs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import wcord_fast
+from wcord_fast import NegativeSampler
+from wcord_fast import functional as F
+from wcord_fast.ops import dispatch, native_module
+from wcord_fast.ops.bank import op, plan
+from wcord_fast.ops.bank.plan import Cost, Problem, choose
+
+needs_native = pytest.mark.skipif(native_module.load() is None, reason="no native module")
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """What the ops ran: a list of (backend, plan)."""
+    seen: list[tuple[str, str]] = []
+
+    def recorder(key, module):
+        class Recorder:
+            def __getattr__(self, name):
+                def run(*args):
+                    seen.append(key[:2])
+                    return getattr(module, name)(*args)
+
+                return run
+
+        return Recorder()
+
+    monkeypatch.setattr(op, "_MODULES", {key: recorder(key, module) for key, module in op._MODULES.items()})
+    return seen
+
+
+@pytest.mark.parametrize("backend", ["auto", "native", "reference"])
+@pytest.mark.parametrize("chosen", ["auto", "gather", "dense"])
+@pytest.mark.parametrize(("num_data", "k", "batch", "dim"), [(4000, 5, 2, 16), (200, 180, 40, 16), (300, "all", 3, 64)])
+def test_explain_says_what_runs(ran, num_data, k, batch, dim, chosen, backend):
+    if backend == "native" and native_module.load() is None:
+        pytest.skip("no native module")
+    g = torch.Generator().manual_seed(0)
+    anchor, bank = torch.randn(batch, dim, generator=g), torch.randn(num_data, dim, generator=g)
+    index = torch.arange(batch)
+    s = NegativeSampler(num_data, k, seed=1)
+    F.bank_nce(anchor, bank, index, negatives=s, log_z=3.0, plan=chosen, backend=backend)
+    F.bank_mean_score(anchor, bank, index, negatives=s, plan=chosen, backend=backend)
+    F.bank_log_z(anchor, bank, index, negatives=s, plan=chosen, backend=backend)
+    sizes = {"num_data": num_data, "k": k, "batch": batch, "dim": dim}
+    for name, done in zip(("bank_nce", "bank_mean_score", "bank_log_z"), ran, strict=True):
+        told = wcord_fast.explain(name, **sizes, plan=chosen, backend=backend)
+        assert (told.backend, told.plan) == done
+        assert f"plan {told.plan}: " in told.reason
+
+
+def test_every_row_of_the_support_table_has_an_implementation():
+    for row in dispatch.SUPPORT:
+        if row.op in ("bank_nce", "bank_mean_score", "bank_log_z"):
+            assert hasattr(op._MODULES[row.backend, row.plan, row.device], row.op)
+
+
+@needs_native
+def test_the_cheaper_plan_is_taken(monkeypatch):
+    monkeypatch.setitem(plan.COSTS, ("native", "gather", "cpu"), Cost(10.0, 0.0))
+    monkeypatch.setitem(plan.COSTS, ("native", "dense", "cpu"), Cost(2.0, 0.0, 1.0))
+    # Gather: 10 B K.  Dense: 2 B N + N D.
+    assert choose("bank_nce", "auto", Problem(100, 1000, 199, 1), "cpu").plan == "gather"
+    assert choose("bank_nce", "auto", Problem(100, 1000, 203, 1), "cpu").plan == "dense"
+    assert choose("bank_nce", "auto", Problem(1, 1000, 203, 10), "cpu").plan == "gather"
+    assert choose("bank_nce", "auto", Problem(100, 1000, -1, 1), "cpu").plan == "dense"
+    assert "N/K = 4.93, 1.01 times cheaper by the measured costs" in str(
+        choose("bank_nce", "auto", Problem(100, 1000, 203, 1), "cpu")
+    )
+
+
+def test_a_backend_without_costs_is_judged_by_bytes(monkeypatch):
+    monkeypatch.setattr(plan, "COSTS", {})
+    for k, expected in ((43, "gather"), (44, "dense")):
+        found = choose("bank_nce", "auto", Problem(64, 1000, k, 128), "cpu", "reference")
+        assert found.plan == expected and "by the assumed costs" in found.reason
+
+
+def test_a_compiled_backend_beats_a_cheaper_plan_of_the_reference(monkeypatch):
+    rows = (
+        dispatch.Row("bank_nce", "gather", "cpu", "native", "here"),
+        dispatch.Row("bank_nce", "dense", "any", "reference", "slow"),
+    )
+    monkeypatch.setattr(dispatch, "SUPPORT", rows)
+    monkeypatch.setattr(dispatch, "cannot_run", lambda backend, device: None)
+    found = choose("bank_nce", "auto", Problem(64, 1000, 999, 128), "cpu")
+    assert (found.plan, found.backend) == ("gather", "native") and "the only plan of backend native" in found.reason
+    assert choose("bank_nce", "dense", Problem(64, 1000, 999, 128), "cpu").backend == "reference"
+    with pytest.raises(NotImplementedError, match="backend='triton'"):
+        choose("bank_nce", "auto", Problem(64, 1000, 999, 128), "cpu", "triton")
