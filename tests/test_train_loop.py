@@ -46,7 +46,14 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("method, config", [("wcord+kd", {}), ("crd", {"crd": {"num_negatives": 9, "z": "ema"}})])
+@pytest.mark.parametrize(
+    "method, config",
+    [
+        ("wcord+kd", {}),
+        ("wcord", {"accumulate": 2}),
+        ("crd", {"crd": {"num_negatives": 9, "z": "ema"}}),
+    ],
+)
 def test_a_run_that_died_in_mid_epoch_resumes_exactly(tmp_path, monkeypatch, method, config):
     fit(make_run(tmp_path / "whole", method, epochs=4, **config))
     dying, steps = make_run(tmp_path / "broken", method, epochs=4, **config), []
@@ -207,6 +214,32 @@ def test_clipping_limits_the_step(tmp_path):
         sum(float((p.detach() - b).square().sum()) for p, b in zip(run.parameters(), before, strict=True))
     )
     assert moved == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("accumulate", [2, 4, 9])
+def test_accumulated_gradients_are_those_of_the_averaged_loss(tmp_path, accumulate):
+    """Plain SGD without momentum: the weights move by lr times the mean of the group's gradients."""
+    config = {"lr": 0.5, "momentum": 0.0, "weight_decay": 0.0, "milestones": [], "batch_size": 10}
+    run = make_run(tmp_path / "run", "ce", epochs=1, accumulate=accumulate, **config)
+    other = make_run(tmp_path / "other", "ce", epochs=1, **config)
+    fit(run)
+    batches = [Batch(*b) for b in other.train.epoch(0)]  # five, the last one smaller
+    other.student.train()
+    for begin in range(0, len(batches), accumulate):
+        group = batches[begin : begin + accumulate]
+        losses = [F.cross_entropy(other.student(b.images), b.labels) for b in group]
+        grads = torch.autograd.grad(torch.stack(losses).mean(), list(other.student.parameters()))
+        with torch.no_grad():
+            for p, grad in zip(other.student.parameters(), grads, strict=True):
+                p -= 0.5 * grad
+    for p, expected in zip(run.student.parameters(), other.student.parameters(), strict=True):
+        torch.testing.assert_close(p, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_every_micro_batch_is_a_step_of_the_banks(tmp_path):
+    run = make_run(tmp_path, "crd", epochs=1, accumulate=3)
+    fit(run)
+    assert len(run.train) in run.method.state_dict()["crd.contrast.sampler.state"].tolist()  # seed and step
 
 
 def test_the_methods_own_parameters_are_trained(tmp_path):

@@ -38,6 +38,7 @@ class Config:
         teacher_epochs: the same for the teacher; default: epochs.
         batch_size: images per step.
         eval_batch_size: images per forward pass when testing.
+        accumulate: batches per optimiser step, their losses averaged; each is a step of the methods' banks.
         lr: learning rate (SGD).
         teacher_lr: the same for the teacher; default: lr.
         momentum: SGD's momentum.
@@ -71,6 +72,7 @@ class Config:
     teacher_epochs: int | None = None
     batch_size: int = 64
     eval_batch_size: int = 500
+    accumulate: int = 1
     lr: float = 0.05
     teacher_lr: float | None = None
     momentum: float = 0.9
@@ -93,7 +95,7 @@ class Config:
 
     def __post_init__(self) -> None:
         checks.choice("data", self.data, datasets.names())
-        for name in ("epochs", "batch_size", "eval_batch_size", "log_every"):
+        for name in ("epochs", "batch_size", "eval_batch_size", "accumulate", "log_every"):
             checks.integer(name, getattr(self, name), least=1)
         for name in ("teacher_epochs", "image_size", "limit_train", "threads"):
             if getattr(self, name) is not None:
@@ -136,6 +138,7 @@ class Config:
             "epochs": (self.teacher_epochs or self.epochs) if own else self.epochs,
             "lr": float((self.teacher_lr or self.lr) if own else self.lr),
             "batch_size": self.batch_size,
+            "accumulate": self.accumulate,
             "momentum": float(self.momentum),
             "weight_decay": float(self.weight_decay),
             "milestones": [float(m) for m in self.milestones],

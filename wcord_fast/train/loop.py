@@ -11,7 +11,7 @@ import logging
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -163,7 +163,8 @@ def train_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> Row:
     bar = Progress(run.train.epoch(epoch), len(run.train), title, run.quiet)
     for step, batch in enumerate(bar):
         probe = run.log_grad_norms and step == len(run.train) // 2
-        shares |= train_step(run, optimizer, Batch(*batch), meters, watch, probe)
+        part = micro_batch(step, len(run.train), run.recipe["accumulate"])
+        shares |= train_step(run, optimizer, Batch(*batch), meters, watch, probe, part)
         if (step + 1) % run.log_every == 0:
             bar.show(meters.means())
             check()
@@ -175,6 +176,21 @@ def train_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> Row:
     return means | shares | {"images_per_s": meters.count / seconds, "loss_share": share, "seconds": seconds}
 
 
+class MicroBatch(NamedTuple):
+    """A batch's place in the group of batches that make one optimiser step."""
+
+    first: bool
+    last: bool
+    share: float  # of the group's loss
+
+
+def micro_batch(step: int, steps: int, accumulate: int) -> MicroBatch:
+    """The place of batch `step` (from 0) of an epoch of `steps`; an epoch's last group may be smaller."""
+    begin = step - step % accumulate
+    size = min(accumulate, steps - begin)
+    return MicroBatch(step == begin, step == begin + size - 1, 1 / size)
+
+
 def train_step(
     run: Run,
     optimizer: torch.optim.Optimizer,
@@ -182,8 +198,10 @@ def train_step(
     meters: Meters,
     watch: Stopwatch,
     probe: bool,
+    part: MicroBatch,
 ) -> dict[str, float]:
-    """One optimiser step, without synchronisation; with `probe` also each term's share of the gradient (with)."""
+    """One batch, and the optimiser step if it is the last of its group, without synchronisation; with `probe` also each
+    term's share of the gradient (with)."""
     device, precision = batch.images.device, run.recipe["precision"]
     teacher = None
     if run.teacher is not None and run.method.needs_teacher:
@@ -196,7 +214,8 @@ def train_step(
     correct = (student.logits.argmax(1) == batch.labels).double().mean()
     shares = gradient_shares(run, ce, student, teacher, batch) if probe else {}
 
-    optimizer.zero_grad(set_to_none=True)
+    if part.first:
+        optimizer.zero_grad(set_to_none=True)
     with watch:
         leaves = Outputs(*detached(student))
         try:
@@ -208,11 +227,12 @@ def train_step(
                 raise meters.not_finite("ce") from error
             raise
         if loss.value.requires_grad:
-            loss.value.backward()
-    backward(ce, student, leaves)
-    if run.recipe["clip_grad"] is not None:
-        nn.utils.clip_grad_norm_(run.parameters(), run.recipe["clip_grad"])
-    optimizer.step()
+            (loss.value * part.share).backward()
+    backward(ce * part.share, student, leaves)
+    if part.last:
+        if run.recipe["clip_grad"] is not None:
+            nn.utils.clip_grad_norm_(run.parameters(), run.recipe["clip_grad"])
+        optimizer.step()
     total = ce.detach() + loss.value.detach()
     meters.add(len(batch.labels), {"ce": cross_entropy, **loss.terms, "loss": total, "train_top1": correct})
     return shares
