@@ -5,8 +5,8 @@
 // exponential each, five shuffles a row and two block barriers. n = m = 64: 4096 / 16 = 256 cycles of the exponential
 // unit in perhaps 600, the rest latency (shuffles, a division and a logarithm each for rows and columns, barriers): 50
 // iterations near 17 us at 1.75 GHz; the three products, n m D multiply-adds each at two thirds of one SM's rate, near
-// 10 us. These are estimates: nothing has been timed. A form that keeps exp(-s C) and needs no exponential would save at
-// most a fifth of the iteration here, and would need C again for every re-absorption: not worth its code.
+// 10 us. These are estimates: nothing has been timed. A form that keeps exp(-s C) and needs no exponential would
+// save at most a fifth of the iteration here, and would need C again for every re-absorption: not worth its code.
 // Blocks are for batches: a grid of as many as fit takes the problems in turn, so that scratch does not grow with them.
 // 512 threads of up to 128 registers: one block fills an SM's registers, as a large problem fills its shared memory.
 #include "sinkhorn_launch.h"
