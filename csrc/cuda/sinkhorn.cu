@@ -6,7 +6,8 @@
 // 4 m bytes from each block to each block (n = m = 1024 on 128 blocks: 8 KB against 512 KB, which alone would take
 // 5 us at the 64 bytes a cycle that an SM gets from L2). Per iteration and SM at that size: 8192 exponentials
 // (512 cycles), 1024 atomics (131,072 in L2, spread over its slices), the barrier (1 to 1.5 us on a full device) and
-// an L2 latency. So the barrier bounds problems up to n = 1024, and the exponentials from n = 2000 on.
+// an L2 latency: 2.5 to 3 us, an estimate, as nothing has been timed. So the barrier bounds problems up to n = 1024,
+// the exponentials those from n = 2000 on. (Blocks of a cluster could meet in a fifth of that, on sm_90 only.)
 // Strips have at least 8 rows: fewer would only add blocks to the barrier. Products: a block reads all of y, then of x,
 // from L2 (4 m D bytes), which is what bounds them on strips this thin. P is written once, 4 n m bytes in L2, because
 // the gradient of y needs it by columns.

@@ -79,7 +79,7 @@ struct Scratch {
   }
 };
 
-// The zeroed words of a cooperative grid: the barrier, on a line of its own a mark for a bad problem (every other one in
+// The zeroed words of a cooperative grid: the barrier, on a line of its own a mark for a bad problem (two words in
 // turn), then three rounds of column totals of one or two words.
 constexpr int64_t MARK_WORD = 16, TOTAL_WORDS = 32;
 inline int64_t zeroed_words(int64_t m, int words) { return TOTAL_WORDS + 3 * words * round_up(m, GROUP); }

@@ -16,8 +16,8 @@ void wcf_cuda_sinkhorn_memory(int regime, int fp64, int64_t blocks, int64_t prob
 
 // Solves G problems in one launch: x [G, n, D] and y [G, m, D] of `dtype`, everything else in fp32 (fp64 if they are);
 // a or b at address 0 is uniform. cost: 0 cosine, 1 sqeuclidean; solver: 0 sinkhorn, 1 ipot; value: 0 cost, 1 dual;
-// tol < 0: none. Results as `Solved` of ops/sinkhorn/reference.py; gradients at address 0 are not made. A problem with a
-// bad value gets NaN in all its results and sets its bit in *status. `scratch` and `zeroed` (all zero at the start)
+// tol < 0: none. Results as `Solved` of ops/sinkhorn/reference.py; gradients at address 0 are not made. A problem with
+// a bad value gets NaN in all its results and sets its bit in *status. `scratch` and `zeroed` (all zero at the start)
 // belong to this call until it has run.
 int wcf_cuda_sinkhorn(int device, uintptr_t stream, int regime, int64_t blocks, int64_t rows, uintptr_t x, uintptr_t y,
                       int dtype, uintptr_t a, uintptr_t b, int64_t problems, int64_t n, int64_t m, int64_t dim,

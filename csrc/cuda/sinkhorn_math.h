@@ -1,4 +1,4 @@
-// Arithmetic of the optimal-transport kernels: powers of two, sums over a warp or a block, integers that stand for sums.
+// Arithmetic of the optimal-transport kernels: powers of two, sums over a warp or a block, sums kept as integers.
 #pragma once
 #include <cmath>
 

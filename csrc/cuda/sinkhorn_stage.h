@@ -76,7 +76,8 @@ __device__ __forceinline__ int32_t stage(const Args<Real>& args, Real* scratch, 
         WCF_UNROLL
         for (int r = 0; r < 4; ++r) {
           if (first + r < count) {
-            peak[r] = fmax(peak[r], fabs(load_input<Real>(from, args.dtype, start + static_cast<int64_t>(r) * dim + d)));
+            const Real v = load_input<Real>(from, args.dtype, start + static_cast<int64_t>(r) * dim + d);
+            peak[r] = fmax(peak[r], fabs(v));
           }
         }
       }
