@@ -71,17 +71,8 @@ void bind_bank(py::module_& m) {
   py::class_<BankArgs>(m, "BankArgs").def(py::init(&bank_args));
   m.def("cpu_bank_gather", &cpu_bank_gather, release());
   m.def("cpu_bank_gather_bytes", [](const BankArgs& a) { return GatherPlan(a).bytes; });
-  py::class_<MaskArgs>(m, "MaskArgs")
-      .def(py::init([](int64_t lo, int64_t hi, int64_t first, int64_t count, int32_t weight, uintptr_t mask,
-                       int64_t stride) {
-        return MaskArgs{lo, hi, first, count, weight, reinterpret_cast<uint32_t*>(mask), stride};
-      }));
-  m.def("cpu_bank_mask", &cpu_bank_mask, release());
-  m.def(
-      "cpu_bank_cells",
-      [](const BankArgs& a, const MaskArgs& mask, int64_t side, int64_t row, int64_t count, uintptr_t cells,
-         int64_t width) { cpu_bank_cells(a, mask, side, row, count, reinterpret_cast<void*>(cells), width); },
-      release());
+  m.def("cpu_bank_dense", &cpu_bank_dense, release());
+  m.def("cpu_bank_dense_bytes", [](const BankArgs& a) { return DensePlan(a).bytes; });
   m.def(
       "cpu_bank_finish",
       [](const BankArgs& a, uintptr_t share, uintptr_t charge, uintptr_t out) {

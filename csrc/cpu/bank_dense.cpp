@@ -1,77 +1,169 @@
-// The dense plan's native part: which rows count how often, and what each score of a tile adds. The two matrix products
-// around it are the platform's (ops/bank/native_cpu.py). Bytes moved by one call: the cells of one tile, which are in L2.
-#include <algorithm>
+// The dense plan: every bank row is scored for every anchor, 96 rows and up to 64 anchors at a time, and weighted by how
+// often it was drawn. One pass: a tile's scores become its coefficients in cache and go straight into the gradient. The
+// mask is made once, from the forward draws, for all directions. Bytes moved from memory: S * N * D * itemsize for each
+// chunk of anchors; no tensor of size B x N.
 #include <atomic>
+#include <memory>
 
+#include "bank_partials.h"
 #include "bank_rows.h"
 
 namespace wcf {
 namespace {
 
-CellsFn pick_cells(int op, bool wide) {
+constexpr int64_t MASK_BYTES = 8 << 20;
+constexpr int64_t MAX_LANES = 64;
+
+DenseKernel pick_dense(int op, int bank, bool wide, int64_t batch) {
 #if WCF_HAS_AVX2_BUILD
-  if (simd() == Simd::avx512) return avx512::pick_cells(op, wide);
-  if (simd() == Simd::avx2) return avx2::pick_cells(op, wide);
+  if (simd() == Simd::avx512) return avx512::pick_dense(op, bank, wide, batch);
+  if (simd() == Simd::avx2) return avx2::pick_dense(op, bank, wide, batch);
 #endif
-  return portable::pick_cells(op, wide);
+  return portable::pick_dense(op, bank, wide, batch);
 }
 
-}  // namespace
+class Dense {
+ public:
+  explicit Dense(const BankArgs& args) : args_(args), plan_(args), partials_(args, plan_.segments) {
+    if (masked()) mask_.reset(new uint32_t[static_cast<size_t>(plan_.groups * group_words())]);
+  }
 
-int64_t cpu_bank_mask(const BankArgs& args, const MaskArgs& m) {
-  std::atomic<int64_t> invalid{m.hi};
-#pragma omp parallel for schedule(static) num_threads(args.threads) if (args.threads > 1)
-  for (int64_t b = m.lo; b < m.hi; ++b) {
-    const RowSource source(args, b);
-    if (source.count() < 0) {
-      for (int64_t seen = invalid; b < seen && !invalid.compare_exchange_weak(seen, b);) {
+  int64_t run() {
+    const int64_t batch = args_.draws.num_anchors, num_data = args_.draws.num_data;
+    for (int64_t lo = 0; lo < batch; lo += plan_.groups * 32) {
+      const int64_t hi = std::min(batch, lo + plan_.groups * 32);
+      for (int64_t row = 0; row < num_data; row += plan_.span) {
+        const int64_t end = std::min(num_data, row + plan_.span);
+        const int64_t invalid = masked() ? fill_mask(lo, hi, row, end) : -1;
+        if (invalid >= 0) return invalid;
+        score(lo, hi, row, end);
       }
-      continue;
     }
-    uint32_t* const mask = m.mask + (b - m.lo) * m.stride;
-    std::fill_n(mask, m.stride, 0u);
+    partials_.add_up();
+    return -1;
+  }
+
+ private:
+  bool masked() const { return plan_.weight != DENSE_IDS; }
+  int64_t group_words() const { return plan_.span * (plan_.weight == DENSE_BITS ? 1 : 32); }
+
+  // The mask of anchors [lo, hi) for rows [row, end). Returns the first invalid anchor, or -1.
+  int64_t fill_mask(int64_t lo, int64_t hi, int64_t row, int64_t end) {
+    std::atomic<int64_t> invalid{hi};
+#pragma omp parallel for schedule(dynamic, 1) num_threads(args_.threads) if (args_.threads > 1)
+    for (int64_t group = 0; group < plan_.groups; ++group) {
+      uint32_t* const mask = &mask_[group * group_words()];
+      std::fill_n(mask, group_words(), 0u);
+      for (int64_t b = lo + 32 * group; b < std::min(hi, lo + 32 * (group + 1)); ++b) {
+        const RowSource source(args_, b);
+        if (source.count() < 0) {
+          for (int64_t seen = invalid; b < seen && !invalid.compare_exchange_weak(seen, b);) {
+          }
+          continue;
+        }
+        count_rows(source, row, end, static_cast<int>((b - lo) % 32), mask);
+      }
+    }
+    return invalid < hi ? invalid.load() : -1;
+  }
+
+  void count_rows(const RowSource& source, int64_t row, int64_t end, int lane, uint32_t* mask) const {
     for (int64_t k = 0; k < source.count(); k += DRAW_BLOCK) {
       uint32_t rows[DRAW_BLOCK];
       const int n = static_cast<int>(std::min<int64_t>(DRAW_BLOCK, source.count() - k));
       source.read(k, n, rows);
       for (int i = 0; i < n; ++i) {
-        const int64_t at = static_cast<int64_t>(rows[i]) - m.first;
-        if (at < 0 || at >= m.count) continue;
-        if (m.weight == CELLS_BITS) {
-          mask[at / 32] |= 1u << (at % 32);
+        const int64_t at = static_cast<int64_t>(rows[i]) - row;
+        if (at < 0 || at >= end - row) continue;
+        if (plan_.weight == DENSE_BITS) {
+          mask[at] |= 1u << lane;
         } else {
-          ++mask[at];
+          ++mask[at * 32 + lane];
         }
       }
     }
   }
-  return invalid < m.hi ? invalid.load() : -1;
+
+  void score(int64_t lo, int64_t hi, int64_t row, int64_t end) {
+    const int64_t blocks = ceil_div(hi - lo, plan_.lanes), tiles = ceil_div(end - row, DENSE_TILE);
+    const int64_t segments = plan_.segments, tasks = args_.sides() * segments * blocks;
+#pragma omp parallel num_threads(static_cast<int>(std::min<int64_t>(args_.threads, tasks))) if (args_.threads > 1)
+    {
+      std::vector<char> scratch(static_cast<size_t>(dense_scratch(args_.dim, plan_.lanes) * args_.real_bytes()));
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t task = 0; task < tasks; ++task) {  // neighbours share tiles
+        const int64_t block = task % blocks, g = task / blocks % segments, s = task / blocks / segments;
+        const int64_t from = row + tiles * g / segments * DENSE_TILE;
+        const int64_t to = std::min(end, row + tiles * (g + 1) / segments * DENSE_TILE);
+        if (from < to) score_block(s, g, lo, lo + block * plan_.lanes, hi, row, from, to, scratch.data());
+      }
+    }
+  }
+
+  // Anchors b .. b + lanes - 1, but none from `hi` on, against rows [from, to); the mask is that of anchor lo, row `row`.
+  void score_block(int64_t s, int64_t g, int64_t lo, int64_t b, int64_t hi, int64_t row, int64_t from, int64_t to,
+                   void* scratch) {
+    const size_t side = static_cast<size_t>(s);
+    const DrawArgs& draws = args_.draws;
+    const int64_t unit = s * draws.num_anchors + b;
+    int32_t own[MAX_LANES];
+    std::fill_n(own, MAX_LANES, -1);
+    DenseUnit u{};
+    u.bank = args_.banks[side];
+    u.row = from;
+    u.row_end = to;
+    u.dim = args_.dim;
+    u.anchors = static_cast<const char*>(args_.anchors) + unit * args_.dim * args_.real_bytes();
+    u.count = static_cast<int>(std::min(plan_.lanes, hi - b));
+    u.weight = plan_.weight;
+    u.mask = mask_.get();
+    u.mask_row = row;
+    u.mask_lane = static_cast<int>(b - lo);
+    u.group_step = plan_.span;
+    if (draws.source != SOURCE_NONE) {
+      u.id = draws.source == SOURCE_CLASS ? draws.label : nullptr;
+      for (int j = 0; j < u.count; ++j) {
+        const int64_t index = index_at(draws.index, draws.index_bytes, b + j);
+        own[j] = u.id ? u.id[index] : static_cast<int32_t>(index);
+      }
+    }
+    u.own = own;
+    u.scale = args_.scale;
+    u.offset = args_.offset ? args_.offset + unit : nullptr;
+    u.value = partials_.value(g, unit);
+    u.grad = partials_.grad(g, unit);
+    u.scratch = scratch;
+    pick_dense(args_.op, args_.dtypes[side], args_.wide, draws.num_anchors).run(u);
+  }
+
+  const BankArgs& args_;
+  const DensePlan plan_;
+  Partials partials_;
+  std::unique_ptr<uint32_t[]> mask_;  // [groups, span] words of 32 anchors' bits, or [groups, span, 32] counts
+};
+
+}  // namespace
+
+DensePlan::DensePlan(const BankArgs& a) {
+  const int64_t num_data = a.draws.num_data, batch = a.draws.num_anchors;
+  const bool distinct = a.rows == ROWS_DRAWN && a.draws.replacement == REPLACEMENT_NO && a.draws.source != SOURCE_WEIGHTED;
+  weight = a.rows == ROWS_POOL ? DENSE_IDS : distinct ? DENSE_BITS : DENSE_COUNTS;
+  lanes = pick_dense(a.op, a.dtypes[0], a.wide, batch).lanes;
+  const int64_t least = ceil_div(lanes, 32), all = ceil_div(ceil_div(batch, 32), least) * least;  // groups of 32 anchors
+  const int64_t row_bytes = weight == DENSE_IDS ? 0 : weight == DENSE_BITS ? 4 : 128;
+  const int64_t padded = ceil_div(num_data, DENSE_TILE) * DENSE_TILE;
+  groups = all;
+  span = padded;
+  if (row_bytes * padded * all > MASK_BYTES) {
+    groups = std::max(least, MASK_BYTES / (row_bytes * padded) / least * least);
+    span = std::min(padded, MASK_BYTES / (row_bytes * groups) / DENSE_TILE * DENSE_TILE);
+  }
+  segments = Partials::segments(a, a.sides() * ceil_div(batch, lanes), ceil_div(span, DENSE_TILE));
+  const int64_t workers = std::min<int64_t>(a.threads, a.sides() * segments * ceil_div(groups * 32, lanes));
+  bytes = row_bytes * span * groups + workers * dense_scratch(a.dim, lanes) * a.real_bytes() +
+          (segments > 1 ? Partials::bytes(a, segments) : 0);
 }
 
-void cpu_bank_cells(const BankArgs& args, const MaskArgs& m, int64_t side, int64_t row, int64_t count, void* cells,
-                    int64_t width) {
-  const CellsFn run = pick_cells(args.op, args.wide);
-#pragma omp parallel for schedule(static) num_threads(args.threads) if (args.threads > 1)
-  for (int64_t b = m.lo; b < m.hi; ++b) {
-    const int64_t unit = side * args.draws.num_anchors + b;
-    const int64_t index = index_at(args.draws.index, args.draws.index_bytes, b);
-    Cells c{};
-    c.cell = static_cast<char*>(cells) + (b - m.lo) * width * args.real_bytes();
-    c.count = count;
-    c.width = width;
-    c.weight = args.rows != ROWS_POOL ? m.weight : args.draws.source == SOURCE_CLASS ? CELLS_LABELS : CELLS_ALL;
-    c.skip = args.draws.source == SOURCE_SELF ? index - row : -1;
-    if (c.weight == CELLS_LABELS) {
-      c.label = args.draws.label + row;
-      c.own = args.draws.label[index];
-    }
-    const int64_t at = (b - m.lo) * m.stride + (m.weight == CELLS_BITS ? (row - m.first) / 32 : row - m.first);
-    c.counts = args.rows != ROWS_POOL ? m.mask + at : nullptr;
-    c.scale = args.scale;
-    c.offset = args.offset ? args.offset[unit] : 0.0;
-    c.value = args.value + 2 * unit;
-    run(c);
-  }
-}
+int64_t cpu_bank_dense(const BankArgs& args) { return Dense(args).run(); }
 
 }  // namespace wcf

@@ -3,12 +3,10 @@
 // gradient. Bytes moved from memory: S * N * D * itemsize per chunk; no tensor of size B x K or B x N.
 //
 // The order of all additions is a function of the shapes: threads take whole (direction, segment, anchor) units.
-#include <algorithm>
 #include <atomic>
-#include <cmath>
-#include <limits>
 #include <memory>
 
+#include "bank_partials.h"
 #include "bank_rows.h"
 
 namespace wcf {
@@ -22,8 +20,6 @@ constexpr int64_t MAX_PIECE = 1 << 16;
 constexpr int64_t MAX_SLOTS = 4096;
 constexpr int64_t MAX_SORTERS = 8;
 constexpr int64_t BIN_BYTES = 12 << 20;
-constexpr int64_t MIN_UNITS = 32;  // to share out between threads, where the anchors are few
-constexpr int64_t SEGMENT_BYTES = 1 << 20;
 
 constexpr int64_t LINE = 64;
 constexpr int64_t MAX_PREFETCH = 2048;  // of a visit's own data; a longer stream is the hardware's business
@@ -35,8 +31,6 @@ void prefetch(const void* from, int64_t bytes) {
   if (LEVEL == 0) bytes = std::min(bytes, MAX_PREFETCH);
   for (int64_t i = 0; i < bytes; i += LINE) __builtin_prefetch(at + i, 0, LEVEL == 0 ? 3 : 2);
 }
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 VisitFn pick_visit(int op, int bank, bool wide) {
 #if WCF_HAS_AVX2_BUILD
@@ -51,21 +45,10 @@ class Gather {
   explicit Gather(const BankArgs& args)
       : args_(args),
         plan_(args),
+        partials_(args, plan_.segments),
         bins_(new uint16_t[static_cast<size_t>(plan_.slots * plan_.piece)]),
         starts_(new uint32_t[static_cast<size_t>(plan_.slots * (plan_.tiles + 1))]),
         scratch_(new uint32_t[static_cast<size_t>(plan_.sorters * plan_.piece)]) {
-    const int64_t units = args.sides() * args.draws.num_anchors;
-    if (plan_.segments > 1) {
-      partial_value_.resize(static_cast<size_t>(plan_.segments * units * 2));
-      if (args.grad) partial_grad_.resize(static_cast<size_t>(plan_.segments * units * args.dim * args.real_bytes()));
-    }
-    value_ = plan_.segments > 1 ? partial_value_.data() : args.value;
-    grad_ = static_cast<char*>(plan_.segments > 1 && args.grad ? partial_grad_.data() : args.grad);
-    for (int64_t i = 0; i < plan_.segments * units; ++i) {
-      value_[2 * i] = args.op == BANK_LOG_Z ? -std::numeric_limits<double>::infinity() : 0.0;
-      value_[2 * i + 1] = 0.0;
-    }
-    if (grad_) std::fill_n(grad_, plan_.segments * units * args.dim * args.real_bytes(), char{0});
     for (size_t s = 0; s < args.banks.size(); ++s) visits_.push_back(pick_visit(args.op, args.dtypes[s], args.wide));
   }
 
@@ -77,7 +60,7 @@ class Gather {
       if (invalid >= 0) return invalid;
       score(first, last);
     }
-    if (plan_.segments > 1) add_segments();
+    partials_.add_up();
     return -1;
   }
 
@@ -179,24 +162,14 @@ class Gather {
       }
       kernel(part);
       if (!whole.grad) continue;
-      if (args_.wide) {
-        add_to(static_cast<double*>(whole.grad), run->data(), args_.dim);
-      } else {
-        add_to(static_cast<float*>(whole.grad), run->data(), args_.dim);
-      }
+      add_real(args_, whole.grad, run->data(), args_.dim);
     }
   }
 
-  template <class Real>
-  static void add_to(Real* to, const char* bytes, int64_t n) {
-    const Real* const from = reinterpret_cast<const Real*>(bytes);
-    for (int64_t i = 0; i < n; ++i) to[i] += from[i];
-  }
-
-  Visit make_visit(int64_t s, int64_t g, int64_t p, int64_t t, int64_t first, const char* tile) const {
+  Visit make_visit(int64_t s, int64_t g, int64_t p, int64_t t, int64_t first, const char* tile) {
     const uint32_t* const start = &starts_[(p - first) * (plan_.tiles + 1) + t];
     const int64_t own_bytes = args_.dim * args_.real_bytes(), anchors = args_.draws.num_anchors;
-    const int64_t unit = s * anchors + p / plan_.pieces, target = g * args_.sides() * anchors + unit;
+    const int64_t unit = s * anchors + p / plan_.pieces;
     Visit v{};
     v.tile = tile;
     v.rows = &bins_[(p - first) * plan_.piece + start[0]];
@@ -205,49 +178,18 @@ class Gather {
     v.anchor = static_cast<const char*>(args_.anchors) + unit * own_bytes;
     v.scale = args_.scale;
     v.offset = args_.offset ? args_.offset[unit] : 0.0;
-    v.grad = grad_ ? grad_ + target * own_bytes : nullptr;
-    v.value = value_ + 2 * target;
+    v.grad = partials_.grad(g, unit);
+    v.value = partials_.value(g, unit);
     return v;
-  }
-
-  void add_segments() {
-    const int64_t units = args_.sides() * args_.draws.num_anchors;
-    for (int64_t u = 0; u < units; ++u) {
-      double* const to = args_.value + 2 * u;
-      std::copy_n(value_ + 2 * u, 2, to);
-      for (int64_t g = 1; g < plan_.segments; ++g) {
-        const double* const from = value_ + 2 * (g * units + u);
-        if (args_.op != BANK_LOG_Z) {
-          to[0] += from[0];
-        } else if (from[1] > 0.0) {
-          const double most = std::max(to[0], from[0]);
-          to[1] = to[1] * std::exp(to[0] - most) + from[1] * std::exp(from[0] - most);
-          to[0] = most;
-        }
-      }
-    }
-    if (!args_.grad) return;
-    const int64_t n = units * args_.dim, bytes = n * args_.real_bytes();
-    std::copy_n(grad_, bytes, static_cast<char*>(args_.grad));
-    for (int64_t g = 1; g < plan_.segments; ++g) {
-      if (args_.wide) {
-        add_to(static_cast<double*>(args_.grad), grad_ + g * bytes, n);
-      } else {
-        add_to(static_cast<float*>(args_.grad), grad_ + g * bytes, n);
-      }
-    }
   }
 
   const BankArgs& args_;
   const GatherPlan plan_;
+  Partials partials_;
   std::vector<VisitFn> visits_;
   std::unique_ptr<uint16_t[]> bins_;     // [slots, piece] rows within their tile, sorted by tile
   std::unique_ptr<uint32_t[]> starts_;   // [slots, tiles + 1]
   std::unique_ptr<uint32_t[]> scratch_;  // [sorters, piece]
-  std::vector<double> partial_value_;    // [segments, S, B, 2]
-  std::vector<char> partial_grad_;       // [segments, S, B, D] Real
-  double* value_;
-  char* grad_;
 };
 
 }  // namespace
@@ -267,11 +209,10 @@ GatherPlan::GatherPlan(const BankArgs& a) {
   tiles = ceil_div(num_data, tile_rows);
   const int64_t slot_bytes = 2 * piece + 4 * (tiles + 1);
   slots = std::min({batch * pieces, MAX_SLOTS, std::max<int64_t>(1, BIN_BYTES / slot_bytes)});
-  const int64_t unit_bytes = sides * batch * (16 + (a.grad ? a.dim * a.real_bytes() : 0));
-  segments = std::min({ceil_div(MIN_UNITS, sides * batch), tiles, std::max<int64_t>(1, SEGMENT_BYTES / unit_bytes)});
+  segments = Partials::segments(a, sides * batch, tiles);
   sorters = std::min({static_cast<int64_t>(std::max(a.threads, 1)), MAX_SORTERS, slots});
   const int64_t run_bytes = piece > MAX_RUN && a.grad ? std::max(a.threads, 1) * a.dim * a.real_bytes() : 0;
-  bytes = slots * slot_bytes + sorters * piece * 4 + run_bytes + (segments > 1 ? segments * unit_bytes : 0);
+  bytes = slots * slot_bytes + sorters * piece * 4 + run_bytes + (segments > 1 ? Partials::bytes(a, segments) : 0);
 }
 
 int64_t cpu_bank_gather(const BankArgs& args) { return Gather(args).run(); }

@@ -21,35 +21,60 @@ struct Visit {
   double* value;       // [2], added to: sum of softplus(u) (NCE), or largest and sum of exp relative to it (LOG_Z)
 };
 
-// Dense plan. One anchor's scores against consecutive bank rows, turned in place into each row's coefficient in the
-// gradient: sigmoid(u) times how often the row counts (NCE), how often it counts (ROW_SUM).
-enum CellWeight : int32_t { CELLS_BITS, CELLS_COUNTS, CELLS_LABELS, CELLS_ALL };
-struct Cells {
-  void* cell;              // [width] Real; cells [count, width) become 0
-  int64_t count, width;    // width is a multiple of 64
-  int32_t weight;          // CellWeight
-  const uint32_t* counts;  // COUNTS: [width].  BITS: [width / 32], bit i % 32 of word i / 32
-  const int32_t* label;    // LABELS: [count], a row counts where its label is not `own`
-  int32_t own;
-  int64_t skip;  // ALL: the one cell that does not count, or -1
-  double scale, offset;
-  double* value;  // as in Visit
+// Dense plan. A block of `count` anchors, at most as many as the kernel has lanes, against bank rows [row, row_end).
+//
+// How often a row counts for an anchor: bit anchor % 32 of mask[group, row] (BITS), the number mask[group, row, anchor % 32]
+// (COUNTS), with group = anchor / 32, `group_step` rows from group to group, the first of them bank row `mask_row`; or once
+// where the row's id is not the anchor's own (IDS).
+constexpr int64_t DENSE_TILE = 96;  // bank rows between the two products
+enum DenseWeight : int32_t { DENSE_BITS, DENSE_COUNTS, DENSE_IDS };
+struct DenseUnit {
+  const void* bank;  // [N, D] of the bank's type
+  int64_t row, row_end;
+  int64_t dim;          // D
+  const void* anchors;  // [count, D] Real
+  int count;
+  int32_t weight;  // DenseWeight
+  const uint32_t* mask;
+  int64_t mask_row, group_step;
+  int mask_lane;       // number in the mask of the block's first anchor
+  const int32_t* id;   // [N] ids of the rows, or null: their numbers
+  const int32_t* own;  // [lanes] id that does not count for the anchor, -1: none
+  double scale;
+  const double* offset;  // [count] or null, as in Visit
+  double* value;         // [count, 2], as in Visit
+  void* grad;            // [count, D] Real, as in Visit
+  void* scratch;         // dense_scratch() Real
 };
+constexpr int64_t dense_scratch(int64_t dim, int64_t lanes) {
+  return 2 * dim * lanes + DENSE_TILE * lanes + DENSE_TILE * dim;
+}
+
+// state = {largest, sum of exp relative to it} takes in another pair, in fp64.
+inline void merge_log_sums(double* state, double largest, double sum) {
+  if (!(sum != 0.0)) return;  // an empty pair
+  const double most = state[0] > largest ? state[0] : largest;
+  state[1] = state[1] * __builtin_exp(state[0] - most) + sum * __builtin_exp(largest - most);
+  state[0] = most;
+}
 
 // The kernels of one op for banks of dtype `bank`, in fp64 if `wide` (an fp64 bank always is).
 using VisitFn = void (*)(const Visit&);
-using CellsFn = void (*)(const Cells&);
+struct DenseKernel {
+  void (*run)(const DenseUnit&);
+  int lanes;
+};
 namespace portable {
 VisitFn pick_visit(int op, int bank, bool wide);
-CellsFn pick_cells(int op, bool wide);
+DenseKernel pick_dense(int op, int bank, bool wide, int64_t batch);
 }
 namespace avx2 {
 VisitFn pick_visit(int op, int bank, bool wide);
-CellsFn pick_cells(int op, bool wide);
+DenseKernel pick_dense(int op, int bank, bool wide, int64_t batch);
 }
 namespace avx512 {
 VisitFn pick_visit(int op, int bank, bool wide);
-CellsFn pick_cells(int op, bool wide);
+DenseKernel pick_dense(int op, int bank, bool wide, int64_t batch);
 }
 
 }  // namespace wcf

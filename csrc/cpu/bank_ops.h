@@ -52,21 +52,18 @@ struct GatherPlan {
 // Writes value and grad. Returns the first anchor with nothing valid to draw from, or -1.
 int64_t cpu_bank_gather(const BankArgs& args);
 
-// Dense plan, in two steps. mask: how often anchors [lo, hi) drew each of the rows [first, first + count):
-// CELLS_BITS [hi - lo, stride] words of 32 rows, or CELLS_COUNTS [hi - lo, stride]; stride >= count in these units.
-// Returns the first invalid anchor, or -1.
-struct MaskArgs {
-  int64_t lo, hi, first, count;
-  int32_t weight;
-  uint32_t* mask;
-  int64_t stride;
-};
-int64_t cpu_bank_mask(const BankArgs& args, const MaskArgs& m);
+// Sizes of one dense call, a function of the shapes and, in `bytes`, of the threads. A chunk is `groups` times 32
+// anchors against `span` bank rows: what a mask of at most MASK_BYTES covers.
+struct DensePlan {
+  int32_t weight;  // DenseWeight
+  int64_t lanes;   // anchors per kernel call
+  int64_t span, groups;
+  int64_t segments;  // parts of a span with sums of their own, added in order: work for many threads
+  int64_t bytes;
 
-// cells [hi - lo, width] Real: scores of anchors [lo, hi) against rows [row, row + count) of bank `side`, turned in place
-// into coefficients; adds to args.value. `row` - m.first is a multiple of 32; the mask is not read for ROWS_POOL.
-void cpu_bank_cells(const BankArgs& args, const MaskArgs& m, int64_t side, int64_t row, int64_t count, void* cells,
-                    int64_t width);
+  explicit DensePlan(const BankArgs& args);
+};
+int64_t cpu_bank_dense(const BankArgs& args);
 
 // From what a plan left in value and grad to the op's results: the positive's term, the constants, the scales.
 //   share [B]: what each scored row counts; charge [B]: K_b, the negatives that the anchor is charged for.

@@ -65,12 +65,10 @@ struct LogSum {
     largest = top;
   }
 
-  // Merges into state = {largest, sum}, in fp64.
+  // Merges all lanes into state = {largest, sum}.
   WCF_HD void merge_into(double* state) {
     const Real top = largest_of<Real>(largest);
-    const double mine = static_cast<double>(sum_of<Real>(sum * exp_nonpositive(largest - top)));
-    const double most = state[0] > static_cast<double>(top) ? state[0] : static_cast<double>(top);
-    state[1] = state[1] * __builtin_exp(state[0] - most) + mine * __builtin_exp(static_cast<double>(top) - most);
-    state[0] = most;
+    const Real mine = sum_of<Real>(sum * exp_nonpositive(largest - top));
+    merge_log_sums(state, static_cast<double>(top), static_cast<double>(mine));
   }
 };

@@ -1,7 +1,7 @@
 """The bank ops in compiled code on the CPU (csrc/cpu/bank_*): signatures and results of `reference`.
 
-`gather` is one call: draws, binning by bank tile, scores, critic terms and gradients. `dense` multiplies tiles with the
-platform's matrix product, between native calls that weight the cells. README.md has the layout and the memory formula.
+Each plan is one native call: draws, scores, critic terms and gradients of all directions. README.md has the layouts and
+the memory formulas.
 """
 
 from __future__ import annotations
@@ -20,14 +20,7 @@ from .reference import EPS, accumulate_dtype, counts
 # The codes of csrc/cpu/bank_kernels.h and bank_ops.h.
 OPS = {"nce": 0, "row_sum": 1, "log_z": 2}
 ROWS = {"drawn": 0, "given": 1, "pool": 2}
-BITS, COUNTS = 0, 1
 MAX_ROWS = 2**31
-
-# The dense plan's tile of bank rows, chunk of anchors, and bytes of mask. Tiles all have one height, a multiple of 64:
-# with it a matrix product adds in the same order for any number of threads.
-TILE_BYTES, MIN_TILE, MAX_TILE = 512 << 10, 64, 1024
-CHUNK, MIN_CHUNK = 256, 64
-MASK_BYTES = 8 << 20
 
 
 def bank_nce(anchors, banks, index, log_z, spec, temperature, needs_grad, plan, draw_backend) -> tuple[Tensor, Tensor]:
@@ -106,10 +99,8 @@ class Call:
 
     def run(self, plan: str) -> Tensor:
         """The op's result [S, B]; the gradient is in `self.grad`."""
-        if plan == "gather":
-            self._valid(self.native.cpu_bank_gather(self.args))
-        else:
-            self._dense()
+        walk = self.native.cpu_bank_gather if plan == "gather" else self.native.cpu_bank_dense
+        self._valid(walk(self.args))
         out = torch.empty(self.anchors.shape[:2], dtype=self.dtype)
         self.native.cpu_bank_finish(self.args, self.share.data_ptr(), self.charge.data_ptr(), out.data_ptr())
         return out
@@ -127,46 +118,6 @@ class Call:
                 f"index[{invalid}] = {int(self.index[invalid])} with N = {self.num_data}: no {self.spec.k} rows can be "
                 f"drawn for it (source={self.spec.source!r}, replacement={self.spec.replacement!r})"
             )
-
-    def _dense(self) -> None:
-        """Chunks of anchors against tiles of the bank; every temporary has a bound that knows neither B, N nor K."""
-        self.value.zero_()
-        if self.op == "log_z":
-            self.value[..., 0] = -torch.inf
-        if self.grad is not None:
-            self.grad.zero_()
-        batch, tall = self.anchors.shape[1], tile_rows(self.dim, self.num_data)
-        masked = not self.spec.whole_pool
-        weight = BITS if self.spec.replacement == "no" and self.spec.source not in ("given", "weighted") else COUNTS
-        wide, span = mask_shape(batch, self.num_data, weight, tall) if masked else (CHUNK, self.num_data)
-        per_word = 32 if weight == BITS else 1
-        stride = -(-min(span, padded(self.num_data, tall)) // per_word)
-        mask = torch.empty(min(wide, batch) * stride if masked else 0, dtype=torch.int32)
-        cells = torch.empty(min(wide, batch), tall, dtype=self.dtype)
-        tile = torch.zeros(tall, self.dim, dtype=self.dtype)
-        for lo in range(0, batch, wide):
-            hi = min(lo + wide, batch)
-            for first in range(0, self.num_data, span):
-                count = min(span, self.num_data - first)
-                mask_args = self.native.MaskArgs(lo, hi, first, count, weight, mask.data_ptr(), stride)
-                if masked:
-                    self._valid(self.native.cpu_bank_mask(self.args, mask_args))
-                for side, bank in enumerate(self.banks):
-                    for row in range(first, first + count, tall):
-                        rows = min(tall, first + count - row)
-                        part = bank[row : row + rows]
-                        if rows < tall or bank.dtype != self.dtype:
-                            tile[:rows].copy_(part)
-                            part = tile
-                        self._tile(mask_args, side, lo, hi, row, rows, part, cells[: hi - lo])
-
-    def _tile(self, mask_args, side: int, lo: int, hi: int, row: int, rows: int, tile: Tensor, cells: Tensor) -> None:
-        if self.op != "row_sum":
-            torch.mm(self.anchors[side, lo:hi], tile.T, out=cells)
-        width = cells.shape[1]
-        self.native.cpu_bank_cells(self.args, mask_args, side, row, rows, cells.data_ptr(), width)
-        if self.grad is not None:
-            self.grad[side, lo:hi].addmm_(cells, tile)
 
 
 def gather_bytes(
@@ -190,24 +141,6 @@ def gather_bytes(
     return native.cpu_bank_gather_bytes(
         native.BankArgs(OPS["nce"], wide, draws, rows, banks, dim, nowhere, nowhere, 1.0, nowhere, grad, threads)
     )
-
-
-def tile_rows(dim: int, num_data: int) -> int:
-    """Bank rows in one matrix product of the dense plan: a multiple of 64."""
-    rows = min(max(TILE_BYTES // (4 * dim) // 64 * 64, MIN_TILE), MAX_TILE)
-    return min(rows, padded(num_data, 64))
-
-
-def mask_shape(batch: int, num_data: int, weight: int, tall: int) -> tuple[int, int]:
-    """(anchors, bank rows) of one mask of at most MASK_BYTES; the rows are whole tiles, one at the least."""
-    per_row = 1 / 8 if weight == BITS else 4
-    wide = min(max(int(MASK_BYTES / (per_row * padded(num_data, tall))), MIN_CHUNK), CHUNK, batch)
-    span = max(int(MASK_BYTES / (per_row * wide)) // tall * tall, tall)
-    return wide, min(span, padded(num_data, tall))
-
-
-def padded(size: int, step: int) -> int:
-    return -(-size // step) * step
 
 
 def address(tensor: Tensor | None) -> int:

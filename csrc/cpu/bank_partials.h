@@ -1,0 +1,95 @@
+// Values and gradients of one call, in as many parts as there are segments: threads add to parts of their own, and the
+// parts are added in order, so that results do not depend on who did what.
+#pragma once
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "bank_ops.h"
+
+namespace wcf {
+
+constexpr int64_t MIN_UNITS = 32;  // of work to share out between threads, where the anchors are few
+constexpr int64_t SEGMENT_BYTES = 1 << 20;
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+template <class Real>
+void add_to(Real* to, const void* values, int64_t n) {
+  const Real* const from = static_cast<const Real*>(values);
+  for (int64_t i = 0; i < n; ++i) to[i] += from[i];
+}
+
+// to [n] += from [n], of the type that `args` calculates in.
+inline void add_real(const BankArgs& args, void* to, const void* from, int64_t n) {
+  if (args.wide) {
+    add_to(static_cast<double*>(to), from, n);
+  } else {
+    add_to(static_cast<float*>(to), from, n);
+  }
+}
+
+class Partials {
+ public:
+  // With one segment the parts are args.value and args.grad themselves.
+  Partials(const BankArgs& args, int64_t segments) : args_(args), segments_(segments) {
+    const int64_t numbers = segments * units();
+    value_ = args.value;
+    grad_ = static_cast<char*>(args.grad);
+    if (segments > 1) {
+      own_value_.resize(static_cast<size_t>(2 * numbers));
+      value_ = own_value_.data();
+      if (args.grad) own_grad_.resize(static_cast<size_t>(numbers * grad_bytes()));
+      if (args.grad) grad_ = own_grad_.data();
+    }
+    for (int64_t i = 0; i < numbers; ++i) {
+      value_[2 * i] = args.op == BANK_LOG_Z ? -std::numeric_limits<double>::infinity() : 0.0;
+      value_[2 * i + 1] = 0.0;
+    }
+    if (grad_) std::fill_n(grad_, numbers * grad_bytes(), char{0});
+  }
+
+  // How many segments to cut `pieces` of work into, and what they take: a function of the shapes alone.
+  static int64_t segments(const BankArgs& args, int64_t units_of_work, int64_t pieces) {
+    const int64_t most = std::max<int64_t>(1, SEGMENT_BYTES / bytes(args, 1));
+    return std::min({ceil_div(MIN_UNITS, units_of_work), pieces, most});
+  }
+  static int64_t bytes(const BankArgs& args, int64_t segments) {
+    return segments * args.sides() * args.draws.num_anchors * (16 + (args.grad ? args.dim * args.real_bytes() : 0));
+  }
+
+  double* value(int64_t segment, int64_t unit) { return value_ + 2 * (segment * units() + unit); }
+  void* grad(int64_t segment, int64_t unit) {
+    return grad_ ? grad_ + (segment * units() + unit) * grad_bytes() : nullptr;
+  }
+
+  void add_up() {
+    if (segments_ == 1) return;
+    std::copy_n(value_, 2 * units(), args_.value);
+    if (args_.grad) std::copy_n(grad_, units() * grad_bytes(), static_cast<char*>(args_.grad));
+    for (int64_t g = 1; g < segments_; ++g) {
+      for (int64_t u = 0; u < units(); ++u) {
+        const double* const from = value(g, u);
+        if (args_.op == BANK_LOG_Z) {
+          merge_log_sums(args_.value + 2 * u, from[0], from[1]);
+        } else {
+          args_.value[2 * u] += from[0];
+        }
+      }
+      if (args_.grad) add_real(args_, args_.grad, grad(g, 0), units() * args_.dim);
+    }
+  }
+
+ private:
+  int64_t units() const { return args_.sides() * args_.draws.num_anchors; }
+  int64_t grad_bytes() const { return args_.dim * args_.real_bytes(); }
+
+  const BankArgs& args_;
+  int64_t segments_;
+  std::vector<double> own_value_;  // [segments, S, B, 2]
+  std::vector<char> own_grad_;     // [segments, S, B, D] Real
+  double* value_;
+  char* grad_;
+};
+
+}  // namespace wcf
