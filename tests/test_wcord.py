@@ -244,7 +244,7 @@ BAD = [
     ({"lambda_lckt": math.nan}, ValueError, "lambda_lckt"),
     ({"temperature": 0.0}, ValueError, "temperature"),
     ({"momentum": 1.5}, ValueError, "momentum"),
-    ({"negatives": "batch"}, ValueError, "negatives.*'bank'"),
+    ({"negatives": "batch"}, ValueError, "negatives: 'batch' needs critic='dual'"),
     ({"critic": "dual", "neg_weight": "N"}, ValueError, "neg_weight"),
     ({"embed_norm": "cube"}, ValueError, "embed_norm"),
     ({"lckt_features": "logits"}, ValueError, "lckt_features"),
