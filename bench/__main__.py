@@ -1,18 +1,19 @@
-"""`python -m bench NAME [options]` runs bench/NAME.py: one table per op, rows appended under bench/results/."""
+"""`python -m bench SUBJECT [options]` runs bench/SUBJECT.py: measurements, appended to bench/results/ as JSON lines."""
 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 
+SUBJECTS = ("bank", "ot")
 
-def main() -> None:
-    name = sys.argv[1] if len(sys.argv) > 1 else ""
-    if not name.isidentifier() or importlib.util.find_spec(f"bench.{name}") is None:
-        raise SystemExit("usage: python -m bench {ot, ...} [options]; each has --help")
-    importlib.import_module(f"bench.{name}").main(sys.argv[2:])
+
+def main() -> int | None:
+    if len(sys.argv) < 2 or sys.argv[1] not in SUBJECTS:
+        print(f"usage: python -m bench {{{','.join(SUBJECTS)}}} [options]; each has --help", file=sys.stderr)
+        return 2
+    return importlib.import_module(f"bench.{sys.argv[1]}").main(sys.argv[2:])
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

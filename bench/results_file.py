@@ -23,7 +23,7 @@ def provenance() -> dict[str, Any]:
 
     import wcord_fast
 
-    changed = "+changes" if git("status", "--porcelain") else ""
+    changed = "+changes" if git("status", "--porcelain", ":/", ":!/bench/results") else ""  # results do not count
     processor = platform.processor() or platform.machine()
     return {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

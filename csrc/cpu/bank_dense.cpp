@@ -1,7 +1,7 @@
-// The dense plan: every bank row is scored for every anchor, 96 rows and up to 64 anchors at a time, and weighted by how
-// often it was drawn. One pass: a tile's scores become its coefficients in cache and go straight into the gradient. The
-// mask is made once, from the forward draws, for all directions. Bytes moved from memory: S * N * D * itemsize for each
-// chunk of anchors; no tensor of size B x N.
+// The dense plan: every bank row is scored for every anchor, 96 rows and up to 64 anchors at a time, and weighted by
+// how often it was drawn. One pass: a tile's scores become its coefficients in cache and go straight into the gradient.
+// The mask is made once, from the forward draws, for all directions. Bytes moved from memory: S * N * D * itemsize for
+// each block of anchors; no tensor of size B x N.
 #include <atomic>
 #include <memory>
 
@@ -100,7 +100,7 @@ class Dense {
     }
   }
 
-  // Anchors b .. b + lanes - 1, but none from `hi` on, against rows [from, to); the mask is that of anchor lo, row `row`.
+  // Anchors b .. b + lanes - 1, but none from hi on, against rows [from, to); the mask starts at anchor lo, row `row`.
   void score_block(int64_t s, int64_t g, int64_t lo, int64_t b, int64_t hi, int64_t row, int64_t from, int64_t to,
                    void* scratch) {
     const size_t side = static_cast<size_t>(s);
@@ -146,10 +146,12 @@ class Dense {
 
 DensePlan::DensePlan(const BankArgs& a) {
   const int64_t num_data = a.draws.num_data, batch = a.draws.num_anchors;
-  const bool distinct = a.rows == ROWS_DRAWN && a.draws.replacement == REPLACEMENT_NO && a.draws.source != SOURCE_WEIGHTED;
+  const bool distinct =
+      a.rows == ROWS_DRAWN && a.draws.replacement == REPLACEMENT_NO && a.draws.source != SOURCE_WEIGHTED;
   weight = a.rows == ROWS_POOL ? DENSE_IDS : distinct ? DENSE_BITS : DENSE_COUNTS;
   lanes = pick_dense(a.op, a.dtypes[0], a.wide, batch).lanes;
-  const int64_t least = ceil_div(lanes, 32), all = ceil_div(ceil_div(batch, 32), least) * least;  // groups of 32 anchors
+  const int64_t least = ceil_div(lanes, 32);  // groups of 32 anchors
+  const int64_t all = ceil_div(ceil_div(batch, 32), least) * least;
   const int64_t row_bytes = weight == DENSE_IDS ? 0 : weight == DENSE_BITS ? 4 : 128;
   const int64_t padded = ceil_div(num_data, DENSE_TILE) * DENSE_TILE;
   groups = all;

@@ -1,8 +1,8 @@
 // Dense plan: a block of anchors against consecutive tiles of the bank. Included once per instruction set.
 //
 // The anchors are the lanes: L = NV vectors hold one number of each anchor of the block. Then both products, scores and
-// gradient, are the same loop (an element of the bank, broadcast, times L lanes), the bank is read as it lies in memory,
-// and the critic's sums need no reduction over lanes. Scores of a tile [TILE, L] stay in cache between the products.
+// gradient, are the same loop (an element of the bank, broadcast, times L lanes), the bank is read as it lies in
+// memory, and the critic's sums need no reduction over lanes. Scores of a tile [TILE, L] stay in cache.
 
 // c [rows, L] += sum over k < depth of m[row * row_step + k * depth_step] * q[k, L], ROWS rows at a time in registers;
 // the sum over k comes first, so that no long chain of small additions forms.
@@ -37,7 +37,8 @@ WCF_HD void multiply_rows(const Real* m, int64_t row_step, int64_t depth_step, i
 }
 
 template <int NV, class Real>
-void multiply(const Real* m, int64_t row_step, int64_t depth_step, int64_t rows, int64_t depth, const Real* q, Real* c) {
+void multiply(const Real* m, int64_t row_step, int64_t depth_step, int64_t rows, int64_t depth, const Real* q,
+              Real* c) {
   constexpr int L = NV * WIDTH<Real>;
   int64_t r = 0;
   for (; r + 4 <= rows; r += 4) multiply_rows<NV, 4>(m + r * row_step, row_step, depth_step, depth, q, c + r * L);

@@ -120,8 +120,8 @@ class Gather {
     }
   }
 
-  // Pieces [lo, hi) against the tiles of segment g of bank s. What the next visit, and the next tile, will read is asked
-  // for meanwhile: a tile comes from memory as one stream, not row by row.
+  // Pieces [lo, hi) against the tiles of segment g of bank s. What the next visit, and the next tile, will read is
+  // asked for meanwhile: a tile comes from memory as one stream, not row by row.
   void score_range(int64_t s, int64_t g, int64_t lo, int64_t hi, int64_t first) {
     const size_t side = static_cast<size_t>(s);
     const char* const bank = static_cast<const char*>(args_.banks[side]);

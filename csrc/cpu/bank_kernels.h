@@ -1,4 +1,4 @@
-// The inner loops of the bank ops, compiled for each instruction set: bank_portable.cpp, bank_avx2.cpp, bank_avx512.cpp.
+// The inner loops of the bank ops, compiled for each instruction set: bank_portable.cpp and its likes.
 #pragma once
 #include "../common/dtype.h"
 #include "simd.h"
@@ -23,9 +23,9 @@ struct Visit {
 
 // Dense plan. A block of `count` anchors, at most as many as the kernel has lanes, against bank rows [row, row_end).
 //
-// How often a row counts for an anchor: bit anchor % 32 of mask[group, row] (BITS), the number mask[group, row, anchor % 32]
-// (COUNTS), with group = anchor / 32, `group_step` rows from group to group, the first of them bank row `mask_row`; or once
-// where the row's id is not the anchor's own (IDS).
+// How often a row counts for an anchor: bit anchor % 32 of mask[group, row] (BITS); the number mask[group, row,
+// anchor % 32] (COUNTS); once, where the row's id is not the anchor's own (IDS). group = anchor / 32, with `group_step`
+// rows from group to group, the first of them bank row `mask_row`.
 constexpr int64_t DENSE_TILE = 96;  // bank rows between the two products
 enum DenseWeight : int32_t { DENSE_BITS, DENSE_COUNTS, DENSE_IDS };
 struct DenseUnit {

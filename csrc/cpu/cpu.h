@@ -7,8 +7,8 @@ namespace wcf {
 // out [B, K] int64: draw(k) of every anchor. Returns the first anchor with nothing valid to draw from, or -1.
 int64_t cpu_draw(const DrawArgs& args, int64_t* out, int threads);
 
-// Vose's alias method. share [n]: weight * n / sum of weights, destroyed. threshold [n]: the bits of the fraction of 2^64
-// below which a draw keeps its column; alias [n]: the row that it takes otherwise. Equals ops/sampling/alias.py, to the bit.
+// Vose's alias method. share [n]: weight * n / sum of weights, destroyed. threshold [n]: the fraction of 2^64 below
+// which a draw keeps its column; alias [n]: the row that it takes otherwise. Equals ops/sampling/alias.py to the bit.
 void cpu_alias_table(double* share, int64_t n, uint64_t* threshold, int32_t* alias);
 
 // position [n] int64 of rows [n] int64 in the pool of anchor b (-1: excluded). False: the anchor is not valid.

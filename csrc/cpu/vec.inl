@@ -145,14 +145,18 @@ WCF_HD Vec<Real> sum_each(const Vec<Real>* v) {
   return out;
 }
 #if WCF_AVX2
-WCF_HD __m256 sum_pairs(__m256 a, __m256 b) { return _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b)); }
+WCF_HD __m256 sum_pairs(__m256 a, __m256 b) {
+  return _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+}
 WCF_HD __m256 sum_quads(__m256 ab, __m256 cd) {
   const __m256d x = _mm256_castps_pd(ab), y = _mm256_castps_pd(cd);
   return _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(x, y)), _mm256_castpd_ps(_mm256_unpackhi_pd(x, y)));
 }
 #endif
 #if WCF_AVX512
-WCF_HD __m512 sum_pairs(__m512 a, __m512 b) { return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)); }
+WCF_HD __m512 sum_pairs(__m512 a, __m512 b) {
+  return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+}
 WCF_HD __m512 sum_quads(__m512 ab, __m512 cd) {
   const __m512d x = _mm512_castps_pd(ab), y = _mm512_castps_pd(cd);
   return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)), _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
@@ -179,7 +183,7 @@ WCF_HD Vec<float> sum_each<float>(const Vec<float>* v) {
 }
 #endif
 
-// exp(y) for y <= 0, 0 below -87; NaN stays NaN. Cephes' reduction and polynomial (Moshier): 1-2 units in the last place.
+// exp(y) for y <= 0, 0 below -87; NaN stays NaN. Cephes' reduction and polynomial (Moshier), 1-2 ulp.
 WCF_HD Vec<float> exp_nonpositive(Vec<float> y) {
   const IntVec<float> vanishes = y < -87.0f;
   const Vec<float> shifted = fma(y, splat(1.44269504089f), splat(12582912.0f));  // 1.5 * 2^23: rounds to an integer

@@ -27,7 +27,7 @@ def bank_nce(anchors, banks, index, log_z, spec, temperature, needs_grad, plan, 
     """CRD's NCE loss per anchor and its gradient: ([S, B], [S, B, D] or empty)."""
     call = Call("nce", anchors, banks, index, spec, needs_grad, temperature, log_z)
     loss = call.run(plan)
-    return loss, loss.new_empty(0) if call.grad is None else call.grad
+    return loss, call.grad
 
 
 def bank_mean_score(anchors, banks, index, spec, needs_grad, plan, draw_backend) -> tuple[Tensor, Tensor]:
@@ -71,12 +71,9 @@ class Call:
         pool = pool_size(index, self.num_data, spec).double()
         self.share = spec.k / pool if spec.expected else torch.ones_like(pool)  # [B], in fp64
         sides, batch = anchors.shape[:2]
-        self.offset = None
-        if log_z is not None:
-            offset = torch.log(self.charge / self.num_data + EPS) + log_z.double()[:, None]  # u = s / tau - offset
-            self.offset = offset.contiguous()
+        self.offset = None if log_z is None else torch.log(self.charge / self.num_data + EPS) + log_z.double()[:, None]
         self.value = torch.empty(sides, batch, 2, dtype=torch.float64)
-        self.grad = torch.empty_like(self.anchors) if needs_grad else None
+        self.grad = torch.empty_like(self.anchors) if needs_grad else self.anchors.new_empty(0)
         rows = (ROWS["pool" if spec.whole_pool else "drawn"], 0, 0, 0)
         if spec.source == "given":
             given = spec.table("indices")
@@ -90,10 +87,10 @@ class Call:
             [(bank.data_ptr(), native_module.DTYPES[bank.dtype]) for bank in self.banks],
             self.dim,
             self.anchors.data_ptr(),
-            address(self.offset),
+            0 if self.offset is None else self.offset.data_ptr(),
             1 / temperature,
             self.value.data_ptr(),
-            address(self.grad),
+            self.grad.data_ptr() if needs_grad else 0,
             self.threads,
         )
 
@@ -141,7 +138,3 @@ def gather_bytes(
     return native.cpu_bank_gather_bytes(
         native.BankArgs(OPS["nce"], wide, draws, rows, banks, dim, nowhere, nowhere, 1.0, nowhere, grad, threads)
     )
-
-
-def address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
