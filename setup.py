@@ -218,12 +218,13 @@ def build(temp: Path) -> tuple[Path | None, dict[str, object]]:
         else:
             try:
                 nvcc = find_nvcc()
+                info["nvcc"] = run([nvcc, "--version"]).strip().splitlines()[-1]  # first: a broken one is told as such
                 built = compile_module(temp, tools, nvcc)
-                info["nvcc"] = run([nvcc, "--version"]).strip().splitlines()[-1]
             except CannotBuild as e:
                 if setting == "1":
                     raise
                 nvcc, info["cuda_why_not"] = None, str(e)
+                info.pop("nvcc", None)
         if nvcc is None:
             built = compile_module(temp, tools, None)
         info.update(native=True, cuda=nvcc is not None)

@@ -231,7 +231,7 @@ def test_only_unset_z_is_estimated():
     anchors, banks, index, _ = problem(2)
     args = (anchors, banks, index, spec_of("class"), TAU, "dense", "triton")
     whole = triton.bank_log_z(*args)
-    some = triton.bank_log_z(*args, log_z=torch.tensor([3.0, torch.nan]))
+    some = triton.bank_log_z(*args, known=torch.tensor([3.0, torch.nan]))
     assert some[1] == whole[1] and some[0] != whole[0]  # the first one's walk was skipped
 
 
