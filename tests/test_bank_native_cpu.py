@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -157,3 +159,23 @@ def test_an_unset_log_z_gives_nan(simd, plan):
     loss, grad = case.results(native_cpu, plan)["nce"]
     assert torch.isfinite(loss[0]).all() and torch.isfinite(grad[0]).all()
     assert loss[1].isnan().all() and grad[1].isnan().all()
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_terms_below_the_rounding_of_one_are_kept(simd, plan):
+    """Negatives of u = -18 each add 1.5e-8: with the positive's term at 0 they are all of the loss."""
+    from wcord_fast.ops.bank import reference
+
+    case = problem("given", dim=2, num_data=3000, k=2000)
+    others = torch.tensor([r for r in range(3000) if r not in case.index.tolist()])
+    case.spec = type(case.spec)("given", 2000, "no", False, 0, [others[:2000].repeat(5, 1)])
+    case.anchors = torch.tensor([1.0, 0.0]).repeat(2, 5, 1)
+    for bank in case.banks:
+        bank[:] = torch.tensor([0.0, 1.0])
+        bank[case.index] = torch.tensor([1.0, 0.0])
+    args = (case.index, torch.full((2,), 18.0), case.spec, 0.01, True, plan, "reference")
+    loss, _ = native_cpu.bank_nce(case.anchors, case.banks, *args)
+    expected, _ = reference.bank_nce(case.anchors.double(), [b.double() for b in case.banks], *args)
+    negatives = expected - 2000 * math.log1p(1e-7 * 3000 / 2000)
+    assert (negatives < 5e-5).all() and (negatives > 4e-5).all()
+    assert relative_error(loss, expected) <= 1e-6

@@ -7,17 +7,11 @@ TRITON_INTERPRET=1 there is nothing to compile.
 from __future__ import annotations
 
 import json
-import re
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
+from tests import triton_ptxas
 from wcord_fast.ops.bank import triton_kernels, triton_launch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -28,11 +22,6 @@ POINTERS = {
     "label_ptr": "*i32",
     "class_start_ptr": "*i32",
 }
-PTXAS = re.compile(
-    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
-    r"Used (?P<registers>\d+) registers",
-    re.DOTALL,
-)
 
 
 def usage(capability: int, kernel: str, member: str, bank: str, dim: int, batch: int, limit: int = 3) -> dict:
@@ -64,37 +53,17 @@ def usage(capability: int, kernel: str, member: str, bank: str, dim: int, batch:
         "LIMIT": limit,
         "INTERPRET": False,
     }
-    types = POINTERS | {"bank0_ptr": f"*{bank}", "bank1_ptr": f"*{bank}"}
-    signature, attributes = {}, {}
-    for i, name in enumerate(function.arg_names):
-        if name in constants:
-            signature[name] = "constexpr"
-            continue
-        default = "*fp32" if name.endswith("_ptr") else "fp32" if name == "temperature" else "i32"
-        signature[name] = types.get(name, default)
-        if signature[name].startswith("*") or name in ("bank_stride", "split_rows"):
-            attributes[(i,)] = [["tt.divisibility", 16]]
-    compiled = triton.compile(
-        ASTSource(function, signature, {k: v for k, v in constants.items() if k in signature}, attributes),
-        target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": tiles.warps, "num_stages": tiles.stages},
+    types = POINTERS | {"bank0_ptr": f"*{bank}", "bank1_ptr": f"*{bank}", "temperature": "fp32"}
+    rest = [name for name in function.arg_names if name not in constants]
+    return triton_ptxas.usage(
+        function,
+        {name: types.get(name, "*fp32" if name.endswith("_ptr") else "i32") for name in rest},
+        {name: value for name, value in constants.items() if name in function.arg_names},
+        capability=capability,
+        warps=tiles.warps,
+        stages=tiles.stages,
+        aligned=("bank_stride", "split_rows"),
     )
-    tools = triton.knobs.nvidia
-    ptxas = tools.ptxas_blackwell if capability >= 100 else tools.ptxas
-    return {**_report(ptxas.path, compiled.asm["ptx"]), "shared": compiled.metadata.shared}
-
-
-def _report(ptxas: str, ptx: str) -> dict[str, int]:
-    arch = re.search(r"\.target (\w+)", ptx)
-    assert arch is not None
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "kernel.ptx")
-        source.write_text(ptx)
-        command = [ptxas, "-v", f"-arch={arch[1]}", str(source), "-o", f"{folder}/cubin"]
-        done = subprocess.run(command, capture_output=True, text=True)
-    found = PTXAS.search(done.stderr)
-    assert found is not None, done.stderr
-    return {key: int(value) for key, value in found.groupdict().items()}
 
 
 if __name__ == "__main__":

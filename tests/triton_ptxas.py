@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 import subprocess
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 USAGE = re.compile(
@@ -17,7 +20,9 @@ USAGE = re.compile(
 )
 
 
-def usage(kernel, types: dict, constants: dict, *, capability: int, warps: int, stages: int, folder: Path) -> dict:
+def usage(
+    kernel, types: dict, constants: dict, *, capability: int, warps: int, stages: int, aligned: Sequence[str] = ()
+) -> dict[str, int]:
     """Stack, spills, registers and shared memory (bytes) of one specialisation.
 
     Args:
@@ -25,20 +30,26 @@ def usage(kernel, types: dict, constants: dict, *, capability: int, warps: int, 
         types: argument name -> "*fp32", "i32", ...; pointers count as 16-byte aligned.
         constants: name -> value of the constexpr arguments.
         capability: 80 or 90.
-        folder: where the PTX may be written.
+        aligned: the integers that count as multiples of 16.
     """
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
     assert set(types) | set(constants) == set(signature), set(types) ^ set(constants) ^ set(signature)
-    aligned = {(i,): [["tt.divisibility", 16]] for i, t in enumerate(signature.values()) if t.startswith("*")}
-    source = ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
+    divisible = {
+        (i,): [["tt.divisibility", 16]]
+        for i, (name, kind) in enumerate(signature.items())
+        if kind.startswith("*") or name in aligned
+    }
+    source = ASTSource(kernel, signature, constexprs=constants, attrs=divisible)
     options = {"num_warps": warps, "num_stages": stages}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    ptx = folder / "kernel.ptx"
-    ptx.write_text(compiled.asm["ptx"])
     arch = re.search(r"\.target (\w+)", compiled.asm["ptx"])
     assert arch
-    command = [triton.knobs.nvidia.ptxas.path, "-v", f"-arch={arch[1]}", str(ptx), "-o", str(folder / "kernel.cubin")]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    with tempfile.TemporaryDirectory() as folder:
+        ptx = Path(folder, "kernel.ptx")
+        ptx.write_text(compiled.asm["ptx"])
+        # The assembler that Triton itself takes for the device: which of its two it is depends on the release.
+        command = [get_ptxas(capability).path, "-v", f"-arch={arch[1]}", str(ptx), "-o", f"{folder}/kernel.cubin"]
+        told = subprocess.run(command, capture_output=True, text=True).stderr
     found = USAGE.search(told)
     assert found, told
     return {**{k: int(v) for k, v in found.groupdict().items()}, "shared": compiled.metadata.shared}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
-from pathlib import Path
 
 from tests.triton_ptxas import usage
 from wcord_fast.ops.sinkhorn import triton as launcher
@@ -43,11 +41,9 @@ def cases():
 
 
 def main(capability: int) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        for name, kernel, types, constants, tile in cases():
-            device = {"capability": capability, "warps": tile.warps, "stages": tile.stages, "folder": Path(folder)}
-            found = usage(kernel, types, constants, **device)
-            print(json.dumps({"name": name, **found, "warps": tile.warps, "resident": tile.resident}), flush=True)
+    for name, kernel, types, constants, tile in cases():
+        found = usage(kernel, types, constants, capability=capability, warps=tile.warps, stages=tile.stages)
+        print(json.dumps({"name": name, **found, "warps": tile.warps, "resident": tile.resident}), flush=True)
 
 
 if __name__ == "__main__":

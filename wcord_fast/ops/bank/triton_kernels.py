@@ -116,7 +116,8 @@ def nce_fwd_kernel(
             grad += product(share, w0, w1, w2, m0, m1, m2, W_TERMS, M_TERMS, W_TERMS, INTERPRET)
 
     out = (part * tl.num_programs(2) + s).to(tl.int64) * batch + b
-    tl.store(loss_ptr + out, loss, mask=b_ok & (own_d == 0))
+    if own_d == 0:
+        tl.store(loss_ptr + out, loss, mask=b_ok)
     if NEEDS_GRAD:
         d = own_d + tl.arange(0, BLOCK_D)
         tl.store(grad_ptr + out[:, None] * D + d[None, :], grad, mask=b_ok[:, None] & (d < D)[None, :])

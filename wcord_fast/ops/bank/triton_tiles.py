@@ -140,10 +140,10 @@ def member_tile(
     n_ok = n < num_data
     if MEMBER == "mask":
         row = member_ptr + b.to(tl.int64) * member_stride + n0 // 32
-        words = (num_data + 31) // 32 - n0 // 32  # from this tile to the end of a row
+        words = tl.where(b_ok, (num_data + 31) // 32 - n0 // 32, 0)  # from this tile to the end of a row
         word = tl.load(row, mask=b_ok, other=0)[:, None]
         for i in tl.static_range(1, BLOCK_N // 32):
-            later = tl.load(row + i, mask=b_ok & (i < words), other=0)[:, None]
+            later = tl.load(row + i, mask=i < words, other=0)[:, None]
             word = tl.where(column[None, :] < 32 * i, word, later)
         member = ((word >> (column & 31)[None, :]) & 1) != 0
     elif MEMBER == "counts":
