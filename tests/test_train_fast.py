@@ -148,7 +148,7 @@ class NoWatch:
 @pytest.mark.parametrize("method", ["ce", "crd", "wcord+kd"])
 def test_the_graphed_step_is_the_step(tmp_path, method):
     """All but the recording itself: static inputs, gradients and values, eager warm-up, smaller last batch, probe."""
-    config = {"epochs": 4, "log_grad_norms": True, "clip_grad": 1.0, "log_every": 2}
+    config = {"epochs": 2, "batch_size": 8, "log_grad_norms": True, "clip_grad": 1.0, "log_every": 2}
     plain = make_run(tmp_path / "plain", method, **config)
     fit(plain)
     run = make_run(tmp_path / "graphed", method, **config)
@@ -157,8 +157,8 @@ def test_the_graphed_step_is_the_step(tmp_path, method):
     run.graphed = GraphedStep(step, run.parameters(), run.train, recorder, lambda f: f(), NoWatch)
     fit(run)
     assert_equal(everything(tmp_path / "graphed"), everything(tmp_path / "plain"))
-    # 3 batches an epoch: one whole, one whole with a probe, one of 12 images.
-    assert recorder.replays == 4 - WARM_UP
+    # 6 batches an epoch: one of them with a probe, the last of 4 images.
+    assert recorder.replays == 2 * 4 - WARM_UP
 
 
 def test_the_recorded_batch_is_refilled(tmp_path):

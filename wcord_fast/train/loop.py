@@ -226,8 +226,9 @@ def train_step(
     term's share of the gradient (with)."""
     if part.first:
         optimizer.zero_grad(set_to_none=True)
+    shares: dict[str, float] = {}
     if run.graphed is not None and not probe:
-        values, shares = run.graphed(batch, watch), {}
+        values = run.graphed(batch, watch)
     else:
         values, shares = gradients(run, batch, watch, meters, probe, part.share)
     if part.last:
