@@ -147,6 +147,7 @@ def one_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> None:
     row |= evaluate(run.student, run.test, run.recipe["precision"])
     row["best_top1"] = max([row["test_top1"], *(r["best_top1"] for r in run.history[-1:])])
     run.history.append(row)
+    data = run.train.dataset
     state = {
         "spec": run.spec,
         "epoch": epoch + 1,
@@ -156,6 +157,7 @@ def one_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> None:
         "optimizer": optimizer.state_dict(),
         "rng": checkpoint.rng_state(),
         "history": run.history,
+        "images": {"shape": [data.channels, *data.image_size], "mean": list(data.mean), "std": list(data.std)},
     }
     checkpoint.save(run.directory, state)
     write_csv(run.directory / CSV, run.history)

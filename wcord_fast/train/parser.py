@@ -22,6 +22,7 @@ from .config import Config, from_dict
 
 CONFIGS = Path(__file__).parent / "configs"
 INERT = {"teacher": ("student", "teacher_checkpoint", "methods", "epochs", "lr")}  # read from a file, and not used
+ELSEWHERE = {"table": ("pair", "seeds", "budget")}  # options that are taken before the configuration's
 PACKAGED = {"digits": "digits", "cifar100": "cifar100_resnet32x4_resnet8x4"}
 
 
@@ -39,7 +40,7 @@ def parse(command: str, argv: list[str], description: str) -> Config:
     try:
         namespace = parser.parse_args(_with_config(_spelled_out(argv)))
     except argparse.ArgumentError as error:
-        raise UsageError(_explain(str(error), _keys())) from None
+        raise UsageError(_explain(str(error), [*_keys(), *ELSEWHERE.get(command, ("dry_run",))])) from None
     values = namespace.as_dict()
     values.pop("config")
     try:
