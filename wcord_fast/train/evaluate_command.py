@@ -31,9 +31,10 @@ def evaluate_checkpoint(argv: list[str]) -> int:
     network = found.network(data.channels).to(device)
     measured = measures(*predictions(network, TestBatches(data, args.batch_size), found.precision))
     per_class = measured.pop("per_class")
+    best = next((row.get("best_top1") for row in found.history[-1:]), None)
     if args.json:
         what = {"checkpoint": str(found.path), "model": found.model, "method": found.method, "epoch": found.epoch}
-        what |= {"data": data.name, "test_images": len(data.test_labels), **measured}
+        what |= {"data": data.name, "test_images": len(data.test_labels), **measured, "best_top1": best}
         if args.per_class:
             what["per_class"] = dict(zip(found.classes, per_class, strict=True))
         print(json.dumps(what))
@@ -42,6 +43,7 @@ def evaluate_checkpoint(argv: list[str]) -> int:
     print(
         f"{found.model} ({found.method}, epoch {found.epoch}) on {len(data.test_labels):,} test images of {data.name}: "
         f"top-1 {measured['top1']:.2f} %, top-5 {measured['top5']:.2f} %, AUC {area}"
+        + (f"; best epoch {best:.2f} %" if best is not None else "")
     )
     if args.per_class:
         lines = [
