@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-SUBJECTS = ("bank", "ot")
+SUBJECTS = ("bank", "baselines", "ot", "step")
 
 
 def main() -> int | None:
