@@ -124,8 +124,9 @@ def show(rows: list[dict[str, Any]]) -> None:
         t = r["ms"]
         ratio = "".join(f"  {value:.2f}x {key[6:]}" for key, value in r.items() if key.startswith("times_"))
         print(
-            f"{r['method']:9} {r['form']:20} {t['p50']:9.2f} ms ({t['p20']:.2f}-{t['p80']:.2f}) {r['images_per_s']:8.1f}"
-            f" images/s  loss {r['loss_ms']:8.2f} ms = {r['loss_share']:.1%}{'' if r['right'] else '  WRONG'}{ratio}",
+            f"{r['method']:9} {r['form']:20} {t['p50']:9.2f} ms ({t['p20']:.2f}-{t['p80']:.2f}) "
+            f"{r['images_per_s']:8.1f} images/s  loss {r['loss_ms']:8.2f} ms = {r['loss_share']:.1%}"
+            f"{'' if r['right'] else '  WRONG'}{ratio}",
             flush=True,
         )
 
