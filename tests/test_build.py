@@ -164,7 +164,9 @@ def test_without_nvcc(source, tmp_path, monkeypatch):
     assert status == 0 and record["native"] and not record["cuda"], said
     assert record["cuda_why_not"] == "built with WCORD_FAST_CUDA=0"
     (module,) = modules(out)
-    assert not re.findall(rb"/[\w.-]+/[\w./-]+\.(?:h|hpp|cpp|inl)\b", module.read_bytes())  # no path of this machine in it
+    assert not re.findall(
+        rb"/[\w.-]+/[\w./-]+\.(?:h|hpp|cpp|inl)\b", module.read_bytes()
+    )  # no path of this machine in it
     done = python(USE_MODULE, str(module), cwd=tmp_path)
     assert done.stdout.split() == ["False", str(0x6627E8D5)], done.stderr
 
