@@ -1,0 +1,40 @@
+"""README.md shows what bench/results holds: its tables are made from the committed rows, and from nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from bench import report
+from bench.results_file import RESULTS
+
+
+def test_the_readme_shows_the_committed_results():
+    text = report.README.read_text()
+    assert {name for _, name, _ in report.BLOCK.findall(text)} >= {"bank"}
+    assert report.rendered(text) == text, "run `python -m bench report`"
+
+
+def test_a_new_row_replaces_the_old_one(tmp_path):
+    shutil.copy(RESULTS / "bank.jsonl", tmp_path)
+    row = next(r for r in report.read("bank") if r.get("form") == "gather" and r["batch"] == 64 and r.get("simd"))
+    before = report.bank_table(report.read("bank", tmp_path))
+    with (tmp_path / "bank.jsonl").open("a") as f:
+        f.write(json.dumps(row | {"simd": "avx512", "ms": {"p20": 1.0, "p50": 1.234, "p80": 2.0}}) + "\n")
+    after = report.bank_table(report.read("bank", tmp_path))
+    assert "**1.23** (gather)" in after and "**1.23** (gather)" not in before
+
+
+def test_a_block_without_results_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"README block 'bank': expected rows in .*bank\.jsonl, found none"):
+        report.rendered("<!-- bench: bank -->\n<!-- end -->", tmp_path)
+    with pytest.raises(ValueError, match=r"README block: expected one of \['bank', .*'ot'.*\], got 'bnak'"):
+        report.rendered("<!-- bench: bnak -->\n<!-- end -->", tmp_path)
+
+
+def test_the_plots_are_drawn(tmp_path):
+    shutil.copy(RESULTS / "bank.jsonl", tmp_path)
+    (drawn,) = report.plots(tmp_path)
+    assert drawn.name == "bank.svg" and drawn.read_text().count("<svg") == 1
