@@ -1,4 +1,4 @@
-"""`python -m bench report`: the tables of README.md and the plots in bench/results/, from the committed result files.
+"""`python -m bench report`: the tables of README.md and docs/driver.md, and the plots, from the committed result files.
 
 A table stands between `<!-- bench: NAME -->` and `<!-- end -->`; `--check` only compares (tests/test_bench_report.py
 does). Of rows that measure the same thing the last one counts.
@@ -17,6 +17,7 @@ from typing import Any
 from bench.results_file import RESULTS
 
 README = RESULTS.parent.parent / "README.md"
+PAGES = (README, RESULTS.parent.parent / "docs" / "driver.md")
 BLOCK = re.compile(r"(<!-- bench: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Row = dict[str, Any]
 
@@ -104,7 +105,36 @@ def ot_table(rows: list[Row]) -> str:
     return table(head, lines) + f"\n{told}; {where(rows)}. `python -m bench ot`.\n"
 
 
-TABLES: dict[str, Callable[[list[Row]], str]] = {"bank": bank_table, "ot": ot_table}
+def baselines_table(rows: list[Row]) -> str:
+    cases = latest(rows, "method", "batch", "form")
+    lines = []
+    for name, batch in dict.fromkeys((name, batch) for name, batch, _ in cases):
+        naive, ours = cases[name, batch, "naive"], cases[name, batch, "ours"]
+        times = f"{ours['times_naive']:.1f}x" if "times_naive" in ours else "-"
+        memory = f"{short(naive['peak_mb'])} / {short(ours['peak_mb'])}"
+        ms = [short(naive["ms"]["p50"]), f"**{short(ours['ms']['p50'])}**"]
+        lines.append([f"{name}, {batch}", *ms, times, memory])
+    head = ["method, batch", "public form, ms", "ours, ms", "x public form", "transient MB, public / ours"]
+    return table(head, lines) + f"\n{where(rows)}. `python -m bench baselines`.\n"
+
+
+def step_table(rows: list[Row]) -> str:
+    lines = []
+    for (method, form), r in latest(rows, "method", "form").items():
+        ratio = f"{r['times_eager']:.2f}x" if "times_eager" in r else "-"
+        numbers = [short(r["ms"]["p50"]), short(r["images_per_s"]), ratio, short(r["loss_ms"])]
+        lines.append([f"{method}, {form}", *numbers, f"{r['loss_share']:.1%}"])
+    head = ["method, form", "step, ms", "images/s", "x eager", "loss, ms", "loss's share"]
+    pair = f"{rows[-1]['teacher']} -> {rows[-1]['student']}, batch {rows[-1]['batch']}, {rows[-1]['num_data']:,} images"
+    return table(head, lines) + f"\n{pair}; {where(rows)}. `python -m bench step`.\n"
+
+
+TABLES: dict[str, Callable[[list[Row]], str]] = {
+    "bank": bank_table,
+    "baselines": baselines_table,
+    "ot": ot_table,
+    "step": step_table,
+}
 
 
 def rendered(text: str, folder: Path = RESULTS) -> str:
@@ -197,14 +227,17 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if README.md is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is out of date")
     options = parser.parse_args(arguments)
-    text = README.read_text()
-    new = rendered(text)
+    old = {page: page.read_text() for page in PAGES}
+    new = {page: rendered(text) for page, text in old.items()}
+    stale = [page.name for page in PAGES if new[page] != old[page]]
     if options.check:
-        if new != text:
-            print("README.md: its tables are not those of bench/results; run `python -m bench report`", file=sys.stderr)
-        return int(new != text)
-    README.write_text(new)
-    print("written:", README, *plots(RESULTS))
+        if stale:
+            told = f"{', '.join(stale)}: tables that are not those of bench/results; run `python -m bench report`"
+            print(told, file=sys.stderr)
+        return int(bool(stale))
+    for page in PAGES:
+        page.write_text(new[page])
+    print("written:", *PAGES, *plots(RESULTS))
     return 0
