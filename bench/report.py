@@ -130,7 +130,8 @@ def accuracy_table(rows: list[Row]) -> str:
     teacher, right, student, images, epochs = newest
     head = ["variant", "test accuracy, %", "minus plain, paired [95 %]", "gradient shares, last epoch"]
     told = (
-        f"{student}, {images:,} CIFAR-100 images, {epochs} epochs, {len(plain)} seeds; teacher {teacher}, {right:.2f} %. "
+        f"{student}, {images:,} CIFAR-100 images, {epochs} epochs, {len(plain)} seeds; "
+        f"teacher {teacher}, {right:.2f} %. "
         f"Features of test images: norm of the mean, effective rank of 256, same-class minus other-class cosine. "
         f"{where(found.values())}. `python -m bench accuracy`."
     )
