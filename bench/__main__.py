@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-SUBJECTS = ("bank", "baselines", "ot", "report", "step")
+SUBJECTS = ("accuracy", "bank", "baselines", "ot", "report", "step")
 
 
 def main() -> int | None:

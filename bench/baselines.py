@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from bench.baseline_providers import NAIVE, Case, Naive, Ours
-from bench.measure import interleaved, peak_megabytes
+from bench.measure import CLOCKS, interleaved, peak_megabytes
 from bench.results_file import RESULTS, append
 
 FACTOR = {"value": 2, "grad": 3}  # how far above the public form's error ours may be
@@ -34,7 +34,9 @@ def errors(form, expected) -> dict[str, float]:
     return {"value": float(((value.double() - expected[0]) / expected[0]).abs()), "grad": (off / size) ** 0.5}
 
 
-def measure(name: str, batch: int, repeats: int, student: str, teacher: str) -> list[dict[str, Any]]:
+def measure(
+    name: str, batch: int, repeats: int, student: str, teacher: str, clock: str = "wall"
+) -> list[dict[str, Any]]:
     """One row per form."""
     case = Case(name, batch, student, teacher)
     expected = case.answer()
@@ -48,10 +50,11 @@ def measure(name: str, batch: int, repeats: int, student: str, teacher: str) -> 
         ),
     }
     memory = {form: peak_megabytes(forms[form].step) for form in forms}
-    times = interleaved({form: forms[form].step for form in forms}, repeats)
+    times = interleaved({form: forms[form].step for form in forms}, repeats, clock)
     rows = []
     for form, t in times.items():
         row = {"method": name, "batch": batch, "student": student, "teacher": teacher, "form": form, "ms": t}
+        row["clock"] = clock
         rows.append(row | {"error": error[form], "right": right[form], "peak_mb": memory[form]})
     if all(right.values()):
         rows[-1]["times_naive"] = round(times["naive"]["p50"] / times["ours"]["p50"], 2)
@@ -78,6 +81,7 @@ def main(arguments: list[str]) -> int:
     p.add_argument("--student", default="resnet8x4")
     p.add_argument("--teacher", default="resnet32x4")
     p.add_argument("--threads", type=int, default=1)
+    p.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu, with one thread, on a machine with other work")
     p.add_argument("--repeats", type=int, default=7)
     p.add_argument("--quick", action="store_true", help="batches of 8, 3 repeats, nothing written")
     p.add_argument("--out", type=Path, default=RESULTS, help="folder of baselines.jsonl")
@@ -90,7 +94,7 @@ def main(arguments: list[str]) -> int:
     for name in methods:
         for batch in [8] if a.quick else a.batches:
             if batch <= LARGEST.get(name, batch):
-                part = measure(name, batch, 3 if a.quick else a.repeats, a.student, a.teacher)
+                part = measure(name, batch, 3 if a.quick else a.repeats, a.student, a.teacher, a.clock)
                 show(part)
                 rows += part
     if not a.quick:
