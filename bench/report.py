@@ -104,7 +104,7 @@ def ot_table(rows: list[Row]) -> str:
 def baselines_table(rows: list[Row]) -> str:
     cases = latest(rows, "method", "batch", "form")
     lines = []
-    for name, batch in dict.fromkeys((name, batch) for name, batch, _ in cases):
+    for name, batch in sorted({(name, batch) for name, batch, _ in cases}):
         naive, ours = cases[name, batch, "naive"], cases[name, batch, "ours"]
         times = f"{ours['times_naive']:.1f}x" if "times_naive" in ours else "-"
         memory = f"{short(naive['peak_mb'])} / {short(ours['peak_mb'])}"
