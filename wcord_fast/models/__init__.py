@@ -2,7 +2,7 @@
 
     from wcord_fast import models
     net = models.create("resnet8x4", num_classes=100)      # any case; also "WRN-40-2", "wrn_16_4", ...
-    logits = net(x)                                        # x [B, C, H, W], H and W at least 8
+    logits = net(x)                                        # x [B, C, H, W], H and W at least 8 (inception_v3: 75)
     features, logits = net(x, return_features=True)        # features [f0, ..., fk]
 
 `features[-1]` is the flat penultimate vector [B, net.feature_dim] (what WCoRD and CRD take), `features[1:-1]`

@@ -215,7 +215,7 @@ def _architecture(side: str, name: str) -> None:
     try:
         with torch.device("meta"):
             models.create(name)
-    except (ValueError, TypeError) as error:
+    except (ImportError, TypeError, ValueError) as error:
         raise ValueError(f"{side}: {str(error).removeprefix('name: ')}") from None
 
 

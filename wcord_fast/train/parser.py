@@ -108,9 +108,9 @@ def _spelled_out(argv: list[str]) -> list[str]:
 
 def _with_config(argv: list[str]) -> list[str]:
     """`argv` with its configuration file first, found by name if packaged; without one, the data set's."""
-    config, rest = _take("--config", argv)
+    config, rest = take("--config", argv)
     if config is None:
-        data, _ = _take("--data", argv)
+        data, _ = take("--data", argv)
         packaged = PACKAGED.get(data or Config.data)
         return argv if packaged is None else [f"--config={CONFIGS / packaged}.yaml", *argv]
     path = Path(config)
@@ -132,7 +132,7 @@ def _with_config(argv: list[str]) -> list[str]:
     return [f"--config={content}", *rest] if values else rest
 
 
-def _take(option: str, argv: list[str]) -> tuple[str | None, list[str]]:
+def take(option: str, argv: list[str]) -> tuple[str | None, list[str]]:
     """The value of `option` in `argv` (None if it is not there), and the other arguments."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument(option, dest="value")
