@@ -12,10 +12,20 @@ checkpoints and mdistiller's. `Tapped(any_network, features=[...])` makes any ot
 """
 
 from .base import FeatureNet
-from .registry import create, names
+from .registry import create, least_size, names
 from .resnet import ResNet
 from .taps import Tapped
 from .weights import find_state_dict, load_weights
 from .wrn import WideResNet
 
-__all__ = ["FeatureNet", "ResNet", "Tapped", "WideResNet", "create", "find_state_dict", "load_weights", "names"]
+__all__ = [
+    "FeatureNet",
+    "ResNet",
+    "Tapped",
+    "WideResNet",
+    "create",
+    "find_state_dict",
+    "least_size",
+    "load_weights",
+    "names",
+]

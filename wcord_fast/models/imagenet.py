@@ -27,6 +27,14 @@ class ImageNetResNet(FeatureNet):
         in_channels: channels of the images.
     """
 
+    conv1: nn.Module
+    bn1: nn.Module
+    maxpool: nn.Module
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Module
+
     def __init__(self, name: str, *, num_classes: int = 100, in_channels: int = 3) -> None:
         super().__init__(num_classes, in_channels)
         network = getattr(torchvision_models(name), name)(num_classes=num_classes)
@@ -60,6 +68,7 @@ class InceptionV3(FeatureNet):
         in_channels: channels of the images.
     """
 
+    dropout: nn.Module
     least_size = 75
     STEM = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "maxpool1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "maxpool2")
     STAGES = (

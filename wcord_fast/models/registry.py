@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from ..ops import checks
 from . import imagenet, mobilenetv2, resnet, resnet50, shufflenetv1, shufflenetv2, vgg, wrn
 from .base import FeatureNet
@@ -39,3 +41,9 @@ def create(name: str, num_classes: int = 100, **options: Any) -> FeatureNet:
         if net is not None:
             return net
     return checks.choice("name", key, names())  # raises: every name in the list has its family
+
+
+def least_size(name: str) -> int:
+    """The smallest height and width of images that the network `name` takes."""
+    with torch.device("meta"):
+        return create(name).least_size

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from .. import __version__
-from ..data import TestBatches
+from ..data import test_batches
 from . import checkpoint, report
 from . import table as tables
 from .checkpoint import CheckpointError
@@ -35,6 +35,8 @@ USAGE = """usage: wcord-fast COMMAND [options]
               (without options: a two-minute demonstration on embedded images)
   teacher     train one network with labels only and keep its checkpoint
   table       published pairs x methods x seeds, beside the paper's numbers
+  sweep       privileged distillation by method and by loss weight, by area under the ROC curve
+  crossmodal  luminance teacher, chrominance student without labels, linear probes on its blocks
   evaluate    test accuracy of a checkpoint
   info        versions, devices and backends of this installation
 
@@ -131,6 +133,22 @@ def table(argv: list[str]) -> int:
     return 0
 
 
+def sweep(argv: list[str]) -> int:
+    """Privileged distillation by method and by loss weight."""
+    from ..tasks.sweep import sweep as run
+
+    print(run(argv))
+    return 0
+
+
+def crossmodal(argv: list[str]) -> int:
+    """Cross-modal transfer, measured by linear probes."""
+    from ..tasks.crossmodal import crossmodal as run
+
+    print(run(argv))
+    return 0
+
+
 def evaluate_checkpoint(argv: list[str]) -> int:
     """Top-1 and top-5 of a checkpoint on the test images of the data set that it was trained on."""
     parser = argparse.ArgumentParser(prog="wcord-fast evaluate", description=evaluate_checkpoint.__doc__)
@@ -163,7 +181,7 @@ def evaluate_checkpoint(argv: list[str]) -> int:
     with checkpoint.usable(path):
         network = create_network(spec["model"], data, device)
         network.load_state_dict(state["student"])
-    tested = evaluate(network, TestBatches(data, args.batch_size), precision)
+    tested = evaluate(network, test_batches(data, args.batch_size), precision)
     print(
         f"{trained} on {len(data.test_labels):,} test images "
         f"of {data.name}: top-1 {tested['test_top1']:.2f} %, top-5 {tested['test_top5']:.2f} %"
@@ -184,6 +202,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "distill": distill,
     "teacher": teacher,
     "table": table,
+    "sweep": sweep,
+    "crossmodal": crossmodal,
     "evaluate": evaluate_checkpoint,
     "info": info,
 }

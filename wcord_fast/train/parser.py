@@ -22,7 +22,11 @@ from .config import Config, from_dict
 
 CONFIGS = Path(__file__).parent / "configs"
 INERT = {"teacher": ("student", "teacher_checkpoint", "methods", "epochs", "lr")}  # read from a file, and not used
-PACKAGED = {"digits": "digits", "cifar100": "cifar100_resnet32x4_resnet8x4"}
+PACKAGED = {
+    "digits": "digits",
+    "cifar100": "cifar100_resnet32x4_resnet8x4",
+    "imagenet": "imagenet_resnet34_resnet18",
+}
 
 
 class UsageError(ValueError):
