@@ -199,6 +199,8 @@ def _with_classes(data: Dataset, begin: int, end: int) -> Dataset:
 
     def part(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         kept = (labels >= begin) & (labels < end)
+        if not bool(kept.any()):
+            raise ValueError(f"data: no images of the classes {data.classes[begin]} to {data.classes[end - 1]}")
         return images[kept], labels[kept] - begin
 
     train_images, train_labels = part(data.train_images, data.train_labels)

@@ -42,7 +42,7 @@ def cells(channels: int, side: int) -> int:
     return max((c for c in (1, 2, 4, 8) if c <= side and channels * c * c <= WIDEST), default=1)
 
 
-def probe(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: int, iterations: int = 200) -> float:
+def probe(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: int, iterations: int = 100) -> float:
     """Test accuracy in percent of multinomial logistic regression on frozen features.
 
     Deterministic: features are standardised by the training images', weights begin at zero and are found by L-BFGS.
