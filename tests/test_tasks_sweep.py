@@ -154,6 +154,11 @@ def test_the_accuracy_table_sweeps_the_published_pair(tmp_path, capsys):
     assert str(tmp_path / "cifar100/resnet8x4/seed0/lambda_0.8_0.05/wcord") in plan["runs"]
 
 
+def test_the_accuracy_table_is_of_its_pair(tmp_path, capsys):
+    assert main(["sweep", "--tables=lambda2-cifar100", "--teacher=vgg13", f"--output-dir={tmp_path}"]) == 2
+    assert "lambda2-cifar100 is of resnet32x4-resnet8x4" in capsys.readouterr().err
+
+
 def test_a_method_that_cannot_serve_is_n_a(tmp_path, capsys):
     asked = ["sweep", *TINY, "--students=wrn_10_1", "--teacher=vgg8", "--tables=methods", "--methods=at"]
     assert main([*asked, f"--output-dir={tmp_path}", "--image-size=16"]) == 0

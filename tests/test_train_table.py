@@ -108,10 +108,12 @@ def test_the_budget_scales_epochs_and_images(tmp_path):
     asked, rest = table._arguments(["--budget=0.1", "--data=digits", f"--output-dir={tmp_path}"])
     config = table._config(asked, "vgg13-vgg8", rest)
     assert (config.epochs, config.teacher_epochs, config.limit_train) == (24, 24, 144)
-    said = table._not_comparable("vgg13-vgg8", config)
+    said = table.not_comparable("vgg13-vgg8", config)
     assert "144 training images, not all; 24 epochs" in said and "gradients are clipped at norm 5" in said
     asked, rest = table._arguments([])
-    assert table._not_comparable("vgg13-vgg8", table._config(asked, "vgg13-vgg8", rest)) == ""
+    published = table._config(asked, "vgg13-vgg8", rest)
+    assert table.not_comparable("vgg13-vgg8", published, 50_000) == ""
+    assert "45,000 training images, not 50,000" in table.not_comparable("vgg13-vgg8", published, 45_000)
 
 
 def test_a_diverging_method_is_reported_and_the_others_go_on(tmp_path, capsys):

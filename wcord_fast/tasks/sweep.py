@@ -19,7 +19,7 @@ from ..train.logs import to_screen, write_csv
 from ..train.meters import NonFiniteLoss
 from ..train.parser import UsageError, parse
 from ..train.runs import Result, Workbench
-from ..train.table import spread
+from ..train.table import not_comparable, spread
 from . import arguments, privileged
 from .sweep_plot import plot
 
@@ -27,6 +27,7 @@ log = logging.getLogger("wcord_fast")
 
 PUBLISHED = Path(__file__).parent / "published.yaml"
 TABLES = ("methods", "lambda1", "lambda2", "lambda2-cifar100")
+ACCURACY_PAIR = "resnet32x4-resnet8x4"
 STAND_IN = "wrn_16_2"  # for Inception-v3, where the images are too small for it
 OPTIONS: dict[str, Any] = {
     "tables": "methods,lambda1,lambda2",
@@ -153,9 +154,8 @@ def sweep(argv: list[str]) -> str:
     if "lambda2-cifar100" in tables:
         studies["lambda2-cifar100"] = study = _accuracy(asked, rest)
         points += _points("lambda2-cifar100", [study.config.student], study.config)
-        remarks.append(
-            "lambda2-cifar100: top-1 accuracy of the last epoch; the paper's are means of 5 runs of 240 epochs."
-        )
+        remarks.append("lambda2-cifar100: top-1 accuracy after the last epoch; the paper's are means of 5 runs.")
+        remarks.append(not_comparable(ACCURACY_PAIR, study.config))
     if asked.dry_run:
         return _plan(asked, studies, points, seeds)
     to_screen(next(iter(studies.values())).config.quiet)
@@ -194,6 +194,8 @@ def _accuracy(asked: argparse.Namespace, rest: list[str]) -> Study:
         config = parse("sweep", ["--config=cifar100_resnet32x4_resnet8x4", *rest], "")
     except UsageError as error:
         raise arguments.nearest(error, OPTIONS) from None
+    if f"{config.teacher}-{config.student}" != ACCURACY_PAIR:
+        raise UsageError(f"teacher: lambda2-cifar100 is of {ACCURACY_PAIR}; ask for it alone, without --teacher")
     home = Path(asked.output_dir) / "cifar100"
     return Study(config, home, Workbench, Workbench, lambda _bench, result: result.history[-1]["test_top1"])
 
@@ -241,7 +243,7 @@ def _report(
         why = dict.fromkeys(v for v in found if isinstance(v, str))
         remarks += [f"{point.student}, {point.setting}: {reason}" for reason in why]
     count = f"seed {seeds[0]}" if len(seeds) == 1 else f"mean ± standard deviation over {len(seeds)} seeds"
-    said = "\n".join([*remarks, f"ours: {count}."])
+    said = "\n".join(remark for remark in [*remarks, f"ours: {count}."] if remark)
     blocks = [report.text_table([line for line in lines if line["table"] == table]) for table in tables]
     text = "\n\n".join([*blocks, said]) + "\n"
     files.make_directory(home)

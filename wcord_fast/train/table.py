@@ -43,6 +43,7 @@ ALL_METHODS = [
     "wcord",
     "wcord+kd",
 ]
+TRAIN_IMAGES = {"cifar100": 50_000, "imagenet": 1_281_167}
 CLIP = 5.0  # gradient norm on other data than the recipe's, whose learning rate is too high for some of it at first
 HELP = """usage: wcord-fast table [--pair PAIRS] [--methods METHODS] [--seeds SEEDS] [--budget F] [--output-dir DIR] ...
 
@@ -104,9 +105,9 @@ def table(argv: list[str]) -> str:
     configs = {pair: _config(asked, pair, rest) for pair in asked.pair}  # all are checked before the first is run
     to_screen(next(iter(configs.values())).quiet)
     for pair, config in configs.items():
-        rows = _pair(pair, config, asked)
+        rows, images = _pair(pair, config, asked)
         lines += [_line(pair, row, papers[pair]) for row in rows]
-        remarks |= {remark: None for remark in [_not_comparable(pair, config)] if remark}
+        remarks |= {remark: None for remark in [not_comparable(pair, config, images)] if remark}
         remarks |= {f"{pair}: {row.method} is n/a. {row.refused}": None for row in rows if row.refused}
         remarks |= {f"{pair}: {row.method} failed with {why}": None for row in rows for why in row.failed}
     said = "\n".join(
@@ -193,8 +194,8 @@ def _config(asked: argparse.Namespace, pair: str, rest: list[str]) -> Config:
     )
 
 
-def _pair(pair: str, config: Config, asked: argparse.Namespace) -> list[Row]:
-    """Every method with every seed, from one teacher, which all pairs with that teacher share."""
+def _pair(pair: str, config: Config, asked: argparse.Namespace) -> tuple[list[Row], int]:
+    """Every method with every seed, from one teacher, which all pairs with that teacher share; and how many images."""
     home = Path(asked.output_dir)
     first = Workbench(replace(config, seed=asked.seeds[0], output_dir=str(home / "teachers" / config.teacher)))
     teacher = first.teacher()
@@ -212,7 +213,7 @@ def _pair(pair: str, config: Config, asked: argparse.Namespace) -> list[Row]:
             except NonFiniteLoss as error:
                 row.failed.append(f"seed {seed}: {error}")
                 log.warning("%s: %s", row.method, error)
-    return [Row("teacher", [teacher.history[-1]["test_top1"]]), *rows]
+    return [Row("teacher", [teacher.history[-1]["test_top1"]]), *rows], len(first.data.train_labels)
 
 
 def _line(pair: str, row: Row, paper: dict[str, list[float]]) -> report.Line:
@@ -228,13 +229,17 @@ def _line(pair: str, row: Row, paper: dict[str, list[float]]) -> report.Line:
     }
 
 
-def _not_comparable(pair: str, config: Config) -> str:
-    """Why our numbers are not comparable with the paper's; empty if they are."""
+def not_comparable(pair: str, config: Config, images: int | None = None) -> str:
+    """Why our numbers from so many training images are not comparable with the paper's; empty if they are."""
     theirs, why = parse("table", [f"--config={recipe(pair)}"], ""), []
     if config.data != theirs.data:
         why.append(f"the data set is {config.data}, not {theirs.data}")
     if config.limit_train is not None:
         why.append(f"{config.limit_train:,} training images, not all")
+    elif config.data == theirs.data and images not in (None, TRAIN_IMAGES[theirs.data]):
+        why.append(f"{images:,} training images, not {TRAIN_IMAGES[theirs.data]:,}")
+    if config.data == theirs.data and config.image_size != theirs.image_size:
+        why.append(f"images of {config.image_size} pixels, not {theirs.image_size}")
     if (config.epochs, config.teacher_epochs or config.epochs) != (theirs.epochs, theirs.epochs):
         teacher = config.teacher_epochs or config.epochs
         why.append(f"{config.epochs} epochs (teacher {teacher}), not {theirs.epochs}")
