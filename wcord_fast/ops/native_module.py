@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -62,6 +63,30 @@ def build_record() -> dict[str, Any]:
         return json.loads(_RECORD.read_text())
     except (OSError, ValueError):
         return {}
+
+
+def threads() -> int:
+    """How many threads a native call may use: torch's number, and 1 in a process forked after a call that used more.
+
+    OpenMP's threads do not survive a fork, and a team that waits for them would wait for ever.
+    """
+    count = 1 if _fork.team_lost else torch.get_num_threads()
+    _fork.team_made |= count > 1
+    return count
+
+
+class _Fork:
+    """Whether OpenMP has had a team of threads here, and whether a fork has lost it."""
+
+    team_made = team_lost = False
+
+    def in_child(self) -> None:
+        self.team_lost = self.team_made
+
+
+_fork = _Fork()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_fork.in_child)
 
 
 def stream_of(tensor: Tensor) -> tuple[int, int]:
