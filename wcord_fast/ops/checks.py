@@ -149,8 +149,9 @@ def finite_rows(name: str, values: Tensor, code: Code) -> Tensor:
     return ok
 
 
-def norms_in_range(name: str, rows: Tensor, norm: Tensor, dtype: torch.dtype) -> None:
-    """An error for the first of `rows` [B, D], on the CPU, whose update's norm [B, 1] is not finite in `dtype`."""
+def norms_in_range(name: str, rows: Tensor, norm: Tensor, dtype: torch.dtype) -> Tensor:
+    """bool [B]: True where the norm [B, 1] of the update by a row of `rows` [B, D] is finite in `dtype`."""
+    ok = torch.isfinite(norm[:, 0].to(dtype))
 
     def describe(at: tuple[int, ...]) -> Exception:
         row = rows[at[0]]
@@ -160,7 +161,8 @@ def norms_in_range(name: str, rows: Tensor, norm: Tensor, dtype: torch.dtype) ->
             f"expected a finite bank row, and a norm that is finite in {dtype}"
         )
 
-    guard(~torch.isfinite(norm[:, 0].to(dtype)), Code.UPDATE_ROW, describe)
+    guard(~ok, Code.UPDATE_ROW, describe)
+    return ok
 
 
 def boolean(name: str, value: Any) -> bool:

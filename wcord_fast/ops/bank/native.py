@@ -23,7 +23,8 @@ def bank_update_(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> 
 
     Index bounds and finiteness are checked by the op that calls this, on the CPU the norms of the new rows here (see
     `checks.norms_in_range`); the write counts in the bank's version. In any case nothing outside the bank is touched:
-    an index out of range is skipped, and on CUDA it, or a row that is not finite, sets its bit in the status word.
+    an index out of range is skipped, and so on CUDA are rows and norms that are not finite; there each sets its bit in
+    the status word.
     """
     native = native_module.module()
     index, rows = index.contiguous(), rows.contiguous()
