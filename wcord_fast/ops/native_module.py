@@ -66,27 +66,23 @@ def build_record() -> dict[str, Any]:
 
 
 def threads() -> int:
-    """How many threads a native call may use: torch's number, and 1 in a process forked after a call that used more.
+    """How many threads a native call may use: torch's number, and 1 in a forked process.
 
-    OpenMP's threads do not survive a fork, and a team that waits for them would wait for ever.
+    OpenMP's threads, which torch shares, do not survive a fork, and a team that waits for them would wait for ever.
     """
-    count = 1 if _fork.team_lost else torch.get_num_threads()
-    _fork.team_made |= count > 1
-    return count
+    return 1 if _forked else torch.get_num_threads()
 
 
-class _Fork:
-    """Whether OpenMP has had a team of threads here, and whether a fork has lost it."""
-
-    team_made = team_lost = False
-
-    def in_child(self) -> None:
-        self.team_lost = self.team_made
+_forked = False
 
 
-_fork = _Fork()
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_fork.in_child)
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def stream_of(tensor: Tensor) -> tuple[int, int]:
