@@ -92,6 +92,7 @@ def step():
     loss = F.bank_nce(x, bank, index, negatives=sampler, log_z=2.0, backend="native")
     return loss, F.bank_update_(bank.clone(), index, x), sampler.draw(index)
 expected = step()
+torch.ones(1000, 1000).exp()
 child = os.fork()
 if child == 0:
     signal.alarm(20)
@@ -160,3 +161,41 @@ def test_explain_tells_of_the_class_sums():
 def test_sampler_options_out_of_range_are_named(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_an_update_of_many_rows_takes_no_square_of_them():
+    many = 100_000  # squared: 10 GB
+    rows, index = torch.randn(many, 2), torch.arange(many) // 2
+    bank = MemoryBank(many, 2, seed=1)
+    F.bank_mean_score(rows[:1], bank, index[:1], negatives=NegativeSampler(many, "all"))
+    expected = bank.rows.clone()
+    bank.update_(index, rows)  # by the native code, and the class sums follow
+    with wcord_fast.use_backend("reference"):
+        F.bank_update_(expected, index, rows)
+    torch.testing.assert_close(bank.rows, expected)
+    torch.testing.assert_close(bank.current_sums().sums[0], bank.rows.double().sum(0), rtol=0, atol=1e-6)
+
+
+NO_MEMORY = """
+import resource, torch
+from wcord_fast import functional as F
+torch.set_num_threads(2)
+d = 10**7
+x, bank, index, rows = torch.zeros(1, d), torch.zeros(2, d), torch.tensor([0]), torch.tensor([[1]])
+score = lambda dim: F.bank_mean_score(x[:, :dim], bank[:, :dim], index, negatives=rows, plan="dense", backend="native")
+expected = score(5)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))
+try:
+    score(d)  # a thread's scratch would be 5 GB
+except MemoryError:
+    raise SystemExit(0 if torch.equal(score(5), expected) else 1)
+raise SystemExit(2)
+"""
+
+
+@needs_native
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
+def test_threads_without_memory_raise_an_error():
+    done = subprocess.run([sys.executable, "-c", NO_MEMORY], capture_output=True, text=True)
+    assert done.returncode == 0, (done.returncode, done.stderr)
