@@ -16,6 +16,31 @@ T* at(const py::handle& address) {
   return reinterpret_cast<T*>(address.cast<uintptr_t>());
 }
 
+}  // namespace
+
+// The tuple of ops/sampling/native.py: draw_args.
+DrawArgs draw_args(const py::tuple& t) {
+  DrawArgs a{};
+  a.index = at<const void>(t[0]);
+  a.index_bytes = t[1].cast<int32_t>();
+  a.num_anchors = t[2].cast<int64_t>();
+  a.num_draws = t[3].cast<int64_t>();
+  a.num_data = t[4].cast<int64_t>();
+  a.anchor_offset = t[5].cast<int64_t>();
+  a.source = t[6].cast<int32_t>();
+  a.replacement = t[7].cast<int32_t>();
+  a.state = at<const int64_t>(t[8]);
+  a.label = at<const int32_t>(t[9]);
+  a.order = at<const int32_t>(t[10]);
+  a.rank = at<const int32_t>(t[11]);
+  a.class_start = at<const int32_t>(t[12]);
+  a.threshold = at<const uint64_t>(t[13]);
+  a.alias = at<const int32_t>(t[14]);
+  return a;
+}
+
+namespace {
+
 // rows: (kind, address, bytes per number, numbers per anchor).  banks: one (address, dtype) per direction.
 BankArgs bank_args(int op, bool wide, const py::tuple& draws, const py::tuple& rows, const py::list& banks, int64_t dim,
                    uintptr_t anchors, uintptr_t offset, double scale, uintptr_t value, uintptr_t grad, int threads) {
@@ -44,26 +69,6 @@ BankArgs bank_args(int op, bool wide, const py::tuple& draws, const py::tuple& r
 }
 
 }  // namespace
-
-DrawArgs draw_args(const py::tuple& t) {
-  DrawArgs a{};
-  a.index = at<const void>(t[0]);
-  a.index_bytes = t[1].cast<int32_t>();
-  a.num_anchors = t[2].cast<int64_t>();
-  a.num_draws = t[3].cast<int64_t>();
-  a.num_data = t[4].cast<int64_t>();
-  a.anchor_offset = t[5].cast<int64_t>();
-  a.source = t[6].cast<int32_t>();
-  a.replacement = t[7].cast<int32_t>();
-  a.state = at<const int64_t>(t[8]);
-  a.label = at<const int32_t>(t[9]);
-  a.order = at<const int32_t>(t[10]);
-  a.rank = at<const int32_t>(t[11]);
-  a.class_start = at<const int32_t>(t[12]);
-  a.threshold = at<const uint64_t>(t[13]);
-  a.alias = at<const int32_t>(t[14]);
-  return a;
-}
 
 void bind_bank(py::module_& m) {
   using release = py::call_guard<py::gil_scoped_release>;
