@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -108,6 +109,33 @@ def test_a_forked_process_does_not_wait_for_threads_that_it_has_not():
     env = os.environ | {"OMP_WAIT_POLICY": "passive"}
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     assert done.returncode == 0, (done.returncode, done.stderr)
+
+
+@needs_native
+def test_python_threads_get_what_one_gets(monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    x, bank, index = torch.randn(16, 16, generator=g), torch.randn(400, 16, generator=g), torch.arange(16)
+    s = NegativeSampler(400, 100, seed=0)
+
+    def step(plan: str) -> tuple[torch.Tensor, ...]:
+        y = x.clone().requires_grad_()
+        loss = F.bank_nce(y, bank, index, negatives=s, log_z=2.0, plan=plan, backend="native")
+        return loss.detach(), *torch.autograd.grad(loss.sum(), y), F.bank_update_(bank.clone(), index, x)
+
+    plans = ("gather", "dense") * 100
+    monkeypatch.setattr(native_module, "threads", lambda: 2)
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(step, plans))
+    for plan, result in zip(plans, results, strict=True):
+        expected = results[plans.index(plan)]
+        assert all(torch.equal(a, b) for a, b in zip(result, expected, strict=True))
+
+
+@pytest.mark.parametrize(("transform", "shape"), [(torch.func.grad, (B, D)), (torch.func.vmap, (2, B, D))])
+def test_transforms_of_functions_are_refused(transform, shape):
+    bank, s = torch.randn(N, D), NegativeSampler(N, K, seed=0)
+    with pytest.raises(RuntimeError, match=r"functorch transforms"):
+        transform(lambda a: F.bank_nce(a, bank, INDEX, negatives=s, log_z=2.0).sum())(torch.randn(shape))
 
 
 def test_a_negated_view_is_scored_and_not_updated():
