@@ -35,6 +35,8 @@ USAGE = """usage: wcord-fast COMMAND [options]
               (without options: a two-minute demonstration on embedded images)
   teacher     train one network with labels only and keep its checkpoint
   table       published pairs x methods x seeds, beside the paper's numbers
+  sweep       privileged distillation by method and by loss weight, by area under the ROC curve
+  crossmodal  luminance teacher, chrominance student without labels, linear probes on its blocks
   evaluate    accuracy and AUC of a checkpoint on the test images
   export      a checkpoint's network as a state dict, safetensors, torch.export or ONNX file
   info        versions, devices and backends of this installation
@@ -133,6 +135,22 @@ def table(argv: list[str]) -> int:
     return 0
 
 
+def sweep(argv: list[str]) -> int:
+    """Privileged distillation by method and by loss weight."""
+    from ..tasks.sweep import sweep as run
+
+    print(run(argv))
+    return 0
+
+
+def crossmodal(argv: list[str]) -> int:
+    """Cross-modal transfer, measured by linear probes."""
+    from ..tasks.crossmodal import crossmodal as run
+
+    print(run(argv))
+    return 0
+
+
 def info(argv: list[str]) -> int:
     """What this installation is and can do."""
     Arguments("info", info.__doc__).parse_args(argv)
@@ -146,6 +164,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "distill": distill,
     "teacher": teacher,
     "table": table,
+    "sweep": sweep,
+    "crossmodal": crossmodal,
     "evaluate": evaluate_checkpoint,
     "export": export,
     "info": info,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -35,6 +35,8 @@ def completion(argv: list[str]) -> int:
 
 def tree(file: Any, directory: Any) -> argparse.ArgumentParser:
     """Every command with its options and the names that they take; `file` and `directory` mark what takes a path."""
+    from ..tasks import crossmodal, sweep  # they need the driver, of which this is a part
+
     top = argparse.ArgumentParser(prog="wcord-fast")
     commands = top.add_subparsers()
 
@@ -49,9 +51,22 @@ def tree(file: Any, directory: Any) -> argparse.ArgumentParser:
             parser.add_argument(option, choices=choices)
         _add_config(parser, (), file, directory, methods=["all", *ALL_METHODS])
 
+    def of_task(own: Iterable[str]) -> Callable[[argparse.ArgumentParser], None]:
+        def fill(parser: argparse.ArgumentParser) -> None:
+            for name in own:
+                if name not in ("output_dir", "dry_run"):  # the configuration has them too
+                    parser.add_argument(
+                        f"--{name.replace('_', '-')}", choices=sweep.TABLES if name == "tables" else None
+                    )
+            _add_config(parser, (), file, directory)
+
+        return fill
+
     command("distill", of_config("distill"))
     command("teacher", of_config("teacher"))
     command("table", of_table)
+    command("sweep", of_task(sweep.OPTIONS))
+    command("crossmodal", of_task(crossmodal.OPTIONS))
     for name, own in (("evaluate", evaluate_command.arguments()), ("export", export.arguments())):
         parser = commands.add_parser(name, help=name, parents=[own], add_help=False)
         for action in parser._actions:

@@ -26,7 +26,7 @@ class Config:
     """What to train on what, how, and where to leave the results.
 
     Attributes:
-        data: data set: "digits" (embedded), "cifar100" or "folder".
+        data: data set: "digits" (embedded), "cifar100", "folder" (in memory) or "imagenet" (a folder read as needed).
         data_dir: where its files are.
         image_size: height and width of the images, where the data set has a choice.
         limit_train: train on this many images only, every class in proportion.
@@ -227,7 +227,7 @@ def _architecture(side: str, name: str) -> None:
     try:
         with torch.device("meta"):
             models.create(name)
-    except (ValueError, TypeError) as error:
+    except (ImportError, TypeError, ValueError) as error:
         raise ValueError(f"{side}: {str(error).removeprefix('name: ')}") from None
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..data import TrainBatches
+from ..data import LazyBatches, TrainBatches
 from ..distill import Batch
 from .meters import GraphWatch, Stopwatch, Watch
 
@@ -41,7 +41,7 @@ class GraphedStep:
         self,
         step: Callable[[Batch, Watch], Values],
         parameters: list[nn.Parameter],
-        train: TrainBatches,
+        train: TrainBatches | LazyBatches,
         record: Callable[[Function], tuple[Values, Callable[[], None]]] | None = None,
         warm: Callable[[Function], Values] | None = None,
         inside: Callable[[], GraphWatch] = GraphWatch,

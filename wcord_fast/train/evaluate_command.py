@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data import TestBatches
+from ..data import LazyBatches, TestBatches, test_batches
 from ..distill.modes import eval_mode
 from . import report, trained
 from .arguments import Arguments
@@ -29,7 +29,7 @@ def evaluate_checkpoint(argv: list[str]) -> int:
     device = require_device(args.device)
     data = found.dataset(args.data_dir).to(device)
     network = found.network(data.channels).to(device)
-    measured = measures(*predictions(network, TestBatches(data, args.batch_size), found.precision))
+    measured = measures(*predictions(network, test_batches(data, args.batch_size), found.precision))
     per_class = measured.pop("per_class")
     best = next((row.get("best_top1") for row in found.history[-1:]), None)
     if args.json:
@@ -68,7 +68,9 @@ def arguments() -> Arguments:
 
 
 @torch.no_grad()
-def predictions(network: nn.Module, batches: TestBatches, precision: str = "fp32") -> tuple[Tensor, Tensor]:
+def predictions(
+    network: nn.Module, batches: TestBatches | LazyBatches, precision: str = "fp32"
+) -> tuple[Tensor, Tensor]:
     """Logits float32 [N, C] and labels int64 [N] of the test images, on the CPU; in eval mode, which is restored."""
     logits, labels = [], []
     with eval_mode(network):

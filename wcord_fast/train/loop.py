@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data import TestBatches, TrainBatches
+from ..data import LazyBatches, TestBatches, TrainBatches
 from ..distill import Batch, Method, Outputs
 from ..ops.status import check
 from . import checkpoint
@@ -45,7 +45,7 @@ class Run:
         student: the network to train, on its device.
         method: the objective beside the cross entropy.
         teacher: the frozen network, or None if the method needs none at all.
-        train, test: the data.
+        train, test: the data; test None if the labels mean nothing: then no accuracy is measured.
         export: name of the file that gets the student's state dict when the run is finished.
         log_every, log_grad_norms, tensorboard, quiet, restart: see `Config`.
     """
@@ -56,8 +56,8 @@ class Run:
     student: nn.Module
     method: Method
     teacher: nn.Module | None
-    train: TrainBatches
-    test: TestBatches
+    train: TrainBatches | LazyBatches
+    test: TestBatches | LazyBatches | None
     export: str = "student.pt"
     log_every: int = 50
     log_grad_norms: bool = False
@@ -144,8 +144,11 @@ def one_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> None:
         group["lr"] = rate
     losses = train_epoch(run, optimizer, epoch)
     row = {"epoch": epoch + 1, "lr": rate, **losses}
-    row |= evaluate(run.student, run.test, run.recipe["precision"])
-    row["best_top1"] = max([row["test_top1"], *(r["best_top1"] for r in run.history[-1:])])
+    if run.test is None:
+        del row["train_top1"], row["ce"]
+    else:
+        row |= evaluate(run.student, run.test, run.recipe["precision"])
+        row["best_top1"] = max([row["test_top1"], *(r["best_top1"] for r in run.history[-1:])])
     run.history.append(row)
     data = run.train.dataset
     state = {

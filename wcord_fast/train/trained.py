@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from .. import models
-from ..data import Dataset
+from ..data import Dataset, LazyFolder
 from . import checkpoint
 from .checkpoint import CheckpointError
 from .runs import load_data
@@ -40,7 +40,7 @@ class Trained:
     _weights: dict[str, Any]
     _input: dict[str, Any] | None
 
-    def dataset(self, data_dir: str | None) -> Dataset:
+    def dataset(self, data_dir: str | None) -> Dataset | LazyFolder:
         """The data set that it was trained on, on the CPU; CheckpointError if what is here has other classes."""
         data = load_data(self.data, data_dir)
         if list(data.classes) != self.classes:

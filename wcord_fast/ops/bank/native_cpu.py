@@ -58,7 +58,7 @@ class Call:
         temperature: float = 1.0,
         log_z: Tensor | None = None,
     ):
-        self.op, self.spec, self.threads = op, spec, torch.get_num_threads()
+        self.op, self.spec, self.threads = op, spec, native_module.threads()
         self.native = native_module.module()
         self.dtype = accumulate_dtype(anchors, *banks)
         self.anchors = anchors.to(self.dtype).contiguous()  # [S, B, D]
