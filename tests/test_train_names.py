@@ -78,7 +78,7 @@ def test_bash_completes_commands_options_and_names(tmp_path, capsys):
         "wcord-fast distill --methods wc": {"wcord", "wcord+kd"},
         "wcord-fast distill --wcord.critic n": {"nce_sn", "nce"},
         "wcord-fast distill --channels": {"--channels-last"},
-        "wcord-fast distill --teacher resnet3": {"resnet32", "resnet32x4"},
+        "wcord-fast distill --teacher resnet32": {"resnet32", "resnet32x4"},
         "wcord-fast table --pair vgg": {"vgg13-vgg8", "vgg13-MobileNetV2"},
         "wcord-fast export run --format s": {"state_dict", "safetensors"},
     }.items():
