@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -24,7 +26,7 @@ def modules():
 def joined(module, plan, p, cuts):
     """The results of all parts, added up in fp64."""
     nce, mean, sums = [], [], []
-    for lo, hi in zip(cuts[:-1], cuts[1:], strict=True):
+    for lo, hi in pairwise(cuts):
         banks, part = [b[lo:hi].contiguous() for b in p.banks], Part(lo, p.banks[0].shape[0])
         common = (p.anchors, banks, p.index)
         nce.append(module.bank_nce(*common, p.log_z, p.spec, TAU, True, plan, "auto", part))

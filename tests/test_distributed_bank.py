@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from wcord_fast import CRDLoss, MemoryBank, NegativeSampler, WCoRDLoss
 from wcord_fast import functional as F
-from wcord_fast.distributed import bytes_sent, ranks
+from wcord_fast.distributed import bytes_sent, exclude_state, ranks
 from wcord_fast.distributed.ranks import gather_rows, scatter_sums, sizes_of
 
 from .rank_pool import Pool
@@ -67,9 +67,7 @@ def batches(world, rank=None):
 def train(name, rank=None, world=None, **options):
     """Losses, the gradients of every step, and the state at the end; on ranks by DDP."""
     loss = build(name, **options)
-    ignored = [n for n, _ in loss.named_buffers() if "_u" not in n and "_v" not in n]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(loss, ignored)
-    module = loss if rank is None else DistributedDataParallel(loss, broadcast_buffers=False)
+    module = loss if rank is None else DistributedDataParallel(loss)
     parameters = [p for p in loss.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, 0.1)
     values, grads = [], []
@@ -122,6 +120,24 @@ def test_shards_equal_one_process(pool, name):
         else:
             assert all(torch.equal(s[key].nan_to_num(), states[0][key].nan_to_num()) for s in states), key
             torch.testing.assert_close(states[0][key], value, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def wrapped(whole_model):
+    """Each rank marks a row of its bank; what DDP leaves of the marks after two steps."""
+    rank, world = ranks()
+    loss = build("nce_sn")
+    model = torch.nn.ModuleDict({"head": loss})
+    model.forward = loss.forward
+    loss.contrast.memory_v1.rows[0] = rank + 1.0
+    module = DistributedDataParallel(exclude_state(model) if whole_model else loss)
+    for f_s, f_t, idx, _ in list(batches(world, rank))[:2]:
+        module(f_s, f_t, idx.clamp_min(1)).backward()
+    return loss.contrast.memory_v1.rows[0].unique().tolist()
+
+
+@pytest.mark.parametrize("whole_model", [False, True])
+def test_ddp_leaves_the_banks_alone(pool, whole_model):
+    assert pool.run(wrapped, whole_model) == [[rank + 1.0] for rank in range(pool.world)]
 
 
 def many_steps(shard):
@@ -234,7 +250,7 @@ def test_traffic_of_a_step_is_that_of_the_arithmetic_and_independent_of_k_and_n(
 
 
 def collectives():
-    rank, world = ranks()
+    rank = ranks().rank
     sizes = sizes_of(rank + 1, CPU)
     values = torch.full((rank + 1, 2), rank, dtype=torch.bfloat16)
     joined, numbers = gather_rows([values, torch.arange(rank + 1)], sizes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from typing import TypeAlias
 
 import numpy as np
@@ -34,6 +35,8 @@ class TrainBatches:
         drop_last: leave out a smaller last batch.
         dtype: of the images: float32, bfloat16, float16 or float64.
         channels_last: memory format of the images.
+        part: (rank, world): of every batch take this rank's part only, the parts being consecutive and as equal as can
+            be. A last batch of fewer than `world` images is left out.
 
     Raises:
         ValueError: an option out of range, or drop_last with fewer images than one batch.
@@ -50,9 +53,15 @@ class TrainBatches:
         drop_last: bool = False,
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         self.dataset = dataset
         self.batch_size = checks.integer("batch_size", batch_size, least=1)
+        self.rank, self.world = part
+        if self.batch_size < self.world:
+            raise ValueError(
+                f"batch_size: expected at least one image for each of {self.world} processes, got {batch_size}"
+            )
         self.seed = checks.integer("seed", seed, least=0)
         self.padding = checks.integer("padding", dataset.padding if padding is None else padding, least=0)
         self.flip = dataset.flip if flip is None else bool(flip)
@@ -65,7 +74,7 @@ class TrainBatches:
     def __len__(self) -> int:
         """Batches per epoch."""
         whole, rest = divmod(len(self.dataset.train_labels), self.batch_size)
-        return whole + (rest > 0 and not self.drop_last)
+        return whole + (rest >= self.world and not self.drop_last)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of epoch `epoch` (from 0), from batch number `start` on.
@@ -77,6 +86,24 @@ class TrainBatches:
             raise ValueError(f"start: expected at most {len(self)}, the batches of an epoch, got {start}")
         return self._batches(epoch, start)
 
+    def weight(self, i: int) -> float:
+        """W * B_rank / B: times this, the mean over ranks of means over their parts is the mean over batch i."""
+        n = len(self.dataset.train_labels)
+        rows, whole = self._rows(i), min((i + 1) * self.batch_size, n) - i * self.batch_size
+        return self.world * (rows.stop - rows.start) / whole
+
+    def whole(self) -> TrainBatches:
+        """The same batches, undivided."""
+        batches = copy(self)
+        batches.rank, batches.world = 0, 1
+        return batches
+
+    def _rows(self, i: int) -> slice:
+        """Where in the epoch's permutation this rank's part of batch i is."""
+        first = i * self.batch_size
+        size = min(self.batch_size, len(self.dataset.train_labels) - first)
+        return slice(first + size * self.rank // self.world, first + size * (self.rank + 1) // self.world)
+
     def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
         data, device = self.dataset, self.dataset.device
         n = len(data.train_labels)
@@ -85,7 +112,7 @@ class TrainBatches:
         shift = torch.from_numpy(rng.integers(-self.padding, self.padding + 1, size=(n, 2))).to(device)  # [N, 2]
         mirror = torch.from_numpy(rng.random(n) < 0.5).to(device) if self.flip else None  # bool [N]
         for i in range(start, len(self)):
-            at = slice(i * self.batch_size, (i + 1) * self.batch_size)
+            at = self._rows(i)
             index = order[at]
             pixels = crop_flip(data.train_images, index, shift[at], None if mirror is None else mirror[at])
             yield self.normalise(pixels), data.train_labels[index], index

@@ -39,7 +39,7 @@ def bytes_sent() -> int:
 
 @torch.compiler.disable
 def sizes_of(count: int, device: torch.device) -> list[int]:
-    """`count` of every rank, in rank order; on the host if the group has a backend for it, so no device is waited for."""
+    """`count` of every rank, in rank order. No device is waited for where the group has a backend for the CPU."""
     world = ranks().world
     if world == 1:
         return [count]

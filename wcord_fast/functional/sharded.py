@@ -9,6 +9,7 @@ Every function here is collective: all ranks call it, with the same options. Arg
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -36,7 +37,8 @@ class Shard(NamedTuple):
         return self.part.num_data, self.rows.shape[1]
 
 
-class Joined(NamedTuple):
+@dataclass(frozen=True)
+class Joined:
     """The batch of all ranks, in rank order."""
 
     anchors: Tensor  # [S, B, D], detached

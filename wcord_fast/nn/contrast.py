@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..distributed.ddp import own_state
 from ..distributed.ranks import gather_rows, ranks
 from ..functional.bank import draw_spec, log_z_pair, mean_score_pair, nce_pair
 from ..functional.sharded import Joined, Shard, fetch, join
@@ -154,7 +156,7 @@ class Contrast(nn.Module):
             return torch.stack([bank[own] for bank in banks])
         if index is not joined.own_index:
             (everyone,) = gather_rows([index.long()], joined.sizes)
-            joined = joined._replace(index=everyone)
+            joined = replace(joined, index=everyone)
         return fetch(banks, joined)
 
     def _clamped(self, idx: Tensor) -> Tensor:
@@ -199,6 +201,11 @@ class ContrastiveLoss(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_load_state_dict_pre_hook(_refuse_misfits)
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """What DistributedDataParallel reads of a module that it wraps."""
+        return own_state(self)
 
     def init_banks(self, f_s: Tensor, f_t: Tensor, idx: Tensor) -> None:
         """Replace the random initial rows `idx` of both banks by the embeddings of these features.

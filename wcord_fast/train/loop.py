@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,12 +21,13 @@ from torch import Tensor, nn
 from ..data import TestBatches, TrainBatches
 from ..distill import Batch, Method, Outputs
 from ..ops.status import check
-from . import checkpoint
+from . import checkpoint, shards
 from .config import learning_rate
 from .evaluate import autocast, evaluate
 from .files import locked
 from .logs import CSV, Progress, Row, TensorBoard, epoch_line, write_csv
 from .meters import Meters, Stopwatch
+from .ranks import average_buffers, average_gradients, copy_from_main, from_main, is_main, join_meters, sync_if, wrap
 from .stage import pretrain
 
 log = logging.getLogger(__name__)
@@ -45,6 +47,7 @@ class Run:
         train, test: the data.
         export: name of the file that gets the student's state dict when the run is finished.
         log_every, log_grad_norms, tensorboard, quiet, restart: see `Config`.
+        network: the student as it is called in training: under DDP where there are several processes.
     """
 
     name: str
@@ -62,6 +65,10 @@ class Run:
     quiet: bool = False
     restart: bool = False
     history: list[Row] = field(default_factory=list)
+    network: nn.Module = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.network = self.student
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -82,17 +89,19 @@ def fit(run: Run) -> list[Row]:
         NonFiniteLoss: a loss term became NaN or infinite.
         ValueError: a bad value was met by a loss (the message names it).
     """
-    with locked(run.directory):
+    with locked(run.directory) if is_main() else nullcontext():
         return _fit(run)
 
 
 def _fit(run: Run) -> list[Row]:
     recipe = run.recipe
-    fresh = run.restart or not (run.directory / checkpoint.CURRENT).exists()
+    fresh = run.restart or not from_main((run.directory / checkpoint.CURRENT).exists)
     if run.method.stage is not None and run.teacher is not None and fresh:
-        generators = checkpoint.rng_state()
-        pretrain(run, run.teacher)
-        checkpoint.set_rng_state(generators)  # the student's training does not depend on when its stage was run
+        if is_main():  # one process, whatever the number: the stage is the same for any
+            generators = checkpoint.rng_state()
+            pretrain(run, run.teacher)
+            checkpoint.set_rng_state(generators)  # the student's training does not depend on when its stage was run
+        copy_from_main(run.student, run.method)
     optimizer = torch.optim.SGD(
         run.parameters(),
         lr=recipe["lr"],
@@ -100,6 +109,7 @@ def _fit(run: Run) -> list[Row]:
         weight_decay=recipe["weight_decay"],
     )
     resume(run, optimizer)
+    run.network = wrap(run.student)
     first = len(run.history)
     if first == recipe["epochs"]:
         log.info("%s: finished earlier, %d epochs (%s)", run.name, first, run.directory)
@@ -112,8 +122,9 @@ def _fit(run: Run) -> list[Row]:
                 log.info("%s", epoch_line(run.name, run.history[-1], recipe["epochs"]))
         finally:
             board.close()
-    write_csv(run.directory / CSV, run.history)
-    checkpoint.save_state_dict(run.directory / run.export, run.student.state_dict())
+    if is_main():
+        write_csv(run.directory / CSV, run.history)
+        checkpoint.save_state_dict(run.directory / run.export, run.student.state_dict())
     return run.history
 
 
@@ -123,8 +134,9 @@ def one_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
     losses = train_epoch(run, optimizer, epoch)
+    average_buffers(run.student)
     row = {"epoch": epoch + 1, "lr": rate, **losses}
-    row |= evaluate(run.student, run.test, run.recipe["precision"])
+    row |= from_main(lambda: evaluate(run.student, run.test, run.recipe["precision"]))
     row["best_top1"] = max([row["test_top1"], *(r["best_top1"] for r in run.history[-1:])])
     run.history.append(row)
     state = {
@@ -137,13 +149,14 @@ def one_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> None:
         "rng": checkpoint.rng_state(),
         "history": run.history,
     }
-    checkpoint.save(run.directory, state)
-    write_csv(run.directory / CSV, run.history)
+    shards.save(run.directory, state, run.method)
+    if is_main():
+        write_csv(run.directory / CSV, run.history)
 
 
 def resume(run: Run, optimizer: torch.optim.Optimizer) -> None:
     """Put `run` where its directory's checkpoint left it; without one, do nothing."""
-    state = None if run.restart else checkpoint.load_latest(run.directory, run.spec)
+    state = None if run.restart else shards.load_latest(run.directory, run.spec, run.method)
     if state is None:
         return
     checkpoint.restore(run.directory, state, run.student, run.method, optimizer)
@@ -164,10 +177,11 @@ def train_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> Row:
     for step, batch in enumerate(bar):
         probe = run.log_grad_norms and step == len(run.train) // 2
         part = micro_batch(step, len(run.train), run.recipe["accumulate"])
-        shares |= train_step(run, optimizer, Batch(*batch), meters, watch, probe, part)
+        shares |= train_step(run, optimizer, Batch(*batch), meters, watch, probe, part, run.train.weight(step))
         if (step + 1) % run.log_every == 0:
             bar.show(meters.means())
             check()
+    join_meters(meters)
     means = meters.means()
     check()
     seconds = time.perf_counter() - began
@@ -199,16 +213,17 @@ def train_step(
     watch: Stopwatch,
     probe: bool,
     part: MicroBatch,
+    weight: float = 1.0,
 ) -> dict[str, float]:
     """One batch, and the optimiser step if it is the last of its group, without synchronisation; with `probe` also each
-    term's share of the gradient (with)."""
+    term's share of the gradient (with). `weight`: of this process' part of the batch, see `TrainBatches.weight`."""
     device, precision = batch.images.device, run.recipe["precision"]
     teacher = None
     if run.teacher is not None and run.method.needs_teacher:
         with torch.no_grad(), autocast(device, precision):
             teacher = Outputs(*run.teacher(batch.images, return_features=True))
-    with autocast(device, precision):
-        student = Outputs(*run.student(batch.images, return_features=True))
+    with autocast(device, precision), sync_if(part.last, run.network):
+        student = Outputs(*run.network(batch.images, return_features=True))
     cross_entropy = F.cross_entropy(student.logits.float(), batch.labels)
     ce = run.method.options.ce_weight * cross_entropy
     correct = (student.logits.argmax(1) == batch.labels).double().mean()
@@ -227,9 +242,11 @@ def train_step(
                 raise meters.not_finite("ce") from error
             raise
         if loss.value.requires_grad:
-            (loss.value * part.share).backward()
-    backward(ce * part.share, student, leaves)
+            (loss.value * (part.share * weight)).backward()
+    with sync_if(part.last, run.network):
+        backward(ce * (part.share * weight), student, leaves)
     if part.last:
+        average_gradients(run.method.parameters())
         if run.recipe["clip_grad"] is not None:
             nn.utils.clip_grad_norm_(run.parameters(), run.recipe["clip_grad"])
         optimizer.step()

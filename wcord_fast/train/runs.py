@@ -15,6 +15,7 @@ from torch import nn
 from .. import data as datasets
 from .. import distill, models
 from ..data import Dataset, TestBatches, TrainBatches
+from ..distributed import ranks
 from . import checkpoint
 from .checkpoint import CheckpointError
 from .config import Config
@@ -53,7 +54,9 @@ class Workbench:
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # as the published recipe does: shapes repeat
         self.data = load_data(data_spec(config), config.data_dir).to(self.device) if data is None else data
-        self.train = TrainBatches(self.data, config.batch_size, seed=config.seed, channels_last=config.channels_last)
+        self.train = TrainBatches(
+            self.data, config.batch_size, seed=config.seed, channels_last=config.channels_last, part=ranks()
+        )
         self.test = TestBatches(self.data, config.eval_batch_size, channels_last=config.channels_last)
 
     def require_methods(self) -> None:
