@@ -109,7 +109,6 @@ def _fit(run: Run) -> list[Row]:
         weight_decay=recipe["weight_decay"],
     )
     resume(run, optimizer)
-    run.network = wrap(run.student)
     first = len(run.history)
     if first == recipe["epochs"]:
         log.info("%s: finished earlier, %d epochs (%s)", run.name, first, run.directory)
@@ -169,6 +168,7 @@ def train_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> Row:
     """One pass over the training set; its mean losses and training accuracy, and how fast it went."""
     run.student.train()
     run.method.train()
+    run.network = wrap(run.student)  # anew, so that sums over ranks have an order that does not depend on a restart
     meters, watch = Meters(epoch), Stopwatch(run.train.dataset.device)
     shares: dict[str, float] = {}
     began = time.perf_counter()

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import logging
 import shutil
+import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
@@ -83,7 +85,8 @@ def _write(folder: Path, banks: dict[str, MemoryBank]) -> dict[str, list[int]]:
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed here
     try:
         writer = dcp.FileSystemWriter(str(folder), single_file_per_rank=True, sync_files=True)
-        dcp.save({n: _global(b) for n, b in banks.items()}, storage_writer=writer, no_dist=ranks().world == 1)
+        with _alone_is_fine():
+            dcp.save({n: _global(b) for n, b in banks.items()}, storage_writer=writer, no_dist=ranks().world == 1)
     except (dcp.CheckpointException, OSError) as error:
         if is_main():
             shutil.rmtree(folder, ignore_errors=True)
@@ -94,11 +97,17 @@ def _write(folder: Path, banks: dict[str, MemoryBank]) -> dict[str, list[int]]:
 
 
 def _read(folder: Path, banks: dict[str, MemoryBank]) -> None:
-    dcp_load(
-        {name: _global(bank) for name, bank in banks.items()},
-        storage_reader=dcp.FileSystemReader(str(folder)),
-        no_dist=ranks().world == 1,
-    )
+    reader = dcp.FileSystemReader(str(folder))
+    with _alone_is_fine():
+        dcp.load({n: _global(b) for n, b in banks.items()}, storage_reader=reader, no_dist=ranks().world == 1)
+
+
+@contextmanager
+def _alone_is_fine() -> Iterator[None]:
+    """Without the warning that there is no process group."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def _global(bank: MemoryBank) -> Tensor:
