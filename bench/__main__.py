@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-SUBJECTS = ("bank", "ot")
+SUBJECTS = ("bank", "ot", "sharded")
 
 
 def main() -> int | None:

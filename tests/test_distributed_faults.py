@@ -1,9 +1,10 @@
-"""torchrun: the command on several processes, processes that are killed, and what is left of the run."""
+"""The command on several processes, processes that are killed, and what is left of the run."""
 
 from __future__ import annotations
 
 import csv
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,10 @@ from wcord_fast import models
 from wcord_fast.data import digits
 from wcord_fast.train.checkpoint import load
 
+from . import faulty_rank
+from .rank_pool import launch
+
 ROOT = Path(__file__).parents[1]
-FAULTY = ROOT / "tests" / "faulty_rank.py"
 
 
 @pytest.fixture(scope="module")
@@ -27,24 +30,22 @@ def teacher(tmp_path_factory):
     return path
 
 
-def torchrun(directory, teacher, *extra, world=2, program=("-m", "wcord_fast"), fault=""):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}", *program]
-    command += [
-        "distill",
-        "--limit-train=100",
-        "--epochs=3",
-        "--batch-size=50",
-        "--teacher=resnet8",
-        "--student=resnet8",
+def arguments(directory, teacher, *extra):
+    return [
+        *("distill", "--limit-train=100", "--epochs=3", "--batch-size=50", "--teacher=resnet8", "--student=resnet8"),
+        *(f"--teacher-checkpoint={teacher}", "--methods=wcord", "--wcord.feat-dim=8", "--wcord.num-negatives=9"),
+        *("--no-tensorboard", f"--output-dir={directory}", "--wcord.shard=rank", *extra),
     ]
-    command += [f"--teacher-checkpoint={teacher}", "--methods=wcord", "--wcord.feat-dim=8", "--wcord.num-negatives=9"]
-    command += ["--no-tensorboard", f"--output-dir={directory}", "--wcord.shard=rank", *extra]
-    env = os.environ | {"FAULT": fault, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=240, check=False)
 
 
-def ours(done):
-    return [line for line in done.stderr.splitlines() if line.startswith("wcord-fast ")]
+def command(directory, teacher, *extra, fault="", logs=None):
+    """`wcord-fast` on two processes."""
+    logs = logs or directory
+    return launch(2, logs, faulty_rank.run, fault, arguments(directory, teacher, *extra))
+
+
+def ours(text):
+    return [line for line in text.splitlines() if line.startswith("wcord-fast ")]
 
 
 def finished(directory):
@@ -57,38 +58,53 @@ def finished(directory):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, teacher):
-    """The uninterrupted run on two processes."""
+    """The uninterrupted run."""
     directory = tmp_path_factory.mktemp("whole")
-    done = torchrun(directory, teacher)
-    assert done.returncode == 0, done.stderr
-    return directory, done
+    return directory, command(directory, teacher, logs=tmp_path_factory.mktemp("logs"))
 
 
-def test_one_table_one_set_of_files(whole):
-    directory, done = whole
-    assert done.stdout.count("method   network") == 1 and done.stdout.count("epoch   3/3") == 1
-    assert not ours(done) and "Warning" not in done.stderr
+def test_one_table_and_one_set_of_files(whole):
+    directory, ended = whole
+    assert ended.codes == [0, 0], ended.err
+    assert ended.out[0].count("method   network") == 1 and ended.out[0].count("epoch   3/3") == 1
+    assert ended.out[1] == "" and "Warning" not in "".join(ended.err)
     assert {p.name for p in directory.iterdir()} == {"wcord", "results.md", "results.csv", "accuracy.png"}
     finished(directory)
 
 
-@pytest.mark.parametrize("fault", ["step:1", "banks:1", "checkpoint:0", "step:all"])
+@pytest.mark.parametrize("fault", ["step:1", "step:0", "banks:1", "checkpoint:0", "step:all"])
 def test_killed_processes_end_the_job_and_the_same_command_goes_on(whole, teacher, tmp_path, fault):
-    done = torchrun(tmp_path, teacher, program=(str(FAULTY),), fault=fault)
-    assert done.returncode != 0
-    assert "Signal 9 (SIGKILL)" in done.stderr  # torchrun's own account
-    said = ours(done)
-    assert len(said) <= 1 and all("ended without a word" in line and "goes on" in line for line in said), done.stderr
+    ended = command(tmp_path, teacher, fault=fault)
+    assert -signal.SIGKILL in ended.codes and 0 not in ended.codes
+    said = [line for text in ended.err for line in ours(text)]
+    if fault != "step:all":
+        assert len(said) == 1 and "ended without a word" in said[0] and "goes on" in said[0], ended.err
     assert load(tmp_path / "wcord" / "checkpoint.pt")["epoch"] == 1
-    again = torchrun(tmp_path, teacher)
-    assert again.returncode == 0, again.stderr
-    assert "going on after epoch 1" in again.stdout
+    again = command(tmp_path, teacher)
+    assert again.codes == [0, 0], again.err
+    assert "going on after epoch 1" in again.out[0]
     assert finished(tmp_path) == finished(whole[0])
     left = {p.name for p in (tmp_path / "wcord").iterdir()}
     assert left == {p.name for p in (whole[0] / "wcord").iterdir()}
 
 
 def test_a_mistake_is_told_once(teacher, tmp_path):
-    done = torchrun(tmp_path, teacher, "--batch-size=1")
-    assert done.returncode != 0
-    assert ours(done) == ["wcord-fast distill: batch_size: expected at least one image for each of 2 processes, got 1"]
+    ended = command(tmp_path, teacher, "--batch-size=1")
+    said = [line for text in ended.err for line in ours(text)]
+    assert said == ["wcord-fast distill: batch_size: expected at least one image for each of 2 processes, got 1"]
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_job_that_lost_a_process(teacher, tmp_path):
+    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*program, faulty_rank.__file__, *arguments(tmp_path, teacher)],
+        capture_output=True,
+        text=True,
+        env=env,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "going on after epoch 1" in done.stdout and "exitcode: -9" in done.stderr
+    finished(tmp_path)

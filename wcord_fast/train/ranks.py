@@ -45,7 +45,10 @@ def process_group() -> Iterator[None]:
     if torch.cuda.is_available() and torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
-    dist.init_process_group(backend, timeout=PATIENCE)
+    store, rank, world = next(dist.rendezvous("env://", timeout=PATIENCE))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"attempt {attempt}", store)  # after a restart the addresses of the dead are still in it
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
     if not is_main():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (until the process ends)
     yield  # on an error the process ends, and with it its connections: the others notice
@@ -62,9 +65,8 @@ def speaks_first() -> bool:
     """True in the first process of the job that asks, and in a job of one: it tells what went wrong."""
     if ranks().world == 1:
         return True
-    key = f"wcord_fast/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     try:
-        return dist.distributed_c10d._get_default_store().add(key, 1) == 1
+        return dist.distributed_c10d._get_default_store().add("wcord_fast/failed", 1) == 1
     except RuntimeError:  # the store is gone, and with it whoever could have spoken first
         return True
 
@@ -90,7 +92,8 @@ def wrap(network: nn.Module) -> nn.Module:
         return network
     named = inspect.signature(DistributedDataParallel).parameters  # the second name is to replace the first
     name = "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"
-    return DistributedDataParallel(network, **{name: False})  # see average_buffers
+    options: dict[str, Any] = {name: False}  # see average_buffers
+    return DistributedDataParallel(network, **options)
 
 
 def sync_if(last: bool, network: nn.Module):
