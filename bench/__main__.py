@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-SUBJECTS = ("bank", "ot", "sharded")
+SUBJECTS = ("accuracy", "bank", "ot", "report", "sharded")
 
 
 def main() -> int | None:
