@@ -1,4 +1,4 @@
-"""`python -m bench report`: the tables of README.md and the plots in bench/results/, from the committed result files.
+"""`python -m bench report`: the tables of README.md and docs/, and the plots in bench/results/, from committed results.
 
 A table stands between `<!-- bench: NAME -->` and `<!-- end -->`; `--check` only compares (tests/test_bench_report.py
 does). Of rows that measure the same thing the last one counts.
@@ -17,6 +17,7 @@ from typing import Any
 from bench.results_file import RESULTS, read
 
 README = RESULTS.parent.parent / "README.md"
+PAGES = (README, README.parent / "docs" / "distributed.md")
 BLOCK = re.compile(r"(<!-- bench: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Row = dict[str, Any]
 
@@ -138,10 +139,30 @@ def accuracy_table(rows: list[Row]) -> str:
     return table([*head, "mean norm", "rank", "gap"], lines) + f"\n{told}\n"
 
 
+def sharded_table(rows: list[Row]) -> str:
+    lines = []
+    found = latest(rows, "rows", "negatives", "batch", "dtype", "processes")
+    for (n, k, batch, dtype, world), row in sorted(found.items()):
+        shape = f"{n:,}, {k:,}, {batch}, {dtype}"
+        held = [f"{row['rows_each']:,}", f"{row['mb_each']:,.0f}"]
+        times = [short(row["cpu_ms"]), short(row["step_ms"])]
+        sent = [f"{row['bytes_sent']:,}", f"{row['bytes_arithmetic']:,}"]
+        lines.append([shape, str(world), *held, *times, *sent, f"{row['error']:.0e}"])
+    head = ["N, K, B, bank", "processes", "rows of a bank each", "MB of banks each", "step, CPU ms", "step, wall ms"]
+    told = (
+        f"CPU ms: processor time of the busiest process; wall ms: on {rows[-1]['cores']} cores that other work shared. "
+        "Difference: of losses and gradient from one process, relative."
+    )
+    where_ = where(found.values())
+    columns = [*head, "bytes sent", "by the formula", "difference"]
+    return table(columns, lines) + f"\n{told} {where_}. `python -m bench sharded`.\n"
+
+
 TABLES: dict[str, Callable[[list[Row]], str]] = {
     "accuracy": accuracy_table,
     "bank": bank_table,
     "ot": ot_table,
+    "sharded": sharded_table,
 }
 
 
@@ -235,14 +256,16 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if README.md is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is out of date")
     options = parser.parse_args(arguments)
-    text = README.read_text()
-    new = rendered(text)
+    old = {page: page.read_text() for page in PAGES}
+    new = {page: rendered(text) for page, text in old.items()}
     if options.check:
-        if new != text:
-            print("README.md: its tables are not those of bench/results; run `python -m bench report`", file=sys.stderr)
-        return int(new != text)
-    README.write_text(new)
-    print("written:", README, *plots(RESULTS))
+        stale = [page.name for page in PAGES if new[page] != old[page]]
+        for name in stale:
+            print(f"{name}: its tables are not those of bench/results; run `python -m bench report`", file=sys.stderr)
+        return int(bool(stale))
+    for page, text in new.items():
+        page.write_text(text)
+    print("written:", *PAGES, *plots(RESULTS))
     return 0

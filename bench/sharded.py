@@ -67,9 +67,10 @@ def main(argv: list[str]) -> int:
             "equal": error <= LIMIT,
         }
         rows.append(row)
+        equal = f"{row['equal']} ({error:.1e})"
         print(
             f"{world:9}  {row['rows_each']:9,}  {row['mb_each']:7.0f}  {row['step_ms']:7.0f}  {row['cpu_ms']:6.0f}  "
-            f"{row['bytes_sent']:10,}  {row['bytes_arithmetic']:10,}  {row['peak_rss_mb']:11.0f}  {row['equal']} ({error:.1e})"
+            f"{row['bytes_sent']:10,}  {row['bytes_arithmetic']:10,}  {row['peak_rss_mb']:11.0f}  {equal}"
         )
     print(f"appended to {results_file.append('sharded', rows, args.out)}")
     return 0 if all(row["equal"] and row["bytes_sent"] == row["bytes_arithmetic"] for row in rows) else 1
