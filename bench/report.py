@@ -1,4 +1,4 @@
-"""`python -m bench report`: the tables of README.md and docs/driver.md, and the plots, from the committed result files.
+"""`python -m bench report`: the tables of README.md and docs/, and the plots, from the committed result files.
 
 A table stands between `<!-- bench: NAME -->` and `<!-- end -->`; `--check` only compares (tests/test_bench_report.py
 does). Of rows that measure the same thing the last one counts.
@@ -17,7 +17,8 @@ from typing import Any
 from bench.results_file import RESULTS, read
 
 README = RESULTS.parent.parent / "README.md"
-PAGES = (README, RESULTS.parent.parent / "docs" / "driver.md")
+DOCS = README.parent / "docs"
+PAGES = (README, DOCS / "distributed.md", DOCS / "driver.md")
 BLOCK = re.compile(r"(<!-- bench: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Row = dict[str, Any]
 
@@ -165,11 +166,31 @@ def accuracy_table(rows: list[Row]) -> str:
     return table([*head, "mean norm", "rank", "gap"], lines) + f"\n{told}\n"
 
 
+def sharded_table(rows: list[Row]) -> str:
+    lines = []
+    found = latest(rows, "rows", "negatives", "batch", "dtype", "processes")
+    for (n, k, batch, dtype, world), row in sorted(found.items()):
+        shape = f"{n:,}, {k:,}, {batch}, {dtype}"
+        held = [f"{row['rows_each']:,}", f"{row['mb_each']:,.0f}"]
+        times = [short(row["cpu_ms"]), short(row["step_ms"])]
+        sent = [f"{row['bytes_sent']:,}", f"{row['bytes_arithmetic']:,}"]
+        lines.append([shape, str(world), *held, *times, *sent, f"{row['error']:.0e}"])
+    head = ["N, K, B, bank", "processes", "rows of a bank each", "MB of banks each", "step, CPU ms", "step, wall ms"]
+    told = (
+        f"CPU ms: processor time of the busiest process; wall ms: on {rows[-1]['cores']} cores that other work shared. "
+        "Difference: of losses and gradient from one process, relative."
+    )
+    where_ = where(found.values())
+    columns = [*head, "bytes sent", "by the formula", "difference"]
+    return table(columns, lines) + f"\n{told} {where_}. `python -m bench sharded`.\n"
+
+
 TABLES: dict[str, Callable[[list[Row]], str]] = {
     "accuracy": accuracy_table,
     "bank": bank_table,
     "baselines": baselines_table,
     "ot": ot_table,
+    "sharded": sharded_table,
     "step": step_table,
 }
 
