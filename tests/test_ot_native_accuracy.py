@@ -177,6 +177,16 @@ def test_an_outlier_drives_the_stored_kernel_out_of_its_range(dtype, eps):
         assert all(e <= max(1e-5, 2 * r) for e, r in zip(got, loop, strict=True))
 
 
+def test_rows_past_the_first_chunk_that_forbid_a_stored_kernel():
+    """The first 64 rows are at the same distance from all columns, the last is not: s C spans 1000 there."""
+    x = torch.zeros(70, 3, dtype=torch.float64)
+    x[:, 0], x[69] = 1, torch.tensor([0, 1, 0.1])
+    y = oracle.features(5, 20, 3)
+    y[:, 0] *= 1e-3
+    options = {"solver": "sinkhorn", "eps": 0.002, "iters": 15}
+    agree(solve(x, y, "native", **options), solve(x, y, "reference", **options), 1e-9)
+
+
 def errors_of_one(x, y, backend, options, want):
     got = solve(x, y, backend, **options)
     pairs = [(got[0].cost, want[0].cost), (got[0].alpha, want[0].alpha), (got[0].beta, want[0].beta)]
