@@ -71,6 +71,7 @@ BAD = {  # name: (x, y, options, exception, pattern)
     "no iterations": (X, Y, {"iters": 0}, ValueError, r"iters: .*at least 1.*0"),
     "half an iteration": (X, Y, {"iters": 1.5}, TypeError, r"iters: .*int.*1\.5"),
     "iters a bool": (X, Y, {"iters": True}, TypeError, r"iters: .*int.*True"),
+    "debias a string": (X, Y, {"debias": "no"}, TypeError, r"debias: .*'no'"),
     "tol zero": (X, Y, {"tol": 0.0}, ValueError, r"tol: .*positive.*0\.0"),
     "nan in x": (changed(X, (2, 1), math.nan), Y, {}, ValueError, r"x: row 2 holds NaN or inf"),
     "inf in y": (X, changed(Y, (4, 0), -math.inf), {}, ValueError, r"y: row 4 holds NaN or inf"),
