@@ -1,7 +1,7 @@
 """The registered optimal-transport ops and their `autograd.Function`.
 
 `wcord_fast::ot_solve` computes the value together with the gradients that are asked for; the Function keeps those
-gradients and nothing else (but for an empty tensor). The backend is resolved inside the op, hence at run time also under `torch.compile`.
+gradients and an empty tensor. The backend is resolved inside the op, hence at run time also under `torch.compile`.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ ot_plan_op = register(
 class _WithGradient(torch.autograd.Function):
     """The value of a solve, and its gradients with respect to x, y, a and b times grad_output in backward.
 
-    The second output is empty and is for `differentiable_once`: its graph leads to every input that the gradients depend
-    on. (The value's own does too, but callers may change it in place. `graph_handle` costs some 30 us a call more.)
+    The second output is empty and is for `differentiable_once`: its graph leads to every input that the gradients
+    depend on. (So does the value's, but callers may change it in place. `graph_handle` costs some 30 us a call more.)
     """
 
     @staticmethod
