@@ -25,12 +25,13 @@ def run(options: Namespace) -> None:
         calls = {}
         for i, ours in enumerate(made):
             calls[ot.OURS, f"{i} forward"], calls[ot.OURS, f"{i} both"] = ours.forward, ours.gradient
-        times = {key: ot.quantiles(t) for key, t in ot.interleaved(calls, options.seconds / 2).items()}
+        times = {key: ot.quantiles(t) for key, t in ot.interleaved(calls, options).items()}
         print(f"\nours, n = m = {n}, D = {options.dim}{'forward ms':>20}{'x':>7}{'+ gradient':>14}{'x':>7}  error")
         rows = []
         for i, (case, ours) in enumerate(zip(cases, made, strict=True)):
             value, gradient = ot.errors(ours, ours.gradient(), ot.oracle(case, x, y, "cost"))
             row = {"op": "ot sweep", "provider": ot.OURS, **vars(case), "load": os.getloadavg()[0]}
+            row["clock"] = options.clock
             row |= {"value_error": value, "gradient_error": gradient}
             for kind in ("forward", "both"):
                 found, base = times[ot.OURS, f"{i} {kind}"], times[ot.OURS, f"0 {kind}"]

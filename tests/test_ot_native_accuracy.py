@@ -88,6 +88,19 @@ def test_the_accuracy_rule(simd, name, cost, solver, eps):
         assert found <= max(limit, factor * loop)
 
 
+@pytest.mark.parametrize(("solver", "eps"), [("sinkhorn", 0.05), ("sinkhorn", 1e-3), ("ipot", 0.5)])
+@pytest.mark.parametrize("n", [256, 1000])
+def test_the_accuracy_rule_at_the_sizes_of_training(solver, eps, n):
+    options = {"solver": solver, "eps": eps, "iters": 50 if n < 1000 else 20}
+    x, y = pair(n, n + 30, 128)
+    want = solve(x, y, "reference", **options)
+    agree(solve(x, y, "native", **options), want, 1e-11 / min(eps, 1e-2))
+    got = errors_of_one(x.float(), y.float(), "native", options, want)
+    loop = errors_of_one(x.float(), y.float(), "reference", options, want)
+    for found, limit, factor, naive in zip(got, (1e-5, 1e-4, 1e-4, 1e-4, 1e-4), (2, 2, 2, 3, 3), loop, strict=True):
+        assert found <= max(limit, factor * naive)
+
+
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 40), (40, 1), (3, 31), (5, 33), (63, 64), (66, 130), (130, 1030)])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_rectangles_of_every_kind_of_edge(n, m, solver):
