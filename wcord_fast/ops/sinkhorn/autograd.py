@@ -103,6 +103,7 @@ class _WithGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, y, a, b, value, needs, *grads):
         handle = value.new_empty(0)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(handle, *grads)
         ctx.dtypes = [t.dtype if needed else None for t, needed in zip((x, y, a, b), needs, strict=True)]
         return value.clone(), handle
@@ -110,14 +111,16 @@ class _WithGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_value, _):
         handle, *tensors = ctx.saved_tensors
+        if grad_value is None:  # nothing has come down to the value
+            return (None,) * (6 + len(tensors))
         saved = iter(tensors)
         grads: list[Tensor | None] = [None] * 4
         for i, dtype in enumerate(ctx.dtypes):
             if dtype is not None:
                 g = next(saved)
                 factor = grad_value.view(-1, *[1] * (g.dim() - 1)) if grad_value.dim() else grad_value
-                # Multiplied before it is rounded to a narrow dtype, so that loss scaling does its work.
-                grads[i] = (g * factor).to(dtype)
+                g = g * factor  # before it is rounded to a narrow dtype, so that loss scaling does its work
+                grads[i] = g if g.dtype is dtype else g.to(dtype)
         return *differentiable_once(grads, _NOT_TWICE, grad_value, handle), None, None, *(None for _ in tensors)
 
 
