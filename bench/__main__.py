@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-SUBJECTS = ("bank", "ot")
+SUBJECTS = ("accuracy", "bank", "ot", "report")
 
 
 def main() -> int | None:

@@ -1,13 +1,14 @@
 """Everything that only a GPU can show, in one call: `python -m bench.gpu` writes its results under bench/results/.
 
-1. the GPU test suite (`pytest -m gpu`), 2. compute-sanitizer over the native kernels' tests, 3. kernels' device times.
-Exits with 1 if a part failed; every part runs whatever the others did.
+1. the GPU test suite (`pytest -m gpu`), 2. compute-sanitizer over the native kernels' tests, 3. times of steps and of
+kernels beside the naive forms, plain PyTorch, peers and floors, 4. a profile of training steps. Under ten minutes: a
+part that takes longer than its share is stopped and said to have been. Exits with 1 if a part failed; every part runs
+whatever the others did, and each part's rows are written as soon as they are there.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
@@ -15,94 +16,98 @@ from pathlib import Path
 
 import torch
 
-from bench.gpu_ot import ot_times
 from bench.results_file import RESULTS, append
 
-SANITIZED = (
-    "test_draws_are_bit_identical or test_native_update or test_bad_rows "
-    "or test_every_source or test_membership or test_bad_values"
-)
+# The native kernels (Triton's are compiled under the sanitizer for minutes) without what is only big or only timing.
+SANITIZED = ["tests/test_gpu.py", "tests/test_gpu_bank.py", "tests/test_gpu_sinkhorn.py"]
+LEFT_OUT = "not two_billion and not nothing_syncs and not no_sync and not modules_give"
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
+TESTS_SECONDS, TOOL_SECONDS = 200, 60
 
 
-def run(name: str, command: list[str], out: Path) -> dict:
-    """Run a command, keep its output in `out`/gpu-`name`.log, return a result row."""
+def run(name: str, command: list[str], out: Path, timeout: float) -> dict:
+    """Run a command for at most `timeout` seconds, keep its output in `out`/gpu-`name`.log, return a result row."""
     print("+", " ".join(command), flush=True)
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    (out / f"gpu-{name}.log").write_text(done.stdout + done.stderr)
-    last = (done.stdout.strip().splitlines() or ["no output"])[-1]
-    print(f"{name}: exit {done.returncode}: {last}", flush=True)
-    return {"part": name, "exit": done.returncode, "last_line": last}
+    log = out / f"gpu-{name}.log"
+    with log.open("w") as f:
+        try:
+            code = subprocess.run(command, stdout=f, stderr=subprocess.STDOUT, timeout=timeout, check=False).returncode
+        except subprocess.TimeoutExpired:
+            code = 124
+            f.write(f"\nstopped after {timeout} s\n")
+    last = (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
+    print(f"{name}: exit {code}: {last}", flush=True)
+    return {"part": name, "exit": code, "last_line": last}
 
 
-def kernel_times() -> list[dict]:
-    """Device time in microseconds of the native kernels, median of CUDA-event timings over single calls."""
-    from wcord_fast import NegativeSampler, use_backend
-    from wcord_fast import functional as F
-    from wcord_fast.ops.bank import membership, native_cuda
-
-    rows = []
-    for batch, k, num_data in ((64, 16384, 50_000), (256, 16384, 50_000), (1024, 65536, 1_281_167)):
-        sampler = NegativeSampler(num_data, k, labels=torch.arange(num_data) % 100, seed=0).cuda()
-        bank, other = torch.randn(2, num_data, 128, device="cuda")
-        banks, narrow = [bank, other], [bank.bfloat16(), other.bfloat16()]
-        index = torch.randint(0, num_data, (batch,), device="cuda")
-        anchor = torch.randn(batch, 128, device="cuda")
-        spec, log_z = sampler.spec(), torch.full((2,), 11.0, device="cuda")
-        two = anchor.expand(2, -1, -1).contiguous()
-
-        def gather(pair, two=two, index=index, log_z=log_z, spec=spec):
-            return native_cuda.bank_nce(two, pair, index, log_z, spec, 0.07, True, "gather", "auto")
-
-        for name, call in {
-            "draw": lambda s=sampler, i=index: s.draw(i, backend="native"),
-            "draw_mask": lambda i=index, n=num_data, s=spec: membership.draw_mask(i, n, s),
-            "bank_update": lambda b=bank, i=index, a=anchor: F.bank_update_(b, i, a),
-            "bank_nce gather fp32": lambda g=gather, p=banks: g(p),
-            "bank_nce gather bf16": lambda g=gather, p=narrow: g(p),
-        }.items():
-            with use_backend("native"):
-                micros = event_times(call)
-            rows.append({"part": "time", "op": name, "batch": batch, "k": k, "num_data": num_data, "us": micros})
-            print(json.dumps(rows[-1]), flush=True)
+def checks(out: Path) -> list[dict]:
+    """The GPU tests, and the native ones again under each tool of compute-sanitizer."""
+    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu"]
+    rows = [run("tests", [*pytest, "tests"], out, TESTS_SECONDS)]
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None:
+        return [*rows, {"part": "sanitizer", "exit": 1, "last_line": "compute-sanitizer is not on the PATH"}]
+    for tool in TOOLS:
+        guard = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all"]
+        rows.append(run(tool, [*guard, *pytest, *SANITIZED, "-k", LEFT_OUT], out, TOOL_SECONDS))
     return rows
 
 
-def event_times(call, repeats: int = 50) -> dict[str, float]:
-    """p20, p50 and p80 of one call's device time, after a warm-up."""
-    for _ in range(5):
-        call()
-    pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
-    for start, stop in pairs:
-        start.record()
-        call()
-        stop.record()
-    torch.cuda.synchronize()
-    times = torch.tensor([1e3 * start.elapsed_time(stop) for start, stop in pairs])
-    return {f"p{q}": round(float(times.quantile(q / 100)), 2) for q in (20, 50, 80)}
+def profile(out: Path, device: torch.device, steps: int = 10) -> list[dict]:
+    """Where the time of WCoRD training steps (resnet32x4 -> resnet8x4, batch 64) goes: a table in gpu-profile.log."""
+    from wcord_fast import WCoRDLoss, models
+
+    teacher = models.create("resnet32x4", num_classes=100).to(device).eval().requires_grad_(False)
+    student = models.create("resnet8x4", num_classes=100).to(device)
+    wcord = WCoRDLoss(student.feature_dim, teacher.feature_dim, 50_000, labels=torch.arange(50_000) % 100).to(device)
+    sgd = torch.optim.SGD([*student.parameters(), *wcord.parameters()], lr=0.01)
+    images = torch.randn(64, 3, 32, 32, device=device)
+    index = torch.arange(64, device=device)
+
+    def step() -> None:
+        features, logits = student(images, return_features=True)
+        with torch.no_grad():
+            features_t, _ = teacher(images, return_features=True)
+        loss = torch.nn.functional.cross_entropy(logits, index % 100)
+        loss = loss + wcord(features[-1], features_t[-1], index)
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+
+    step()
+    with torch.profiler.profile() as seen:
+        for _ in range(steps):
+            step()
+    by = "cuda_time_total" if device.type == "cuda" else "cpu_time_total"
+    (out / "gpu-profile.log").write_text(seen.key_averages().table(sort_by=by, row_limit=60))
+    return [{"part": "profile", "steps": steps, "last_line": "see gpu-profile.log"}]
 
 
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", type=Path, default=RESULTS, help="where the results go (default: bench/results)")
-    out = p.parse_args().out
+    p.add_argument("--only", nargs="+", choices=("checks", "times", "profile"), help="these parts (default: all)")
+    options = p.parse_args()
+    out = options.out
     if not torch.cuda.is_available():
         print("bench.gpu needs a CUDA device; torch sees none", file=sys.stderr)
         return 2
+    from bench import gpu_bank, gpu_ot  # after the check: they load the ops
+
     out.mkdir(parents=True, exist_ok=True)
-    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "tests"]
-    rows = [run("tests", pytest, out)]
-    sanitizer = shutil.which("compute-sanitizer")
-    if sanitizer:
-        for tool in TOOLS:
-            guard = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all"]
-            rows.append(run(tool, [*guard, *pytest, "-k", SANITIZED], out))
-    else:
-        rows.append({"part": "sanitizer", "exit": 1, "last_line": "compute-sanitizer is not on the PATH"})
-    rows += kernel_times()
-    rows += ot_times(event_times)
-    print("written to", append("gpu", rows, out))
-    return int(any(row.get("exit") for row in rows))
+    device = torch.device("cuda")
+    parts = {
+        "checks": (lambda: checks(out),),
+        "times": (gpu_bank.step_rows, gpu_bank.part_rows, gpu_ot.ot_rows),
+        "profile": (lambda: profile(out, device),),
+    }
+    failed = False
+    for name, makers in parts.items():
+        for make in makers if options.only is None or name in options.only else ():
+            rows = make()
+            failed |= any(row.get("exit") for row in rows)
+            print("written to", append("gpu", rows, out), flush=True)
+    return int(failed)
 
 
 if __name__ == "__main__":

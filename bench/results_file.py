@@ -45,3 +45,9 @@ def append(name: str, rows: list[dict[str, Any]], out: Path | None = None) -> Pa
         for row in rows:
             f.write(json.dumps({**row, **common}) + "\n")
     return path
+
+
+def read(name: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """The rows of a result file, oldest first; none without the file."""
+    path = folder / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from importlib import metadata
 from pathlib import Path
 
@@ -102,12 +104,28 @@ def test_no_compiler_installs_and_says_so_once(source, tmp_path):
     env = {**os.environ, **without_tools(tmp_path)}
     subprocess.run([*pip, str(target), str(source)], env=env, check=True, capture_output=True)
     assert modules(target) == []
+    assert files(target, "wcord_fast") == files(source, "wcord_fast") | {"wcord_fast/_build_info.json"}
     done = python(USE_PACKAGE, str(target), cwd=tmp_path, PYTHONPATH=str(target))
     assert done.returncode == 0, done.stderr
     why_cpu, why_cuda, shape = done.stdout.strip().splitlines()
     assert "no C++ compiler was found" in why_cpu and why_cuda == why_cpu
     assert shape == "[1, 5]"
     assert done.stderr.count("without its native module") == 1
+
+
+def files(folder: Path, *parts: str) -> set[str]:
+    found = (path for part in parts for path in (folder / part).rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)) for path in found if path.suffix != ".pyc"}
+
+
+def test_a_source_distribution_is_whole(source, tmp_path):
+    done = python(RUN_SETUP, "", "-q", "sdist", "-d", str(tmp_path), cwd=source)
+    assert done.returncode == 0, done.stderr
+    (packed,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(packed) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    wanted = files(source, "wcord_fast", "csrc") | set(PARTS[:4])
+    assert not wanted - names, wanted - names
 
 
 def test_reasons_are_recorded(source, tmp_path):
@@ -146,6 +164,9 @@ def test_without_nvcc(source, tmp_path, monkeypatch):
     assert status == 0 and record["native"] and not record["cuda"], said
     assert record["cuda_why_not"] == "built with WCORD_FAST_CUDA=0"
     (module,) = modules(out)
+    assert not re.findall(
+        rb"/[\w.-]+/[\w./-]+\.(?:h|hpp|cpp|inl)\b", module.read_bytes()
+    )  # no path of this machine in it
     done = python(USE_MODULE, str(module), cwd=tmp_path)
     assert done.stdout.split() == ["False", str(0x6627E8D5)], done.stderr
 

@@ -1,0 +1,133 @@
+"""Accuracy of every method on a small, fixed part of CIFAR-100: paired seeds, collapse measures, gradient shares.
+
+    python -m wcord_fast teacher --data cifar100 --data-dir DIR --teacher resnet14 --teacher-epochs 20 --output-dir T
+    python -m bench accuracy --data-dir DIR --teacher-checkpoint T/teacher/teacher.pt --work FOLDER
+
+Every run is a `wcord-fast distill` of one variant and seed in FOLDER/seedS/VARIANT, resumed if it was interrupted and
+skipped if its row is in the result file already. Images and epochs are far below the paper's: only the differences
+between variants of equal seed say anything, and `python -m bench report` prints them with their intervals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.collapse import accuracy, effective_rank
+from bench.results_file import RESULTS, append, read
+from wcord_fast import data, models
+from wcord_fast.train import checkpoint
+
+VARIANTS: dict[str, tuple[str, list[str]]] = {  # name -> method and options of wcord-fast distill
+    "plain": ("ce", []),
+    "KD": ("kd", []),
+    "CRD": ("crd", []),
+    "GCKT nce_sn": ("gckt", []),
+    "GCKT nce": ("gckt", ["--gckt.critic", "nce"]),
+    "GCKT dual, scale 1": ("gckt", ["--gckt.critic", "dual", "--gckt.dual_scale", "1"]),
+    "GCKT dual, scale 4": ("gckt", ["--gckt.critic", "dual", "--gckt.dual_scale", "4"]),
+    "GCKT dual, scale 14": ("gckt", ["--gckt.critic", "dual", "--gckt.dual_scale", "14"]),
+    "LCKT mean": ("lckt", []),
+    "LCKT sum": ("lckt", ["--lckt.lckt_reduction", "sum"]),
+    "WCoRD": ("wcord", []),
+    "WCoRD+KD": ("wcord+kd", []),
+}
+
+
+@torch.no_grad()
+def collapse(features: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """Of penultimate features [T, d] of test images, at unit length: is everything in one place, or on a line?
+
+    The norm of their mean (1: one point), the effective rank of batches of 256, and by how much the cosine of two
+    images of one class is above that of two classes.
+    """
+    unit = torch.nn.functional.normalize(features, dim=1)
+    cosine = unit @ unit.T
+    same = labels[:, None] == labels[None]
+    other = ~same
+    same.fill_diagonal_(False)
+    return {
+        "mean_norm": float(unit.mean(0).norm()),
+        "effective_rank": statistics.mean(effective_rank(batch) for batch in unit.split(256) if len(batch) == 256),
+        "gap": float(cosine[same].mean() - cosine[other].mean()),
+    }
+
+
+@torch.no_grad()
+def measures(folder: Path, student: str, dataset, images: int = 2048) -> dict[str, Any]:
+    """What the finished run in `folder` says: accuracies, gradient shares of the last epoch, collapse measures."""
+    state = checkpoint.load(folder / "checkpoint.pt")
+    network = models.create(student, num_classes=dataset.num_classes)
+    network.load_state_dict(state["student"])
+    network.eval()
+    features, labels = [], []
+    for x, y, _ in data.TestBatches(dataset, batch_size=256):
+        features.append(network(x, return_features=True)[0][-1])
+        labels.append(y)
+        if len(features) * 256 >= images:
+            break
+    history = state["history"]
+    shares = {key: value for key, value in history[-1].items() if key.startswith("grad_")}
+    top1 = [row["test_top1"] for row in history]
+    found = {"accuracy": top1[-1], "best": max(top1), "seconds": sum(row["seconds"] for row in history)}
+    return found | shares | collapse(torch.cat(features), torch.cat(labels))
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    p = argparse.ArgumentParser(
+        prog="python -m bench accuracy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("--data-dir", required=True, help="CIFAR-100: the folder of the python pickles, or an .npz")
+    p.add_argument("--teacher", default="resnet14")
+    p.add_argument("--teacher-checkpoint", type=Path, required=True)
+    p.add_argument("--student", default="resnet8")
+    p.add_argument("--images", type=int, default=20_000)
+    p.add_argument("--epochs", type=int, default=20)
+    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    p.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    p.add_argument("--work", type=Path, required=True, help="folder of the runs")
+    p.add_argument("--threads", type=int, default=1)
+    p.add_argument("--out", type=Path, default=RESULTS)
+    return p.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> int:
+    o = parse(arguments)
+    torch.set_num_threads(o.threads)
+    dataset = data.load("cifar100", data_dir=o.data_dir)
+    teacher = models.create(o.teacher, num_classes=dataset.num_classes)
+    models.load_weights(teacher, o.teacher_checkpoint)
+    setting = {
+        "teacher": o.teacher,
+        "teacher_accuracy": accuracy(teacher, dataset),
+        "student": o.student,
+        "images": o.images,
+        "epochs": o.epochs,
+    }
+    for seed in o.seeds:
+        for variant in o.variants:
+            row = {"subject": "accuracy", "variant": variant, "seed": seed, **setting}
+            if any(row.items() <= old.items() for old in read("accuracy", o.out)):
+                continue
+            method, options = VARIANTS[variant]
+            base = o.work / f"seed{seed}" / variant.replace(" ", "_").replace(",", "")
+            fixed = {
+                "data": "cifar100", "data-dir": o.data_dir, "limit-train": o.images, "teacher": o.teacher,
+                "teacher-checkpoint": o.teacher_checkpoint, "student": o.student, "methods": method,
+                "epochs": o.epochs, "seed": seed, "threads": o.threads, "output-dir": base, "tensorboard": "false",
+                "quiet": "true", "log-grad-norms": str(seed == o.seeds[0]).lower(),
+            }  # fmt: skip
+            command = [sys.executable, "-m", "wcord_fast", "distill"]
+            command += [word for name, value in fixed.items() for word in (f"--{name}", str(value))]
+            command += options
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            row |= measures(base / method, o.student, dataset)
+            append("accuracy", [row], o.out)
+            print(f"seed {seed} {variant:20} {row['accuracy']:.2f} % (best {row['best']:.2f})", flush=True)
+    return 0
