@@ -3,7 +3,8 @@
 Times are medians (p20-p80) of interleaved blocks: each round calls every provider, forward and with the gradient, for
 some 10 ms each, or once. Every provider's value and gradient are compared with float64 at equal iterations before
 anything is timed, and a speed-up over a provider is printed only if ours passed. Last, per size, ours at all eps and
-both solvers in turn (ot_sweep.py). One JSON line per row goes to bench/results/ot.jsonl.
+both solvers in turn (ot_sweep.py). One JSON line per row goes to
+bench/results/ot.jsonl and ot_sweep.jsonl.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def run(options: Namespace) -> None:
         rows = []
         for i, (case, ours) in enumerate(zip(cases, made, strict=True)):
             value, gradient = ot.errors(ours, ours.gradient(), ot.oracle(case, x, y, "cost"))
-            row = {"op": "ot sweep", "provider": ot.OURS, **vars(case), "load": os.getloadavg()[0]}
+            row = {"provider": ot.OURS, **vars(case), "load": os.getloadavg()[0]}
             row["clock"] = options.clock
             row |= {"value_error": value, "gradient_error": gradient}
             for kind in ("forward", "both"):
@@ -43,4 +43,4 @@ def run(options: Namespace) -> None:
                 f"{row['both_p50']:>14.3g}{row['both_multiple']:>7.2f}  {value:.0e} {gradient:.0e}",
                 flush=True,
             )
-        append("ot", rows, options.out)
+        append("ot_sweep", rows, options.out)
