@@ -1,6 +1,10 @@
 // One vector of REALs and what the compiler's vector extensions lack: fused multiply-add, exp, log, sums.
 // Included once per instruction set and REAL, by sinkhorn_kernels.h only, with REAL, WCF_REAL_BITS and WCF_VECTOR_BYTES
 // (16 portable, 32 AVX2, 64 AVX-512) defined.
+//
+// vec.inl is the bank's. They are two because they are made for different things: there one inclusion serves both REALs
+// and widens rows of any storage type as it loads them, and its exp and log1p are good to an ulp or two for terms of one
+// sign; here one REAL is the whole inclusion, and exp is one polynomial of the exponent's fraction, clamped at both ends.
 
 constexpr int LANES = WCF_VECTOR_BYTES / static_cast<int>(sizeof(REAL));
 
