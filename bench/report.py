@@ -219,7 +219,8 @@ def plot_ot(rows: list[Row], axes: Any) -> None:
             )
         axis.set(xlabel="n = m", ylabel="ms, value and gradient", title=f"{solver}, eps {eps:g}")
         log_axes(axis, (n for _, n in found))
-        axis.legend(fontsize=6)
+        if found:
+            axis.legend(fontsize=6)
 
 
 def plots(folder: Path) -> list[Path]:
