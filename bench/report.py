@@ -1,4 +1,4 @@
-"""`python -m bench report`: the tables of README.md and docs/driver.md, and the plots, from the committed result files.
+"""`python -m bench report`: the tables of README.md and docs/, and the plots, from the committed result files.
 
 A table stands between `<!-- bench: NAME -->` and `<!-- end -->`; `--check` only compares (tests/test_bench_report.py
 does). Of rows that measure the same thing the last one counts.
@@ -17,7 +17,8 @@ from typing import Any
 from bench.results_file import RESULTS, read
 
 README = RESULTS.parent.parent / "README.md"
-PAGES = (README, RESULTS.parent.parent / "docs" / "driver.md")
+DOCS = README.parent / "docs"
+PAGES = (README, DOCS / "distributed.md", DOCS / "driver.md")
 BLOCK = re.compile(r"(<!-- bench: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Row = dict[str, Any]
 
@@ -74,30 +75,40 @@ def bank_table(rows: list[Row]) -> str:
     return table([*head, "transient MB, naive / ours"], lines) + f"\n{where(shapes)}. `python -m bench bank`.\n"
 
 
+def solves(row: Row) -> bool:
+    """Whether a provider's value is that of the problem: scalings by exp(-C / eps) overflow at small eps."""
+    return row["value_error"] < 0.01  # not NaN
+
+
 def ot_table(rows: list[Row]) -> str:
-    naive, plain, ours = "naive, unrolled", "exp once", "ours, native"
+    plain, ours = "exp once", "ours, native"
     by_case: dict[tuple, dict[str, Row]] = {}
     for (*case, provider), row in latest(rows, "solver", "eps", "n", "dim", "iters", "provider").items():
         by_case.setdefault(tuple(case), {})[provider] = row
     lines = []
-    for (solver, eps, n, *_), found in by_case.items():
+    for (solver, eps, n, *_), found in sorted(
+        by_case.items(), key=lambda item: (item[0][0] == "ipot", -item[0][1], item[0][2])
+    ):
         if ours not in found:
             continue
-        peers = [r for name, r in found.items() if name.startswith(("POT", "GeomLoss", "OTT"))]
+        peers = [r for name, r in found.items() if name.startswith(("POT", "GeomLoss", "OTT")) and solves(r)]
         best = min(peers, key=lambda r: r["both_p50"], default=None)
         mine = found[ours]
 
         def pair(row: Row | None) -> str:
+            if row and not solves(row):
+                return "fails"
             return f"{short(row['forward_p50'])} / {short(row['both_p50'])}" if row else "-"
 
-        first = next((r for name, r in found.items() if name.startswith(naive)), None)
+        first = found.get("naive, unrolled") or found.get("naive, envelope")
         once = next((r for name, r in found.items() if plain in name), None)
         peer = f"{pair(best)} ({best['provider'].split(',')[0]})" if best else "-"
         ratio = f"{first['forward_p50'] / mine['forward_p50']:.0f}x" if first else "-"
         memory = short(mine["peak_mb"])
         lines.append([f"{solver} {eps:g}, {n}", pair(first), pair(once), peer, f"**{pair(mine)}**", ratio, memory])
     head = ["solver eps, n = m", "naive loop", "exp once", "best peer here", "ours", "forward x naive", "our peak MB"]
-    told = "ms, forward / forward + gradient, D = 128, 50 iterations"
+    clock = "CPU time of one process in ms" if {r.get("clock") for r in rows} == {"cpu"} else "ms"
+    told = f"{clock}, forward / forward + gradient, D = 128, 50 iterations"
     return table(head, lines) + f"\n{told}; {where(rows)}. `python -m bench ot`.\n"
 
 
@@ -165,11 +176,31 @@ def accuracy_table(rows: list[Row]) -> str:
     return table([*head, "mean norm", "rank", "gap"], lines) + f"\n{told}\n"
 
 
+def sharded_table(rows: list[Row]) -> str:
+    lines = []
+    found = latest(rows, "rows", "negatives", "batch", "dtype", "processes")
+    for (n, k, batch, dtype, world), row in sorted(found.items()):
+        shape = f"{n:,}, {k:,}, {batch}, {dtype}"
+        held = [f"{row['rows_each']:,}", f"{row['mb_each']:,.0f}"]
+        times = [short(row["cpu_ms"]), short(row["step_ms"])]
+        sent = [f"{row['bytes_sent']:,}", f"{row['bytes_arithmetic']:,}"]
+        lines.append([shape, str(world), *held, *times, *sent, f"{row['error']:.0e}"])
+    head = ["N, K, B, bank", "processes", "rows of a bank each", "MB of banks each", "step, CPU ms", "step, wall ms"]
+    told = (
+        f"CPU ms: processor time of the busiest process; wall ms: on {rows[-1]['cores']} cores that other work shared. "
+        "Difference: of losses and gradient from one process, relative."
+    )
+    where_ = where(found.values())
+    columns = [*head, "bytes sent", "by the formula", "difference"]
+    return table(columns, lines) + f"\n{told} {where_}. `python -m bench sharded`.\n"
+
+
 TABLES: dict[str, Callable[[list[Row]], str]] = {
     "accuracy": accuracy_table,
     "bank": bank_table,
     "baselines": baselines_table,
     "ot": ot_table,
+    "sharded": sharded_table,
     "step": step_table,
 }
 
@@ -229,14 +260,17 @@ def plot_ot(rows: list[Row], axes: Any) -> None:
     for axis, (solver, eps) in zip(axes, (("sinkhorn", 0.05), ("sinkhorn", 1e-3), ("ipot", 0.5)), strict=True):
         found = latest([r for r in rows if (r["solver"], r["eps"]) == (solver, eps)], "provider", "n")
         for provider in dict.fromkeys(name for name, _ in found):
-            points = sorted((n, r["both_p50"]) for (name, n), r in found.items() if name == provider)
-            ours = provider.startswith("ours")
+            points = sorted((n, r["both_p50"]) for (name, n), r in found.items() if name == provider and solves(r))
+            ours = provider == "ours, native"
+            if not points:
+                continue
             axis.plot(
                 *zip(*points, strict=True), marker="o", label=provider, lw=3 if ours else 1, color="k" if ours else None
             )
         axis.set(xlabel="n = m", ylabel="ms, value and gradient", title=f"{solver}, eps {eps:g}")
         log_axes(axis, (n for _, n in found))
-        axis.legend(fontsize=6)
+        if found:
+            axis.legend(fontsize=6)
 
 
 def plots(folder: Path) -> list[Path]:

@@ -17,7 +17,7 @@ def test_the_pages_show_the_committed_results():
         text = page.read_text()
         shown |= {name for _, name, _ in report.BLOCK.findall(text)}
         assert report.rendered(text) == text, f"{page.name}: run `python -m bench report`"
-    assert shown >= {"bank", "baselines", "step"}
+    assert shown >= {"bank", "baselines", "sharded", "step"}
 
 
 def test_a_new_row_replaces_the_old_one(tmp_path):

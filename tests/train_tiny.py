@@ -4,6 +4,7 @@ import torch
 
 from wcord_fast import distill, models
 from wcord_fast.data import Dataset, TestBatches, TrainBatches
+from wcord_fast.distributed import ranks
 from wcord_fast.train.config import Config, from_dict
 from wcord_fast.train.loop import Run
 
@@ -56,7 +57,9 @@ def make_run(directory, method="ce", *, epochs=2, **config):
         student=student,
         method=built,
         teacher=teacher if built.compares else None,
-        train=TrainBatches(data, settings.batch_size, seed=settings.seed, channels_last=settings.channels_last),
+        train=TrainBatches(
+            data, settings.batch_size, seed=settings.seed, channels_last=settings.channels_last, part=ranks()
+        ),
         test=TestBatches(data, 5, channels_last=settings.channels_last),
         log_every=settings.log_every,
         log_grad_norms=settings.log_grad_norms,

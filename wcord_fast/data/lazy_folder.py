@@ -28,7 +28,7 @@ from torch.utils.data import Dataset as TorchDataset
 from ..ops import checks
 from . import split
 from .augment import Normalise
-from .batches import Batch
+from .batches import Batch, Parts
 from .image_folder import TEST_FOLDERS, class_names, list_images
 
 IMAGE_SIZE = 224
@@ -176,7 +176,7 @@ def middle(image: Image.Image, size: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BILINEAR).crop((x, y, x + size, y + size))
 
 
-class LazyBatches:
+class LazyBatches(Parts):
     """Batches of a `LazyFolder`: for training `epoch(e)`, shuffled and augmented; for testing iterate over it.
 
     Args:
@@ -185,6 +185,7 @@ class LazyBatches:
         seed: of shuffle and crops; None: the test images in their order.
         workers: processes that decode; 0 decodes in this one.
         channels_last: memory format of the images.
+        part: (rank, world) of training batches, see `Parts`.
     """
 
     def __init__(
@@ -195,34 +196,34 @@ class LazyBatches:
         seed: int | None,
         workers: int = WORKERS,
         channels_last: bool = False,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         self.dataset = dataset
-        self.batch_size = checks.integer("batch_size", batch_size, least=1)
+        super().__init__(len(dataset.test_labels if seed is None else dataset.train_labels), batch_size, part)
         self.seed = None if seed is None else checks.integer("seed", seed, least=0)
         self.workers = checks.integer("workers", workers, least=0)
         self.normalise = Normalise(dataset.mean, dataset.std, torch.float32, channels_last, dataset.device)
         self.labels = (dataset.test_labels if seed is None else dataset.train_labels).to(dataset.device)
-
-    def __len__(self) -> int:
-        return -(-len(self.labels) // self.batch_size)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The training batches of epoch `epoch` (from 0), from batch number `start` on."""
         if self.seed is None:
             raise ValueError("seed: expected a number for training batches, got None")
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.labels))
-        return self._batches(self.dataset.train_files, order[start * self.batch_size :], (self.seed, epoch))
+        return self._batches(self.dataset.train_files, order, start, (self.seed, epoch))
 
     def __iter__(self) -> Iterator[Batch]:
-        return self._batches(self.dataset.test_files, np.arange(len(self.dataset.test_files)), None)
+        return self._batches(self.dataset.test_files, np.arange(len(self.dataset.test_files)), 0, None)
 
-    def _batches(self, files: tuple[str, ...], order: np.ndarray, seed: tuple[int, int] | None) -> Iterator[Batch]:
+    def _batches(
+        self, files: tuple[str, ...], order: np.ndarray, start: int, seed: tuple[int, int] | None
+    ) -> Iterator[Batch]:
         data = self.dataset
+        batches = [order[self.rows(i)].tolist() for i in range(start, len(self))]
         loader = DataLoader(
             _Images(files, data.image_size[0], seed),
-            batch_size=self.batch_size,
-            sampler=order.tolist(),
-            num_workers=min(self.workers, len(order)),
+            batch_sampler=batches,
+            num_workers=min(self.workers, len(batches)),
             pin_memory=data.device.type == "cuda",
             generator=torch.Generator(),  # the loader's draw of a base seed leaves torch's generator alone
         )

@@ -70,11 +70,16 @@ def load(
 
 
 def train_batches(
-    dataset: Dataset | LazyFolder, batch_size: int, *, seed: int, channels_last: bool = False
+    dataset: Dataset | LazyFolder,
+    batch_size: int,
+    *,
+    seed: int,
+    channels_last: bool = False,
+    part: tuple[int, int] = (0, 1),
 ) -> TrainBatches | LazyBatches:
-    """Shuffled, augmented batches by epoch."""
+    """Shuffled, augmented batches by epoch; `part` as for `TrainBatches`."""
     kind = LazyBatches if isinstance(dataset, LazyFolder) else TrainBatches
-    return kind(dataset, batch_size, seed=seed, channels_last=channels_last)  # type: ignore[arg-type]
+    return kind(dataset, batch_size, seed=seed, channels_last=channels_last, part=part)  # type: ignore[arg-type]
 
 
 def test_batches(

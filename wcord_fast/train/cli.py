@@ -25,6 +25,7 @@ from .export import export
 from .logs import to_screen
 from .meters import NonFiniteLoss
 from .parser import UsageError, parse
+from .ranks import LOST, is_main, peer_lost, process_group, speaks_first
 from .runs import Workbench
 
 log = logging.getLogger("wcord_fast")
@@ -63,28 +64,26 @@ def main(argv: list[str] | None = None) -> int:
         print(f"wcord-fast: unknown command {name!r}; expected {', '.join(COMMANDS)}{hint}", file=sys.stderr)
         return 2
     try:
-        status = COMMANDS[name](rest)
-        sys.stdout.flush()
+        with process_group():
+            status = COMMANDS[name](rest)
+            sys.stdout.flush()
         return status
     except UsageError as error:
-        print(f"wcord-fast {name}: {error}", file=sys.stderr)
+        _complain(name, error)
         return 2
     except BrokenPipeError:  # whoever read our output has left (`| head`): finished epochs are kept, nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (CheckpointError, NonFiniteLoss, MemoryError, NotImplementedError, OSError, ValueError) as error:
-        print(f"wcord-fast {name}: {str(error) or 'out of memory'}", file=sys.stderr)
+        _complain(name, error)
         return 1
     except RuntimeError as error:
-        if not _of_the_machine(error):
+        if not _of_the_machine(error) and not peer_lost(error):
             raise
-        print(f"wcord-fast {name}: {str(error).splitlines()[0]}", file=sys.stderr)
+        _complain(name, LOST if peer_lost(error) else str(error).splitlines()[0])
         return 1
     except KeyboardInterrupt:
-        print(
-            f"\nwcord-fast {name}: interrupted; the same command goes on after the last epoch",
-            file=sys.stderr,
-        )
+        _complain(name, "interrupted; the same command goes on after the last epoch")
         return 130
 
 
@@ -102,6 +101,8 @@ def distill(argv: list[str]) -> int:
     results = [*students, teacher]
     lines = report.lines_of(results)
     said = report.notes(results, len(bench.data.test_labels), config.batch_size)
+    if not is_main():
+        return 0
     files = report.write(config.directory, results, lines, said)
     print(f"\n{report.text_table(lines)}\n\n{textwrap.fill(said, 100)}\n")
     print(f"{time.perf_counter() - began:.0f} s in all. Written: {', '.join(map(str, files))}")
@@ -171,6 +172,12 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "info": info,
     "completion": completion,
 }
+
+
+def _complain(name: str, error: Exception | str) -> None:
+    """One message on the screen, also where many processes have the same to say."""
+    if speaks_first():
+        print(f"wcord-fast {name}: {str(error) or 'out of memory'}", file=sys.stderr, flush=True)
 
 
 def _of_the_machine(error: RuntimeError) -> bool:

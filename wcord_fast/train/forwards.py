@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..distill import Outputs
 
 Forward = Callable[[Tensor], Outputs]  # of images [B, C, H, W]
 
 
-def plain(network: nn.Module) -> Forward:
-    """The network's features and logits as `Outputs`."""
+def plain(network: Callable) -> Forward:
+    """A network's features and logits as `Outputs`."""
     return lambda images: Outputs(*network(images, return_features=True))
 
 

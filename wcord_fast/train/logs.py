@@ -14,6 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from . import files
+from .ranks import is_main
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class TensorBoard:
     def __init__(self, directory: Path, enabled: bool, first_epoch: int) -> None:
         self._directory = directory / "tb"
         self._writer: Any = None
-        if enabled:
+        if enabled and is_main():
             from torch.utils.tensorboard import SummaryWriter  # slow to import
 
             # purge_step hides what a killed run wrote after its last checkpoint.
@@ -81,7 +82,7 @@ class Progress:
     """A progress bar for the steps of one epoch; silent when `quiet` or when the screen is no terminal."""
 
     def __init__(self, batches: Iterable, total: int, title: str, quiet: bool) -> None:
-        hidden = quiet or not sys.stderr.isatty()
+        hidden = quiet or not is_main() or not sys.stderr.isatty()
         self._bar = tqdm(batches, total=total, desc=title, leave=False, disable=hidden, unit="batch")
 
     def __iter__(self) -> Iterator:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from ..data import LazyBatches, TestBatches, TrainBatches
 from ..distill import Batch, Method, Outputs
 from ..ops.status import check
-from . import checkpoint
+from . import checkpoint, shards
 from .backward import backward, detached, gradient_shares
 from .config import learning_rate
 from .cuda_graph import GraphedStep
@@ -29,6 +30,7 @@ from .files import locked
 from .forwards import Forward, compiled, plain
 from .logs import CSV, Progress, Row, TensorBoard, epoch_line, write_csv
 from .meters import Meters, Stopwatch, Watch
+from .ranks import average_buffers, average_gradients, copy_from_main, from_main, is_main, join_meters, sync_if, wrap
 from .stage import pretrain
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ class Run:
         train, test: the data; test None if the labels mean nothing: then no accuracy is measured.
         export: name of the file that gets the student's state dict when the run is finished.
         log_every, log_grad_norms, tensorboard, quiet, restart: see `Config`.
+        network: the student as it is called in training: under DDP where there are several processes.
     """
 
     name: str
@@ -65,6 +68,10 @@ class Run:
     quiet: bool = False
     restart: bool = False
     history: list[Row] = field(default_factory=list)
+    network: nn.Module = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.network = self.student
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -84,8 +91,8 @@ class Run:
 
     def networks(self) -> dict[str, Forward]:
         """The "student" and, if there is one, the "teacher", as functions of the images."""
-        both = {"student": self.student, "teacher": self.teacher}
-        return {name: plain(network) for name, network in both.items() if network is not None}
+        found = {"student": plain(lambda *args, **kwargs: self.network(*args, **kwargs))}  # wrapped anew in every epoch
+        return found if self.teacher is None else found | {"teacher": plain(self.teacher)}
 
     def parameters(self) -> list[nn.Parameter]:
         """What the optimiser changes: the student's parameters and the method's own."""
@@ -102,17 +109,19 @@ def fit(run: Run) -> list[Row]:
         NonFiniteLoss: a loss term became NaN or infinite.
         ValueError: a bad value was met by a loss (the message names it).
     """
-    with locked(run.directory):
+    with locked(run.directory) if is_main() else nullcontext():
         return _fit(run)
 
 
 def _fit(run: Run) -> list[Row]:
     recipe = run.recipe
-    fresh = run.restart or not (run.directory / checkpoint.CURRENT).exists()
+    fresh = run.restart or not from_main((run.directory / checkpoint.CURRENT).exists)
     if run.method.stage is not None and run.teacher is not None and fresh:
-        generators = checkpoint.rng_state()
-        pretrain(run, run.teacher)
-        checkpoint.set_rng_state(generators)  # the student's training does not depend on when its stage was run
+        if is_main():  # one process, whatever the number: the stage is the same for any
+            generators = checkpoint.rng_state()
+            pretrain(run, run.teacher)
+            checkpoint.set_rng_state(generators)  # the student's training does not depend on when its stage was run
+        copy_from_main(run.student, run.method)
     optimizer = torch.optim.SGD(
         run.parameters(),
         lr=recipe["lr"],
@@ -132,8 +141,9 @@ def _fit(run: Run) -> list[Row]:
                 log.info("%s", epoch_line(run.name, run.history[-1], recipe["epochs"]))
         finally:
             board.close()
-    write_csv(run.directory / CSV, run.history)
-    checkpoint.save_state_dict(run.directory / run.export, run.student.state_dict())
+    if is_main():
+        write_csv(run.directory / CSV, run.history)
+        checkpoint.save_state_dict(run.directory / run.export, run.student.state_dict())
     return run.history
 
 
@@ -143,11 +153,13 @@ def one_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
     losses = train_epoch(run, optimizer, epoch)
+    average_buffers(run.student)
     row = {"epoch": epoch + 1, "lr": rate, **losses}
     if run.test is None:
         del row["train_top1"], row["ce"]
     else:
-        row |= evaluate(run.student, run.test, run.recipe["precision"])
+        test = run.test
+        row |= from_main(lambda: evaluate(run.student, test, run.recipe["precision"]))
         row["best_top1"] = max([row["test_top1"], *(r["best_top1"] for r in run.history[-1:])])
     run.history.append(row)
     data = run.train.dataset
@@ -162,13 +174,14 @@ def one_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> None:
         "history": run.history,
         "images": {"shape": [data.channels, *data.image_size], "mean": list(data.mean), "std": list(data.std)},
     }
-    checkpoint.save(run.directory, state)
-    write_csv(run.directory / CSV, run.history)
+    shards.save(run.directory, state, run.method)
+    if is_main():
+        write_csv(run.directory / CSV, run.history)
 
 
 def resume(run: Run, optimizer: torch.optim.Optimizer) -> None:
     """Put `run` where its directory's checkpoint left it; without one, do nothing."""
-    state = None if run.restart else checkpoint.load_latest(run.directory, run.spec)
+    state = None if run.restart else shards.load_latest(run.directory, run.spec, run.method)
     if state is None:
         return
     checkpoint.restore(run.directory, state, run.student, run.method, optimizer)
@@ -181,6 +194,7 @@ def train_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> Row:
     """One pass over the training set; its mean losses and training accuracy, and how fast it went."""
     run.student.train()
     run.method.train()
+    run.network = wrap(run.student)  # anew, so that sums over ranks have an order that does not depend on a restart
     meters, watch = Meters(epoch), Stopwatch(run.train.dataset.device)
     shares: dict[str, float] = {}
     began = time.perf_counter()
@@ -189,11 +203,12 @@ def train_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> Row:
     for step, batch in enumerate(bar):
         probe = run.log_grad_norms and step == len(run.train) // 2
         part = micro_batch(step, len(run.train), run.recipe["accumulate"])
-        shares |= train_step(run, optimizer, Batch(*batch), meters, watch, probe, part)
+        shares |= train_step(run, optimizer, Batch(*batch), meters, watch, probe, part, run.train.weight(step))
         if (step + 1) % run.log_every == 0:
             bar.show(meters.means())
             watch.sample()
             check()
+    join_meters(meters)
     means = meters.means()
     check()
     seconds = time.perf_counter() - began
@@ -226,17 +241,19 @@ def train_step(
     watch: Stopwatch,
     probe: bool,
     part: MicroBatch,
+    weight: float = 1.0,
 ) -> dict[str, float]:
     """One batch, and the optimiser step if it is the last of its group, without synchronisation; with `probe` also each
-    term's share of the gradient (with)."""
+    term's share of the gradient (with). `weight`: of this process' part of the batch, see `TrainBatches.weight`."""
     if part.first:
         optimizer.zero_grad(set_to_none=True)
     shares: dict[str, float] = {}
     if run.graphed is not None and not probe:
         values = run.graphed(batch, watch)
     else:
-        values, shares = gradients(run, batch, watch, meters, probe, part.share)
+        values, shares = gradients(run, batch, watch, meters, probe, part.share * weight, part.last)
     if part.last:
+        average_gradients(run.method.parameters())
         if run.recipe["clip_grad"] is not None:
             nn.utils.clip_grad_norm_(run.parameters(), run.recipe["clip_grad"])
         optimizer.step()
@@ -245,10 +262,16 @@ def train_step(
 
 
 def gradients(
-    run: Run, batch: Batch, watch: Watch, meters: Meters | None = None, probe: bool = False, share: float = 1.0
+    run: Run,
+    batch: Batch,
+    watch: Watch,
+    meters: Meters | None = None,
+    probe: bool = False,
+    share: float = 1.0,
+    last: bool = True,
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Add the gradients of `share` times one batch's objective to the parameters'; its values for the meters, and with
-    `probe` each term's share."""
+    `probe` each term's share. `last` of its group: then processes exchange the network's gradients."""
     device, precision = batch.images.device, run.recipe["precision"]
     # A probe differentiates several times, which a compiled network does not allow.
     forwards = run.networks() if probe else run.forwards
@@ -256,7 +279,7 @@ def gradients(
     if run.teacher is not None and run.method.needs_teacher:
         with torch.no_grad(), autocast(device, precision):
             teacher = forwards["teacher"](batch.images)
-    with autocast(device, precision):
+    with autocast(device, precision), sync_if(last, run.network):
         student = forwards["student"](batch.images)
     cross_entropy = F.cross_entropy(student.logits.float(), batch.labels)
     ce = run.method.options.ce_weight * cross_entropy
@@ -275,6 +298,7 @@ def gradients(
             raise
         if loss.value.requires_grad:
             (loss.value * share).backward()
-    backward(ce * share, student, leaves)
+    with sync_if(last, run.network):
+        backward(ce * share, student, leaves)
     total = ce.detach() + loss.value.detach()
     return {"ce": cross_entropy.detach(), **loss.terms, "loss": total, "train_top1": correct}, shares

@@ -38,6 +38,10 @@ class Meters:
         self._steps += 1
         self.count += batch_size
 
+    def parts(self) -> tuple[Tensor, Tensor, int]:
+        """What adds up over processes: the sums; the first steps that are not finite, by their minimum; the count."""
+        return self._sums, self._first_bad, self.count
+
     def means(self) -> dict[str, float]:
         """The means so far (synchronises).
 

@@ -15,6 +15,7 @@ from torch import nn
 from .. import data as datasets
 from .. import distill, models
 from ..data import Dataset, LazyFolder
+from ..distributed import ranks
 from . import checkpoint
 from .checkpoint import CheckpointError
 from .config import Config
@@ -53,8 +54,13 @@ class Workbench:
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # as the published recipe does: shapes repeat
         self.data = load_data(data_spec(config), config.data_dir).to(self.device) if data is None else data
+        for option in ("compile", "cuda_graph"):
+            if getattr(config, option) and ranks().world > 1:
+                raise ValueError(f"{option}: expected one process, got {ranks().world}; not supported with several")
         layout = config.channels_last
-        self.train = datasets.train_batches(self.data, config.batch_size, seed=config.seed, channels_last=layout)
+        self.train = datasets.train_batches(
+            self.data, config.batch_size, seed=config.seed, channels_last=layout, part=ranks()
+        )
         self.test = datasets.test_batches(self.data, config.eval_batch_size, channels_last=layout)
 
     def require_methods(self) -> None:

@@ -68,7 +68,8 @@ def _epoch(run, teacher, stage: Stage, trained, optimizer, epoch: int, epochs: i
     for module in trained:
         module.train()
     meters = Meters(epoch)
-    bar = Progress(run.train.epoch(epoch), len(run.train), f"{run.name} stage {epoch + 1}/{epochs}", run.quiet)
+    batches = run.train.whole()  # one process does it, see `loop.fit`
+    bar = Progress(batches.epoch(epoch), len(batches), f"{run.name} stage {epoch + 1}/{epochs}", run.quiet)
     for step, (images, *_) in enumerate(bar):
         device, precision = images.device, run.recipe["precision"]
         with torch.no_grad(), autocast(device, precision):
