@@ -45,8 +45,6 @@ def where(rows: Iterable[Row]) -> str:
     versions, threads = sorted({r["torch"] for r in some}), sorted({r["threads"] for r in some})
     machine = f"{some[0]['device']}, {some[0]['simd']}" if "simd" in some[0] else some[0]["device"]
     count = f"{threads[0]} thread{'s' if threads != [1] else ''}"
-    if any(r.get("clock") == "cpu" for r in some):
-        count += " (CPU time)"
     return f"{machine}, {count}, torch {', '.join(versions)}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}"
 
 
@@ -112,6 +110,10 @@ def ot_table(rows: list[Row]) -> str:
     return table(head, lines) + f"\n{told}; {where(rows)}. `python -m bench ot`.\n"
 
 
+def clock(rows: list[Row]) -> str:
+    return "CPU time of one process" if all(r["clock"] == "cpu" for r in rows) else "wall-clock time"
+
+
 def baselines_table(rows: list[Row]) -> str:
     cases = latest(rows, "method", "batch", "form")
     lines = []
@@ -122,7 +124,7 @@ def baselines_table(rows: list[Row]) -> str:
         ms = [short(naive["ms"]["p50"]), f"**{short(ours['ms']['p50'])}**"]
         lines.append([f"{name}, {batch}", *ms, times, memory])
     head = ["method, batch", "public form, ms", "ours, ms", "x public form", "transient MB, public / ours"]
-    return table(head, lines) + f"\n{where(rows)}. `python -m bench baselines`.\n"
+    return table(head, lines) + f"\n{clock(rows)}; {where(rows)}. `python -m bench baselines`.\n"
 
 
 def step_table(rows: list[Row]) -> str:
@@ -133,7 +135,7 @@ def step_table(rows: list[Row]) -> str:
         lines.append([f"{method}, {form}", *numbers, f"{r['loss_share']:.1%}"])
     head = ["method, form", "step, ms", "images/s", "x eager", "loss, ms", "loss's share"]
     pair = f"{rows[-1]['teacher']} -> {rows[-1]['student']}, batch {rows[-1]['batch']}, {rows[-1]['num_data']:,} images"
-    return table(head, lines) + f"\n{pair}; {where(rows)}. `python -m bench step`.\n"
+    return table(head, lines) + f"\n{pair}; {clock(rows)}; {where(rows)}. `python -m bench step`.\n"
 
 
 def interval(differences: list[float]) -> tuple[float, float, float]:
