@@ -27,7 +27,7 @@ from .evaluate import autocast, evaluate
 from .files import locked
 from .logs import CSV, Progress, Row, TensorBoard, epoch_line, write_csv
 from .meters import Meters, Stopwatch
-from .ranks import average_buffers, average_gradients, copy_from_main, from_main, is_main, join_meters, sync_if, wrap
+from .ranks import average_gradients, average_statistics, copy_from_main, from_main, is_main, join_meters, sync_if, wrap
 from .stage import pretrain
 
 log = logging.getLogger(__name__)
@@ -133,7 +133,7 @@ def one_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
     losses = train_epoch(run, optimizer, epoch)
-    average_buffers(run.student)
+    average_statistics(run.student, run.method)
     row = {"epoch": epoch + 1, "lr": rate, **losses}
     row |= from_main(lambda: evaluate(run.student, run.test, run.recipe["precision"]))
     row["best_top1"] = max([row["test_top1"], *(r["best_top1"] for r in run.history[-1:])])
