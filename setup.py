@@ -7,6 +7,7 @@ without it.
 WCORD_FAST_CUDA = auto (default): CUDA if nvcc is found and works, else C++ only, with the reason recorded
                   0: C++ only
                   1: CUDA, or the install fails with the reason
+WCORD_FAST_SANITIZE = 1: AddressSanitizer and UndefinedBehaviorSanitizer in the C++ code, and no CUDA (CONTRIBUTING.md)
 CXX, CUDA_HOME and MAX_JOBS mean what they usually mean.
 """
 
@@ -29,6 +30,7 @@ ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 CUDA_ARCHS = ("80", "90")  # machine code for each, and PTX of the last for what comes after
 CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-DNDEBUG", "-Wall", "-Wextra", "-ffp-contract=off"]
+SANITIZE_FLAGS = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
 NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall"]
 INFO_NAME = "_build_info.json"
 
@@ -124,6 +126,13 @@ def cuda_setting() -> str:
     return value
 
 
+def sanitizing() -> bool:
+    value = os.environ.get("WCORD_FAST_SANITIZE", "0").strip() or "0"
+    if value not in ("0", "1"):
+        raise SystemExit(f"WCORD_FAST_SANITIZE: expected 0 or 1, got {value!r}")
+    return value == "1"
+
+
 class Tools:
     """The commands and folders of one build; finding them raises CannotBuild."""
 
@@ -132,6 +141,7 @@ class Tools:
         self.ninja = find_ninja()
         self.includes = [f"-isystem{find_python_headers()}", f"-isystem{find_pybind11()}"]
         self.openmp = self._compiles("int main() { return 0; }", "-fopenmp")
+        self.sanitize = SANITIZE_FLAGS if sanitizing() else []
 
     def _compiles(self, source: str, *flags: str) -> bool:
         """Whether a program compiles and links: proof of a flag, or of the compiler itself."""
@@ -142,9 +152,9 @@ class Tools:
 def write_ninja(folder: Path, tools: Tools, nvcc: str | None) -> Path:
     """Writes folder/build.ninja and returns the path of the module that it makes."""
     openmp = ["-fopenmp"] if tools.openmp else []
-    cxx = [*tools.cxx, *CXX_FLAGS, *openmp]
+    cxx = [*tools.cxx, *CXX_FLAGS, *openmp, *tools.sanitize]
     binding = [*cxx, "-O1", f"-DWCF_WITH_CUDA={int(nvcc is not None)}", *tools.includes]
-    link = [*tools.cxx, "-shared", *openmp]
+    link = [*tools.cxx, "-shared", *openmp, *tools.sanitize]
     rules = {}
     if nvcc:
         last = CUDA_ARCHS[-1]
@@ -196,7 +206,7 @@ def sources(*, with_cuda: bool) -> list[Path]:
 
 def compile_module(temp: Path, tools: Tools, nvcc: str | None) -> Path:
     """Runs ninja in a folder of this Python's and compiler's own, kept so that the next build is incremental."""
-    key = repr((sys.implementation.cache_tag, tools.cxx))
+    key = repr((sys.implementation.cache_tag, tools.cxx, *tools.sanitize))
     folder = temp / f"native-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     target = write_ninja(folder, tools, nvcc)
@@ -213,8 +223,10 @@ def build(temp: Path) -> tuple[Path | None, dict[str, object]]:
         tools = Tools()
         info["compiler"] = run([*tools.cxx, "--version"]).splitlines()[0]
         nvcc = None
-        if setting == "0":
-            info["cuda_why_not"] = "built with WCORD_FAST_CUDA=0"
+        if tools.sanitize and setting == "1":
+            raise CannotBuild("WCORD_FAST_SANITIZE=1 builds none")
+        if tools.sanitize or setting == "0":
+            info["cuda_why_not"] = f"built with {'WCORD_FAST_SANITIZE=1' if tools.sanitize else 'WCORD_FAST_CUDA=0'}"
         else:
             try:
                 nvcc = find_nvcc()

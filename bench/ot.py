@@ -1,8 +1,10 @@
 """`python -m bench ot`: the transport cost of two feature batches, ours against everybody's.
 
-Times are medians (p20-p80) of interleaved blocks: each round calls every provider for some 5 ms, or once. Every
-provider's value and gradient are compared with float64 at equal iterations before anything is timed, and a speed-up
-over a provider is printed only if ours passed. One JSON line per row goes to bench/results/ot.jsonl.
+Times are medians (p20-p80) of interleaved blocks: each round calls every provider, forward and with the gradient, for
+some 10 ms each, or once. Every provider's value and gradient are compared with float64 at equal iterations before
+anything is timed, and a speed-up over a provider is printed only if ours passed. Last, per size, ours at all eps and
+both solvers in turn (ot_sweep.py). One JSON line per row goes to
+bench/results/ot.jsonl and ot_sweep.jsonl.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from typing import Any
 OURS = "ours, native"
 VALUE_LIMIT, GRADIENT_LIMIT = 1e-5, 1e-4  # relative error of ours; or 2 and 3 times that of the naive fp32 loop
 SLOW = 5.0  # seconds a call may take before one round has to do
-BLOCK = 0.005  # seconds of calls, one after another, in one round
+BLOCK = 0.01  # seconds of calls, one after another, in one round
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 CASES = (("sinkhorn", 0.05), ("sinkhorn", 1e-3), ("ipot", 0.5))
 
 
@@ -33,11 +36,19 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", nargs="+", help="providers (substrings); ours is always in")
     parser.add_argument("--skip", nargs="+", default=[], help="providers (substrings) to leave out")
-    parser.add_argument("--cases", nargs="+", help="of sinkhorn:0.05 sinkhorn:0.001 ipot:0.5")
+    parser.add_argument("--cases", nargs="+", help="of sinkhorn:0.05 sinkhorn:0.001 ipot:0.5 sweep")
     parser.add_argument("--seconds", type=float, default=2.0, help="time per provider and kind of call")
+    parser.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="cpu: the time this process has run, for a machine that others use too; only for one thread",
+    )
     parser.add_argument("--quick", action="store_true", help="sizes 64 and 256, a few rounds, nothing that compiles")
     parser.add_argument("--out", type=Path, help="folder of the result file (default bench/results)")
     options = parser.parse_args(argv)
+    if options.clock == "cpu" and options.threads > 1:
+        parser.error("--clock cpu adds up the time of all threads: use it with --threads 1")
     if options.quick:
         options.sizes, options.seconds = [n for n in options.sizes if n <= 256] or [64], 0.2
         options.skip = [*options.skip, "torch.compile", "OTT-JAX"]
@@ -112,28 +123,30 @@ def status_kilobytes(field: str) -> int:
     return int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
-def interleaved(calls: dict[str, Any], seconds: float) -> dict[str, list[float]]:
-    """Milliseconds per call of every provider, block by block in turn; a slow one is called once."""
-    first = {name: block_seconds(call, 1) for name, call in calls.items()}
-    inner = {name: max(1, int(BLOCK / took)) for name, took in first.items()}
-    times = {name: [1e3 * took] if took > SLOW else [] for name, took in first.items()}
+def interleaved(calls: dict[tuple[str, str], Any], options: argparse.Namespace) -> dict[tuple[str, str], list[float]]:
+    """Milliseconds per call of every (provider, kind of call), block by block in turn; a slow one is called once."""
+    clock, seconds = CLOCKS[options.clock], options.seconds
+    first = {key: block_seconds(call, 1, clock) for key, call in calls.items()}
+    first |= {key: block_seconds(call, 1, clock) for key, call in calls.items() if first[key] <= SLOW}  # warm
+    inner = {key: max(1, int(BLOCK / took)) for key, took in first.items()}
+    times = {key: [1e3 * took] if took > SLOW else [] for key, took in first.items()}
     spent = dict.fromkeys(calls, 0.0)
     for round_number in range(1000):
-        active = [n for n in calls if first[n] <= SLOW and (round_number < 5 or spent[n] < seconds)]
-        if not active or (round_number >= 5 and OURS not in active):
+        active = [key for key in calls if first[key] <= SLOW and (round_number < 5 or spent[key] < seconds)]
+        if round_number >= 5 and not any(name == OURS for name, _ in active):
             break
-        for name in active:
-            took = block_seconds(calls[name], inner[name])
-            times[name].append(took * 1e3 / inner[name])
-            spent[name] += took
+        for key in active:
+            took = block_seconds(calls[key], inner[key], clock)
+            times[key].append(took * 1e3 / inner[key])
+            spent[key] += took
     return times
 
 
-def block_seconds(call, times: int) -> float:
-    start = time.perf_counter()
+def block_seconds(call, times: int, clock) -> float:
+    start = clock()
     for _ in range(times):
         call()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def quantiles(times: list[float]) -> dict[str, float]:
@@ -167,18 +180,22 @@ def run_case(case, options: argparse.Namespace) -> list[dict[str, Any]]:
     exact = {kind: oracle(case, x, y, kind) for kind in dict.fromkeys(c.value for c in made.values())}
     probed = {name: probe(calls) for name, calls in made.items()}
     found = {name: errors(calls, probed[name][0], exact[calls.value]) for name, calls in made.items()}
-    forward = interleaved({name: calls.forward for name, calls in made.items()}, options.seconds)
-    both = interleaved({name: calls.gradient for name, calls in made.items()}, options.seconds)
+    calls = {}
+    for name, made_calls in made.items():
+        calls[name, "forward"], calls[name, "both"] = made_calls.forward, made_calls.gradient
+    times = {key: quantiles(values) for key, values in interleaved(calls, options).items()}
     fine = passes(found)
     rows = []
     for name in made:
         row = {"op": "ot", "provider": name, **vars(case), "passed": fine, "oracle": exact[made[name].value][3]}
         row |= {"value_error": found[name][0], "gradient_error": found[name][1], "peak_mb": probed[name][1]}
-        row |= {f"forward_{k}": v for k, v in quantiles(forward[name]).items()}
-        row |= {f"both_{k}": v for k, v in quantiles(both[name]).items()}
-        if fine:
-            row["forward_ratio"] = row["forward_p50"] / quantiles(forward[OURS])["p50"]
-            row["both_ratio"] = row["both_p50"] / quantiles(both[OURS])["p50"]
+        row |= {"peak_matrices": probed[name][1] * 2**20 / (4 * case.n**2), "load": os.getloadavg()[0]}
+        row["clock"] = options.clock
+        for kind in ("forward", "both"):
+            row |= {f"{kind}_{k}": v for k, v in times[name, kind].items()}
+            if fine:
+                row[f"{kind}_ratio"] = times[name, kind]["p50"] / times[OURS, kind]["p50"]
+        row["both_over_forward"] = times[name, "both"]["p50"] / times[name, "forward"]["p50"]
         rows.append(row)
     return rows
 
@@ -187,13 +204,18 @@ def show(rows: list[dict[str, Any]]) -> None:
     first = rows[0]
     verdict = "ours passed its check" if first["passed"] else "OURS FAILED ITS CHECK: no speed-ups"
     print(f"\n{first['solver']} eps {first['eps']:g}, n = m = {first['n']}, D = {first['dim']}: {verdict}")
-    print(f"{'ms: p50 (p20-p80)':<26}{'forward':>28}{'x':>7}{'forward + gradient':>28}{'x':>7}{'peak MB':>9}  error")
+    clock = f"{first['clock']} ms: p50 (p20-p80)"
+    print(
+        f"{clock:<26}{'forward':>28}{'x':>7}{'forward + gradient':>28}{'x':>7}{'/ fwd':>7}"
+        f"{'peak MB':>9}{'matrices':>9}  error"
+    )
     for row in rows:
         cells = [f"{row[f'{k}_p50']:.3g} ({row[f'{k}_p20']:.3g}-{row[f'{k}_p80']:.3g})" for k in ("forward", "both")]
         ratios = [f"{row[f'{k}_ratio']:.1f}" if f"{k}_ratio" in row else "-" for k in ("forward", "both")]
         gradient = "other" if math.isnan(row["gradient_error"]) else f"{row['gradient_error']:.0e}"
         print(
-            f"{row['provider']:<26}{cells[0]:>28}{ratios[0]:>7}{cells[1]:>28}{ratios[1]:>7}{row['peak_mb']:>9.1f}"
+            f"{row['provider']:<26}{cells[0]:>28}{ratios[0]:>7}{cells[1]:>28}{ratios[1]:>7}"
+            f"{row['both_over_forward']:>7.2f}{row['peak_mb']:>9.1f}{row['peak_matrices']:>9.2f}"
             f"  {row['value_error']:.0e} {gradient}"
         )
     sys.stdout.flush()
@@ -204,6 +226,7 @@ def main(argv: list[str]) -> None:
     limit_threads(options.threads)
     import torch
 
+    from bench import ot_sweep
     from bench.ot_providers import Case
     from bench.results_file import append
 
@@ -217,3 +240,5 @@ def main(argv: list[str]) -> None:
             rows = run_case(case, options)
             show(rows)
             append("ot", rows, options.out)
+    if not options.cases or "sweep" in options.cases:
+        ot_sweep.run(options)

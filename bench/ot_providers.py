@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -67,6 +69,34 @@ def ours(backend: str):
         return _calls(lambda x, y: F.ot_cost(x, y, **options), x, y)
 
     return make
+
+
+def streaming(case: Case, x: Tensor, y: Tensor) -> Calls:
+    """Ours with no memory for a matrix."""
+    calls = ours("native")(case, x, y)
+
+    def lean(call: Callable[[], Any]) -> Callable[[], Any]:
+        def run():
+            with mock.patch.dict(os.environ, WCORD_FAST_OT_BYTES="0"):
+                return call()
+
+        return run
+
+    return Calls(lean(calls.forward), lean(calls.gradient))
+
+
+def op_alone(case: Case, x: Tensor, y: Tensor) -> Calls:
+    """Ours without autograd: the op that returns the value and, if asked, the gradients."""
+
+    def solve(gradient: bool):
+        options = ("cosine", case.solver, case.eps, case.iters, None, "cost")
+        return torch.ops.wcord_fast.ot_solve(x, y, None, None, *options, gradient, gradient, False, False, "native")
+
+    def gradient():
+        out = solve(True)
+        return out[0], out[6], out[7]
+
+    return Calls(lambda: solve(False)[0], gradient)
 
 
 def costs(x: Tensor, y: Tensor) -> Tensor:
@@ -214,6 +244,8 @@ def ott(lse: bool):
 
 PROVIDERS: dict[str, Callable[[Case, Tensor, Tensor], Calls | None]] = {
     "ours, native": ours("native"),
+    "ours, native, no autograd": op_alone,
+    "ours, native, streaming": streaming,
     "ours, reference": ours("reference"),
     "naive, unrolled": naive,
     "naive, envelope": naive_envelope,

@@ -1,4 +1,4 @@
-"""`python -m bench report`: the tables of README.md and docs/, and the plots in bench/results/, from committed results.
+"""`python -m bench report`: the tables of README.md and docs/, and the plots, from the committed result files.
 
 A table stands between `<!-- bench: NAME -->` and `<!-- end -->`; `--check` only compares (tests/test_bench_report.py
 does). Of rows that measure the same thing the last one counts.
@@ -17,7 +17,8 @@ from typing import Any
 from bench.results_file import RESULTS, read
 
 README = RESULTS.parent.parent / "README.md"
-PAGES = (README, README.parent / "docs" / "distributed.md")
+DOCS = README.parent / "docs"
+PAGES = (README, DOCS / "distributed.md", DOCS / "driver.md")
 BLOCK = re.compile(r"(<!-- bench: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Row = dict[str, Any]
 
@@ -44,6 +45,8 @@ def where(rows: Iterable[Row]) -> str:
     versions, threads = sorted({r["torch"] for r in some}), sorted({r["threads"] for r in some})
     machine = f"{some[0]['device']}, {some[0]['simd']}" if "simd" in some[0] else some[0]["device"]
     count = f"{threads[0]} thread{'s' if threads != [1] else ''}"
+    if any(r.get("clock") == "cpu" for r in some):
+        count += " (CPU time)"
     return f"{machine}, {count}, torch {', '.join(versions)}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}"
 
 
@@ -72,31 +75,65 @@ def bank_table(rows: list[Row]) -> str:
     return table([*head, "transient MB, naive / ours"], lines) + f"\n{where(shapes)}. `python -m bench bank`.\n"
 
 
+def solves(row: Row) -> bool:
+    """Whether a provider's value is that of the problem: scalings by exp(-C / eps) overflow at small eps."""
+    return row["value_error"] < 0.01  # not NaN
+
+
 def ot_table(rows: list[Row]) -> str:
-    naive, plain, ours = "naive, unrolled", "exp once", "ours, native"
+    plain, ours = "exp once", "ours, native"
     by_case: dict[tuple, dict[str, Row]] = {}
     for (*case, provider), row in latest(rows, "solver", "eps", "n", "dim", "iters", "provider").items():
         by_case.setdefault(tuple(case), {})[provider] = row
     lines = []
-    for (solver, eps, n, *_), found in by_case.items():
+    for (solver, eps, n, *_), found in sorted(
+        by_case.items(), key=lambda item: (item[0][0] == "ipot", -item[0][1], item[0][2])
+    ):
         if ours not in found:
             continue
-        peers = [r for name, r in found.items() if name.startswith(("POT", "GeomLoss", "OTT"))]
+        peers = [r for name, r in found.items() if name.startswith(("POT", "GeomLoss", "OTT")) and solves(r)]
         best = min(peers, key=lambda r: r["both_p50"], default=None)
         mine = found[ours]
 
         def pair(row: Row | None) -> str:
+            if row and not solves(row):
+                return "fails"
             return f"{short(row['forward_p50'])} / {short(row['both_p50'])}" if row else "-"
 
-        first = next((r for name, r in found.items() if name.startswith(naive)), None)
+        first = found.get("naive, unrolled") or found.get("naive, envelope")
         once = next((r for name, r in found.items() if plain in name), None)
         peer = f"{pair(best)} ({best['provider'].split(',')[0]})" if best else "-"
         ratio = f"{first['forward_p50'] / mine['forward_p50']:.0f}x" if first else "-"
         memory = short(mine["peak_mb"])
         lines.append([f"{solver} {eps:g}, {n}", pair(first), pair(once), peer, f"**{pair(mine)}**", ratio, memory])
     head = ["solver eps, n = m", "naive loop", "exp once", "best peer here", "ours", "forward x naive", "our peak MB"]
-    told = "ms, forward / forward + gradient, D = 128, 50 iterations"
+    clock = "CPU time of one process in ms" if {r.get("clock") for r in rows} == {"cpu"} else "ms"
+    told = f"{clock}, forward / forward + gradient, D = 128, 50 iterations"
     return table(head, lines) + f"\n{told}; {where(rows)}. `python -m bench ot`.\n"
+
+
+def baselines_table(rows: list[Row]) -> str:
+    cases = latest(rows, "method", "batch", "form")
+    lines = []
+    for name, batch in dict.fromkeys((name, batch) for name, batch, _ in cases):
+        naive, ours = cases[name, batch, "naive"], cases[name, batch, "ours"]
+        times = f"{ours['times_naive']:.1f}x" if "times_naive" in ours else "-"
+        memory = f"{short(naive['peak_mb'])} / {short(ours['peak_mb'])}"
+        ms = [short(naive["ms"]["p50"]), f"**{short(ours['ms']['p50'])}**"]
+        lines.append([f"{name}, {batch}", *ms, times, memory])
+    head = ["method, batch", "public form, ms", "ours, ms", "x public form", "transient MB, public / ours"]
+    return table(head, lines) + f"\n{where(rows)}. `python -m bench baselines`.\n"
+
+
+def step_table(rows: list[Row]) -> str:
+    lines = []
+    for (method, form), r in latest(rows, "method", "form").items():
+        ratio = f"{r['times_eager']:.2f}x" if "times_eager" in r else "-"
+        numbers = [short(r["ms"]["p50"]), short(r["images_per_s"]), ratio, short(r["loss_ms"])]
+        lines.append([f"{method}, {form}", *numbers, f"{r['loss_share']:.1%}"])
+    head = ["method, form", "step, ms", "images/s", "x eager", "loss, ms", "loss's share"]
+    pair = f"{rows[-1]['teacher']} -> {rows[-1]['student']}, batch {rows[-1]['batch']}, {rows[-1]['num_data']:,} images"
+    return table(head, lines) + f"\n{pair}; {where(rows)}. `python -m bench step`.\n"
 
 
 def interval(differences: list[float]) -> tuple[float, float, float]:
@@ -161,8 +198,10 @@ def sharded_table(rows: list[Row]) -> str:
 TABLES: dict[str, Callable[[list[Row]], str]] = {
     "accuracy": accuracy_table,
     "bank": bank_table,
+    "baselines": baselines_table,
     "ot": ot_table,
     "sharded": sharded_table,
+    "step": step_table,
 }
 
 
@@ -221,14 +260,17 @@ def plot_ot(rows: list[Row], axes: Any) -> None:
     for axis, (solver, eps) in zip(axes, (("sinkhorn", 0.05), ("sinkhorn", 1e-3), ("ipot", 0.5)), strict=True):
         found = latest([r for r in rows if (r["solver"], r["eps"]) == (solver, eps)], "provider", "n")
         for provider in dict.fromkeys(name for name, _ in found):
-            points = sorted((n, r["both_p50"]) for (name, n), r in found.items() if name == provider)
-            ours = provider.startswith("ours")
+            points = sorted((n, r["both_p50"]) for (name, n), r in found.items() if name == provider and solves(r))
+            ours = provider == "ours, native"
+            if not points:
+                continue
             axis.plot(
                 *zip(*points, strict=True), marker="o", label=provider, lw=3 if ours else 1, color="k" if ours else None
             )
         axis.set(xlabel="n = m", ylabel="ms, value and gradient", title=f"{solver}, eps {eps:g}")
         log_axes(axis, (n for _, n in found))
-        axis.legend(fontsize=6)
+        if found:
+            axis.legend(fontsize=6)
 
 
 def plots(folder: Path) -> list[Path]:
@@ -260,12 +302,13 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     old = {page: page.read_text() for page in PAGES}
     new = {page: rendered(text) for page, text in old.items()}
+    stale = [page.name for page in PAGES if new[page] != old[page]]
     if options.check:
-        stale = [page.name for page in PAGES if new[page] != old[page]]
-        for name in stale:
-            print(f"{name}: its tables are not those of bench/results; run `python -m bench report`", file=sys.stderr)
+        if stale:
+            told = f"{', '.join(stale)}: tables that are not those of bench/results; run `python -m bench report`"
+            print(told, file=sys.stderr)
         return int(bool(stale))
-    for page, text in new.items():
-        page.write_text(text)
+    for page in PAGES:
+        page.write_text(new[page])
     print("written:", *PAGES, *plots(RESULTS))
     return 0

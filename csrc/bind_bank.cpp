@@ -16,6 +16,8 @@ T* at(const py::handle& address) {
   return reinterpret_cast<T*>(address.cast<uintptr_t>());
 }
 
+}  // namespace
+
 // The tuple of ops/sampling/native.py: draw_args.
 DrawArgs draw_args(const py::tuple& t) {
   DrawArgs a{};
@@ -36,6 +38,8 @@ DrawArgs draw_args(const py::tuple& t) {
   a.alias = at<const int32_t>(t[14]);
   return a;
 }
+
+namespace {
 
 // rows: (kind, address, bytes per number, numbers per anchor).  part: (first row, rows) of the N that the banks hold.
 // banks: one (address, dtype) per direction.

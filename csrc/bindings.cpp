@@ -36,19 +36,6 @@ T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-DrawArgs draw_args(Address index, int index_bytes, int64_t num_anchors, int64_t num_draws, int64_t num_data,
-                   int64_t anchor_offset, int source, int replacement, Address state, Address label, Address order,
-                   Address rank, Address class_start, Address threshold, Address alias) {
-  return DrawArgs{at<const void>(index),       index_bytes,
-                  source,                      replacement,
-                  num_anchors,                 num_draws,
-                  num_data,                    anchor_offset,
-                  at<const int64_t>(state),    at<const int32_t>(label),
-                  at<const int32_t>(order),    at<const int32_t>(rank),
-                  at<const int32_t>(class_start), at<const uint64_t>(threshold),
-                  at<const int32_t>(alias)};
-}
-
 py::dict build_info() {
   py::dict info;
 #if defined(__clang__)
@@ -78,32 +65,20 @@ void check_code(bool known) {
 
 void def_cpu(py::module_& m) {
   using release = py::call_guard<py::gil_scoped_release>;
-  m.def(
-      "cpu_draw",
-      [](Address index, int index_bytes, int64_t num_anchors, int64_t num_draws, int64_t num_data,
-         int64_t anchor_offset, int source, int replacement, Address state, Address label, Address order, Address rank,
-         Address class_start, Address threshold, Address alias, Address out, int threads) {
-        return cpu_draw(draw_args(index, index_bytes, num_anchors, num_draws, num_data, anchor_offset, source,
-                                  replacement, state, label, order, rank, class_start, threshold, alias),
-                        at<int64_t>(out), threads);
-      },
-      release());
+  m.def("cpu_draw", [](const py::tuple& draws, Address out, int threads) {
+    const DrawArgs args = draw_args(draws);
+    const py::gil_scoped_release released;
+    return cpu_draw(args, at<int64_t>(out), threads);
+  });
   m.def(
       "cpu_alias_table",
       [](Address share, int64_t n, Address threshold, Address alias) {
         cpu_alias_table(at<double>(share), n, at<uint64_t>(threshold), at<int32_t>(alias));
       },
       release());
-  m.def(
-      "cpu_positions",
-      [](Address index, int index_bytes, int64_t num_anchors, int64_t num_draws, int64_t num_data,
-         int64_t anchor_offset, int source, int replacement, Address state, Address label, Address order, Address rank,
-         Address class_start, Address threshold, Address alias, int64_t b, Address rows, Address positions, int64_t n) {
-        return cpu_positions(draw_args(index, index_bytes, num_anchors, num_draws, num_data, anchor_offset, source,
-                                       replacement, state, label, order, rank, class_start, threshold, alias),
-                             b, at<const int64_t>(rows), at<int64_t>(positions), n);
-      },
-      release());
+  m.def("cpu_positions", [](const py::tuple& draws, int64_t b, Address rows, Address positions, int64_t n) {
+    return cpu_positions(draw_args(draws), b, at<const int64_t>(rows), at<int64_t>(positions), n);
+  });
   m.def(
       "cpu_bank_update",
       [](Address bank, int bank_dtype, int64_t num_data, int64_t dim, Address index, int index_bytes, int64_t batch,

@@ -6,11 +6,17 @@ import os
 
 import pytest
 import torch
+from hypothesis import settings
 
 from wcord_fast.ops import dispatch
 
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+
+# The same examples on every run; `--hypothesis-profile=long` searches on with new ones.
+settings.register_profile("ci", derandomize=True, deadline=None, max_examples=40)
+settings.register_profile("long", deadline=None, max_examples=3000)
+settings.load_profile("ci")
 
 
 @pytest.fixture(params=["reference", "native"])

@@ -136,6 +136,10 @@ def test_reasons_are_recorded(source, tmp_path):
     assert status == 0 and record["why_not"] == "CXX='/no/such/compiler' cannot be run"
     status, _, said = build(source, tmp_path / "c", WCORD_FAST_CUDA="maybe")
     assert status != 0 and "WCORD_FAST_CUDA: expected auto, 0 or 1, got 'maybe'" in said
+    status, _, said = build(source, tmp_path / "d", WCORD_FAST_SANITIZE="yes")
+    assert status != 0 and "WCORD_FAST_SANITIZE: expected 0 or 1, got 'yes'" in said
+    status, _, said = build(source, tmp_path / "e", WCORD_FAST_SANITIZE="1", WCORD_FAST_CUDA="1")
+    assert status != 0 and "WCORD_FAST_CUDA=1, but the CUDA code cannot be built: WCORD_FAST_SANITIZE=1" in said
 
 
 @needs_cxx

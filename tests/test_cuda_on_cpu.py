@@ -274,6 +274,19 @@ def test_update_kernel_with_rows_that_are_bad_in_fp64_only(kernels):
     assert torch.equal(bank, torch.eye(2, dtype=torch.float64))
 
 
+def test_update_kernel_with_rows_whose_norm_is_not_finite(kernels):
+    """Every number is finite in fp32, the norm is not; or the bank's own row is bad."""
+    bank = torch.eye(3, 40)
+    bank[2, 7] = torch.nan
+    before = bank.clone()
+    rows = torch.full((2, 40), 3e38)
+    assert cuda_update(kernels, bank, torch.tensor([0, 1]), rows, 0.0) == (0, Code.UPDATE_ROW)
+    assert cuda_update(kernels, bank, torch.tensor([2]), torch.ones(1, 40), 0.5) == (0, Code.UPDATE_ROW)
+    assert torch.equal(bank.nan_to_num(9), before.nan_to_num(9))
+    assert cuda_update(kernels, bank, torch.tensor([0]), 0.01 * rows[:1], 0.0) == (0, 0)
+    torch.testing.assert_close(bank[0], torch.full((40,), 40**-0.5))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("n", "dim"), [(1, 1), (3, 5), (70, 18)])
 def test_init_kernel(kernels, dtype, n, dim):

@@ -132,7 +132,7 @@ def test_position_inverts_the_pool_map(source):
     for b in range(4):
         position = torch.full_like(rows, -2)
         args = native.draw_args(index, 300, spec)
-        assert native_module.module().cpu_positions(*args, b, rows.data_ptr(), position.data_ptr(), 300)
+        assert native_module.module().cpu_positions(args, b, rows.data_ptr(), position.data_ptr(), 300)
         inside = position >= 0
         assert (position[~inside] == -1).all()
         assert torch.equal(position[inside].sort().values, torch.arange(int(sizes[b])))

@@ -71,6 +71,7 @@ BAD = {  # name: (x, y, options, exception, pattern)
     "no iterations": (X, Y, {"iters": 0}, ValueError, r"iters: .*at least 1.*0"),
     "half an iteration": (X, Y, {"iters": 1.5}, TypeError, r"iters: .*int.*1\.5"),
     "iters a bool": (X, Y, {"iters": True}, TypeError, r"iters: .*int.*True"),
+    "debias a string": (X, Y, {"debias": "no"}, TypeError, r"debias: .*'no'"),
     "tol zero": (X, Y, {"tol": 0.0}, ValueError, r"tol: .*positive.*0\.0"),
     "nan in x": (changed(X, (2, 1), math.nan), Y, {}, ValueError, r"x: row 2 holds NaN or inf"),
     "inf in y": (X, changed(Y, (4, 0), -math.inf), {}, ValueError, r"y: row 4 holds NaN or inf"),
@@ -98,6 +99,7 @@ BAD = {  # name: (x, y, options, exception, pattern)
 }
 
 
+@pytest.mark.usefixtures("each_ot_backend")
 @pytest.mark.parametrize("function", [F.ot_cost, F.ot_plan, F.ot_solve])
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_named(name, function):
@@ -111,7 +113,7 @@ def test_values_are_checked_before_any_work(monkeypatch):
     for name in ("inf in y", "b inf", "b of no mass", "zero row of y"):
         x, y, options, error, pattern = BAD[name]
         with pytest.raises(error, match=pattern):
-            F.ot_cost(x, y, **options)
+            F.ot_cost(x, y, backend="reference", **options)
 
 
 @pytest.mark.parametrize("name", ["a", "b"])

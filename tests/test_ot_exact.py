@@ -9,6 +9,9 @@ from wcord_fast import functional as F
 
 pot = pytest.importorskip("ot")
 
+COSTS = ["cosine", "sqeuclidean"]
+each_backend = pytest.mark.usefixtures("each_ot_backend")
+
 
 def problem(cost, seed=0, n=14, m=11):
     x, y = oracle.features(seed, n, 5), oracle.features(seed + 1, m, 5)
@@ -16,7 +19,8 @@ def problem(cost, seed=0, n=14, m=11):
     return x, y, a, b, oracle.cost_matrix(x, y, cost)
 
 
-@pytest.mark.parametrize("cost", ["cosine", "sqeuclidean"])
+@each_backend
+@pytest.mark.parametrize("cost", COSTS)
 def test_ipot_reaches_the_exact_cost(cost):
     x, y, a, b, c = problem(cost)
     eps = 0.02 * c.max()
@@ -25,7 +29,21 @@ def test_ipot_reaches_the_exact_cost(cost):
     assert solved.marginal_error.item() < 1e-3
 
 
-@pytest.mark.parametrize("cost", ["cosine", "sqeuclidean"])
+@each_backend
+@pytest.mark.parametrize("cost", COSTS)
+def test_ipot_reaches_the_exact_plan_and_its_gradient(cost):
+    x, y, a, b, c = problem(cost, seed=40)
+    exact = torch.from_numpy(pot.emd(a.numpy(), b.numpy(), c))
+    options = {"a": a, "b": b, "cost": cost, "eps": 0.02 * c.max(), "iters": 4000}
+    assert (F.ot_plan(x, y, **options) - exact).abs().sum() < 1e-3
+    leaves = x.requires_grad_(), y.requires_grad_()
+    got = torch.autograd.grad(F.ot_cost(*leaves, **options), leaves)
+    want = torch.autograd.grad((exact * oracle.torch_cost(*leaves, cost)).sum(), leaves)
+    for g, w in zip(got, want, strict=True):
+        assert (g - w).abs().max() < 1e-3 * w.abs().max()
+
+
+@pytest.mark.parametrize("cost", COSTS)
 def test_sinkhorn_tends_to_the_exact_cost(cost):
     x, y, a, b, c = problem(cost, seed=10)
     exact = pot.emd2(a.numpy(), b.numpy(), c)
@@ -38,10 +56,26 @@ def test_sinkhorn_tends_to_the_exact_cost(cost):
     assert gaps[2] < 2e-3 * exact
 
 
-def test_sinkhorn_equals_pots():
-    x, y, a, b, c = problem("sqeuclidean", seed=20)
-    want = pot.sinkhorn(a.numpy(), b.numpy(), c, reg=1.0, numItermax=5000, stopThr=1e-13)
-    ours = F.ot_plan(x, y, a=a, b=b, cost="sqeuclidean", solver="sinkhorn", eps=1.0, iters=5000)
+@each_backend
+@pytest.mark.parametrize("cost", COSTS)
+def test_sinkhorn_equals_pots(cost):
+    x, y, a, b, c = problem(cost, seed=20)
+    eps = 0.1 * c.max()
+    want = pot.sinkhorn(a.numpy(), b.numpy(), c, reg=eps, numItermax=5000, stopThr=1e-13)
+    ours = F.ot_plan(x, y, a=a, b=b, cost=cost, solver="sinkhorn", eps=eps, iters=5000)
+    np.testing.assert_allclose(ours, want, rtol=1e-8, atol=1e-12)
+
+
+@each_backend
+@pytest.mark.parametrize("cost", COSTS)
+@pytest.mark.parametrize("iters", [1, 20])
+def test_sinkhorn_equals_pots_before_convergence_at_small_eps(cost, iters):
+    x, y, a, b, c = problem(cost, seed=30)
+    eps = 0.003 * c.max()
+    options = {"reg": eps, "numItermax": iters, "stopThr": 0.0, "warn": False}
+    # POT's loop does columns first: the transposed problem is ours.
+    want = pot.bregman.sinkhorn_log(b.numpy(), a.numpy(), c.T.copy(), **options).T
+    ours = F.ot_plan(x, y, a=a, b=b, cost=cost, solver="sinkhorn", eps=eps, iters=iters)
     np.testing.assert_allclose(ours, want, rtol=1e-8, atol=1e-12)
 
 

@@ -118,6 +118,31 @@ def test_the_backward_pass_cannot_be_differentiated():
         (penalised + grad.norm()).backward()
 
 
+@pytest.mark.parametrize("batch", [(), (3,)])
+def test_the_value_may_be_changed_in_place(batch):
+    x, y = oracle.features(3, *batch, 5, 4).requires_grad_(), oracle.features(4, *batch, 6, 4)
+    cost = F.ot_cost(x, y)
+    want = torch.autograd.grad(3 * cost.sum(), x, retain_graph=True)
+    cost *= 3
+    cost += 1
+    assert torch.equal(torch.autograd.grad(cost.sum(), x)[0], want[0])
+
+
+class _Silent(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, _):
+        return None
+
+
+def test_no_gradient_of_the_value_is_no_gradient_of_the_features():
+    x, y = oracle.features(3, 5, 4).requires_grad_(), oracle.features(4, 6, 4)
+    assert torch.autograd.grad(_Silent.apply(F.ot_cost(x, y)), x, allow_unused=True) == (None,)
+
+
 def test_only_the_gradients_are_kept_for_backward():
     x, y = pair(seed=16, n=50, m=40, d=3)
     kept = []

@@ -88,6 +88,19 @@ def test_the_accuracy_rule(simd, name, cost, solver, eps):
         assert found <= max(limit, factor * loop)
 
 
+@pytest.mark.parametrize(("solver", "eps"), [("sinkhorn", 0.05), ("sinkhorn", 1e-3), ("ipot", 0.5)])
+@pytest.mark.parametrize("n", [256, 1000])
+def test_the_accuracy_rule_at_the_sizes_of_training(solver, eps, n):
+    options = {"solver": solver, "eps": eps, "iters": 50 if n < 1000 else 20}
+    x, y = pair(n, n + 30, 128)
+    want = solve(x, y, "reference", **options)
+    agree(solve(x, y, "native", **options), want, 1e-11 / min(eps, 1e-2))
+    got = errors_of_one(x.float(), y.float(), "native", options, want)
+    loop = errors_of_one(x.float(), y.float(), "reference", options, want)
+    for found, limit, factor, naive in zip(got, (1e-5, 1e-4, 1e-4, 1e-4, 1e-4), (2, 2, 2, 3, 3), loop, strict=True):
+        assert found <= max(limit, factor * naive)
+
+
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 40), (40, 1), (3, 31), (5, 33), (63, 64), (66, 130), (130, 1030)])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_rectangles_of_every_kind_of_edge(n, m, solver):
@@ -175,6 +188,16 @@ def test_an_outlier_drives_the_stored_kernel_out_of_its_range(dtype, eps):
     else:
         got, loop = errors_of_one(x, y, "native", options, want), errors_of_one(x, y, "reference", options, want)
         assert all(e <= max(1e-5, 2 * r) for e, r in zip(got, loop, strict=True))
+
+
+def test_rows_past_the_first_chunk_that_forbid_a_stored_kernel():
+    """The first 64 rows are at the same distance from all columns, the last is not: s C spans 1000 there."""
+    x = torch.zeros(70, 3, dtype=torch.float64)
+    x[:, 0], x[69] = 1, torch.tensor([0, 1, 0.1])
+    y = oracle.features(5, 20, 3)
+    y[:, 0] *= 1e-3
+    options = {"solver": "sinkhorn", "eps": 0.002, "iters": 15}
+    agree(solve(x, y, "native", **options), solve(x, y, "reference", **options), 1e-9)
 
 
 def errors_of_one(x, y, backend, options, want):

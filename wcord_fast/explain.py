@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from .ops import checks, dispatch
@@ -12,6 +14,8 @@ from .ops.sinkhorn import backends
 
 BANK_OPS = ("bank_nce", "bank_mean_score", "bank_log_z")
 FUNCTIONS = {"ot_cost": "ot", "ot_plan": "ot", "ot_solve": "ot", "bank_update_": "bank_update"}  # functional -> op
+
+FROM_SUMS = "no plan, the sums of its rows by class in O(B * D)"
 
 
 def explain(
@@ -65,7 +69,10 @@ def explain(
     if plan == "auto" and (num_data is None or k is None):
         raise ValueError(f"explain({op!r}) with plan='auto' needs num_data and k, got num_data={num_data}, k={k}")
     sizes = (1, ALL) if plan != "auto" else (checks.integer("num_data", num_data, least=1), _draws(k))
-    return choose(op, plan, Problem(checks.integer("batch", batch, least=1), *sizes, dim), kind, asked)
+    found = choose(op, plan, Problem(checks.integer("batch", batch, least=1), *sizes, dim), kind, asked)
+    if op == "bank_mean_score" and plan == "auto" and k == "all":
+        return replace(found, reason=f"{found.reason}; but of a MemoryBank, outside of torch.compile: {FROM_SUMS}")
+    return found
 
 
 def _draws(k: int | str | None) -> int:

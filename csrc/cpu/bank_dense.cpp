@@ -4,6 +4,7 @@
 // each block of anchors; no tensor of size B x N.
 #include <atomic>
 #include <memory>
+#include <new>
 
 #include "bank_partials.h"
 #include "bank_rows.h"
@@ -87,17 +88,21 @@ class Dense {
   void score(int64_t lo, int64_t hi, int64_t row, int64_t end) {
     const int64_t blocks = ceil_div(hi - lo, plan_.lanes), tiles = ceil_div(end - row, DENSE_TILE);
     const int64_t segments = plan_.segments, tasks = args_.sides() * segments * blocks;
+    const size_t bytes = static_cast<size_t>(dense_scratch(args_.dim, plan_.lanes) * args_.real_bytes());
+    std::atomic<bool> no_memory{false};  // an exception must not leave a parallel region
 #pragma omp parallel num_threads(static_cast<int>(std::min<int64_t>(args_.threads, tasks))) if (args_.threads > 1)
     {
-      std::vector<char> scratch(static_cast<size_t>(dense_scratch(args_.dim, plan_.lanes) * args_.real_bytes()));
+      const std::unique_ptr<char[]> scratch(new (std::nothrow) char[bytes]);
+      if (!scratch) no_memory = true;
 #pragma omp for schedule(dynamic, 1)
       for (int64_t task = 0; task < tasks; ++task) {  // neighbours share tiles
         const int64_t block = task % blocks, g = task / blocks % segments, s = task / blocks / segments;
         const int64_t from = row + tiles * g / segments * DENSE_TILE;
         const int64_t to = std::min(end, row + tiles * (g + 1) / segments * DENSE_TILE);
-        if (from < to) score_block(s, g, lo, lo + block * plan_.lanes, hi, row, from, to, scratch.data());
+        if (from < to && scratch) score_block(s, g, lo, lo + block * plan_.lanes, hi, row, from, to, scratch.get());
       }
     }
+    if (no_memory) throw std::bad_alloc();
   }
 
   // Anchors b .. b + lanes - 1, but none from hi on, against rows [from, to); the mask starts at anchor lo, row `row`.

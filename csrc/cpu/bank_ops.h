@@ -37,7 +37,7 @@ struct BankArgs {
   bool holds(int64_t row) const { return row >= first_row && row < first_row + num_rows; }
 };
 
-// Sizes of one gather call: a function of the shapes alone (but for the scratch, 4 * piece bytes per sorting thread).
+// Sizes of one gather call: a function of the shapes alone, but for `sorters` and what `bytes` counts per thread.
 //
 // The rows of an anchor are cut into pieces of at most `piece`; a chunk is `slots` consecutive pieces, binned together:
 // per slot piece * 2 bytes of rows sorted by tile, and (tiles + 1) * 4 bytes of bin starts. With few anchors the tiles

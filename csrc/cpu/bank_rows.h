@@ -5,13 +5,6 @@
 
 namespace wcf {
 
-inline auto pick_draw_block() {
-#if WCF_HAS_AVX2_BUILD
-  if (simd() != Simd::portable) return avx2::draw_block;
-#endif
-  return portable::draw_block;
-}
-
 // The rows of one anchor, numbered 0 .. count-1.
 class RowSource {
  public:

@@ -1,4 +1,4 @@
-// draw_block() for each instruction set: wcf::portable::draw_block and, on x86-64, wcf::avx2::draw_block.
+// draw_block() for each instruction set: wcf::portable::draw_block and, on x86-64, wcf::avx2::draw_block; the choice.
 #pragma once
 #include "../common/draw.h"
 #include "simd.h"
@@ -41,5 +41,13 @@ namespace avx2 {
 WCF_AVX2_END
 #undef WCF_AVX2
 #endif
+
+// The one for the instruction set in use.
+inline auto pick_draw_block() {
+#if WCF_HAS_AVX2_BUILD
+  if (simd() != Simd::portable) return avx2::draw_block;
+#endif
+  return portable::draw_block;
+}
 
 }  // namespace wcf

@@ -4,19 +4,11 @@
 
 #include "cpu.h"
 #include "draw_block.h"
-#include "simd.h"
 
 namespace wcf {
 namespace {
 
 constexpr int64_t CHUNK = 32 * DRAW_BLOCK;  // draws per OpenMP task
-
-auto pick_draw_block() {
-#if WCF_HAS_AVX2_BUILD
-  if (simd() != Simd::portable) return avx2::draw_block;
-#endif
-  return portable::draw_block;
-}
 
 }  // namespace
 

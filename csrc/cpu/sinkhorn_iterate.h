@@ -48,14 +48,30 @@ struct Iteration {
     });
     team.each(1, [&](int64_t) { std::fill(p.alpha + p.x.groups, p.alpha + p.x.ld, Range<T>::nowhere); });
     if (!p.resident) return;
+    // Each chunk becomes a kernel while it is in the cache, if the first one's spread says that all will.
     const T s = static_cast<T>(1 / p.options.eps);
-    p.each_strip(team, [&](int64_t chunk, T* strip, int64_t i, int64_t rows) {
+    const double most = Range<T>::spread / static_cast<double>(s);
+    const auto fill = [&](int64_t chunk, T* strip, int64_t i, int64_t rows) {
       p.cost(team, p.x.features + i * p.dim, rows, p.y.ld, p.stride, strip);
       if (!p.options.ipot) p.sums[chunk] = p.kernel.row_spread(strip, p.stride, rows, p.y.count, s, p.f + i);
+    };
+    team.each(1, [&](int64_t) { fill(0, p.matrix, 0, std::min(p.chunk_rows, p.x.groups)); });
+    const bool expected = !p.options.ipot && p.sums[0] <= most;
+    p.each_strip(team, [&](int64_t chunk, T* strip, int64_t i, int64_t rows) {
+      if (chunk > 0) fill(chunk, strip, i, rows);
+      if (expected) p.kernel.absorb(strip, p.stride, p.y.ld, rows, s, p.f + i, p.g);
     });
     double spread = 0;
     for (int64_t k = 0; k < p.chunks; ++k) spread = std::max(spread, p.sums[k]);
-    if (!p.options.ipot && spread * s <= Range<T>::spread) store(s);
+    state.stored = expected && spread <= most;
+    if (expected && !state.stored) fill_cost();
+  }
+
+  // The cost of a resident problem, again.
+  void fill_cost() {
+    p.each_strip(team, [&](int64_t, T* strip, int64_t i, int64_t rows) {
+      p.cost(team, p.x.features + i * p.dim, rows, p.y.ld, p.stride, strip);
+    });
   }
 
   // The cost becomes the kernel of f and g.
@@ -73,11 +89,12 @@ struct Iteration {
     bool* const safe = p.row_safe + (t & 1) * MOST_CHUNKS;
     const T* const q = p.q[state.flip];
     T *const c_next = p.c[state.flip ^ 1], *const q_next = p.q[state.flip ^ 1];
-    p.each_strip(team, [&](int64_t chunk, T* strip, int64_t i, int64_t rows) {
+    const auto sweep = [&](int64_t chunk, T* strip, int64_t i, int64_t rows) {
       clear_parts(chunk);
       safe[chunk] =
           p.kernel.scale_rows(strip, p.stride, p.y.ld, rows, q, p.x.weight + i, p.r + i, p.parts + chunk * p.y.ld);
-    });
+    };
+    p.each_strip(team, sweep, t % 2 == 1);
     p.each_block(team, [&](int64_t block, int64_t first, int64_t last) {
       p.column_safe[block] = p.kernel.scale_columns(p.parts, p.chunks, p.y.ld, p.y.count, first, last, p.y.weight,
                                                     c_next, q_next);
@@ -92,10 +109,7 @@ struct Iteration {
   // Back from a kernel that has become unsafe to the cost and the potentials of the last whole iteration.
   void recover() {
     potentials_of_columns();
-    p.pack_cost(team, p.y);
-    p.each_strip(team, [&](int64_t, T* strip, int64_t i, int64_t rows) {
-      p.cost(team, p.x.features + i * p.dim, rows, p.y.ld, p.stride, strip);
-    });
+    fill_cost();
     state.stored = state.may_store = false;
     state.peak = true;
   }
@@ -112,7 +126,7 @@ struct Iteration {
     const bool ipot = p.options.ipot;
     const T s = scale();
     T* const c = p.c[0];
-    p.each_strip(team, [&](int64_t chunk, T* strip, int64_t i, int64_t rows) {
+    const auto sweep = [&](int64_t chunk, T* strip, int64_t i, int64_t rows) {
       if (i == chunk * p.chunk_rows) clear_parts(chunk);
       // ipot's potentials grow by about as much from one step to the next: a shift that follows keeps exponents small.
       for (int64_t k = i; k < i + rows; ++k) {
@@ -123,7 +137,8 @@ struct Iteration {
       p.kernel.exp_rows(strip, p.stride, p.y.ld, rows, s, p.bx, p.x.weight + i, p.x.log_weight + i, state.peak, p.f + i,
                         p.parts + chunk * p.y.ld, p.group_scratch(team));
       for (int64_t k = i; k < i + rows; ++k) p.alpha[k] = p.x.weight[k] > 0 ? p.f[k] : Range<T>::nowhere;
-    });
+    };
+    p.each_strip(team, sweep, state.iterations % 2 == 0);
     state.peak = false;
     p.each_block(team, [&](int64_t block, int64_t first, int64_t last) {
       p.column_safe[block] = p.kernel.exp_columns(p.parts, p.chunks, p.y.ld, p.y.count, first, last, c);

@@ -136,9 +136,10 @@ struct Problem {
   T* strip_of(const Team& team) const { return matrix + team.rank * strip_rows * stride; }
 
   // work(chunk, strip, first row, rows) for every strip of the cost (or of what has become of it), then a barrier.
+  // Backwards in every other sweep, so that a sweep begins with what the one before it has left in the cache.
   template <class F>
-  void each_strip(const Team& team, F work) {
-    team.each(chunks, [&](int64_t chunk) {
+  void each_strip(const Team& team, F work, bool backwards = false) {
+    const auto on_chunk = [&](int64_t chunk) {
       const int64_t first = chunk * chunk_rows, last = std::min(first + chunk_rows, x.groups);
       if (resident) {
         work(chunk, matrix + first * stride, first, last - first);
@@ -150,7 +151,8 @@ struct Problem {
         cost(team, x.features + i * dim, rows, y.ld, stride, strip);
         work(chunk, strip, i, rows);
       }
-    });
+    };
+    team.each(chunks, on_chunk, backwards);
   }
 
   // work(block, first column, last column), then a barrier.

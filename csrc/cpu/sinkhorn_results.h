@@ -15,16 +15,10 @@ struct Results {
   void write() {
     const OtOptions& o = p.options;
     iteration.potentials();
-    const bool streamed_gradient = !p.resident && p.want.x;
     if ((p.want.x || p.want.y) && !o.cosine) find_centre();
-    if (streamed_gradient) p.pack_features(team, p.y, centre(), p.packed_y);
-    finish(streamed_gradient);
-    if (p.resident) {
-      if (p.want.x) gradient_of_rows();
-      if (p.want.y) gradient_of_columns();
-    } else if (p.want.y) {
-      streamed_gradient_of_columns();
-    }
+    if (p.want.x) p.pack_features(team, p.y, centre(), packed_y());
+    finish();
+    if (p.want.y) p.resident ? gradient_of_columns() : streamed_gradient_of_columns();
     if (o.dual && p.want.a) extend(p.x, p.y, p.beta, dual_gradient(out.grad_a, p.x));
     if (o.dual && p.want.b) extend(p.y, p.x, p.alpha, dual_gradient(out.grad_b, p.y));
     if (team.rank == 0) write_rows();
@@ -32,6 +26,7 @@ struct Results {
   }
 
   const T* centre() const { return p.options.cosine ? nullptr : p.centre; }
+  T* packed_y() const { return p.resident ? p.packed : p.packed_y; }  // a resident solve needs its cost no more
   T* grad_x() const { return out.grad_x + at * p.x.n * p.dim; }
   T* grad_y() const { return out.grad_y + at * p.y.n * p.dim; }
 
@@ -47,8 +42,9 @@ struct Results {
     });
   }
 
-  // Value, row sums and, where needed, column sums and P (resident: in the matrix's place; streaming: into grad_x).
-  void finish(bool streamed_gradient) {
+  // Value, row sums and, where needed, column sums, P (resident: in the matrix's place), and the gradient of each strip's
+  // rows while its P is in the cache.
+  void finish() {
     const OtOptions& o = p.options;
     const State& state = iteration.state;
     const T s = iteration.scale();
@@ -63,7 +59,7 @@ struct Results {
                            ? p.kernel.finish_kernel(strip, p.stride, p.y.ld, rows, s, p.f + i, p.g, p.x.weight + i, p.r + i,
                                                     p.q[state.flip], keep, p.row_sum + i, part)
                            : p.kernel.finish_cost(strip, p.stride, p.y.ld, rows, s, p.alpha + i, p.beta, keep, p.row_sum + i, part);
-      if (streamed_gradient) row_gradient(strip, i, rows, p.x, p.row_sum, p.y, p.packed_y, grad_x());
+      if (p.want.x) row_gradient(strip, i, rows, p.x, p.row_sum, p.y, packed_y(), grad_x());
     });
     if (!columns) return;
     p.each_block(team, [&](int64_t, int64_t first, int64_t last) {
@@ -89,13 +85,6 @@ struct Results {
       p.kernel.finish_gradient(side.features + (i + k) * p.dim, centre(), sums[i + k], side.length[i + k], p.dim,
                                grad + k * p.dim);
     }
-  }
-
-  void gradient_of_rows() {
-    p.pack_features(team, p.y, centre(), p.packed);
-    p.each_strip(team, [&](int64_t, T* strip, int64_t i, int64_t rows) {
-      row_gradient(strip, i, rows, p.x, p.row_sum, p.y, p.packed, grad_x());
-    });
   }
 
   void gradient_of_columns() {

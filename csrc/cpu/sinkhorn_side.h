@@ -38,10 +38,11 @@ struct Team {
     }
   }
 
-  // f(0) .. f(count - 1), then a barrier.
+  // f(0) .. f(count - 1), or the other way round, then a barrier.
   template <class F>
-  void each(int64_t count, F f) const {
-    for (int64_t i = rank; i < count; i += size) f(i);
+  void each(int64_t count, F f, bool backwards = false) const {
+    const int64_t mine = (count - rank + size - 1) / size;
+    for (int64_t k = 0; k < mine; ++k) f(rank + (backwards ? mine - 1 - k : k) * size);
     barrier();
   }
 };

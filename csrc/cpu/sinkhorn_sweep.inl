@@ -36,7 +36,10 @@ static bool scale_rows(const REAL* kernel, int64_t stride, int64_t ld, int64_t r
     for (int64_t j = 0; j < ld; j += LANES) {
       Vec sum = load_vec(c + j);
       WCF_UNROLL
-      for (int i = 0; i < GROUP; ++i) sum = fma_vec(load_vec(k + i * stride + j), p[i], sum);
+      for (int i = 0; i < GROUP; ++i) {
+        sum = fma_vec(load_vec(k + i * stride + j), p[i], sum);
+        __builtin_prefetch(k + (GROUP + i) * stride + j, 0, 2);  // the next group: or memory would rest meanwhile
+      }
       store_vec(c + j, sum);
     }
   }

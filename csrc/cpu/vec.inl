@@ -197,7 +197,7 @@ WCF_HD Vec<float> exp_nonpositive(Vec<float> y) {
   p = fma(p, r, splat(1.6666665459e-1f));
   p = fma(p, r, splat(5.0000001201e-1f));
   p = fma(p * r, r, r) + 1.0f;
-  const IntVec<float> scale = (same_bits<IntVec<float>>(shifted) << 23) + (127 << 23);
+  const auto scale = (same_bits<VecOf<uint32_t>::type>(shifted) << 23) + (127u << 23);  // unsigned: what vanishes wraps
   return vanishes ? Vec<float>{} : p * same_bits<Vec<float>>(scale);
 }
 

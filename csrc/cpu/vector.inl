@@ -1,11 +1,16 @@
 // One vector of REALs and what the compiler's vector extensions lack: fused multiply-add, exp, log, sums.
 // Included once per instruction set and REAL, by sinkhorn_kernels.h only, with REAL, WCF_REAL_BITS and WCF_VECTOR_BYTES
 // (16 portable, 32 AVX2, 64 AVX-512) defined.
+//
+// vec.inl is the bank's. They are two because they are made for different things: there one inclusion serves both REALs
+// and widens rows of any storage type as it loads them, and its exp and log1p are good to an ulp or two for terms of one
+// sign; here one REAL is the whole inclusion, and exp is one polynomial of the exponent's fraction, clamped at both ends.
 
 constexpr int LANES = WCF_VECTOR_BYTES / static_cast<int>(sizeof(REAL));
 
 #if WCF_REAL_BITS == 32
 using Int = int32_t;
+using Unsigned = uint32_t;
 constexpr int MANTISSA = 23, BIAS = 127;
 constexpr REAL ROUND = 0x1.8p23f;                                    // x + ROUND has round(x) in its low bits
 constexpr REAL EXPONENT = 0x1p23f;                                   // EXPONENT's bits | e are those of 2^23 + e
@@ -15,6 +20,7 @@ constexpr REAL EXP2[] = {1.f,           6.931472e-1f,  2.4022646e-1f, 5.5503286e
 constexpr int LOG_TERMS = 5;
 #else
 using Int = int64_t;
+using Unsigned = uint64_t;
 constexpr int MANTISSA = 52, BIAS = 1023;
 constexpr REAL ROUND = 0x1.8p52;
 constexpr REAL EXPONENT = 0x1p52;
@@ -28,6 +34,7 @@ constexpr int EXP2_TERMS = static_cast<int>(sizeof(EXP2) / sizeof(REAL));
 
 typedef REAL Vec __attribute__((vector_size(WCF_VECTOR_BYTES)));
 typedef Int IntVec __attribute__((vector_size(WCF_VECTOR_BYTES)));
+typedef Unsigned Bits __attribute__((vector_size(WCF_VECTOR_BYTES)));  // wraps round
 typedef REAL Unaligned __attribute__((vector_size(WCF_VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
 
 #undef WCF_INLINE
@@ -63,7 +70,7 @@ WCF_INLINE Vec exp_vec(Vec x) {
   Vec power = splat(EXP2[EXP2_TERMS - 1]);
   WCF_UNROLL
   for (int i = EXP2_TERMS - 2; i >= 0; --i) power = fma_vec(power, f, splat(EXP2[i]));
-  const IntVec scaled = reinterpret_cast<IntVec>(power) + (reinterpret_cast<IntVec>(rounded) << MANTISSA);
+  const Bits scaled = reinterpret_cast<Bits>(power) + (reinterpret_cast<Bits>(rounded) << MANTISSA);
   return x >= EXP_LEAST ? reinterpret_cast<Vec>(scaled) : Vec{};
 }
 
@@ -71,10 +78,10 @@ WCF_INLINE Vec exp_vec(Vec x) {
 WCF_INLINE Vec log_vec(Vec x) {
   // x = 2^e m with m in [sqrt(1/2), sqrt(2)); ln m = 2 atanh(z), z = (m - 1) / (m + 1).
   constexpr REAL LN_2 = static_cast<REAL>(0.69314718055994530942);
-  const IntVec bits = reinterpret_cast<IntVec>(x);
-  const IntVec root = reinterpret_cast<IntVec>(splat(static_cast<REAL>(0.70710678118654752440)));
-  const IntVec e = (bits - root) >> MANTISSA;  // arithmetic
-  const Vec m = reinterpret_cast<Vec>(bits - (e << MANTISSA));
+  const Bits bits = reinterpret_cast<Bits>(x);
+  const Bits root = reinterpret_cast<Bits>(splat(static_cast<REAL>(0.70710678118654752440)));
+  const IntVec e = reinterpret_cast<IntVec>(bits - root) >> MANTISSA;  // arithmetic
+  const Vec m = reinterpret_cast<Vec>(bits - (reinterpret_cast<Bits>(e) << MANTISSA));
   const Vec exponent = reinterpret_cast<Vec>((e + BIAS) | reinterpret_cast<IntVec>(splat(EXPONENT))) - (EXPONENT + BIAS);
   const Vec z = (m - 1) / (m + 1), square = z * z;
   Vec sum = splat(static_cast<REAL>(2.0 / (2 * LOG_TERMS - 1)));

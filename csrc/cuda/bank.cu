@@ -53,7 +53,12 @@ __global__ void __launch_bounds__(UPDATE_THREADS)
     const double x = keep * load(to[d]) + take * static_cast<Real>(load(from[d]));
     square += x * x;
   }
-  const Real norm = static_cast<Real>(fmax(sqrt(warp_sum(square)), 1e-12));
+  const Real length = static_cast<Real>(sqrt(warp_sum(square)));
+  if (!finite(length)) {  // the same in every lane
+    if (lane == 0) atomicOr(status, STATUS_UPDATE_ROW);
+    return;
+  }
+  const Real norm = length > Real(1e-12) ? length : Real(1e-12);
   for (int64_t d = lane; d < dim; d += WARP) {
     store(&to[d], (keep * load(to[d]) + take * static_cast<Real>(load(from[d]))) / norm);
   }

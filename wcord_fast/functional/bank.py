@@ -2,7 +2,7 @@
 
 All take `negatives`, a `NegativeSampler` or explicit rows, and a bank as a tensor [N, D] or a `MemoryBank`. Losses are
 per anchor, in fp32 (fp64 if the anchors or the bank are fp64); gradients are in the anchors' dtype. The bank carries no
-gradient. Double backward is not supported.
+gradient. Double backward, forward-mode differentiation and the transforms of `torch.func` are refused.
 
 With a `MemoryBank(shard="rank")` every function is collective: all ranks call it, each with its own anchors, and get
 what one process would get for the joined batch, in rank order (leave anchor_offset at 0).
@@ -56,7 +56,7 @@ def bank_nce(
         bank: [N, D] of any of these dtypes, on the anchor's device.
         index: int64 or int32 [B], each anchor's own row: its positive, and what its pool excludes.
         negatives: a `NegativeSampler` with num_data = N, or integer [B, K] rows.
-        log_z: log Z, a scalar tensor on the anchor's device or a float; NaN (unset) gives NaN.
+        log_z: log Z, a finite scalar tensor on the anchor's device or a float; NaN (unset) gives NaN.
         temperature: tau > 0.
         anchor_offset: global number of the first anchor (the lower ranks' batch sizes).
         plan: "auto", "gather" (cost ~ B*K*D) or "dense" (cost ~ B*N*D); the same result to rounding.
@@ -71,7 +71,7 @@ def bank_nce(
     acc = accumulate_dtype(anchor, _values(rows))
     temperature = checks.divisor("temperature", temperature, acc)
     if not isinstance(log_z, Tensor):
-        log_z = torch.full((), checks.number("log_z", log_z), dtype=acc, device=anchor.device)
+        log_z = torch.full((), checks.unset_or_finite("log_z", log_z, acc), dtype=acc, device=anchor.device)
     checks.tensor("log_z", log_z, shape=())
     checks.same_device(anchor=anchor, log_z=log_z)
     return nce_pair(anchor[None], [rows], index, log_z.detach()[None], spec, temperature, plan, backend)[0]
@@ -147,6 +147,8 @@ def bank_update_(
     matrix = _values(held)
     if not matrix.is_contiguous():
         raise ValueError(f"bank: expected a contiguous tensor to update in place, got strides {matrix.stride()}")
+    if not torch.compiler.is_compiling() and matrix.is_neg():
+        raise ValueError("bank: expected a tensor that holds its own values to update in place, got a negated view")
     if matrix.requires_grad:
         raise ValueError("bank: expected a tensor without gradient; a bank is updated in place")
     checks.tensor("index", index, shape=("B",), dtypes=checks.INDICES)

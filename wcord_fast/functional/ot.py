@@ -168,6 +168,7 @@ def ot_solve(
     Arguments and errors are those of `ot_cost`; see `OTSolution` for what comes back. Only `.cost` has a gradient.
     """
     options = _options(cost, solver, eps, iters, tol, value, backend)
+    debias = checks.boolean("debias", debias)
     batched = x.dim() == 3 if a is None and b is None and _is_plain(x, y) else _check_problem(x, y, a, b)
     checks.divisor("eps", options.eps, accumulation_dtype(x.dtype), options.iters if options.solver == "ipot" else 1)
     if options.value == "cost" and torch.is_grad_enabled():
@@ -208,6 +209,7 @@ def ot_plan(
     The plan is detached: it carries no gradient, whatever x, y, a and b require. `value` and `debias` are checked
     and do not change it. Its dtype is fp32 (fp64 for fp64 input). Raises what `ot_cost` raises.
     """
+    checks.boolean("debias", debias)
     with torch.no_grad():
         solved = ot_solve(
             x,

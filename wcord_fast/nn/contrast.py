@@ -32,7 +32,7 @@ class Contrast(nn.Module):
 
     State-dict names are RepDistiller's (`params` = [K, T, Z1, Z2, momentum], negative Z = unset, `memory_v1`,
     `memory_v2`) plus `log_z` and `sampler.state`, which are optional on load and win when present (Z itself is cut to
-    the range of fp32, log Z is not). `log_z` is fp32, fp64 after `.double()`, and never narrower.
+    the range of fp32, log Z is not). `log_z` is fp32, fp64 by default dtype or after `.double()`, and never narrower.
 
     In a process group a training step is collective and does what one process would do with the batches of all ranks
     joined in rank order: the anchors' numbers (and so the draws), log Z and the updates of the banks are the same.
@@ -65,11 +65,12 @@ class Contrast(nn.Module):
         self.z = checks.choice("z", z, Z_RULES)
         self.plan = checks.choice("plan", plan, ("auto", *PLANS))
         self.backend = checks.choice("backend", backend, ("auto", *BACKENDS))
+        seed = seed_bits(seed)
         self.sampler = NegativeSampler(n_data, k, labels=labels, exclude=exclude, replacement=replacement, seed=seed)
-        seed = self.sampler.seed
         self.memory_v1 = MemoryBank(n_data, feat_dim, momentum, bank_dtype, seed=seed, bank_id=0, shard=shard)
         self.memory_v2 = MemoryBank(n_data, feat_dim, momentum, bank_dtype, seed=seed, bank_id=1, shard=shard)
-        self.register_buffer("log_z", torch.full((2,), math.nan))
+        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        self.register_buffer("log_z", torch.full((2,), math.nan, dtype=dtype))
         self.register_state_dict_post_hook(_to_repdistiller)
         self.register_load_state_dict_pre_hook(_from_repdistiller)
 

@@ -35,7 +35,7 @@ class OTLoss(nn.Module):
         self.options = OTOptions.checked(
             cost=cost, solver=solver, eps=eps, iters=iters, tol=tol, value=value, backend=backend
         )
-        self.debias = bool(debias)
+        self.debias = checks.boolean("debias", debias)
         self.reduction = checks.choice("reduction", reduction, ("mean", "sum"))
 
     def forward(self, x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> Tensor:

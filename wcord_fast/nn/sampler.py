@@ -18,6 +18,7 @@ from ..ops.sampling.spec import ALL, TABLES, DrawSpec
 from ..ops.warn import warn
 
 MAX_ROWS = 2**31 - 1  # row numbers are int32 in the class tables
+MAX_DRAWS = 2**33  # two draws per 32-bit counter
 
 
 class NegativeSampler(nn.Module):
@@ -83,7 +84,7 @@ class NegativeSampler(nn.Module):
         self.replacement = self._replacement_rule(replacement, tables)
         self.register_buffer("state", torch.tensor([seed_bits(seed), 0], dtype=torch.int64))
         for name, table in tables.items():
-            self.register_buffer(name, table, persistent=False)
+            self.register_buffer(name, self._beside_state(table), persistent=False)
 
     @property
     def step(self) -> Tensor:
@@ -92,7 +93,7 @@ class NegativeSampler(nn.Module):
 
     @step.setter
     def step(self, value: int) -> None:
-        self.state[1] = checks.integer("step", value, least=0)
+        self.state[1] = checks.integer("step", value, least=0, below=2**63)
 
     @property
     def seed(self) -> int:
@@ -133,6 +134,17 @@ class NegativeSampler(nn.Module):
         k = "'all'" if self.k == ALL else self.k
         rule = f"exclude={self.exclude!r}, replacement={self.replacement!r}, expected={self.expected}"
         return f"num_data={self.num_data}, k={k}, {rule}"
+
+    def _apply(self, fn, recurse=True):
+        """Moves the tables but never loses their values, as `to_empty` would: kernels read rows by them."""
+        tables = {name: self._buffers.pop(name) for name in TABLES[self.source][1:]}
+        super()._apply(fn, recurse)
+        for name, table in tables.items():
+            self._buffers[name] = self._beside_state(table)
+        return self
+
+    def _beside_state(self, table: Tensor | None) -> Tensor | None:
+        return table if table is None or self.state.device.type == "meta" else table.to(self.state.device)
 
     def _whole_pool(self, index: Tensor, spec: DrawSpec) -> Tensor:
         from ..ops.sampling.reference import pool_row, pool_size
@@ -195,7 +207,7 @@ def check_count(name: str, k: int | str) -> int:
     """A number of negatives, or ALL for "all"."""
     if isinstance(k, str) and k != "all":
         raise ValueError(f"{name}: expected an int or 'all', got {k!r}")
-    return ALL if k == "all" else checks.integer(name, k, least=1)
+    return ALL if k == "all" else checks.integer(name, k, least=1, below=MAX_DRAWS)
 
 
 def replacement_option(replacement: bool | None) -> bool | None:
@@ -234,7 +246,13 @@ def _classes(labels: Any, num_data: int) -> np.ndarray:
 
 
 def _weights(weights: Sequence[float] | Tensor, num_data: int) -> Tensor:
-    w = torch.as_tensor(weights, dtype=torch.float64)
+    try:
+        w = torch.as_tensor(weights, device="cpu").detach()
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise TypeError(f"weights: expected {num_data} numbers, got {type(weights).__name__} ({e})") from None
+    if w.is_complex():
+        raise TypeError(f"weights: expected real numbers, got dtype {w.dtype}")
+    w = w.double()
     if w.shape != (num_data,):
         raise ValueError(f"weights: expected one per row, shape [{num_data}], got {list(w.shape)}")
     if not bool(torch.isfinite(w).all()) or bool((w < 0).any()) or not float(w.max()) > 0:
@@ -247,7 +265,7 @@ def _weights(weights: Sequence[float] | Tensor, num_data: int) -> Tensor:
 def seed_bits(seed: int | None) -> int:
     """The seed as a signed 64-bit integer with the same bits; None draws one (in a process group rank 0's, for all)."""
     if seed is None:
-        return same_on_all(int(torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64)))
+        return same_on_all(int(torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device="cpu")))
     seed = checks.integer("seed", seed, least=-(2**63))
     if seed >= 2**64:
         raise ValueError(f"seed: expected a 64-bit integer, got {seed}")

@@ -60,6 +60,14 @@ def number(name: str, value: Any) -> float:
     return float(value)
 
 
+def unset_or_finite(name: str, value: Any, dtype: torch.dtype) -> float:
+    """`value` as a float that is NaN or finite in `dtype`."""
+    value = number(name, value)
+    if abs(value) > torch.finfo(dtype).max:
+        raise ValueError(f"{name}: expected a number that is finite in {dtype}, or NaN for unset, got {value:g}")
+    return value
+
+
 def positive(name: str, value: float, *, finite: bool = True) -> float:
     """`value` as a float > 0."""
     value = number(name, value)
@@ -141,15 +149,20 @@ def finite_rows(name: str, values: Tensor, code: Code) -> Tensor:
     return ok
 
 
-def norms_in_range(name: str, rows: Tensor, norm: Tensor, dtype: torch.dtype) -> None:
-    """An error for the first of `rows` [B, D], on the CPU, whose mixture's norm [B, 1] (fp64) overflows `dtype`."""
+def norms_in_range(name: str, rows: Tensor, norm: Tensor, dtype: torch.dtype) -> Tensor:
+    """bool [B]: True where the norm [B, 1] of the update by a row of `rows` [B, D] is finite in `dtype`."""
+    ok = torch.isfinite(norm[:, 0].to(dtype))
 
     def describe(at: tuple[int, ...]) -> Exception:
         row = rows[at[0]]
         largest = row[row.abs().argmax()].item()
-        return ValueError(f"{name}: row {at[0]} holds {largest:g}; the norm of its update overflows {dtype}")
+        return ValueError(
+            f"{name}: row {at[0]} holds up to {largest:g} and the norm of its update is {float(norm[at[0]]):g}; "
+            f"expected a finite bank row, and a norm that is finite in {dtype}"
+        )
 
-    guard(~torch.isfinite(norm[:, 0].to(dtype)), Code.UPDATE_ROW, describe)
+    guard(~ok, Code.UPDATE_ROW, describe)
+    return ok
 
 
 def boolean(name: str, value: Any) -> bool:

@@ -64,7 +64,7 @@ SUPPORT: tuple[Row, ...] = (
             ("gather", "cpu", "native", "C++, draws binned by bank tile, loss and gradient in one pass"),
             ("gather", "cuda", "native", "draws and scores in one kernel"),
             ("gather", "any", "reference", "plain PyTorch, chunked over anchors"),
-            ("dense", "cpu", "native", "C++ masks and critic terms round torch's matrix product"),
+            ("dense", "cpu", "native", "C++, blocked products round the critic, loss and gradient in one pass"),
             ("dense", "cuda", "triton", "split bf16 products on the tensor cores, loss and gradient in one pass"),
             ("dense", "any", "reference", "plain PyTorch, chunked over anchors"),
         )

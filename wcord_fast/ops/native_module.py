@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -62,6 +63,26 @@ def build_record() -> dict[str, Any]:
         return json.loads(_RECORD.read_text())
     except (OSError, ValueError):
         return {}
+
+
+def threads() -> int:
+    """How many threads a native call may use: torch's number, and 1 in a forked process.
+
+    OpenMP's threads, which torch shares, do not survive a fork, and a team that waits for them would wait for ever.
+    """
+    return 1 if _forked else torch.get_num_threads()
+
+
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def stream_of(tensor: Tensor) -> tuple[int, int]:

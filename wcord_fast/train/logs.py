@@ -95,7 +95,8 @@ class Progress:
 def epoch_line(name: str, row: Row, epochs: int) -> str:
     """One line for the screen: the epoch's losses, accuracy and speed."""
     share = f"  loss {row['loss_share']:.0%} of step" if row["loss_share"] else ""
+    accuracy = f"  train {row['train_top1']:6.2f} %  test {row['test_top1']:6.2f} %" if "test_top1" in row else ""
     return (
-        f"{name:<10} epoch {row['epoch']:>3}/{epochs}  loss {row['loss']:8.4f}  train {row['train_top1']:6.2f} %"
-        f"  test {row['test_top1']:6.2f} %  {row['images_per_s']:7.0f} img/s{share}"
+        f"{name:<10} epoch {row['epoch']:>3}/{epochs}  loss {row['loss']:8.4f}{accuracy}"
+        f"  {row['images_per_s']:7.0f} img/s{share}"
     )

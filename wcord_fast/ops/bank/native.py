@@ -23,7 +23,8 @@ def bank_update_(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> 
 
     Index bounds and finiteness are checked by the op that calls this, on the CPU the norms of the new rows here (see
     `checks.norms_in_range`); the write counts in the bank's version. In any case nothing outside the bank is touched:
-    an index out of range is skipped, and on CUDA it, or a row that is not finite, sets its bit in the status word.
+    an index out of range is skipped, and so on CUDA are rows and norms that are not finite; there each sets its bit in
+    the status word.
     """
     native = native_module.module()
     index, rows = index.contiguous(), rows.contiguous()
@@ -48,7 +49,7 @@ def bank_update_(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> 
         native_module.DTYPES[rows.dtype],
     )
     if bank.device.type == "cpu":
-        native.cpu_bank_update(*where, *what, momentum, torch.get_num_threads())
+        native.cpu_bank_update(*where, *what, momentum, native_module.threads())
         return
     word = status.word(bank.device)
     code = native.cuda_bank_update(*native_module.stream_of(bank), *where, *what, momentum, word.data_ptr())
@@ -71,7 +72,7 @@ def bank_init_(rows: Tensor, seed: int, bank_id: int, first_row: int = 0) -> Non
         return
     args = (rows.data_ptr(), native_module.DTYPES[rows.dtype], *rows.shape, seed % 2**64, bank_id, first_row)
     if rows.device.type == "cpu":
-        native.cpu_bank_init(*args, torch.get_num_threads())
+        native.cpu_bank_init(*args, native_module.threads())
         return
     code = native.cuda_bank_init(*native_module.stream_of(rows), *args)
     native_module.check_launch("bank_init", code)

@@ -68,7 +68,7 @@ class Call:
         part: Part | None = None,
     ):
         part = part or whole(banks)
-        self.op, self.spec, self.threads = op, spec, torch.get_num_threads()
+        self.op, self.spec, self.threads = op, spec, native_module.threads()
         self.native = native_module.module()
         self.dtype = accumulate_dtype(anchors, *banks)
         self.anchors = anchors.to(self.dtype).contiguous()  # [S, B, D]

@@ -112,10 +112,8 @@ def normalised(log_sum_exp: Tensor, index: Tensor, num_data: int, spec: DrawSpec
 def bank_update_(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> None:
     """Rows `index` of `bank` become normalise(momentum * row + (1 - momentum) * rows); the last duplicate wins."""
     new, norm = mixed(bank, index, rows, momentum)
-    if bank.device.type == "cpu":
-        checks.norms_in_range("rows", rows, norm, new.dtype)
+    keep = checks.norms_in_range("rows", rows, norm, new.dtype) & last_of_each(index)
     new = new / norm.to(new.dtype).clamp_min(1e-12)
-    keep = last_of_each(index)
     bank[index[keep]] = new[keep].to(bank.dtype)
 
 
@@ -153,8 +151,11 @@ def softplus(u: Tensor) -> Tensor:
 
 
 def last_of_each(index: Tensor) -> Tensor:
-    """bool [B]: True where no later entry has the same value."""
-    return ~(index[:, None] == index[None]).triu(1).any(1)
+    """bool [B]: True where no later entry has the same value. O(B log B)."""
+    value, order = index.sort(stable=True)
+    last = torch.ones_like(value, dtype=torch.bool)
+    last[:-1] = value[1:] != value[:-1]
+    return torch.empty_like(last).scatter_(0, order, last)
 
 
 def _prepare(anchors: Tensor, banks: list[Tensor]) -> tuple[Tensor, torch.dtype]:

@@ -21,7 +21,7 @@ def alias_table(weights: Tensor) -> tuple[Tensor, Tensor]:
     share = w * (len(w) / w.sum())
     if native_module.why_not("cpu") is not None:
         return _by_python(share)
-    threshold, alias = torch.empty(len(w), dtype=torch.int64), torch.empty(len(w), dtype=torch.int32)
+    threshold, alias = (torch.empty(len(w), dtype=d, device="cpu") for d in (torch.int64, torch.int32))
     native = native_module.module()
     native.cpu_alias_table(share.ctypes.data, len(w), threshold.data_ptr(), alias.data_ptr())
     return threshold, alias
@@ -45,4 +45,4 @@ def _by_python(weights: np.ndarray) -> tuple[Tensor, Tensor]:
     top = float(np.nextafter(2.0**64, 0))
     threshold = np.minimum(np.asarray(share) * 2.0**64, top).astype(np.uint64)
     threshold[np.asarray(share) >= 1.0] = np.uint64(2**64 - 1)
-    return torch.from_numpy(threshold.view(np.int64)), torch.tensor(alias, dtype=torch.int32)
+    return torch.from_numpy(threshold.view(np.int64)), torch.tensor(alias, dtype=torch.int32, device="cpu")

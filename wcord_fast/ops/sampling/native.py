@@ -37,7 +37,7 @@ def draw(index: Tensor, num_data: int, spec: DrawSpec) -> Tensor:
         return out
     args = draw_args(index, num_data, spec)
     if index.device.type == "cpu":
-        invalid = native.cpu_draw(*args, out.data_ptr(), torch.get_num_threads())
+        invalid = native.cpu_draw(args, out.data_ptr(), native_module.threads())
         if invalid >= 0:
             raise ValueError(
                 f"index[{invalid}] = {int(index[invalid])} with N = {num_data}: no {spec.k} rows can be drawn for it "

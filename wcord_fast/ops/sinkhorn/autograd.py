@@ -1,19 +1,19 @@
 """The registered optimal-transport ops and their `autograd.Function`.
 
 `wcord_fast::ot_solve` computes the value together with the gradients that are asked for; the Function keeps those
-gradients and nothing else (but for empty tensors, see
-`graph_handle`). The backend is resolved inside the op, hence at run time also under `torch.compile`.
+gradients and an empty tensor. The backend is resolved inside the op, hence at run time also under `torch.compile`.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
 
-from ..differentiable_once import differentiable_once, graph_handle
+from ..differentiable_once import differentiable_once
 from ..library import register
 from . import backends
 from .reference import Solved, accumulation_dtype
@@ -24,7 +24,7 @@ _NOT_TWICE = "the gradient of an optimal-transport cost cannot be differentiated
 def _solve(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, cost: str, *rest: Any) -> Solved:
     """`backends.solve`; on the CPU, finite features that overflow the arithmetic are an error."""
     solved = backends.solve(x, y, a, b, cost, *rest)
-    if x.device.type == "cpu" and not bool(solved[0].isfinite().all()):
+    if x.device.type == "cpu" and not all(map(math.isfinite, solved[0].view(-1).tolist())):
         peak = {name: t.detach().abs().max().item() for name, t in (("x", x), ("y", y))}
         name = max(peak, key=lambda name: peak[name])
         raise ValueError(
@@ -94,27 +94,34 @@ ot_plan_op = register(
 
 
 class _WithGradient(torch.autograd.Function):
-    """The value of a solve, and its gradients with respect to x, y, a and b times grad_output in backward."""
+    """The value of a solve, and its gradients with respect to x, y, a and b times grad_output in backward.
+
+    The second output is empty and is for `differentiable_once`: its graph leads to every input that the gradients
+    depend on. (So does the value's, but callers may change it in place. `graph_handle` costs some 30 us a call more.)
+    """
 
     @staticmethod
-    def forward(ctx, x, y, a, b, value, needs, *grads_and_handles):
-        ctx.save_for_backward(*grads_and_handles)
+    def forward(ctx, x, y, a, b, value, needs, *grads):
+        handle = value.new_empty(0)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(handle, *grads)
         ctx.dtypes = [t.dtype if needed else None for t, needed in zip((x, y, a, b), needs, strict=True)]
-        return value.clone()
+        return value.clone(), handle
 
     @staticmethod
-    def backward(ctx, grad_value):
-        *tensors, hx, hy, ha, hb = ctx.saved_tensors
+    def backward(ctx, grad_value, _):
+        handle, *tensors = ctx.saved_tensors
+        if grad_value is None:  # nothing has come down to the value
+            return (None,) * (6 + len(tensors))
         saved = iter(tensors)
         grads: list[Tensor | None] = [None] * 4
         for i, dtype in enumerate(ctx.dtypes):
             if dtype is not None:
                 g = next(saved)
                 factor = grad_value.view(-1, *[1] * (g.dim() - 1)) if grad_value.dim() else grad_value
-                # Multiplied before it is rounded to a narrow dtype, so that loss scaling does its work.
-                grads[i] = (g * factor).to(dtype)
-        once = differentiable_once(grads, _NOT_TWICE, grad_value, hx, hy, ha, hb)
-        return *once, None, None, *(None for _ in ctx.saved_tensors)
+                g = g * factor  # before it is rounded to a narrow dtype, so that loss scaling does its work
+                grads[i] = g if g.dtype is dtype else g.to(dtype)
+        return *differentiable_once(grads, _NOT_TWICE, grad_value, handle), None, None, *(None for _ in tensors)
 
 
 def ot_solve(
@@ -148,8 +155,7 @@ def ot_solve(
     y = y.view_as(y) if y is x else y
     b = b.view_as(b) if b is not None and b is a else b
     grads = [g for g, needed in zip(out[6:], needs, strict=True) if needed]
-    handles = map(graph_handle, (x, y, a, b))
-    return _WithGradient.apply(x, y, a, b, out[0], needs, *grads, *handles), *out[1:6]
+    return _WithGradient.apply(x, y, a, b, out[0], needs, *grads)[0], *out[1:6]
 
 
 def _has_tangent(*tensors: Tensor | None) -> bool:

@@ -74,7 +74,7 @@ def solve_op(
         -1.0 if tol is None else tol,
         dual,
         budget(),
-        torch.get_num_threads(),
+        native_module.threads(),
     )
     if not fine:
         x, y = (t if g else t.unsqueeze(0) for t in (x, y))
@@ -99,7 +99,7 @@ def ot_plan(x: Tensor, y: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor, co
         x.shape[2],
         *(t.data_ptr() for t in (x, y, alpha, beta, scale, plan)),
         cost == "cosine",
-        torch.get_num_threads(),
+        native_module.threads(),
     )
     return plan
 
@@ -120,7 +120,7 @@ def regime(n: int, m: int, dim: int, dtype: torch.dtype = torch.float32, problem
     code = native_module.DTYPES[accumulation_dtype(dtype)]
     limit = budget()
     resident, per_thread, scratch = native_module.module().cpu_ot_plan(
-        code, problems, n, m, dim, True, True, limit, torch.get_num_threads()
+        code, problems, n, m, dim, True, True, limit, native_module.threads()
     )
     size = n * m * (8 if accumulation_dtype(dtype) == torch.float64 else 4)
     name = "resident" if resident else "streaming"

@@ -1,0 +1,229 @@
+"""The bank functions and modules where the world around them is unusual: default devices and dtypes, forks, views."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+import wcord_fast
+from wcord_fast import CRDLoss, MemoryBank, NegativeSampler
+from wcord_fast import functional as F
+from wcord_fast.ops import native_module
+
+N, B, D, K = 50, 4, 7, 10
+LABELS = [i % 3 for i in range(N)]
+INDEX = torch.tensor([0, 3, 3, 49])
+needs_native = pytest.mark.skipif(native_module.load() is None, reason="no native module")
+
+
+@pytest.fixture
+def default_device():
+    yield torch.set_default_device
+    torch.set_default_device(None)
+
+
+def scores(sampler: NegativeSampler) -> list[torch.Tensor]:
+    g = torch.Generator(device="cpu").manual_seed(0)
+    x, bank = (torch.randn(n, D, generator=g, device="cpu") for n in (B, N))
+    results = []
+    for plan in ("gather", "dense"):
+        results.append(F.bank_nce(x, bank, INDEX, negatives=sampler, log_z=2.0, plan=plan))
+        results.append(F.bank_mean_score(x, bank, INDEX, negatives=sampler, plan=plan))
+        results.append(F.bank_log_z(x, bank, INDEX, negatives=sampler, plan=plan))
+    return [*results, F.bank_update_(bank, INDEX, x)]
+
+
+def test_a_default_device_changes_no_result(default_device):
+    expected = scores(NegativeSampler(N, K, labels=LABELS, seed=1))
+    sampler = NegativeSampler(N, K, labels=LABELS, seed=1)
+    default_device("meta")
+    assert all(torch.equal(a, b) for a, b in zip(scores(sampler), expected, strict=True))
+
+
+@pytest.mark.parametrize("options", [{"labels": LABELS}, {"weights": [float(i) for i in range(N)]}, {"seed": None}])
+def test_a_sampler_made_on_meta_gets_its_tables_with_its_device(options):
+    """Tables of arbitrary values, as `to_empty` leaves them, would be read as rows."""
+    expected = NegativeSampler(N, K, **({"seed": 1} | options))
+    with torch.device("meta"):
+        sampler = NegativeSampler(N, K, **({"seed": 1} | options))
+    assert sampler.state.device.type == "meta"
+    for made in (sampler, NegativeSampler(N, K, **({"seed": 1} | options)).to("meta")):
+        made.to_empty(device="cpu").load_state_dict(expected.state_dict())
+        assert torch.equal(made.draw(INDEX), expected.draw(INDEX))
+
+
+def test_a_loss_made_on_meta_is_itself_once_loaded():
+    def make() -> CRDLoss:
+        return CRDLoss(8, 9, N, feat_dim=D, nce_k=K, labels=LABELS, seed=1)
+
+    expected = make()
+    with torch.device("meta"):
+        loss = make()
+    loss.to_empty(device="cpu").load_state_dict(expected.state_dict())
+    features = torch.randn(B, 8), torch.randn(B, 9), INDEX
+    assert torch.equal(loss(*features), expected(*features))
+
+
+@pytest.mark.parametrize(
+    ("default", "dtype"), [(torch.float64, torch.float64), (torch.bfloat16, torch.float32), (None, torch.float32)]
+)
+def test_log_z_is_never_narrower_than_fp32(default, dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default or before)
+    try:
+        assert CRDLoss(8, 9, N, nce_k=K).contrast.log_z.dtype == dtype
+    finally:
+        torch.set_default_dtype(before)
+
+
+FORK = """
+import os, signal, torch
+from wcord_fast import NegativeSampler, functional as F
+torch.set_num_threads(2)
+g = torch.Generator().manual_seed(0)
+x, bank, index = torch.randn(16, 16, generator=g), torch.randn(400, 16, generator=g), torch.arange(16)
+sampler = NegativeSampler(400, 100, seed=0)
+def step():
+    loss = F.bank_nce(x, bank, index, negatives=sampler, log_z=2.0, backend="native")
+    return loss, F.bank_update_(bank.clone(), index, x), sampler.draw(index)
+expected = step()
+torch.ones(1000, 1000).exp()
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    os._exit(0 if all(torch.equal(a, b) for a, b in zip(step(), expected)) else 1)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@needs_native
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_process_does_not_wait_for_threads_that_it_has_not():
+    command = [sys.executable, "-W", "ignore", "-c", FORK]
+    env = os.environ | {"OMP_WAIT_POLICY": "passive"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, (done.returncode, done.stderr)
+
+
+@needs_native
+def test_python_threads_get_what_one_gets(monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    x, bank, index = torch.randn(16, 16, generator=g), torch.randn(400, 16, generator=g), torch.arange(16)
+    s = NegativeSampler(400, 100, seed=0)
+
+    def step(plan: str) -> tuple[torch.Tensor, ...]:
+        y = x.clone().requires_grad_()
+        loss = F.bank_nce(y, bank, index, negatives=s, log_z=2.0, plan=plan, backend="native")
+        return loss.detach(), *torch.autograd.grad(loss.sum(), y), F.bank_update_(bank.clone(), index, x)
+
+    plans = ("gather", "dense") * 100
+    monkeypatch.setattr(native_module, "threads", lambda: 2)
+    with ThreadPoolExecutor(3) as pool:
+        results = list(pool.map(step, plans))
+    for plan, result in zip(plans, results, strict=True):
+        expected = results[plans.index(plan)]
+        assert all(torch.equal(a, b) for a, b in zip(result, expected, strict=True))
+
+
+@pytest.mark.parametrize(("transform", "shape"), [(torch.func.grad, (B, D)), (torch.func.vmap, (2, B, D))])
+def test_transforms_of_functions_are_refused(transform, shape):
+    bank, s = torch.randn(N, D), NegativeSampler(N, K, seed=0)
+    with pytest.raises(RuntimeError, match=r"functorch transforms"):
+        transform(lambda a: F.bank_nce(a, bank, INDEX, negatives=s, log_z=2.0).sum())(torch.randn(shape))
+
+
+def test_a_negated_view_is_scored_and_not_updated():
+    bank, x = torch.randn(N, D), torch.randn(B, D)
+    s = NegativeSampler(N, K, seed=0)
+    negated = F.bank_nce(x, torch._neg_view(bank), INDEX, negatives=s, log_z=2.0)
+    assert torch.equal(negated, F.bank_nce(x, -bank, INDEX, negatives=s, log_z=2.0))
+    with pytest.raises(ValueError, match="bank: expected a tensor that holds its own values"):
+        F.bank_update_(torch._neg_view(bank), INDEX, x)
+
+
+@pytest.mark.parametrize("log_z", [1e39, math.inf, -math.inf])
+def test_a_log_z_that_fp32_cannot_hold_is_refused(log_z):
+    x, bank, s = torch.randn(B, D), torch.randn(N, D), NegativeSampler(N, K, seed=0)
+    with pytest.raises(ValueError, match=r"log_z: expected a number that is finite in torch.float32, or NaN"):
+        F.bank_nce(x, bank, INDEX, negatives=s, log_z=log_z)
+    assert F.bank_nce(x, bank, INDEX, negatives=s, log_z=math.nan).isnan().all()
+    assert abs(log_z) == math.inf or F.bank_nce(x.double(), bank, INDEX, negatives=s, log_z=log_z).isfinite().all()
+
+
+def test_an_update_of_a_bank_row_that_is_not_finite_names_the_bank():
+    bank = torch.full((N, D), math.nan)
+    with pytest.raises(
+        ValueError, match=r"rows: row 0 holds up to 1 and the norm.* is nan; expected a finite bank row"
+    ):
+        F.bank_update_(bank, INDEX, torch.ones(B, D))
+
+
+def test_explain_tells_of_the_class_sums():
+    for options, told in (({"k": "all"}, True), ({"k": 5}, False), ({"k": "all", "plan": "dense"}, False)):
+        found = wcord_fast.explain("bank_mean_score", num_data=N, **options)
+        assert ("of a MemoryBank" in found.reason) is told
+    bank = MemoryBank(N, D)
+    F.bank_mean_score(torch.randn(B, D), bank, INDEX, negatives=NegativeSampler(N, "all"))
+    assert bank.current_sums() is not None
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: NegativeSampler(N, 2**33), ValueError, r"k: expected an int below 8589934592"),
+        (lambda: NegativeSampler(N, K, weights="ab"), TypeError, r"weights: expected 50 numbers, got str"),
+        (
+            lambda: NegativeSampler(N, K, weights=[1j] * N),
+            TypeError,
+            r"weights: expected real numbers, got dtype torch.complex64",
+        ),
+        (lambda: setattr(NegativeSampler(N, K), "step", 2**63), ValueError, r"step: expected an int below"),
+    ],
+)
+def test_sampler_options_out_of_range_are_named(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_an_update_of_many_rows_takes_no_square_of_them():
+    many = 100_000  # squared: 10 GB
+    rows, index = torch.randn(many, 2), torch.arange(many) // 2
+    bank = MemoryBank(many, 2, seed=1)
+    F.bank_mean_score(rows[:1], bank, index[:1], negatives=NegativeSampler(many, "all"))
+    expected = bank.rows.clone()
+    bank.update_(index, rows)  # by the native code, and the class sums follow
+    with wcord_fast.use_backend("reference"):
+        F.bank_update_(expected, index, rows)
+    torch.testing.assert_close(bank.rows, expected)
+    torch.testing.assert_close(bank.current_sums().sums[0], bank.rows.double().sum(0), rtol=0, atol=1e-6)
+
+
+NO_MEMORY = """
+import resource, torch
+from wcord_fast import functional as F
+torch.set_num_threads(2)
+d = 10**7
+x, bank, index, rows = torch.zeros(1, d), torch.zeros(2, d), torch.tensor([0]), torch.tensor([[1]])
+score = lambda dim: F.bank_mean_score(x[:, :dim], bank[:, :dim], index, negatives=rows, plan="dense", backend="native")
+expected = score(5)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))
+try:
+    score(d)  # a thread's scratch would be 5 GB
+except MemoryError:
+    raise SystemExit(0 if torch.equal(score(5), expected) else 1)
+raise SystemExit(2)
+"""
+
+
+@needs_native
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
+def test_threads_without_memory_raise_an_error():
+    done = subprocess.run([sys.executable, "-c", NO_MEMORY], capture_output=True, text=True)
+    assert done.returncode == 0, (done.returncode, done.stderr)
