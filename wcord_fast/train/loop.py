@@ -30,7 +30,7 @@ from .files import locked
 from .forwards import Forward, compiled, plain
 from .logs import CSV, Progress, Row, TensorBoard, epoch_line, write_csv
 from .meters import Meters, Stopwatch, Watch
-from .ranks import average_buffers, average_gradients, copy_from_main, from_main, is_main, join_meters, sync_if, wrap
+from .ranks import average_gradients, average_statistics, copy_from_main, from_main, is_main, join_meters, sync_if, wrap
 from .stage import pretrain
 
 log = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ def one_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
     losses = train_epoch(run, optimizer, epoch)
-    average_buffers(run.student)
+    average_statistics(run.student, run.method)
     row = {"epoch": epoch + 1, "lr": rate, **losses}
     if run.test is None:
         del row["train_top1"], row["ce"]

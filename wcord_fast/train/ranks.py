@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
 from ..distributed.ranks import ranks
@@ -92,7 +93,7 @@ def wrap(network: nn.Module) -> nn.Module:
         return network
     named = inspect.signature(DistributedDataParallel).parameters  # the second name is to replace the first
     name = "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"
-    options: dict[str, Any] = {name: False}  # see average_buffers
+    options: dict[str, Any] = {name: False}  # see average_statistics
     return DistributedDataParallel(network, **options)
 
 
@@ -110,10 +111,12 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 @torch.no_grad()
-def average_buffers(network: nn.Module) -> None:
-    """The running statistics become their means over ranks."""
-    if ranks().world > 1:
-        _average([b for b in network.buffers() if b.is_floating_point()])
+def average_statistics(*networks: nn.Module) -> None:
+    """The running statistics of batch normalisation become their means over ranks."""
+    norms = [m for network in networks for m in network.modules() if isinstance(m, _NormBase)]
+    found = [b for norm in norms for b in norm.buffers(recurse=False) if b.is_floating_point()]
+    if ranks().world > 1 and found:
+        _average(found)
 
 
 @torch.no_grad()
