@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-SUBJECTS = ("accuracy", "bank", "ot", "report")
+SUBJECTS = ("accuracy", "bank", "baselines", "ot", "report", "sharded", "step")
 
 
 def main() -> int | None:

@@ -1,4 +1,4 @@
-"""`python -m bench report`: the tables of README.md and the plots in bench/results/, from the committed result files.
+"""`python -m bench report`: the tables of README.md and docs/, and the plots, from the committed result files.
 
 A table stands between `<!-- bench: NAME -->` and `<!-- end -->`; `--check` only compares (tests/test_bench_report.py
 does). Of rows that measure the same thing the last one counts.
@@ -17,6 +17,8 @@ from typing import Any
 from bench.results_file import RESULTS, read
 
 README = RESULTS.parent.parent / "README.md"
+DOCS = README.parent / "docs"
+PAGES = (README, DOCS / "distributed.md", DOCS / "driver.md")
 BLOCK = re.compile(r"(<!-- bench: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Row = dict[str, Any]
 
@@ -43,6 +45,8 @@ def where(rows: Iterable[Row]) -> str:
     versions, threads = sorted({r["torch"] for r in some}), sorted({r["threads"] for r in some})
     machine = f"{some[0]['device']}, {some[0]['simd']}" if "simd" in some[0] else some[0]["device"]
     count = f"{threads[0]} thread{'s' if threads != [1] else ''}"
+    if any(r.get("clock") == "cpu" for r in some):
+        count += " (CPU time)"
     return f"{machine}, {count}, torch {', '.join(versions)}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}"
 
 
@@ -98,6 +102,30 @@ def ot_table(rows: list[Row]) -> str:
     return table(head, lines) + f"\n{told}; {where(rows)}. `python -m bench ot`.\n"
 
 
+def baselines_table(rows: list[Row]) -> str:
+    cases = latest(rows, "method", "batch", "form")
+    lines = []
+    for name, batch in dict.fromkeys((name, batch) for name, batch, _ in cases):
+        naive, ours = cases[name, batch, "naive"], cases[name, batch, "ours"]
+        times = f"{ours['times_naive']:.1f}x" if "times_naive" in ours else "-"
+        memory = f"{short(naive['peak_mb'])} / {short(ours['peak_mb'])}"
+        ms = [short(naive["ms"]["p50"]), f"**{short(ours['ms']['p50'])}**"]
+        lines.append([f"{name}, {batch}", *ms, times, memory])
+    head = ["method, batch", "public form, ms", "ours, ms", "x public form", "transient MB, public / ours"]
+    return table(head, lines) + f"\n{where(rows)}. `python -m bench baselines`.\n"
+
+
+def step_table(rows: list[Row]) -> str:
+    lines = []
+    for (method, form), r in latest(rows, "method", "form").items():
+        ratio = f"{r['times_eager']:.2f}x" if "times_eager" in r else "-"
+        numbers = [short(r["ms"]["p50"]), short(r["images_per_s"]), ratio, short(r["loss_ms"])]
+        lines.append([f"{method}, {form}", *numbers, f"{r['loss_share']:.1%}"])
+    head = ["method, form", "step, ms", "images/s", "x eager", "loss, ms", "loss's share"]
+    pair = f"{rows[-1]['teacher']} -> {rows[-1]['student']}, batch {rows[-1]['batch']}, {rows[-1]['num_data']:,} images"
+    return table(head, lines) + f"\n{pair}; {where(rows)}. `python -m bench step`.\n"
+
+
 def interval(differences: list[float]) -> tuple[float, float, float]:
     """(mean, low, high): the 95 % confidence interval of a mean, by Student's t."""
     from scipy import stats
@@ -138,10 +166,32 @@ def accuracy_table(rows: list[Row]) -> str:
     return table([*head, "mean norm", "rank", "gap"], lines) + f"\n{told}\n"
 
 
+def sharded_table(rows: list[Row]) -> str:
+    lines = []
+    found = latest(rows, "rows", "negatives", "batch", "dtype", "processes")
+    for (n, k, batch, dtype, world), row in sorted(found.items()):
+        shape = f"{n:,}, {k:,}, {batch}, {dtype}"
+        held = [f"{row['rows_each']:,}", f"{row['mb_each']:,.0f}"]
+        times = [short(row["cpu_ms"]), short(row["step_ms"])]
+        sent = [f"{row['bytes_sent']:,}", f"{row['bytes_arithmetic']:,}"]
+        lines.append([shape, str(world), *held, *times, *sent, f"{row['error']:.0e}"])
+    head = ["N, K, B, bank", "processes", "rows of a bank each", "MB of banks each", "step, CPU ms", "step, wall ms"]
+    told = (
+        f"CPU ms: processor time of the busiest process; wall ms: on {rows[-1]['cores']} cores that other work shared. "
+        "Difference: of losses and gradient from one process, relative."
+    )
+    where_ = where(found.values())
+    columns = [*head, "bytes sent", "by the formula", "difference"]
+    return table(columns, lines) + f"\n{told} {where_}. `python -m bench sharded`.\n"
+
+
 TABLES: dict[str, Callable[[list[Row]], str]] = {
     "accuracy": accuracy_table,
     "bank": bank_table,
+    "baselines": baselines_table,
     "ot": ot_table,
+    "sharded": sharded_table,
+    "step": step_table,
 }
 
 
@@ -235,14 +285,17 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if README.md is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is out of date")
     options = parser.parse_args(arguments)
-    text = README.read_text()
-    new = rendered(text)
+    old = {page: page.read_text() for page in PAGES}
+    new = {page: rendered(text) for page, text in old.items()}
+    stale = [page.name for page in PAGES if new[page] != old[page]]
     if options.check:
-        if new != text:
-            print("README.md: its tables are not those of bench/results; run `python -m bench report`", file=sys.stderr)
-        return int(new != text)
-    README.write_text(new)
-    print("written:", README, *plots(RESULTS))
+        if stale:
+            told = f"{', '.join(stale)}: tables that are not those of bench/results; run `python -m bench report`"
+            print(told, file=sys.stderr)
+        return int(bool(stale))
+    for page in PAGES:
+        page.write_text(new[page])
+    print("written:", *PAGES, *plots(RESULTS))
     return 0

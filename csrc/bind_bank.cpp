@@ -41,9 +41,11 @@ DrawArgs draw_args(const py::tuple& t) {
 
 namespace {
 
-// rows: (kind, address, bytes per number, numbers per anchor).  banks: one (address, dtype) per direction.
-BankArgs bank_args(int op, bool wide, const py::tuple& draws, const py::tuple& rows, const py::list& banks, int64_t dim,
-                   uintptr_t anchors, uintptr_t offset, double scale, uintptr_t value, uintptr_t grad, int threads) {
+// rows: (kind, address, bytes per number, numbers per anchor).  part: (first row, rows) of the N that the banks hold.
+// banks: one (address, dtype) per direction.
+BankArgs bank_args(int op, bool wide, const py::tuple& draws, const py::tuple& rows, const py::tuple& part,
+                   const py::list& banks, int64_t dim, uintptr_t anchors, uintptr_t offset, double scale,
+                   uintptr_t value, uintptr_t grad, int threads) {
   BankArgs a{};
   a.draws = draw_args(draws);
   a.rows = rows[0].cast<int32_t>();
@@ -53,6 +55,8 @@ BankArgs bank_args(int op, bool wide, const py::tuple& draws, const py::tuple& r
   a.op = op;
   a.wide = wide;
   a.dim = dim;
+  a.first_row = part[0].cast<int64_t>();
+  a.num_rows = part[1].cast<int64_t>();
   for (const py::handle bank : banks) {
     const py::tuple pair = bank.cast<py::tuple>();
     a.banks.push_back(at<const void>(pair[0]));

@@ -11,10 +11,13 @@ from bench import report
 from bench.results_file import RESULTS
 
 
-def test_the_readme_shows_the_committed_results():
-    text = report.README.read_text()
-    assert {name for _, name, _ in report.BLOCK.findall(text)} >= {"bank"}
-    assert report.rendered(text) == text, "run `python -m bench report`"
+def test_the_pages_show_the_committed_results():
+    shown = set()
+    for page in report.PAGES:
+        text = page.read_text()
+        shown |= {name for _, name, _ in report.BLOCK.findall(text)}
+        assert report.rendered(text) == text, f"{page.name}: run `python -m bench report`"
+    assert shown >= {"bank", "baselines", "sharded", "step"}
 
 
 def test_a_new_row_replaces_the_old_one(tmp_path):

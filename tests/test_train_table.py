@@ -6,6 +6,7 @@ import csv
 import re
 
 import pytest
+import yaml
 
 from wcord_fast import distill, models
 from wcord_fast.train import table
@@ -18,7 +19,7 @@ TINY += ["--batch-size=20", "--crd.num-negatives=9"]
 
 def test_published_numbers():
     papers = table.published()
-    assert len(papers) == 13
+    assert len(papers) == 14 and table.cifar_pairs() == [pair for pair in papers if pair != "resnet34-resnet18"]
     assert papers["resnet32x4-resnet8x4"]["wcord"] == [75.95, 0.11]
     assert papers["wrn_40_2-ShuffleV1"]["wcord+kd"] == [76.68]
     assert papers["vgg13-MobileNetV2"] | {"teacher": [74.64], "ce": [64.6], "at": [59.4]} == papers["vgg13-MobileNetV2"]
@@ -31,15 +32,23 @@ def test_published_numbers():
 
 def test_every_pair_has_its_recipe():
     assert {p.stem for p in CONFIGS.glob("cifar100_*.yaml")} == {
-        "cifar100_" + pair.replace("-", "_") for pair in table.published()
+        "cifar100_" + pair.replace("-", "_") for pair in table.cifar_pairs()
     }
-    for pair in table.published():
+    for pair in table.cifar_pairs():
         teacher, student = pair.split("-")
         config = parse("table", [f"--config={CONFIGS}/cifar100_{teacher}_{student}.yaml"], "")
         slow = student in ("MobileNetV2", "ShuffleV1", "ShuffleV2")
         assert (config.teacher, config.student, config.epochs, config.batch_size) == (teacher, student, 240, 64)
         assert (config.lr, config.teacher_lr) == (0.01 if slow else 0.05, 0.05)
         assert [round(m * 240) for m in config.milestones] == [150, 180, 210]
+
+
+def test_the_imagenet_pair():
+    assert table.recipe("resnet34-resnet18").stem == "imagenet_resnet34_resnet18"
+    text = yaml.safe_load(table.recipe("resnet34-resnet18").read_text())
+    assert (text["epochs"], text["batch_size"], text["lr"], text["weight_decay"]) == (100, 256, 0.1, 1e-4)
+    assert [round(m * text["epochs"]) for m in text["milestones"]] == [30, 60, 90]
+    assert table.published()["resnet34-resnet18"]["wcord"] == [71.49]  # an error of 28.51
 
 
 def test_all_methods_are_all_methods():
@@ -99,9 +108,22 @@ def test_the_budget_scales_epochs_and_images(tmp_path):
     asked, rest = table._arguments(["--budget=0.1", "--data=digits", f"--output-dir={tmp_path}"])
     config = table._config(asked, "vgg13-vgg8", rest)
     assert (config.epochs, config.teacher_epochs, config.limit_train) == (24, 24, 144)
-    assert "144 training images, not all; 24 epochs" in table._not_comparable(config)
+    said = table.not_comparable("vgg13-vgg8", config)
+    assert "144 training images, not all; 24 epochs" in said and "gradients are clipped at norm 5" in said
     asked, rest = table._arguments([])
-    assert table._not_comparable(table._config(asked, "vgg13-vgg8", rest)) == ""
+    published = table._config(asked, "vgg13-vgg8", rest)
+    assert table.not_comparable("vgg13-vgg8", published, 50_000) == ""
+    assert "45,000 training images, not 50,000" in table.not_comparable("vgg13-vgg8", published, 45_000)
+
+
+def test_a_diverging_method_is_reported_and_the_others_go_on(tmp_path, capsys):
+    """FitNet at weight 1e38 overflows; the plain student after it is trained."""
+    asked = ["table", "--pair=resnet56-resnet20", "--methods=fitnet,ce", *TINY, "--fitnet.weight=1e38"]
+    assert main([*asked, f"--output-dir={tmp_path}"]) == 0
+    with open(tmp_path / "table.csv", newline="") as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert rows["fitnet"]["ours %"] == "diverged" and float(rows["ce"]["ours %"]) > 0
+    assert "resnet56-resnet20: fitnet failed with seed 0: the loss term" in capsys.readouterr().out
 
 
 WRONG = {

@@ -4,6 +4,7 @@ import torch
 
 from wcord_fast import distill, models
 from wcord_fast.data import Dataset, TestBatches, TrainBatches
+from wcord_fast.distributed import ranks
 from wcord_fast.train.config import Config, from_dict
 from wcord_fast.train.loop import Run
 
@@ -38,6 +39,8 @@ def make_run(directory, method="ce", *, epochs=2, **config):
     torch.manual_seed(settings.seed)
     student = models.create("resnet8", CLASSES, in_channels=1)
     teacher = models.create("wrn_10_1", CLASSES, in_channels=1).eval().requires_grad_(False)
+    if settings.channels_last:
+        student, teacher = (net.to(memory_format=torch.channels_last) for net in (student, teacher))
     pair = distill.pair_of(
         student,
         teacher,
@@ -54,8 +57,10 @@ def make_run(directory, method="ce", *, epochs=2, **config):
         student=student,
         method=built,
         teacher=teacher if built.compares else None,
-        train=TrainBatches(data, settings.batch_size, seed=settings.seed),
-        test=TestBatches(data, 5),
+        train=TrainBatches(
+            data, settings.batch_size, seed=settings.seed, channels_last=settings.channels_last, part=ranks()
+        ),
+        test=TestBatches(data, 5, channels_last=settings.channels_last),
         log_every=settings.log_every,
         log_grad_norms=settings.log_grad_norms,
         tensorboard=settings.tensorboard,

@@ -30,11 +30,11 @@ class Dense {
   }
 
   int64_t run() {
-    const int64_t batch = args_.draws.num_anchors, num_data = args_.draws.num_data;
+    const int64_t batch = args_.draws.num_anchors, num_rows = args_.num_rows;
     for (int64_t lo = 0; lo < batch; lo += plan_.groups * 32) {
       const int64_t hi = std::min(batch, lo + plan_.groups * 32);
-      for (int64_t row = 0; row < num_data; row += plan_.span) {
-        const int64_t end = std::min(num_data, row + plan_.span);
+      for (int64_t row = 0; row < num_rows; row += plan_.span) {
+        const int64_t end = std::min(num_rows, row + plan_.span);
         const int64_t invalid = masked() ? fill_mask(lo, hi, row, end) : -1;
         if (invalid >= 0) return invalid;
         score(lo, hi, row, end);
@@ -74,7 +74,7 @@ class Dense {
       const int n = static_cast<int>(std::min<int64_t>(DRAW_BLOCK, source.count() - k));
       source.read(k, n, rows);
       for (int i = 0; i < n; ++i) {
-        const int64_t at = static_cast<int64_t>(rows[i]) - row;
+        const int64_t at = args_.local(rows[i]) - row;
         if (at < 0 || at >= end - row) continue;
         if (plan_.weight == DENSE_BITS) {
           mask[at] |= 1u << lane;
@@ -126,10 +126,10 @@ class Dense {
     u.mask_lane = static_cast<int>(b - lo);
     u.group_step = plan_.span;
     if (draws.source != SOURCE_NONE) {
-      u.id = draws.source == SOURCE_CLASS ? draws.label : nullptr;
+      u.id = draws.source == SOURCE_CLASS ? draws.label + args_.first_row : nullptr;
       for (int j = 0; j < u.count; ++j) {
         const int64_t index = index_at(draws.index, draws.index_bytes, b + j);
-        own[j] = u.id ? u.id[index] : static_cast<int32_t>(index);
+        own[j] = u.id ? draws.label[index] : args_.holds(index) ? static_cast<int32_t>(args_.local(index)) : -1;
       }
     }
     u.own = own;
@@ -150,7 +150,7 @@ class Dense {
 }  // namespace
 
 DensePlan::DensePlan(const BankArgs& a) {
-  const int64_t num_data = a.draws.num_data, batch = a.draws.num_anchors;
+  const int64_t batch = a.draws.num_anchors;
   const bool distinct =
       a.rows == ROWS_DRAWN && a.draws.replacement == REPLACEMENT_NO && a.draws.source != SOURCE_WEIGHTED;
   weight = a.rows == ROWS_POOL ? DENSE_IDS : distinct ? DENSE_BITS : DENSE_COUNTS;
@@ -158,7 +158,7 @@ DensePlan::DensePlan(const BankArgs& a) {
   const int64_t least = ceil_div(lanes, 32);  // groups of 32 anchors
   const int64_t all = ceil_div(ceil_div(batch, 32), least) * least;
   const int64_t row_bytes = weight == DENSE_IDS ? 0 : weight == DENSE_BITS ? 4 : 128;
-  const int64_t padded = ceil_div(num_data, DENSE_TILE) * DENSE_TILE;
+  const int64_t padded = ceil_div(a.num_rows, DENSE_TILE) * DENSE_TILE;
   groups = all;
   span = padded;
   if (row_bytes * padded * all > MASK_BYTES) {

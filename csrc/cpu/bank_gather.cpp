@@ -89,10 +89,13 @@ class Gather {
     uint32_t* const start = &starts_[slot * (plan_.tiles + 1)];
     uint16_t* const bin = &bins_[slot * plan_.piece];
     std::fill_n(start, plan_.tiles + 1, 0u);
+    int64_t held = 0;
     for (int64_t k = 0; k < count; k += DRAW_BLOCK) {
       const int n = static_cast<int>(std::min<int64_t>(DRAW_BLOCK, count - k));
-      source.read(from + k, n, rows + k);
-      for (int i = 0; i < n; ++i) ++start[(rows[k + i] >> plan_.tile_shift) + 1];
+      source.read(from + k, n, rows + held);
+      const int kept = keep_held(rows + held, n);
+      for (int i = 0; i < kept; ++i) ++start[(rows[held + i] >> plan_.tile_shift) + 1];
+      held += kept;
     }
     uint32_t sum = 0;  // start[t + 1] becomes where tile t starts, and the scatter moves it on to where tile t ends
     for (int64_t t = 1; t <= plan_.tiles; ++t) {
@@ -101,10 +104,23 @@ class Gather {
       sum += here;
     }
     const uint32_t local = static_cast<uint32_t>(plan_.tile_rows - 1);
-    for (int64_t k = 0; k < count; ++k) {
+    for (int64_t k = 0; k < held; ++k) {
       bin[start[(rows[k] >> plan_.tile_shift) + 1]++] = static_cast<uint16_t>(rows[k] & local);
     }
     return true;
+  }
+
+  // Drops what the banks do not hold from rows [n], in place, and numbers the rest within them. Returns how many are left.
+  int keep_held(uint32_t* rows, int n) const {
+    if (args_.num_rows == args_.draws.num_data) return n;
+    const uint32_t first = static_cast<uint32_t>(args_.first_row), held = static_cast<uint32_t>(args_.num_rows);
+    int kept = 0;
+    for (int i = 0; i < n; ++i) {
+      const uint32_t local = rows[i] - first;  // rows below `first` wrap round to numbers above 2^31
+      rows[kept] = local;
+      kept += local < held;
+    }
+    return kept;
   }
 
   void score(int64_t first, int64_t last) {
@@ -126,7 +142,7 @@ class Gather {
     const size_t side = static_cast<size_t>(s);
     const char* const bank = static_cast<const char*>(args_.banks[side]);
     const int64_t row_bytes = args_.dim * dtype_bytes(args_.dtypes[side]), tile_bytes = plan_.tile_rows * row_bytes;
-    const char* const bank_end = bank + args_.draws.num_data * row_bytes;
+    const char* const bank_end = bank + args_.num_rows * row_bytes;
     const int64_t share = ceil_div(tile_bytes, (hi - lo) * LINE) * LINE;
     std::vector<char> run;
     for (int64_t t = plan_.tiles * g / plan_.segments; t < plan_.tiles * (g + 1) / plan_.segments; ++t) {
@@ -203,10 +219,10 @@ GatherPlan::GatherPlan(const BankArgs& a) {
   for (const int32_t dtype : a.dtypes) row_bytes = std::max(row_bytes, a.dim * dtype_bytes(dtype));
   for (tile_shift = 4; int64_t{1} << tile_shift < MAX_TILE_ROWS; ++tile_shift) {
     const int64_t rows = int64_t{1} << tile_shift;
-    if (rows >= num_data || (2 * rows * row_bytes > TILE_BYTES && piece * rows >= MIN_DRAWS * num_data)) break;
+    if (rows >= a.num_rows || (2 * rows * row_bytes > TILE_BYTES && piece * rows >= MIN_DRAWS * num_data)) break;
   }
   tile_rows = int64_t{1} << tile_shift;
-  tiles = ceil_div(num_data, tile_rows);
+  tiles = ceil_div(a.num_rows, tile_rows);
   const int64_t slot_bytes = 2 * piece + 4 * (tiles + 1);
   slots = std::min({batch * pieces, MAX_SLOTS, std::max<int64_t>(1, BIN_BYTES / slot_bytes)});
   segments = Partials::segments(a, sides * batch, tiles);

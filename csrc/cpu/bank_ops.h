@@ -20,7 +20,8 @@ struct BankArgs {
   int32_t op;                      // BankOp
   bool wide;                       // calculate in fp64
   int64_t dim;                     // D
-  std::vector<const void*> banks;  // S x [N, D]
+  int64_t first_row, num_rows;     // the banks hold rows [first_row, first_row + num_rows) of the N: all, or one part
+  std::vector<const void*> banks;  // S x [num_rows, D]
   std::vector<int32_t> dtypes;     // S codes of common/dtype.h
   const void* anchors;             // [S, B, D] Real
   const double* offset;            // [S, B]: u = score * scale - offset (NCE)
@@ -31,6 +32,9 @@ struct BankArgs {
 
   int64_t sides() const { return static_cast<int64_t>(banks.size()); }
   int64_t real_bytes() const { return wide ? 8 : 4; }
+  // Number within `banks` of one of the N rows: in [0, num_rows) iff the banks hold it.
+  int64_t local(int64_t row) const { return row - first_row; }
+  bool holds(int64_t row) const { return row >= first_row && row < first_row + num_rows; }
 };
 
 // Sizes of one gather call: a function of the shapes alone, but for `sorters` and what `bytes` counts per thread.
@@ -65,7 +69,9 @@ struct DensePlan {
 };
 int64_t cpu_bank_dense(const BankArgs& args);
 
-// From what a plan left in value and grad to the op's results: the positive's term, the constants, the scales.
+// From what a plan left in value and grad to the op's results: the positive's term, the constants, the scales. Where the
+// banks are a part of the N rows, positive and constants belong to the part that holds the positive: losses, mean scores
+// and gradients of all parts add up to the whole's.
 //   share [B]: what each scored row counts; charge [B]: K_b, the negatives that the anchor is charged for.
 //   out [S, B] Real: loss (NCE), mean score (ROW_SUM), log-sum-exp of all scores / tau, the positive's too (LOG_Z).
 void cpu_bank_finish(const BankArgs& args, const double* share, const double* charge, void* out);

@@ -15,10 +15,25 @@
 `index` is the row in the training set: what the banks of the distillation losses are addressed by. Shuffle
 and augmentation are functions of (seed, epoch) alone, the same on every device: to resume in the middle of an
 epoch, call `train.epoch(epoch, start=batches_done)`; there is no state to save.
+
+"imagenet" is the one that is not held: a `LazyFolder`, of which `train_batches` and `test_batches` make batches that
+are decoded by worker processes.
 """
 
 from .batches import Batch, TestBatches, TrainBatches
 from .dataset import Dataset
-from .registry import load, names
+from .lazy_folder import LazyBatches, LazyFolder
+from .registry import load, names, test_batches, train_batches
 
-__all__ = ["Batch", "Dataset", "TestBatches", "TrainBatches", "load", "names"]
+__all__ = [
+    "Batch",
+    "Dataset",
+    "LazyBatches",
+    "LazyFolder",
+    "TestBatches",
+    "TrainBatches",
+    "load",
+    "names",
+    "test_batches",
+    "train_batches",
+]

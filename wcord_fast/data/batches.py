@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypeAlias
+from copy import copy
+from typing import Self, TypeAlias
 
 import numpy as np
 import torch
@@ -17,7 +18,45 @@ from .dataset import Dataset
 Batch: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 
-class TrainBatches:
+class Parts:
+    """Batches of which each of `world` ranks takes a part: consecutive, and as equal as can be.
+
+    A last batch of fewer than `world` images is left out.
+    """
+
+    def __init__(self, images: int, batch_size: int, part: tuple[int, int], drop_last: bool = False) -> None:
+        self.images, self.drop_last = images, drop_last
+        self.batch_size = checks.integer("batch_size", batch_size, least=1)
+        self.rank, self.world = part
+        if self.batch_size < self.world:
+            raise ValueError(
+                f"batch_size: expected at least one image for each of {self.world} processes, got {batch_size}"
+            )
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        whole, rest = divmod(self.images, self.batch_size)
+        return whole + (rest >= self.world and not self.drop_last)
+
+    def weight(self, i: int) -> float:
+        """W * B_rank / B: times this, the mean over ranks of means over their parts is the mean over batch i."""
+        rows, size = self.rows(i), min(self.batch_size, self.images - i * self.batch_size)
+        return self.world * (rows.stop - rows.start) / size
+
+    def whole(self) -> Self:
+        """The same batches, undivided."""
+        batches = copy(self)
+        batches.rank, batches.world = 0, 1
+        return batches
+
+    def rows(self, i: int) -> slice:
+        """Where in the epoch's permutation this rank's part of batch i is."""
+        first = i * self.batch_size
+        size = min(self.batch_size, self.images - first)
+        return slice(first + size * self.rank // self.world, first + size * (self.rank + 1) // self.world)
+
+
+class TrainBatches(Parts):
     """Shuffled, augmented training batches: random crop of the zero-padded image, then a random mirror.
 
     The shuffle and every crop and mirror are functions of (seed, epoch), drawn on the host once per epoch:
@@ -34,6 +73,7 @@ class TrainBatches:
         drop_last: leave out a smaller last batch.
         dtype: of the images: float32, bfloat16, float16 or float64.
         channels_last: memory format of the images.
+        part: (rank, world): of every batch take this rank's part only, see `Parts`.
 
     Raises:
         ValueError: an option out of range, or drop_last with fewer images than one batch.
@@ -50,22 +90,17 @@ class TrainBatches:
         drop_last: bool = False,
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         self.dataset = dataset
-        self.batch_size = checks.integer("batch_size", batch_size, least=1)
+        super().__init__(len(dataset.train_labels), batch_size, part, drop_last)
         self.seed = checks.integer("seed", seed, least=0)
         self.padding = checks.integer("padding", dataset.padding if padding is None else padding, least=0)
         self.flip = dataset.flip if flip is None else bool(flip)
-        self.drop_last = drop_last
         self.normalise = Normalise(dataset.mean, dataset.std, dtype, channels_last, dataset.device)
         if len(self) == 0:
-            n = len(dataset.train_labels)
-            raise ValueError(f"batch_size: {batch_size} with drop_last=True leaves no batch of {n} training images")
-
-    def __len__(self) -> int:
-        """Batches per epoch."""
-        whole, rest = divmod(len(self.dataset.train_labels), self.batch_size)
-        return whole + (rest > 0 and not self.drop_last)
+            told = f"{batch_size} with drop_last={drop_last} and {self.world} processes"
+            raise ValueError(f"batch_size: {told} leaves no batch of {self.images} training images")
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of epoch `epoch` (from 0), from batch number `start` on.
@@ -85,7 +120,7 @@ class TrainBatches:
         shift = torch.from_numpy(rng.integers(-self.padding, self.padding + 1, size=(n, 2))).to(device)  # [N, 2]
         mirror = torch.from_numpy(rng.random(n) < 0.5).to(device) if self.flip else None  # bool [N]
         for i in range(start, len(self)):
-            at = slice(i * self.batch_size, (i + 1) * self.batch_size)
+            at = self.rows(i)
             index = order[at]
             pixels = crop_flip(data.train_images, index, shift[at], None if mirror is None else mirror[at])
             yield self.normalise(pixels), data.train_labels[index], index

@@ -3,7 +3,7 @@
     root/train/<class>/*.png and root/test/<class>/*.png (or root/val/)
     root/<class>/*.png, or only root/train/ (then a fixed share of every class is set aside for testing)
 
-The whole set is held in memory: N * channels * size^2 bytes.
+The whole set is held in memory: N * channels * size^2 bytes. `lazy_folder` is for sets that are too large for that.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ def load(
             raise ValueError(f"data_dir: {test_dir} is there but {train_dir} is not")
         train_dir = top
 
-    classes = _class_names(train_dir)
+    classes = class_names(train_dir)
     if len(classes) < 2:
         raise ValueError(f"{train_dir}: expected at least two class folders, got only {classes[0]!r}")
-    files, labels = _list_images(train_dir, classes, classes)
+    files, labels = list_images(train_dir, classes, classes)
     images = _decode(files, image_size, MODES[channels])
     if test_dir is None:
         n_test = max(1, round(len(labels) * test_fraction))
@@ -74,10 +74,10 @@ def load(
         test_images, test_labels = images[test], labels[test]
         images, labels = images[train], labels[train]
     else:
-        present = _class_names(test_dir)
+        present = class_names(test_dir)
         if unknown := sorted(set(present) - set(classes)):
             raise ValueError(f"{test_dir / unknown[0]}: class {unknown[0]!r} is not among the training classes")
-        test_files, test_labels = _list_images(test_dir, present, classes)
+        test_files, test_labels = list_images(test_dir, present, classes)
         test_images = _decode(test_files, image_size, MODES[channels])
     mean, std = channel_statistics(images)
     return Dataset(
@@ -93,14 +93,15 @@ def load(
     )
 
 
-def _class_names(folder: Path) -> tuple[str, ...]:
+def class_names(folder: Path) -> tuple[str, ...]:
+    """Names of the folders in `folder`, in alphabetical order."""
     found = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")))
     if not found:
         raise ValueError(f"{folder}: no class folders in it; expected {folder}/<class>/<image>")
     return found
 
 
-def _list_images(folder: Path, present: tuple[str, ...], classes: tuple[str, ...]) -> tuple[list[Path], Tensor]:
+def list_images(folder: Path, present: tuple[str, ...], classes: tuple[str, ...]) -> tuple[list[Path], Tensor]:
     """Image files of the class folders `present`, and their labels int64 [N], numbered by `classes`."""
     files: list[Path] = []
     labels: list[int] = []

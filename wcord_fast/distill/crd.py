@@ -27,6 +27,7 @@ class CRDOptions(Options):
         exclude: which rows are no negatives: "class", "self" or "none"; default: class when labels are known.
         replacement: draw with replacement; default: only when there are fewer rows than negatives.
         z: normalising constant from the "first" batch, or a moving average ("ema").
+        shard: "rank": with several processes, each holds a part of the banks' rows; default: each holds all.
     """
 
     weight: float = 0.8
@@ -37,6 +38,7 @@ class CRDOptions(Options):
     exclude: Literal["class", "self", "none"] | None = None
     replacement: bool | None = None
     z: Literal["first", "ema"] = "first"
+    shard: Literal["rank"] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,6 +66,7 @@ class CRD(Method):
             exclude=options.exclude,
             replacement=options.replacement,
             z=options.z,
+            shard=options.shard,
             seed=pair.seed,
         )
 
@@ -87,3 +90,4 @@ def check_contrast(options) -> None:
     checks.choice("exclude", options.exclude, (None, "class", "self", "none"))
     checks.choice("replacement", options.replacement, (None, True, False))
     checks.choice("z", options.z, ("first", "ema"))
+    checks.choice("shard", options.shard, (None, "rank"))

@@ -40,6 +40,8 @@ class WCoRDOptions(Options):
         exclude: which rows are no negatives: "class", "self" or "none"; default: class when labels are known.
         replacement: draw with replacement; default: only when there are fewer rows than negatives.
         z: normalising constant from the "first" batch, or a moving average ("ema").
+        ot_scope: with several processes, transport within each "rank"'s part of the batch or in the "global" batch.
+        shard: "rank": with several processes, each holds a part of the banks' rows; default: each holds all.
     """
 
     lambda_gckt: float = 0.8
@@ -63,6 +65,8 @@ class WCoRDOptions(Options):
     exclude: Literal["class", "self", "none"] | None = None
     replacement: bool | None = None
     z: Literal["first", "ema"] = "first"
+    ot_scope: Literal["rank", "global"] = "rank"
+    shard: Literal["rank"] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,6 +85,7 @@ class WCoRDOptions(Options):
         checks.choice("lckt_reduction", self.lckt_reduction, ("mean", "sum"))
         checks.choice("ot_solver", self.ot_solver, ("ipot", "sinkhorn"))
         checks.choice("ot_cost", self.ot_cost, ("cosine", "sqeuclidean"))
+        checks.choice("ot_scope", self.ot_scope, ("rank", "global"))
 
 
 class WCoRD(Method):

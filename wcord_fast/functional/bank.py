@@ -3,6 +3,9 @@
 All take `negatives`, a `NegativeSampler` or explicit rows, and a bank as a tensor [N, D] or a `MemoryBank`. Losses are
 per anchor, in fp32 (fp64 if the anchors or the bank are fp64); gradients are in the anchors' dtype. The bank carries no
 gradient. Double backward, forward-mode differentiation and the transforms of `torch.func` are refused.
+
+With a `MemoryBank(shard="rank")` every function is collective: all ranks call it, each with its own anchors, and get
+what one process would get for the joined batch, in rank order (leave anchor_offset at 0).
 """
 
 from __future__ import annotations
@@ -20,6 +23,9 @@ from ..ops.bank.pool_mean import pool_mean_op
 from ..ops.bank.reference import accumulate_dtype
 from ..ops.dispatch import BACKENDS
 from ..ops.sampling.spec import DrawSpec
+from ..ops.status import Code
+from . import sharded
+from .sharded import Shard
 
 if TYPE_CHECKING:
     from ..nn import MemoryBank, NegativeSampler
@@ -62,7 +68,7 @@ def bank_nce(
         NotImplementedError: an explicit backend that has no such plan on this device.
     """
     rows, spec = _inputs(anchor, bank, index, negatives, anchor_offset, plan, backend)
-    acc = accumulate_dtype(anchor, rows)
+    acc = accumulate_dtype(anchor, _values(rows))
     temperature = checks.divisor("temperature", temperature, acc)
     if not isinstance(log_z, Tensor):
         log_z = torch.full((), checks.unset_or_finite("log_z", log_z, acc), dtype=acc, device=anchor.device)
@@ -109,7 +115,7 @@ def bank_log_z(
     Source: CRD's constant Z, set by the first batch in RepDistiller.
     """
     rows, spec = _inputs(anchor, bank, index, negatives, anchor_offset, plan, backend)
-    acc = accumulate_dtype(anchor, rows)
+    acc = accumulate_dtype(anchor, _values(rows))
     temperature = checks.divisor("temperature", temperature, acc)
     unset = torch.full((1,), torch.nan, dtype=acc, device=anchor.device)
     return log_z_pair(unset, anchor[None], [rows], index, spec, temperature, plan, backend)[0]
@@ -134,10 +140,11 @@ def bank_update_(
         TypeError, ValueError: a wrong argument; on the CPU also an index out of range or a row that is not finite. Then
             nothing has been written. (On CUDA such a row is skipped and flagged, see `wcord_fast.check`.)
     """
-    matrix = _bank_rows(bank)
+    held = _bank_rows(bank)
     if momentum is None:
         momentum = 0.5 if isinstance(bank, Tensor) else bank.momentum
     momentum = checks.fraction("momentum", momentum)
+    matrix = _values(held)
     if not matrix.is_contiguous():
         raise ValueError(f"bank: expected a contiguous tensor to update in place, got strides {matrix.stride()}")
     if not torch.compiler.is_compiling() and matrix.is_neg():
@@ -147,32 +154,60 @@ def bank_update_(
     checks.tensor("index", index, shape=("B",), dtypes=checks.INDICES)
     checks.tensor("rows", rows, shape=(index.shape[0], matrix.shape[1]))
     checks.same_device(bank=matrix, index=index, rows=rows)
+    if isinstance(held, Shard):
+        if index.device.type == "cpu":
+            checks.rows_in_range("index", index, held.part.num_data)
+            checks.finite_rows("rows", rows, Code.UPDATE_ROW)
+        joined = sharded.join(rows.detach()[None], index)
+        index, at = sharded.held_rows(held, joined)
+        rows = joined.anchors[0, at]
+        if len(at) == 0:
+            return bank
+    update_rows_(bank, matrix, index, rows, momentum)
+    return bank
+
+
+def update_rows_(bank: Tensor | MemoryBank, matrix: Tensor, index: Tensor, rows: Tensor, momentum: float) -> None:
+    """`bank_update_` of `matrix`, the rows of `bank` that this process holds, by their numbers within it."""
     sums = None if isinstance(bank, Tensor) else bank.current_sums()
     old = None if sums is None else matrix[_in_range(index, matrix.shape[0])]
     update_op(matrix, index, rows.detach(), momentum, "auto")
     if sums is not None and old is not None:
         sums.followed(matrix, _in_range(index, matrix.shape[0]), old)
-    return bank
 
 
-# The modules' door: S directions with one set of draws. Arguments are checked by the callers.
+# The modules' door: S directions with one set of draws. Arguments are checked by the callers. Banks are all tensors or
+# all shards; `joined` is the batch of all ranks, where the caller has it already.
 
 
-def nce_pair(anchors, banks, index, log_z, spec: DrawSpec, temperature, plan="auto", backend="auto") -> Tensor:
+def nce_pair(
+    anchors, banks, index, log_z, spec: DrawSpec, temperature, plan="auto", backend="auto", joined=None
+) -> Tensor:
     """Losses [S, B] of anchors [S, B, D] against S banks with log_z [S]."""
+    if isinstance(banks[0], Shard):
+        return sharded.nce(anchors, banks, index, log_z, spec, temperature, plan, backend, joined)
     return nce(anchors, banks, index, log_z, spec_args(spec), temperature, wants_grad(anchors), plan, backend)
 
 
-def mean_score_pair(anchors, banks, index, spec: DrawSpec, plan="auto", backend="auto", owners=()) -> Tensor:
+def mean_score_pair(
+    anchors, banks, index, spec: DrawSpec, plan="auto", backend="auto", owners=(), joined=None
+) -> Tensor:
     """Mean negative scores [S, B] of anchors [S, B, D] against S banks, which may be rows of MemoryBanks `owners`."""
-    if plan == "auto" and spec.whole_pool and (sums := _class_sums(owners, spec)):
+    sums = _class_sums(owners, spec) if plan == "auto" and spec.whole_pool else []
+    if isinstance(banks[0], Shard):
+        return sharded.mean_score(anchors, banks, index, spec, plan, backend, sums, joined)
+    if sums:
         mean = pool_mean_op(anchors.detach(), banks, sums, index, spec.tables, spec.source, spec.k)
         return (anchors.to(mean.dtype) * mean).sum(-1)
     return mean_score(anchors, banks, index, spec_args(spec), wants_grad(anchors), plan, backend)
 
 
-def log_z_pair(log_z, anchors, banks, index, spec: DrawSpec, temperature, plan="auto", backend="auto") -> Tensor:
+def log_z_pair(
+    log_z, anchors, banks, index, spec: DrawSpec, temperature, plan="auto", backend="auto", joined=None
+) -> Tensor:
     """`log_z` [S] with its NaN entries replaced by this batch's estimates; computes nothing when none is NaN."""
+    if isinstance(banks[0], Shard):
+        return sharded.log_z(log_z, anchors, banks, index, spec, temperature, plan, backend, joined)
     return log_z_op(log_z, anchors.detach(), banks, index, *spec_args(spec), temperature, plan, backend)
 
 
@@ -190,7 +225,7 @@ def draw_spec(negatives: NegativeSampler | Tensor, batch: int, num_data: int, an
     return negatives.spec(anchor_offset)
 
 
-def _inputs(anchor, bank, index, negatives, anchor_offset, plan, backend) -> tuple[Tensor, DrawSpec]:
+def _inputs(anchor, bank, index, negatives, anchor_offset, plan, backend) -> tuple[Tensor | Shard, DrawSpec]:
     checks.choice("plan", plan, ("auto", *PLANS))
     checks.choice("backend", backend, ("auto", *BACKENDS))
     checks.integer("anchor_offset", anchor_offset, least=0, below=2**32)
@@ -200,7 +235,8 @@ def _inputs(anchor, bank, index, negatives, anchor_offset, plan, backend) -> tup
         raise ValueError(f"anchor: expected width {matrix.shape[1]}, that of the bank, got {list(anchor.shape)}")
     checks.tensor("index", index, shape=(anchor.shape[0],), dtypes=checks.INDICES)
     spec = draw_spec(negatives, anchor.shape[0], matrix.shape[0], anchor_offset)
-    checks.same_device(anchor=anchor, bank=matrix, index=index, negatives=spec.tables[0])
+    rows = _values(matrix)
+    checks.same_device(anchor=anchor, bank=rows, index=index, negatives=spec.tables[0])
     return matrix, spec
 
 
@@ -218,9 +254,14 @@ def _in_range(index: Tensor, num_data: int) -> Tensor:
     return index.long().clamp(0, num_data - 1)
 
 
-def _bank_rows(bank) -> Tensor:
+def _bank_rows(bank) -> Tensor | Shard:
     if isinstance(bank, Tensor):
         return checks.tensor("bank", bank, shape=("N", "D"))
     if not hasattr(bank, "rows"):
         raise TypeError(f"bank: expected a tensor [N, D] or a MemoryBank, got {type(bank).__name__}")
-    return bank.rows
+    return bank.held()
+
+
+def _values(rows: Tensor | Shard) -> Tensor:
+    """The rows that are in this process."""
+    return rows if isinstance(rows, Tensor) else rows.rows

@@ -2,7 +2,7 @@
 
     from wcord_fast import models
     net = models.create("resnet8x4", num_classes=100)      # any case; also "WRN-40-2", "wrn_16_4", ...
-    logits = net(x)                                        # x [B, C, H, W], H and W at least 8
+    logits = net(x)                                        # x [B, C, H, W], H and W at least 8 (inception_v3: 75)
     features, logits = net(x, return_features=True)        # features [f0, ..., fk]
 
 `features[-1]` is the flat penultimate vector [B, net.feature_dim] (what WCoRD and CRD take), `features[1:-1]`
@@ -12,10 +12,20 @@ checkpoints and mdistiller's. `Tapped(any_network, features=[...])` makes any ot
 """
 
 from .base import FeatureNet
-from .registry import create, names
+from .registry import create, least_size, names
 from .resnet import ResNet
 from .taps import Tapped
 from .weights import find_state_dict, load_weights
 from .wrn import WideResNet
 
-__all__ = ["FeatureNet", "ResNet", "Tapped", "WideResNet", "create", "find_state_dict", "load_weights", "names"]
+__all__ = [
+    "FeatureNet",
+    "ResNet",
+    "Tapped",
+    "WideResNet",
+    "create",
+    "find_state_dict",
+    "least_size",
+    "load_weights",
+    "names",
+]

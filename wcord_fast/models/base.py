@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..ops import checks
 
-LEAST_SIZE = 8  # every family leaves at least one pixel of 8x8
+LEAST_SIZE = 8  # the families for small images leave at least one pixel of 8x8
 
 
 class FeatureNet(nn.Module):
@@ -17,12 +17,14 @@ class FeatureNet(nn.Module):
 
     Attributes:
         HEAD: path of the last linear, which is part of the published state-dict keys.
+        least_size: the smallest height and width that it takes.
         num_classes: width of the logits.
         in_channels: channels of the input images.
         feature_dim: width of the penultimate vector, `features[-1]`.
     """
 
     HEAD = "fc"
+    least_size = LEAST_SIZE
 
     def __init__(self, num_classes: int, in_channels: int) -> None:
         super().__init__()
@@ -42,13 +44,17 @@ class FeatureNet(nn.Module):
         """The feature list [f0, ..., fk] of images x [B, C, H, W]; fk is [B, feature_dim]."""
         raise NotImplementedError(f"{type(self).__name__} does not implement features()")
 
+    def logits(self, vector: Tensor) -> Tensor:
+        """Logits [B, num_classes] of the penultimate vector [B, feature_dim]."""
+        return self.head(vector)
+
     def forward(
         self, x: Tensor, return_features: bool = False, preact: bool = False
     ) -> Tensor | tuple[list[Tensor], Tensor]:
         """Logits [B, num_classes], or (features, logits) with `return_features=True`.
 
         Args:
-            x: images, float [B, in_channels, H, W], H and W at least 8, any memory format.
+            x: images, float [B, in_channels, H, W], H and W at least `least_size`, any memory format.
             return_features: also return the list [f0, ..., fk] (see `features`).
             preact: stage outputs f1 .. f(k-1) before their activation; f0 and fk are the same either way.
 
@@ -56,10 +62,11 @@ class FeatureNet(nn.Module):
             TypeError, ValueError: x is not a float tensor of that shape.
         """
         checks.tensor("x", x, shape=("B", self.in_channels, "H", "W"))
-        if x.shape[2] < LEAST_SIZE or x.shape[3] < LEAST_SIZE:
-            raise ValueError(f"x: expected images of at least {LEAST_SIZE}x{LEAST_SIZE}, got {x.shape[2]}x{x.shape[3]}")
+        least = self.least_size
+        if x.shape[2] < least or x.shape[3] < least:
+            raise ValueError(f"x: expected images of at least {least}x{least}, got {x.shape[2]}x{x.shape[3]}")
         features = self.features(x, preact)
-        logits = self.head(features[-1])
+        logits = self.logits(features[-1])
         return (features, logits) if return_features else logits
 
 

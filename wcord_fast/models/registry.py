@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from ..ops import checks
-from . import mobilenetv2, resnet, resnet50, shufflenetv1, shufflenetv2, vgg, wrn
+from . import imagenet, mobilenetv2, resnet, resnet50, shufflenetv1, shufflenetv2, vgg, wrn
 from .base import FeatureNet
 
 # A family has NAMES, the published ones, and build(name, **options), which answers None to a name that is not
 # its own.
-FAMILIES = (resnet, wrn, vgg, resnet50, mobilenetv2, shufflenetv1, shufflenetv2)
+FAMILIES = (resnet, wrn, vgg, resnet50, mobilenetv2, shufflenetv1, shufflenetv2, imagenet)
 
 
 def names() -> tuple[str, ...]:
@@ -29,6 +31,7 @@ def create(name: str, num_classes: int = 100, **options: Any) -> FeatureNet:
     Raises:
         ValueError: an unknown name (the nearest is suggested) or an option out of range.
         TypeError: an option that the family does not have.
+        ImportError: a network of torchvision, which is not installed.
     """
     if not isinstance(name, str):
         raise TypeError(f"name: expected a str, got {type(name).__name__}")
@@ -38,3 +41,9 @@ def create(name: str, num_classes: int = 100, **options: Any) -> FeatureNet:
         if net is not None:
             return net
     return checks.choice("name", key, names())  # raises: every name in the list has its family
+
+
+def least_size(name: str) -> int:
+    """The smallest height and width of images that the network `name` takes."""
+    with torch.device("meta"):
+        return create(name).least_size

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..distributed.ddp import own_state
+from ..distributed.ranks import gather_rows, ranks
 from ..functional.bank import draw_spec, log_z_pair, mean_score_pair, nce_pair
+from ..functional.sharded import Joined, Shard, fetch, join
 from ..ops import checks
 from ..ops.bank.plan import PLANS
+from ..ops.bank.reference import counts
 from ..ops.dispatch import BACKENDS
 from ..ops.sampling.spec import ALL, DrawSpec
 from .embed import Embed, check_features
@@ -28,6 +33,11 @@ class Contrast(nn.Module):
     State-dict names are RepDistiller's (`params` = [K, T, Z1, Z2, momentum], negative Z = unset, `memory_v1`,
     `memory_v2`) plus `log_z` and `sampler.state`, which are optional on load and win when present (Z itself is cut to
     the range of fp32, log Z is not). `log_z` is fp32, fp64 by default dtype or after `.double()`, and never narrower.
+
+    In a process group a training step is collective and does what one process would do with the batches of all ranks
+    joined in rank order: the anchors' numbers (and so the draws), log Z and the updates of the banks are the same.
+    State is equal to the bit on all ranks, but for the rows of a sharded bank. In eval mode a replicated bank is read
+    by each rank alone.
     """
 
     log_z: Tensor
@@ -48,6 +58,7 @@ class Contrast(nn.Module):
         plan: str,
         backend: str,
         seed: int | None,
+        shard: str | None,
     ):
         super().__init__()
         self.temperature = checks.divisor("temperature", temperature)
@@ -56,50 +67,65 @@ class Contrast(nn.Module):
         self.backend = checks.choice("backend", backend, ("auto", *BACKENDS))
         seed = seed_bits(seed)
         self.sampler = NegativeSampler(n_data, k, labels=labels, exclude=exclude, replacement=replacement, seed=seed)
-        self.memory_v1 = MemoryBank(n_data, feat_dim, momentum, bank_dtype, seed=seed, bank_id=0)
-        self.memory_v2 = MemoryBank(n_data, feat_dim, momentum, bank_dtype, seed=seed, bank_id=1)
+        self.memory_v1 = MemoryBank(n_data, feat_dim, momentum, bank_dtype, seed=seed, bank_id=0, shard=shard)
+        self.memory_v2 = MemoryBank(n_data, feat_dim, momentum, bank_dtype, seed=seed, bank_id=1, shard=shard)
         dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
         self.register_buffer("log_z", torch.full((2,), math.nan, dtype=dtype))
         self.register_state_dict_post_hook(_to_repdistiller)
         self.register_load_state_dict_pre_hook(_from_repdistiller)
 
-    def nce(self, anchors: Tensor, idx: Tensor, contrast_idx: Tensor | None) -> Tensor:
+    @property
+    def sharded(self) -> bool:
+        """Whether other ranks hold rows of the banks."""
+        return self.memory_v1.ranks.world > 1
+
+    def join(self, anchors: Tensor, idx: Tensor) -> Joined | None:
+        """The batch of all ranks, where a call needs it (all ranks then make it); else None."""
+        needed = ranks().world > 1 and (self.training or self.sharded)
+        return join(anchors, idx) if needed else None
+
+    def nce(self, anchors: Tensor, idx: Tensor, contrast_idx: Tensor | None, joined: Joined | None) -> Tensor:
         """NCE losses [2, B] of anchors [2, B, D]; in training sets log Z, or moves it under z="ema"."""
-        positive, spec = self._negatives(idx, contrast_idx)
+        positive, spec = self._negatives(idx, contrast_idx, joined)
         args = (anchors, self._banks(), positive)
         if self.z == "ema" and self.training:
-            estimate = log_z_pair(torch.full_like(self.log_z, math.nan), *args, spec, *self._options())
+            estimate = self._joint_log_z(torch.full_like(self.log_z, math.nan), *args, spec, joined)
             unset = torch.isnan(self.log_z)
             log_z = torch.where(unset, estimate, self.log_z)
             moved = torch.logaddexp(math.log(EMA) + self.log_z, math.log(1 - EMA) + estimate)
             self.log_z.copy_(torch.where(unset, estimate, moved))
         else:
-            log_z = log_z_pair(self.log_z, *args, spec, *self._options())
+            log_z = self._joint_log_z(self.log_z, *args, spec, joined)
             if self.training:
                 self.log_z.copy_(log_z)
-        return nce_pair(*args[:3], log_z, spec, *self._options())
+        return nce_pair(*args, log_z, spec, *self._options(), joined)
 
-    def scores(self, anchors: Tensor, idx: Tensor, contrast_idx: Tensor | None) -> tuple[Tensor, Tensor]:
+    def scores(
+        self, anchors: Tensor, idx: Tensor, contrast_idx: Tensor | None, joined: Joined | None
+    ) -> tuple[Tensor, Tensor]:
         """Scores of the bank's positives [2, B], mean scores of its negatives [2, B]."""
-        positive, spec = self._negatives(idx, contrast_idx)
-        own = self._clamped(positive)  # what is out of range is flagged by the op, whose result is NaN there
-        rows = torch.stack([bank[own] for bank in self._banks()]).to(anchors.dtype)
+        positive, spec = self._negatives(idx, contrast_idx, joined)
         owners = (self.memory_v2, self.memory_v1)
-        negative = mean_score_pair(anchors, self._banks(), positive, spec, self.plan, self.backend, owners)
-        return (anchors * rows).sum(-1), negative
+        negative = mean_score_pair(anchors, self._banks(), positive, spec, self.plan, self.backend, owners, joined)
+        return (anchors * self._rows(positive, joined).to(anchors.dtype)).sum(-1), negative
 
     def num_negatives(self, idx: Tensor, contrast_idx: Tensor | None) -> Tensor:
         """K_b, how many bank rows are the negatives of each anchor: [B]."""
-        from ..ops.bank.reference import counts
-
         _, spec = self._negatives(idx, contrast_idx)
         return counts(self._clamped(idx), self.memory_v1.num_data, spec, self.log_z.dtype)
 
-    def finish_step(self, anchors: Tensor, idx: Tensor) -> None:
+    def finish_step(self, anchors: Tensor, idx: Tensor, joined: Joined | None) -> None:
         """The end of a training step: update both banks from anchors [2, B, D], advance t."""
-        self.memory_v1.update_(idx, anchors[0].detach())
-        self.memory_v2.update_(idx, anchors[1].detach())
+        self.update_(anchors, idx, joined)
         self.sampler.advance()
+
+    def update_(self, anchors: Tensor, idx: Tensor, joined: Joined | None, momentum: float | None = None) -> None:
+        """Update both banks from anchors [2, B, D], or from those of all ranks."""
+        for side, bank in enumerate((self.memory_v1, self.memory_v2)):
+            if joined is None:
+                bank.update_(idx, anchors[side].detach(), momentum)
+            else:
+                bank.update_joined_(joined, side, momentum)
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, z={self.z!r}, plan={self.plan!r}, backend={self.backend!r}"
@@ -111,18 +137,43 @@ class Contrast(nn.Module):
             self.log_z = log_z.to(self.log_z.device, torch.float32)
         return self
 
+    def _joint_log_z(self, log_z, anchors, banks, positive, spec: DrawSpec, joined: Joined | None) -> Tensor:
+        """`log_z` with its NaN entries replaced by the estimates over the anchors of all ranks."""
+        own = log_z_pair(log_z, anchors, banks, positive, spec, *self._options(), joined)
+        unset = torch.isnan(log_z)
+        if joined is None or self.sharded or (unset.device.type == "cpu" and not bool(unset.any())):
+            return own
+        charged = (counts(self._clamped(positive), self.memory_v1.num_data, spec, torch.float64) + 1).sum().log()
+        sums = torch.cat([own.double() + charged, charged[None]])[None]  # [1, 3]: logs of sums, log of their count
+        (everyone,) = gather_rows([sums], [1] * ranks().world)
+        total = everyone.logsumexp(0)
+        return torch.where(unset, (total[:2] - total[2]).to(log_z.dtype), log_z)
+
+    def _rows(self, index: Tensor, joined: Joined | None) -> Tensor:
+        """Rows `index` of the banks, [2, B, D]."""
+        banks = self._banks()
+        if joined is None or not isinstance(banks[0], Shard):
+            own = self._clamped(index)  # what is out of range is flagged by the op, whose result is NaN there
+            return torch.stack([bank[own] for bank in banks])
+        if index is not joined.own_index:
+            (everyone,) = gather_rows([index.long()], joined.sizes)
+            joined = replace(joined, index=everyone)
+        return fetch(banks, joined)
+
     def _clamped(self, idx: Tensor) -> Tensor:
         return idx.long().clamp(0, self.memory_v1.num_data - 1)
 
-    def _banks(self) -> list[Tensor]:
-        return [self.memory_v2.rows, self.memory_v1.rows]
+    def _banks(self) -> list:
+        return [self.memory_v2.held(), self.memory_v1.held()]
 
     def _options(self) -> tuple[float, str, str]:
         return self.temperature, self.plan, self.backend
 
-    def _negatives(self, idx: Tensor, contrast_idx: Tensor | None) -> tuple[Tensor, DrawSpec]:
-        if contrast_idx is None:
-            return idx, self.sampler.spec()
+    def _negatives(
+        self, idx: Tensor, contrast_idx: Tensor | None, joined: Joined | None = None
+    ) -> tuple[Tensor, DrawSpec]:
+        if contrast_idx is None:  # a sharded bank numbers the anchors of all ranks by itself
+            return idx, self.sampler.spec(0 if joined is None or self.sharded else joined.own.start)
         return contrast_idx[:, 0], draw_spec(contrast_idx[:, 1:], len(idx), self.memory_v1.num_data)
 
 
@@ -152,18 +203,23 @@ class ContrastiveLoss(nn.Module):
         super().__init__()
         self.register_load_state_dict_pre_hook(_refuse_misfits)
 
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """What DistributedDataParallel reads of a module that it wraps."""
+        return own_state(self)
+
     def init_banks(self, f_s: Tensor, f_t: Tensor, idx: Tensor) -> None:
         """Replace the random initial rows `idx` of both banks by the embeddings of these features.
 
-        One pass of both networks over the training set before training starts; banks otherwise begin as noise.
+        One pass of both networks over the training set before training starts; banks otherwise begin as noise. In a
+        process group all ranks call it, each with images of its own.
         """
         if self.contrast is None:
             raise ValueError("init_banks: this loss scores no bank")
         self._check(f_s, f_t, idx, None)
         with torch.no_grad():
-            e_s, e_t = self.embed_s(f_s), self.embed_t(f_t)
-            self.contrast.memory_v1.update_(idx, e_s, momentum=0.0)
-            self.contrast.memory_v2.update_(idx, e_t, momentum=0.0)
+            anchors = torch.stack((self.embed_s(f_s), self.embed_t(f_t)))
+            self.contrast.update_(anchors, idx, join(anchors, idx) if ranks().world > 1 else None, momentum=0.0)
 
     def _check(self, f_s: Tensor, f_t: Tensor, idx: Tensor, contrast_idx: Tensor | None) -> None:
         """Everything that can be said before any work: a refused call has changed nothing."""

@@ -31,10 +31,14 @@ class CRDLoss(ContrastiveLoss):
         bank_dtype: torch.float32 or a half type for half the memory; arithmetic stays fp32.
         plan, backend: see `functional.bank_nce`.
         seed: 64-bit integer for banks and draws; None takes one from torch's default generator.
+        shard: "rank" splits the banks' rows over the ranks of the process group, see `MemoryBank`.
 
     A training forward embeds, sets log Z if unset, scores, updates both banks and advances the sampler, so each
     micro-batch is a step and activation checkpointing round this module (which runs it twice) is not supported. In eval
     mode it only scores, with the batch's own Z estimate while Z is unset. The teacher's features are detached.
+
+    In a process group a training forward is collective, and the loss is the mean over this rank's images: weighted by
+    W * B_rank / B, DDP's average of the gradients is that of one process with the joined batch.
     """
 
     contrast: Contrast
@@ -57,6 +61,7 @@ class CRDLoss(ContrastiveLoss):
         plan: str = "auto",
         backend: str = "auto",
         seed: int | None = None,
+        shard: str | None = None,
     ):
         super().__init__()
         self.n_data = checks.integer("n_data", n_data, least=1)
@@ -79,6 +84,7 @@ class CRDLoss(ContrastiveLoss):
             plan=plan,
             backend=backend,
             seed=seed,
+            shard=shard,
         )
 
     @classmethod
@@ -105,7 +111,8 @@ class CRDLoss(ContrastiveLoss):
         """
         self._check(f_s, f_t, idx, contrast_idx)
         anchors = torch.stack((self.embed_s(f_s), self.embed_t(f_t.detach())))  # [2, B, D]
-        loss = self.contrast.nce(anchors, idx, contrast_idx).mean(1).sum()
+        joined = self.contrast.join(anchors, idx)
+        loss = self.contrast.nce(anchors, idx, contrast_idx, joined).mean(1).sum()
         if self.training:
-            self.contrast.finish_step(anchors, idx)
+            self.contrast.finish_step(anchors, idx, joined)
         return loss

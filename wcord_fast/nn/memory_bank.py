@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from os import PathLike
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..distributed.ranks import Ranks, ranks, share_of
+from ..functional.bank import update_rows_
+from ..functional.sharded import Joined, Shard, held_rows
 from ..ops import checks
 from ..ops.bank.class_sums import ClassSums
 from ..ops.bank.init import bank_init_
+from ..ops.bank.part import Part
 from .sampler import MAX_ROWS, seed_bits
+
+CHUNK_ROWS = 1 << 16  # copied from a file at a time
 
 
 class MemoryBank(nn.Module):
@@ -24,8 +33,11 @@ class MemoryBank(nn.Module):
         dtype: torch.float32 (default), bfloat16, float16 or float64; arithmetic is fp32 (fp64 for float64).
         seed: 64-bit integer for the initial rows; None takes one from torch's default generator.
         bank_id: distinguishes banks of one seed.
+        shard: None, every process holds all rows; or "rank", the rows are split over the ranks of the process group, in
+            equal parts of ceil(N / W), and everything done with the bank is collective. Rank r makes and stores its own
+            rows only, and they are the same as those of one process.
 
-    The rows are a buffer and carry no gradient.
+    The rows are a buffer and carry no gradient. In a process group, all ranks must construct it.
     """
 
     rows: Tensor
@@ -39,6 +51,7 @@ class MemoryBank(nn.Module):
         *,
         seed: int | None = None,
         bank_id: int = 0,
+        shard: str | None = None,
     ):
         super().__init__()
         self.num_data = checks.integer("num_data", num_data, least=1)
@@ -48,10 +61,37 @@ class MemoryBank(nn.Module):
         self.momentum = checks.fraction("momentum", momentum)
         if dtype not in checks.FLOATS:
             raise TypeError(f"dtype: expected one of {', '.join(map(str, checks.FLOATS))}, got {dtype}")
-        rows = torch.empty(self.num_data, self.dim, dtype=dtype)
-        bank_init_(rows, seed_bits(seed), checks.integer("bank_id", bank_id, least=0, below=2**32))
+        self.shard = checks.choice("shard", shard, (None, "rank"))
+        self.ranks = Ranks(0, 1) if shard is None else ranks()
+        own = share_of(self.num_data, self.ranks)
+        self.first_row = own.start
+        rows = torch.empty(len(own), self.dim, dtype=dtype)
+        bank_init_(rows, seed_bits(seed), checks.integer("bank_id", bank_id, least=0, below=2**32), self.first_row)
         self.register_buffer("rows", rows)
         self._sums: ClassSums | None = None
+        self._labels: tuple[Tensor, Tensor] | None = None  # of all rows, as given, and of those held
+
+    def held(self) -> Tensor | Shard:
+        """The rows [N, D], or what this rank holds of them."""
+        if self.ranks.world == 1:
+            return self.rows
+        return Shard(self.rows, Part(self.first_row, self.num_data))
+
+    @torch.no_grad()
+    def load_rows_(self, file: str | PathLike) -> MemoryBank:
+        """Take the rows from a .npy file of shape [N, D], as they are. It is mapped: a rank reads its own rows only."""
+        source = np.load(file, mmap_mode="r")
+        if source.shape != (self.num_data, self.dim) or source.dtype.kind != "f":
+            raise ValueError(
+                f"file: expected floats of shape [{self.num_data}, {self.dim}], got {source.dtype} {list(source.shape)}"
+            )
+        for lo in range(0, len(self.rows), CHUNK_ROWS):
+            hi = min(lo + CHUNK_ROWS, len(self.rows))
+            part = torch.from_numpy(np.array(source[self.first_row + lo : self.first_row + hi]))
+            if not bool(part.isfinite().all()):
+                raise ValueError(f"file: rows {self.first_row + lo} .. {self.first_row + hi - 1} hold NaN or infinity")
+            self.rows[lo:hi] = part
+        return self
 
     def update_(self, index: Tensor, rows: Tensor, momentum: float | None = None) -> MemoryBank:
         """Rows `index` become normalise(momentum * row + (1 - momentum) * rows); see `functional.bank_update_`."""
@@ -60,14 +100,30 @@ class MemoryBank(nn.Module):
         bank_update_(self, index, rows, momentum)
         return self
 
+    def update_joined_(self, joined: Joined, side: int, momentum: float | None = None) -> None:
+        """`update_` by anchors `side` of the batch of all ranks, in its order, without communication.
+
+        Replicas stay equal to the bit: each makes the one update that a single process would make.
+        """
+        index, rows, held = joined.index, joined.anchors[side], self.held()
+        if isinstance(held, Shard):
+            index, at = held_rows(held, joined)
+            rows = rows[at]
+        if len(index):
+            update_rows_(self, self.rows, index, rows, self.momentum if momentum is None else momentum)
+
     def class_sums(self, label: Tensor | None, num_classes: int) -> ClassSums:
         """The fp64 sums of the rows of each class, kept up to date by every update from the first call on.
 
         Args:
-            label: int32 [N], class of each row, or None for one class.
+            label: int32 [N], class of each row, or None for one class. Of a shard, its own rows are summed.
             num_classes: C.
         Rebuilt, by one pass over the bank, when the rows were written in any other way (a state dict, a move).
         """
+        if label is not None and self.ranks.world > 1:
+            if self._labels is None or self._labels[0] is not label:
+                self._labels = label, label[self.first_row : self.first_row + len(self.rows)]
+            label = self._labels[1]
         if self._sums is None or not self._sums.belongs_to(self.rows, label):
             self._sums = ClassSums(self.rows, label, num_classes)
         return self._sums
@@ -87,4 +143,5 @@ class MemoryBank(nn.Module):
         super()._load_from_state_dict(*args)
 
     def extra_repr(self) -> str:
-        return f"num_data={self.num_data}, dim={self.dim}, momentum={self.momentum}, dtype={self.rows.dtype}"
+        shard = "" if self.shard is None else f", shard={self.shard!r}"
+        return f"num_data={self.num_data}, dim={self.dim}, momentum={self.momentum}, dtype={self.rows.dtype}{shard}"

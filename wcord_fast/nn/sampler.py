@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..distributed.ranks import same_on_all
 from ..ops import checks
 from ..ops.dispatch import BACKENDS
 from ..ops.sampling.alias import alias_table
@@ -38,7 +39,7 @@ class NegativeSampler(nn.Module):
             table. Only with `exclude="none"` and `replacement` None or True.
         expected: score every pool row with weight K / P_b, the expectation of a K-draw loss, in place of K draws.
             Nothing is drawn, so `replacement` is checked and has no effect.
-        seed: 64-bit integer; None takes one from torch's default generator.
+        seed: 64-bit integer; None takes one from torch's default generator (rank 0's; then all ranks construct it).
 
     The state (seed, t) is a buffer `state`, int64 [2], so that resume is exact and CUDA graphs replay. Functions that
     take `negatives` read t and never advance it; `advance()` does, once per training step.
@@ -144,8 +145,8 @@ class NegativeSampler(nn.Module):
             self._buffers[name] = self._beside_state(table)
         return self
 
-    def _beside_state(self, table: Tensor) -> Tensor:
-        return table if self.state.device.type == "meta" else table.to(self.state.device)
+    def _beside_state(self, table: Tensor | None) -> Tensor | None:
+        return table if table is None or self.state.device.type == "meta" else table.to(self.state.device)
 
     def _whole_pool(self, index: Tensor, spec: DrawSpec) -> Tensor:
         from ..ops.sampling.reference import pool_row, pool_size
@@ -264,9 +265,9 @@ def _weights(weights: Sequence[float] | Tensor, num_data: int) -> Tensor:
 
 
 def seed_bits(seed: int | None) -> int:
-    """The seed as a signed 64-bit integer with the same bits."""
+    """The seed as a signed 64-bit integer with the same bits; None draws one (in a process group rank 0's, for all)."""
     if seed is None:
-        return int(torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device="cpu"))
+        return same_on_all(int(torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device="cpu")))
     seed = checks.integer("seed", seed, least=-(2**63))
     if seed >= 2**64:
         raise ValueError(f"seed: expected a 64-bit integer, got {seed}")

@@ -8,13 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..distributed.ranks import gather_rows, lower, ranks, sizes_of
 from ..functional.ot import ot_cost
+from ..functional.sharded import Joined, join
 from ..ops import checks
 from .contrast import Contrast, ContrastiveLoss, check_options
 from .embed import NORMS, Embed
 from .sampler import check_count, exclusion_rule
 
 CRITICS = ("nce_sn", "nce", "dual")
+SCOPES = ("rank", "global")
 
 
 class WCoRDLoss(ContrastiveLoss):
@@ -46,8 +49,10 @@ class WCoRDLoss(ContrastiveLoss):
             gradient is below 1 % of the cross-entropy's.
         lckt_trains_embed: False keeps LCKT's gradient from the embedding's weights (Algorithm 1's student-only step).
         ot_solver, ot_eps, ot_iters, ot_cost: see `functional.ot_cost`.
-        ot_scope: "rank", the process's own batch.
-        labels, exclude, replacement, z, bank_dtype, plan, backend, seed: as in `CRDLoss`.
+        ot_scope: "rank", the process's own batch, or "global", the batch of all ranks: the value of one process
+            with the joined batch, on every rank, and the gradient of this rank's rows times B / B_rank, for DDP to
+            average.
+        labels, exclude, replacement, z, bank_dtype, plan, backend, seed, shard: as in `CRDLoss`.
 
     `terms` holds the detached "gckt" and "lckt" of the last call. Steps, eval mode and the teacher are as in `CRDLoss`.
     """
@@ -88,6 +93,7 @@ class WCoRDLoss(ContrastiveLoss):
         plan: str = "auto",
         backend: str = "auto",
         seed: int | None = None,
+        shard: str | None = None,
     ):
         super().__init__()
         self.n_data = checks.integer("n_data", n_data, least=1)
@@ -120,7 +126,8 @@ class WCoRDLoss(ContrastiveLoss):
             "eps": checks.divisor("ot_eps", ot_eps, dividend=ot_iters if ot_solver == "ipot" else 1),
             "backend": backend,
         }
-        checks.choice("ot_scope", ot_scope, ("rank",))
+        self.ot_scope = checks.choice("ot_scope", ot_scope, SCOPES)
+        checks.choice("shard", shard, (None, "rank"))
         spectral = critic != "nce"
         self.embed_s = Embed(s_dim, feat_dim, spectral=spectral, norm=embed_norm)
         self.embed_t = Embed(t_dim, feat_dim, spectral=spectral, norm=embed_norm)
@@ -146,6 +153,7 @@ class WCoRDLoss(ContrastiveLoss):
                 plan=plan,
                 backend=backend,
                 seed=seed,
+                shard=shard,
             )
         self.register_buffer("_terms", torch.zeros(2), persistent=False)
 
@@ -192,47 +200,59 @@ class WCoRDLoss(ContrastiveLoss):
             loss = loss + self.lambda_lckt * lckt
         if self.lambda_gckt:
             anchors = torch.stack((e_s, e_t))  # [2, B, D]
-            gckt = self._gckt(anchors, idx, contrast_idx)
+            joined = self._join(anchors, idx)
+            gckt = self._gckt(anchors, idx, contrast_idx, joined)
             self._terms[0].copy_(gckt.detach())
             loss = loss - self.lambda_gckt * gckt
             if self.training and self.contrast is not None:
-                self.contrast.finish_step(anchors, idx)
+                self.contrast.finish_step(anchors, idx, joined)
         return loss
 
-    def _gckt(self, anchors: Tensor, idx: Tensor, contrast_idx: Tensor | None) -> Tensor:
+    def _join(self, anchors: Tensor, idx: Tensor) -> Joined | None:
+        """The batch of all ranks, where this call needs it."""
+        if self.contrast is not None:
+            return self.contrast.join(anchors, idx)
+        return join(anchors, idx) if self.training and ranks().world > 1 else None
+
+    def _gckt(self, anchors: Tensor, idx: Tensor, contrast_idx: Tensor | None, joined: Joined | None) -> Tensor:
         if self.contrast is None:
-            positive, negative, count = self._batch_scores(anchors, idx)
+            positive, negative, count = self._batch_scores(anchors, idx, joined)
         elif self.critic != "dual":
-            return -self.contrast.nce(anchors, idx, contrast_idx).mean(1).sum()
+            return -self.contrast.nce(anchors, idx, contrast_idx, joined).mean(1).sum()
         else:
-            positive, negative = self.contrast.scores(anchors, idx, contrast_idx)
+            positive, negative = self.contrast.scores(anchors, idx, contrast_idx, joined)
             if self.negatives == "bank_negatives":
                 positive = (anchors * anchors.flip(0).detach()).sum(-1)
             count = self.contrast.num_negatives(idx, contrast_idx)
         factor = count if isinstance(self.neg_weight, str) else self.neg_weight
         return self.dual_scale * (positive - factor * negative).mean(1).sum()
 
-    def _batch_scores(self, anchors: Tensor, idx: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Positive and mean negative scores [2, B] within the batch, and the number of negatives [B].
+    def _batch_scores(self, anchors: Tensor, idx: Tensor, joined: Joined | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Positive and mean negative scores [2, B] within the batch (of all ranks), and the number of negatives [B].
 
         An anchor whose class fills the batch has no negative and takes no part: both of its scores are 0.
         """
-        score = anchors @ anchors.flip(0).detach().transpose(1, 2)  # [2, B, B]
+        others, index = (anchors.detach(), idx) if joined is None else (joined.anchors, joined.index)
+        score = anchors @ others.flip(0).transpose(1, 2)  # [2, B, B of all ranks]
         inside = (idx >= 0) & (idx < self.n_data)  # on the CPU all are; elsewhere the others' losses are NaN
         if idx.device.type != "cpu" and not torch.compiler.is_compiling():
             checks.rows_in_range("idx", idx, self.n_data)
-        group = self._group[torch.where(inside, idx, 0).long()]
-        eligible = group[:, None] != group[None]
+        group, among = (self._group[i.long().clamp(0, self.n_data - 1)] for i in (idx, index))
+        eligible = group[:, None] != among[None]
         if self._exclude == "none":
             eligible = torch.ones_like(eligible)
         count = eligible.sum(1)  # [B]
         negative = (score * eligible).sum(2) / count.clamp_min(1)
-        positive = score.diagonal(dim1=1, dim2=2) * (count > 0)
+        first = 0 if joined is None else joined.own.start
+        positive = score.diagonal(first, dim1=1, dim2=2) * (count > 0)
         return torch.where(inside, positive, torch.nan), negative, count
 
     def _lckt(self, x: Tensor, y: Tensor) -> Tensor:
         dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
-        value = ot_cost(x.to(dtype), y.detach().to(dtype), **self.ot)
+        x, y = x.to(dtype), y.detach().to(dtype)
+        if self.ot_scope == "global" and ranks().world > 1:
+            x, y = _of_all_ranks(x, y)
+        value = ot_cost(x, y, **self.ot)
         return value * len(x) if self.lckt_reduction == "sum" else value
 
     def extra_repr(self) -> str:
@@ -241,3 +261,14 @@ class WCoRDLoss(ContrastiveLoss):
             f"negatives={self.negatives!r}, lckt_features={self.lckt_features!r}, "
             f"lckt_reduction={self.lckt_reduction!r}"
         )
+
+
+def _of_all_ranks(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """x and y of all ranks, joined in rank order; the gradient of this rank's rows of x is taken times B / B_rank."""
+    sizes = sizes_of(len(x), x.device)
+    others, y = gather_rows([x, y], sizes)
+    first = lower(sizes)
+    own = x.view_as(x)
+    if own.requires_grad:
+        own.register_hook(lambda grad: grad * (len(y) / len(x)))
+    return torch.cat((others[:first], own, others[first + len(x) :])), y

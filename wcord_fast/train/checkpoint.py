@@ -6,7 +6,7 @@ import logging
 import os
 import random
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,12 +47,15 @@ def save_state_dict(path: Path, state: dict[str, Any]) -> None:
         torch.save(state, file)
 
 
-def load_latest(directory: Path, spec: dict[str, Any]) -> dict[str, Any] | None:
+def load_latest(
+    directory: Path, spec: dict[str, Any], also: Callable[[Path, dict[str, Any]], None] | None = None
+) -> dict[str, Any] | None:
     """The directory's checkpoint, or the previous one if the last cannot be read; None if there is none.
 
     Args:
         directory: of the run.
         spec: what the run is: nested plain values that must equal those in the checkpoint.
+        also: raises CheckpointError where a file that belongs to a checkpoint is damaged.
     Raises:
         CheckpointError: every file there is damaged, or the checkpoint is of another run (the message names the
             first values that differ).
@@ -63,6 +66,8 @@ def load_latest(directory: Path, spec: dict[str, Any]) -> dict[str, Any] | None:
             continue
         try:
             state = load(path)
+            if also is not None:
+                also(path, state)
         except CheckpointError as error:
             damage.append(str(error))
             continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import logging
 import os
@@ -10,22 +9,24 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import yaml
 
 from .. import __version__
-from ..data import TestBatches
 from . import checkpoint, report
 from . import table as tables
+from .arguments import Arguments
 from .checkpoint import CheckpointError
-from .config import Config, require_device
-from .evaluate import evaluate
+from .completion import completion
+from .config import Config
+from .evaluate_command import evaluate_checkpoint
+from .export import export
 from .logs import to_screen
 from .meters import NonFiniteLoss
 from .parser import UsageError, parse
-from .runs import Workbench, create_network, load_data
+from .ranks import LOST, is_main, peer_lost, process_group, speaks_first
+from .runs import Workbench
 
 log = logging.getLogger("wcord_fast")
 
@@ -35,8 +36,12 @@ USAGE = """usage: wcord-fast COMMAND [options]
               (without options: a two-minute demonstration on embedded images)
   teacher     train one network with labels only and keep its checkpoint
   table       published pairs x methods x seeds, beside the paper's numbers
-  evaluate    test accuracy of a checkpoint
+  sweep       privileged distillation by method and by loss weight, by area under the ROC curve
+  crossmodal  luminance teacher, chrominance student without labels, linear probes on its blocks
+  evaluate    accuracy and AUC of a checkpoint on the test images
+  export      a checkpoint's network as a state dict, safetensors, torch.export or ONNX file
   info        versions, devices and backends of this installation
+  completion  a script that completes all of this in bash, zsh or tcsh
 
 wcord-fast COMMAND --help lists a command's options, --dry-run prints the configuration that they amount to.
 """
@@ -59,28 +64,26 @@ def main(argv: list[str] | None = None) -> int:
         print(f"wcord-fast: unknown command {name!r}; expected {', '.join(COMMANDS)}{hint}", file=sys.stderr)
         return 2
     try:
-        status = COMMANDS[name](rest)
-        sys.stdout.flush()
+        with process_group():
+            status = COMMANDS[name](rest)
+            sys.stdout.flush()
         return status
     except UsageError as error:
-        print(f"wcord-fast {name}: {error}", file=sys.stderr)
+        _complain(name, error)
         return 2
     except BrokenPipeError:  # whoever read our output has left (`| head`): finished epochs are kept, nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (CheckpointError, NonFiniteLoss, MemoryError, NotImplementedError, OSError, ValueError) as error:
-        print(f"wcord-fast {name}: {str(error) or 'out of memory'}", file=sys.stderr)
+        _complain(name, error)
         return 1
     except RuntimeError as error:
-        if not _of_the_machine(error):
+        if not _of_the_machine(error) and not peer_lost(error):
             raise
-        print(f"wcord-fast {name}: {str(error).splitlines()[0]}", file=sys.stderr)
+        _complain(name, LOST if peer_lost(error) else str(error).splitlines()[0])
         return 1
     except KeyboardInterrupt:
-        print(
-            f"\nwcord-fast {name}: interrupted; the same command goes on after the last epoch",
-            file=sys.stderr,
-        )
+        _complain(name, "interrupted; the same command goes on after the last epoch")
         return 130
 
 
@@ -98,6 +101,8 @@ def distill(argv: list[str]) -> int:
     results = [*students, teacher]
     lines = report.lines_of(results)
     said = report.notes(results, len(bench.data.test_labels), config.batch_size)
+    if not is_main():
+        return 0
     files = report.write(config.directory, results, lines, said)
     print(f"\n{report.text_table(lines)}\n\n{textwrap.fill(said, 100)}\n")
     print(f"{time.perf_counter() - began:.0f} s in all. Written: {', '.join(map(str, files))}")
@@ -131,49 +136,25 @@ def table(argv: list[str]) -> int:
     return 0
 
 
-def evaluate_checkpoint(argv: list[str]) -> int:
-    """Top-1 and top-5 of a checkpoint on the test images of the data set that it was trained on."""
-    parser = argparse.ArgumentParser(prog="wcord-fast evaluate", description=evaluate_checkpoint.__doc__)
-    parser.add_argument("checkpoint", type=Path, help="a checkpoint.pt, or the directory of a run")
-    parser.add_argument("--data", help="refuse a checkpoint that was trained on another data set")
-    parser.add_argument("--data-dir", help="where the data set's files are")
-    parser.add_argument("--batch-size", type=int, default=500, help="images per forward pass (default 500)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    args = parser.parse_args(argv)
-    path = args.checkpoint / checkpoint.CURRENT if args.checkpoint.is_dir() else args.checkpoint
-    if not path.exists() and args.checkpoint.is_dir():
-        runs = sorted(str(p.parent) for p in args.checkpoint.glob(f"*/{checkpoint.CURRENT}"))
-        hint = f"; the runs in it: {', '.join(runs)}" if runs else ""
-        raise CheckpointError(f"{args.checkpoint}: expected a run's directory, with a {checkpoint.CURRENT}{hint}")
-    state = checkpoint.load(path)
-    with checkpoint.usable(path):
-        spec = state["spec"]
-        recorded = {key: spec["data"][key] for key in ("name", "image_size", "limit_train")}
-        classes, precision = list(spec["data"]["classes"]), spec["recipe"]["precision"]
-        trained = f"{spec['model']} ({spec['method']['name']}, epoch {state['epoch']})"
-    if args.data is not None and args.data != recorded["name"]:
-        raise CheckpointError(f"{path}: trained on {recorded['name']!r}, but --data says {args.data!r}")
-    device = require_device(args.device)
-    data = load_data(recorded, args.data_dir).to(device)
-    if list(data.classes) != classes:
-        raise CheckpointError(
-            f"{path}: trained on {len(classes)} classes {classes[:5]} ..., "
-            f"but the data set here has {data.num_classes}: {list(data.classes)[:5]} ..."
-        )
-    with checkpoint.usable(path):
-        network = create_network(spec["model"], data, device)
-        network.load_state_dict(state["student"])
-    tested = evaluate(network, TestBatches(data, args.batch_size), precision)
-    print(
-        f"{trained} on {len(data.test_labels):,} test images "
-        f"of {data.name}: top-1 {tested['test_top1']:.2f} %, top-5 {tested['test_top5']:.2f} %"
-    )
+def sweep(argv: list[str]) -> int:
+    """Privileged distillation by method and by loss weight."""
+    from ..tasks.sweep import sweep as run
+
+    print(run(argv))
+    return 0
+
+
+def crossmodal(argv: list[str]) -> int:
+    """Cross-modal transfer, measured by linear probes."""
+    from ..tasks.crossmodal import crossmodal as run
+
+    print(run(argv))
     return 0
 
 
 def info(argv: list[str]) -> int:
     """What this installation is and can do."""
-    argparse.ArgumentParser(prog="wcord-fast info", description=info.__doc__).parse_args(argv)
+    Arguments("info", info.__doc__).parse_args(argv)
     from .. import info as installation
 
     print(installation())
@@ -184,9 +165,19 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "distill": distill,
     "teacher": teacher,
     "table": table,
+    "sweep": sweep,
+    "crossmodal": crossmodal,
     "evaluate": evaluate_checkpoint,
+    "export": export,
     "info": info,
+    "completion": completion,
 }
+
+
+def _complain(name: str, error: Exception | str) -> None:
+    """One message on the screen, also where many processes have the same to say."""
+    if speaks_first():
+        print(f"wcord-fast {name}: {str(error) or 'out of memory'}", file=sys.stderr, flush=True)
 
 
 def _of_the_machine(error: RuntimeError) -> bool:

@@ -26,7 +26,7 @@ class Config:
     """What to train on what, how, and where to leave the results.
 
     Attributes:
-        data: data set: "digits" (embedded), "cifar100" or "folder".
+        data: data set: "digits" (embedded), "cifar100", "folder" (in memory) or "imagenet" (a folder read as needed).
         data_dir: where its files are.
         image_size: height and width of the images, where the data set has a choice.
         limit_train: train on this many images only, every class in proportion.
@@ -52,6 +52,8 @@ class Config:
         threads: CPU threads; default: PyTorch's.
         precision: fp32, or bf16 autocast.
         channels_last: keep images and weights in channels-last memory order.
+        compile: run both networks' forward and backward passes through torch.compile.
+        cuda_graph: replay the step as one CUDA graph (CUDA only, not with accumulate).
         log_every: steps between two looks at the running losses (the only synchronisations of an epoch).
         log_grad_norms: once an epoch, log each loss term's share of the gradient at the penultimate feature.
         tensorboard: write TensorBoard logs beside the CSV.
@@ -86,6 +88,8 @@ class Config:
     threads: int | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
+    compile: bool = False
+    cuda_graph: bool = False
     log_every: int = 50
     log_grad_norms: bool = False
     tensorboard: bool = True
@@ -113,7 +117,13 @@ class Config:
         checks.non_negative("weight_decay", self.weight_decay)
         checks.positive("lr_decay", self.lr_decay)
         checks.choice("precision", self.precision, ("fp32", "bf16"))
-        require_device(self.device)
+        device = require_device(self.device)
+        if self.cuda_graph and device.type != "cuda":
+            raise ValueError(f"cuda_graph: expected a CUDA device, got device={self.device!r}, which is {device}")
+        if self.cuda_graph and self.accumulate > 1:
+            raise ValueError(
+                f"cuda_graph: a replay overwrites the gradients; expected accumulate=1, got {self.accumulate}"
+            )
         if not isinstance(self.milestones, list):
             raise TypeError(f"milestones: expected a list of numbers, got {self.milestones!r}")
         for m in self.milestones:
@@ -146,6 +156,8 @@ class Config:
             "clip_grad": self.clip_grad,
             "precision": self.precision,
             "channels_last": self.channels_last,
+            "compile": self.compile or None,  # None as in a checkpoint from before there was the option
+            "cuda_graph": self.cuda_graph or None,
             "seed": self.seed,
         }
 
@@ -215,7 +227,7 @@ def _architecture(side: str, name: str) -> None:
     try:
         with torch.device("meta"):
             models.create(name)
-    except (ValueError, TypeError) as error:
+    except (ImportError, TypeError, ValueError) as error:
         raise ValueError(f"{side}: {str(error).removeprefix('name: ')}") from None
 
 

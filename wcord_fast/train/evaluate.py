@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..data import TestBatches
+from ..data import LazyBatches, TestBatches
 from ..distill.modes import eval_mode
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, batches: TestBatches, precision: str = "fp32") -> dict[str, float]:
+def evaluate(network: nn.Module, batches: TestBatches | LazyBatches, precision: str = "fp32") -> dict[str, float]:
     """Mean cross entropy, and top-1 and top-5 accuracy in percent, in eval mode; every module's mode is restored.
 
     With fewer than five classes "top5" counts the label among all of them, so it is 100.
@@ -20,7 +20,7 @@ def evaluate(network: nn.Module, batches: TestBatches, precision: str = "fp32") 
         return _evaluate(network, batches, precision)
 
 
-def _evaluate(network: nn.Module, batches: TestBatches, precision: str) -> dict[str, float]:
+def _evaluate(network: nn.Module, batches: TestBatches | LazyBatches, precision: str) -> dict[str, float]:
     device = batches.dataset.device
     loss = torch.zeros((), dtype=torch.float64, device=device)
     top1 = torch.zeros((), dtype=torch.int64, device=device)

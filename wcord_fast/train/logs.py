@@ -14,6 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from . import files
+from .ranks import is_main
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class TensorBoard:
     def __init__(self, directory: Path, enabled: bool, first_epoch: int) -> None:
         self._directory = directory / "tb"
         self._writer: Any = None
-        if enabled:
+        if enabled and is_main():
             from torch.utils.tensorboard import SummaryWriter  # slow to import
 
             # purge_step hides what a killed run wrote after its last checkpoint.
@@ -81,7 +82,7 @@ class Progress:
     """A progress bar for the steps of one epoch; silent when `quiet` or when the screen is no terminal."""
 
     def __init__(self, batches: Iterable, total: int, title: str, quiet: bool) -> None:
-        hidden = quiet or not sys.stderr.isatty()
+        hidden = quiet or not is_main() or not sys.stderr.isatty()
         self._bar = tqdm(batches, total=total, desc=title, leave=False, disable=hidden, unit="batch")
 
     def __iter__(self) -> Iterator:
@@ -94,7 +95,8 @@ class Progress:
 def epoch_line(name: str, row: Row, epochs: int) -> str:
     """One line for the screen: the epoch's losses, accuracy and speed."""
     share = f"  loss {row['loss_share']:.0%} of step" if row["loss_share"] else ""
+    accuracy = f"  train {row['train_top1']:6.2f} %  test {row['test_top1']:6.2f} %" if "test_top1" in row else ""
     return (
-        f"{name:<10} epoch {row['epoch']:>3}/{epochs}  loss {row['loss']:8.4f}  train {row['train_top1']:6.2f} %"
-        f"  test {row['test_top1']:6.2f} %  {row['images_per_s']:7.0f} img/s{share}"
+        f"{name:<10} epoch {row['epoch']:>3}/{epochs}  loss {row['loss']:8.4f}{accuracy}"
+        f"  {row['images_per_s']:7.0f} img/s{share}"
     )

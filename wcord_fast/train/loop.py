@@ -1,15 +1,16 @@
 """The training loop: one network, one objective, one data set, resumable after every epoch.
 
-The distillation loss is differentiated at detached copies of the student's outputs; the network is then
-differentiated once, with the cross entropy's gradient and these. The sum is the same as that of one joint
-backward pass, and the time of the loss, forward and backward and bank update, is measured in every step for free.
+A step differentiates the distillation loss by itself (see backward.py), so the time of the loss, forward and backward
+and bank update, is measured in every step for free.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,15 +18,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data import TestBatches, TrainBatches
+from ..data import LazyBatches, TestBatches, TrainBatches
 from ..distill import Batch, Method, Outputs
 from ..ops.status import check
-from . import checkpoint
+from . import checkpoint, shards
+from .backward import backward, detached, gradient_shares
 from .config import learning_rate
+from .cuda_graph import GraphedStep
 from .evaluate import autocast, evaluate
 from .files import locked
+from .forwards import Forward, compiled, plain
 from .logs import CSV, Progress, Row, TensorBoard, epoch_line, write_csv
-from .meters import Meters, Stopwatch
+from .meters import Meters, Stopwatch, Watch
+from .ranks import average_buffers, average_gradients, copy_from_main, from_main, is_main, join_meters, sync_if, wrap
 from .stage import pretrain
 
 log = logging.getLogger(__name__)
@@ -42,9 +47,10 @@ class Run:
         student: the network to train, on its device.
         method: the objective beside the cross entropy.
         teacher: the frozen network, or None if the method needs none at all.
-        train, test: the data.
+        train, test: the data; test None if the labels mean nothing: then no accuracy is measured.
         export: name of the file that gets the student's state dict when the run is finished.
         log_every, log_grad_norms, tensorboard, quiet, restart: see `Config`.
+        network: the student as it is called in training: under DDP where there are several processes.
     """
 
     name: str
@@ -53,8 +59,8 @@ class Run:
     student: nn.Module
     method: Method
     teacher: nn.Module | None
-    train: TrainBatches
-    test: TestBatches
+    train: TrainBatches | LazyBatches
+    test: TestBatches | LazyBatches | None
     export: str = "student.pt"
     log_every: int = 50
     log_grad_norms: bool = False
@@ -62,10 +68,31 @@ class Run:
     quiet: bool = False
     restart: bool = False
     history: list[Row] = field(default_factory=list)
+    network: nn.Module = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.network = self.student
 
     @property
     def recipe(self) -> dict[str, Any]:
         return self.spec["recipe"]
+
+    @cached_property
+    def forwards(self) -> dict[str, Forward]:
+        """How a step calls the "student" and the "teacher": compiled if the recipe says so."""
+        return compiled(self.networks()) if self.recipe.get("compile") else self.networks()
+
+    @cached_property
+    def graphed(self) -> GraphedStep | None:
+        """The step as a CUDA graph, if the recipe says so."""
+        if not self.recipe.get("cuda_graph"):
+            return None
+        return GraphedStep(lambda batch, watch: gradients(self, batch, watch)[0], self.parameters(), self.train)
+
+    def networks(self) -> dict[str, Forward]:
+        """The "student" and, if there is one, the "teacher", as functions of the images."""
+        found = {"student": plain(lambda *args, **kwargs: self.network(*args, **kwargs))}  # wrapped anew in every epoch
+        return found if self.teacher is None else found | {"teacher": plain(self.teacher)}
 
     def parameters(self) -> list[nn.Parameter]:
         """What the optimiser changes: the student's parameters and the method's own."""
@@ -82,17 +109,19 @@ def fit(run: Run) -> list[Row]:
         NonFiniteLoss: a loss term became NaN or infinite.
         ValueError: a bad value was met by a loss (the message names it).
     """
-    with locked(run.directory):
+    with locked(run.directory) if is_main() else nullcontext():
         return _fit(run)
 
 
 def _fit(run: Run) -> list[Row]:
     recipe = run.recipe
-    fresh = run.restart or not (run.directory / checkpoint.CURRENT).exists()
+    fresh = run.restart or not from_main((run.directory / checkpoint.CURRENT).exists)
     if run.method.stage is not None and run.teacher is not None and fresh:
-        generators = checkpoint.rng_state()
-        pretrain(run, run.teacher)
-        checkpoint.set_rng_state(generators)  # the student's training does not depend on when its stage was run
+        if is_main():  # one process, whatever the number: the stage is the same for any
+            generators = checkpoint.rng_state()
+            pretrain(run, run.teacher)
+            checkpoint.set_rng_state(generators)  # the student's training does not depend on when its stage was run
+        copy_from_main(run.student, run.method)
     optimizer = torch.optim.SGD(
         run.parameters(),
         lr=recipe["lr"],
@@ -112,8 +141,9 @@ def _fit(run: Run) -> list[Row]:
                 log.info("%s", epoch_line(run.name, run.history[-1], recipe["epochs"]))
         finally:
             board.close()
-    write_csv(run.directory / CSV, run.history)
-    checkpoint.save_state_dict(run.directory / run.export, run.student.state_dict())
+    if is_main():
+        write_csv(run.directory / CSV, run.history)
+        checkpoint.save_state_dict(run.directory / run.export, run.student.state_dict())
     return run.history
 
 
@@ -123,10 +153,16 @@ def one_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> None:
     for group in optimizer.param_groups:
         group["lr"] = rate
     losses = train_epoch(run, optimizer, epoch)
+    average_buffers(run.student)
     row = {"epoch": epoch + 1, "lr": rate, **losses}
-    row |= evaluate(run.student, run.test, run.recipe["precision"])
-    row["best_top1"] = max([row["test_top1"], *(r["best_top1"] for r in run.history[-1:])])
+    if run.test is None:
+        del row["train_top1"], row["ce"]
+    else:
+        test = run.test
+        row |= from_main(lambda: evaluate(run.student, test, run.recipe["precision"]))
+        row["best_top1"] = max([row["test_top1"], *(r["best_top1"] for r in run.history[-1:])])
     run.history.append(row)
+    data = run.train.dataset
     state = {
         "spec": run.spec,
         "epoch": epoch + 1,
@@ -136,14 +172,16 @@ def one_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> None:
         "optimizer": optimizer.state_dict(),
         "rng": checkpoint.rng_state(),
         "history": run.history,
+        "images": {"shape": [data.channels, *data.image_size], "mean": list(data.mean), "std": list(data.std)},
     }
-    checkpoint.save(run.directory, state)
-    write_csv(run.directory / CSV, run.history)
+    shards.save(run.directory, state, run.method)
+    if is_main():
+        write_csv(run.directory / CSV, run.history)
 
 
 def resume(run: Run, optimizer: torch.optim.Optimizer) -> None:
     """Put `run` where its directory's checkpoint left it; without one, do nothing."""
-    state = None if run.restart else checkpoint.load_latest(run.directory, run.spec)
+    state = None if run.restart else shards.load_latest(run.directory, run.spec, run.method)
     if state is None:
         return
     checkpoint.restore(run.directory, state, run.student, run.method, optimizer)
@@ -156,6 +194,7 @@ def train_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> Row:
     """One pass over the training set; its mean losses and training accuracy, and how fast it went."""
     run.student.train()
     run.method.train()
+    run.network = wrap(run.student)  # anew, so that sums over ranks have an order that does not depend on a restart
     meters, watch = Meters(epoch), Stopwatch(run.train.dataset.device)
     shares: dict[str, float] = {}
     began = time.perf_counter()
@@ -164,14 +203,17 @@ def train_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> Row:
     for step, batch in enumerate(bar):
         probe = run.log_grad_norms and step == len(run.train) // 2
         part = micro_batch(step, len(run.train), run.recipe["accumulate"])
-        shares |= train_step(run, optimizer, Batch(*batch), meters, watch, probe, part)
+        shares |= train_step(run, optimizer, Batch(*batch), meters, watch, probe, part, run.train.weight(step))
         if (step + 1) % run.log_every == 0:
             bar.show(meters.means())
+            watch.sample()
             check()
+    join_meters(meters)
     means = meters.means()
     check()
     seconds = time.perf_counter() - began
     means["train_top1"] *= 100
+    watch.sample()
     share = watch.seconds() / seconds if run.method.needs_teacher else 0.0
     return means | shares | {"images_per_s": meters.count / seconds, "loss_share": share, "seconds": seconds}
 
@@ -199,69 +241,64 @@ def train_step(
     watch: Stopwatch,
     probe: bool,
     part: MicroBatch,
+    weight: float = 1.0,
 ) -> dict[str, float]:
     """One batch, and the optimiser step if it is the last of its group, without synchronisation; with `probe` also each
-    term's share of the gradient (with)."""
+    term's share of the gradient (with). `weight`: of this process' part of the batch, see `TrainBatches.weight`."""
+    if part.first:
+        optimizer.zero_grad(set_to_none=True)
+    shares: dict[str, float] = {}
+    if run.graphed is not None and not probe:
+        values = run.graphed(batch, watch)
+    else:
+        values, shares = gradients(run, batch, watch, meters, probe, part.share * weight, part.last)
+    if part.last:
+        average_gradients(run.method.parameters())
+        if run.recipe["clip_grad"] is not None:
+            nn.utils.clip_grad_norm_(run.parameters(), run.recipe["clip_grad"])
+        optimizer.step()
+    meters.add(len(batch.labels), values)
+    return shares
+
+
+def gradients(
+    run: Run,
+    batch: Batch,
+    watch: Watch,
+    meters: Meters | None = None,
+    probe: bool = False,
+    share: float = 1.0,
+    last: bool = True,
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Add the gradients of `share` times one batch's objective to the parameters'; its values for the meters, and with
+    `probe` each term's share. `last` of its group: then processes exchange the network's gradients."""
     device, precision = batch.images.device, run.recipe["precision"]
+    # A probe differentiates several times, which a compiled network does not allow.
+    forwards = run.networks() if probe else run.forwards
     teacher = None
     if run.teacher is not None and run.method.needs_teacher:
         with torch.no_grad(), autocast(device, precision):
-            teacher = Outputs(*run.teacher(batch.images, return_features=True))
-    with autocast(device, precision):
-        student = Outputs(*run.student(batch.images, return_features=True))
+            teacher = forwards["teacher"](batch.images)
+    with autocast(device, precision), sync_if(last, run.network):
+        student = forwards["student"](batch.images)
     cross_entropy = F.cross_entropy(student.logits.float(), batch.labels)
     ce = run.method.options.ce_weight * cross_entropy
     correct = (student.logits.argmax(1) == batch.labels).double().mean()
-    shares = gradient_shares(run, ce, student, teacher, batch) if probe else {}
-
-    if part.first:
-        optimizer.zero_grad(set_to_none=True)
+    shares = gradient_shares(run.method, ce, student, teacher, batch) if probe else {}
     with watch:
         leaves = Outputs(*detached(student))
         try:
             with autocast(device, precision):
                 loss = run.method(leaves, teacher, batch)
         except ValueError as error:  # the CPU refuses features that are not finite: then cross entropy went first
-            meters.means()  # raises if an earlier step was the first
-            if not bool(cross_entropy.isfinite()):
-                raise meters.not_finite("ce") from error
+            if meters is not None:
+                meters.means()  # raises if an earlier step was the first
+                if not bool(cross_entropy.isfinite()):
+                    raise meters.not_finite("ce") from error
             raise
         if loss.value.requires_grad:
-            (loss.value * part.share).backward()
-    backward(ce * part.share, student, leaves)
-    if part.last:
-        if run.recipe["clip_grad"] is not None:
-            nn.utils.clip_grad_norm_(run.parameters(), run.recipe["clip_grad"])
-        optimizer.step()
+            (loss.value * share).backward()
+    with sync_if(last, run.network):
+        backward(ce * share, student, leaves)
     total = ce.detach() + loss.value.detach()
-    meters.add(len(batch.labels), {"ce": cross_entropy, **loss.terms, "loss": total, "train_top1": correct})
-    return shares
-
-
-def detached(outputs: Outputs) -> tuple[list[Tensor], Tensor]:
-    """Copies that end the graph, to be differentiated at."""
-    feats = [f.detach().requires_grad_() for f in outputs.feats]
-    return feats, outputs.logits.detach().requires_grad_()
-
-
-def backward(ce: Tensor, student: Outputs, leaves: Outputs) -> None:
-    """Gradients of the network's parameters: the cross entropy's, and those that arrived at the detached copies."""
-    pairs = zip([*student.feats, student.logits], [*leaves.feats, leaves.logits], strict=True)
-    used = [(out, leaf.grad) for out, leaf in pairs if leaf.grad is not None]
-    roots = [ce, *(out for out, _ in used)]
-    torch.autograd.backward(roots, [torch.ones_like(ce), *(grad for _, grad in used)])
-
-
-def gradient_shares(run: Run, ce: Tensor, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, float]:
-    """Norm of each weighted term's gradient at the student's penultimate feature, as a share of the norms' sum."""
-    parts = {"ce": ce, **run.method.parts(student, teacher, batch)}
-    norms = {name: _gradient_norm(part, student.feats[-1]) for name, part in parts.items()}
-    total = sum(norms.values()) or 1.0
-    return {f"grad_{name}": norm / total for name, norm in norms.items()}
-
-
-def _gradient_norm(part: Tensor, feature: Tensor) -> float:
-    if not part.requires_grad:
-        return 0.0
-    (grad,) = torch.autograd.grad(part, feature, retain_graph=True, allow_unused=True)
-    return 0.0 if grad is None else float(grad.float().norm())
+    return {"ce": cross_entropy.detach(), **loss.terms, "loss": total, "train_top1": correct}, shares

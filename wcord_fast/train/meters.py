@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -37,6 +38,10 @@ class Meters:
         self._steps += 1
         self.count += batch_size
 
+    def parts(self) -> tuple[Tensor, Tensor, int]:
+        """What adds up over processes: the sums; the first steps that are not finite, by their minimum; the count."""
+        return self._sums, self._first_bad, self.count
+
     def means(self) -> dict[str, float]:
         """The means so far (synchronises).
 
@@ -58,11 +63,20 @@ class Meters:
         )
 
 
+class Watch(Protocol):
+    """Measures the block that it is the context of."""
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
 class Stopwatch:
     """Time spent in the distillation loss: the clock on the CPU, events in the stream on CUDA (no synchronisation).
 
     On the CPU a step runs in order, so the clock is exact. On CUDA the time is that between two events in the
-    stream, gaps included in which the device waits for the host to launch the loss.
+    stream, gaps included in which the device waits for the host to launch the loss. Steps replayed from a CUDA graph
+    are timed by the graph's own events, of which only the last replay's can be read: `sample` reads it.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -70,6 +84,9 @@ class Stopwatch:
         self._seconds = 0.0
         self._since = 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._replays = 0
+        self._replay: GraphWatch | None = None
+        self._samples: list[float] = []
 
     def __enter__(self) -> Stopwatch:
         if self._cuda:
@@ -86,8 +103,38 @@ class Stopwatch:
         else:
             self._seconds += time.perf_counter() - self._since
 
+    def replayed(self, inside: GraphWatch) -> None:
+        """One more step came from the graph that `inside` measures."""
+        self._replays += 1
+        self._replay = inside
+
+    def sample(self) -> None:
+        """Note the loss's time in the last replay, if there was one; call it after a synchronisation."""
+        if self._replay is not None:
+            self._samples.append(self._replay.seconds())
+
     def seconds(self) -> float:
-        """The total so far; on CUDA call it after a synchronisation."""
+        """The total so far; on CUDA call it after a synchronisation. Of replays it is their number times the samples'
+        mean."""
         self._seconds += sum(start.elapsed_time(end) for start, end in self._events) / 1000
         self._events.clear()
-        return self._seconds
+        replays = self._replays * sum(self._samples) / len(self._samples) if self._samples else 0.0
+        return self._seconds + replays
+
+
+class GraphWatch:
+    """The same inside a CUDA graph: two events that every replay records anew."""
+
+    def __init__(self) -> None:
+        self._start, self._end = (torch.cuda.Event(enable_timing=True, external=True) for _ in range(2))
+
+    def __enter__(self) -> GraphWatch:
+        self._start.record()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.record()
+
+    def seconds(self) -> float:
+        """Of the last replay, which must have finished."""
+        return self._start.elapsed_time(self._end) / 1000

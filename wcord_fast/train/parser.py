@@ -22,7 +22,12 @@ from .config import Config, from_dict
 
 CONFIGS = Path(__file__).parent / "configs"
 INERT = {"teacher": ("student", "teacher_checkpoint", "methods", "epochs", "lr")}  # read from a file, and not used
-PACKAGED = {"digits": "digits", "cifar100": "cifar100_resnet32x4_resnet8x4"}
+ELSEWHERE = {"table": ("pair", "seeds", "budget")}  # options that are taken before the configuration's
+PACKAGED = {
+    "digits": "digits",
+    "cifar100": "cifar100_resnet32x4_resnet8x4",
+    "imagenet": "imagenet_resnet34_resnet18",
+}
 
 
 class UsageError(ValueError):
@@ -39,7 +44,7 @@ def parse(command: str, argv: list[str], description: str) -> Config:
     try:
         namespace = parser.parse_args(_with_config(_spelled_out(argv)))
     except argparse.ArgumentError as error:
-        raise UsageError(_explain(str(error), _keys())) from None
+        raise UsageError(_explain(str(error), [*_keys(), *ELSEWHERE.get(command, ("dry_run",))])) from None
     values = namespace.as_dict()
     values.pop("config")
     try:
@@ -108,9 +113,9 @@ def _spelled_out(argv: list[str]) -> list[str]:
 
 def _with_config(argv: list[str]) -> list[str]:
     """`argv` with its configuration file first, found by name if packaged; without one, the data set's."""
-    config, rest = _take("--config", argv)
+    config, rest = take("--config", argv)
     if config is None:
-        data, _ = _take("--data", argv)
+        data, _ = take("--data", argv)
         packaged = PACKAGED.get(data or Config.data)
         return argv if packaged is None else [f"--config={CONFIGS / packaged}.yaml", *argv]
     path = Path(config)
@@ -132,7 +137,7 @@ def _with_config(argv: list[str]) -> list[str]:
     return [f"--config={content}", *rest] if values else rest
 
 
-def _take(option: str, argv: list[str]) -> tuple[str | None, list[str]]:
+def take(option: str, argv: list[str]) -> tuple[str | None, list[str]]:
     """The value of `option` in `argv` (None if it is not there), and the other arguments."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument(option, dest="value")

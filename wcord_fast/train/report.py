@@ -34,7 +34,7 @@ def lines_of(results: list[Result]) -> list[Line]:
 def text_table(lines: list[Line]) -> str:
     """Aligned columns; words to the left, numbers to the right."""
     widths = {c: max(len(c), *(len(line[c]) for line in lines)) for c in lines[0]}
-    left = ("method", "network")
+    left = ("method", "network", "pair", "table", "student", "setting")
 
     def row(cells: dict[str, str]) -> str:
         return "  ".join(cells[c].ljust(w) if c in left else cells[c].rjust(w) for c, w in widths.items()).rstrip()

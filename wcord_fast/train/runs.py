@@ -14,7 +14,8 @@ from torch import nn
 
 from .. import data as datasets
 from .. import distill, models
-from ..data import Dataset, TestBatches, TrainBatches
+from ..data import Dataset, LazyFolder
+from ..distributed import ranks
 from . import checkpoint
 from .checkpoint import CheckpointError
 from .config import Config
@@ -45,7 +46,7 @@ class Result:
 class Workbench:
     """The data set on its device, and the runs that a configuration asks for."""
 
-    def __init__(self, config: Config, data: Dataset | None = None) -> None:
+    def __init__(self, config: Config, data: Dataset | LazyFolder | None = None) -> None:
         self.config = config
         self.device = config.torch_device
         if config.threads is not None:
@@ -53,8 +54,14 @@ class Workbench:
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # as the published recipe does: shapes repeat
         self.data = load_data(data_spec(config), config.data_dir).to(self.device) if data is None else data
-        self.train = TrainBatches(self.data, config.batch_size, seed=config.seed, channels_last=config.channels_last)
-        self.test = TestBatches(self.data, config.eval_batch_size, channels_last=config.channels_last)
+        for option in ("compile", "cuda_graph"):
+            if getattr(config, option) and ranks().world > 1:
+                raise ValueError(f"{option}: expected one process, got {ranks().world}; not supported with several")
+        layout = config.channels_last
+        self.train = datasets.train_batches(
+            self.data, config.batch_size, seed=config.seed, channels_last=layout, part=ranks()
+        )
+        self.test = datasets.test_batches(self.data, config.eval_batch_size, channels_last=layout)
 
     def require_methods(self) -> None:
         """Build every method once, untrained: CannotServe or ValueError now, not after the teacher's training."""
@@ -151,16 +158,22 @@ def data_spec(config: Config) -> dict[str, Any]:
     return {"name": config.data, "image_size": config.image_size, "limit_train": config.limit_train}
 
 
-def load_data(spec: Mapping[str, Any], data_dir: str | None) -> Dataset:
+def load_data(spec: Mapping[str, Any], data_dir: str | None) -> Dataset | LazyFolder:
     """The data set of a `data_spec`."""
     return datasets.load(
         spec["name"], data_dir=data_dir, image_size=spec["image_size"], limit_train=spec["limit_train"]
     )
 
 
-def create_network(architecture: str, data: Dataset, device: torch.device, channels_last: bool = False) -> nn.Module:
-    """A network for the classes and channels of `data`, initialised from torch's generator."""
-    network = models.create(architecture, num_classes=data.num_classes, in_channels=data.channels)
+def create_network(
+    architecture: str,
+    data: Dataset | LazyFolder,
+    device: torch.device,
+    channels_last: bool = False,
+    channels: int | None = None,
+) -> nn.Module:
+    """A network for the classes of `data` and its channels (or `channels`), initialised from torch's generator."""
+    network = models.create(architecture, num_classes=data.num_classes, in_channels=channels or data.channels)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     return network.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
 

@@ -68,7 +68,8 @@ def _epoch(run, teacher, stage: Stage, trained, optimizer, epoch: int, epochs: i
     for module in trained:
         module.train()
     meters = Meters(epoch)
-    bar = Progress(run.train.epoch(epoch), len(run.train), f"{run.name} stage {epoch + 1}/{epochs}", run.quiet)
+    batches = run.train.whole()  # one process does it, see `loop.fit`
+    bar = Progress(batches.epoch(epoch), len(batches), f"{run.name} stage {epoch + 1}/{epochs}", run.quiet)
     for step, (images, *_) in enumerate(bar):
         device, precision = images.device, run.recipe["precision"]
         with torch.no_grad(), autocast(device, precision):
@@ -78,6 +79,10 @@ def _epoch(run, teacher, stage: Stage, trained, optimizer, epoch: int, epochs: i
         loss = stage.loss([f.float() for f in found], [f.float() for f in wanted])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if run.recipe["clip_grad"] is not None:
+            nn.utils.clip_grad_norm_(
+                [p for group in optimizer.param_groups for p in group["params"]], run.recipe["clip_grad"]
+            )
         optimizer.step()
         meters.add(len(images), {"loss": loss})
         if (step + 1) % run.log_every == 0:

@@ -15,7 +15,8 @@ from ..ops import checks
 from . import files, report
 from .config import Config
 from .logs import to_screen, write_csv
-from .parser import CONFIGS, UsageError, parse
+from .meters import NonFiniteLoss
+from .parser import CONFIGS, UsageError, parse, take
 from .runs import Workbench, data_spec, load_data
 
 log = logging.getLogger(__name__)
@@ -42,18 +43,22 @@ ALL_METHODS = [
     "wcord",
     "wcord+kd",
 ]
-EPOCHS = 240  # published
+TRAIN_IMAGES = {"cifar100": 50_000, "imagenet": 1_281_167}
+CLIP = 5.0  # gradient norm on other data than the recipe's, whose learning rate is too high for some of it at first
 HELP = """usage: wcord-fast table [--pair PAIRS] [--methods METHODS] [--seeds SEEDS] [--budget F] [--output-dir DIR] ...
 
 Train every method on every pair with every seed, and print the accuracy after the last epoch beside the paper's.
 Finished runs are skipped and broken ones resumed, so the same command can be given again and again.
 
-  --pair PAIRS      by comma, or "all" (default): {pairs}
+  --pair PAIRS      by comma, or "all" (default) for those of CIFAR-100: {pairs}
   --methods METHODS by comma, or "all" (default): {methods}
   --seeds SEEDS     by comma, default 0; the teacher is trained once, with the first
   --budget F        this share of the epochs and of the training images, 0 < F <= 1; below 1 the result says that it is
                     not comparable with the paper's
   --output-dir DIR  default runs/table
+
+On other data than the recipe's the norm of the gradient is clipped at {clip:g} unless --clip-grad is given. A method
+whose loss becomes NaN with a seed is reported, and the others go on.
 
 Other options are those of `wcord-fast distill`.
 """
@@ -61,16 +66,30 @@ Other options are those of `wcord-fast distill`.
 
 @dataclass
 class Row:
-    """One method on one pair: accuracies after the last epoch, one per seed, or the reason why there are none."""
+    """One method on one pair: accuracies after the last epoch, one per seed, or the reason why there are none.
+
+    failed: what went wrong with a seed that has no accuracy.
+    """
 
     method: str
     accuracies: list[float] = field(default_factory=list)
     refused: str = ""
+    failed: list[str] = field(default_factory=list)
 
 
 def published() -> dict[str, dict[str, list[float]]]:
     """Pair ("teacher-student") -> method -> [mean, standard deviation if one is given], in percent."""
     return yaml.safe_load(PUBLISHED.read_text())
+
+
+def recipe(pair: str) -> Path:
+    """The configuration file of a published pair: DATA_TEACHER_STUDENT.yaml."""
+    return next(CONFIGS.glob(f"*_{pair.replace('-', '_')}.yaml"))
+
+
+def cifar_pairs() -> list[str]:
+    """The published pairs on CIFAR-100."""
+    return [pair for pair in published() if recipe(pair).stem.startswith("cifar100")]
 
 
 def table(argv: list[str]) -> str:
@@ -86,11 +105,17 @@ def table(argv: list[str]) -> str:
     configs = {pair: _config(asked, pair, rest) for pair in asked.pair}  # all are checked before the first is run
     to_screen(next(iter(configs.values())).quiet)
     for pair, config in configs.items():
-        rows = _pair(pair, config, asked)
+        rows, images = _pair(pair, config, asked)
         lines += [_line(pair, row, papers[pair]) for row in rows]
-        remarks |= {remark: None for remark in [_not_comparable(config)] if remark}
+        remarks |= {remark: None for remark in [not_comparable(pair, config, images)] if remark}
         remarks |= {f"{pair}: {row.method} is n/a. {row.refused}": None for row in rows if row.refused}
-    said = "\n".join([*remarks, f"ours: accuracy after the last epoch, {_seeds(asked.seeds)}; paper: mean of 5 runs."])
+        remarks |= {f"{pair}: {row.method} failed with {why}": None for row in rows for why in row.failed}
+    said = "\n".join(
+        [
+            *remarks,
+            f"ours: accuracy after the last epoch, {_seeds(asked.seeds)}; paper: on CIFAR-100 the mean of 5 runs.",
+        ]
+    )
     text = f"{report.text_table(lines)}\n\n{said}\n"
     home = Path(asked.output_dir)
     for name, content in (("table.txt", text), ("table.md", f"{report.markdown_table(lines)}\n\n{said}\n")):
@@ -108,7 +133,7 @@ def spread(values: list[float]) -> str:
 
 def help_text() -> str:
     """What `wcord-fast table --help` prints."""
-    return HELP.format(pairs=", ".join(published()), methods=", ".join(ALL_METHODS))
+    return HELP.format(clip=CLIP, pairs=", ".join(published()), methods=", ".join(ALL_METHODS))
 
 
 def _seeds(seeds: list[int]) -> str:
@@ -127,7 +152,7 @@ def _arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     except argparse.ArgumentError as error:
         raise UsageError(str(error)) from None
     try:
-        asked.pair = _choices("pair", asked.pair, tuple(published()))
+        asked.pair = _choices("pair", asked.pair, tuple(published()), default=cifar_pairs())
         known = ALL_METHODS if asked.methods == "all" else asked.methods.split(",")
         parsed = [distill.parse(name) for name in known]
         asked.methods = [base + (distill.PLUS_KD if plus else "") for base, plus in parsed]
@@ -142,16 +167,19 @@ def _arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return asked, rest
 
 
-def _choices(name: str, text: str, known: tuple[str, ...]) -> list[str]:
+def _choices(name: str, text: str, known: tuple[str, ...], default: list[str]) -> list[str]:
     if text == "all":
-        return list(known)
+        return default
     by_case = {k.lower(): k for k in known}
     return [by_case[checks.choice(name, part.strip().lower(), by_case)] for part in text.split(",")]
 
 
 def _config(asked: argparse.Namespace, pair: str, rest: list[str]) -> Config:
     teacher, student = pair.split("-")
-    own = [f"--config={CONFIGS}/cifar100_{teacher}_{student}.yaml", f"--methods={','.join(asked.methods)}"]
+    own = [f"--config={recipe(pair)}", f"--methods={','.join(asked.methods)}"]
+    data, _ = take("--data", rest)
+    if data not in (None, parse("table", own, "").data):
+        own.append(f"--clip-grad={CLIP}")
     config = parse("table", [*own, *rest], "")
     if (config.teacher, config.student) != (teacher, student):
         raise UsageError(f"teacher, student: the pair is {pair}, got {config.teacher} and {config.student}")
@@ -166,8 +194,8 @@ def _config(asked: argparse.Namespace, pair: str, rest: list[str]) -> Config:
     )
 
 
-def _pair(pair: str, config: Config, asked: argparse.Namespace) -> list[Row]:
-    """Every method with every seed, from one teacher, which all pairs with that teacher share."""
+def _pair(pair: str, config: Config, asked: argparse.Namespace) -> tuple[list[Row], int]:
+    """Every method with every seed, from one teacher, which all pairs with that teacher share; and how many images."""
     home = Path(asked.output_dir)
     first = Workbench(replace(config, seed=asked.seeds[0], output_dir=str(home / "teachers" / config.teacher)))
     teacher = first.teacher()
@@ -182,7 +210,10 @@ def _pair(pair: str, config: Config, asked: argparse.Namespace) -> list[Row]:
             except distill.CannotServe as error:
                 row.refused = str(error)
                 log.info("%s: not for this pair: %s", row.method, error)
-    return [Row("teacher", [teacher.history[-1]["test_top1"]]), *rows]
+            except NonFiniteLoss as error:
+                row.failed.append(f"seed {seed}: {error}")
+                log.warning("%s: %s", row.method, error)
+    return [Row("teacher", [teacher.history[-1]["test_top1"]]), *rows], len(first.data.train_labels)
 
 
 def _line(pair: str, row: Row, paper: dict[str, list[float]]) -> report.Line:
@@ -191,20 +222,27 @@ def _line(pair: str, row: Row, paper: dict[str, list[float]]) -> report.Line:
     return {
         "pair": pair,
         "method": row.method,
-        "ours %": "n/a" if row.refused else spread(row.accuracies),
+        "ours %": "n/a" if row.refused else spread(row.accuracies) if row.accuracies else "diverged",
         "seeds": str(len(row.accuracies)) if row.accuracies else "-",
         "paper %": " ± ".join(f"{x:.2f}" for x in theirs) or "n/a",
         "ours - paper": "-" if gap is None else f"{gap:+.2f}",
     }
 
 
-def _not_comparable(config: Config) -> str:
-    """Why our numbers are not comparable with the paper's; empty if they are."""
-    why = []
-    if config.data != "cifar100":
-        why.append(f"the data set is {config.data}, not CIFAR-100")
+def not_comparable(pair: str, config: Config, images: int | None = None) -> str:
+    """Why our numbers from so many training images are not comparable with the paper's; empty if they are."""
+    theirs, why = parse("table", [f"--config={recipe(pair)}"], ""), []
+    if config.data != theirs.data:
+        why.append(f"the data set is {config.data}, not {theirs.data}")
     if config.limit_train is not None:
         why.append(f"{config.limit_train:,} training images, not all")
-    if (config.epochs, config.teacher_epochs or config.epochs) != (EPOCHS, EPOCHS):
-        why.append(f"{config.epochs} epochs (teacher {config.teacher_epochs or config.epochs}), not {EPOCHS}")
+    elif config.data == theirs.data and images not in (None, TRAIN_IMAGES[theirs.data]):
+        why.append(f"{images:,} training images, not {TRAIN_IMAGES[theirs.data]:,}")
+    if config.data == theirs.data and config.image_size != theirs.image_size:
+        why.append(f"images of {config.image_size} pixels, not {theirs.image_size}")
+    if (config.epochs, config.teacher_epochs or config.epochs) != (theirs.epochs, theirs.epochs):
+        teacher = config.teacher_epochs or config.epochs
+        why.append(f"{config.epochs} epochs (teacher {teacher}), not {theirs.epochs}")
+    if config.clip_grad is not None:
+        why.append(f"gradients are clipped at norm {config.clip_grad:g}")
     return f"NOT COMPARABLE with the paper's numbers: {'; '.join(why)}." if why else ""

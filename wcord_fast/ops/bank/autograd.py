@@ -48,6 +48,21 @@ class BankMeanScore(torch.autograd.Function):
         return _scaled(grad, handle, grad_output, ctx.dtype), *(None,) * 7
 
 
+class Attached(torch.autograd.Function):
+    """Values [S, B] and their gradients [S, B, D] with respect to anchors [S, B, D], both known already."""
+
+    @staticmethod
+    def forward(ctx, anchors, handle, value, grad):
+        ctx.save_for_backward(grad, handle)
+        ctx.dtype = anchors.dtype
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        grad, handle = ctx.saved_tensors
+        return _scaled(grad, handle, grad_output, ctx.dtype), None, None, None
+
+
 def _scaled(grad: Tensor, handle: Tensor | None, grad_output: Tensor, dtype: torch.dtype) -> Tensor | None:
     # Multiplied before it is rounded to a narrow dtype, so that loss scaling does its work.
     grads: list[Tensor | None] = [(grad_output[..., None] * grad).to(dtype)]
@@ -62,6 +77,11 @@ def nce(anchors: Tensor, *args) -> Tensor:
 def mean_score(anchors: Tensor, *args) -> Tensor:
     """`BankMeanScore` of anchors [S, B, D]; the other arguments are those of its forward after `handle`."""
     return BankMeanScore.apply(anchors, graph_handle(anchors), *args)
+
+
+def attach(anchors: Tensor, value: Tensor, grad: Tensor) -> Tensor:
+    """`value` [S, B] as a function of `anchors` [S, B, D] with derivative `grad`; as it is where none is wanted."""
+    return Attached.apply(anchors, graph_handle(anchors), value, grad) if wants_grad(anchors) else value
 
 
 def wants_grad(anchors: Tensor) -> bool:

@@ -6,8 +6,6 @@ the memory formulas.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -15,7 +13,8 @@ from .. import native_module
 from ..sampling.native import REPLACEMENTS, SOURCES, draw_args
 from ..sampling.reference import pool_size
 from ..sampling.spec import DrawSpec
-from .reference import EPS, accumulate_dtype, counts
+from .part import Part, whole
+from .reference import EPS, accumulate_dtype, counts, normalised
 
 # The codes of csrc/cpu/bank_kernels.h and bank_ops.h.
 OPS = {"nce": 0, "row_sum": 1, "log_z": 2}
@@ -23,25 +22,34 @@ ROWS = {"drawn": 0, "given": 1, "pool": 2}
 MAX_ROWS = 2**31
 
 
-def bank_nce(anchors, banks, index, log_z, spec, temperature, needs_grad, plan, draw_backend) -> tuple[Tensor, Tensor]:
+def bank_nce(
+    anchors, banks, index, log_z, spec, temperature, needs_grad, plan, draw_backend, part: Part | None = None
+) -> tuple[Tensor, Tensor]:
     """CRD's NCE loss per anchor and its gradient: ([S, B], [S, B, D] or empty)."""
-    call = Call("nce", anchors, banks, index, spec, needs_grad, temperature, log_z)
+    call = Call("nce", anchors, banks, index, spec, needs_grad, temperature, log_z, part)
     loss = call.run(plan)
     return loss, call.grad
 
 
-def bank_mean_score(anchors, banks, index, spec, needs_grad, plan, draw_backend) -> tuple[Tensor, Tensor]:
+def bank_mean_score(
+    anchors, banks, index, spec, needs_grad, plan, draw_backend, part: Part | None = None
+) -> tuple[Tensor, Tensor]:
     """Mean score of the negatives and its gradient, the mean negative row: ([S, B], [S, B, D] or empty)."""
-    call = Call("row_sum", anchors, banks, index, spec, True)
+    call = Call("row_sum", anchors, banks, index, spec, True, part=part)
     mean = call.run(plan)
     return mean, call.grad if needs_grad and call.grad is not None else mean.new_empty(0)
 
 
 def bank_log_z(anchors, banks, index, spec, temperature, plan, draw_backend) -> Tensor:
     """The batch's estimate of log Z, [S]: log of N times the mean over all anchors and their K_b + 1 scores of exp."""
-    call = Call("log_z", anchors, banks, index, spec, False, temperature)
-    total = call.run(plan).double().logsumexp(1)
-    return (total - torch.log((call.charge + 1).sum()) + math.log(banks[0].shape[0])).to(call.dtype)
+    total = bank_log_sum_exp(anchors, banks, index, spec, temperature, plan, draw_backend)
+    return normalised(total, index, banks[0].shape[0], spec).to(accumulate_dtype(anchors, *banks))
+
+
+def bank_log_sum_exp(anchors, banks, index, spec, temperature, plan, draw_backend, part: Part | None = None) -> Tensor:
+    """log of the sum of exp(score / tau) over all anchors and their K_b + 1 scores, fp64 [S]."""
+    call = Call("log_z", anchors, banks, index, spec, False, temperature, part=part)
+    return call.run(plan).double().logsumexp(1)
 
 
 class Call:
@@ -57,14 +65,16 @@ class Call:
         needs_grad: bool,
         temperature: float = 1.0,
         log_z: Tensor | None = None,
+        part: Part | None = None,
     ):
+        part = part or whole(banks)
         self.op, self.spec, self.threads = op, spec, native_module.threads()
         self.native = native_module.module()
         self.dtype = accumulate_dtype(anchors, *banks)
         self.anchors = anchors.to(self.dtype).contiguous()  # [S, B, D]
         self.banks = [bank.contiguous() for bank in banks]
         self.index = index.contiguous()
-        self.num_data, self.dim = banks[0].shape
+        self.num_data, self.dim = part.num_data, banks[0].shape[1]
         if self.num_data > MAX_ROWS:
             raise NotImplementedError(f"bank: the native CPU code takes up to 2^31 rows, got {self.num_data}")
         self.charge = counts(index, self.num_data, spec, torch.float64)  # [B], K_b
@@ -84,6 +94,7 @@ class Call:
             self.dtype == torch.float64,
             self._draw_args(),
             rows,
+            (part.first, banks[0].shape[0]),
             [(bank.data_ptr(), native_module.DTYPES[bank.dtype]) for bank in self.banks],
             self.dim,
             self.anchors.data_ptr(),
@@ -136,5 +147,7 @@ def gather_bytes(
     grad = 64 if needs_grad else nowhere  # an address that is not null; nothing is read or written
     rows = (ROWS["drawn"], nowhere, 0, 0)
     return native.cpu_bank_gather_bytes(
-        native.BankArgs(OPS["nce"], wide, draws, rows, banks, dim, nowhere, nowhere, 1.0, nowhere, grad, threads)
+        native.BankArgs(
+            OPS["nce"], wide, draws, rows, (0, num_data), banks, dim, nowhere, nowhere, 1.0, nowhere, grad, threads
+        )
     )

@@ -53,9 +53,8 @@ def _select(op: str, anchors: Tensor, banks: list[Tensor], spec: DrawSpec, plan:
     return module, found.plan, asked  # an explicit backend draws for itself, `auto` draws by the fastest
 
 
-def _checked(anchors: Tensor, banks: list[Tensor], index: Tensor, spec: DrawSpec) -> tuple[Tensor, DrawSpec, Tensor]:
+def checked(anchors: Tensor, num_data: int, index: Tensor, spec: DrawSpec) -> tuple[Tensor, DrawSpec, Tensor]:
     """(index, spec) that are safe to read with, and bool [S, B]: True where the anchor's result is valid."""
-    num_data = banks[0].shape[0]
     ok = checks.rows_in_range("index", index, num_data)
     index = torch.where(ok, index, 0).long()
     if spec.source == "given" and not _all_inside(spec.table("indices"), num_data):
@@ -101,7 +100,7 @@ def _nce(
     module, plan, drawer = _select("bank_nce", anchors, banks, spec, plan, backend)
     if module in _CHECK_THEMSELVES:
         return module.bank_nce(anchors, banks, index, log_z, spec, temperature, needs_grad, plan, drawer)
-    index, spec, ok = _checked(anchors, banks, index, spec)
+    index, spec, ok = checked(anchors, banks[0].shape[0], index, spec)
     return _finish(ok, *module.bank_nce(anchors, banks, index, log_z, spec, temperature, needs_grad, plan, drawer))
 
 
@@ -112,7 +111,7 @@ def _mean_score(
     module, plan, drawer = _select("bank_mean_score", anchors, banks, spec, plan, backend)
     if module in _CHECK_THEMSELVES:
         return module.bank_mean_score(anchors, banks, index, spec, needs_grad, plan, drawer)
-    index, spec, ok = _checked(anchors, banks, index, spec)
+    index, spec, ok = checked(anchors, banks[0].shape[0], index, spec)
     return _finish(ok, *module.bank_mean_score(anchors, banks, index, spec, needs_grad, plan, drawer))
 
 
@@ -137,7 +136,7 @@ def _log_z(
     spec = DrawSpec(source, k, replacement, expected, anchor_offset, tables)
     module, plan, drawer = _select("bank_log_z", anchors, banks, spec, plan, backend)
     if module not in _CHECK_THEMSELVES:
-        index, spec, _ = _checked(anchors, banks, index, spec)
+        index, spec, _ = checked(anchors, banks[0].shape[0], index, spec)
     known = {"known": log_z} if module in _SKIP_KNOWN else {}
     estimate = module.bank_log_z(anchors, banks, index, spec, temperature, plan, drawer, **known)
     return torch.where(unset, estimate.to(log_z.dtype), log_z)

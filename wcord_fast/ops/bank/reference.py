@@ -17,6 +17,7 @@ from .. import checks
 from ..sampling import draws
 from ..sampling.reference import philox, pool_row, pool_size
 from ..sampling.spec import ALL, DrawSpec
+from .part import Part, whole
 
 EPS = 1e-7  # CRD's own constant
 CHUNK_BYTES = 64 << 20
@@ -38,18 +39,24 @@ def counts(index: Tensor, num_data: int, spec: DrawSpec, dtype: torch.dtype) -> 
     return torch.full(index.shape, float(spec.k), dtype=dtype, device=index.device)
 
 
-def bank_nce(anchors, banks, index, log_z, spec, temperature, needs_grad, plan, draw_backend) -> tuple[Tensor, Tensor]:
+# Banks may be one `part` of a longer bank: then results are this part's share (see part.py).
+
+
+def bank_nce(
+    anchors, banks, index, log_z, spec, temperature, needs_grad, plan, draw_backend, part: Part | None = None
+) -> tuple[Tensor, Tensor]:
     """CRD's NCE loss per anchor and its gradient: ([S, B], [S, B, D] or empty)."""
     x, acc = _prepare(anchors, banks)
-    num_data = banks[0].shape[0]
+    part = part or whole(banks)
+    num_data = part.num_data
     k_b = counts(index, num_data, spec, acc)  # [B]
     log_c = torch.log(k_b / num_data + EPS)
     offset = log_c + log_z.to(acc)[:, None]  # [S, B]; u = s / tau - offset
-    positive = torch.stack([bank[index].to(acc) for bank in banks])  # [S, B, D]
+    positive, held = _positives(banks, index, part, acc)
     u0 = (x * positive).sum(-1) / temperature - offset
-    loss = softplus(-u0) + k_b * torch.log1p(EPS * num_data / k_b)
+    loss = torch.where(held, softplus(-u0) + k_b * torch.log1p(EPS * num_data / k_b), 0)
     grad = -torch.sigmoid(-u0)[..., None] * positive / temperature if needs_grad else x.new_empty(0)
-    for lo, hi, weight, sides in _blocks(x, banks, index, spec, plan, draw_backend):
+    for lo, hi, weight, sides in _blocks(x, banks, index, spec, plan, draw_backend, part):
         for s, (score, combine) in enumerate(sides):
             u = score / temperature - offset[s, lo:hi, None]
             loss[s, lo:hi] += _weighted(softplus(u), weight).sum(-1)
@@ -58,13 +65,16 @@ def bank_nce(anchors, banks, index, log_z, spec, temperature, needs_grad, plan, 
     return loss, grad
 
 
-def bank_mean_score(anchors, banks, index, spec, needs_grad, plan, draw_backend) -> tuple[Tensor, Tensor]:
+def bank_mean_score(
+    anchors, banks, index, spec, needs_grad, plan, draw_backend, part: Part | None = None
+) -> tuple[Tensor, Tensor]:
     """Mean score of the negatives and its gradient, the mean negative row: ([S, B], [S, B, D] or empty)."""
     x, acc = _prepare(anchors, banks)
-    inverse_k = 1 / counts(index, banks[0].shape[0], spec, acc)
+    part = part or whole(banks)
+    inverse_k = 1 / counts(index, part.num_data, spec, acc)
     mean = x.new_zeros(x.shape[:2])
     grad = torch.zeros_like(x) if needs_grad else x.new_empty(0)
-    for lo, hi, weight, sides in _blocks(x, banks, index, spec, plan, draw_backend):
+    for lo, hi, weight, sides in _blocks(x, banks, index, spec, plan, draw_backend, part):
         share = inverse_k[lo:hi, None] if weight is None else weight * inverse_k[lo:hi, None]
         for s, (score, combine) in enumerate(sides):
             mean[s, lo:hi] += (score * share).sum(-1)
@@ -75,16 +85,28 @@ def bank_mean_score(anchors, banks, index, spec, needs_grad, plan, draw_backend)
 
 def bank_log_z(anchors, banks, index, spec, temperature, plan, draw_backend) -> Tensor:
     """The batch's estimate of log Z, [S]: log of N times the mean over all anchors and their K_b + 1 scores of exp."""
+    total = bank_log_sum_exp(anchors, banks, index, spec, temperature, plan, draw_backend)
+    return normalised(total, index, banks[0].shape[0], spec)
+
+
+def bank_log_sum_exp(anchors, banks, index, spec, temperature, plan, draw_backend, part: Part | None = None) -> Tensor:
+    """log of the sum of exp(score / tau) over all anchors and their K_b + 1 scores, [S]."""
     x, acc = _prepare(anchors, banks)
-    num_data = banks[0].shape[0]
-    positive = torch.stack([bank[index].to(acc) for bank in banks])
-    parts = [[(x[s] * positive[s]).sum(-1).div(temperature).logsumexp(0)] for s in range(len(banks))]
-    for _, _, weight, sides in _blocks(x, banks, index, spec, plan, draw_backend):
+    part = part or whole(banks)
+    positive, held = _positives(banks, index, part, acc)
+    own = torch.where(held, (x * positive).sum(-1) / temperature, -torch.inf)  # [S, B]
+    parts = [[own[s].logsumexp(0)] for s in range(len(banks))]
+    for _, _, weight, sides in _blocks(x, banks, index, spec, plan, draw_backend, part):
         for s, (score, _combine) in enumerate(sides):
             scaled = score / temperature if weight is None else score / temperature + weight.log()
             parts[s].append(scaled.logsumexp((0, 1)))
-    total = torch.stack([torch.stack(p).logsumexp(0) for p in parts])
-    return total - torch.log((counts(index, num_data, spec, acc) + 1).sum()) + math.log(num_data)
+    return torch.stack([torch.stack(p).logsumexp(0) for p in parts])
+
+
+def normalised(log_sum_exp: Tensor, index: Tensor, num_data: int, spec: DrawSpec) -> Tensor:
+    """log Z [S] from the log of the sum over all scores of the anchors with rows `index`."""
+    charged = (counts(index, num_data, spec, log_sum_exp.dtype) + 1).sum()
+    return log_sum_exp - torch.log(charged) + math.log(num_data)
 
 
 def bank_update_(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> None:
@@ -141,21 +163,32 @@ def _prepare(anchors: Tensor, banks: list[Tensor]) -> tuple[Tensor, torch.dtype]
     return anchors.to(acc), acc
 
 
+def _positives(banks: list[Tensor], index: Tensor, part: Part, acc: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The anchors' own rows [S, B, D], zero where the part does not hold them, and bool [B]: where it does."""
+    height = banks[0].shape[0]
+    held, own = part.holds(index, height), part.local(index, height)
+    return torch.stack([bank[own].to(acc) for bank in banks]) * held[:, None], held
+
+
 def _weighted(values: Tensor, weight: Tensor | None) -> Tensor:
     return values if weight is None else values * weight
 
 
 def _blocks(
-    x: Tensor, banks: list[Tensor], index: Tensor, spec: DrawSpec, plan: str, draw_backend: str
+    x: Tensor, banks: list[Tensor], index: Tensor, spec: DrawSpec, plan: str, draw_backend: str, part: Part
 ) -> Iterator[Block]:
     """Walk the negatives of all anchors by the chosen plan; both plans give the same sums to rounding."""
     walk = _dense_blocks if plan == "dense" else _gather_blocks
-    yield from walk(x, banks, index, spec, draw_backend)
+    yield from walk(x, banks, index, spec, draw_backend, part)
 
 
-def _gather_blocks(x, banks, index, spec, draw_backend) -> Iterator[Block]:
+def _gather_blocks(x, banks, index, spec, draw_backend, part) -> Iterator[Block]:
     """Fetch each anchor's rows: cost ~ B * K * D, one [b, n, D] chunk at a time."""
-    for lo, hi, rows, weight in _drawn_rows(x, index, banks[0].shape[0], spec, draw_backend):
+    height = banks[0].shape[0]
+    for lo, hi, rows, weight in _drawn_rows(x, index, part.num_data, spec, draw_backend):
+        if height < part.num_data:  # rows that the part does not hold stand for one that it does, with weight 0
+            held = part.holds(rows, height).to(x.dtype)
+            rows, weight = part.local(rows, height), held if weight is None else weight * held
         fetched = [bank[rows].to(x.dtype) for bank in banks]  # S x [b, n, D]
         yield (
             lo,
@@ -188,15 +221,16 @@ def _drawn_rows(x, index, num_data, spec, draw_backend) -> Iterator[tuple[int, i
                 yield lo, lo + len(own), rows, ((position < limit) * share).to(x.dtype)
 
 
-def _dense_blocks(x, banks, index, spec, draw_backend) -> Iterator[Block]:
+def _dense_blocks(x, banks, index, spec, draw_backend, part) -> Iterator[Block]:
     """Score a chunk of anchors against the whole bank, weighted by how often each row was drawn: cost ~ B * N * D."""
-    num_data = banks[0].shape[0]
+    num_data, height = part.num_data, banks[0].shape[0]
     matrices = [bank.to(x.dtype) for bank in banks]
     tall = max(1, CHUNK_BYTES // (num_data * x.element_size()))
     for lo in range(0, index.shape[0], tall):
         own = index[lo : lo + tall]
-        part = draws.anchor_slice(spec, lo, lo + tall)
-        weight = row_weights(own, num_data, part, x.dtype, draw_backend)  # [b, N]
+        chunk = draws.anchor_slice(spec, lo, lo + tall)
+        weight = row_weights(own, num_data, chunk, x.dtype, draw_backend)  # [b, N]
+        weight = weight[:, part.first : part.first + height]
         yield (
             lo,
             lo + len(own),

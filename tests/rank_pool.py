@@ -1,0 +1,124 @@
+"""Processes of one gloo group: `Pool` starts them once for many checks, `launch` runs one program to its end, or death.
+
+They are forked from a server that has imported everything once (forkserver): imports would take longer than the checks.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import socket
+import sys
+import tempfile
+import traceback
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+PATIENCE = 120  # seconds
+PRELOAD = ("wcord_fast.train.cli", "torch.distributed.tensor", "torch.distributed.checkpoint", "torch._dynamo")
+
+
+def _context():
+    context = get_context("forkserver")
+    context.set_forkserver_preload([*PRELOAD, "sklearn.datasets", "matplotlib.pyplot", "tests.faulty_rank"])
+    return context
+
+
+class Ended(NamedTuple):
+    """How the processes of a program ended, in rank order."""
+
+    codes: list[int]
+    out: list[str]
+    err: list[str]
+
+
+def launch(world: int, folder: Path, function, *args) -> Ended:
+    """`sys.exit(function(*args))` on `world` processes in the environment that torchrun gives; output in `folder`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [
+        _context().Process(target=_program, args=(rank, world, port, folder, function, args)) for rank in range(world)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(PATIENCE)
+        assert process.exitcode is not None, "a process goes on without the others"
+    texts = [[(folder / f"{name}{rank}").read_text() for rank in range(world)] for name in ("out", "err")]
+    return Ended([p.exitcode for p in processes], *texts)
+
+
+def _program(rank: int, world: int, port: int, folder: Path, function, args) -> None:
+    for stream, name in ((sys.stdout, "out"), (sys.stderr, "err")):
+        stream.flush()
+        os.dup2(os.open(folder / f"{name}{rank}", os.O_CREAT | os.O_TRUNC | os.O_WRONLY), stream.fileno())
+    _environment(rank, world)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    sys.exit(function(*args))
+
+
+def _environment(rank: int, world: int) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
+
+
+class Pool:
+    """`world` processes with torch.distributed initialised, one thread each."""
+
+    def __init__(self, world: int):
+        self.world = world
+        self._folder = tempfile.TemporaryDirectory()
+        context = _context()
+        self._pipes, self._processes = [], []
+        for rank in range(world):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(rank, world, self._folder.name, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def run(self, function, *args) -> list:
+        """function(*args) on every rank; the results in rank order, or AssertionError with the first traceback."""
+        for pipe in self._pipes:
+            pipe.send((function, args))
+        results = []
+        for rank, pipe in enumerate(self._pipes):
+            assert pipe.poll(PATIENCE), f"rank {rank} does not answer"
+            results.append(pipe.recv())
+        failed = [text for ok, text in results if not ok]
+        assert not failed, failed[0]
+        return [value for _, value in results]
+
+    def close(self) -> None:
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.join(5)
+            if process.is_alive():
+                process.kill()
+        self._folder.cleanup()
+
+
+def _serve(rank: int, world: int, folder: str, pipe) -> None:
+    _environment(rank, world)
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=(Path(folder) / "store").as_uri(),
+        rank=rank,
+        world_size=world,
+        timeout=datetime.timedelta(seconds=PATIENCE),
+    )
+    while True:
+        try:
+            function, args = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send((True, function(*args)))
+        except Exception:
+            pipe.send((False, f"rank {rank}: {traceback.format_exc()}"))

@@ -1,0 +1,77 @@
+"""Parts of a bank: what they contribute adds up to the whole, for every sampler, plan and backend."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from wcord_fast.ops import dispatch
+from wcord_fast.ops.bank import native_cpu, reference
+from wcord_fast.ops.bank.part import Part
+
+from .bank_cases import SAMPLERS, TAU, problem, relative_error
+
+LIMIT = 1e-5  # of fp32; at worst the reference on 12,000 draws with repetitions
+CUTS = [(0, 300), (0, 1, 300), (0, 96, 97, 200, 300)]
+
+
+def modules():
+    found = [pytest.param(reference, id="reference")]
+    why = dispatch.cannot_run("native", "cpu")
+    return [*found, pytest.param(native_cpu, id="native", marks=pytest.mark.skipif(bool(why), reason=str(why)))]
+
+
+def joined(module, plan, p, cuts):
+    """The results of all parts, added up in fp64."""
+    nce, mean, sums = [], [], []
+    for lo, hi in pairwise(cuts):
+        banks, part = [b[lo:hi].contiguous() for b in p.banks], Part(lo, p.banks[0].shape[0])
+        common = (p.anchors, banks, p.index)
+        nce.append(module.bank_nce(*common, p.log_z, p.spec, TAU, True, plan, "auto", part))
+        mean.append(module.bank_mean_score(*common, p.spec, True, plan, "auto", part))
+        sums.append(module.bank_log_sum_exp(*common, p.spec, TAU, plan, "auto", part).double())
+    total = [[sum(t.double() for t in column) for column in zip(*parts, strict=True)] for parts in (nce, mean)]
+    log_z = reference.normalised(torch.stack(sums).logsumexp(0), p.index, p.banks[0].shape[0], p.spec)
+    return {"nce": total[0], "mean": total[1], "log_z": (log_z,)}
+
+
+def assert_close(got, wanted, said):
+    for op in ("nce", "log_z"):
+        for ours, theirs in zip(got[op], wanted[op], strict=True):
+            assert relative_error(ours, theirs) < LIMIT, (op, said)
+    for ours, theirs in zip(got["mean"], wanted["mean"], strict=True):  # itself near zero: in units of a score
+        assert float((ours - theirs).abs().max()) < LIMIT, said
+
+
+@pytest.mark.parametrize("module", modules())
+@pytest.mark.parametrize("plan", ["gather", "dense"])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_parts_add_up_to_the_whole(name, plan, module):
+    p = problem(name)
+    wanted = p.answers()
+    for cuts in CUTS:
+        got = joined(module, plan, p, cuts)
+        assert_close(got, wanted, cuts)
+
+
+@pytest.mark.parametrize("module", modules())
+def test_many_anchors_and_rows_in_a_narrow_type(module):
+    p = problem("class", dim=33, num_data=5000, batch=70, k=700, bank=torch.bfloat16)
+    wanted = p.answers()
+    for plan in ("gather", "dense"):
+        got = joined(module, plan, p, (0, 1800, 5000))
+        assert_close(got, wanted, plan)
+
+
+@pytest.mark.parametrize("module", modules())
+def test_a_part_without_any_drawn_row_gives_nothing(module):
+    p = problem("self", num_data=300, k=2)
+    drawn = {int(r) for r in reference.draws.draw(p.index, 300, p.spec, "reference").flatten()} | set(p.index.tolist())
+    lo = next(r for r in range(300) if not {r, r + 1, r + 2} & drawn)
+    banks, part = [b[lo : lo + 3].contiguous() for b in p.banks], Part(lo, 300)
+    loss, grad = module.bank_nce(p.anchors, banks, p.index, p.log_z, p.spec, TAU, True, "gather", "auto", part)
+    assert not loss.any() and not grad.any()
+    total = module.bank_log_sum_exp(p.anchors, banks, p.index, p.spec, TAU, "gather", "auto", part)
+    assert (total == -torch.inf).all()

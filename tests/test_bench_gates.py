@@ -1,0 +1,67 @@
+"""The benches' gates: what is not right against float64, or not eager's loss, gets no ratio and a bad exit."""
+
+import json
+
+import pytest
+import torch
+
+from bench import baseline_providers, baselines, step
+
+SMALL = ("resnet8", "wrn_10_1")  # as in the suite's other quick pairs
+
+
+@pytest.mark.parametrize("name", baseline_providers.NAIVE)
+def test_both_forms_of_a_baseline_are_float64s(name):
+    rows = baselines.measure(name, 3, 1, *SMALL)
+    assert [(r["form"], r["right"]) for r in rows] == [("naive", True), ("ours", True)]
+    assert rows[1]["times_naive"] > 0 and "times_naive" not in rows[0]
+    assert all(e < 1e-3 for r in rows for e in r["error"].values())
+
+
+def test_float64_of_nst_image_by_image_is_the_whole_batchs():
+    case = baseline_providers.Case("nst", 3, *SMALL)
+    s, t = ([f.double() for f in feats] for feats in (case.s, case.t))
+    value, grads = baseline_providers.differentiate(baseline_providers.nst, s, t, case.method)
+    found = case.answer()
+    torch.testing.assert_close(found[0], value, rtol=1e-12, atol=0)
+    torch.testing.assert_close(found[1], grads, rtol=1e-10, atol=1e-14)
+
+
+def test_a_wrong_form_gets_no_ratio(monkeypatch, tmp_path, capsys):
+    real = baselines.Ours.step
+    monkeypatch.setattr(baselines.Ours, "step", lambda self: (real(self)[0] * 1.001, real(self)[1]))
+    asked = [
+        "--methods=pkt",
+        "--batches",
+        "4",
+        "--repeats=1",
+        f"--out={tmp_path}",
+        "--student=resnet8",
+        "--teacher=resnet8",
+    ]
+    assert baselines.main(asked) == 1
+    assert "WRONG" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (tmp_path / "baselines.jsonl").read_text().splitlines()]
+    assert [r["right"] for r in rows] == [True, False] and not any("times_naive" in r for r in rows)
+    assert rows[0]["commit"] and rows[0]["subject"] == "baselines"
+
+
+def test_the_step_bench_runs_the_drivers_step(tmp_path, capsys):
+    asked = ["--methods=crd", "--pair=wrn_10_1,resnet8", "--num-data=1000", "--repeats=2", f"--out={tmp_path}"]
+    assert step.main(asked) == 0
+    eager, other = [json.loads(line) for line in (tmp_path / "step.jsonl").read_text().splitlines()]
+    assert eager["right"] and other["right"] and other["times_eager"] > 0
+    for row in (eager, other):
+        assert 0 < row["loss_share"] < 1 and row["images_per_s"] == pytest.approx(64e3 / row["ms"]["p50"], rel=1e-3)
+        assert 0 < row["loss_ms"] < row["ms"]["p80"] * 2
+
+
+def test_another_loss_gets_no_ratio(monkeypatch, tmp_path):
+    real = step.Stepper.first
+    monkeypatch.setattr(
+        step.Stepper, "first", lambda self: real(self) * (1.01 if self.run.recipe["channels_last"] else 1)
+    )
+    asked = ["--methods=ce", "--pair=wrn_10_1,resnet8", "--num-data=1000", "--repeats=1", f"--out={tmp_path}"]
+    assert step.main(asked) == 1
+    rows = [json.loads(line) for line in (tmp_path / "step.jsonl").read_text().splitlines()]
+    assert [r["right"] for r in rows] == [True, False] and "times_eager" not in rows[1]

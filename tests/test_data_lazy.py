@@ -1,0 +1,103 @@
+"""Folders decoded as needed: crops, order, workers, and a run that trains and resumes on them."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.test_data_folder import write
+from wcord_fast import data
+from wcord_fast.data import lazy_folder
+from wcord_fast.train.cli import main
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("lazy")
+    write(root / "train", {"cat": 9, "dog": 14, "emu": 8})
+    write(root / "val", {"cat": 3, "emu": 4})
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(root / "val" / "cat" / "000.png")
+    return root
+
+
+def gathered(batches):
+    images, labels, index = zip(*batches, strict=True)
+    return torch.cat(images), torch.cat(labels), torch.cat(index)
+
+
+def test_labels_and_order(folder):
+    found = data.load("imagenet", data_dir=folder, image_size=16)
+    assert found.classes == ("cat", "dog", "emu") and found.image_size == (16, 16) and found.num_classes == 3
+    assert torch.bincount(found.train_labels).tolist() == [9, 14, 8] and found.test_labels.tolist() == [0] * 3 + [2] * 4
+    batches = lazy_folder.LazyBatches(found, 8, seed=1, workers=0)
+    images, labels, index = gathered(batches.epoch(0))
+    assert len(batches) == 4 and images.shape == (31, 3, 16, 16) and sorted(index.tolist()) == list(range(31))
+    assert torch.equal(labels, found.train_labels[index])
+    colour = (images.mean((2, 3)) * torch.tensor(found.std) + torch.tensor(found.mean)).argmax(1)
+    assert torch.equal(colour, labels)  # a cat is red, a dog green, an emu blue
+    assert not torch.equal(gathered(batches.epoch(1))[2], index)
+    limited = data.load("imagenet", data_dir=folder, image_size=16, limit_train=12)
+    assert torch.bincount(limited.train_labels).tolist() == [4, 5, 3] and limited.fingerprint != found.fingerprint
+
+
+def test_batches_do_not_depend_on_workers_or_the_start(folder):
+    found = data.load("imagenet", data_dir=folder, image_size=12)
+    before = torch.get_rng_state()
+    alone = list(lazy_folder.LazyBatches(found, 10, seed=3, workers=0).epoch(2))
+    helped = list(lazy_folder.LazyBatches(found, 10, seed=3, workers=2).epoch(2))
+    later = list(lazy_folder.LazyBatches(found, 10, seed=3, workers=0).epoch(2, start=2))
+    assert torch.equal(before, torch.get_rng_state())
+    for a, b in [*zip(alone, helped, strict=True), *zip(alone[2:], later, strict=True)]:
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_the_middle_is_pillows(folder):
+    found = data.load("imagenet", data_dir=folder, image_size=28)
+    image, label, _ = (part[0] for part in next(iter(data.test_batches(found, 4))))
+    with Image.open(folder / "val" / "cat" / "000.png") as noise:  # 60 x 40: the shorter side becomes 32
+        want = np.asarray(noise.resize((48, 32), Image.Resampling.BILINEAR).crop((10, 2, 38, 30)))
+    got = (image * torch.tensor(found.std)[:, None, None] + torch.tensor(found.mean)[:, None, None]) * 255
+    np.testing.assert_allclose(got.permute(1, 2, 0).numpy(), want, atol=1e-3)
+    assert int(label) == 0
+
+
+def test_random_crops_are_parts_of_the_image():
+    """Pixel values tell their place: the crop's range of rows and columns gives its area and aspect."""
+    rows, columns = np.mgrid[0:100, 0:200].astype(np.uint8)
+    image = Image.fromarray(np.stack([rows, columns, rows * 0], -1))
+    areas, mirrored = [], 0
+    for seed in range(200):
+        crop = np.asarray(lazy_folder.random_crop(image, 32, np.random.default_rng(seed))).astype(float)
+        height, width = (np.ptp(crop[..., c]) * 32 / 31 for c in (0, 1))  # from pixel centre to pixel centre
+        areas.append(height * width / 20_000)
+        mirrored += bool(crop[0, 0, 1] > crop[0, -1, 1])
+        assert 0.7 < width / height < 1.45
+    assert 70 < mirrored < 130 and min(areas) < 0.12 and 0.4 < max(areas) < 1.05
+    sliver = Image.new("RGB", (400, 4))
+    assert lazy_folder.random_crop(sliver, 16, np.random.default_rng(0)).size == (16, 16)
+
+
+def test_a_damaged_file_is_named_in_one_line(folder, tmp_path):
+    write(tmp_path / "train", {"cat": 2, "dog": 2})
+    write(tmp_path / "val", {"cat": 1})
+    (tmp_path / "train" / "dog" / "bad.png").write_text("not an image")
+    batches = lazy_folder.LazyBatches(data.load("imagenet", data_dir=tmp_path), 2, seed=0, workers=1)
+    with pytest.raises(ValueError, match=r"^\S+bad\.png: cannot be read as an image") as told:
+        list(batches.epoch(0))
+    assert "\n" not in str(told.value)
+    with pytest.raises(ValueError, match=r"expected .*/train and .*/val"):
+        data.load("imagenet", data_dir=tmp_path / "train")
+    with pytest.raises(ValueError, match="'imagenet' needs the folder"):
+        data.load("imagenet")
+
+
+def test_a_run_on_it_trains_and_resumes(folder, tmp_path, capsys):
+    asked = ["distill", "--data=imagenet", "--config=digits", f"--data-dir={folder}", "--image-size=16", "--epochs=2"]
+    asked += ["--teacher=resnet14", "--teacher-epochs=1", "--batch-size=8", "--methods=crd", "--no-tensorboard"]
+    assert main([*asked, f"--output-dir={tmp_path}", "--threads=1"]) == 0
+    assert "31 training and 7 test images, 3 classes" in capsys.readouterr().out
+    assert main([*asked, f"--output-dir={tmp_path}", "--threads=1"]) == 0
+    assert capsys.readouterr().out.count("finished earlier") == 2
+    assert main(["evaluate", str(tmp_path / "crd"), f"--data-dir={folder}"]) == 0
+    assert "on 7 test images" in capsys.readouterr().out

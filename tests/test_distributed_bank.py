@@ -1,0 +1,312 @@
+"""Replicated and sharded banks on 2 and 3 gloo processes against one process with the joined batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from wcord_fast import CRDLoss, MemoryBank, NegativeSampler, WCoRDLoss
+from wcord_fast import functional as F
+from wcord_fast.distributed import bytes_sent, exclude_state, ranks
+from wcord_fast.distributed.ranks import gather_rows, scatter_sums, sizes_of
+
+from .rank_pool import Pool
+
+N, D, S_DIM, T_DIM = 61, 12, 7, 9
+LABELS = torch.arange(N) % 5
+SIZES = {2: [[4, 4], [5, 2], [1, 3]], 3: [[3, 3, 3], [4, 1, 2], [1, 1, 5]]}  # of the ranks, step by step
+CPU = torch.device("cpu")
+
+LOSSES = {
+    "crd": (CRDLoss, {"nce_k": 9, "labels": LABELS}),
+    "crd self": (CRDLoss, {"nce_k": 20, "exclude": "self", "replacement": True, "z": "ema"}),
+    "crd all": (CRDLoss, {"nce_k": "all", "labels": LABELS}),
+    "crd dense": (CRDLoss, {"nce_k": 30, "exclude": "none", "plan": "dense", "z": "ema"}),
+    "crd reference": (CRDLoss, {"nce_k": 9, "labels": LABELS, "backend": "reference"}),
+    "nce_sn": (WCoRDLoss, {"num_negatives": 11, "labels": LABELS, "ot_scope": "global"}),
+    "nce_sn sum": (WCoRDLoss, {"num_negatives": 11, "ot_scope": "global", "lckt_reduction": "sum", "lambda_lckt": 1.0}),
+    "lckt": (WCoRDLoss, {"lambda_gckt": 0, "ot_scope": "global", "lckt_features": "embed"}),
+    "dual batch": (WCoRDLoss, {"critic": "dual", "labels": LABELS, "ot_scope": "global"}),
+    "dual bank": (WCoRDLoss, {"critic": "dual", "negatives": "bank", "num_negatives": "all", "labels": LABELS,
+                              "ot_scope": "global"}),
+    "dual self": (WCoRDLoss, {"critic": "dual", "negatives": "bank_negatives", "num_negatives": 8, "neg_weight": "M",
+                              "ot_scope": "global"}),
+    "dual all self": (WCoRDLoss, {"critic": "dual", "negatives": "bank", "num_negatives": "all", "ot_scope": "global"}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def pool(request):
+    pool = Pool(request.param)
+    yield pool
+    pool.close()
+
+
+def build(name, **options):
+    torch.manual_seed(5)
+    kind, own = LOSSES[name]
+    return kind(S_DIM, T_DIM, N, feat_dim=D, seed=11, **own, **options).train()
+
+
+def batches(world, rank=None):
+    """The batches of the steps: of `rank`, or joined. Row 3 comes from every rank."""
+    g = torch.Generator().manual_seed(1)
+    for sizes in SIZES[world]:
+        total = sum(sizes)
+        f_s, f_t = torch.randn(total, S_DIM, generator=g), torch.randn(total, T_DIM, generator=g)
+        idx = torch.randint(N, (total,), generator=g)
+        ends = np.cumsum([0, *sizes])
+        idx[ends[:-1]] = 3
+        at = slice(None) if rank is None else slice(ends[rank], ends[rank + 1])
+        yield f_s[at], f_t[at], idx[at], 1 if rank is None else len(sizes) * sizes[rank] / total
+
+
+def train(name, rank=None, world=None, **options):
+    """Losses, the gradients of every step, and the state at the end; on ranks by DDP."""
+    loss = build(name, **options)
+    module = loss if rank is None else DistributedDataParallel(loss)
+    parameters = [p for p in loss.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, 0.1)
+    values, grads = [], []
+    for f_s, f_t, idx, weight in batches(world, rank):
+        f_s = f_s.requires_grad_()
+        value = module(f_s, f_t, idx)
+        optimizer.zero_grad()
+        (value * weight).backward()
+        values.append(float(value.detach()) * weight)
+        grads.append([f_s.grad, *(p.grad.clone() for p in parameters)])
+        optimizer.step()
+    return values, grads, {k: v.clone() for k, v in loss.state_dict().items()}
+
+
+def on_rank(name, options):
+    return train(name, *ranks(), **options)
+
+
+def assert_equals_one_process(pool, name, options, tolerance=2e-5):
+    values, grads, state = train(name, None, pool.world)
+    everyone = pool.run(on_rank, name, options)
+    for step, value in enumerate(values):
+        assert sum(r[0][step] for r in everyone) / pool.world == pytest.approx(value, rel=tolerance)
+        features = torch.cat([r[1][step][0] for r in everyone]) / pool.world
+        torch.testing.assert_close(
+            features, grads[step][0], rtol=tolerance, atol=tolerance * float(grads[step][0].max())
+        )
+        for mine, *theirs in zip(grads[step][1:], *(r[1][step][1:] for r in everyone), strict=True):
+            assert all(torch.equal(theirs[0], t) for t in theirs)
+            torch.testing.assert_close(theirs[0], mine, rtol=tolerance, atol=tolerance * float(mine.abs().max()))
+    return state, [r[2] for r in everyone]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_replicas_equal_one_another_to_the_bit_and_one_process(pool, name):
+    state, states = assert_equals_one_process(pool, name, {})
+    for key, value in state.items():
+        for other in states:
+            assert torch.equal(other[key].nan_to_num(), states[0][key].nan_to_num()), key
+        torch.testing.assert_close(states[0][key], value, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", [n for n in LOSSES if n not in ("lckt", "dual batch")])
+def test_shards_equal_one_process(pool, name):
+    state, states = assert_equals_one_process(pool, name, {"shard": "rank"})
+    for key, value in state.items():
+        if key.startswith("contrast.memory_v"):
+            assert sum(len(s[key]) for s in states) == N and max(len(s[key]) for s in states) <= -(-N // pool.world)
+            torch.testing.assert_close(torch.cat([s[key] for s in states]), value, rtol=1e-4, atol=1e-5)
+        else:
+            assert all(torch.equal(s[key].nan_to_num(), states[0][key].nan_to_num()) for s in states), key
+            torch.testing.assert_close(states[0][key], value, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def wrapped(whole_model):
+    """Each rank marks a row of its bank; what DDP leaves of the marks after two steps."""
+    rank, world = ranks()
+    loss = build("nce_sn")
+    model = torch.nn.ModuleDict({"head": loss})
+    model.forward = loss.forward
+    loss.contrast.memory_v1.rows[0] = rank + 1.0
+    module = DistributedDataParallel(exclude_state(model) if whole_model else loss)
+    for f_s, f_t, idx, _ in list(batches(world, rank))[:2]:
+        module(f_s, f_t, idx.clamp_min(1)).backward()
+    return loss.contrast.memory_v1.rows[0].unique().tolist()
+
+
+@pytest.mark.parametrize("whole_model", [False, True])
+def test_ddp_leaves_the_banks_alone(pool, whole_model):
+    assert pool.run(wrapped, whole_model) == [[rank + 1.0] for rank in range(pool.world)]
+
+
+def many_steps(shard):
+    torch.manual_seed(dist.get_rank())
+    loss = CRDLoss(S_DIM, T_DIM, N, feat_dim=D, nce_k=5, bank_dtype=torch.bfloat16, shard=shard)  # the seed is rank 0's
+    torch.manual_seed(7)
+    for p in loss.parameters():
+        torch.nn.init.normal_(p, 0, 0.3)
+    torch.manual_seed(100 + dist.get_rank())
+    for _ in range(40):
+        size = int(torch.randint(1, 6, ()))
+        idx = torch.randint(8, (size,))  # few rows, so that they meet across ranks and within one
+        loss(torch.randn(size, S_DIM), torch.randn(size, T_DIM), idx)
+    return loss.state_dict()
+
+
+def test_replicas_are_bit_identical_after_many_uneven_steps(pool):
+    replicas, shards = pool.run(many_steps, None), pool.run(many_steps, "rank")
+    for key, value in replicas[0].items():
+        assert all(torch.equal(r[key], value) for r in replicas), key
+        if key.startswith("contrast.memory_v"):
+            assert torch.equal(torch.cat([s[key] for s in shards]), value)
+    assert int(replicas[0]["contrast.sampler.state"][1]) == 40
+
+
+def functional_values(source, k):
+    """The three functions on a sharded MemoryBank, and the bank after an update with duplicates across ranks."""
+    rank, world = ranks()
+    f_s, _, idx, _ = list(batches(world, rank))[1]
+    options = {"class": {"labels": LABELS}, "weighted": {"weights": torch.arange(N) % 4 + 0.5}}
+    negatives = NegativeSampler(N, k, seed=2, **options.get(source, {"exclude": source}))
+    anchor = torch.nn.functional.pad(f_s, (0, D - S_DIM)).requires_grad_()
+    bank = MemoryBank(N, D, seed=4, shard="rank")
+    log_z = F.bank_log_z(anchor, bank, idx, negatives=negatives)
+    nce = F.bank_nce(anchor, bank, idx, negatives=negatives, log_z=log_z)
+    mean = F.bank_mean_score(anchor, bank, idx, negatives=negatives)
+    rows = torch.randint(N, (len(idx), 6), generator=torch.Generator().manual_seed(rank))
+    given = F.bank_nce(anchor, bank, idx, negatives=rows, log_z=log_z)
+    (grad,) = torch.autograd.grad((nce + 3 * mean).sum(), anchor)
+    F.bank_update_(bank, idx, anchor)
+    return anchor.detach(), idx, rows, log_z, nce.detach(), mean.detach(), given.detach(), grad, bank.rows
+
+
+@pytest.mark.parametrize("source, k", [("class", 7), ("none", "all"), ("self", 7), ("weighted", 9), ("class", "all")])
+def test_functions_on_a_sharded_bank(pool, source, k):
+    parts = pool.run(functional_values, source, k)
+    anchor, idx, rows, _, nce, mean, given, grad, held = (
+        torch.cat([p[i] for p in parts]) if i != 3 else None for i in range(9)
+    )
+    options = {"class": {"labels": LABELS}, "weighted": {"weights": torch.arange(N) % 4 + 0.5}}
+    negatives = NegativeSampler(N, k, seed=2, **options.get(source, {"exclude": source}))
+    bank, anchor = MemoryBank(N, D, seed=4), anchor.requires_grad_()
+    log_z = F.bank_log_z(anchor, bank, idx, negatives=negatives)
+    ours = F.bank_nce(anchor, bank, idx, negatives=negatives, log_z=log_z)
+    means = F.bank_mean_score(anchor, bank, idx, negatives=negatives)
+    close = {"rtol": 2e-5, "atol": 1e-5}
+    for p in parts:
+        torch.testing.assert_close(p[3], log_z, **close)
+    torch.testing.assert_close(nce, ours.detach(), **close)
+    torch.testing.assert_close(mean, means.detach(), **close)
+    torch.testing.assert_close(given, F.bank_nce(anchor, bank, idx, negatives=rows, log_z=log_z).detach(), **close)
+    torch.testing.assert_close(grad, torch.autograd.grad((ours + 3 * means).sum(), anchor)[0], **close)
+    F.bank_update_(bank, idx, anchor)
+    assert torch.equal(held, bank.rows)
+
+
+def traffic(shard, n, k, z):
+    """Bytes of one training step's collectives, counted at torch.distributed itself, and by the library."""
+    loss = CRDLoss(S_DIM, T_DIM, n, feat_dim=D, nce_k=k, seed=1, exclude="self", shard=shard)
+    if z:
+        loss.contrast.log_z.fill_(8.0)
+    seen = {"all_gather": 0, "all_to_all_single": 0}
+    originals = {name: getattr(dist, name) for name in seen}
+
+    def counting(name):
+        def call(out, own, *args):
+            seen[name] += own.nbytes
+            return originals[name](out, own, *args)
+
+        return call
+
+    everything = {n: getattr(dist, n) for n in ("all_reduce", "broadcast", "reduce_scatter", "send", "all_to_all")}
+    for name in seen:
+        setattr(dist, name, counting(name))
+    for name in everything:
+        setattr(dist, name, None)  # would raise
+    try:
+        before = bytes_sent()
+        loss(torch.randn(4, S_DIM).requires_grad_(), torch.randn(4, T_DIM), torch.arange(4)).backward()
+        return seen, bytes_sent() - before
+    finally:
+        for name, function in (originals | everything).items():
+            setattr(dist, name, function)
+
+
+def test_traffic_of_a_step_is_that_of_the_arithmetic_and_independent_of_k_and_n(pool):
+    world, batch = pool.world, 4 * pool.world
+    message = 8 + 4 * (2 * D * 4 + 8)  # the size, then 4 anchors of two directions and their row numbers
+    for n, k in ((50, 3), (50, 40), (1000, 3), (1000, 900)):
+        for seen, sent in pool.run(traffic, None, n, k, True):
+            assert seen == {"all_gather": message, "all_to_all_single": 0}
+            assert sent == (world - 1) * message
+        for seen, sent in pool.run(traffic, "rank", n, k, True):
+            cells = batch * 2 * (1 + D) * 4
+            assert seen == {"all_gather": message, "all_to_all_single": cells}
+            assert sent == (world - 1) * message + cells * (world - 1) // world
+        assert (
+            pool.run(traffic, "rank", n, k, False)[0][0]["all_gather"] == message + 16
+        )  # once: log Z of two directions
+
+
+def collectives():
+    rank = ranks().rank
+    sizes = sizes_of(rank + 1, CPU)
+    values = torch.full((rank + 1, 2), rank, dtype=torch.bfloat16)
+    joined, numbers = gather_rows([values, torch.arange(rank + 1)], sizes)
+    summed = scatter_sums(torch.arange(sum(sizes) * 3.0).view(-1, 3) * (rank + 1), sizes)
+    return sizes, joined, numbers, summed
+
+
+def test_collectives_of_uneven_parts(pool):
+    world = pool.world
+    for rank, (sizes, joined, numbers, summed) in enumerate(pool.run(collectives)):
+        assert sizes == [r + 1 for r in range(world)]
+        assert joined.dtype == torch.bfloat16
+        assert joined[:, 0].tolist() == [r for r in range(world) for _ in range(r + 1)]
+        assert numbers.tolist() == [i for r in range(world) for i in range(r + 1)]
+        first, factor = rank * (rank + 1) // 2, world * (world + 1) // 2
+        assert torch.equal(summed, torch.arange(first * 3.0, (first + rank + 1) * 3.0).view(-1, 3) * factor)
+
+
+def rows_of(path):
+    bank = MemoryBank(N, D, shard="rank", seed=0, dtype=torch.bfloat16)
+    initial = bank.rows.clone()
+    return initial, bank.load_rows_(path).rows, len(MemoryBank(4, 1, shard="rank", seed=0).rows)
+
+
+def test_initial_rows_are_slices_of_the_whole_and_can_come_from_a_mapped_file(pool, tmp_path):
+    values = np.random.default_rng(0).standard_normal((N, D)).astype(np.float32)
+    np.save(tmp_path / "rows.npy", values)
+    parts = pool.run(rows_of, tmp_path / "rows.npy")
+    assert torch.equal(torch.cat([p[0] for p in parts]), MemoryBank(N, D, seed=0, dtype=torch.bfloat16).rows)
+    assert torch.equal(torch.cat([p[1] for p in parts]), torch.from_numpy(values).bfloat16())
+    assert [p[2] for p in parts] == {2: [2, 2], 3: [2, 2, 0]}[pool.world]
+
+
+def few_rows():
+    torch.manual_seed(0)
+    loss = CRDLoss(S_DIM, T_DIM, 4, feat_dim=D, nce_k=2, seed=1, exclude="self", shard="rank")
+    f_s = torch.ones(2, S_DIM).requires_grad_()
+    value = loss(f_s, torch.ones(2, T_DIM), torch.tensor([0, 3]))
+    value.backward()
+    return float(value), bool(f_s.grad.isfinite().all())
+
+
+def test_a_rank_without_rows_takes_part(pool):
+    values = pool.run(few_rows)
+    assert all(np.isfinite(v) and ok for v, ok in values)
+
+
+def bad_index():
+    bank = MemoryBank(N, D, shard="rank", seed=0)
+    negatives = NegativeSampler(N, 3, exclude="self", seed=0)
+    try:
+        F.bank_nce(torch.ones(2, D), bank, torch.tensor([0, N]), negatives=negatives, log_z=1.0)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def test_a_bad_index_is_refused_before_anything_is_sent(pool):
+    assert all("index" in said and str(N) in said for said in pool.run(bad_index))

@@ -1,0 +1,204 @@
+"""The training loop on 2 and 3 gloo processes: one history, one set of files, elastic and damaged checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import shutil
+from itertools import pairwise
+
+import pytest
+import torch
+
+from wcord_fast.data import TrainBatches
+from wcord_fast.distributed import ranks
+from wcord_fast.train import loop, shards
+from wcord_fast.train.checkpoint import CheckpointError, load
+from wcord_fast.train.files import OutputError
+
+from .rank_pool import Pool
+from .train_tiny import TRAIN, dataset, make_run
+
+SHARDED = {"wcord": {"num_negatives": 9, "feat_dim": 16, "shard": "rank"}}
+REPLICATED = {"wcord": {"num_negatives": 9, "feat_dim": 16, "ot_scope": "global"}}
+BANK = "wcord.contrast.memory_v1"
+
+
+class Stopped(Exception):
+    """Instead of the second epoch."""
+
+
+@pytest.fixture(scope="module")
+def pools():
+    pools = {2: Pool(2), 3: Pool(3)}
+    yield pools
+    for pool in pools.values():
+        pool.close()
+
+
+def whole_state(run):
+    """The student's and the method's state; sharded banks gathered."""
+    method = run.method.state_dict()
+    for name, bank in shards._sharded(run.method).items():
+        parts = [None] * ranks().world
+        torch.distributed.all_gather_object(parts, bank.rows) if ranks().world > 1 else parts.__setitem__(0, bank.rows)
+        method[name] = torch.cat(parts)
+    return {"student": run.student.state_dict(), "method": method}
+
+
+def train(directory, method, options, stop=False):
+    """History and state after `fit`, or after its first epoch; in a process of any pool or in this one."""
+    logging.disable(logging.CRITICAL)
+    run = make_run(directory, method, epochs=2, **options)
+    said = loop.epoch_line
+    try:
+        if stop:
+
+            def halt(*args):
+                raise Stopped
+
+            loop.epoch_line = halt
+        loop.fit(run)
+    except Stopped:
+        pass
+    finally:
+        loop.epoch_line = said
+        logging.disable(logging.NOTSET)
+    return run.history, whole_state(run)
+
+
+def values(history):
+    timing = ("images_per_s", "loss_share", "seconds")
+    return [{k: v for k, v in row.items() if k not in timing} for row in history]
+
+
+def assert_same(one, other):
+    for part, tensors in one.items():
+        for key, value in tensors.items():
+            assert torch.equal(value.nan_to_num(), other[part][key].nan_to_num()), (part, key)
+
+
+@pytest.mark.parametrize("options", [REPLICATED, SHARDED], ids=["replicated", "sharded"])
+@pytest.mark.parametrize("world", [2, 3])
+def test_all_ranks_end_equal_and_a_stopped_run_resumes_to_the_same_end(pools, tmp_path, world, options):
+    whole = pools[world].run(train, tmp_path / "whole", "wcord", options)
+    for history, state in whole[1:]:
+        assert values(history) == values(whole[0][0])
+        assert_same(state, whole[0][1])
+    assert [row["epoch"] for row in whole[0][0]] == [1, 2]
+    pools[world].run(train, tmp_path / "stopped", "wcord", options, True)
+    (history, state), *_ = pools[world].run(train, tmp_path / "stopped", "wcord", options)
+    assert values(history) == values(whole[0][0])
+    assert_same(state, whole[0][1])
+    names = {p.name for p in (tmp_path / "whole").iterdir()}
+    banks = {"banks-000001", "banks-000002"} if options is SHARDED else set()
+    assert names == {".lock", "checkpoint.pt", "checkpoint.prev.pt", "metrics.csv", "student.pt"} | banks
+
+
+def test_the_joined_epoch_is_that_of_one_process():
+    for world in (2, 3, 5):
+        parts = [TrainBatches(dataset(), 16, seed=3, part=(r, world)) for r in range(world)]
+        one = TrainBatches(dataset(), 16, seed=3)
+        epochs = [list(p.epoch(1)) for p in parts]
+        for i, batch in enumerate(one.epoch(1)):
+            for whole, *pieces in zip(batch, *(e[i] for e in epochs), strict=True):
+                assert torch.equal(torch.cat(pieces), whole)
+            sizes = [len(e[i][2]) for e in epochs]
+            assert max(sizes) - min(sizes) <= 1 and sum(p.weight(i) for p in parts) == pytest.approx(world)
+            assert parts[0].weight(i) == pytest.approx(world * sizes[0] / sum(sizes))
+    assert len(TrainBatches(dataset(), 21, seed=0, part=(0, 3))) == 2  # the last batch of 2 is left out
+    assert TRAIN == 44 and len(TrainBatches(dataset(), 21, seed=0, part=(0, 3)).whole()) == 3
+    with pytest.raises(ValueError, match="batch_size"):
+        TrainBatches(dataset(), 2, seed=0, part=(0, 3))
+
+
+def resumed(directory, options):
+    run = make_run(directory, "wcord", epochs=2, **options)
+    loop.resume(run, torch.optim.SGD(run.parameters(), 0.1, momentum=0.9))
+    return len(run.history), whole_state(run)
+
+
+@pytest.mark.parametrize("options", [REPLICATED, SHARDED], ids=["replicated", "sharded"])
+def test_a_checkpoint_of_any_number_of_processes_resumes_on_any_other(pools, tmp_path, options):
+    worlds = (3, 2, 1) if options is SHARDED else (2, 3, 1)
+    for before, after in (*pairwise(worlds), (1, 3)):
+        directory = tmp_path / f"{before}to{after}"
+        here = before == 1 or after == 1
+        written = train(directory, "wcord", options, True) if before == 1 else None
+        written = written or pools[before].run(train, directory, "wcord", options, True)[0]
+        read = [resumed(directory, options)] if after == 1 else pools[after].run(resumed, directory, options)
+        for epoch, state in read:
+            assert epoch == 1
+            assert_same(state, written[1])
+        if not here:  # and it goes on
+            (history, _), *_ = pools[after].run(train, directory, "wcord", options)
+            assert [row["epoch"] for row in history] == [1, 2]
+
+
+@pytest.fixture(scope="module")
+def finished(pools, tmp_path_factory):
+    """A finished sharded run of two epochs by two processes, and its state after the first."""
+    directory = tmp_path_factory.mktemp("finished")
+    first = pools[2].run(train, directory, "wcord", SHARDED, True)[0][1]
+    pools[2].run(train, directory, "wcord", SHARDED)
+    return directory, first
+
+
+def damage(file, how):
+    content = bytearray(file.read_bytes())
+    if how == "truncated":
+        content = content[: len(content) // 2]
+    elif how == "flipped":
+        content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    if how == "missing":
+        file.unlink()
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped", "missing"])
+@pytest.mark.parametrize("name", ["__1_0.distcp", ".metadata", "checkpoint.pt"])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_loads(finished, tmp_path, caplog, name, how):
+    source, first = finished
+    directory = tmp_path / "run"
+    shutil.copytree(source, directory)
+    assert resumed(directory, SHARDED)[0] == 2
+    file = directory / name if name == "checkpoint.pt" else directory / "banks-000002" / name
+    damage(file, how)
+    caplog.clear()
+    epoch, state = resumed(directory, SHARDED)
+    assert epoch == 1
+    assert_same(state, first)
+    if not (name == "checkpoint.pt" and how == "missing"):
+        assert str(file) in caplog.text and "going on from" in caplog.text
+    other = directory / name.replace("checkpoint", "checkpoint.prev") if name == "checkpoint.pt" else file
+    damage(directory / "banks-000001" / "__0_0.distcp", "flipped")
+    if other != file or how != "missing":
+        with pytest.raises(CheckpointError, match="banks-000001"):
+            resumed(directory, SHARDED)
+
+
+def full_disk(directory, options, limit):
+    """Epoch 1, then epoch 2 on a disk that takes files of `limit` bytes: what was said, and the files."""
+    train(directory, "wcord", options, True)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        train(directory, "wcord", options)
+        said = ""
+    except OutputError as error:
+        said = str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    return said, sorted(p.name for p in directory.iterdir())
+
+
+def test_a_disk_that_is_full_keeps_the_last_checkpoint(pools, tmp_path):
+    pool, directory = pools[2], tmp_path / "run"
+    options = {**SHARDED, "wcord": {**SHARDED["wcord"], "feat_dim": 64}}
+    for said, names in pool.run(full_disk, directory, options, 4096):
+        assert "output_dir: cannot write" in said and "banks-000002" in said and "File too large" in said
+        assert "banks-000001" in names and "banks-000002" not in names
+    assert load(directory / "checkpoint.pt")["epoch"] == 1
+    assert [epoch for epoch, _ in pool.run(resumed, directory, options)] == [1, 1]
+    (history, _), *_ = pool.run(train, directory, "wcord", options)  # there is room again
+    assert [row["epoch"] for row in history] == [1, 2]

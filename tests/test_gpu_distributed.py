@@ -1,0 +1,61 @@
+"""What only several GPUs can show: the checks of test_distributed_bank on NCCL."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from wcord_fast import CRDLoss
+from wcord_fast.distributed.ranks import ranks, share_of
+
+N, D, BATCH = 500, 32, 24
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        torch.cuda.device_count() < 2, reason=f"NCCL needs two GPUs, torch sees {torch.cuda.device_count()}"
+    ),
+]
+
+
+def step(device, shard, part):
+    torch.manual_seed(0)
+    loss = CRDLoss(7, 9, N, feat_dim=D, nce_k=40, exclude="self", seed=3, shard=shard).to(device)
+    g = torch.Generator().manual_seed(1)
+    f_s, f_t = torch.randn(BATCH, 7, generator=g)[part], torch.randn(BATCH, 9, generator=g)[part]
+    idx = torch.randint(N, (BATCH,), generator=g)[part]
+    f_s = f_s.to(device).requires_grad_()
+    for _ in range(3):
+        value = loss(f_s, f_t.to(device), idx.to(device))
+    value.backward()
+    return value.item(), f_s.grad.cpu(), loss.contrast.memory_v1.rows.cpu()
+
+
+def work(rank, world, folder):
+    torch.cuda.set_device(rank)
+    torch.distributed.init_process_group(
+        "cpu:gloo,cuda:nccl", init_method=f"file://{folder}/store", rank=rank, world_size=world
+    )
+    own = share_of(BATCH, ranks())
+    results = {s: step("cuda", s, slice(own.start, own.stop)) for s in (None, "rank")}
+    torch.save(results, Path(folder) / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_ranks_on_nccl_equal_one_process():
+    world = torch.cuda.device_count()
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(work, (world, folder), nprocs=world)
+        parts = [torch.load(Path(folder) / f"{rank}.pt") for rank in range(world)]
+    value, grad, bank = step("cpu", None, slice(None))
+    for shard in (None, "rank"):
+        shares = [len(p[shard][1]) / BATCH for p in parts]
+        assert sum(w * p[shard][0] for w, p in zip(shares, parts, strict=True)) == pytest.approx(value, rel=1e-5)
+        ours = torch.cat([w * p[shard][1] for w, p in zip(shares, parts, strict=True)])
+        torch.testing.assert_close(ours, grad, rtol=1e-4, atol=1e-4 * float(grad.abs().max()))
+    torch.testing.assert_close(torch.cat([p["rank"][2] for p in parts]), bank, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(p[None][2], parts[0][None][2]) for p in parts)

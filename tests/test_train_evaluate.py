@@ -1,0 +1,77 @@
+"""`evaluate`: its numbers are those of scikit-learn and of the training log, on the screen and as JSON."""
+
+import json
+
+import pytest
+import torch
+from sklearn.metrics import log_loss, roc_auc_score, top_k_accuracy_score
+
+from wcord_fast.train import trained
+from wcord_fast.train.cli import main
+from wcord_fast.train.config import Config
+from wcord_fast.train.evaluate_command import measures, predictions
+from wcord_fast.train.runs import Workbench
+
+TINY = {"image_size": 8, "batch_size": 10, "tensorboard": False, "quiet": True, "epochs": 2, "limit_train": 60}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("evaluate")
+    bench = Workbench(Config(**TINY, teacher="resnet8", student="resnet8", output_dir=str(directory)))
+    return bench, bench.student("ce", None), directory / "ce"
+
+
+def test_measures_are_those_of_scikit_learn():
+    g = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(60, 7, generator=g), torch.arange(60) % 7
+    found = measures(logits, labels)
+    scores = logits.double().softmax(1).numpy()
+    for k, name in ((1, "top1"), (5, "top5")):
+        assert found[name] == pytest.approx(100 * top_k_accuracy_score(labels, scores, k=k))
+    assert found["auc"] == pytest.approx(100 * roc_auc_score(labels, scores, multi_class="ovr"))
+    assert found["loss"] == pytest.approx(log_loss(labels, scores))
+    for c, own in enumerate(found["per_class"]):
+        right = logits[labels == c].argmax(1) == c
+        assert own == {"images": len(right), "top1": pytest.approx(100 * float(right.double().mean()))}
+
+
+def test_a_class_without_an_image_has_no_area_and_no_accuracy():
+    found = measures(torch.eye(3), torch.tensor([0, 1, 1]))
+    assert found["auc"] is None and found["per_class"][2] == {"images": 0, "top1": None}
+    assert found["top1"] == pytest.approx(200 / 3) and found["top5"] == 100
+
+
+def test_the_command_prints_what_training_logged(finished, capsys):
+    bench, result, directory = finished
+    last = result.history[-1]
+    assert main(["evaluate", str(directory), "--json", "--per-class", "--batch-size=77"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["top1"] == pytest.approx(last["test_top1"]) and said["top5"] == pytest.approx(last["test_top5"])
+    assert said["loss"] == pytest.approx(last["test_loss"], rel=1e-5)
+    assert (said["model"], said["method"], said["epoch"], said["data"]) == ("resnet8", "ce", 2, "digits")
+    assert said["best_top1"] == last["best_top1"]
+    images = sum(c["images"] for c in said["per_class"].values())
+    assert images == said["test_images"] == len(bench.data.test_labels)
+    right = sum(c["images"] * c["top1"] / 100 for c in said["per_class"].values())
+    assert right == pytest.approx(said["top1"] / 100 * images)
+    assert main(["evaluate", str(directory), "--per-class"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"AUC {said['auc']:.2f} %" in lines[0] and f"best epoch {last['best_top1']:.2f} %" in lines[0]
+    assert [line.split()[0] for line in lines[1:]] == ["class", "-----", *"0123456789"]
+    assert lines[3].split()[2] == f"{said['per_class']['0']['top1']:.2f}"
+
+
+def test_without_the_option_no_class_is_listed(finished, capsys):
+    assert main(["evaluate", str(finished[2]), "--json"]) == 0
+    assert "per_class" not in json.loads(capsys.readouterr().out)
+
+
+def test_predictions_keep_the_mode_and_their_order(finished):
+    bench, _, directory = finished
+    network = trained.load(directory).network(1).train()
+    logits, labels = predictions(network, bench.test)
+    assert network.training and torch.equal(labels, bench.data.test_labels) and logits.dtype == torch.float32
+    images, *_ = next(iter(bench.test))
+    with torch.no_grad():
+        torch.testing.assert_close(logits[: len(images)], network.eval()(images))

@@ -1,0 +1,175 @@
+"""Exported files compute what the checkpoint's network computes, hold its metadata, and are whole or not there."""
+
+import dataclasses
+import json
+import sys
+
+import pytest
+import torch
+
+from wcord_fast import models
+from wcord_fast.train import checkpoint, export, files, formats, trained
+from wcord_fast.train.cli import main
+from wcord_fast.train.config import Config
+from wcord_fast.train.runs import Workbench
+
+TINY = {"image_size": 8, "batch_size": 10, "tensorboard": False, "quiet": True, "epochs": 1, "limit_train": 40}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("export")
+    bench = Workbench(Config(**TINY, teacher="resnet8", student="resnet8", output_dir=str(directory)))
+    bench.student("ce", None)
+    return directory / "ce"
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.rand(7, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(scope="module")
+def logits(run, images):
+    """Those of the weights that training left, on images normalised by hand."""
+    network = models.create("resnet8", 10, in_channels=1)
+    network.load_state_dict(torch.load(run / "student.pt", weights_only=True))
+    data = Workbench(Config(**TINY)).data
+    with torch.no_grad():
+        return network.eval()((images - data.mean[0]) / data.std[0])
+
+
+def exported(run, path, form, *options):
+    assert main(["export", str(run), f"--format={form}", f"--output={path}", *options]) == 0
+    return path
+
+
+def normalised(images, metadata):
+    return (images - metadata["mean"][0]) / metadata["std"][0]
+
+
+def check_metadata(metadata):
+    assert metadata["model"] == "resnet8" and metadata["method"] == "ce" and metadata["epoch"] == 1
+    assert metadata["classes"] == [str(digit) for digit in range(10)] and metadata["image_shape"] == [1, 8, 8]
+
+
+def test_state_dict(run, tmp_path, images, logits, capsys):
+    path = exported(run, tmp_path / "new" / "net.pt", "state_dict")
+    assert "largest difference of a logit from the checkpoint's network: 0 (8 random images)" in capsys.readouterr().out
+    content = torch.load(path, weights_only=True)
+    check_metadata(content["metadata"])
+    network = models.create("resnet8", 10, in_channels=1)
+    models.load_weights(network, content)  # also what --teacher-checkpoint takes
+    with torch.no_grad():
+        torch.testing.assert_close(network.eval()(normalised(images, content["metadata"])), logits)
+    assert main(["export", str(run / "checkpoint.pt")]) == 0
+    assert (run / "resnet8.pt").is_file()
+
+
+def test_safetensors(run, tmp_path, images, logits):
+    from safetensors import safe_open
+
+    path = exported(run, tmp_path / "net.safetensors", "safetensors")
+    with safe_open(path, framework="pt") as file:
+        found = file.metadata()
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    text = ("model", "method", "input", "wcord_fast")
+    metadata = {name: value if name in text else json.loads(value) for name, value in found.items()}
+    check_metadata(metadata)
+    network = models.create("resnet8", 10, in_channels=1)
+    network.load_state_dict(state)
+    with torch.no_grad():
+        torch.testing.assert_close(network.eval()(normalised(images, metadata)), logits)
+
+
+def test_torch_export_with_the_normalisation_in_it(run, tmp_path, images, logits):
+    path = exported(run, tmp_path / "net.pt2", "torch.export", "--with-normalisation")
+    extra = {"metadata.json": ""}
+    program = torch.export.load(path, extra_files=extra).module()
+    metadata = json.loads(extra["metadata.json"])
+    check_metadata(metadata)
+    assert metadata["input"] == "pixels in [0, 1]"
+    for n in (7, 1):
+        torch.testing.assert_close(program(images[:n]), logits[:n])
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "onnx.reference"])
+def test_onnx(run, tmp_path, images, logits, runtime, monkeypatch, capsys):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    pytest.importorskip(runtime)
+    if runtime == "onnx.reference":
+        monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    path = exported(run, tmp_path / "net.onnx", "onnx")
+    assert "largest difference" in capsys.readouterr().out
+    model = onnx.load(path)
+    onnx.checker.check_model(model)
+    metadata = {p.key: p.value for p in model.metadata_props}
+    assert metadata["model"] == "resnet8" and json.loads(metadata["image_shape"]) == [1, 8, 8]
+    run_again = formats.FORMATS["onnx"].read(path.read_bytes(), None)
+    metadata = {name: json.loads(metadata[name]) for name in ("mean", "std")}
+    for n in (7, 1):
+        torch.testing.assert_close(run_again(normalised(images[:n], metadata)), logits[:n], rtol=1e-4, atol=1e-5)
+
+
+def test_without_onnx_it_says_what_to_install(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert main(["export", str(run), "--format=onnx", f"--output={tmp_path / 'net.onnx'}"]) == 1
+    said = capsys.readouterr().err
+    assert "needs the packages onnx and onnxscript" in said and 'pip install "wcord-fast[onnx]"' in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["weights", "nan", "shape"])
+def test_a_file_that_computes_something_else_is_never_written(run, tmp_path, monkeypatch, capsys, damage):
+    form = formats.FORMATS["torch.export"]
+
+    def other(content, fresh):
+        network = form.read(content, fresh)
+        changed = {"weights": lambda y: y + 0.01, "nan": lambda y: y * torch.nan, "shape": lambda y: y[:, :1]}[damage]
+        return lambda images: changed(network(images))
+
+    monkeypatch.setitem(formats.FORMATS, "torch.export", dataclasses.replace(form, read=other))
+    (tmp_path / "net.pt2").write_text("the earlier one")
+    assert main(["export", str(run), "--format=torch.export", f"--output={tmp_path / 'net.pt2'}"]) == 1
+    assert "the exported file gives other logits than the network" in capsys.readouterr().err
+    assert (tmp_path / "net.pt2").read_text() == "the earlier one" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_weights_must_be_the_very_same_bits(run):
+    form, found = formats.FORMATS["state_dict"], trained.load(run)
+    rounded = form.write(found.network(1).bfloat16().float(), None, {})
+    with pytest.raises(checkpoint.CheckpointError, match="gives other logits than the network"):
+        export.difference(form, rounded, found.network(1), [torch.rand(2, 1, 8, 8)], found, 1)
+
+
+def test_a_full_disk_leaves_the_earlier_file(run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "net.pt").write_text("the earlier one")
+
+    def full(self, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files._Writer, "write", full)
+    assert main(["export", str(run), f"--output={tmp_path / 'net.pt'}"]) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert (tmp_path / "net.pt").read_text() == "the earlier one" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_checkpoint_of_an_older_version_takes_its_normalisation_from_the_data(run, tmp_path):
+    state = torch.load(run / "checkpoint.pt", weights_only=True)
+    wanted = state.pop("images")
+    torch.save(state, tmp_path / "checkpoint.pt")
+    assert trained.load(tmp_path).images(None) == wanted
+
+
+def test_what_was_typed_wrong_is_told(run, tmp_path, capsys):
+    for words, said in {
+        ("--format=onx",): "did you mean 'onnx'?",
+        ("--formt=onnx",): "unknown option '--formt'; did you mean '--format'?",
+        ("--with-normalisation",): "a state_dict file holds weights only; use torch.export or onnx",
+    }.items():
+        assert main(["export", str(run), *words]) == 2
+        assert said in capsys.readouterr().err
+    assert main(["export", str(tmp_path / "nothing")]) == 1
+    assert main(["export", str(run.parent)]) == 1
+    assert f"the runs in it: {run}" in capsys.readouterr().err

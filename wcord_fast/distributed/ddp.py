@@ -1,0 +1,26 @@
+"""What DistributedDataParallel must leave alone: the state that the losses keep equal, or apart, by themselves."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def own_state(module: nn.Module) -> list[str]:
+    """Names within `module` of the buffers of its losses, banks and samplers: not to be broadcast or averaged."""
+    from ..nn import Contrast, MemoryBank, NegativeSampler
+
+    found = []
+    for prefix, child in module.named_modules():
+        if isinstance(child, (Contrast, MemoryBank, NegativeSampler)):
+            found += [f"{prefix}.{name}" if prefix else name for name, _ in child.named_buffers(recurse=False)]
+    return found
+
+
+def exclude_state(model: nn.Module) -> nn.Module:
+    """`model`, which holds losses of this library, marked so that DDP leaves their state alone; call it before DDP.
+
+    A loss that is wrapped itself needs no mark.
+    """
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, own_state(model))
+    return model

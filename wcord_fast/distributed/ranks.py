@@ -1,0 +1,137 @@
+"""This process among the processes of torch.distributed: who it is, and the few collectives that the library uses.
+
+Everything that is sent goes through `gather_rows` and `scatter_sums`, as bytes, so that every dtype travels on every
+backend and `bytes_sent` is the whole truth. Sums are taken in rank order: they do not depend on who arrives first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+_sent = 0
+
+
+class Ranks(NamedTuple):
+    """Number of this process and how many there are: (0, 1) without a process group."""
+
+    rank: int
+    world: int
+
+
+def ranks() -> Ranks:
+    """This process among those of the default process group."""
+    if not dist.is_available() or not dist.is_initialized():
+        return Ranks(0, 1)
+    return Ranks(dist.get_rank(), dist.get_world_size())
+
+
+def bytes_sent() -> int:
+    """Payload bytes that this process has sent so far: an all-gather passes them on world - 1 times, as a ring does."""
+    return _sent
+
+
+@torch.compiler.disable
+def sizes_of(count: int, device: torch.device) -> list[int]:
+    """`count` of every rank, in rank order. No device is waited for where the group has a backend for the CPU."""
+    world = ranks().world
+    if world == 1:
+        return [count]
+    own = torch.tensor([count], device="cpu" if _has_cpu_backend() else device)
+    everyone = [torch.empty_like(own) for _ in range(world)]
+    dist.all_gather(everyone, own)
+    _count(own.nbytes * (world - 1))
+    return [int(n) for n in everyone]
+
+
+@torch.compiler.disable
+def gather_rows(tensors: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
+    """Each of `tensors` [n, ...] of every rank, joined in rank order: [sum(sizes), ...]. One message per rank.
+
+    Args:
+        tensors: of any dtypes, with n = sizes[rank] rows each.
+        sizes: rows of every rank.
+    Shorter ranks are padded to the longest, so that sizes may differ on every backend.
+    """
+    world = ranks().world
+    if world == 1:
+        return [t.detach() for t in tensors]
+    rows, most = len(tensors[0]), max(sizes)
+    parts = [_bytes(t) for t in tensors]
+    widths = [p.shape[1] for p in parts]
+    own = parts[0].new_zeros(most, sum(widths))
+    own[:rows] = torch.cat(parts, 1)
+    everyone = own.new_empty(world, *own.shape)
+    dist.all_gather(list(everyone.unbind()), own)
+    _count(own.nbytes * (world - 1))
+    joined = torch.cat([everyone[r, :n] for r, n in enumerate(sizes)])
+    columns = joined.split(widths, 1)
+    total = sum(sizes)
+    return [c.contiguous().view(t.dtype).view(total, *t.shape[1:]) for c, t in zip(columns, tensors, strict=True)]
+
+
+@torch.compiler.disable
+def scatter_sums(values: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The sum over ranks, in rank order, of this rank's rows of `values` [sum(sizes), ...]: [sizes[rank], ...].
+
+    A reduce-scatter with uneven parts and a fixed order of additions.
+    """
+    rank, world = ranks()
+    if world == 1:
+        return values
+    own = sizes[rank]
+    flat = values.contiguous().view(values.shape[0], -1).view(torch.uint8)  # [sum(sizes), bytes per row]
+    parts = flat.new_empty(world * own, flat.shape[1])
+    dist.all_to_all_single(parts, flat, [own] * world, list(sizes))
+    _count((values.shape[0] - own) * flat.shape[1])
+    parts = parts.view(values.dtype).view(world, own, *values.shape[1:])
+    total = parts[0].clone()
+    for part in parts[1:]:
+        total += part
+    return total
+
+
+def lower(sizes: Sequence[int]) -> int:
+    """How many rows the ranks below this one have: where its own begin."""
+    return list(accumulate(sizes, initial=0))[ranks().rank]
+
+
+def same_on_all(value: int, device: torch.device | str = "cpu") -> int:
+    """Rank 0's `value` (a signed 64-bit integer), on every rank."""
+    if ranks().world == 1:
+        return value
+    if not _has_cpu_backend():
+        device = torch.device("cuda", torch.cuda.current_device())
+    box = torch.tensor([value], dtype=torch.int64, device=device)
+    dist.broadcast(box, 0)
+    _count(box.nbytes)
+    return int(box)
+
+
+def share_of(total: int, part: Ranks) -> range:
+    """The rows of `total` that rank `part` owns: equal parts of ceil(total / world), the last ones shorter or empty."""
+    each = -(-total // part.world)
+    first = min(part.rank * each, total)
+    return range(first, min(first + each, total))
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """[n, ...] -> uint8 [n, bytes per row]."""
+    tensor = tensor.detach().contiguous()
+    width = math.prod(tensor.shape[1:])
+    return tensor.view(tensor.shape[0], width).view(torch.uint8)
+
+
+def _has_cpu_backend() -> bool:
+    return "cpu" in dist.get_backend_config() or dist.get_backend() == "gloo"
+
+
+def _count(size: int) -> None:
+    global _sent
+    _sent += size

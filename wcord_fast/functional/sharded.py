@@ -1,0 +1,159 @@
+"""Scores against banks whose rows are split over the ranks: every rank scores the anchors of all ranks.
+
+Anchors and their row numbers are all-gathered, each rank scores them against its own rows (ops/bank/part.py), and
+values and gradients are reduce-scattered in rank order: O(B * D) bytes, whatever K and N are. Draws need no
+communication. Both collectives happen in forward; backward multiplies.
+
+Every function here is collective: all ranks call it, with the same options. Arguments have been checked by the callers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..distributed.ranks import gather_rows, lower, ranks, scatter_sums, sizes_of
+from ..ops.bank import part as parts
+from ..ops.bank.autograd import attach, wants_grad
+from ..ops.bank.op import checked
+from ..ops.bank.part import Part
+from ..ops.bank.reference import accumulate_dtype, normalised
+from ..ops.sampling.reference import pool_size
+from ..ops.sampling.spec import DrawSpec
+
+
+class Shard(NamedTuple):
+    """The rows of a bank that this rank holds [n, D], and which they are."""
+
+    rows: Tensor
+    part: Part
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """That of the whole bank."""
+        return self.part.num_data, self.rows.shape[1]
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The batch of all ranks, in rank order."""
+
+    anchors: Tensor  # [S, B, D], detached
+    index: Tensor  # int64 [B], as given: values are not checked
+    own_index: Tensor  # [B_r], what this rank gave
+    sizes: list[int]  # anchors of every rank
+
+    @property
+    def own(self) -> slice:
+        """Where this rank's anchors are."""
+        first = lower(self.sizes)
+        return slice(first, first + self.sizes[ranks().rank])
+
+
+def join(anchors: Tensor, index: Tensor) -> Joined:
+    """The batch of all ranks from this rank's anchors [S, B_r, D] and their rows [B_r]: one message per rank."""
+    sizes = sizes_of(len(index), anchors.device)
+    rows, numbers = gather_rows([anchors.detach().transpose(0, 1), index.long()], sizes)  # [B, S, D], [B]
+    return Joined(rows.transpose(0, 1), numbers, index, sizes)
+
+
+@torch.compiler.disable
+def nce(anchors, shards, index, log_z, spec: DrawSpec, temperature, plan, backend, joined: Joined | None = None):
+    """Losses [S, B_r] of this rank's anchors against all rows of the banks: `nce_pair` for shards."""
+    call = _Call(anchors, shards, index, spec, joined)
+    log_z = log_z.to(accumulate_dtype(anchors, *call.rows))
+    needs_grad = wants_grad(anchors)
+    args = (call.anchors, call.rows, call.part, call.index, log_z, call.spec, temperature, needs_grad, plan, backend)
+    return call.scatter(anchors, *parts.nce(*args))
+
+
+@torch.compiler.disable
+def mean_score(anchors, shards, index, spec: DrawSpec, plan, backend, sums, joined: Joined | None = None) -> Tensor:
+    """Mean negative scores [S, B_r] of this rank's anchors: `mean_score_pair` for shards.
+
+    `sums`: the class sums of this rank's rows, S x fp64 [C, D], for a whole pool by O(B * D); or [].
+    """
+    call = _Call(anchors, shards, index, spec, joined)
+    if sums:
+        mean = _share_of_pool_mean(call, sums)
+        return call.scatter(anchors, (call.anchors.to(mean.dtype) * mean).sum(-1), mean)
+    args = (call.anchors, call.rows, call.part, call.index, call.spec, wants_grad(anchors), plan, backend)
+    return call.scatter(anchors, *parts.mean_score(*args))
+
+
+@torch.compiler.disable
+def log_z(log_z, anchors, shards, index, spec: DrawSpec, temperature, plan, backend, joined: Joined | None = None):
+    """`log_z` [S] with its NaN entries replaced by the estimates over the anchors of all ranks (one host read)."""
+    unset = torch.isnan(log_z)
+    if not bool(unset.any()):
+        return log_z.clone()
+    call = _Call(anchors, shards, index, spec, joined)
+    args = (call.anchors, call.rows, call.part, call.index, call.spec, temperature, plan, backend)
+    own = parts.log_sum_exp(*args).double()[None]  # [1, S]
+    (everyone,) = gather_rows([own], [1] * ranks().world)  # [W, S]
+    estimate = normalised(everyone.logsumexp(0), call.index, call.part.num_data, call.spec)
+    estimate = torch.where(call.ok.all(), estimate, torch.nan)
+    return torch.where(unset, estimate.to(log_z.dtype), log_z)
+
+
+@torch.compiler.disable
+def fetch(shards: list[Shard], joined: Joined) -> Tensor:
+    """This rank's part of rows `joined.index` of the banks, from the ranks that hold them: [S, B_r, D]."""
+    part, height = shards[0].part, shards[0].rows.shape[0]
+    held = part.holds(joined.index, height)
+    rows = [s.rows.new_zeros(len(held), s.rows.shape[1]) for s in shards]
+    for shard, out in zip(shards, rows, strict=True):
+        out[held] = shard.rows[joined.index[held] - part.first]
+    return scatter_sums(torch.stack(rows, 1), joined.sizes).transpose(0, 1)  # one rank's row and zeros: exact
+
+
+def held_rows(shard: Shard, joined: Joined) -> tuple[Tensor, Tensor]:
+    """(row numbers within the shard, positions in the joined batch) of the anchors whose rows this rank holds."""
+    at = shard.part.holds(joined.index, shard.rows.shape[0]).nonzero()[:, 0]
+    return joined.index[at] - shard.part.first, at
+
+
+class _Call:
+    """The joined batch of one call, its values checked."""
+
+    def __init__(self, anchors: Tensor, shards: list[Shard], index: Tensor, spec: DrawSpec, joined: Joined | None):
+        num_data = shards[0].part.num_data
+        own = checked(anchors.detach(), num_data, index, spec)  # on the CPU: raises before anything is sent
+        joined = join(anchors, index) if joined is None else joined
+        everyone = joined.index
+        if joined.own_index is not index:  # the positives of an explicit contrast_idx
+            (everyone,) = gather_rows([index.long()], joined.sizes)
+        self.sizes = joined.sizes
+        if spec.source == "given":
+            (rows,) = gather_rows([own[1].table("indices")], self.sizes)
+            spec = DrawSpec("given", rows.shape[1], "no", False, 0, [rows])
+        self.rows, self.part = [shard.rows for shard in shards], shards[0].part
+        self.anchors = joined.anchors
+        self.index, self.spec, self.ok = checked(self.anchors, num_data, everyone, spec)
+
+    def scatter(self, anchors: Tensor, value: Tensor, grad: Tensor) -> Tensor:
+        """Sums over ranks of value [S, B] and grad [S, B, D], this rank's anchors' part, tied to `anchors`."""
+        if value.device.type != "cpu":
+            value = torch.where(self.ok, value, torch.nan)
+        wide = [value[..., None], grad] if wants_grad(anchors) else [value[..., None]]
+        both = scatter_sums(torch.cat(wide, -1).transpose(0, 1), self.sizes).transpose(0, 1)  # [S, B_r, 1 or 1 + D]
+        return attach(anchors, both[..., 0].contiguous(), both[..., 1:].contiguous())
+
+
+def _share_of_pool_mean(call: _Call, sums: list[Tensor]) -> Tensor:
+    """This rank's share of the mean row of each anchor's whole pool, [S, B, D]; see ops/bank/pool_mean.py."""
+    spec, part, height = call.spec, call.part, call.rows[0].shape[0]
+    size = pool_size(call.index, part.num_data, spec)[:, None]  # [B, 1]
+    means = []
+    for rows, by_class in zip(call.rows, sums, strict=True):
+        pool = by_class.sum(0).expand(len(call.index), -1)
+        if spec.source == "class":
+            pool = pool - by_class[spec.table("label")[call.index].long()]
+        elif spec.source == "self" and height:
+            held = part.holds(call.index, height)[:, None]
+            pool = pool - rows[part.local(call.index, height)].to(torch.float64) * held
+        means.append(pool / size)
+    return torch.stack(means).to(accumulate_dtype(call.anchors, *call.rows))

@@ -1,0 +1,75 @@
+"""A `Workbench` whose network sees the images through a view, and whose labels may be unknown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import distill
+from ..data import Dataset
+from ..distill.modes import eval_mode
+from ..train.config import Config
+from ..train.evaluate import autocast
+from ..train.loop import Run
+from ..train.runs import Workbench, create_network
+from .views import View, look_through
+
+
+class TaskBench(Workbench):
+    """The runs of one network of a task.
+
+    Args:
+        config: the recipe; `output_dir` holds the runs.
+        data: `unscaled` data, on any device.
+        view: what the network sees of it.
+        task: what else makes the task, in plain values; runs of another one are refused on resuming.
+        labelled: False: the labels are unknown. No method gets them, and no accuracy is measured.
+    """
+
+    def __init__(self, config: Config, data: Dataset, view: View, task: dict[str, Any], labelled: bool = True) -> None:
+        super().__init__(config, data.to(config.torch_device))
+        self.view, self.task, self.labelled = view, task, labelled
+
+    def spec(self, role: Any, architecture: str, method: str) -> dict[str, Any]:
+        return {**super().spec(role, architecture, method), "task": {**self.task, "view": self.view.name}}
+
+    def untrained(self, architecture: str) -> nn.Module:
+        """The network as training would begin with it."""
+        return self._network(architecture)
+
+    def _network(self, architecture: str) -> nn.Module:
+        torch.manual_seed(self.config.seed)
+        layout = self.config.channels_last
+        network = create_network(architecture, self.data, self.device, layout, channels=self.view.channels)
+        return look_through(network, self.view)
+
+    def _run(self, name: str, spec: dict[str, Any], network: nn.Module, teacher: nn.Module | None, export: str) -> Run:
+        run = super()._run(name, spec, network, teacher, export)
+        if not self.labelled:
+            run.test = None
+        return run
+
+    def _pair(self, student: nn.Module, teacher: nn.Module | None) -> distill.Pair:
+        return distill.pair_of(
+            student,
+            teacher,
+            next(iter(self.test))[0][:2],
+            num_data=len(self.data.train_labels),
+            labels=self.data.train_labels if self.labelled else None,
+            seed=self.config.seed,
+        )
+
+
+@torch.no_grad()
+def outputs(network: nn.Module, batches: Iterable, precision: str) -> tuple[Tensor, Tensor]:
+    """Logits, float [N, C], and labels, int64 [N], of all images, in eval mode."""
+    logits, wanted = [], []
+    with eval_mode(network):
+        for images, labels, _ in batches:
+            with autocast(images.device, precision):
+                logits.append(network(images).float())
+            wanted.append(labels)
+    return torch.cat(logits), torch.cat(wanted)

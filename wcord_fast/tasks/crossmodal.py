@@ -1,0 +1,259 @@
+"""`wcord-fast crossmodal`: a teacher of one modality guides an unlabelled student of another (the paper's Table 5).
+
+The teacher sees the luminance L of labelled images, the student the chrominance ab of images of other classes, without
+labels: no cross entropy, loss -lambda1 GCKT + lambda2 LCKT, negatives all other images. Then linear probes tell what
+the student's blocks have learnt, on the few of its images whose labels are known. The paper has Tiny-ImageNet and
+STL-10; here the teacher gets the first half of the data set's classes, the student the second. Digits are grey: their
+two modalities are the means over squares of 4x4 pixels and the differences from these means.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from .. import distill
+from ..data import Dataset, TestBatches
+from ..ops import checks
+from ..train import files, report
+from ..train.config import Config
+from ..train.logs import to_screen, write_csv
+from ..train.meters import NonFiniteLoss
+from ..train.parser import UsageError, parse
+from ..train.runs import Result, data_spec, load_data
+from ..train.table import spread
+from . import arguments
+from .bench import TaskBench
+from .probe import BLOCKS, block_features, probe
+from .sweep import PUBLISHED
+from .views import View, chrominance, coarse, detail, luminance, unscaled
+
+log = logging.getLogger("wcord_fast")
+
+SCRATCH, RANDOM = "scratch", "random"
+GRID = 4  # pixels per side of the squares whose means are a digit's coarse half
+OPTIONS: dict[str, Any] = {
+    "seeds": "0",
+    "labelled": "0.1",
+    "output_dir": "runs/crossmodal",
+    "dry_run": False,
+}
+HELP = """usage: wcord-fast crossmodal [--methods METHODS] [--seeds SEEDS] [--labelled SHARE] [--output-dir DIR] ...
+
+A teacher of the luminance of the first half of the classes guides a student of the chrominance of the second half,
+without labels; linear probes on its four blocks. Rows: random (the untrained student), scratch (trained with the labels
+that there are), and the methods. Finished runs are skipped and broken ones resumed.
+
+  --methods METHODS  default crd,wcord
+  --seeds SEEDS      by comma, default 0; the teacher is trained once, with the first
+  --labelled SHARE   of the student's training images that have labels, for scratch and the probes; default 0.1
+  --data cifar100|digits|folder, --data-dir DIR; digits are grey: see the package's tasks/crossmodal.py
+  --output-dir DIR   default runs/crossmodal
+  --dry-run          print the configuration
+
+Other options are those of `wcord-fast distill`.
+"""
+
+
+@dataclass(frozen=True)
+class CrossModal:
+    """The task's data, all `unscaled`.
+
+    Attributes:
+        teacher_data: the first half of the classes, with labels.
+        unlabelled: the training images of the second half; every label is 0.
+        labelled: the second half with the training images whose labels are known.
+        teacher_view, student_view: the two modalities.
+    """
+
+    teacher_data: Dataset
+    unlabelled: Dataset
+    labelled: Dataset
+    teacher_view: View
+    student_view: View
+
+    def teacher_bench(self, config: Config) -> TaskBench:
+        return TaskBench(config, self.teacher_data, self.teacher_view, {"name": "crossmodal teacher"})
+
+    def student_bench(self, config: Config) -> TaskBench:
+        """For students without labels."""
+        return TaskBench(config, self.unlabelled, self.student_view, {"name": "crossmodal"}, labelled=False)
+
+    def scratch_bench(self, config: Config) -> TaskBench:
+        """For the student that is trained with the labels that there are."""
+        return TaskBench(config, self.labelled, self.student_view, {"name": "crossmodal scratch"})
+
+
+def prepare(config: Config, share: float) -> CrossModal:
+    """The data of the task: `share` of the student's training images keep their labels.
+
+    Raises:
+        ValueError: fewer than four classes, a data set that is not held in memory, a share that leaves a class bare.
+    """
+    if config.data == "imagenet":
+        raise ValueError("data: this task holds its images in memory; expected digits, cifar100 or folder")
+    data = load_data(data_spec(config), config.data_dir)
+    assert isinstance(data, Dataset)
+    if data.num_classes < 4:
+        raise ValueError(f"data: expected at least 4 classes, two for each network, got {data.num_classes}")
+    data, half = unscaled(data), data.num_classes // 2
+    theirs, own = _with_classes(data, 0, half), _with_classes(data, half, data.num_classes)
+    labelled = own.limit_train(max(1, round(share * len(own.train_labels))))
+    if len(labelled.train_labels.unique()) < own.num_classes:
+        raise ValueError(f"labelled: a share of {share:g} leaves a class without an image")
+    unknown = replace(
+        own,
+        classes=("unknown",),
+        train_labels=torch.zeros_like(own.train_labels),
+        test_labels=torch.zeros_like(own.test_labels),
+    )
+    colour = data.channels == 3
+    views = (luminance(), chrominance()) if colour else (coarse(GRID), detail(GRID))
+    return CrossModal(theirs, unknown, labelled, *views)
+
+
+def crossmodal(argv: list[str]) -> str:
+    """Run what `argv` asks for, write crossmodal.txt, .md and .csv; what to print.
+
+    Raises:
+        UsageError: an unknown method or option, or a bad value.
+    """
+    if {"-h", "--help"} & set(argv):
+        return HELP.rstrip()
+    asked, rest = arguments.take_options(argv, OPTIONS)
+    seeds = arguments.seeds(asked.seeds)
+    share = arguments.usage(_share, asked.labelled)
+    config = _config(rest)
+    if asked.dry_run:
+        asked_for = {"seeds": seeds, "labelled": share, "output_dir": asked.output_dir}
+        return yaml.safe_dump({**config.resolved(), "crossmodal": asked_for}, sort_keys=False).rstrip()
+    task = arguments.usage(prepare, config, share)
+    to_screen(config.quiet)
+    home = Path(asked.output_dir)
+    teacher = task.teacher_bench(
+        replace(config, seed=seeds[0], output_dir=str(home / "teachers" / config.teacher))
+    ).teacher()
+    rows: dict[str, list[list[float]]] = {name: [] for name in (RANDOM, SCRATCH, *config.methods)}
+    failed: dict[str, str] = {}
+    for seed in seeds:
+        own = replace(config, seed=seed, output_dir=str(home / config.student / f"seed{seed}"))
+        for name in rows:
+            try:
+                rows[name].append(probed(task, own, _trained(task, own, name, teacher)))
+            except (distill.CannotServe, NonFiniteLoss) as error:
+                failed[f"{name}, seed {seed}: {error}"] = ""
+                log.warning("%s: %s", name, error)
+                continue
+            log.info("%s, seed %d: %s", name, seed, ", ".join(f"{v:.2f} %" for v in rows[name][-1]))
+    remarks = [_remark(task, config, teacher), *failed, _seeds(seeds)]
+    return _report(home, rows, remarks)
+
+
+def probed(task: CrossModal, config: Config, network: nn.Module) -> list[float]:
+    """Accuracy of a linear probe on each block, in percent on the test images, learnt from the labelled images."""
+    device, classes = config.torch_device, task.labelled.num_classes
+    data = task.labelled.to(device)
+    known = replace(data, test_images=data.train_images, test_labels=data.train_labels)  # as they are, not augmented
+    parts = []
+    for part in (known, data):
+        batches = TestBatches(part, config.eval_batch_size, channels_last=config.channels_last)
+        parts.append(block_features(network, batches, config.precision))
+    (train, y), (test, y_test) = parts
+    return [probe((x, y), (x_test, y_test), classes) for x, x_test in zip(train, test, strict=True)]
+
+
+def _trained(task: CrossModal, config: Config, name: str, teacher: Result) -> nn.Module:
+    if name == RANDOM:
+        return task.student_bench(config).untrained(config.student)
+    if name == SCRATCH:
+        return (
+            task.scratch_bench(replace(config, output_dir=str(config.directory / SCRATCH))).student("ce", None).network
+        )
+    return task.student_bench(config).student(name, teacher).network
+
+
+def _config(rest: list[str]) -> Config:
+    try:
+        config = parse("crossmodal", ["--config=crossmodal", *rest], "")
+    except UsageError as error:
+        raise arguments.nearest(error, OPTIONS) from None
+    for method in arguments.methods(",".join(config.methods)):
+        if method == "ce":
+            raise UsageError(
+                "methods: 'ce' needs labels, and this task has none; the row 'scratch' is the plain student"
+            )
+    options: dict[str, distill.Options] = {}
+    for section, own in config.options.items():  # whatever the method: no cross entropy
+        options[section] = replace(own, ce_weight=0.0)
+    return replace(config, options=options)
+
+
+def _with_classes(data: Dataset, begin: int, end: int) -> Dataset:
+    """The images of classes begin .. end - 1, renumbered from 0."""
+
+    def part(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        kept = (labels >= begin) & (labels < end)
+        if not bool(kept.any()):
+            raise ValueError(f"data: no images of the classes {data.classes[begin]} to {data.classes[end - 1]}")
+        return images[kept], labels[kept] - begin
+
+    train_images, train_labels = part(data.train_images, data.train_labels)
+    test_images, test_labels = part(data.test_images, data.test_labels)
+    return replace(
+        data,
+        classes=data.classes[begin:end],
+        train_images=train_images,
+        train_labels=train_labels,
+        test_images=test_images,
+        test_labels=test_labels,
+    )
+
+
+def _remark(task: CrossModal, config: Config, teacher: Result) -> str:
+    return (
+        f"Linear probes on {config.student}'s blocks, top-1 % on {len(task.labelled.test_labels):,} test images of "
+        f"{task.labelled.num_classes} classes, learnt from {len(task.labelled.train_labels):,} labelled ones. The "
+        f"teacher ({config.teacher}, {task.teacher_view.name}) has {teacher.history[-1]['test_top1']:.2f} % on its own "
+        f"{task.teacher_data.num_classes} classes; the methods used {len(task.unlabelled.train_labels):,} images "
+        f"without labels ({task.student_view.name}). NOT COMPARABLE with the paper's Tiny-ImageNet to STL-10."
+    )
+
+
+def _seeds(seeds: list[int]) -> str:
+    return f"ours: seed {seeds[0]}." if len(seeds) == 1 else f"ours: mean ± standard deviation over {len(seeds)} seeds."
+
+
+def _report(home: Path, rows: dict[str, list[list[float]]], remarks: list[str]) -> str:
+    published = yaml.safe_load(PUBLISHED.read_text())["crossmodal"]
+    lines: list[report.Line] = []
+    for name, by_seed in rows.items():
+        theirs = published.get(name, [None] * BLOCKS)
+        line = {"method": name}
+        for block in range(BLOCKS):
+            line[f"block {block + 1} %"] = spread([v[block] for v in by_seed]) if by_seed else "n/a"
+        shown = ["-" if v is None else f"{v:.2f}" for v in theirs]
+        lines.append({**line, "paper %": " / ".join(shown) if name in published else "n/a"})
+    said = "\n".join(remarks)
+    text = f"{report.text_table(lines)}\n\n{said}\n"
+    files.make_directory(home)
+    for suffix, content in ((".txt", text), (".md", f"{report.markdown_table(lines)}\n\n{said}\n")):
+        with files.replacing(home / f"crossmodal{suffix}") as file:
+            file.write(content.encode())
+    write_csv(home / "crossmodal.csv", [dict(line) for line in lines])
+    return f"\n{text}\nWritten: {home}/crossmodal.txt, crossmodal.md, crossmodal.csv"
+
+
+def _share(text: str) -> float:
+    try:
+        share = checks.positive("labelled", float(text))
+    except ValueError:
+        share = 2.0
+    if share > 1:
+        raise ValueError(f"labelled: expected a share above 0 and at most 1, got {text!r}")
+    return share

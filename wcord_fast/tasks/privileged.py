@@ -1,0 +1,115 @@
+"""Privileged distillation (the paper's Tables 6 and 7): the teacher knows other labels and sees more pixels.
+
+A frozen teacher, trained on its own label set at `image_size`, guides a student of a question with two answers that
+sees `student_size` pixels of the same image. There is no KD term, since the label sets differ. The measure is the area
+under the ROC curve on the test images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from ..data import Dataset
+from ..models import least_size
+from ..ops import checks
+from ..train.config import Config
+from ..train.metrics import auc
+from ..train.runs import Result, data_spec, load_data
+from .bench import TaskBench, outputs
+from .views import resized, unscaled
+
+HARDEST = "8"  # the default question on digits: is it an eight?
+SHRINK = 4  # by default the student sees this part of the teacher's pixels per side
+DEFAULT_SIZE = {"digits": 16}
+
+
+@dataclass(frozen=True)
+class Privileged:
+    """The task's data.
+
+    Attributes:
+        teacher_data: the teacher's images, all their classes.
+        student_data: the student's images, two classes: 0 the rest, 1 the positive one.
+        image_size, student_size: pixels per side that the two networks see.
+    """
+
+    teacher_data: Dataset
+    student_data: Dataset
+    image_size: int
+    student_size: int
+
+    def teacher_bench(self, config: Config) -> TaskBench:
+        """For training or loading the teacher."""
+        view = resized(self.image_size, self.teacher_data, least_size(config.teacher))
+        return TaskBench(config, unscaled(self.teacher_data), view, {"name": "privileged teacher"})
+
+    def student_bench(self, config: Config) -> TaskBench:
+        """For training students of `config.student`."""
+        view = resized(self.student_size, self.student_data, least_size(config.student))
+        task = {"name": "privileged", "positive": self.student_data.classes[1]}
+        return TaskBench(config, unscaled(self.student_data), view, task)
+
+
+def prepare(config: Config, positive: str | None, student_size: int | None, teacher_data_dir: str | None) -> Privileged:
+    """The data of the task.
+
+    Args:
+        config: names the student's data; the teacher's are the same images unless `teacher_data_dir` is given.
+        positive: the class that the student has to tell from all others; default: "8" of the digits, the second of
+            two classes.
+        student_size: default: a quarter of the image size.
+        teacher_data_dir: another folder of images, for the teacher.
+    Raises:
+        ValueError: no such class, or one that must be named; a data set that is not held in memory.
+    """
+    if config.data == "imagenet":
+        raise ValueError("data: this task holds its images in memory; expected digits, cifar100 or folder")
+    size = config.image_size or DEFAULT_SIZE.get(config.data, 32)
+    small = max(1, size // SHRINK) if student_size is None else checks.integer("student_size", student_size, least=1)
+    if teacher_data_dir is not None and config.data != "folder":
+        raise ValueError(f"teacher_data_dir: goes with the data set 'folder', got {config.data!r}")
+    spec = data_spec(config)
+    own = load_data({**spec, "image_size": max(size, small)}, config.data_dir)
+    teacher_spec = {**spec, "image_size": size, "limit_train": None if teacher_data_dir else config.limit_train}
+    shared = teacher_data_dir is None and size >= small
+    theirs = own if shared else load_data(teacher_spec, teacher_data_dir or config.data_dir)
+    assert isinstance(own, Dataset) and isinstance(theirs, Dataset)
+    if own.channels != theirs.channels:
+        raise ValueError(f"teacher_data_dir: expected images of {own.channels} channels, got {theirs.channels}")
+    return Privileged(theirs, one_against_the_rest(own, positive), size, small)
+
+
+def one_against_the_rest(data: Dataset, positive: str | None) -> Dataset:
+    """`data` with the labels 1 for the class `positive` and 0 for all others."""
+    if positive is None:
+        positive = HARDEST if data.name == "digits" else data.classes[1] if data.num_classes == 2 else None
+    if positive is None:
+        raise ValueError(f"positive: the student needs one of the {data.num_classes} classes: {_some(data.classes)}")
+    wanted = data.classes.index(checks.choice("positive", positive, data.classes))
+    return replace(
+        data,
+        classes=(f"not {positive}", positive),
+        train_labels=(data.train_labels == wanted).to(torch.int64),
+        test_labels=(data.test_labels == wanted).to(torch.int64),
+    )
+
+
+def measured_auc(bench: TaskBench, result: Result) -> float:
+    """The area under the ROC curve, in percent, on the test images."""
+    return auc(*outputs(result.network, bench.test, bench.config.precision))
+
+
+def positives(data: Dataset) -> str:
+    """How many images of which kind, for the report."""
+    counts = [int(np.count_nonzero(labels.cpu().numpy())) for labels in (data.train_labels, data.test_labels)]
+    return (
+        f"{data.classes[1]!r} against the rest: {counts[0]:,} of {len(data.train_labels):,} training and "
+        f"{counts[1]:,} of {len(data.test_labels):,} test images are positive"
+    )
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:10]) + (" ..." if len(names) > 10 else "")

@@ -1,0 +1,283 @@
+"""`wcord-fast sweep`: privileged distillation by method, and the paper's tables of lambda1 and lambda2."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .. import distill
+from ..ops import checks
+from ..train import files, report
+from ..train.config import Config
+from ..train.logs import to_screen, write_csv
+from ..train.meters import NonFiniteLoss
+from ..train.parser import UsageError, parse
+from ..train.runs import Result, Workbench
+from ..train.table import not_comparable, spread
+from . import arguments, privileged
+from .sweep_plot import plot
+
+log = logging.getLogger("wcord_fast")
+
+PUBLISHED = Path(__file__).parent / "published.yaml"
+TABLES = ("methods", "lambda1", "lambda2", "lambda2-cifar100")
+ACCURACY_PAIR = "resnet32x4-resnet8x4"
+STAND_IN = "wrn_16_2"  # for Inception-v3, where the images are too small for it
+OPTIONS: dict[str, Any] = {
+    "tables": "methods,lambda1,lambda2",
+    "students": None,
+    "seeds": "0",
+    "positive": None,
+    "student_size": None,
+    "teacher_data_dir": None,
+    "output_dir": "runs/sweep",
+    "dry_run": False,
+}
+HELP = """usage: wcord-fast sweep [--tables TABLES] [--students NAMES] [--seeds SEEDS] [--positive CLASS] ...
+
+Privileged distillation: a frozen teacher of all classes at high resolution, students that tell one class from the rest
+at low resolution, no KD term; area under the ROC curve on the test images, beside the paper's. Finished runs are
+skipped and broken ones resumed, so the same command can be given again and again.
+
+  --tables TABLES     by comma, or "all": {tables}; default: the first three. "methods" has a row per method and
+                      student; lambda1 and lambda2 sweep the weights of WCoRD's terms for the first student;
+                      lambda2-cifar100 does it for the accuracy of resnet32x4 to resnet8x4
+  --methods METHODS   of the first table, default ce,at,sp,cc,crd,lckt,wcord
+  --students NAMES    default resnet8x4 and inception_v3, or {stand_in} where its images have less than 75 pixels
+  --seeds SEEDS       by comma, default 0; the teacher is trained once, with the first
+  --positive CLASS    what the student has to find; default: 8 of the digits, the second of two classes
+  --image-size N      pixels per side that the teacher sees: 16 of the digits, 32 else
+  --student-size N    those that the student sees: default a quarter
+  --data digits|cifar100|folder, --data-dir DIR
+  --teacher-data-dir DIR   another image folder, with its own classes, to train the teacher on
+  --output-dir DIR    default runs/sweep
+  --dry-run           print the configuration and the runs
+
+Other options are those of `wcord-fast distill`.
+"""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One row of a table: a method, for WCoRD with its two weights, and what the paper has there."""
+
+    table: str
+    student: str
+    setting: str
+    method: str
+    weights: tuple[float, float] | None
+    paper: tuple[float, ...]
+
+    @property
+    def folder(self) -> str:
+        """Where its run lies in a seed's folder; points of two tables that are one run share it."""
+        return "" if self.weights is None else f"lambda_{self.weights[0]:g}_{self.weights[1]:g}"
+
+
+@dataclass
+class Study:
+    """What the points of some tables have in common.
+
+    Attributes:
+        config: the recipe.
+        home: folder of the runs.
+        bench: configuration -> where students are trained.
+        teacher_bench: the same for the teacher.
+        measure: (bench, trained student) -> percent.
+        teacher: once it is trained.
+        found: run -> percent, or the reason why there is none.
+    """
+
+    config: Config
+    home: Path
+    bench: Callable[[Config], Any]
+    teacher_bench: Callable[[Config], Any]
+    measure: Callable[[Any, Result], float]
+    teacher: Result | None = None
+    found: dict[Path, float | str] = field(default_factory=dict)
+
+    def configured(self, point: Point, seed: int) -> Config:
+        """The configuration of one run."""
+        options = dict(self.config.options)
+        if point.weights is not None:
+            lambda1, lambda2 = point.weights
+            options["wcord"] = replace(options["wcord"], lambda_gckt=lambda1, lambda_lckt=lambda2)  # type: ignore[call-arg]
+        folder = self.home / point.student / f"seed{seed}" / point.folder
+        return replace(self.config, student=point.student, seed=seed, output_dir=str(folder), options=options)
+
+    def run_of(self, point: Point, seed: int) -> Path:
+        return self.configured(point, seed).directory / point.method
+
+    def value(self, point: Point, seed: int, first_seed: int) -> float | str:
+        """Train (or resume, or skip) and measure; a sentence if the method cannot serve the pair or has diverged."""
+        run = self.run_of(point, seed)
+        if run not in self.found:
+            if self.teacher is None:
+                home = self.home / "teachers" / self.config.teacher
+                own = replace(self.config, seed=first_seed, output_dir=str(home))
+                self.teacher = self.teacher_bench(own).teacher()
+            bench = self.bench(self.configured(point, seed))
+            try:
+                self.found[run] = self.measure(bench, bench.student(point.method, self.teacher))
+                log.info("%s: %.2f %%", run, self.found[run])
+            except (distill.CannotServe, NonFiniteLoss) as error:
+                self.found[run] = str(error)
+                log.warning("%s: %s", run, error)
+        return self.found[run]
+
+
+def sweep(argv: list[str]) -> str:
+    """Run what `argv` asks for, write sweep.txt, sweep.md, sweep.csv and the plots; what to print.
+
+    Raises:
+        UsageError: an unknown table, method, class or option, or a bad value.
+    """
+    if {"-h", "--help"} & set(argv):
+        return HELP.format(tables=", ".join(TABLES), stand_in=STAND_IN).rstrip()
+    asked, rest = arguments.take_options(argv, OPTIONS)
+    tables, seeds = arguments.choices("tables", asked.tables, TABLES), arguments.seeds(asked.seeds)
+    studies: dict[str, Study] = {}
+    points: list[Point] = []
+    remarks: list[str] = []
+    if set(tables) - {"lambda2-cifar100"}:
+        study, students, remark = _privileged(asked, rest)
+        arguments.methods(",".join(study.config.methods))
+        studies |= {table: study for table in tables if table != "lambda2-cifar100"}
+        points += [p for table in tables if table in studies for p in _points(table, students, study.config)]
+        remarks.append(remark)
+    if "lambda2-cifar100" in tables:
+        studies["lambda2-cifar100"] = study = _accuracy(asked, rest)
+        points += _points("lambda2-cifar100", [study.config.student], study.config)
+        remarks.append("lambda2-cifar100: top-1 accuracy after the last epoch; the paper's are means of 5 runs.")
+        remarks.append(not_comparable(ACCURACY_PAIR, study.config))
+    if asked.dry_run:
+        return _plan(asked, studies, points, seeds)
+    to_screen(next(iter(studies.values())).config.quiet)
+    values = {p: [studies[p.table].value(p, seed, seeds[0]) for seed in seeds] for p in points}
+    return _report(Path(asked.output_dir), tables, values, remarks, seeds)
+
+
+def _privileged(asked: argparse.Namespace, rest: list[str]) -> tuple[Study, list[str], str]:
+    """The study, its students, and how to read it."""
+    if any(word.split("=")[0] == "--student" for word in rest):
+        raise UsageError("student: this command trains several; name them with --students")
+    try:
+        config = parse("sweep", ["--config=privileged", *rest], "")
+    except UsageError as error:
+        raise arguments.nearest(error, OPTIONS) from None
+    if asked.student_size is not None:
+        asked.student_size = arguments.usage(_whole, "student_size", asked.student_size)
+    task = arguments.usage(privileged.prepare, config, asked.positive, asked.student_size, asked.teacher_data_dir)
+    students = asked.students.split(",") if asked.students else _default_students(task.student_size)
+    for student in arguments.distinct("students", students):
+        arguments.usage(replace, config, student=student)
+    said = (
+        f"AUC on the test images, {privileged.positives(task.student_data)}. The teacher saw {task.image_size} pixels "
+        f"per side and {task.teacher_data.num_classes} classes, the students {task.student_size} pixels. NOT "
+        "COMPARABLE: the paper's data are private; its numbers are there for orientation."
+    )
+    if STAND_IN in students:
+        said += f" {STAND_IN} stands in for Inception-v3, whose numbers the paper's column has."
+    study = Study(config, Path(asked.output_dir), task.student_bench, task.teacher_bench, privileged.measured_auc)
+    return study, students, said
+
+
+def _accuracy(asked: argparse.Namespace, rest: list[str]) -> Study:
+    """Table 4: the published pair, by accuracy."""
+    try:
+        config = parse("sweep", ["--config=cifar100_resnet32x4_resnet8x4", *rest], "")
+    except UsageError as error:
+        raise arguments.nearest(error, OPTIONS) from None
+    if f"{config.teacher}-{config.student}" != ACCURACY_PAIR:
+        raise UsageError(f"teacher: lambda2-cifar100 is of {ACCURACY_PAIR}; ask for it alone, without --teacher")
+    home = Path(asked.output_dir) / "cifar100"
+    return Study(config, home, Workbench, Workbench, lambda _bench, result: result.history[-1]["test_top1"])
+
+
+def _default_students(size: int) -> list[str]:
+    return ["resnet8x4", "inception_v3" if size >= 75 else STAND_IN]
+
+
+def _points(table: str, students: list[str], config: Config) -> list[Point]:
+    """The rows of one table."""
+    published = yaml.safe_load(PUBLISHED.read_text())[table]
+    rows: list[Point] = []
+    if table != "methods":
+        fixed = published["fixed"]
+        for value, paper in published["values"].items():
+            weights = (float(value), fixed) if table == "lambda1" else (fixed, float(value))
+            name = table.partition("-")[0]
+            rows.append(Point(table, students[0], f"{name} = {value:g}", "wcord", weights, tuple(paper)))
+        return rows
+    own = config.method_options("wcord")
+    for student in students:
+        theirs = published.get("inception_v3" if student == STAND_IN else student, {})
+        for method in config.methods:
+            both = (own.lambda_gckt, own.lambda_lckt) if method == "wcord" else None  # type: ignore[attr-defined]
+            rows.append(Point(table, student, method, method, both, tuple(theirs.get(method, ()))))
+    return rows
+
+
+def _plan(asked: argparse.Namespace, studies: dict[str, Study], points: list[Point], seeds: list[int]) -> str:
+    """The resolved configuration and the state of every run, in YAML."""
+    told: dict[str, Any] = {}
+    for study in studies.values():
+        told["lambda2-cifar100" if study.home.name == "cifar100" else "privileged"] = study.config.resolved()
+    runs = dict.fromkeys(studies[p.table].run_of(p, seed) for p in points for seed in seeds)
+    told["sweep"] = {name: value for name, value in vars(asked).items() if name != "dry_run"}
+    told["runs"] = {str(run): "finished" if (run / "student.pt").exists() else "to do" for run in runs}
+    return yaml.safe_dump(told, sort_keys=False, width=120).rstrip()
+
+
+def _report(
+    home: Path, tables: list[str], values: dict[Point, list[float | str]], remarks: list[str], seeds: list[int]
+) -> str:
+    lines = [_line(point, found) for point, found in values.items()]
+    for point, found in values.items():
+        why = dict.fromkeys(v for v in found if isinstance(v, str))
+        remarks += [f"{point.student}, {point.setting}: {reason}" for reason in why]
+    count = f"seed {seeds[0]}" if len(seeds) == 1 else f"mean ± standard deviation over {len(seeds)} seeds"
+    said = "\n".join(remark for remark in [*remarks, f"ours: {count}."] if remark)
+    blocks = [report.text_table([line for line in lines if line["table"] == table]) for table in tables]
+    text = "\n\n".join([*blocks, said]) + "\n"
+    files.make_directory(home)
+    for name, content in (("sweep.txt", text), ("sweep.md", f"{report.markdown_table(lines)}\n\n{said}\n")):
+        with files.replacing(home / name) as file:
+            file.write(content.encode())
+    write_csv(home / "sweep.csv", [dict(line) for line in lines])
+    written = ["sweep.txt", "sweep.md", "sweep.csv"]
+    for table in tables:
+        if table != "methods":
+            rows = [
+                (p, [v for v in found if not isinstance(v, str)]) for p, found in values.items() if p.table == table
+            ]
+            axis = 0 if table == "lambda1" else 1
+            curve = [(p.weights[axis], ours, p.paper) for p, ours in rows if p.weights is not None]
+            measure = "top-1 %" if table == "lambda2-cifar100" else "AUC %"
+            plot(home / f"{table}.png", table.partition("-")[0], measure, rows[0][0].student, curve)
+            written.append(f"{table}.png")
+    return f"\n{text}\nWritten: {home}/{', '.join(written)}"
+
+
+def _line(point: Point, found: list[float | str]) -> report.Line:
+    values = [v for v in found if not isinstance(v, str)]
+    return {
+        "table": point.table,
+        "student": point.student,
+        "setting": point.setting,
+        "ours %": spread(values) if values else "n/a",
+        "seeds": str(len(values)) if values else "-",
+        "paper %": " ± ".join(f"{x:.2f}" for x in point.paper) or "n/a",
+    }
+
+
+def _whole(name: str, text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError(f"{name}: expected a whole number, got {text!r}")
+    return checks.integer(name, int(text), least=1)

@@ -1,0 +1,99 @@
+"""`wcord-fast evaluate`: how good a checkpoint is on the test images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..data import LazyBatches, TestBatches, test_batches
+from ..distill.modes import eval_mode
+from . import report, trained
+from .arguments import Arguments
+from .checkpoint import CheckpointError
+from .config import require_device
+from .evaluate import autocast
+from .metrics import auc
+
+
+def evaluate_checkpoint(argv: list[str]) -> int:
+    """Top-1, top-5 and AUC of a checkpoint on the test images of the data set that it was trained on."""
+    args = arguments().parse_args(argv)
+    found = trained.load(args.checkpoint)
+    if args.data is not None and args.data != found.data["name"]:
+        raise CheckpointError(f"{found.path}: trained on {found.data['name']!r}, but --data says {args.data!r}")
+    device = require_device(args.device)
+    data = found.dataset(args.data_dir).to(device)
+    network = found.network(data.channels).to(device)
+    measured = measures(*predictions(network, test_batches(data, args.batch_size), found.precision))
+    per_class = measured.pop("per_class")
+    best = next((row.get("best_top1") for row in found.history[-1:]), None)
+    if args.json:
+        what = {"checkpoint": str(found.path), "model": found.model, "method": found.method, "epoch": found.epoch}
+        what |= {"data": data.name, "test_images": len(data.test_labels), **measured, "best_top1": best}
+        if args.per_class:
+            what["per_class"] = dict(zip(found.classes, per_class, strict=True))
+        print(json.dumps(what))
+        return 0
+    area = "n/a (a class without a test image)" if measured["auc"] is None else f"{measured['auc']:.2f} %"
+    print(
+        f"{found.model} ({found.method}, epoch {found.epoch}) on {len(data.test_labels):,} test images of {data.name}: "
+        f"top-1 {measured['top1']:.2f} %, top-5 {measured['top5']:.2f} %, AUC {area}"
+        + (f"; best epoch {best:.2f} %" if best is not None else "")
+    )
+    if args.per_class:
+        lines = [
+            {"class": name, "images": str(c["images"]), "top-1 %": "-" if c["top1"] is None else f"{c['top1']:.2f}"}
+            for name, c in zip(found.classes, per_class, strict=True)
+        ]
+        print(report.text_table(lines))
+    return 0
+
+
+def arguments() -> Arguments:
+    """The command's options."""
+    parser = Arguments("evaluate", evaluate_checkpoint.__doc__)
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint.pt, or the directory of a run")
+    parser.add_argument("--data", help="refuse a checkpoint that was trained on another data set")
+    parser.add_argument("--data-dir", help="where the data set's files are")
+    parser.add_argument("--batch-size", type=int, default=500, help="images per forward pass (default 500)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--per-class", action="store_true", help="also the top-1 accuracy of every class")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    return parser
+
+
+@torch.no_grad()
+def predictions(
+    network: nn.Module, batches: TestBatches | LazyBatches, precision: str = "fp32"
+) -> tuple[Tensor, Tensor]:
+    """Logits float32 [N, C] and labels int64 [N] of the test images, on the CPU; in eval mode, which is restored."""
+    logits, labels = [], []
+    with eval_mode(network):
+        for images, wanted, _ in batches:
+            with autocast(images.device, precision):
+                logits.append(network(images))
+            labels.append(wanted)
+    return torch.cat(logits).float().cpu(), torch.cat(labels).cpu()
+
+
+def measures(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Mean cross entropy; top-1, top-5 and AUC in percent (AUC None where a class has no image); top-1 per class."""
+    hit = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]  # [N, 5]
+    images = torch.bincount(labels, minlength=logits.shape[1])
+    right = torch.bincount(labels[hit[:, 0]], minlength=logits.shape[1])
+    complete = bool((images > 0).all()) and logits.shape[1] > 1
+    return {
+        "loss": float(F.cross_entropy(logits.double(), labels)),
+        "top1": 100 * float(hit[:, 0].double().mean()),
+        "top5": 100 * float(hit.any(1).double().mean()),
+        "auc": auc(logits, labels) if complete else None,
+        "per_class": [
+            {"images": n, "top1": 100 * r / n if n else None}
+            for n, r in zip(images.tolist(), right.tolist(), strict=True)
+        ],
+    }

@@ -1,0 +1,138 @@
+"""`wcord-fast export`: the network of a checkpoint, without banks and losses, in a file for other programs.
+
+The file is made in memory, loaded again from there and compared with the network on random images; only then is it
+written, whole, and read back. A file that does not give the network's logits is never written.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import __version__, models
+from . import files, trained
+from .arguments import Arguments
+from .checkpoint import CheckpointError
+from .formats import FORMATS, Format
+from .parser import UsageError
+from .trained import Trained
+
+TOLERANCE = 1e-4  # of the largest logit; weights alone must give the very same bits
+BATCHES = (2, 5, 1)  # of the comparison; the first is the one that the network is traced with
+
+
+class Normalised(nn.Module):
+    """The network behind its normalisation: takes pixels in [0, 1]."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, mean: list[float], std: list[float]) -> None:
+        super().__init__()
+        self.network = network
+        for name, value in (("mean", mean), ("std", std)):
+            self.register_buffer(name, torch.tensor(value)[:, None, None])
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network((images - self.mean) / self.std)
+        return logits
+
+
+def export(argv: list[str]) -> int:
+    """A checkpoint's network as a file for other programs, compared with the network before it is written."""
+    args = arguments().parse_args(argv)
+    form = FORMATS[args.format]
+    if args.with_normalisation and form.weights_only:
+        raise UsageError(f"--with-normalisation: a {args.format} file holds weights only; use torch.export or onnx")
+    found = trained.load(args.checkpoint)
+    images = found.images(args.data_dir)
+    network = found.network(images["shape"][0])
+    if args.with_normalisation:
+        network = Normalised(network, images["mean"], images["std"]).eval()
+    metadata = _metadata(found, images, args.with_normalisation)
+    examples = _random_images(images, args.with_normalisation)
+    content = form.write(network, examples[0], metadata)
+    worst = difference(form, content, network, examples, found, images["shape"][0])
+    output = args.output or found.path.parent / f"{found.model}{form.suffix}"
+    files.make_directory(output.parent)
+    with files.replacing(output) as file:
+        file.write(content)
+    if output.read_bytes() != content:
+        raise CheckpointError(
+            f"{output}: other bytes on the disk than were written; the disk or its driver is at fault"
+        )
+    print(
+        f"{output}: {found.model} ({found.method}, epoch {found.epoch}), {len(content) / 2**20:.2f} MiB\n"
+        f"input: float32 images [batch, {', '.join(map(str, images['shape']))}], {metadata['input']}\n"
+        f"largest difference of a logit from the checkpoint's network: {worst:.3g} ({sum(BATCHES)} random images)"
+    )
+    return 0
+
+
+def arguments() -> Arguments:
+    """The command's options."""
+    parser = Arguments("export", export.__doc__)
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint.pt, or the directory of a run")
+    parser.add_argument("--format", default="state_dict", choices=list(FORMATS), help="default: state_dict")
+    parser.add_argument("--output", type=Path, help="the file to write; default: MODEL.SUFFIX beside the checkpoint")
+    parser.add_argument(
+        "--with-normalisation",
+        action="store_true",
+        help="put the normalisation in front: the input is pixels in [0, 1] (torch.export and onnx)",
+    )
+    parser.add_argument("--data-dir", help="where the data set's files are, for a checkpoint of an older version")
+    return parser
+
+
+@torch.no_grad()
+def difference(
+    form: Format, content: bytes, network: nn.Module, examples: list[Tensor], found: Trained, channels: int
+) -> float:
+    """The largest difference of a logit between what the file computes and `network`.
+
+    Raises:
+        CheckpointError: it is not what rounding explains.
+    """
+
+    def fresh() -> nn.Module:
+        return models.create(found.model, num_classes=len(found.classes), in_channels=channels)
+
+    run = form.read(content, fresh)
+    worst = 0.0
+    for images in examples:
+        wanted, got = network(images), run(images)
+        allowed = 0.0 if form.weights_only else TOLERANCE * max(1.0, float(wanted.abs().max()))
+        gap = float((got - wanted).abs().max()) if got.shape == wanted.shape else math.inf
+        if not gap <= allowed:  # NaN is not
+            raise CheckpointError(
+                f"{found.path}: the exported file gives other logits than the network, by {gap:.3g} where "
+                f"{allowed:.3g} would be rounding; nothing was written"
+            )
+        worst = max(worst, gap)
+    return worst
+
+
+def _metadata(found: Trained, images: dict[str, Any], wrapped: bool) -> dict[str, Any]:
+    mean, std = ([round(x, 6) for x in images[name]] for name in ("mean", "std"))
+    normalised = f"normalised by mean {mean} and std {std} of pixels in [0, 1]"
+    return {
+        "model": found.model,
+        "method": found.method,
+        "epoch": found.epoch,
+        "classes": found.classes,
+        "image_shape": images["shape"],
+        "mean": images["mean"],
+        "std": images["std"],
+        "input": "pixels in [0, 1]" if wrapped else normalised,
+        "wcord_fast": __version__,
+    }
+
+
+def _random_images(images: dict[str, Any], wrapped: bool) -> list[Tensor]:
+    g = torch.Generator().manual_seed(0)
+    shape = images["shape"]
+    return [torch.rand(n, *shape, generator=g) if wrapped else torch.randn(n, *shape, generator=g) for n in BATCHES]

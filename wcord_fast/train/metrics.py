@@ -1,0 +1,39 @@
+"""Measures of a classifier's test outputs beside accuracy."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..ops import checks
+
+
+def auc(logits: Tensor, labels: Tensor) -> float:
+    """Area under the ROC curve in percent, scikit-learn's `roc_auc_score`; ties count one half.
+
+    Two classes: of class 1 against class 0, ordered by the difference of the logits (as by softmax, but without its
+    ties near 0 and 1). More: the mean over classes of each against the rest, ordered by softmax.
+
+    Args:
+        logits: floating [N, C], C at least 2.
+        labels: int64 [N] in [0, C); every class must be there.
+    Raises:
+        ValueError: a class without an image (then no curve exists), or logits that are not finite.
+    """
+    from sklearn.metrics import roc_auc_score  # not at the top: it costs a second
+
+    n, classes = checks.tensor("logits", logits, shape=("N", "C")).shape
+    checks.tensor("labels", labels, shape=(n,), dtypes=[torch.int64])
+    if classes < 2:
+        raise ValueError(f"logits: expected at least 2 classes, got shape {list(logits.shape)}")
+    if not bool(logits.isfinite().all()):
+        raise ValueError("logits: NaN or infinite values, which have no order")
+    there = torch.bincount(labels, minlength=classes)
+    if len(there) > classes:
+        raise ValueError(f"labels: expected 0 .. {classes - 1}, got {int(labels.max())}")
+    if bool((there == 0).any()):
+        raise ValueError(f"labels: no image of class {int(there.argmin())}; the area is that between two classes")
+    scores, wanted = logits.detach().double().cpu(), labels.cpu().numpy()
+    if classes == 2:
+        return 100 * float(roc_auc_score(wanted, (scores[:, 1] - scores[:, 0]).numpy()))
+    return 100 * float(roc_auc_score(wanted, scores.softmax(1).numpy(), multi_class="ovr", labels=range(classes)))

@@ -1,0 +1,154 @@
+"""The driver on several processes, started by torchrun: who writes, what is shared, and how all of them end.
+
+Rank 0 alone writes files and speaks; the others compute. A process that fails says so once for all, and torchrun ends
+the others.
+"""
+
+from __future__ import annotations
+
+import datetime
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..distributed.ranks import ranks
+from .meters import Meters
+
+T = TypeVar("T")
+
+# Rank 0 may pre-train or test for long while the others wait. A lost process is noticed at once, not by this.
+PATIENCE = datetime.timedelta(days=1)
+LOST = (
+    "another process of this job ended without a word (killed, or its machine was lost), so all end; "
+    "the same command goes on after the last finished epoch"
+)
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Inside, torch.distributed is initialised if torchrun started this process as one of several.
+
+    Every rank but 0 is silent on standard output. With CUDA a process takes the device of its LOCAL_RANK.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ or dist.is_initialized():
+        yield
+        return
+    backend = "gloo"
+    if torch.cuda.is_available() and torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        backend = "cpu:gloo,cuda:nccl"
+    store, rank, world = next(dist.rendezvous("env://", timeout=PATIENCE))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"attempt {attempt}", store)  # after a restart the addresses of the dead are still in it
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
+    if not is_main():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (until the process ends)
+    yield  # on an error the process ends, and with it its connections: the others notice
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def is_main() -> bool:
+    """Whether this process writes files and speaks."""
+    return ranks().rank == 0
+
+
+def speaks_first() -> bool:
+    """True in the first process of the job that asks, and in a job of one: it tells what went wrong."""
+    if ranks().world == 1:
+        return True
+    try:
+        return dist.distributed_c10d._get_default_store().add("wcord_fast/failed", 1) == 1
+    except RuntimeError:  # the store is gone, and with it whoever could have spoken first
+        return True
+
+
+def peer_lost(error: BaseException) -> bool:
+    """Whether `error` says that a collective has lost a process."""
+    said = str(error)
+    return ranks().world > 1 and (isinstance(error, dist.DistError) or "gloo" in said or "Connection" in said)
+
+
+def from_main(make: Callable[[], T]) -> T:
+    """What `make` returns on rank 0, on every rank (tensors on the CPU)."""
+    if ranks().world == 1:
+        return make()
+    box: list[Any] = [make() if is_main() else None]
+    dist.broadcast_object_list(box, 0, device=_host())
+    return box[0]
+
+
+def wrap(network: nn.Module) -> nn.Module:
+    """`network` under DDP, where there is more than one process: its gradients are averaged as backward goes."""
+    if ranks().world == 1 or not any(p.requires_grad for p in network.parameters()):
+        return network
+    named = inspect.signature(DistributedDataParallel).parameters  # the second name is to replace the first
+    name = "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"
+    options: dict[str, Any] = {name: False}  # see average_buffers
+    return DistributedDataParallel(network, **options)
+
+
+def sync_if(last: bool, network: nn.Module):
+    """A context for forward and backward of a micro-batch: only the last of a group exchanges gradients."""
+    return nullcontext() if last or not isinstance(network, DistributedDataParallel) else network.no_sync()
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """The gradients become their means over ranks, by one message. All ranks have gradients of the same parameters."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if ranks().world == 1 or not grads:
+        return
+    _average(grads)
+
+
+@torch.no_grad()
+def average_buffers(network: nn.Module) -> None:
+    """The running statistics become their means over ranks."""
+    if ranks().world > 1:
+        _average([b for b in network.buffers() if b.is_floating_point()])
+
+
+@torch.no_grad()
+def copy_from_main(*modules: nn.Module) -> None:
+    """Parameters and buffers become rank 0's, but for rows of a sharded bank."""
+    if ranks().world == 1:
+        return
+    shards = {m.rows for module in modules for m in module.modules() if getattr(m, "shard", None)}
+    for module in modules:
+        for value in [*module.parameters(), *module.buffers()]:
+            if not any(value is rows for rows in shards):
+                dist.broadcast(value, 0)
+
+
+def join_meters(meters: Meters) -> None:
+    """The sums of all ranks, on every rank; `means` then speaks of the whole batches."""
+    if ranks().world == 1:
+        return
+    sums, first_bad, count = meters.parts()
+    dist.all_reduce(sums)
+    dist.all_reduce(first_bad, dist.ReduceOp.MIN)
+    both = torch.tensor([count], device=sums.device)
+    dist.all_reduce(both)
+    meters.count = int(both)
+
+
+def _average(tensors: list[Tensor]) -> None:
+    for dtype in dict.fromkeys(t.dtype for t in tensors):
+        same = [t for t in tensors if t.dtype == dtype]
+        flat = torch.cat([t.reshape(-1) for t in same])
+        dist.all_reduce(flat)
+        flat /= ranks().world
+        for tensor, value in zip(same, flat.split([t.numel() for t in same]), strict=True):
+            tensor.copy_(value.view_as(tensor))
+
+
+def _host() -> torch.device:
+    return torch.device("cpu")

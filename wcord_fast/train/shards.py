@@ -1,0 +1,154 @@
+"""Checkpoints of sharded banks: each rank writes its rows by torch.distributed.checkpoint, any number can read them.
+
+Beside checkpoint.pt lies one directory per checkpoint, `banks-EPOCH`. It is whole, its checksums known, before the
+checkpoint that names it is written; those that no checkpoint names are removed after it. So at every moment the last
+good checkpoint has its banks.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+
+from ..distributed.ranks import ranks
+from ..nn.memory_bank import MemoryBank
+from . import checkpoint, files
+from .checkpoint import CheckpointError
+from .ranks import from_main, is_main
+
+log = logging.getLogger(__name__)
+
+FOLDER = "banks-"
+BLOCK = 1 << 24  # bytes read at a time
+
+
+def save(directory: Path, state: dict[str, Any], method: nn.Module) -> None:
+    """`checkpoint.save` by rank 0, after all ranks have written their rows of `method`'s sharded banks, if it has any.
+
+    Raises:
+        OutputError: something cannot be written; the last checkpoint, and its banks, are as they were.
+    """
+    banks = _sharded(method)
+    if banks:
+        folder = f"{FOLDER}{state['epoch']:06d}"
+        listed = _write(directory / folder, banks)
+        rest = {name: value for name, value in state["method"].items() if name not in banks}
+        state = {**state, "method": rest, "banks": {"folder": folder, "files": listed}}
+    if is_main():
+        checkpoint.save(directory, state)
+        if banks:
+            _prune(directory)
+
+
+def load_latest(directory: Path, spec: dict[str, Any], method: nn.Module) -> dict[str, Any] | None:
+    """`checkpoint.load_latest` on every rank, the banks verified and `method`'s rows filled from them."""
+    state = from_main(lambda: checkpoint.load_latest(directory, spec, also=verify))
+    if state is None or not (banks := _sharded(method)):
+        return state
+    with checkpoint.usable(directory):
+        _read(directory / state["banks"]["folder"], banks)
+        state["method"] |= {name: bank.rows for name, bank in banks.items()}
+    return state
+
+
+def verify(path: Path, state: dict[str, Any]) -> None:
+    """CheckpointError unless the files of the banks that `state`, read from `path`, names are as they were written."""
+    if "banks" not in state:
+        return
+    with checkpoint.usable(path):
+        folder, listed = path.parent / state["banks"]["folder"], state["banks"]["files"]
+        for name, (size, checksum) in listed.items():
+            file = folder / name
+            if not file.is_file():
+                raise CheckpointError(f"{file}: no such file, but {path} needs it")
+            if file.stat().st_size != size:
+                raise CheckpointError(f"{file}: damaged, expected {size} bytes, got {file.stat().st_size}")
+            if _checksum(file) != checksum:
+                raise CheckpointError(f"{file}: damaged, its checksum is wrong")
+
+
+def _write(folder: Path, banks: dict[str, MemoryBank]) -> dict[str, list[int]]:
+    """Write the shards; size and checksum of each file, by name (on rank 0)."""
+    if is_main():
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed here
+    try:
+        writer = dcp.FileSystemWriter(str(folder), single_file_per_rank=True, sync_files=True)
+        with _alone_is_fine():
+            dcp.save({n: _global(b) for n, b in banks.items()}, storage_writer=writer, no_dist=ranks().world == 1)
+    except (dcp.CheckpointException, OSError) as error:
+        if is_main():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise files.cannot_write(folder, _reason(error)) from None
+    if not is_main():
+        return {}
+    return {f.name: [f.stat().st_size, _checksum(f)] for f in sorted(folder.iterdir())}
+
+
+def _read(folder: Path, banks: dict[str, MemoryBank]) -> None:
+    reader = dcp.FileSystemReader(str(folder))
+    with _alone_is_fine():
+        dcp.load({n: _global(b) for n, b in banks.items()}, storage_reader=reader, no_dist=ranks().world == 1)
+
+
+@contextmanager
+def _alone_is_fine() -> Iterator[None]:
+    """Without the warning that there is no process group."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+def _global(bank: MemoryBank) -> Tensor:
+    """The rows as one tensor [N, D], of which each rank holds its part."""
+    if bank.ranks.world == 1:
+        return bank.rows
+    mesh = init_device_mesh(bank.rows.device.type, (bank.ranks.world,))
+    shape = torch.Size((bank.num_data, bank.dim))
+    return DTensor.from_local(bank.rows, mesh, [Shard(0)], run_check=False, shape=shape, stride=(bank.dim, 1))
+
+
+def _sharded(method: nn.Module) -> dict[str, MemoryBank]:
+    """The sharded banks of `method`, by the names that their rows have in its state dict."""
+    return {n: m for n, m in method.named_modules() if isinstance(m, MemoryBank) and m.shard is not None}
+
+
+def _prune(directory: Path) -> None:
+    """Remove the banks that neither of the two checkpoints names."""
+    named = set()
+    for name in (checkpoint.CURRENT, checkpoint.PREVIOUS):
+        if (directory / name).exists():
+            named.add(checkpoint.read(directory / name).get("banks", {}).get("folder"))
+    for folder in directory.glob(f"{FOLDER}*"):
+        if folder.name not in named:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _checksum(file: Path) -> int:
+    value = 0
+    with file.open("rb") as source:
+        while block := source.read(BLOCK):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def _reason(error: BaseException) -> OSError:
+    """The system's own error behind what torch.distributed.checkpoint raised, on whichever rank it was."""
+    if isinstance(error, dcp.CheckpointException):
+        for rank, (cause, _) in sorted(error.failures.items()):
+            if isinstance(cause, OSError):
+                return OSError(cause.errno, f"{cause.strerror or cause} (rank {rank})")
+        return OSError(None, " ".join(str(next(iter(error.failures.values()))[0]).split()))
+    assert isinstance(error, OSError)
+    return error

@@ -1,0 +1,93 @@
+"""What a checkpoint holds for those who use the network: `evaluate` and `export`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .. import models
+from ..data import Dataset, LazyFolder
+from . import checkpoint
+from .checkpoint import CheckpointError
+from .runs import load_data
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run's checkpoint, read and checked.
+
+    Attributes:
+        path: of its file.
+        model, method: names of the architecture and of what trained it.
+        epoch: after which it was written.
+        classes: names, in the order of the logits.
+        precision: in which it was trained and tested.
+        data: name, image_size and limit_train of its data set.
+        history: one row per epoch.
+    """
+
+    path: Path
+    model: str
+    method: str
+    epoch: int
+    classes: list[str]
+    precision: str
+    data: dict[str, Any]
+    history: list[dict[str, Any]]
+    _weights: dict[str, Any]
+    _input: dict[str, Any] | None
+
+    def dataset(self, data_dir: str | None) -> Dataset | LazyFolder:
+        """The data set that it was trained on, on the CPU; CheckpointError if what is here has other classes."""
+        data = load_data(self.data, data_dir)
+        if list(data.classes) != self.classes:
+            raise CheckpointError(
+                f"{self.path}: trained on {len(self.classes)} classes {self.classes[:5]} ..., "
+                f"but the data set here has {data.num_classes}: {list(data.classes)[:5]} ..."
+            )
+        return data
+
+    def network(self, channels: int) -> nn.Module:
+        """The trained network, on the CPU, in eval mode."""
+        with checkpoint.usable(self.path):
+            network = models.create(self.model, num_classes=len(self.classes), in_channels=channels)
+            network.load_state_dict(self._weights)
+        return network.eval()
+
+    def images(self, data_dir: str | None) -> dict[str, Any]:
+        """Shape [C, H, W] of its images, and `mean` and `std` per channel by which pixels in [0, 1] are normalised."""
+        if self._input is not None:
+            return self._input
+        data = self.dataset(data_dir)  # a checkpoint from before they were kept
+        return {"shape": [data.channels, *data.image_size], "mean": list(data.mean), "std": list(data.std)}
+
+
+def load(path: Path) -> Trained:
+    """The checkpoint at `path`, a file or the directory of a run.
+
+    Raises:
+        CheckpointError: none there (the runs in the directory are named), damaged or incomplete.
+    """
+    file = path / checkpoint.CURRENT if path.is_dir() else path
+    if not file.exists() and path.is_dir():
+        runs = sorted(str(p.parent) for p in path.glob(f"*/{checkpoint.CURRENT}"))
+        hint = f"; the runs in it: {', '.join(runs)}" if runs else ""
+        raise CheckpointError(f"{path}: expected a run's directory, with a {checkpoint.CURRENT}{hint}")
+    state = checkpoint.load(file)
+    with checkpoint.usable(file):
+        spec = state["spec"]
+        return Trained(
+            path=file,
+            model=spec["model"],
+            method=spec["method"]["name"],
+            epoch=state["epoch"],
+            classes=list(spec["data"]["classes"]),
+            precision=spec["recipe"]["precision"],
+            data={key: spec["data"][key] for key in ("name", "image_size", "limit_train")},
+            history=state["history"],
+            _weights=state["student"],
+            _input=state.get("images"),
+        )
