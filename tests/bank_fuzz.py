@@ -166,7 +166,7 @@ def corrupted(name: str, call: Call) -> st.SearchStrategy:
             torch.zeros((), dtype=torch.int64),
             torch.zeros((), device="meta"),
             True,
-            1e300,
+            -math.inf,
             math.inf,
         ]
     elif name == "temperature":

@@ -137,7 +137,9 @@ class NegativeSampler(nn.Module):
 
     def _apply(self, fn, recurse=True):
         """Moves the tables but never loses their values, as `to_empty` would: kernels read rows by them."""
-        tables = {name: self._buffers.pop(name) for name in TABLES[self.source][1:]}
+        tables = {name: getattr(self, name) for name in TABLES[self.source][1:]}
+        for name in tables:
+            del self._buffers[name]
         super()._apply(fn, recurse)
         for name, table in tables.items():
             self._buffers[name] = self._beside_state(table)
