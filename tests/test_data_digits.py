@@ -62,7 +62,7 @@ def test_limit_train_by_name():
 
 
 def test_names():
-    assert data.names() == ("digits", "cifar100", "folder")
+    assert data.names() == ("digits", "cifar100", "folder", "imagenet")
     with pytest.raises(ValueError, match="did you mean 'digits'"):
         data.load("digit")
     with pytest.raises(TypeError, match="name"):

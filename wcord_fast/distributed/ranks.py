@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._compile import _disable_dynamo as not_compiled  # torch.compiler.disable, which imports dynamo at once
 
 _sent = 0
 
@@ -37,7 +38,7 @@ def bytes_sent() -> int:
     return _sent
 
 
-@torch.compiler.disable
+@not_compiled
 def sizes_of(count: int, device: torch.device) -> list[int]:
     """`count` of every rank, in rank order. No device is waited for where the group has a backend for the CPU."""
     world = ranks().world
@@ -50,7 +51,7 @@ def sizes_of(count: int, device: torch.device) -> list[int]:
     return [int(n) for n in everyone]
 
 
-@torch.compiler.disable
+@not_compiled
 def gather_rows(tensors: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
     """Each of `tensors` [n, ...] of every rank, joined in rank order: [sum(sizes), ...]. One message per rank.
 
@@ -76,7 +77,7 @@ def gather_rows(tensors: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]
     return [c.contiguous().view(t.dtype).view(total, *t.shape[1:]) for c, t in zip(columns, tensors, strict=True)]
 
 
-@torch.compiler.disable
+@not_compiled
 def scatter_sums(values: Tensor, sizes: Sequence[int]) -> Tensor:
     """The sum over ranks, in rank order, of this rank's rows of `values` [sum(sizes), ...]: [sizes[rank], ...].
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..distributed.ranks import gather_rows, lower, ranks, scatter_sums, sizes_of
+from ..distributed.ranks import gather_rows, lower, not_compiled, ranks, scatter_sums, sizes_of
 from ..ops.bank import part as parts
 from ..ops.bank.autograd import attach, wants_grad
 from ..ops.bank.op import checked
@@ -60,7 +60,7 @@ def join(anchors: Tensor, index: Tensor) -> Joined:
     return Joined(rows.transpose(0, 1), numbers, index, sizes)
 
 
-@torch.compiler.disable
+@not_compiled
 def nce(anchors, shards, index, log_z, spec: DrawSpec, temperature, plan, backend, joined: Joined | None = None):
     """Losses [S, B_r] of this rank's anchors against all rows of the banks: `nce_pair` for shards."""
     call = _Call(anchors, shards, index, spec, joined)
@@ -70,7 +70,7 @@ def nce(anchors, shards, index, log_z, spec: DrawSpec, temperature, plan, backen
     return call.scatter(anchors, *parts.nce(*args))
 
 
-@torch.compiler.disable
+@not_compiled
 def mean_score(anchors, shards, index, spec: DrawSpec, plan, backend, sums, joined: Joined | None = None) -> Tensor:
     """Mean negative scores [S, B_r] of this rank's anchors: `mean_score_pair` for shards.
 
@@ -84,7 +84,7 @@ def mean_score(anchors, shards, index, spec: DrawSpec, plan, backend, sums, join
     return call.scatter(anchors, *parts.mean_score(*args))
 
 
-@torch.compiler.disable
+@not_compiled
 def log_z(log_z, anchors, shards, index, spec: DrawSpec, temperature, plan, backend, joined: Joined | None = None):
     """`log_z` [S] with its NaN entries replaced by the estimates over the anchors of all ranks (one host read)."""
     unset = torch.isnan(log_z)
@@ -99,7 +99,7 @@ def log_z(log_z, anchors, shards, index, spec: DrawSpec, temperature, plan, back
     return torch.where(unset, estimate.to(log_z.dtype), log_z)
 
 
-@torch.compiler.disable
+@not_compiled
 def fetch(shards: list[Shard], joined: Joined) -> Tensor:
     """This rank's part of rows `joined.index` of the banks, from the ranks that hold them: [S, B_r, D]."""
     part, height = shards[0].part, shards[0].rows.shape[0]

@@ -249,7 +249,8 @@ def _classes(labels: Any, num_data: int) -> np.ndarray:
 
 def _weights(weights: Sequence[float] | Tensor, num_data: int) -> Tensor:
     try:
-        w = torch.as_tensor(weights, device="cpu").detach()
+        dtype = None if hasattr(weights, "dtype") else torch.float64  # else numbers of a list would become fp32
+        w = torch.as_tensor(weights, dtype=dtype, device="cpu").detach()
     except (TypeError, ValueError, RuntimeError) as e:
         raise TypeError(f"weights: expected {num_data} numbers, got {type(weights).__name__} ({e})") from None
     if w.is_complex():

@@ -99,7 +99,7 @@ def _read_onnx(content: bytes, fresh: Callable[[], nn.Module]) -> Run:
         from onnx import load_from_string
         from onnx.reference import ReferenceEvaluator
 
-        session = ReferenceEvaluator(load_from_string(content))
+        session: Any = ReferenceEvaluator(load_from_string(content))
     else:
         session = InferenceSession(content, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])

@@ -10,6 +10,7 @@ import datetime
 import inspect
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
@@ -64,12 +65,20 @@ def is_main() -> bool:
 
 def speaks_first() -> bool:
     """True in the first process of the job that asks, and in a job of one: it tells what went wrong."""
-    if ranks().world == 1:
+    rank, world = ranks()
+    if world == 1:
         return True
+    key = "wcord_fast/failed"
     try:
-        return dist.distributed_c10d._get_default_store().add("wcord_fast/failed", 1) == 1
+        store = dist.distributed_c10d._get_default_store()
+        first = store.add(key, 1) == 1
+        if rank == 0 and "TORCHELASTIC_RUN_ID" not in os.environ:  # it serves the store: the others may be about to ask
+            patience = time.monotonic() + 2
+            while store.add(key, 0) < world and time.monotonic() < patience:
+                time.sleep(0.02)
     except RuntimeError:  # the store is gone, and with it whoever could have spoken first
         return True
+    return first
 
 
 def peer_lost(error: BaseException) -> bool:
