@@ -17,7 +17,10 @@
 namespace wcf {
 namespace {
 
-constexpr int64_t SMALL = 1 << 18;  // cells up to which a problem is left to one thread
+constexpr int64_t SMALL = 1 << 18;  // cells up to which a problem of a batch is left to one thread
+// Cells of each thread's share of a problem at least. With fewer, sweeps are no longer than the barriers between them,
+// and where other programs run a barrier may last a time slice.
+constexpr int64_t LEAST_CELLS = 1 << 16;
 constexpr size_t HUGE_PAGE = 2 << 20;
 
 // One block of memory, in huge pages if it is large: a sweep over 64 MB in 4 KB pages misses the TLB all the way.
@@ -91,7 +94,9 @@ bool ot_solve(const OtShape& shape, const OtOptions& options, const OtTensors<T>
   const Wanted want{tensors.grad_x != nullptr, tensors.grad_y != nullptr, tensors.grad_a != nullptr,
                     tensors.grad_b != nullptr};
   const OtPlan plan = ot_plan(shape, options, want.x, want.y, sizeof(T), resident_bytes, threads);
-  const int64_t work = plan.per_thread ? shape.problems : (shape.n + CHUNK_ROWS - 1) / CHUNK_ROWS;
+  const int64_t chunks = (shape.n + CHUNK_ROWS - 1) / CHUNK_ROWS;
+  const int64_t shares = std::max<int64_t>(1, shape.n * shape.m / LEAST_CELLS);
+  const int64_t work = plan.per_thread ? shape.problems : std::min(chunks, shares);
   const int team_size = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, work)));
   const Block block(plan.scratch_bytes);
   const int64_t share = plan.per_thread ? plan.scratch_bytes / std::min<int64_t>(threads, shape.problems) : 0;
