@@ -136,6 +136,7 @@ def interleaved(calls: dict[tuple[str, str], Any], options: argparse.Namespace) 
         if round_number >= 5 and not any(name == OURS for name, _ in active):
             break
         for key in active:
+            calls[key]()  # as in a training loop: what the provider before has evicted, or the system taken, is back
             took = block_seconds(calls[key], inner[key], clock)
             times[key].append(took * 1e3 / inner[key])
             spent[key] += took

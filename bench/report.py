@@ -81,8 +81,8 @@ def solves(row: Row) -> bool:
 def ot_table(rows: list[Row]) -> str:
     plain, ours = "exp once", "ours, native"
     by_case: dict[tuple, dict[str, Row]] = {}
-    for (*case, provider), row in latest(rows, "solver", "eps", "n", "dim", "iters", "provider").items():
-        by_case.setdefault(tuple(case), {})[provider] = row
+    for (*case, _), run in runs_of(rows, "solver", "eps", "n", "dim", "iters").items():
+        by_case[tuple(case)] = run  # whole, and the last: only what ran side by side is compared
     lines = []
     for (solver, eps, n, *_), found in sorted(
         by_case.items(), key=lambda item: (item[0][0] == "ipot", -item[0][1], item[0][2])
@@ -108,6 +108,14 @@ def ot_table(rows: list[Row]) -> str:
     clock = "CPU time of one process in ms" if {r.get("clock") for r in rows} == {"cpu"} else "ms"
     told = f"{clock}, forward / forward + gradient, D = 128, 50 iterations"
     return table(head, lines) + f"\n{told}; {where(rows)}. `python -m bench ot`.\n"
+
+
+def runs_of(rows: list[Row], *keys: str) -> dict[tuple, dict[str, Row]]:
+    """Rows by `keys` and the time at which they were written together, oldest first; each by provider."""
+    found: dict[tuple, dict[str, Row]] = {}
+    for row in rows:
+        found.setdefault((*(row[key] for key in keys), row["date"]), {})[row["provider"]] = row
+    return found
 
 
 def clock(rows: list[Row]) -> str:
