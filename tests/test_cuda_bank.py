@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from ctypes import c_uint64
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 from wcord_fast.ops import native_module, status
 from wcord_fast.ops.bank import native_cuda, reference
+from wcord_fast.ops.bank.part import Part
 from wcord_fast.ops.sampling.reference import draw
 from wcord_fast.ops.sampling.spec import ALL, DrawSpec
 from wcord_fast.ops.status import Code
@@ -23,6 +25,10 @@ from .cuda_on_cpu.module import EmulatedModule
 SOURCES = [build.CSRC / "cuda" / f"{name}.cu" for name in ("bank_gather", "bank_gather_any", "bank_finish")]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 TEMPERATURE = 0.07
+EVERY_SOURCE = [
+    ("none", "no"), ("self", "no"), ("class", "no"), ("none", "yes"), ("self", "auto"), ("class", "yes"),
+    ("weighted", "yes"), ("given", "no"), ("whole", "no"), ("expected", "no"),
+]  # fmt: skip
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 
@@ -92,6 +98,33 @@ class Problem:
             assert_relative(got, expected, value)
         assert flags() == 0
 
+    def check_parts(self, cuts) -> None:
+        """Every score of every part, rows [lo, hi), against the reference's part, and their sums against the whole."""
+        x, wide, index = self.exact()
+        mine, theirs, end = (self.spec, TEMPERATURE, True, "gather", "auto"), (self.log_z.double(), self.spec), []
+        limit = 1e-12 if self.anchors.dtype == torch.float64 else 1e-6
+        for lo, hi in pairwise(cuts):
+            part, banks, rows = Part(lo, self.num_data), [b[lo:hi] for b in self.banks], [b[lo:hi] for b in wide]
+            loss, grad = native_cuda.bank_nce(self.anchors, banks, index, self.log_z, *mine, part)
+            expected = reference.bank_nce(x, rows, index, *theirs, TEMPERATURE, True, "gather", "reference", part)
+            assert_relative(loss, expected[0], 4 * limit)  # a share of few terms: nothing averages out
+            close(grad, expected[1], 10 * limit)
+            mean = native_cuda.bank_mean_score(self.anchors, banks, index, self.spec, True, "gather", "auto", part)
+            expected = reference.bank_mean_score(x, rows, index, self.spec, True, "gather", "reference", part)
+            torch.testing.assert_close(mean[0].double(), expected[0], rtol=0, atol=limit)
+            close(mean[1], expected[1], 10 * limit)
+            args = index, self.spec, TEMPERATURE, "gather", "reference", part
+            total = native_cuda.bank_log_sum_exp(self.anchors, banks, *args)
+            torch.testing.assert_close(total, reference.bank_log_sum_exp(x, rows, *args), rtol=0, atol=10 * limit)
+            end.append((loss.double(), grad.double(), total))
+        loss, grad, total = (torch.stack(t) for t in zip(*end, strict=True))
+        expected = reference.bank_nce(x, wide, index, *theirs, TEMPERATURE, True, "gather", "reference")
+        assert_relative(loss.sum(0), expected[0], limit)
+        close(grad.sum(0), expected[1], 10 * limit)
+        log_z = reference.normalised(total.logsumexp(0), index, self.num_data, self.spec)
+        assert_relative(log_z, reference.bank_log_z(x, wide, index, *mine[:2], "gather", "reference"), limit)
+        assert flags() == 0
+
     def nce(self, needs_grad=True):
         args = self.anchors, self.banks, self.index, self.log_z, self.spec, TEMPERATURE, needs_grad
         return native_cuda.bank_nce(*args, "gather", "auto")
@@ -122,11 +155,7 @@ def test_every_width_and_bank_dtype(kernels, dtype, dim, k):
     Problem(700, 2, k, dim, dtype=dtype).check()
 
 
-@pytest.mark.parametrize(
-    ("source", "replacement"),
-    [("none", "no"), ("self", "no"), ("class", "no"), ("none", "yes"), ("self", "auto"), ("class", "yes"),
-     ("weighted", "yes"), ("given", "no"), ("whole", "no"), ("expected", "no")],
-)  # fmt: skip
+@pytest.mark.parametrize(("source", "replacement"), EVERY_SOURCE)
 @pytest.mark.parametrize("dim", [128, 20])
 def test_every_source(kernels, source, replacement, dim):
     Problem(90, 3, 40, dim, source, replacement).check()
@@ -156,6 +185,57 @@ def test_the_pool_of_a_bank_of_one_row(kernels):
     problem = Problem(1, 2, 1, 128, "none")
     problem.spec = DrawSpec("none", ALL, "no", False, 0, problem.spec.tables)
     problem.check()
+
+
+@pytest.mark.parametrize(("source", "replacement"), EVERY_SOURCE)
+@pytest.mark.parametrize("dim", [128, 20])
+def test_parts_of_every_source(kernels, source, replacement, dim):
+    Problem(90, 3, 40, dim, source, replacement).check_parts((0, 1, 33, 34, 90))
+
+
+@pytest.mark.parametrize("dim", [128, 5])
+@pytest.mark.parametrize(
+    ("num_data", "batch", "k", "source", "replacement", "cuts"),
+    [
+        (90, 2, 89, "self", "no", (0, 45, 90)),  # K = P
+        (3, 1, 1300, "none", "yes", (0, 1, 2, 3)),  # parts of one row, drawn hundreds of times
+        (1400, 2, 1290, "self", "no", (0, 700, 701, 1399, 1400)),  # several splits and tiles
+        (1400, 1, 1, "whole", "no", (0, 3, 1400)),
+    ],
+)
+def test_edges_of_parts(kernels, num_data, batch, k, source, replacement, cuts, dim):
+    Problem(num_data, batch, k, dim, source, replacement).check_parts(cuts)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_parts_in_other_dtypes(kernels, dtype):
+    Problem(300, 2, 100, 64, dtype=dtype).check_parts((0, 111, 300))
+
+
+@pytest.mark.parametrize("dim", [128, 20])
+def test_a_part_that_is_all_rows_gives_the_same_bits_and_any_schedule_does(kernels, dim):
+    problem = Problem(300, 2, 600, dim, "self", "yes")
+    args = problem.index, problem.log_z, problem.spec, TEMPERATURE, True, "gather", "auto"
+    whole = native_cuda.bank_nce(problem.anchors, problem.banks, *args, Part(0, 300))
+    assert all(torch.equal(a, b) for a, b in zip(whole, problem.nce(), strict=True))
+    results = []
+    for seed in range(3):
+        kernels.cuda_on_cpu_seed(c_uint64(seed))
+        results.append(native_cuda.bank_nce(problem.anchors, [b[90:201] for b in problem.banks], *args, Part(90, 300)))
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("dim", [128, 20])
+def test_bad_values_are_bad_in_every_part(kernels, dim):
+    problem = Problem(60, 4, 40, dim, "given")
+    problem.spec.tables[0][1, 39], problem.index[2] = 60, -1
+    problem.anchors[1, 3, 0] = torch.nan
+    bad = torch.tensor([[False, True, True, False], [False, True, True, True]])
+    args = problem.index, problem.log_z, problem.spec, TEMPERATURE, True, "gather", "auto"
+    for lo, hi in ((0, 13), (13, 60)):
+        loss, grad = native_cuda.bank_nce(problem.anchors, [b[lo:hi] for b in problem.banks], *args, Part(lo, 60))
+        assert flags() == Code.ANCHOR | Code.INDEX
+        assert torch.equal(loss.isnan(), bad) and torch.equal(grad.isnan().all(-1), bad)
 
 
 @pytest.mark.parametrize("dim", [64, 60])
