@@ -198,12 +198,11 @@ __global__ void __launch_bounds__(GATHER_THREADS, DIM <= 128 ? 2 : 1) gather_row
   };
   if constexpr (PART) {
     HeldRows held{shared_ptr<uint32_t>(L::QUEUE_AT) + warp * 2 * WARP, 0, first + warp * WARP, last};
-    while (true) {
-      unsigned live;
+    unsigned live;
+    do {
       const uint32_t row = held_rows(a.walk, *walk, b, GATHER_THREADS, &held, &live, &bad);
-      if (live == 0) break;
-      score(row, live);
-    }
+      if (live != 0) score(row, live);
+    } while (held.queued > 0 || held.step < last);
   } else {
     // The tail of the last tile repeats the last draw, with weight 0. The next draws are made before the rows are
     // waited for, so that their table look-ups are on the way too.
