@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from wcord_fast.ops import dispatch
-from wcord_fast.ops.bank import native_cpu, native_cuda, op, reference
+from wcord_fast.ops.bank import native_cpu, native_cuda, op, reference, triton
 from wcord_fast.ops.bank.part import Part
 from wcord_fast.ops.sampling.spec import DrawSpec
 
@@ -92,6 +92,8 @@ def test_parts_on_cuda_run_by_the_kernels(monkeypatch):
     assert selected(monkeypatch, height=1000, k=1000) == (native_cuda, "gather")
     assert selected(monkeypatch, height=1000, k=1000, backend="reference")[0] is reference
     assert selected(monkeypatch, height=1000, k=1000, runs=())[0] is reference
+    assert selected(monkeypatch, height=1000, k=90_000) == (triton, "dense")
+    assert selected(monkeypatch, height=1000, k=1000, backend="triton") == (triton, "dense")
     assert selected(monkeypatch, height=1000, k=90_000, runs=("native",)) == (native_cuda, "gather")
     with pytest.raises(NotImplementedError, match="plan='dense'"):
         selected(monkeypatch, height=1000, k=1000, backend="native", plan="dense")

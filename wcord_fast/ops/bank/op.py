@@ -46,9 +46,7 @@ def select(
     part, height = part or whole(banks), banks[0].shape[0]
 
     def unfit(candidate: str, name: str) -> str | None:
-        if candidate == "triton" and height < part.num_data:
-            return "the Triton kernels take whole banks"
-        return triton_launch.why_not(anchors, banks) if candidate == "triton" else None
+        return triton_launch.why_not(anchors, banks, part) if candidate == "triton" else None
 
     device = banks[0].device.type
     asked = dispatch.requested(backend)
