@@ -3,6 +3,8 @@
 import os
 import pickle
 import random
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 
 from wcord_fast.train import checkpoint
 from wcord_fast.train.checkpoint import CURRENT, PREVIOUS, CheckpointError
+from wcord_fast.train.files import OutputError
 
 SPEC = {"model": "resnet8", "recipe": {"epochs": 3, "lr": 0.05, "milestones": [0.5]}}
 
@@ -169,3 +172,26 @@ def test_random_generators_go_on_where_they_were(tmp_path):
     draw()
     checkpoint.set_rng_state(checkpoint.load_latest(tmp_path, SPEC)["rng"])
     assert draw() == expected
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 256 KB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system is not allowed here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_disk_that_is_really_full(small_disk):
+    checkpoint.save(small_disk, state(1))
+    checkpoint.save(small_disk, state(2))
+    before = {p.name: p.read_bytes() for p in small_disk.iterdir()}
+    large = state(3) | {"student": {"weight": torch.zeros(1 << 17)}}
+    with pytest.raises(OutputError, match=r"cannot write .*checkpoint\.pt.*: No space left on device"):
+        checkpoint.save(small_disk, large)
+    assert {p.name: p.read_bytes() for p in small_disk.iterdir()} == before
+    assert checkpoint.load_latest(small_disk, SPEC)["epoch"] == 2

@@ -249,13 +249,13 @@ def _classes(labels: Any, num_data: int) -> np.ndarray:
 
 def _weights(weights: Sequence[float] | Tensor, num_data: int) -> Tensor:
     try:
-        dtype = None if hasattr(weights, "dtype") else torch.float64  # else numbers of a list would become fp32
-        w = torch.as_tensor(weights, dtype=dtype, device="cpu").detach()
+        w = torch.as_tensor(weights, device="cpu").detach()
     except (TypeError, ValueError, RuntimeError) as e:
         raise TypeError(f"weights: expected {num_data} numbers, got {type(weights).__name__} ({e})") from None
     if w.is_complex():
         raise TypeError(f"weights: expected real numbers, got dtype {w.dtype}")
-    w = w.double()
+    # Numbers of a list have become fp32.
+    w = w.double() if hasattr(weights, "dtype") else torch.as_tensor(weights, dtype=torch.float64, device="cpu")
     if w.shape != (num_data,):
         raise ValueError(f"weights: expected one per row, shape [{num_data}], got {list(w.shape)}")
     if not bool(torch.isfinite(w).all()) or bool((w < 0).any()) or not float(w.max()) > 0:
