@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from wcord_fast.ops import dispatch
-from wcord_fast.ops.bank import native_cpu, reference
+from wcord_fast.ops.bank import native_cpu, native_cuda, op, reference, triton
 from wcord_fast.ops.bank.part import Part
+from wcord_fast.ops.sampling.spec import DrawSpec
 
 from .bank_cases import SAMPLERS, TAU, problem, relative_error
 
@@ -38,9 +40,9 @@ def joined(module, plan, p, cuts):
 
 
 def assert_close(got, wanted, said):
-    for op in ("nce", "log_z"):
-        for ours, theirs in zip(got[op], wanted[op], strict=True):
-            assert relative_error(ours, theirs) < LIMIT, (op, said)
+    for name in ("nce", "log_z"):
+        for ours, theirs in zip(got[name], wanted[name], strict=True):
+            assert relative_error(ours, theirs) < LIMIT, (name, said)
     for ours, theirs in zip(got["mean"], wanted["mean"], strict=True):  # itself near zero: in units of a score
         assert float((ours - theirs).abs().max()) < LIMIT, said
 
@@ -75,3 +77,23 @@ def test_a_part_without_any_drawn_row_gives_nothing(module):
     assert not loss.any() and not grad.any()
     total = module.bank_log_sum_exp(p.anchors, banks, p.index, p.spec, TAU, "gather", "auto", part)
     assert (total == -torch.inf).all()
+
+
+def selected(monkeypatch, *, height, k, plan="auto", backend="auto", runs=("native", "triton")):
+    """(module, plan) for a part of `height` of 100,000 rows on a CUDA device where the backends `runs` can run."""
+    monkeypatch.setattr(dispatch, "cannot_run", lambda b, device: None if b in (*runs, "reference") else "not here")
+    bank = SimpleNamespace(device=torch.device("cuda"), shape=(height, 128), dtype=torch.float32)
+    anchors = SimpleNamespace(shape=(1, 64, 128), dtype=torch.float32)
+    spec = DrawSpec("self", k, "no", False, 0, [])
+    return op.select("bank_nce", anchors, [bank], spec, plan, backend, Part(1000, 100_000))[:2]
+
+
+def test_parts_on_cuda_run_by_the_kernels(monkeypatch):
+    assert selected(monkeypatch, height=1000, k=1000) == (native_cuda, "gather")
+    assert selected(monkeypatch, height=1000, k=1000, backend="reference")[0] is reference
+    assert selected(monkeypatch, height=1000, k=1000, runs=())[0] is reference
+    assert selected(monkeypatch, height=1000, k=90_000) == (triton, "dense")
+    assert selected(monkeypatch, height=1000, k=1000, backend="triton") == (triton, "dense")
+    assert selected(monkeypatch, height=1000, k=90_000, runs=("native",)) == (native_cuda, "gather")
+    with pytest.raises(NotImplementedError, match="plan='dense'"):
+        selected(monkeypatch, height=1000, k=1000, backend="native", plan="dense")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import random
 from ctypes import c_uint64
 
 import numpy as np
@@ -12,17 +10,21 @@ import torch
 
 from wcord_fast.ops import native_module, status
 from wcord_fast.ops.bank import native_cuda, reference
+from wcord_fast.ops.bank.part import Part
 from wcord_fast.ops.sampling.reference import draw
 from wcord_fast.ops.sampling.spec import ALL, DrawSpec
 from wcord_fast.ops.status import Code
 
-from . import draw_specs
+from .cuda_bank_problem import TEMPERATURE, Problem, assert_relative, close, flags, given
 from .cuda_on_cpu import build
 from .cuda_on_cpu.module import EmulatedModule
 
 SOURCES = [build.CSRC / "cuda" / f"{name}.cu" for name in ("bank_gather", "bank_gather_any", "bank_finish")]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-TEMPERATURE = 0.07
+EVERY_SOURCE = [
+    ("none", "no"), ("self", "no"), ("class", "no"), ("none", "yes"), ("self", "auto"), ("class", "yes"),
+    ("weighted", "yes"), ("given", "no"), ("whole", "no"), ("expected", "no"),
+]  # fmt: skip
 
 pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 
@@ -45,88 +47,13 @@ def kernels(library, monkeypatch):
     torch.use_deterministic_algorithms(deterministic)
 
 
-def flags() -> int:
-    return int(status.word(torch.device("cpu")))
-
-
-class Problem:
-    """Anchors, banks and draws; `source` may be "given" or "whole" (every pool row, class excluded) too."""
-
-    def __init__(self, num_data, batch, k, dim, source="class", replacement="no", directions=2, dtype=torch.float32):
-        g = torch.Generator().manual_seed(num_data * 1000 + dim)
-        drawn = "class" if source in ("given", "whole", "expected") else source
-        case = draw_specs.Case(random.Random(num_data + dim), num_data, batch, k, drawn, replacement)
-        self.index, self.spec, self.num_data = torch.tensor(case.index), case.spec(), num_data
-        if source == "given":
-            self.spec = given(torch.randint(0, num_data, (batch, k), generator=g))
-        if source in ("whole", "expected"):
-            k = ALL if source == "whole" else k
-            self.spec = DrawSpec("class", k, "no", source == "expected", 0, self.spec.tables)
-        x = torch.randn(directions, batch, dim, generator=g, dtype=torch.float64)
-        self.anchors = torch.nn.functional.normalize(x, dim=-1).to(reference.accumulate_dtype(x.to(dtype)))
-        rows = torch.randn(directions, num_data, dim, generator=g)
-        self.banks = list(torch.nn.functional.normalize(rows, dim=-1).to(dtype))
-        self.log_z = torch.tensor([math.log(num_data) + 0.5, math.log(num_data) - 1.0][:directions])
-
-    def exact(self) -> tuple:
-        return self.anchors.double(), [bank.double() for bank in self.banks], self.index
-
-    def check(self, scores=("nce", "mean", "log_z")) -> None:
-        """Every score against the reference in float64, by tolerances of 1e-6 value, 1e-5 gradient."""
-        wide = self.anchors.dtype == torch.float64 or self.banks[0].dtype == torch.float64
-        value, slope = (1e-12, 1e-12) if wide else (1e-6, 1e-5)
-        plan = ("gather", "reference")
-        if "nce" in scores:
-            got = self.nce()
-            expected = reference.bank_nce(*self.exact(), self.log_z.double(), self.spec, TEMPERATURE, True, *plan)
-            assert_relative(got[0], expected[0], value)
-            close(got[1], expected[1], slope)
-        if "mean" in scores:
-            got = native_cuda.bank_mean_score(self.anchors, self.banks, self.index, self.spec, True, *plan)
-            expected = reference.bank_mean_score(*self.exact(), self.spec, True, *plan)
-            assert (got[0] - expected[0]).abs().max() <= value  # a mean of values of both signs, each at most 1
-            close(got[1], expected[1], slope)
-        if "log_z" in scores:
-            got = self.estimate()
-            expected = reference.bank_log_z(*self.exact(), self.spec, TEMPERATURE, *plan)
-            assert_relative(got, expected, value)
-        assert flags() == 0
-
-    def nce(self, needs_grad=True):
-        args = self.anchors, self.banks, self.index, self.log_z, self.spec, TEMPERATURE, needs_grad
-        return native_cuda.bank_nce(*args, "gather", "auto")
-
-    def estimate(self, known=None):
-        args = self.anchors, self.banks, self.index, self.spec, TEMPERATURE, "gather", "auto"
-        return native_cuda.bank_log_z(*args, known)
-
-
-def given(rows: torch.Tensor) -> DrawSpec:
-    return DrawSpec("given", rows.shape[1], "no", False, 0, [rows])
-
-
-def assert_relative(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
-    torch.testing.assert_close(got.double(), expected, rtol=tolerance, atol=0)
-
-
-def close(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
-    """Gradients: the error of a row against the row's norm."""
-    assert got.shape == expected.shape
-    error = torch.linalg.vector_norm(got.double() - expected, dim=-1)
-    assert (error <= tolerance * torch.linalg.vector_norm(expected, dim=-1)).all(), (got, expected)
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("dim", "k"), [(128, 300), (64, 33), (256, 65), (1, 7), (33, 300), (130, 300), (300, 40)])
 def test_every_width_and_bank_dtype(kernels, dtype, dim, k):
     Problem(700, 2, k, dim, dtype=dtype).check()
 
 
-@pytest.mark.parametrize(
-    ("source", "replacement"),
-    [("none", "no"), ("self", "no"), ("class", "no"), ("none", "yes"), ("self", "auto"), ("class", "yes"),
-     ("weighted", "yes"), ("given", "no"), ("whole", "no"), ("expected", "no")],
-)  # fmt: skip
+@pytest.mark.parametrize(("source", "replacement"), EVERY_SOURCE)
 @pytest.mark.parametrize("dim", [128, 20])
 def test_every_source(kernels, source, replacement, dim):
     Problem(90, 3, 40, dim, source, replacement).check()
@@ -156,6 +83,57 @@ def test_the_pool_of_a_bank_of_one_row(kernels):
     problem = Problem(1, 2, 1, 128, "none")
     problem.spec = DrawSpec("none", ALL, "no", False, 0, problem.spec.tables)
     problem.check()
+
+
+@pytest.mark.parametrize(("source", "replacement"), EVERY_SOURCE)
+@pytest.mark.parametrize("dim", [128, 20])
+def test_parts_of_every_source(kernels, source, replacement, dim):
+    Problem(90, 3, 40, dim, source, replacement).check_parts((0, 1, 33, 34, 90))
+
+
+@pytest.mark.parametrize("dim", [128, 5])
+@pytest.mark.parametrize(
+    ("num_data", "batch", "k", "source", "replacement", "cuts"),
+    [
+        (90, 2, 89, "self", "no", (0, 45, 90)),  # K = P
+        (3, 1, 1300, "none", "yes", (0, 1, 2, 3)),  # parts of one row, drawn hundreds of times
+        (1400, 2, 1290, "self", "no", (0, 700, 701, 1399, 1400)),  # several splits and tiles
+        (1400, 1, 1, "whole", "no", (0, 3, 1400)),
+    ],
+)
+def test_edges_of_parts(kernels, num_data, batch, k, source, replacement, cuts, dim):
+    Problem(num_data, batch, k, dim, source, replacement).check_parts(cuts)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_parts_in_other_dtypes(kernels, dtype):
+    Problem(300, 2, 100, 64, dtype=dtype).check_parts((0, 111, 300))
+
+
+@pytest.mark.parametrize("dim", [128, 20])
+def test_a_part_that_is_all_rows_gives_the_same_bits_and_any_schedule_does(kernels, dim):
+    problem = Problem(300, 2, 600, dim, "self", "yes")
+    args = problem.index, problem.log_z, problem.spec, TEMPERATURE, True, "gather", "auto"
+    whole = native_cuda.bank_nce(problem.anchors, problem.banks, *args, Part(0, 300))
+    assert all(torch.equal(a, b) for a, b in zip(whole, problem.nce(), strict=True))
+    results = []
+    for seed in range(3):
+        kernels.cuda_on_cpu_seed(c_uint64(seed))
+        results.append(native_cuda.bank_nce(problem.anchors, [b[90:201] for b in problem.banks], *args, Part(90, 300)))
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("dim", [128, 20])
+def test_bad_values_are_bad_in_every_part(kernels, dim):
+    problem = Problem(60, 4, 40, dim, "given")
+    problem.spec.tables[0][1, 39], problem.index[2] = 60, -1
+    problem.anchors[1, 3, 0] = torch.nan
+    bad = torch.tensor([[False, True, True, False], [False, True, True, True]])
+    args = problem.index, problem.log_z, problem.spec, TEMPERATURE, True, "gather", "auto"
+    for lo, hi in ((0, 13), (13, 60)):
+        loss, grad = native_cuda.bank_nce(problem.anchors, [b[lo:hi] for b in problem.banks], *args, Part(lo, 60))
+        assert flags() == Code.ANCHOR | Code.INDEX
+        assert torch.equal(loss.isnan(), bad) and torch.equal(grad.isnan().all(-1), bad)
 
 
 @pytest.mark.parametrize("dim", [64, 60])

@@ -63,15 +63,16 @@ def counted(rows: torch.Tensor, num_data: int) -> torch.Tensor:
     return torch.stack([torch.bincount(row, minlength=num_data) for row in rows])
 
 
-def check(functions, index, num_data, spec, rows):
-    draw_mask, draw_counts = functions
-    expected = counted(rows, num_data)
-    mask, counts = draw_mask(index, num_data, spec), draw_counts(index, num_data, spec)
-    assert mask.dtype == torch.int32 and mask.shape == (len(index), (num_data + 31) // 32)
-    assert torch.equal(unpacked(mask, num_data), expected > 0)
+def check(functions, index, num_data, spec, rows, held=None):
+    """Mask and counts of all rows, or of the rows held = (first, n) alone."""
+    first, n = held or (0, num_data)
+    expected = counted(rows, num_data)[:, first : first + n]
+    mask, counts = (function(index, num_data, spec, held=held) for function in functions)
+    assert mask.dtype == torch.int32 and mask.shape == (len(index), (n + 31) // 32)
+    assert torch.equal(unpacked(mask, n), expected > 0)
     assert counts.dtype == (torch.int16 if spec.k <= 32767 else torch.int32)
-    assert counts.shape == (len(index), num_data + num_data % 2) and not counts[:, num_data:].any()
-    assert torch.equal(counts[:, :num_data].long(), expected)
+    assert counts.shape == (len(index), n + n % 2) and not counts[:, n:].any()
+    assert torch.equal(counts[:, :n].long(), expected)
 
 
 def test_random_cases(functions):
@@ -109,12 +110,39 @@ def test_words_that_do_not_fit_in_shared_memory(functions):
     assert torch.equal(counts[:, :num_data].long(), counted(rows, num_data))
 
 
+def test_parts_of_random_cases(functions):
+    rng = random.Random(5)
+    for case in draw_specs.cases(seed=9, count=25):
+        first = rng.randrange(case.num_data)
+        held = first, rng.randint(1, case.num_data - first)
+        check(functions, torch.tensor(case.index), case.num_data, case.spec(), case.expected(), held)
+
+
+@pytest.mark.parametrize("held", [(0, 1), (0, 33), (31, 2), (1099, 1001), (2099, 1)])
+@pytest.mark.parametrize(("k", "replacement"), [(2099, "no"), (9000, "yes")])
+def test_sizes_of_parts(functions, held, k, replacement):
+    """K = P, and several splits."""
+    case = draw_specs.Case(random.Random(k), 2100, 2, k, "self", replacement)
+    index, spec = torch.tensor(case.index), case.spec()
+    check(functions, index, 2100, spec, reference.draw(index, 2100, spec), held)
+
+
+@pytest.mark.parametrize("k", [5000, 32768])
+def test_a_part_of_a_row_that_is_drawn_thousands_of_times(functions, k):
+    case = draw_specs.Case(random.Random(k), 3, 2, k, "none", "yes")
+    index, spec = torch.tensor(case.index), case.spec()
+    rows = reference.draw(index, 3, spec)
+    for held in ((0, 1), (1, 1), (1, 2)):
+        check(functions, index, 3, spec, rows, held)
+
+
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_given_rows(functions, dtype):
     wide = torch.randint(0, 50, (3, 40), dtype=dtype)
     index = torch.tensor([0, 1, 2], dtype=dtype)
     for rows in (wide[:, 1:38], wide[:, 1:38].T.contiguous().T):
         check(functions, index, 50, DrawSpec("given", 37, "no", False, 0, [rows]), rows.long())
+        check(functions, index, 50, DrawSpec("given", 37, "no", False, 0, [rows]), rows.long(), (13, 30))
 
 
 @pytest.mark.parametrize("source", ["none", "self", "class"])
@@ -129,6 +157,8 @@ def test_whole_pools(functions, source, expected):
             same = r == own if source == "self" else case.labels[r] == case.labels[own]
             inside[b, r] = source == "none" or not same
     assert torch.equal(unpacked(functions[0](index, 300, spec), 300), inside)
+    for first, n in ((0, 1), (37, 65), (260, 40)):
+        assert torch.equal(unpacked(functions[0](index, 300, spec, held=(first, n)), n), inside[:, first : first + n])
     with pytest.raises(NotImplementedError, match="nothing is drawn"):
         functions[1](index, 300, spec)
 

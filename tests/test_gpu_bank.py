@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import random
+from itertools import pairwise
 
 import pytest
 import torch
 
 from wcord_fast.ops import status
 from wcord_fast.ops.bank import membership, native_cuda, reference
+from wcord_fast.ops.bank import part as parts
+from wcord_fast.ops.bank.part import Part
 from wcord_fast.ops.sampling.spec import ALL, DrawSpec
 
 from . import draw_specs
@@ -95,6 +98,52 @@ def test_mean_score_and_log_z(dim):
     assert got[0] == 2.5 and math.isclose(got[1], log_z[1], rel_tol=1e-6)
 
 
+@pytest.mark.parametrize(("source", "replacement"), [*SOURCES, ("given", "no"), ("whole", "no")])
+@pytest.mark.parametrize("dim", [128, 20])
+def test_parts(source, replacement, dim):
+    drawn = "class" if source in ("given", "whole") else source
+    problem = Problem(3000, 9, 1100, dim, drawn, replacement, given=source == "given")
+    if source == "whole":
+        problem.spec = DrawSpec("class", ALL, "no", False, 0, problem.spec.tables)
+        problem.spec_there = on("cuda", problem.spec)
+    (x, banks, index), log_z, spec = problem.there, problem.log_z.cuda(), problem.spec_there
+    wide = x.double(), [bank.double() for bank in banks]
+    losses, grads = [], []
+    for lo, hi in pairwise((0, 1, 1025, 1026, 3000)):
+        part, own = Part(lo, 3000), [bank[lo:hi] for bank in banks]
+        loss, grad = native_cuda.bank_nce(x, own, index, log_z, spec, TEMPERATURE, True, "gather", "auto", part)
+        args = index, log_z.double(), spec, TEMPERATURE, True, "gather", "auto", part
+        expected = reference.bank_nce(wide[0], [bank[lo:hi] for bank in wide[1]], *args)
+        torch.testing.assert_close(loss.double(), expected[0], rtol=5e-6, atol=0)
+        assert ((grad - expected[1]).norm(dim=-1) <= 1e-5 * expected[1].norm(dim=-1)).all()
+        lse = native_cuda.bank_log_sum_exp(x, own, index, spec, TEMPERATURE, "gather", "auto", part)
+        args = index, spec, TEMPERATURE, "gather", "auto", part
+        expected = reference.bank_log_sum_exp(wide[0], [bank[lo:hi] for bank in wide[1]], *args)
+        torch.testing.assert_close(lse, expected, rtol=0, atol=1e-5)
+        losses.append(loss.double())
+        grads.append(grad.double())
+    expected = problem.expected()
+    torch.testing.assert_close(sum(losses).cpu(), expected[0], rtol=1e-6, atol=0)
+    assert ((sum(grads).cpu() - expected[1]).norm(dim=-1) <= 1e-5 * expected[1].norm(dim=-1)).all()
+
+
+def test_parts_are_the_same_to_the_bit_do_not_sync_and_skip_what_they_do_not_hold():
+    problem = Problem(20_000, 64, 4096, 128, dtype=torch.bfloat16)
+    (x, banks, index), log_z, spec = problem.there, problem.log_z.cuda(), problem.spec_there
+    part, held = Part(5000, 20_000), [bank[5000:6001] for bank in banks]
+    args = x, held, part, index, log_z, spec, TEMPERATURE, True, "auto", "native"
+    first = parts.nce(*args)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        again = parts.nce(*args)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    for bank in banks:  # what is not of the part may be anything
+        bank[:5000], bank[6001:] = torch.nan, torch.nan
+    assert all(torch.equal(a, b) for a, b in zip(first, parts.nce(*args), strict=True))
+
+
 def test_repeats_are_bit_identical_and_nothing_syncs():
     problem = Problem(20_000, 64, 4096, 128, dtype=torch.bfloat16)
     first, log_z = problem.nce(), problem.log_z.cuda()
@@ -145,6 +194,9 @@ def test_membership(num_data, k, replacement):
     for function in (membership.draw_mask, membership.draw_counts):
         got = function(index.cuda(), num_data, on("cuda", spec), "native")
         assert torch.equal(got.cpu(), function(index, num_data, spec))
+        held = (num_data // 3 + 1, num_data // 2)
+        got = function(index.cuda(), num_data, on("cuda", spec), "native", held)
+        assert torch.equal(got.cpu(), function(index, num_data, spec, held=held))
 
 
 @pytest.mark.parametrize("dim", [128, 20])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
 from wcord_fast import NegativeSampler
 from wcord_fast.ops.bank import reference, triton, triton_launch
+from wcord_fast.ops.bank.part import Part
 from wcord_fast.ops.sampling.spec import DrawSpec
 
 pytestmark = pytest.mark.gpu
@@ -77,6 +80,29 @@ def check(anchors, banks, index, log_z, spec, loss_tol=1e-6, grad_tol=1e-5):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_and_bank(name, bank_dtype):
     check(*problem(bank_dtype=bank_dtype), spec_of(name))
+
+
+@pytest.mark.parametrize("bank_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_parts_of_every_sampler(name, bank_dtype):
+    anchors, banks, index, log_z = problem(bank_dtype=bank_dtype)
+    spec, (x, rows), shares = spec_of(name), exact(anchors, banks), []
+    for lo, hi in pairwise((0, 1, 1025, 1057, N)):
+        part, own = Part(lo, N), [bank[lo:hi] for bank in banks]
+        loss, grad = triton.bank_nce(anchors, own, index, log_z, spec, TAU, True, "dense", "auto", part)
+        args = index, log_z.double(), spec, TAU, True, "dense", "auto", part
+        expected = reference.bank_nce(x, [bank[lo:hi] for bank in rows], *args)
+        torch.testing.assert_close(loss.double(), expected[0], rtol=5e-6, atol=0)
+        torch.testing.assert_close(grad.double(), expected[1], rtol=0, atol=1e-5 * float(expected[1].abs().max()))
+        lse = triton.bank_log_sum_exp(anchors, own, index, spec, TAU, "dense", "auto", part)
+        args = index, spec, TAU, "dense", "auto", part
+        expected = reference.bank_log_sum_exp(x, [bank[lo:hi] for bank in rows], *args)
+        torch.testing.assert_close(lse, expected, rtol=0, atol=1e-5)
+        shares.append((loss.double(), grad.double()))
+    loss, grad = (sum(t) for t in zip(*shares, strict=True))
+    expected = reference.bank_nce(x, rows, index, log_z.double(), spec, TAU, True, "dense", "auto")
+    torch.testing.assert_close(loss, expected[0], rtol=1e-6, atol=0)
+    assert error(grad, expected[1]) < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

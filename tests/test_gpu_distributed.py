@@ -13,6 +13,7 @@ from wcord_fast import CRDLoss
 from wcord_fast.distributed.ranks import ranks, share_of
 
 N, D, BATCH = 500, 32, 24
+CASES = [(None, "auto"), ("rank", "gather"), ("rank", "dense")]  # shard, plan: shards by the kernels of both plans
 
 pytestmark = [
     pytest.mark.gpu,
@@ -22,9 +23,9 @@ pytestmark = [
 ]
 
 
-def step(device, shard, part):
+def step(device, shard, plan, part):
     torch.manual_seed(0)
-    loss = CRDLoss(7, 9, N, feat_dim=D, nce_k=40, exclude="self", seed=3, shard=shard).to(device)
+    loss = CRDLoss(7, 9, N, feat_dim=D, nce_k=40, exclude="self", seed=3, shard=shard, plan=plan).to(device)
     g = torch.Generator().manual_seed(1)
     f_s, f_t = torch.randn(BATCH, 7, generator=g)[part], torch.randn(BATCH, 9, generator=g)[part]
     idx = torch.randint(N, (BATCH,), generator=g)[part]
@@ -41,7 +42,7 @@ def work(rank, world, folder):
         "cpu:gloo,cuda:nccl", init_method=f"file://{folder}/store", rank=rank, world_size=world
     )
     own = share_of(BATCH, ranks())
-    results = {s: step("cuda", s, slice(own.start, own.stop)) for s in (None, "rank")}
+    results = {case: step("cuda", *case, slice(own.start, own.stop)) for case in CASES}
     torch.save(results, Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -51,11 +52,12 @@ def test_ranks_on_nccl_equal_one_process():
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(work, (world, folder), nprocs=world)
         parts = [torch.load(Path(folder) / f"{rank}.pt") for rank in range(world)]
-    value, grad, bank = step("cpu", None, slice(None))
-    for shard in (None, "rank"):
-        shares = [len(p[shard][1]) / BATCH for p in parts]
-        assert sum(w * p[shard][0] for w, p in zip(shares, parts, strict=True)) == pytest.approx(value, rel=1e-5)
-        ours = torch.cat([w * p[shard][1] for w, p in zip(shares, parts, strict=True)])
+    value, grad, bank = step("cpu", *CASES[0], slice(None))
+    for case in CASES:
+        shares = [len(p[case][1]) / BATCH for p in parts]
+        assert sum(w * p[case][0] for w, p in zip(shares, parts, strict=True)) == pytest.approx(value, rel=1e-5)
+        ours = torch.cat([w * p[case][1] for w, p in zip(shares, parts, strict=True)])
         torch.testing.assert_close(ours, grad, rtol=1e-4, atol=1e-4 * float(grad.abs().max()))
-    torch.testing.assert_close(torch.cat([p["rank"][2] for p in parts]), bank, rtol=1e-4, atol=1e-5)
-    assert all(torch.equal(p[None][2], parts[0][None][2]) for p in parts)
+    for case in CASES[1:]:
+        torch.testing.assert_close(torch.cat([p[case][2] for p in parts]), bank, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(p[CASES[0]][2], parts[0][CASES[0]][2]) for p in parts)

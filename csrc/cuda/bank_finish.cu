@@ -17,11 +17,14 @@ __global__ void __launch_bounds__(FINISH_THREADS) gather_finish_kernel(GatherArg
   const int s = blockIdx.y;
   const int64_t b = blockIdx.x, at = s * draw.num_anchors + b, own = index_at(draw.index, draw.index_bytes, b);
   const bool invalid = own < 0 || own >= draw.num_data;  // its partial sums are NaN
+  const uint64_t local = static_cast<uint64_t>(own - a.walk.first_row);
+  const bool held = local < static_cast<uint64_t>(a.walk.num_rows);  // else its term is another part's
   const int64_t count = invalid || !a.walk.whole_pool ? 1 : anchor_pool(draw, own).size;
-  const Bank* const positive = static_cast<const Bank*>(a.bank[s]) + (invalid ? 0 : own) * a.bank_stride[s];
+  const int64_t row = held ? static_cast<int64_t>(local) : 0;
+  const Bank* const positive = static_cast<const Bank*>(a.bank[s]) + row * a.bank_stride[s];
   const Real* const anchor = static_cast<const Real*>(a.anchors) + at * a.dim;
   Real dot = 0;
-  for (int64_t d = threadIdx.x; d < a.dim && !invalid && a.score != SCORE_MEAN; d += FINISH_THREADS) {
+  for (int64_t d = threadIdx.x; d < a.dim && held && a.score != SCORE_MEAN; d += FINISH_THREADS) {
     dot += anchor[d] * static_cast<Real>(load(positive[d]));
   }
   dot = warp_sum(dot);
@@ -37,7 +40,8 @@ __global__ void __launch_bounds__(FINISH_THREADS) gather_finish_kernel(GatherArg
   Real value = 0;
   if (a.score == SCORE_LOG_Z) {
     if (threadIdx.x != 0) return;
-    Tally<Real> total{static_cast<Real>(dot / a.temperature), Real(1)};
+    Tally<Real> total = tally_empty<Real>(a.score);
+    if (held) total = Tally<Real>{static_cast<Real>(dot / a.temperature), Real(1)};
     for (int64_t i = 0; i < a.splits; ++i) {  // an empty split is -inf
       total = tally_join(total, Tally<Real>{static_cast<Real>(partial[i] + log(weight)), Real(1)});
     }
@@ -48,11 +52,11 @@ __global__ void __launch_bounds__(FINISH_THREADS) gather_finish_kernel(GatherArg
     for (int64_t i = 0; i < a.splits; ++i) value += partial[i];
     value *= scale;
   }
-  if (a.score == SCORE_NCE) {
+  if (a.score == SCORE_NCE) scale = static_cast<Real>(weight / a.temperature);
+  if (a.score == SCORE_NCE && held) {
     const double offset = nce_offset(charged, num_data, static_cast<const Real*>(a.log_z)[s]);
     const Term<Real> term = softplus(static_cast<Real>(offset - dot / a.temperature));
     value += term.value + static_cast<Real>(nce_constant(charged, num_data));
-    scale = static_cast<Real>(weight / a.temperature);
     own_slope = static_cast<Real>(-term.slope / a.temperature);
   }
   if (threadIdx.x == 0) static_cast<Real*>(a.value)[at] = value;
@@ -61,7 +65,7 @@ __global__ void __launch_bounds__(FINISH_THREADS) gather_finish_kernel(GatherArg
   for (int64_t d = threadIdx.x; d < a.dim; d += FINISH_THREADS) {
     Real sum = 0;
     for (int64_t i = 0; i < a.splits; ++i) sum += grads[i * a.dim + d];
-    if (a.score == SCORE_NCE && !invalid) {
+    if (a.score == SCORE_NCE && held) {
       sum = scale * sum + own_slope * static_cast<Real>(load(positive[d]));
     } else {
       sum *= scale;
@@ -115,7 +119,7 @@ cudaError_t launch_finish(const GatherArgs& a, cudaStream_t stream) {
   const size_t bytes = FINISH_THREADS / WARP * sizeof(Real);
   const cudaError_t error =
       launch(gather_finish_kernel<Bank, Real>, grid, dim3(FINISH_THREADS), bytes, stream, false, a);
-  if (error != cudaSuccess || a.score != SCORE_LOG_Z) return error;
+  if (error != cudaSuccess || a.score != SCORE_LOG_Z || !a.value) return error;
   const size_t tallies = GATHER_WARPS * (sizeof(Tally<Real>) + sizeof(double));
   return launch(log_z_kernel<Real>, dim3(static_cast<unsigned>(a.directions)), dim3(GATHER_THREADS), tallies, stream,
                 false, a);
@@ -142,18 +146,19 @@ int wcf_cuda_bank_gather(int device, uintptr_t stream, uintptr_t index, int inde
                          int64_t num_draws, int64_t num_data, int64_t anchor_offset, int source, int replacement,
                          uintptr_t state, uintptr_t label, uintptr_t order, uintptr_t rank, uintptr_t class_start,
                          uintptr_t threshold, uintptr_t alias, uintptr_t given, int given_bytes, int64_t given_stride,
-                         int whole_pool, int score, int directions, uintptr_t anchors, int fp64, int64_t dim,
-                         uintptr_t bank_0, uintptr_t bank_1, int bank_dtype, int64_t bank_stride_0,
-                         int64_t bank_stride_1, double temperature, uintptr_t log_z, int64_t splits, int64_t chunk,
-                         uintptr_t partial, uintptr_t partial_grad, uintptr_t value, uintptr_t grad,
-                         uintptr_t status) {
+                         int whole_pool, int64_t first_row, int64_t num_rows, int score, int directions,
+                         uintptr_t anchors, int fp64, int64_t dim, uintptr_t bank_0, uintptr_t bank_1, int bank_dtype,
+                         int64_t bank_stride_0, int64_t bank_stride_1, double temperature, uintptr_t log_z,
+                         int64_t splits, int64_t chunk, uintptr_t partial, uintptr_t partial_grad, uintptr_t value,
+                         uintptr_t grad, uintptr_t status) {
   using namespace wcf;
   const DeviceGuard guard(device);
   if (guard.error != cudaSuccess) return error_code(guard.error);
   if (num_anchors * splits > INT32_MAX) return static_cast<int>(cudaErrorInvalidConfiguration);
   GatherArgs a{};
   a.walk = walk_args(index, index_bytes, num_anchors, num_draws, num_data, anchor_offset, source, replacement, state,
-                     label, order, rank, class_start, threshold, alias, given, given_bytes, given_stride, whole_pool);
+                     label, order, rank, class_start, threshold, alias, given, given_bytes, given_stride, whole_pool,
+                     first_row, num_rows);
   a.score = score;
   a.directions = directions;
   a.dim = dim;

@@ -11,6 +11,10 @@
 // and ROWS rows of each lane group in flight: 64 KB per SM at D = 128 with two blocks on it, against the 6 KB (L2) and
 // 26 KB (HBM) that bandwidth times latency asks for. Registers are the limit: 2 D / 8 for the gradients, 32 for rows.
 // Warps are independent until the end of a split: the loop has no block barrier.
+//
+// PART, for banks that hold some of the N rows: each warp makes the same draws, keeps what is held in a queue of its
+// own, in their order, and scores 32 of them at a time; so rows are read and multiplied for the held draws alone. For
+// whole banks the queue is not in the machine code.
 #include "cuda.h"
 #include "gather.h"
 
@@ -34,7 +38,8 @@ struct Layout {
   static constexpr size_t ANCHOR_AT = (sizeof(Walk) + 15) / 16 * 16;                  // float [2][DIM]
   static constexpr size_t GRAD_AT = ANCHOR_AT + MAX_DIRECTIONS * DIM * sizeof(float);  // float [WARPS][2][DIM]
   static constexpr size_t TALLY_AT = GRAD_AT + GATHER_WARPS * MAX_DIRECTIONS * DIM * sizeof(float);
-  static constexpr size_t BYTES = TALLY_AT + GATHER_WARPS * MAX_DIRECTIONS * sizeof(Tally<float>);
+  static constexpr size_t QUEUE_AT = TALLY_AT + GATHER_WARPS * MAX_DIRECTIONS * sizeof(Tally<float>);
+  static constexpr size_t QUEUE_BYTES = GATHER_WARPS * 2 * WARP * sizeof(uint32_t);  // uint32_t [WARPS][64], if PART
 };
 
 __device__ __forceinline__ float item(const Pack& p, int i, float) { return bits_float(p.v[i]); }
@@ -113,8 +118,38 @@ __device__ __forceinline__ void score_tile(const GatherArgs& a, const void* bank
   }
 }
 
+// Up to 32 rows that a part holds, from a warp's steps of the walk: 32 steps at a time, from `step` on, `stride` apart.
+struct HeldRows {
+  uint32_t* queue;  // [64], this warp's
+  int queued;       // the same in all lanes, as all below
+  int64_t step, last;
+};
+
+// Lane l's row, and in *live which lanes have one: 0 at the end of the walk. Lanes without one repeat a row.
+__device__ __forceinline__ uint32_t held_rows(const WalkArgs& a, const Walk& w, int64_t b, int64_t stride, HeldRows* h,
+                                              unsigned* live, bool* bad) {
+  const int lane = threadIdx.x % WARP;
+  for (; h->queued < WARP && h->step < h->last; h->step += stride) {
+    uint32_t local = 0;
+    const int64_t k = h->step + lane;
+    const bool held = k < h->last && walk_local(a, w, b, k, &local, bad);
+    const unsigned who = __ballot_sync(FULL_WARP, held);
+    if (held) h->queue[h->queued + __popc(who & ((1u << lane) - 1))] = local;
+    h->queued += __popc(who);
+  }
+  __syncwarp();
+  const int taken = h->queued < WARP ? h->queued : WARP, left = h->queued - taken;
+  *live = taken == WARP ? FULL_WARP : (1u << taken) - 1;
+  const uint32_t row = taken == 0 ? 0 : h->queue[lane < taken ? lane : taken - 1];
+  const uint32_t later = lane < left ? h->queue[WARP + lane] : 0;
+  __syncwarp();
+  if (lane < left) h->queue[lane] = later;
+  h->queued = left;
+  return row;
+}
+
 // grid = B * splits.
-template <class Bank, int DIM>
+template <class Bank, int DIM, bool PART>
 __global__ void __launch_bounds__(GATHER_THREADS, DIM <= 128 ? 2 : 1) gather_rows_kernel(GatherArgs a) {
   using L = Layout<Bank, DIM>;
   if (nothing_to_do<float>(a)) return;
@@ -137,7 +172,8 @@ __global__ void __launch_bounds__(GATHER_THREADS, DIM <= 128 ? 2 : 1) gather_row
 
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   const int64_t first = split * a.chunk;
-  const int64_t last = first + a.chunk < walk->count ? first + a.chunk : walk->count;
+  const int64_t steps = PART ? walk_steps(a.walk, *walk) : walk->count;
+  const int64_t last = first + a.chunk < steps ? first + a.chunk : steps;
   const float inverse_tau = static_cast<float>(1.0 / a.temperature);
   float offset[MAX_DIRECTIONS] = {}, grad[MAX_DIRECTIONS][L::ELEMENTS] = {};
   Tally<float> tally[MAX_DIRECTIONS] = {tally_empty<float>(a.score), tally_empty<float>(a.score)};
@@ -150,15 +186,8 @@ __global__ void __launch_bounds__(GATHER_THREADS, DIM <= 128 ? 2 : 1) gather_row
     }
   }
 
-  // The tail of the last tile repeats the last draw, with weight 0. The next draws are made before the rows are waited
-  // for, so that their table look-ups are on the way too.
   bool bad = false;
-  const auto draw = [&](int64_t k) { return walk_row(a.walk, *walk, b, k < last ? k : last - 1, &bad); };
-  int64_t k = first + threadIdx.x;
-  uint32_t row = k - lane < last ? draw(k) : 0;
-  for (; k - lane < last; k += GATHER_THREADS) {
-    const unsigned live = __ballot_sync(FULL_WARP, k < last);
-    const uint32_t next = k - lane + GATHER_THREADS < last ? draw(k + GATHER_THREADS) : 0;
+  const auto score = [&](uint32_t row, unsigned live) {
     WCF_UNROLL
     for (int s = 0; s < MAX_DIRECTIONS; ++s) {
       if (s < a.directions) {
@@ -166,7 +195,26 @@ __global__ void __launch_bounds__(GATHER_THREADS, DIM <= 128 ? 2 : 1) gather_row
                               &tally[s], grad[s]);
       }
     }
-    row = next;
+  };
+  if constexpr (PART) {
+    HeldRows held{shared_ptr<uint32_t>(L::QUEUE_AT) + warp * 2 * WARP, 0, first + warp * WARP, last};
+    unsigned live;
+    do {
+      const uint32_t row = held_rows(a.walk, *walk, b, GATHER_THREADS, &held, &live, &bad);
+      if (live != 0) score(row, live);
+    } while (held.queued > 0 || held.step < last);
+  } else {
+    // The tail of the last tile repeats the last draw, with weight 0. The next draws are made before the rows are
+    // waited for, so that their table look-ups are on the way too.
+    const auto draw = [&](int64_t k) { return walk_row(a.walk, *walk, b, k < last ? k : last - 1, &bad); };
+    int64_t k = first + threadIdx.x;
+    uint32_t row = k - lane < last ? draw(k) : 0;
+    for (; k - lane < last; k += GATHER_THREADS) {
+      const unsigned live = __ballot_sync(FULL_WARP, k < last);
+      const uint32_t next = k - lane + GATHER_THREADS < last ? draw(k + GATHER_THREADS) : 0;
+      score(row, live);
+      row = next;
+    }
   }
   if (bad) atomicOr(&walk->flags, FLAG_INDEX);
 
@@ -209,8 +257,11 @@ __global__ void __launch_bounds__(GATHER_THREADS, DIM <= 128 ? 2 : 1) gather_row
 
 template <class Bank, int DIM>
 cudaError_t launch_rows(const GatherArgs& a, cudaStream_t stream) {
+  using L = Layout<Bank, DIM>;
+  const bool part = a.walk.part();
+  const auto kernel = part ? gather_rows_kernel<Bank, DIM, true> : gather_rows_kernel<Bank, DIM, false>;
   const dim3 grid(static_cast<unsigned>(a.walk.draw.num_anchors * a.splits));
-  return launch(gather_rows_kernel<Bank, DIM>, grid, dim3(GATHER_THREADS), Layout<Bank, DIM>::BYTES, stream, false, a);
+  return launch(kernel, grid, dim3(GATHER_THREADS), L::QUEUE_AT + (part ? L::QUEUE_BYTES : 0), stream, false, a);
 }
 
 template <class Bank>

@@ -4,6 +4,8 @@
 // thread per column for the gradient, which runs down the tile's rows. So each row is read twice, the second time from
 // L1 or L2, in coalesced pieces of one element per lane: several times the instructions of the other kernel. The
 // gradient is kept in the split's own row of scratch, one update per tile and column, so no memory on chip limits D.
+// Where the banks are a part of the N rows, a tile is what they hold of 256 draws, in their order; for whole banks that
+// costs one comparison of two arguments per tile.
 #include "cuda.h"
 #include "gather.h"
 
@@ -16,10 +18,34 @@ template <class Real>
 struct AnyShared {
   Walk walk;
   uint32_t rows[TILE];
+  int32_t held[GATHER_WARPS];  // rows of the tile from each warp's draws
   Real slope[TILE];
   Real slice[TILE];
   Tally<Real> tally[GATHER_WARPS];
 };
+
+// Rows k, k + 1, .. k + n - 1 of the walk of anchor b that the banks hold, to sh->rows: returns how many those are.
+template <class Real>
+__device__ __forceinline__ int read_rows(const WalkArgs& a, AnyShared<Real>* sh, int64_t b, int64_t k, int n,
+                                         bool* bad) {
+  const int t = threadIdx.x, lane = t % WARP, warp = t / WARP;
+  if (!a.part()) {
+    if (t < n) sh->rows[t] = walk_row(a, sh->walk, b, k + t, bad);
+    return n;
+  }
+  uint32_t local = 0;
+  const bool held = t < n && walk_local(a, sh->walk, b, k + t, &local, bad);
+  const unsigned who = __ballot_sync(FULL_WARP, held);
+  if (lane == 0) sh->held[warp] = __popc(who);
+  __syncthreads();
+  int before = 0, all = 0;
+  for (int w = 0; w < GATHER_WARPS; ++w) {
+    if (w == warp) before = all;
+    all += sh->held[w];
+  }
+  if (held) sh->rows[before + __popc(who & ((1u << lane) - 1))] = local;
+  return all;
+}
 
 // The score of this thread's draw of the tile's n, one warp per row; 0 from n on.
 template <class Bank, class Real>
@@ -76,7 +102,7 @@ __global__ void __launch_bounds__(GATHER_THREADS, 3) gather_any_kernel(GatherArg
   }
   const int t = threadIdx.x, lane = t % WARP, warp = t / WARP;
   const int64_t first = split * a.chunk;
-  const int64_t last = first + a.chunk < sh->walk.count ? first + a.chunk : sh->walk.count;
+  const int64_t steps = walk_steps(a.walk, sh->walk), last = first + a.chunk < steps ? first + a.chunk : steps;
   const Real inverse_tau = static_cast<Real>(1.0 / a.temperature);
   const auto slot = [&](int s) { return (s * num_anchors + b) * a.splits + split; };
   const auto anchor_of = [&](int s) { return static_cast<const Real*>(a.anchors) + (s * num_anchors + b) * a.dim; };
@@ -97,10 +123,10 @@ __global__ void __launch_bounds__(GATHER_THREADS, 3) gather_any_kernel(GatherArg
   }
 
   for (int64_t start = first; start < last; start += TILE) {
-    const int n = last - start < TILE ? static_cast<int>(last - start) : TILE;
     __syncthreads();  // the tile before is done with
     bool bad = false;
-    if (t < n) sh->rows[t] = walk_row(a.walk, sh->walk, b, start + t, &bad);
+    const int most = last - start < TILE ? static_cast<int>(last - start) : TILE;
+    const int n = read_rows(a.walk, sh, b, start, most, &bad);
     if (bad) atomicOr(&sh->walk.flags, FLAG_INDEX);
     WCF_UNROLL
     for (int s = 0; s < MAX_DIRECTIONS; ++s) {

@@ -31,8 +31,9 @@ __global__ void __launch_bounds__(THREADS) zero_kernel(uint32_t* words, int64_t 
 // One block per anchor and split of its draws: about 150 instructions per 32 draws and one atomic per draw, in shared
 // memory if the anchor's words fit there (`local`). A single split then writes its words as they are, 4 bytes per word
 // and nothing read; several merge those that are not 0 into `out`, zeroed before. Integer atomics commute, so their
-// order does not matter.
+// order does not matter. PART: only what a part of the rows holds is ticked; for all rows nothing is compared.
 // out [B, words]; grid = B * splits.
+template <bool PART>
 __global__ void __launch_bounds__(THREADS, 2)
     membership_kernel(WalkArgs a, int32_t kind, int64_t words, int64_t splits, int64_t chunk, bool local, uint32_t* out,
                       int32_t* status) {
@@ -43,12 +44,18 @@ __global__ void __launch_bounds__(THREADS, 2)
   for (int64_t i = threadIdx.x; local && i < words; i += THREADS) to[i] = 0;
   walk_open(a, b, walk);
   const bool valid = walk->kind != WALK_INVALID;
-  const int64_t end = (split + 1) * chunk < walk->count ? (split + 1) * chunk : walk->count;
+  const int64_t steps = PART ? walk_steps(a, *walk) : walk->count;
+  const int64_t end = (split + 1) * chunk < steps ? (split + 1) * chunk : steps;
   bool skipped = !valid;
   for (int64_t k = split * chunk + threadIdx.x; valid && k < end; k += THREADS) {
-    bool bad = false;
-    const uint32_t row = walk_row(a, *walk, b, k, &bad);
-    if (!bad) tick(to, kind, row);
+    bool bad = false, held = true;
+    uint32_t row;
+    if constexpr (PART) {
+      held = walk_local(a, *walk, b, k, &row, &bad);
+    } else {
+      row = walk_row(a, *walk, b, k, &bad);
+    }
+    if (held && !bad) tick(to, kind, row);
     skipped |= bad;
   }
   if (skipped) atomicOr(status, STATUS_INDEX);
@@ -74,14 +81,16 @@ int wcf_cuda_membership(int device, uintptr_t stream, uintptr_t index, int index
                         int64_t num_draws, int64_t num_data, int64_t anchor_offset, int source, int replacement,
                         uintptr_t state, uintptr_t label, uintptr_t order, uintptr_t rank, uintptr_t class_start,
                         uintptr_t threshold, uintptr_t alias, uintptr_t given, int given_bytes, int64_t given_stride,
-                        int whole_pool, int kind, int64_t words, uintptr_t out, uintptr_t status) {
+                        int whole_pool, int64_t first_row, int64_t num_rows, int kind, int64_t words, uintptr_t out,
+                        uintptr_t status) {
   using namespace wcf;
   const DeviceGuard guard(device);
   if (guard.error != cudaSuccess) return error_code(guard.error);
   const WalkArgs a =
       walk_args(index, index_bytes, num_anchors, num_draws, num_data, anchor_offset, source, replacement, state, label,
-                order, rank, class_start, threshold, alias, given, given_bytes, given_stride, whole_pool);
-  const int64_t draws = whole_pool ? num_data : num_draws;
+                order, rank, class_start, threshold, alias, given, given_bytes, given_stride, whole_pool, first_row,
+                num_rows);
+  const int64_t draws = whole_pool ? num_rows : num_draws;
   const int64_t most = ceil_div(draws, LEAST_DRAWS), wanted = ceil_div(BLOCKS, num_anchors);
   const int64_t splits = most < wanted ? most : wanted, chunk = ceil_div(draws, splits);
   if (num_anchors * splits > INT32_MAX) return static_cast<int>(cudaErrorInvalidConfiguration);
@@ -96,7 +105,8 @@ int wcf_cuda_membership(int device, uintptr_t stream, uintptr_t index, int index
                    false, to, num_anchors * words);
   }
   if (error == cudaSuccess) {
-    error = launch(membership_kernel, dim3(static_cast<unsigned>(num_anchors * splits)), dim3(THREADS),
+    const auto kernel = a.part() ? membership_kernel<true> : membership_kernel<false>;
+    error = launch(kernel, dim3(static_cast<unsigned>(num_anchors * splits)), dim3(THREADS),
                    walk_bytes + (local ? 4 * words : 0), queue, false, a, kind, words, splits, chunk, local, to,
                    reinterpret_cast<int32_t*>(status));
   }

@@ -1,5 +1,5 @@
 // The negatives of one anchor, one after another, whatever defines them: draws that are made on the spot, the rows of
-// an index tensor, or every row of the anchor's pool.
+// an index tensor, or every row of the anchor's pool. Where the banks are a part of the N rows, those that it holds.
 #pragma once
 #include "../common/draw.h"
 #include "launch.h"
@@ -12,6 +12,9 @@ struct WalkArgs {
   int32_t given_bytes;
   int64_t given_stride;  // from one anchor's rows to the next
   int32_t whole_pool;    // every pool row once, and nothing drawn
+  int64_t first_row, num_rows;  // what the banks hold of the N rows: [first_row, first_row + num_rows)
+
+  __host__ __device__ bool part() const { return num_rows < draw.num_data; }
 };
 
 enum WalkKind : int32_t { WALK_INVALID, WALK_GIVEN, WALK_POOL, WALK_DRAW };
@@ -58,11 +61,29 @@ __device__ __forceinline__ uint32_t walk_row(const WalkArgs& a, const Walk& w, i
   return static_cast<uint32_t>(w.own);
 }
 
+// The same for a part of the bank, in [0, walk_steps) steps. A whole pool is walked by the rows that the part holds,
+// for each of which the pool is asked; else the steps are the negatives, and most of them may lie elsewhere.
+__device__ __forceinline__ int64_t walk_steps(const WalkArgs& a, const Walk& w) {
+  return a.part() && w.kind == WALK_POOL ? a.num_rows : w.count;
+}
+
+// True where step k meets a row that the part holds: number *local of it. *bad as for walk_row.
+__device__ __forceinline__ bool walk_local(const WalkArgs& a, const Walk& w, int64_t b, int64_t k, uint32_t* local,
+                                           bool* bad) {
+  if (w.kind == WALK_POOL) {
+    *local = static_cast<uint32_t>(k);
+    return pool_position(w.drawer.pool, a.first_row + k) >= 0;
+  }
+  *local = walk_row(a, w, b, k, bad) - static_cast<uint32_t>(a.first_row);  // below the first it wraps round
+  return *local < static_cast<uint64_t>(a.num_rows);
+}
+
 // WalkArgs from the integers of an entry point.
 inline WalkArgs walk_args(uintptr_t index, int index_bytes, int64_t num_anchors, int64_t num_draws, int64_t num_data,
                           int64_t anchor_offset, int source, int replacement, uintptr_t state, uintptr_t label,
                           uintptr_t order, uintptr_t rank, uintptr_t class_start, uintptr_t threshold, uintptr_t alias,
-                          uintptr_t given, int given_bytes, int64_t given_stride, int whole_pool) {
+                          uintptr_t given, int given_bytes, int64_t given_stride, int whole_pool, int64_t first_row,
+                          int64_t num_rows) {
   WalkArgs a{};
   a.draw.index = reinterpret_cast<const void*>(index);
   a.draw.index_bytes = index_bytes;
@@ -83,6 +104,8 @@ inline WalkArgs walk_args(uintptr_t index, int index_bytes, int64_t num_anchors,
   a.given_bytes = given_bytes;
   a.given_stride = given_stride;
   a.whole_pool = whole_pool;
+  a.first_row = first_row;
+  a.num_rows = num_rows;
   return a;
 }
 

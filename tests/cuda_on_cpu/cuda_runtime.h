@@ -206,6 +206,7 @@ T atomicCAS(T* at, cuda_on_cpu::Same<T> expected, cuda_on_cpu::Same<T> value) {
 }
 
 inline void __threadfence() {}
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 
 template <class... Params>
 cudaError_t cuda_on_cpu::launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t,

@@ -6,12 +6,15 @@ imported and holds for all of it. Shapes are tiny: a program costs some 100 ms h
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
 from wcord_fast import NegativeSampler
 from wcord_fast.ops import dispatch, triton_module
 from wcord_fast.ops.bank import reference, triton, triton_launch
+from wcord_fast.ops.bank.part import Part
 from wcord_fast.ops.sampling.spec import DrawSpec
 
 N, D, B, TAU = 70, 12, 3, 0.07
@@ -35,7 +38,7 @@ SAMPLERS = {
 def poisoned_memory(monkeypatch):
     """What a kernel does not write stays NaN."""
     for name in ("empty", "scratch"):
-        for owner in (triton_launch.Call, triton_launch.Part):
+        for owner in (triton_launch.Call, triton_launch.Piece):
             if hasattr(owner, name):
                 original = getattr(owner, name)
                 monkeypatch.setattr(owner, name, lambda *a, f=original: f(*a).fill_(torch.nan))
@@ -101,6 +104,58 @@ def test_explicit_rows_with_repeats():
     check_mean(anchors, banks, index, spec)
 
 
+def check_parts(anchors, banks, index, log_z, spec, cuts, tol=4e-6):
+    """Each part, rows [lo, hi), against the reference's, and losses, gradients and sums of all against the whole."""
+    x, rows = exact(anchors, banks)
+    theirs, shares = (log_z.double(), spec, TAU, True, "dense", "reference"), []
+    for lo, hi in pairwise(cuts):
+        part, own, wide = Part(lo, banks[0].shape[0]), [b[lo:hi] for b in banks], [b[lo:hi] for b in rows]
+        loss, grad = triton.bank_nce(anchors, own, index, log_z, spec, TAU, True, "dense", "auto", part)
+        expected = reference.bank_nce(x, wide, index, *theirs, part)
+        torch.testing.assert_close(loss.double(), expected[0], rtol=tol, atol=0)
+        torch.testing.assert_close(grad.double(), expected[1], rtol=0, atol=1e-5 * float(expected[1].abs().max()))
+        mean = triton.bank_mean_score(anchors, own, index, spec, True, "dense", "auto", part)
+        expected = reference.bank_mean_score(x, wide, index, spec, True, "dense", "reference", part)
+        torch.testing.assert_close(mean[0].double(), expected[0], rtol=0, atol=1e-6)
+        torch.testing.assert_close(mean[1].double(), expected[1], rtol=0, atol=1e-6)
+        args = index, spec, TAU, "dense", "reference", part
+        total = triton.bank_log_sum_exp(anchors, own, *args)
+        torch.testing.assert_close(total, reference.bank_log_sum_exp(x, wide, *args), rtol=0, atol=1e-5)
+        shares.append((loss.double(), grad.double(), total))
+    loss, grad, total = (torch.stack(t) for t in zip(*shares, strict=True))
+    expected = reference.bank_nce(x, rows, index, *theirs)
+    torch.testing.assert_close(loss.sum(0), expected[0], rtol=1e-6, atol=0)
+    assert error(grad.sum(0), expected[1]) < 1e-5
+    whole = reference.bank_log_sum_exp(x, rows, index, spec, TAU, "dense", "reference")
+    torch.testing.assert_close(total.logsumexp(0), whole, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)  # "self" draws the whole pool, "replacement" has counts above 1
+@pytest.mark.filterwarnings("ignore:k = 33 exceeds a pool")
+def test_parts_of_every_sampler(name):
+    check_parts(*problem(2 if name == "class" else 1), spec_of(name), (0, 1, 33, N))
+
+
+def test_parts_of_one_row_drawn_hundreds_of_times_and_of_explicit_rows():
+    args = problem(1, num_data=3)
+    check_parts(*args, NegativeSampler(3, 900, exclude="none", seed=1, replacement=True).spec(), (0, 1, 2, 3))
+    rows = torch.randint(0, 9, (B, 40), generator=torch.Generator().manual_seed(0))
+    check_parts(*problem(), DrawSpec("given", 40, "no", False, 0, [rows]), (0, 5, 40, N))
+
+
+@pytest.mark.parametrize("name", ["class", "all_class"])
+def test_parts_in_a_narrow_type_with_long_rows_and_splits(monkeypatch, name):
+    monkeypatch.setattr(triton_launch, "processors", lambda device: 99)
+    check_parts(*problem(1, dim=130, bank_dtype=torch.bfloat16), spec_of(name), (0, 37, N))
+
+
+def test_a_part_that_is_all_rows_gives_the_same_bits():
+    anchors, banks, index, log_z = problem()
+    args = (anchors, banks, index, log_z, spec_of("class"), TAU, True, "dense", "auto")
+    for ours, theirs in zip(triton.bank_nce(*args, Part(0, N)), triton.bank_nce(*args), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize(
     "dtype, bank_dtype",
     [
@@ -145,8 +200,8 @@ def test_splits_and_chunks_of_anchors(monkeypatch, name, row_bytes):
     args = (*problem(2, num_data=150), spec)
 
     def cut():  # (splits, launches) of one call
-        parts = list(triton_launch.Call(args[0], args[1], args[2], spec, "dense", "auto").parts(True))
-        return parts[0].scratch().shape[0], len(parts)
+        pieces = list(triton_launch.Call(args[0], args[1], args[2], spec, "dense", "auto").pieces(True))
+        return pieces[0].scratch().shape[0], len(pieces)
 
     monkeypatch.setattr(triton_launch, "processors", lambda device: 1)
     assert cut() == (1, 1)
@@ -170,8 +225,8 @@ def test_scratch_memory_is_what_the_readme_states(monkeypatch, batch, bank_dtype
     anchors, banks = torch.empty(2, batch, 128), [torch.empty(50_000, 128, dtype=bank_dtype)] * 2
     spec = NegativeSampler(50_000, "all", exclude="self").spec()
     call = triton_launch.Call(anchors, banks, torch.zeros(batch, dtype=torch.int64), spec, "dense", "auto")
-    (part,) = call.parts(by_column=True)
-    assert part.scratch().numel() <= max(132 * 128, 2 * batch)
+    (piece,) = call.pieces(by_column=True)
+    assert piece.scratch().numel() <= max(132 * 128, 2 * batch)
 
 
 def test_hopper_tiles(monkeypatch):
@@ -261,6 +316,7 @@ def test_refusals_say_why():
     wide = torch.zeros(1, 3, triton_launch.MAX_DIM + 1)
     assert "D up to" in triton_launch.why_not(wide, banks)
     assert triton_launch.why_not(anchors, banks) is None
+    assert "rows" in triton_launch.why_not(anchors, banks, Part(0, 2**31))
 
 
 def test_inputs_are_not_modified():

@@ -4,6 +4,8 @@ The draws are made once and serve both directions. Layouts, N rows, any backend,
 
     mask    int32 [B, ceil(N / 32)]   bit (r & 31) of word r >> 5 is set iff row r is drawn; spare bits are 0
     counts  int16 [B, stride] for K <= 32767, else int32; stride = N rounded up to even; the spare count is 0
+
+With `held` = (first, n) they tell of rows [first, first + n) alone, numbered from 0, and are as small as n.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from ..sampling import draws
 from ..sampling.spec import DrawSpec
 from . import reference
 from .native_cuda import walk_args
+from .part import Part
 
 MOST_INT16 = 2**15 - 1
 
@@ -23,7 +26,10 @@ MOST_INT16 = 2**15 - 1
 _MASK, _COUNT_16, _COUNT_32 = range(3)
 
 
-def draw_mask(index: Tensor, num_data: int, spec: DrawSpec, backend: str = "auto") -> Tensor:
+Held = tuple[int, int] | None
+
+
+def draw_mask(index: Tensor, num_data: int, spec: DrawSpec, backend: str = "auto", held: Held = None) -> Tensor:
     """int32 [B, ceil(N / 32)]: the rows that each anchor draws at least once, or its pool if `spec.whole_pool`.
 
     Args:
@@ -32,41 +38,46 @@ def draw_mask(index: Tensor, num_data: int, spec: DrawSpec, backend: str = "auto
         num_data: N.
         spec: which rows, explicit ones included.
         backend: of the draws; with "native" on a CUDA device one kernel makes the draws and the mask.
+        held: rows [first, first + n) alone; default all.
     """
     if _by_kernel(index, backend):
-        return mask_native(index, num_data, spec)
-    words = (num_data + 31) // 32
-    drawn = reference.row_weights(index, num_data, spec, torch.float32, backend) > 0  # [B, N]
-    bits = torch.nn.functional.pad(drawn, (0, 32 * words - num_data)).view(-1, words, 32)
+        return mask_native(index, num_data, spec, held)
+    first, n = held or (0, num_data)
+    words = (n + 31) // 32
+    drawn = reference.row_weights(index, num_data, spec, torch.float32, backend)[:, first : first + n] > 0  # [B, n]
+    bits = torch.nn.functional.pad(drawn, (0, 32 * words - n)).view(-1, words, 32)
     value = (bits * (1 << torch.arange(32, device=index.device))).sum(-1)  # in int64: uint32 values
     return torch.where(value >= 2**31, value - 2**32, value).to(torch.int32)
 
 
-def draw_counts(index: Tensor, num_data: int, spec: DrawSpec, backend: str = "auto") -> Tensor:
+def draw_counts(index: Tensor, num_data: int, spec: DrawSpec, backend: str = "auto", held: Held = None) -> Tensor:
     """int16 or int32 [B, stride]: how often each anchor draws each row. Arguments as for `draw_mask`."""
     if _by_kernel(index, backend):
-        return counts_native(index, num_data, spec)
+        return counts_native(index, num_data, spec, held)
     if spec.whole_pool:
         raise NotImplementedError("draw_counts: nothing is drawn when the whole pool is scored; see draw_mask")
-    rows = draws.draw(index.long(), num_data, spec, backend)
-    out = _empty_counts(index, num_data, spec).zero_()
-    return out.scatter_add_(1, rows, torch.ones((), dtype=out.dtype, device=out.device).expand_as(rows))
+    first, n = held or (0, num_data)
+    rows = draws.draw(index.long(), num_data, spec, backend) - first
+    out = _empty_counts(index, n, spec).zero_()
+    return out.scatter_add_(1, rows.clamp(0, n - 1), ((rows >= 0) & (rows < n)).to(out.dtype))
 
 
-def mask_native(index: Tensor, num_data: int, spec: DrawSpec) -> Tensor:
+def mask_native(index: Tensor, num_data: int, spec: DrawSpec, held: Held = None) -> Tensor:
     """`draw_mask` by the CUDA kernel, which also makes the draws."""
-    out = torch.empty((index.shape[0], (num_data + 31) // 32), dtype=torch.int32, device=index.device)
-    return _fill(out, _MASK, out.shape[1], index, num_data, spec)
+    first, n = held or (0, num_data)
+    out = torch.empty((index.shape[0], (n + 31) // 32), dtype=torch.int32, device=index.device)
+    return _fill(out, _MASK, out.shape[1], index, spec, Part(first, num_data), n)
 
 
-def counts_native(index: Tensor, num_data: int, spec: DrawSpec) -> Tensor:
+def counts_native(index: Tensor, num_data: int, spec: DrawSpec, held: Held = None) -> Tensor:
     """`draw_counts` by the CUDA kernel."""
     if spec.whole_pool:
         raise NotImplementedError("draw_counts: nothing is drawn when the whole pool is scored; see draw_mask")
-    out = _empty_counts(index, num_data, spec)
+    first, n = held or (0, num_data)
+    out = _empty_counts(index, n, spec)
     narrow = out.dtype == torch.int16
     words = out.shape[1] // 2 if narrow else out.shape[1]
-    return _fill(out, _COUNT_16 if narrow else _COUNT_32, words, index, num_data, spec)
+    return _fill(out, _COUNT_16 if narrow else _COUNT_32, words, index, spec, Part(first, num_data), n)
 
 
 def _by_kernel(index: Tensor, backend: str) -> bool:
@@ -75,16 +86,16 @@ def _by_kernel(index: Tensor, backend: str) -> bool:
     return dispatch.resolve("draw", device=index.device, backend=backend).backend == "native"
 
 
-def _empty_counts(index: Tensor, num_data: int, spec: DrawSpec) -> Tensor:
+def _empty_counts(index: Tensor, rows: int, spec: DrawSpec) -> Tensor:
     dtype = torch.int16 if spec.k <= MOST_INT16 else torch.int32
-    return torch.empty((index.shape[0], num_data + num_data % 2), dtype=dtype, device=index.device)
+    return torch.empty((index.shape[0], rows + rows % 2), dtype=dtype, device=index.device)
 
 
-def _fill(out: Tensor, kind: int, words: int, index: Tensor, num_data: int, spec: DrawSpec) -> Tensor:
+def _fill(out: Tensor, kind: int, words: int, index: Tensor, spec: DrawSpec, part: Part, height: int) -> Tensor:
     if out.numel() == 0:
         return out
     index = index.contiguous()
-    walked, _alive = walk_args(index, num_data, spec)
+    walked, _alive = walk_args(index, spec, part, height)
     where = native_module.stream_of(out)
     word = status.word(out.device)
     code = native_module.module().cuda_membership(*where, *walked, kind, words, out.data_ptr(), word.data_ptr())

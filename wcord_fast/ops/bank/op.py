@@ -14,6 +14,7 @@ from .. import checks, dispatch, library
 from ..sampling.spec import ALL, DrawSpec
 from ..status import Code
 from . import native, native_cpu, native_cuda, reference, triton, triton_launch
+from .part import Part, whole
 from .plan import Problem, choose
 
 # How a DrawSpec travels through a schema, and what follows it in every op.
@@ -38,16 +39,19 @@ _CHECK_THEMSELVES = (native_cuda,)
 _SKIP_KNOWN = (native_cuda, triton)
 
 
-def _select(op: str, anchors: Tensor, banks: list[Tensor], spec: DrawSpec, plan: str, backend: str) -> tuple:
-    """(module, plan, backend of the draws) for one call."""
+def select(
+    op: str, anchors: Tensor, banks: list[Tensor], spec: DrawSpec, plan: str, backend: str, part: Part | None = None
+) -> tuple:
+    """(module, plan, backend of the draws) for one call; `part`: what the banks hold of longer ones."""
+    part, height = part or whole(banks), banks[0].shape[0]
 
     def unfit(candidate: str, name: str) -> str | None:
-        return triton_launch.why_not(anchors, banks) if candidate == "triton" else None
+        return triton_launch.why_not(anchors, banks, part) if candidate == "triton" else None
 
     device = banks[0].device.type
     asked = dispatch.requested(backend)
-    k = ALL if spec.whole_pool else spec.k
-    problem = Problem(anchors.shape[1], banks[0].shape[0], k, anchors.shape[2])
+    k = ALL if spec.whole_pool else max(1, round(spec.k * height / part.num_data))  # draws that the banks hold
+    problem = Problem(anchors.shape[1], height, k, anchors.shape[2])
     found = choose(op, plan, problem, device, asked, None if device == "cpu" else unfit)
     module = _MODULES.get((found.backend, found.plan, device)) or _MODULES[found.backend, found.plan, "any"]
     return module, found.plan, asked  # an explicit backend draws for itself, `auto` draws by the fastest
@@ -97,7 +101,7 @@ def _nce(
     backend,
 ):
     spec = DrawSpec(source, k, replacement, expected, anchor_offset, tables)
-    module, plan, drawer = _select("bank_nce", anchors, banks, spec, plan, backend)
+    module, plan, drawer = select("bank_nce", anchors, banks, spec, plan, backend)
     if module in _CHECK_THEMSELVES:
         return module.bank_nce(anchors, banks, index, log_z, spec, temperature, needs_grad, plan, drawer)
     index, spec, ok = checked(anchors, banks[0].shape[0], index, spec)
@@ -108,7 +112,7 @@ def _mean_score(
     anchors, banks, index, tables, source, k, replacement, expected, anchor_offset, needs_grad, plan, backend
 ):
     spec = DrawSpec(source, k, replacement, expected, anchor_offset, tables)
-    module, plan, drawer = _select("bank_mean_score", anchors, banks, spec, plan, backend)
+    module, plan, drawer = select("bank_mean_score", anchors, banks, spec, plan, backend)
     if module in _CHECK_THEMSELVES:
         return module.bank_mean_score(anchors, banks, index, spec, needs_grad, plan, drawer)
     index, spec, ok = checked(anchors, banks[0].shape[0], index, spec)
@@ -134,7 +138,7 @@ def _log_z(
     if log_z.device.type == "cpu" and not bool(unset.any()):
         return log_z.clone()
     spec = DrawSpec(source, k, replacement, expected, anchor_offset, tables)
-    module, plan, drawer = _select("bank_log_z", anchors, banks, spec, plan, backend)
+    module, plan, drawer = select("bank_log_z", anchors, banks, spec, plan, backend)
     if module not in _CHECK_THEMSELVES:
         index, spec, _ = checked(anchors, banks[0].shape[0], index, spec)
     known = {"known": log_z} if module in _SKIP_KNOWN else {}

@@ -13,8 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .. import dispatch
-from ..sampling.spec import ALL, DrawSpec
+from ..sampling.spec import DrawSpec
 
 
 class Part(NamedTuple):
@@ -41,7 +40,7 @@ def nce(anchors, banks, part: Part, index, log_z, spec: DrawSpec, temperature, n
     """This part's share of the losses and their gradients: ([S, B], [S, B, D] or empty)."""
     if banks[0].shape[0] == 0:
         return _nothing(anchors, banks, needs_grad)
-    module, plan, drawer = select("bank_nce", anchors, banks, part, spec, plan, backend)
+    module, plan, drawer = _select("bank_nce", anchors, banks, spec, plan, backend, part)
     return module.bank_nce(anchors, banks, index, log_z, spec, temperature, needs_grad, plan, drawer, part)
 
 
@@ -49,7 +48,7 @@ def mean_score(anchors, banks, part: Part, index, spec: DrawSpec, needs_grad, pl
     """This part's share of the mean negative scores and their gradients: ([S, B], [S, B, D] or empty)."""
     if banks[0].shape[0] == 0:
         return _nothing(anchors, banks, needs_grad)
-    module, plan, drawer = select("bank_mean_score", anchors, banks, part, spec, plan, backend)
+    module, plan, drawer = _select("bank_mean_score", anchors, banks, spec, plan, backend, part)
     return module.bank_mean_score(anchors, banks, index, spec, needs_grad, plan, drawer, part)
 
 
@@ -57,23 +56,14 @@ def log_sum_exp(anchors, banks, part: Part, index, spec: DrawSpec, temperature, 
     """log of the sum of exp(score / tau) over all anchors and this part's share of their K_b + 1 scores: [S]."""
     if banks[0].shape[0] == 0:
         return _nothing(anchors, banks, False)[0].new_full((len(banks),), -torch.inf)
-    module, plan, drawer = select("bank_log_z", anchors, banks, part, spec, plan, backend)
+    module, plan, drawer = _select("bank_log_z", anchors, banks, spec, plan, backend, part)
     return module.bank_log_sum_exp(anchors, banks, index, spec, temperature, plan, drawer, part)
 
 
-def select(op: str, anchors, banks, part: Part, spec: DrawSpec, plan: str, backend: str) -> tuple:
-    """(module, plan, backend of the draws): native on the CPU, elsewhere the reference, which takes any device."""
-    from . import native_cpu, reference
-    from .plan import Problem, choose
+def _select(*args) -> tuple:
+    from .op import select  # which imports this module
 
-    device, asked = banks[0].device.type, dispatch.requested(backend)
-    if device != "cpu" and asked not in ("auto", "reference"):
-        raise NotImplementedError(f"backend={asked!r}: {op} on part of a bank on {device} is by backend reference only")
-    height = banks[0].shape[0]
-    drawn = ALL if spec.whole_pool else max(1, round(spec.k * height / part.num_data))
-    problem = Problem(anchors.shape[1], height, drawn, anchors.shape[2])
-    found = choose(op, plan, problem, device, asked if device == "cpu" else "reference")
-    return (native_cpu if found.backend == "native" else reference), found.plan, asked
+    return select(*args)
 
 
 def _nothing(anchors, banks, needs_grad) -> tuple[Tensor, Tensor]:

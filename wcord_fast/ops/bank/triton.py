@@ -15,6 +15,7 @@ import math
 import torch
 from torch import Tensor
 
+from .part import Part
 from .reference import EPS
 from .triton_launch import Call
 
@@ -22,57 +23,61 @@ _W_TERMS = 2  # of a sigmoid: what is left, 2^-18 of each weight at most, is 4e-
 _COUNT_TERMS = 3  # of a count: 24 bits
 
 
-def bank_nce(anchors, banks, index, log_z, spec, temperature, needs_grad, plan, draw_backend) -> tuple[Tensor, Tensor]:
+def bank_nce(
+    anchors, banks, index, log_z, spec, temperature, needs_grad, plan, draw_backend, part: Part | None = None
+) -> tuple[Tensor, Tensor]:
     """CRD's NCE loss per anchor and its gradient: ([S, B], [S, B, D] or empty), fp32."""
     from . import triton_anchor, triton_kernels
 
-    call = Call(anchors, banks, index, spec, plan, draw_backend)
+    call = Call(anchors, banks, index, spec, plan, draw_backend, part)
     loss = call.empty()
     grad = call.empty(call.dim) if needs_grad else loss.new_empty(0)
     log_z = log_z.to(torch.float32).contiguous()
-    for part in call.parts(by_column=needs_grad):
-        shared = {"log_z_ptr": log_z[part.sides], "temperature": temperature, "NEEDS_GRAD": needs_grad, "EPS": EPS}
-        loss_part = part.scratch()
-        grad_part = part.scratch(call.dim) if needs_grad else grad
-        part.walk(
+    for piece in call.pieces(by_column=needs_grad):
+        shared = {"log_z_ptr": log_z[piece.sides], "temperature": temperature, "NEEDS_GRAD": needs_grad, "EPS": EPS}
+        loss_part = piece.scratch()
+        grad_part = piece.scratch(call.dim) if needs_grad else grad
+        piece.walk(
             triton_kernels.nce_fwd_kernel,
-            terms_ptr=part.terms(triton_anchor.terms_kernel),
+            terms_ptr=piece.terms(triton_anchor.terms_kernel),
             loss_ptr=loss_part,
             grad_ptr=grad_part,
             W_TERMS=min(_W_TERMS, call.limit),
             **shared,
         )
-        part.finish(
+        piece.finish(
             triton_anchor.nce_finish_kernel,
             loss_part_ptr=loss_part,
             grad_part_ptr=grad_part,
-            **part.output("loss", loss),
-            **part.output("grad", grad),
+            **piece.output("loss", loss),
+            **piece.output("grad", grad),
             **shared,
         )
     return loss, grad
 
 
-def bank_mean_score(anchors, banks, index, spec, needs_grad, plan, draw_backend) -> tuple[Tensor, Tensor]:
+def bank_mean_score(
+    anchors, banks, index, spec, needs_grad, plan, draw_backend, part: Part | None = None
+) -> tuple[Tensor, Tensor]:
     """Mean score of the negatives and its gradient, the mean negative row: ([S, B], [S, B, D] or empty), fp32."""
     from . import triton_anchor, triton_kernels
 
-    call = Call(anchors, banks, index, spec, plan, draw_backend)
+    call = Call(anchors, banks, index, spec, plan, draw_backend, part)
     mean = call.empty()
     grad = call.empty(call.dim) if needs_grad else mean.new_empty(0)
-    for part in call.parts(by_column=True):
-        grad_part = part.scratch(call.dim)
-        part.walk(
+    for piece in call.pieces(by_column=True):
+        grad_part = piece.scratch(call.dim)
+        piece.walk(
             triton_kernels.mean_fwd_kernel,
             grad_ptr=grad_part,
             W_TERMS=min(_COUNT_TERMS, call.limit) if call.member == "counts" else 1,
         )
-        part.finish(
+        piece.finish(
             triton_anchor.mean_finish_kernel,
             grad_part_ptr=grad_part,
             NEEDS_GRAD=needs_grad,
-            **part.output("mean", mean),
-            **part.output("grad", grad),
+            **piece.output("mean", mean),
+            **piece.output("grad", grad),
         )
     return mean, grad
 
@@ -83,28 +88,40 @@ def bank_log_z(anchors, banks, index, spec, temperature, plan, draw_backend, kno
     Given `known` [S], only its NaN entries are estimated: the kernel returns at once for the others, whose result is
     not to be used.
     """
+    call = Call(anchors, banks, index, spec, plan, draw_backend)
+    own, count = _log_sum_exps(call, temperature, known)
+    return own.logsumexp(1) - count.sum().log() + math.log(call.num_rows)
+
+
+def bank_log_sum_exp(anchors, banks, index, spec, temperature, plan, draw_backend, part: Part | None = None) -> Tensor:
+    """log of the sum of exp(score / tau) over all anchors and their K_b + 1 scores, fp64 [S]."""
+    call = Call(anchors, banks, index, spec, plan, draw_backend, part)
+    return _log_sum_exps(call, temperature)[0].double().logsumexp(1)
+
+
+def _log_sum_exps(call: Call, temperature: float, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Of each anchor: the log-sum-exp of its scores / tau, fp32 [S, B], and how many those are, fp32 [B]."""
     from . import triton_anchor, triton_kernels
 
-    call = Call(anchors, banks, index, spec, plan, draw_backend)
-    own, count = call.empty(), anchors.new_empty(call.batch, dtype=torch.float32)
+    own, count = call.empty(), call.anchors.new_empty(call.batch, dtype=torch.float32)
     log_z = own if known is None else known.to(torch.float32).contiguous()
-    for part in call.parts(by_column=False):
-        top, total = part.scratch(), part.scratch()
-        part.walk(
+    for piece in call.pieces(by_column=False):
+        top, total = piece.scratch(), piece.scratch()
+        piece.walk(
             triton_kernels.log_z_fwd_kernel,
-            terms_ptr=part.terms(triton_anchor.terms_kernel),
-            log_z_ptr=log_z[part.sides],
+            terms_ptr=piece.terms(triton_anchor.terms_kernel),
+            log_z_ptr=log_z[piece.sides],
             ONLY_UNSET=known is not None,
             top_ptr=top,
             sum_ptr=total,
             temperature=temperature,
         )
-        part.finish(
+        piece.finish(
             triton_anchor.log_z_finish_kernel,
             top_ptr=top,
             sum_ptr=total,
-            count_ptr=count[part.anchors],
+            count_ptr=count[piece.anchors],
             temperature=temperature,
-            **part.output("out", own),
+            **piece.output("out", own),
         )
-    return own.logsumexp(1) - count.sum().log() + math.log(call.num_data)
+    return own, count

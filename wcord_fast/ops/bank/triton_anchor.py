@@ -34,16 +34,22 @@ def terms_kernel(
 
 
 @triton.jit
-def _anchor(x_ptr, bank0_ptr, bank1_ptr, bank_stride, index_ptr, b, s, batch, D: tl.constexpr, DP: tl.constexpr):
-    """(x [DP], its positive row [DP], index) of one anchor, fp32."""
+def _anchor(
+    x_ptr, bank0_ptr, bank1_ptr, bank_stride, index_ptr, b, s, batch, first_row, num_rows,
+    D: tl.constexpr, DP: tl.constexpr,
+):  # fmt: skip
+    """(x [DP], its positive row [DP], index, whether the banks hold that row) of one anchor, fp32; zeros if not."""
     d = tl.arange(0, DP)
     bank_ptr = bank0_ptr
     if s == 1:
         bank_ptr = bank1_ptr
     index = tl.load(index_ptr + b)
     x = tl.load(x_ptr + (s.to(tl.int64) * batch + b) * D + d, mask=d < D, other=0.0).to(tl.float32)
-    positive = tl.load(bank_ptr + index * bank_stride + d, mask=d < D, other=0.0).to(tl.float32)
-    return x, positive, index.to(tl.int32)
+    row = index - first_row
+    held = tl.where(row >= 0, row, num_rows) < num_rows  # one comparison: `&` of two is no mask in the interpreter
+    end = tl.where(held, D, 0)
+    positive = tl.load(bank_ptr + row * bank_stride + d, mask=d < end, other=0.0).to(tl.float32)
+    return x, positive, index.to(tl.int32), held
 
 
 @triton.jit
@@ -74,24 +80,30 @@ def nce_finish_kernel(
     x_ptr, bank0_ptr, bank1_ptr, bank_stride, index_ptr, log_z_ptr, label_ptr, class_start_ptr,
     loss_part_ptr, grad_part_ptr,  # fp32 [splits, S, B], [splits, S, B, D]
     loss_ptr, loss_stride, grad_ptr, grad_stride,  # fp32 [S, B], [S, B, D], directions loss_stride, grad_stride apart
-    batch, num_data, splits, k, temperature,
+    batch, num_data, first_row, num_rows, splits, k, temperature,
     D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr,
     MEMBER: tl.constexpr, CHARGE: tl.constexpr, NEEDS_GRAD: tl.constexpr, EPS: tl.constexpr,
 ):  # fmt: skip
-    """loss = softplus(-u_0) + sum over splits + K_b log(1 + EPS N / K_b), and its gradient. Grid (B, S)."""
+    """loss = softplus(-u_0) + sum over splits + K_b log(1 + EPS N / K_b), and its gradient. Grid (B, S).
+
+    The first and the last term belong to the part of the bank that holds the positive.
+    """
     b, s = tl.program_id(0), tl.program_id(1)
-    x, positive, index = _anchor(x_ptr, bank0_ptr, bank1_ptr, bank_stride, index_ptr, b, s, batch, D, DP)
+    x, positive, index, held = _anchor(
+        x_ptr, bank0_ptr, bank1_ptr, bank_stride, index_ptr, b, s, batch, first_row, num_rows, D, DP
+    )
     label = class_of(label_ptr, index, True, MEMBER)
     k_b, weight = charge(index, label, True, num_data, k, class_start_ptr, MEMBER, CHARGE)
     at, step = s.to(tl.int64) * batch + b, tl.num_programs(1).to(tl.int64) * batch
     u = (tl.sum(x * positive, 0) / temperature) - offset2(k_b, num_data, tl.load(log_z_ptr + s), EPS) * LN2
     t = tl.exp(-tl.abs(u))
     negatives = _sum_scalars(loss_part_ptr, at, step, splits, BLOCK) * LN2 * weight
-    loss = tl.maximum(-u, 0.0) + log1p(t) + negatives + k_b * log1p(EPS * num_data / k_b)
+    own = tl.maximum(-u, 0.0) + log1p(t)
+    loss = tl.where(held, own + negatives + k_b * log1p(EPS * num_data / k_b), negatives)
     tl.store(loss_ptr + s.to(tl.int64) * loss_stride + b, loss)
     if NEEDS_GRAD:
         grad = _sum_parts(grad_part_ptr, at, step, splits, D, DP, BLOCK) * weight
-        grad -= tl.where(u >= 0, t, 1.0) / (1.0 + t) * positive
+        grad -= tl.where(u >= 0, t, 1.0) / (1.0 + t) * positive  # zeros if not held
         d = tl.arange(0, DP)
         tl.store(grad_ptr + s.to(tl.int64) * grad_stride + b.to(tl.int64) * D + d, grad / temperature, mask=d < D)
 
@@ -121,17 +133,19 @@ def log_z_finish_kernel(
     top_ptr, sum_ptr,
     out_ptr, out_stride,  # fp32 [S, B]
     count_ptr,  # fp32 [B]
-    batch, num_data, splits, k, temperature,
+    batch, num_data, first_row, num_rows, splits, k, temperature,
     D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr, MEMBER: tl.constexpr, CHARGE: tl.constexpr,
 ):  # fmt: skip
     """Per anchor, the log-sum-exp of s / tau over the positive and the negatives, and K_b + 1. Grid (B, S)."""
     b, s = tl.program_id(0), tl.program_id(1)
-    x, positive, index = _anchor(x_ptr, bank0_ptr, bank1_ptr, bank_stride, index_ptr, b, s, batch, D, DP)
+    x, positive, index, held = _anchor(
+        x_ptr, bank0_ptr, bank1_ptr, bank_stride, index_ptr, b, s, batch, first_row, num_rows, D, DP
+    )
     label = class_of(label_ptr, index, True, MEMBER)
     k_b, weight = charge(index, label, True, num_data, k, class_start_ptr, MEMBER, CHARGE)
     at, step = s.to(tl.int64) * batch + b, tl.num_programs(1).to(tl.int64) * batch
     own = tl.sum(x * positive, 0) / temperature / LN2
-    top, total = own, own * 0.0 + 1.0
+    top, total = tl.where(held, own, -1e38), tl.where(held, own * 0.0 + 1.0, 0.0)
     for i in range(0, splits):
         part_top, part = tl.load(top_ptr + i * step + at), tl.load(sum_ptr + i * step + at) * weight
         higher = tl.maximum(top, part_top)

@@ -37,14 +37,14 @@ from .triton_tiles import (
 @triton.jit
 def nce_fwd_kernel(
     terms_ptr,  # bf16 [X_TERMS, S, B, D]: the anchors
-    bank0_ptr, bank1_ptr, bank_stride,  # [N, D] for s = 0, 1; rows bank_stride apart
+    bank0_ptr, bank1_ptr, bank_stride,  # [num_rows, D] for s = 0, 1: rows [first_row, ..) of N, bank_stride apart
     index_ptr,  # int64 [B]
     log_z_ptr,  # fp32 [S]
-    member_ptr, member_stride,  # int32 [B, stride] bits or int16/int32 [B, stride] counts
+    member_ptr, member_stride,  # int32 [B, stride] bits or int16/int32 [B, stride] counts, of the rows of the banks
     label_ptr, class_start_ptr,  # int32 [N], int32 [C + 1]
     loss_ptr,  # fp32 [splits, S, B], in base 2
     grad_ptr,  # fp32 [splits, S, B, D]
-    batch, num_data, split_rows, k, temperature,
+    batch, num_data, first_row, num_rows, split_rows, k, temperature,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
     MEMBER: tl.constexpr, CHARGE: tl.constexpr, NEEDS_GRAD: tl.constexpr, EPS: tl.constexpr,
     X_TERMS: tl.constexpr, M_TERMS: tl.constexpr, W_TERMS: tl.constexpr, LIMIT: tl.constexpr, INTERPRET: tl.constexpr,
@@ -68,6 +68,7 @@ def nce_fwd_kernel(
     x0, x1, x2 = load_terms(terms_ptr, s, b, b_ok, batch, 0, D, BLOCK_D, X_TERMS)
     index = tl.load(index_ptr + b, mask=b_ok, other=0).to(tl.int32)
     label = class_of(label_ptr, index, b_ok, MEMBER)
+    own, label_ptr = index - first_row, label_ptr + first_row  # rows are numbered as in the banks from here on
     k_b, _ = charge(index, label, b_ok, num_data, k, class_start_ptr, MEMBER, CHARGE)
     scale = LOG2E / temperature
     offset = offset2(k_b, num_data, tl.load(log_z_ptr + s), EPS)
@@ -76,10 +77,10 @@ def nce_fwd_kernel(
     lost = tl.zeros([BLOCK_B], tl.float32)  # what rounding took from `loss` (Kahan): a bank may have 20,000 tiles
     grad = tl.zeros([BLOCK_B, BLOCK_D], tl.float32)
     n_lo = part * split_rows
-    for n0 in range(n_lo, tl.minimum(n_lo + split_rows, num_data), BLOCK_N):
-        member = member_tile(member_ptr, member_stride, b, b_ok, n0, num_data, index, label, label_ptr, MEMBER, BLOCK_N)
+    for n0 in range(n_lo, tl.minimum(n_lo + split_rows, num_rows), BLOCK_N):
+        member = member_tile(member_ptr, member_stride, b, b_ok, n0, num_rows, own, label, label_ptr, MEMBER, BLOCK_N)
         n = n0 + tl.arange(0, BLOCK_N)
-        n_ok = n < num_data
+        n_ok = n < num_rows
         if D > BLOCK_D:
             score = long_scores(
                 terms_ptr, s, b, b_ok, batch, bank_ptr, n, n_ok, bank_stride,
@@ -128,7 +129,7 @@ def mean_fwd_kernel(
     bank0_ptr, bank1_ptr, bank_stride,
     index_ptr, member_ptr, member_stride, label_ptr, class_start_ptr,
     grad_ptr,  # fp32 [splits, S, B, D]
-    batch, num_data, split_rows, k,
+    batch, num_data, first_row, num_rows, split_rows, k,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
     MEMBER: tl.constexpr, CHARGE: tl.constexpr,
     M_TERMS: tl.constexpr, W_TERMS: tl.constexpr, LIMIT: tl.constexpr, INTERPRET: tl.constexpr,
@@ -148,14 +149,15 @@ def mean_fwd_kernel(
         bank_ptr = bank1_ptr
     index = tl.load(index_ptr + b, mask=b_ok, other=0).to(tl.int32)
     label = class_of(label_ptr, index, b_ok, MEMBER)
+    own, label_ptr = index - first_row, label_ptr + first_row  # rows are numbered as in the banks from here on
     k_b, weight = charge(index, label, b_ok, num_data, k, class_start_ptr, MEMBER, CHARGE)
     each = (weight / k_b)[:, None]
     grad = tl.zeros([BLOCK_B, BLOCK_D], tl.float32)
     n_lo = part * split_rows
-    for n0 in range(n_lo, tl.minimum(n_lo + split_rows, num_data), BLOCK_N):
-        member = member_tile(member_ptr, member_stride, b, b_ok, n0, num_data, index, label, label_ptr, MEMBER, BLOCK_N)
+    for n0 in range(n_lo, tl.minimum(n_lo + split_rows, num_rows), BLOCK_N):
+        member = member_tile(member_ptr, member_stride, b, b_ok, n0, num_rows, own, label, label_ptr, MEMBER, BLOCK_N)
         n = n0 + tl.arange(0, BLOCK_N)
-        m0, m1, m2 = split(load_rows(bank_ptr, n, n < num_data, bank_stride, own_d, D, BLOCK_D), M_TERMS, INTERPRET)
+        m0, m1, m2 = split(load_rows(bank_ptr, n, n < num_rows, bank_stride, own_d, D, BLOCK_D), M_TERMS, INTERPRET)
         w0, w1, w2 = split(member.to(tl.float32), W_TERMS, INTERPRET)
         share = tl.zeros([BLOCK_B, BLOCK_D], tl.float32)
         grad += each * product(share, w0, w1, w2, m0, m1, m2, W_TERMS, M_TERMS, LIMIT, INTERPRET)
@@ -170,7 +172,7 @@ def log_z_fwd_kernel(
     index_ptr, member_ptr, member_stride, label_ptr,
     log_z_ptr,  # fp32 [S], read with ONLY_UNSET
     top_ptr, sum_ptr,  # fp32 [splits, S, B]: running maximum (base 2), and the sum relative to it
-    batch, num_data, split_rows, temperature,
+    batch, first_row, num_rows, split_rows, temperature,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
     MEMBER: tl.constexpr, ONLY_UNSET: tl.constexpr,
     X_TERMS: tl.constexpr, M_TERMS: tl.constexpr, LIMIT: tl.constexpr, INTERPRET: tl.constexpr,
@@ -188,18 +190,19 @@ def log_z_fwd_kernel(
     x0, x1, x2 = load_terms(terms_ptr, s, b, b_ok, batch, 0, D, BLOCK_D, X_TERMS)
     index = tl.load(index_ptr + b, mask=b_ok, other=0).to(tl.int32)
     label = class_of(label_ptr, index, b_ok, MEMBER)
+    own, label_ptr = index - first_row, label_ptr + first_row  # rows are numbered as in the banks from here on
     scale = LOG2E / temperature
     top = tl.full([BLOCK_B], -1e38, tl.float32)  # finite, so that a tile without members gives 0, not NaN
     total = tl.zeros([BLOCK_B], tl.float32)
     n_lo = part * split_rows
-    n_hi = tl.minimum(n_lo + split_rows, num_data)
+    n_hi = tl.minimum(n_lo + split_rows, num_rows)
     if ONLY_UNSET:
         log_z = tl.load(log_z_ptr + s)
         n_hi = tl.where(log_z == log_z, n_lo, n_hi)
     for n0 in range(n_lo, n_hi, BLOCK_N):
-        member = member_tile(member_ptr, member_stride, b, b_ok, n0, num_data, index, label, label_ptr, MEMBER, BLOCK_N)
+        member = member_tile(member_ptr, member_stride, b, b_ok, n0, num_rows, own, label, label_ptr, MEMBER, BLOCK_N)
         n = n0 + tl.arange(0, BLOCK_N)
-        n_ok = n < num_data
+        n_ok = n < num_rows
         if D > BLOCK_D:
             score = long_scores(
                 terms_ptr, s, b, b_ok, batch, bank_ptr, n, n_ok, bank_stride,

@@ -14,6 +14,7 @@ from .. import triton_module
 from ..sampling import draws
 from ..sampling.spec import ALL, DrawSpec
 from .membership import draw_counts, draw_mask
+from .part import Part, whole
 
 CHUNK_BYTES = 64 << 20  # of a membership matrix
 MAX_DIM = 4096
@@ -62,15 +63,16 @@ def padded(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
-def why_not(anchors: Tensor, banks: list[Tensor]) -> str | None:
+def why_not(anchors: Tensor, banks: list[Tensor], part: Part | None = None) -> str | None:
     """Why these tensors are outside what the kernels do, or None."""
     for t in (anchors, *banks):
         if t.dtype not in DTYPE_TERMS:
             return f"the Triton kernels take float32, bfloat16 and float16, got {t.dtype}"
     if anchors.shape[-1] > MAX_DIM:
         return f"the Triton kernels take D up to {MAX_DIM}, got {anchors.shape[-1]}"
-    if banks[0].shape[0] > MAX_ROWS:
-        return f"the Triton kernels take banks of up to {MAX_ROWS} rows, got {banks[0].shape[0]}"
+    num_data = (part or whole(banks)).num_data
+    if num_data > MAX_ROWS:
+        return f"the Triton kernels take banks of up to {MAX_ROWS} rows, got {num_data}"
     return None
 
 
@@ -81,14 +83,23 @@ class Call:
         NotImplementedError: a plan other than "dense", or tensors that `why_not` refuses.
     """
 
-    def __init__(self, anchors: Tensor, banks: list[Tensor], index: Tensor, spec: DrawSpec, plan: str, backend: str):
-        reason = f"Triton has the dense plan only, got plan={plan!r}" if plan != "dense" else why_not(anchors, banks)
-        if reason:
+    def __init__(
+        self,
+        anchors: Tensor,
+        banks: list[Tensor],
+        index: Tensor,
+        spec: DrawSpec,
+        plan: str,
+        backend: str,
+        part: Part | None = None,
+    ):
+        wrong = f"Triton has the dense plan only, got plan={plan!r}" if plan != "dense" else None
+        if reason := wrong or why_not(anchors, banks, part):
             raise NotImplementedError(reason)
         self.anchors, self.index, self.spec = anchors, index.long().contiguous(), spec
         self.banks = [bank if bank.stride(1) == 1 else bank.contiguous() for bank in banks]
         self.batch, self.dim = anchors.shape[1:]
-        self.num_data = banks[0].shape[0]
+        self.part, self.num_rows = part or whole(banks), banks[0].shape[0]
         self.limit = _PRECISION_TERMS[torch.get_float32_matmul_precision()]
         self.draw_backend = "auto" if backend == "triton" else backend  # Triton draws nothing itself
         if spec.whole_pool:
@@ -107,28 +118,29 @@ class Call:
         """fp32 [S, B, *tail]."""
         return self.anchors.new_empty((*self.anchors.shape[:2], *tail), dtype=torch.float32)
 
-    def parts(self, by_column: bool) -> Iterator[Part]:
+    def pieces(self, by_column: bool) -> Iterator[Piece]:
         """The launches: anchors in chunks whose membership matrix stays below CHUNK_BYTES, banks in twos.
 
         With `by_column` a program of the pass owns BLOCK_D columns of a result [S, B, D], else none.
         """
         chunk = self.batch
         if not self.spec.whole_pool:
-            row = (self.num_data + 31) // 32 * 4 if self.member == "mask" else self.num_data * 4
+            row = (self.num_rows + 31) // 32 * 4 if self.member == "mask" else self.num_rows * 4
             chunk = max(1, CHUNK_BYTES // row)
             chunk -= chunk % 64 if chunk > 64 else 0
         for lo in range(0, self.batch, max(1, chunk)):
             anchors = slice(lo, min(lo + chunk, self.batch))
             member = self._membership(anchors)
             for sides in self._pairs():
-                yield Part(self, anchors, sides, member, -(-self.dim // BLOCK_D) if by_column else 1)
+                yield Piece(self, anchors, sides, member, -(-self.dim // BLOCK_D) if by_column else 1)
 
     def _membership(self, anchors: slice) -> Tensor:
         if self.spec.whole_pool:
             return self.index[:, None]  # not read
         spec = draws.anchor_slice(self.spec, anchors.start, anchors.stop)
         draw = draw_mask if self.member == "mask" else draw_counts
-        return draw(self.index[anchors], self.num_data, spec, self.draw_backend)
+        held = (self.part.first, self.num_rows)
+        return draw(self.index[anchors], self.part.num_data, spec, self.draw_backend, held)
 
     def _pairs(self) -> Iterator[slice]:
         """Directions that one launch can take: two banks of one dtype and stride."""
@@ -140,7 +152,7 @@ class Call:
             lo += len(two) if alike else 1
 
 
-class Part:
+class Piece:
     """The launches for a chunk of anchors and one or two banks: `terms`, then `walk`, then `finish`."""
 
     def __init__(self, call: Call, anchors: slice, sides: slice, member: Tensor, columns: int):
@@ -152,10 +164,10 @@ class Part:
         self._x_terms = call.terms(self.x)
         self._blocks = blocks(capability(self.x.device), dim, batch, m_terms, call.member == "counts")
         tall = -(-batch // self._blocks.block_b) * columns
-        tiles = -(-call.num_data // self._blocks.block_n)
+        tiles = -(-call.num_rows // self._blocks.block_n)
         wanted = self._blocks.per_sm * processors(self.x.device) // (tall * count)
         split_rows = -(-tiles // max(1, min(wanted, tiles))) * self._blocks.block_n
-        self._splits = -(-call.num_data // split_rows)
+        self._splits = -(-call.num_rows // split_rows)
         self._walk_grid = (tall, self._splits, count)
         # Every kernel takes from here what its arguments name.
         self._args = {
@@ -169,7 +181,9 @@ class Part:
             "member_ptr": member,
             "member_stride": member.stride(0),
             "batch": batch,
-            "num_data": call.num_data,
+            "num_data": call.part.num_data,
+            "first_row": call.part.first,
+            "num_rows": call.num_rows,
             "k": call.spec.k,
             "split_rows": split_rows,
             "splits": self._splits,
@@ -192,7 +206,7 @@ class Part:
         return self.x.new_empty((self._splits, *self.x.shape[:2], *tail), dtype=torch.float32)
 
     def output(self, name: str, tensor: Tensor) -> dict:
-        """The kernel arguments for this part's view of an output [S, B, ...] (any tensor where it is not written)."""
+        """The kernel arguments for this piece's view of an output [S, B, ...] (any tensor where it is not written)."""
         view = tensor[self.sides, self.anchors] if tensor.numel() else tensor
         return {f"{name}_ptr": view, f"{name}_stride": tensor.stride(0)}
 

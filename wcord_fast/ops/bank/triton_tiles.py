@@ -127,20 +127,22 @@ def class_of(label_ptr, row, ok, MEMBER: tl.constexpr):
 
 @triton.jit
 def member_tile(
-    member_ptr, member_stride, b, b_ok, n0, num_data, index, label, label_ptr,
+    member_ptr, member_stride, b, b_ok, n0, num_rows, own, label, label_ptr,
     MEMBER: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """How often each row of the tile [n0, n0 + BLOCK_N) counts for each anchor: [BLOCK_B, BLOCK_N].
 
-    int32 counts for MEMBER = "counts", else bool: bit n & 31 of word n >> 5 for "mask" (bits beyond N are zero), and
-    the rule itself for the whole pools "none", "self" (not the anchor's own row) and "class" (of another class).
+    int32 counts for MEMBER = "counts", else bool: bit n & 31 of word n >> 5 for "mask" (bits beyond the rows are zero),
+    and the rule itself for the whole pools "none", "self" (not the anchor's own row) and "class" (of another class).
+    All rows are numbered as in the banks, `own` (the anchor's) too, which lies outside [0, num_rows) if another part
+    holds it; `label_ptr` is where their labels start.
     """
     column = tl.arange(0, BLOCK_N)
     n = n0 + column
-    n_ok = n < num_data
+    n_ok = n < num_rows
     if MEMBER == "mask":
         row = member_ptr + b.to(tl.int64) * member_stride + n0 // 32
-        words = tl.where(b_ok, (num_data + 31) // 32 - n0 // 32, 0)  # from this tile to the end of a row
+        words = tl.where(b_ok, (num_rows + 31) // 32 - n0 // 32, 0)  # from this tile to the end of a row
         word = tl.load(row, mask=b_ok, other=0)[:, None]
         for i in tl.static_range(1, BLOCK_N // 32):
             later = tl.load(row + i, mask=i < words, other=0)[:, None]
@@ -152,7 +154,7 @@ def member_tile(
     elif MEMBER == "class":
         member = (class_of(label_ptr, n, n_ok, MEMBER)[None, :] != label[:, None]) & n_ok[None, :]
     elif MEMBER == "self":
-        member = (n[None, :] != index[:, None]) & n_ok[None, :]
+        member = (n[None, :] != own[:, None]) & n_ok[None, :]
     else:
         member = n_ok[None, :] & b_ok[:, None]
     return member
