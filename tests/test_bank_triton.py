@@ -5,7 +5,6 @@ Each in a process of its own: triton reads TRITON_INTERPRET once, when it is imp
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -18,11 +17,13 @@ import pytest
 import wcord_fast
 from wcord_fast.ops import dispatch
 
+from .triton_release import release, why_not_interpreted
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_LIMIT = {80: 99 << 10, 90: 227 << 10}  # bytes a block; 99 KB is what sm_86 and sm_89 have of the sm_80 table
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-TUNED = ("3.6", "3.7")  # releases of Triton with which no kernel of the table spills
-SPILL_LIMIT = 256  # bytes a thread with the others: 3.9 moves up to 192 to the stack and back, for counts on sm_90
+TUNED = (3, 7)  # the release of Triton with which no kernel of the table spills
+SPILL_LIMIT = 256  # bytes a thread with others: at most 56 seen with 3.6, 192 with 3.9 (counts on sm_90)
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
 
 # The rows of `triton_launch.blocks` at their largest tiles, and the other two kernels once.
@@ -63,7 +64,7 @@ def test_the_reason_is_told():
     assert wcord_fast.explain("bank_nce", plan="dense", device="cpu").backend != "triton"
 
 
-@needs_triton
+@pytest.mark.skipif(why_not_interpreted() is not None, reason=str(why_not_interpreted()))
 def test_interpreted_kernels_equal_the_reference():
     """tests/triton_interpret/check_bank.py, some forty tests."""
     check = str(Path("tests", "triton_interpret", "check_bank.py"))
@@ -83,7 +84,7 @@ def test_kernels_compile_without_a_spill(capability, tmp_path):
     assert done.returncode == 0, done.stderr
     results = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(results) == len(cases)
-    allowed = 0 if importlib.metadata.version("triton").startswith(TUNED) else SPILL_LIMIT
+    allowed = 0 if release("triton") == TUNED else SPILL_LIMIT
     for result in results:
         assert max(result["stack"], result["stores"], result["loads"]) <= allowed, result
         assert result["shared"] <= SHARED_LIMIT[capability], result

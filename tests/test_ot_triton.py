@@ -7,12 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-triton = pytest.importorskip("triton")
-if triton.__version__.startswith("3.6.") and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
-    pytest.skip("triton 3.6's interpreter cannot loop up to a tensor under NumPy 2.4", allow_module_level=True)
+from .triton_release import why_not_interpreted
+
+pytestmark = pytest.mark.skipif(why_not_interpreted() is not None, reason=str(why_not_interpreted()))
 
 CASES = Path(__file__).parent / "triton_interpret" / "ot_cases.py"
 ACCURACY = "accuracy"

@@ -42,7 +42,7 @@ def blocks(major: int, dim: int, batch: int, m_terms: int, counts: bool) -> Bloc
 
     What bounds them is shared memory (anchors and a bank tile, every term of both) and registers (two fp32 tiles
     [BLOCK_B, BLOCK_D]; before Hopper the anchors' terms too). tests/test_bank_triton.py compiles the whole table and
-    refuses a spilled register (with Triton 3.6 and 3.7, which the table was made for).
+    refuses a spilled register (with Triton 3.7; 3.6 and 3.9 spill some bytes of a few).
     """
     tall = padded(batch)
     if dim > BLOCK_D:
