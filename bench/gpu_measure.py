@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from bench.measure import quantiles
+
 WARM_UPS = 5
 
 
@@ -75,11 +77,6 @@ def seconds(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
-
-
-def quantiles(micros: list[float]) -> dict[str, float]:
-    times = torch.tensor(micros, dtype=torch.float64)
-    return {f"p{q}": round(float(times.quantile(q / 100)), 2) for q in (20, 50, 80)}
 
 
 def tried(row: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -1,19 +1,18 @@
-"""Timing side by side in one process, and the memory that a call takes for a while."""
+"""Timing side by side in one process, and the memory that a call takes for a while.
+
+Imports nothing that starts threads: `bench ot` has it before it limits them.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
+import gc
+import math
 import random
-import threading
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-import torch
-
-_PAGE = 4096
-
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}  # cpu: of all threads of the process
 
@@ -38,37 +37,25 @@ def interleaved(
 
 
 def quantiles(values: list[float]) -> dict[str, float]:
-    t = torch.tensor(values, dtype=torch.float64)
-    return {f"p{q}": round(float(t.quantile(q / 100)), 4) for q in (20, 50, 80)}
+    """p20, p50 and p80, interpolated."""
+    tenths = statistics.quantiles(values, n=10, method="inclusive") if len(values) > 1 else values * 9
+    return {f"p{10 * k}": round(tenths[k - 1], 4) for k in (2, 5, 8)}
 
 
 def peak_megabytes(call: Callable[[], object]) -> float:
-    """How far the resident memory of the process rises during one call (Linux; sampled every half millisecond)."""
-    statm = Path("/proc/self/statm")
-    if not statm.exists():
-        return float("nan")
-
-    def resident() -> int:
-        return int(statm.read_text().split()[1]) * _PAGE
-
-    _give_back_freed_memory()
-    before, peak, done = resident(), 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.is_set():
-            peak = max(peak, resident())
-            time.sleep(5e-4)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    """How far resident memory rises during a call above where it was (Linux; NaN elsewhere)."""
+    try:
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # freed memory that the C library keeps would hide what the call takes
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status_kilobytes("VmRSS")
+    except (OSError, AttributeError):
+        call()
+        return math.nan
     call()
-    done.set()
-    watcher.join()
-    return round((max(peak, resident()) - before) / 2**20, 1)
+    return round((_status_kilobytes("VmHWM") - before) / 1024, 3)
 
 
-def _give_back_freed_memory() -> None:
-    """Freed memory that the C library keeps would hide what the next call takes."""
-    with contextlib.suppress(OSError, AttributeError):  # not glibc
-        ctypes.CDLL(None).malloc_trim(0)
+def _status_kilobytes(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1])

@@ -10,21 +10,19 @@ bench/results/ot.jsonl and ot_sweep.jsonl.
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import math
 import os
-import statistics
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from bench.measure import CLOCKS, peak_megabytes, quantiles
+
 OURS = "ours, native"
 VALUE_LIMIT, GRADIENT_LIMIT = 1e-5, 1e-4  # relative error of ours; or 2 and 3 times that of the naive fp32 loop
 SLOW = 5.0  # seconds a call may take before one round has to do
 BLOCK = 0.01  # seconds of calls, one after another, in one round
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 CASES = (("sinkhorn", 0.05), ("sinkhorn", 1e-3), ("ipot", 0.5))
 
 
@@ -105,24 +103,6 @@ def errors(calls, got, want) -> tuple[float, float]:
     return off, math.nan if any(map(math.isnan, worst)) else max(worst)
 
 
-def peak_megabytes(call) -> float:
-    """How far resident memory rises during a call above where it was (Linux; NaN elsewhere)."""
-    try:
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-        before = status_kilobytes("VmRSS")
-        call()
-        return (status_kilobytes("VmHWM") - before) / 1024
-    except (OSError, AttributeError):
-        return math.nan
-
-
-def status_kilobytes(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1])
-
-
 def interleaved(calls: dict[tuple[str, str], Any], options: argparse.Namespace) -> dict[tuple[str, str], list[float]]:
     """Milliseconds per call of every (provider, kind of call), block by block in turn; a slow one is called once."""
     clock, seconds = CLOCKS[options.clock], options.seconds
@@ -150,13 +130,8 @@ def block_seconds(call, times: int, clock) -> float:
     return clock() - start
 
 
-def quantiles(times: list[float]) -> dict[str, float]:
-    ordered = sorted(times)
-
-    def at(q: float) -> float:
-        return ordered[min(len(ordered) - 1, int(q * len(ordered)))]
-
-    return {"p50": statistics.median(ordered), "p20": at(0.2), "p80": at(0.8), "calls": len(ordered)}
+def summary(times: dict[tuple[str, str], list[float]]) -> dict[tuple[str, str], dict[str, float]]:
+    return {key: quantiles(values) | {"calls": len(values)} for key, values in times.items()}
 
 
 def passes(found: dict[str, tuple[float, float]]) -> bool:
@@ -184,7 +159,7 @@ def run_case(case, options: argparse.Namespace) -> list[dict[str, Any]]:
     calls = {}
     for name, made_calls in made.items():
         calls[name, "forward"], calls[name, "both"] = made_calls.forward, made_calls.gradient
-    times = {key: quantiles(values) for key, values in interleaved(calls, options).items()}
+    times = summary(interleaved(calls, options))
     fine = passes(found)
     rows = []
     for name in made:

@@ -25,7 +25,7 @@ def run(options: Namespace) -> None:
         calls = {}
         for i, ours in enumerate(made):
             calls[ot.OURS, f"{i} forward"], calls[ot.OURS, f"{i} both"] = ours.forward, ours.gradient
-        times = {key: ot.quantiles(t) for key, t in ot.interleaved(calls, options).items()}
+        times = ot.summary(ot.interleaved(calls, options))
         print(f"\nours, n = m = {n}, D = {options.dim}{'forward ms':>20}{'x':>7}{'+ gradient':>14}{'x':>7}  error")
         rows = []
         for i, (case, ours) in enumerate(zip(cases, made, strict=True)):

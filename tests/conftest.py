@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from wcord_fast.ops import dispatch
+from wcord_fast.ops import dispatch, native_module
 
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
@@ -27,6 +27,17 @@ def each_ot_backend(request):
         pytest.skip(why)
     with dispatch.use_backend(request.param):
         yield request.param
+
+
+@pytest.fixture(params=["portable", "avx2", "avx512"])
+def simd(request):
+    """Each instruction set of the native code in turn."""
+    module = native_module.module()
+    before = module.simd()
+    if not module.set_simd(request.param):
+        pytest.skip(f"this CPU or build has no {request.param}")
+    yield request.param
+    module.set_simd(before)
 
 
 def pytest_collection_modifyitems(config, items):

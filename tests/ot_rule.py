@@ -23,13 +23,13 @@ def uniform(rows):
 
 def solve_args(cost, solver, eps, iters, *, tol=None, value="cost"):
     """What follows x, y, a, b in a backend's `ot_solve`, every gradient asked for."""
-    return (cost, solver, eps, iters, tol, value, True, True, value == "dual", value == "dual")
+    return reference.Asked(cost, solver, eps, iters, tol, value, True, True, value == "dual", value == "dual")
 
 
 def assert_rule(solve, x, y, a, b, args):
-    """Check solve(x, y, a, b, *args) and return it. `x` to `b` are fp32."""
-    ours = solve(x, y, a, b, *args)
-    exact = reference.ot_solve(x.double(), y.double(), a.double(), b.double(), *args)
+    """Check solve(x, y, a, b, args) and return it. `x` to `b` are fp32."""
+    ours = solve(x, y, a, b, args)
+    exact = reference.ot_solve(x.double(), y.double(), a.double(), b.double(), args)
     loops = [permuted_loop(x, y, a, b, args, seed) for seed in range(ORDERS)]
     assert torch.equal(ours.iterations, exact.iterations)
     torch.testing.assert_close(ours.scale.double(), exact.scale, rtol=1e-6, atol=0)
@@ -55,7 +55,7 @@ def permuted_loop(x, y, a, b, args, seed):
     """The fp32 reference with rows, columns and coordinates in another order, its results in the given one."""
     generator = torch.Generator().manual_seed(seed)
     i, j, k = (torch.randperm(s, generator=generator).to(x.device) for s in (x.shape[1], y.shape[1], x.shape[2]))
-    s = reference.ot_solve(x[:, i][..., k], y[:, j][..., k], a[:, i], b[:, j], *args)
+    s = reference.ot_solve(x[:, i][..., k], y[:, j][..., k], a[:, i], b[:, j], args)
 
     def back(t, order):
         return t if t.numel() == 0 else torch.empty_like(t).index_copy_(1, order, t)

@@ -19,16 +19,6 @@ PLANS = ("gather", "dense")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-@pytest.fixture(params=["portable", "avx2", "avx512"])
-def simd(request):
-    module = native_module.module()
-    before = module.simd()
-    if not module.set_simd(request.param):
-        pytest.skip(f"this CPU or build has no {request.param}")
-    yield request.param
-    module.set_simd(before)
-
-
 def check(case, plan: str, *, value: float, grad: float) -> None:
     expected, ours = case.answers(), case.results(native_cpu, plan)
     wide = torch.float64 in (case.anchors.dtype, case.banks[0].dtype)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from wcord_fast.ops import native_module, status
 from wcord_fast.ops.bank import native_cuda, reference
 from wcord_fast.ops.bank.part import Part
 from wcord_fast.ops.sampling.reference import draw
@@ -17,7 +16,7 @@ from wcord_fast.ops.status import Code
 
 from .cuda_bank_problem import TEMPERATURE, Problem, assert_relative, close, flags, given
 from .cuda_on_cpu import build
-from .cuda_on_cpu.module import EmulatedModule
+from .cuda_on_cpu.module import emulated
 
 SOURCES = [build.CSRC / "cuda" / f"{name}.cu" for name in ("bank_gather", "bank_gather_any", "bank_finish")]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -35,16 +34,10 @@ def library(tmp_path_factory):
 
 
 @pytest.fixture
-def kernels(library, monkeypatch):
-    """The library; `native_cuda` launches its kernels, and flags go to a fresh status word."""
-    library.cuda_on_cpu_seed(c_uint64(1))
-    monkeypatch.setattr(native_module, "module", lambda: EmulatedModule(library))
-    monkeypatch.setattr(native_module, "stream_of", lambda tensor: (0, 0))
-    monkeypatch.setattr(status, "_words", {})
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)  # torch.empty gives NaN, so that an unwritten element shows
-    yield library
-    torch.use_deterministic_algorithms(deterministic)
+def kernels(library):
+    """The library; `native_cuda` launches its kernels."""
+    with emulated(library):
+        yield library
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

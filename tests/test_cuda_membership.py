@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-from ctypes import c_uint64
 
 import pytest
 import torch
 
-from wcord_fast.ops import native_module, status
+from wcord_fast.ops import status
 from wcord_fast.ops.bank import membership
 from wcord_fast.ops.sampling import reference
 from wcord_fast.ops.sampling.spec import ALL, DrawSpec
@@ -16,7 +15,7 @@ from wcord_fast.ops.status import Code
 
 from . import draw_specs
 from .cuda_on_cpu import build
-from .cuda_on_cpu.module import EmulatedModule
+from .cuda_on_cpu.module import emulated
 
 needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 
@@ -35,17 +34,8 @@ def functions(request, monkeypatch):
     if build.compiler() is None:
         pytest.skip("no C++ compiler")
     library = request.getfixturevalue("library")
-    library.cuda_on_cpu_seed(c_uint64(int(request.param[-1])))
-    use(library, monkeypatch)
-    torch.use_deterministic_algorithms(True)  # torch.empty gives the largest integer, so that a word left out shows
-    yield membership.mask_native, membership.counts_native
-    torch.use_deterministic_algorithms(False)
-
-
-def use(library, monkeypatch) -> None:
-    monkeypatch.setattr(native_module, "module", lambda: EmulatedModule(library))
-    monkeypatch.setattr(native_module, "stream_of", lambda tensor: (0, 0))
-    monkeypatch.setattr(status, "_words", {})
+    with emulated(library, int(request.param[-1])):
+        yield membership.mask_native, membership.counts_native
 
 
 def flags() -> int:
@@ -163,9 +153,14 @@ def test_whole_pools(functions, source, expected):
         functions[1](index, 300, spec)
 
 
+@pytest.fixture
+def kernels(library):
+    with emulated(library):
+        yield
+
+
 @needs_compiler
-def test_bad_rows_are_skipped_and_flagged(library, monkeypatch):
-    use(library, monkeypatch)
+def test_bad_rows_are_skipped_and_flagged(kernels, monkeypatch):
     state = torch.tensor([1, 2])
     index, spec = torch.tensor([3, -1, 64, 0]), DrawSpec("self", 5, "no", False, 0, [state])
     mask = unpacked(membership.mask_native(index, 64, spec), 64)
@@ -177,7 +172,6 @@ def test_bad_rows_are_skipped_and_flagged(library, monkeypatch):
 
 
 @needs_compiler
-def test_no_anchors(library, monkeypatch):
-    use(library, monkeypatch)
+def test_no_anchors(kernels):
     spec = DrawSpec("none", 5, "no", False, 0, [torch.tensor([1, 2])])
     assert membership.mask_native(torch.empty(0, dtype=torch.int64), 64, spec).shape == (0, 2)

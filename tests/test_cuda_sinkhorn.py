@@ -9,13 +9,13 @@ from ctypes import c_uint64
 import pytest
 import torch
 
-from wcord_fast.ops import native_module, status
+from wcord_fast.ops import status
 from wcord_fast.ops.sinkhorn import native_cuda, reference
 from wcord_fast.ops.sinkhorn.native_cuda import Plan
 from wcord_fast.ops.status import Code
 
 from .cuda_on_cpu import build
-from .cuda_on_cpu.module import EmulatedModule
+from .cuda_on_cpu.module import emulated
 from .ot_oracles import features, masses
 
 SOURCES = [build.CSRC / "cuda" / f"{name}.cu" for name in ("sinkhorn", "sinkhorn_resident")]
@@ -31,18 +31,12 @@ def library(tmp_path_factory):
 
 
 @pytest.fixture
-def kernels(library, monkeypatch):
-    """The library; `native_cuda` launches its kernels, flags go to a fresh status word, memory comes as NaN."""
-    library.cuda_on_cpu_seed(c_uint64(1))
+def kernels(library):
+    """The library; `native_cuda` launches its kernels."""
     plan = native_cuda.plan
     plan.cache_clear()
-    monkeypatch.setattr(native_module, "module", lambda: EmulatedModule(library))
-    monkeypatch.setattr(native_module, "stream_of", lambda tensor: (0, 0))
-    monkeypatch.setattr(status, "_words", {})
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)  # torch.empty gives NaN, so that an unwritten element shows
-    yield library
-    torch.use_deterministic_algorithms(deterministic)
+    with emulated(library):
+        yield library
     plan.cache_clear()  # a real device would give other answers
 
 
@@ -71,7 +65,8 @@ class Problem:
     def solve(
         self, run, *, cost="cosine", solver="ipot", eps=0.5, iters=20, tol=None, value="cost", needs=(1, 1, 1, 1)
     ):
-        return run(self.x, self.y, self.a, self.b, cost, solver, eps, iters, tol, value, *map(bool, needs))
+        asked = reference.Asked(cost, solver, eps, iters, tol, value, *map(bool, needs))
+        return run(self.x, self.y, self.a, self.b, asked)
 
     def check(self, **options):
         """The kernel against the float64 reference, by the accuracy rule; returns the kernel's result."""

@@ -26,17 +26,17 @@ class Problem:
         self.there = x.cuda(), y.cuda(), a.to(wide).cuda(), b.to(wide).cuda()
 
     def solve(self, *, cost="cosine", solver="sinkhorn", eps=0.05, iters=50, tol=None, value="cost", run=None):
-        options = (cost, solver, eps, iters, tol, value, True, True, True, True)
+        asked = reference.Asked(cost, solver, eps, iters, tol, value, True, True, True, True)
         if run is None:
-            return native_cuda.ot_solve(*self.there, *options)
-        return run(*options)
+            return native_cuda.ot_solve(*self.there, asked)
+        return run(asked)
 
     def check(self, regime, **options):
         (_, n, d), m = self.here[0].shape, self.here[1].shape[1]
         assert native_cuda.regime(n, m, d, self.there[0].dtype)[0] == regime
         got = reference.Solved(*(t.cpu() for t in self.solve(**options)))
-        want = self.solve(run=lambda *args: reference.ot_solve(*self.here, *args), **options)
-        plain = self.solve(run=lambda *args: reference.ot_solve(*self.there, *args), **options)
+        want = self.solve(run=lambda asked: reference.ot_solve(*self.here, asked), **options)
+        plain = self.solve(run=lambda asked: reference.ot_solve(*self.there, asked), **options)
         assert torch.equal(got.iterations, want.iterations)
         for name in ("value", "alpha", "beta", "marginal_error", "grad_x", "grad_y", "grad_a", "grad_b"):
             g, w, p = getattr(got, name), getattr(want, name), getattr(plain, name).cpu()

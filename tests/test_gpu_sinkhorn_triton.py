@@ -22,7 +22,7 @@ def features(seed, *shape):
 
 
 def solve(x, y, args):
-    return triton.ot_solve(x, y, uniform(x), uniform(y), *args)
+    return triton.ot_solve(x, y, uniform(x), uniform(y), args)
 
 
 @pytest.mark.parametrize("cost", COSTS)
@@ -88,7 +88,7 @@ def test_tol_stops_each_problem_without_the_host(solver):
         ours = solve(x, y, args)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    want = reference.ot_solve(x.double(), y.double(), uniform(x.double()), uniform(y.double()), *args)
+    want = reference.ot_solve(x.double(), y.double(), uniform(x.double()), uniform(y.double()), args)
     assert torch.equal(ours.iterations, want.iterations) and len(want.iterations.unique()) >= 3
     torch.testing.assert_close(ours.value.double(), want.value, rtol=1e-4, atol=1e-7)
 

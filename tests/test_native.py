@@ -23,17 +23,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(params=["portable", "avx2"])
-def simd(request):
-    """Each instruction set in turn."""
-    module = native_module.module()
-    before = module.simd()
-    if not module.set_simd(request.param):
-        pytest.skip(f"this CPU or build has no {request.param}")
-    yield request.param
-    module.set_simd(before)
-
-
 @pytest.fixture
 def threads():
     """A function that sets the number of threads, undone afterwards."""

@@ -9,7 +9,8 @@ from sklearn.metrics import log_loss, roc_auc_score, top_k_accuracy_score
 from wcord_fast.train import trained
 from wcord_fast.train.cli import main
 from wcord_fast.train.config import Config
-from wcord_fast.train.evaluate_command import measures, predictions
+from wcord_fast.train.evaluate import predictions
+from wcord_fast.train.evaluate_command import measures
 from wcord_fast.train.runs import Workbench
 
 TINY = {"image_size": 8, "batch_size": 10, "tensorboard": False, "quiet": True, "epochs": 2, "limit_train": 60}

@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from wcord_fast.ops import native_module, status
 
 
 class EmulatedModule:
@@ -21,3 +28,23 @@ class EmulatedModule:
     @staticmethod
     def cuda_error_string(code: int) -> str:
         return f"error {code}"
+
+
+@contextmanager
+def emulated(library: ctypes.CDLL, seed: int = 1) -> Iterator[None]:
+    """Inside, native launchers run the kernels of `library`, blocks and threads in the order of `seed`.
+
+    Flags go to a fresh status word. Memory from torch.empty comes as NaN or the largest integer, so that an element
+    that no kernel has written shows.
+    """
+    library.cuda_on_cpu_seed(ctypes.c_uint64(seed))
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native_module, "module", lambda: EmulatedModule(library))
+        patch.setattr(native_module, "stream_of", lambda tensor: (0, 0))
+        patch.setattr(status, "_words", {})
+        torch.use_deterministic_algorithms(True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(deterministic)

@@ -93,23 +93,23 @@ def test_tol_freezes_each_problem_by_itself(solver):
     x = features(18, 2, 12, 3) * spread[:, None, None] + 1
     y = features(19, 2, 11, 3) * spread[:, None, None] + 1
     eps, tol = 0.5 if solver == "ipot" else 0.1, 2e-3
-    ours = triton.ot_solve(x, y, uniform(x), uniform(y), *solve_args("cosine", solver, eps, 12, tol=tol))
+    ours = triton.ot_solve(x, y, uniform(x), uniform(y), solve_args("cosine", solver, eps, 12, tol=tol))
     assert ours.iterations.tolist() == [10, 12]
     assert ours.marginal_error[0] <= tol < ours.marginal_error[1]
     for g, t in enumerate((10, 12)):  # frozen: what a solve of exactly t iterations gives, its own scale included
         alone = (x[g : g + 1], y[g : g + 1], uniform(x)[:1], uniform(y)[:1])
-        one = triton.ot_solve(*alone, *solve_args("cosine", solver, eps, t))
+        one = triton.ot_solve(*alone, solve_args("cosine", solver, eps, t))
         for name in ("value", "alpha", "beta", "scale", "marginal_error", "grad_x", "grad_y"):
             torch.testing.assert_close(getattr(ours, name)[g], getattr(one, name)[0], rtol=1e-5, atol=1e-6)
 
 
 def test_only_what_is_needed_is_returned():
     x, y = features(20, 1, 5, 3), features(21, 1, 4, 3)
-    full = triton.ot_solve(x, y, uniform(x), uniform(y), *solve_args("cosine", "sinkhorn", 0.2, 2, value="dual"))
+    full = triton.ot_solve(x, y, uniform(x), uniform(y), solve_args("cosine", "sinkhorn", 0.2, 2, value="dual"))
     names = ("grad_x", "grad_y", "grad_a", "grad_b")
     for i, name in enumerate(names):
-        options = ("cosine", "sinkhorn", 0.2, 2, None, "dual")
-        part = triton.ot_solve(x, y, uniform(x), uniform(y), *options, *(j == i for j in range(4)))
+        asked = reference.Asked("cosine", "sinkhorn", 0.2, 2, None, "dual", *(j == i for j in range(4)))
+        part = triton.ot_solve(x, y, uniform(x), uniform(y), asked)
         for other in names:
             want = getattr(full, other) if other == name else full.value.new_empty(0)
             assert torch.equal(getattr(part, other), want)
@@ -121,8 +121,8 @@ def test_only_what_is_needed_is_returned():
 def test_narrow_inputs_are_widened_once(dtype, cost):
     x, y = features(22, 1, 7, 6).to(dtype), features(23, 1, 5, 6).to(dtype)
     args = solve_args(cost, "ipot", 0.5, 3)
-    narrow = triton.ot_solve(x, y, uniform(x), uniform(y), *args)
-    wide = triton.ot_solve(x.float(), y.float(), uniform(x), uniform(y), *args)
+    narrow = triton.ot_solve(x, y, uniform(x), uniform(y), args)
+    wide = triton.ot_solve(x.float(), y.float(), uniform(x), uniform(y), args)
     assert narrow.grad_x.dtype == torch.float32
     assert all(torch.equal(p, q) for p, q in zip(narrow, wide, strict=True))
 
@@ -133,9 +133,9 @@ def test_strided_and_expanded_inputs():
     a, b = masses(39, 3, 2).mT, masses(40, 5).expand(2, 5)
     a = a / a.sum(-1, keepdim=True)
     args = solve_args("sqeuclidean", "ipot", 2.0, 2)
-    packed = triton.ot_solve(*(t.contiguous() for t in (x, y, a, b)), *args)
+    packed = triton.ot_solve(*(t.contiguous() for t in (x, y, a, b)), args)
     assert not a.is_contiguous()
-    assert all(torch.equal(p, q) for p, q in zip(triton.ot_solve(x, y, a, b, *args), packed, strict=True))
+    assert all(torch.equal(p, q) for p, q in zip(triton.ot_solve(x, y, a, b, args), packed, strict=True))
 
 
 @pytest.mark.parametrize("cost", COSTS)
@@ -145,7 +145,7 @@ def test_strips_change_rounding_only(cost, monkeypatch):
     for each in (100, 2, 1):  # column tiles in a strip: one strip, an uneven last one, as many as there are tiles
         strips = lambda blocks, tiles, slots, each=each: triton.Strips(triton.cdiv(tiles, each), each)  # noqa: E731
         monkeypatch.setattr(triton, "plan_strips", strips)
-        found.append(triton.ot_solve(x, y, uniform(x), uniform(y), *solve_args(cost, "ipot", 0.5, 1)))
+        found.append(triton.ot_solve(x, y, uniform(x), uniform(y), solve_args(cost, "ipot", 0.5, 1)))
     for other in found[1:]:
         for p, q in zip(found[0], other, strict=True):
             torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
@@ -169,7 +169,7 @@ def test_equal_and_duplicate_points(cost):
     x[0, 5:] = x[0, 4]
     for y in (x.clone(), torch.ones(1, 7, 4)):  # the same points; all costs of a row equal
         assert_rule(triton.ot_solve, x, y, uniform(x), uniform(y), solve_args(cost, "sinkhorn", 0.05, 4))
-    self_costs = triton.ot_solve(x, x, uniform(x), uniform(x), *solve_args(cost, "sinkhorn", 1e-4, 2))
+    self_costs = triton.ot_solve(x, x, uniform(x), uniform(x), solve_args(cost, "sinkhorn", 1e-4, 2))
     assert self_costs.value.abs() <= 2e-7  # every point stays: distances of near points do not cancel
 
 
@@ -180,9 +180,9 @@ def test_the_plan_is_rebuilt_with_the_rounding_of_the_last_column_step():
         x, y = features(seed, 1, 33, 4), features(seed + 1, 1, 40, 4)
         problem = (x, y, uniform(x), uniform(y))
         args = solve_args("sqeuclidean", "sinkhorn", 1e-4, 4)
-        exact = reference.ot_solve(*(t.double() for t in problem), *args)
-        ours += distance(triton.ot_solve(*problem, *args).grad_y, exact.grad_y)
-        loop += distance(reference.ot_solve(*problem, *args).grad_y, exact.grad_y)
+        exact = reference.ot_solve(*(t.double() for t in problem), args)
+        ours += distance(triton.ot_solve(*problem, args).grad_y, exact.grad_y)
+        loop += distance(reference.ot_solve(*problem, args).grad_y, exact.grad_y)
     assert ours < 0.65 * loop, (ours, loop)
 
 
@@ -196,7 +196,7 @@ def test_near_points_far_from_the_origin_keep_their_distance():
 def test_cosine_does_not_see_lengths(scale):
     x, y = features(31, 1, 6, 5), features(32, 1, 8, 5)
     args = solve_args("cosine", "ipot", 0.5, 2)
-    plain, scaled = (triton.ot_solve(t, y, uniform(x), uniform(y), *args) for t in (x, x * scale))
+    plain, scaled = (triton.ot_solve(t, y, uniform(x), uniform(y), args) for t in (x, x * scale))
     torch.testing.assert_close(scaled.value, plain.value, rtol=1e-6, atol=0)
     torch.testing.assert_close(scaled.grad_x * scale, plain.grad_x, rtol=1e-4, atol=1e-6)
 
@@ -204,13 +204,13 @@ def test_cosine_does_not_see_lengths(scale):
 def test_tf32_only_on_request():
     x, y = features(33, 1, 30, 64), features(34, 1, 40, 64)
     args = solve_args("cosine", "sinkhorn", 0.02, 3)
-    exact = reference.ot_solve(*(t.double() for t in (x, y, uniform(x), uniform(y))), *args)
+    exact = reference.ot_solve(*(t.double() for t in (x, y, uniform(x), uniform(y))), args)
     errors = {}
     before = torch.get_float32_matmul_precision()
     try:
         for precision in ("highest", "high", "medium"):
             torch.set_float32_matmul_precision(precision)
-            grad = triton.ot_solve(x, y, uniform(x), uniform(y), *args).grad_x
+            grad = triton.ot_solve(x, y, uniform(x), uniform(y), args).grad_x
             errors[precision] = ((grad - exact.grad_x).norm() / exact.grad_x.norm()).item()
     finally:
         torch.set_float32_matmul_precision(before)
@@ -220,11 +220,11 @@ def test_tf32_only_on_request():
 def test_float64_is_refused():
     x, y = features(35, 1, 3, 2).double(), features(36, 1, 3, 2).double()
     with pytest.raises(NotImplementedError, match="float64"):
-        triton.ot_solve(x, y, uniform(x), uniform(y), *solve_args("cosine", "ipot", 0.5, 1))
+        triton.ot_solve(x, y, uniform(x), uniform(y), solve_args("cosine", "ipot", 0.5, 1))
 
 
 def test_bits_repeat():
     x, y = features(37, 1, 40, 4), features(38, 1, 150, 4)
     args = solve_args("cosine", "ipot", 0.5, 2)
-    first, second = (triton.ot_solve(x, y, uniform(x), uniform(y), *args) for _ in range(2))
+    first, second = (triton.ot_solve(x, y, uniform(x), uniform(y), args) for _ in range(2))
     assert all(torch.equal(p, q) for p, q in zip(first, second, strict=True))

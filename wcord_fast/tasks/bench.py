@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .. import distill
 from ..data import Dataset
-from ..distill.modes import eval_mode
 from ..train.config import Config
-from ..train.evaluate import autocast
 from ..train.loop import Run
 from ..train.runs import Workbench, create_network
 from .views import View, look_through
@@ -52,24 +48,6 @@ class TaskBench(Workbench):
             run.test = None
         return run
 
-    def _pair(self, student: nn.Module, teacher: nn.Module | None) -> distill.Pair:
-        return distill.pair_of(
-            student,
-            teacher,
-            next(iter(self.test))[0][:2],
-            num_data=len(self.data.train_labels),
-            labels=self.data.train_labels if self.labelled else None,
-            seed=self.config.seed,
-        )
-
-
-@torch.no_grad()
-def outputs(network: nn.Module, batches: Iterable, precision: str) -> tuple[Tensor, Tensor]:
-    """Logits, float [N, C], and labels, int64 [N], of all images, in eval mode."""
-    logits, wanted = [], []
-    with eval_mode(network):
-        for images, labels, _ in batches:
-            with autocast(images.device, precision):
-                logits.append(network(images).float())
-            wanted.append(labels)
-    return torch.cat(logits), torch.cat(wanted)
+    @property
+    def known_labels(self) -> Tensor | None:
+        return super().known_labels if self.labelled else None

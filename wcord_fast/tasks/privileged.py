@@ -16,9 +16,10 @@ from ..data import Dataset
 from ..models import least_size
 from ..ops import checks
 from ..train.config import Config
+from ..train.evaluate import predictions
 from ..train.metrics import auc
 from ..train.runs import Result, data_spec, load_data
-from .bench import TaskBench, outputs
+from .bench import TaskBench
 from .views import resized, unscaled
 
 HARDEST = "8"  # the default question on digits: is it an eight?
@@ -99,7 +100,7 @@ def one_against_the_rest(data: Dataset, positive: str | None) -> Dataset:
 
 def measured_auc(bench: TaskBench, result: Result) -> float:
     """The area under the ROC curve, in percent, on the test images."""
-    return auc(*outputs(result.network, bench.test, bench.config.precision))
+    return auc(*predictions(result.network, bench.test, bench.config.precision))
 
 
 def positives(data: Dataset) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from ..data import LazyBatches, TestBatches
 from ..distill.modes import eval_mode
@@ -40,6 +40,20 @@ def _evaluate(network: nn.Module, batches: TestBatches | LazyBatches, precision:
         "test_top1": 100 * int(top1) / images_seen,
         "test_top5": 100 * int(top5) / images_seen,
     }
+
+
+@torch.no_grad()
+def predictions(
+    network: nn.Module, batches: TestBatches | LazyBatches, precision: str = "fp32"
+) -> tuple[Tensor, Tensor]:
+    """Logits float32 [N, C] and labels int64 [N] of the test images, on the CPU; in eval mode, which is restored."""
+    logits, labels = [], []
+    with eval_mode(network):
+        for images, wanted, _ in batches:
+            with autocast(images.device, precision):
+                logits.append(network(images))
+            labels.append(wanted)
+    return torch.cat(logits).float().cpu(), torch.cat(labels).cpu()
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -8,15 +8,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..data import LazyBatches, TestBatches, test_batches
-from ..distill.modes import eval_mode
+from ..data import test_batches
 from . import report, trained
 from .arguments import Arguments
 from .checkpoint import CheckpointError
 from .config import require_device
-from .evaluate import autocast
+from .evaluate import predictions
 from .metrics import auc
 
 
@@ -65,20 +64,6 @@ def arguments() -> Arguments:
     parser.add_argument("--per-class", action="store_true", help="also the top-1 accuracy of every class")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     return parser
-
-
-@torch.no_grad()
-def predictions(
-    network: nn.Module, batches: TestBatches | LazyBatches, precision: str = "fp32"
-) -> tuple[Tensor, Tensor]:
-    """Logits float32 [N, C] and labels int64 [N] of the test images, on the CPU; in eval mode, which is restored."""
-    logits, labels = [], []
-    with eval_mode(network):
-        for images, wanted, _ in batches:
-            with autocast(images.device, precision):
-                logits.append(network(images))
-            labels.append(wanted)
-    return torch.cat(logits).float().cpu(), torch.cat(labels).cpu()
 
 
 def measures(logits: Tensor, labels: Tensor) -> dict[str, Any]:

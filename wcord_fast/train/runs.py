@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import data as datasets
 from .. import distill, models
@@ -122,9 +122,7 @@ class Workbench:
         config = self.config
         pair = self._pair(network, teacher)
         method = distill.build(spec["method"]["name"], pair, config.method_options(spec["method"]["name"]))
-        checkpoint.seed_everything(
-            config.seed
-        )  # whatever a method drew for itself, training starts from the same state
+        checkpoint.seed_everything(config.seed)  # whatever a method drew, training starts from the same state
         return Run(
             name=name,
             directory=config.directory / name,
@@ -142,13 +140,18 @@ class Workbench:
             restart=config.restart,
         )
 
+    @property
+    def known_labels(self) -> Tensor | None:
+        """What the methods get to know of the training images' classes."""
+        return self.data.train_labels
+
     def _pair(self, student: nn.Module, teacher: nn.Module | None) -> distill.Pair:
         return distill.pair_of(
             student,
             teacher,
             next(iter(self.test))[0][:2],
             num_data=len(self.data.train_labels),
-            labels=self.data.train_labels,
+            labels=self.known_labels,
             seed=self.config.seed,
         )
 

@@ -16,59 +16,29 @@ from torch.autograd.forward_ad import unpack_dual
 from ..differentiable_once import differentiable_once
 from ..library import register
 from . import backends
-from .reference import Solved, accumulation_dtype
+from .reference import Asked, Solved, accumulation_dtype, unwritten
 
 _NOT_TWICE = "the gradient of an optimal-transport cost cannot be differentiated again: its plan is detached"
 
 
-def _solve(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, cost: str, *rest: Any) -> Solved:
+def _solve(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, *rest: Any) -> Solved:
     """`backends.solve`; on the CPU, finite features that overflow the arithmetic are an error."""
-    solved = backends.solve(x, y, a, b, cost, *rest)
+    *options, backend = rest
+    asked = Asked(*options)
+    solved = backends.solve(x, y, a, b, asked, backend)
     if x.device.type == "cpu" and not all(map(math.isfinite, solved[0].view(-1).tolist())):
         peak = {name: t.detach().abs().max().item() for name, t in (("x", x), ("y", y))}
         name = max(peak, key=lambda name: peak[name])
         raise ValueError(
-            f"{name}: values up to {peak[name]:g} overflow {accumulation_dtype(x.dtype)} in the cost {cost!r} or "
-            f"in cost / eps (eps = {rest[1]:g}); scale the features, or use float64 or a larger eps"
+            f"{name}: values up to {peak[name]:g} overflow {accumulation_dtype(x.dtype)} in the cost {asked.cost!r} or "
+            f"in cost / eps (eps = {asked.eps:g}); scale the features, or use float64 or a larger eps"
         )
     return Solved(*solved)
 
 
-def _solve_fake(
-    x: Tensor,
-    y: Tensor,
-    a: Tensor | None,
-    b: Tensor | None,
-    cost: str,
-    solver: str,
-    eps: float,
-    iters: int,
-    tol: float | None,
-    value: str,
-    need_x: bool,
-    need_y: bool,
-    need_a: bool,
-    need_b: bool,
-    backend: str,
-) -> Solved:
-    *g, n, d = x.shape
-    m = y.shape[-2]
-
-    def new(*shape: Any, needed: bool = True) -> Tensor:
-        return x.new_empty(shape if needed else (0,), dtype=accumulation_dtype(x.dtype))
-
-    return Solved(
-        new(*g),
-        new(*g, n),
-        new(*g, m),
-        new(*g),
-        new(*g),
-        x.new_empty(g, dtype=torch.int32),
-        new(*g, n, d, needed=need_x),
-        new(*g, m, d, needed=need_y),
-        new(*g, n, needed=need_a),
-        new(*g, m, needed=need_b),
-    )
+def _solve_fake(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, *rest: Any) -> Solved:
+    like = x.new_empty(0, dtype=accumulation_dtype(x.dtype))
+    return unwritten(like, x.shape[:-2], x.shape[-2], y.shape[-2], x.shape[-1], Asked(*rest[:-1]))
 
 
 def _plan_fake(

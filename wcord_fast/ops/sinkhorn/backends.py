@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import dispatch
 from ..dispatch import Choice
 from . import reference
-from .reference import Solved
+from .reference import Asked, Solved
 
 # Which module is which backend on which kind of device ("any": all that have no line of their own). A module has
 # - `ot_solve`, with the signature and result of reference.ot_solve (batches, masses that are tensors, values that have
@@ -62,32 +62,22 @@ def solve(
     y: Tensor,  # [m, d] or [G, m, d]
     a: Tensor | None,  # [n] or [G, n]; None is uniform
     b: Tensor | None,  # [m] or [G, m]
-    cost: str,
-    solver: str,
-    eps: float,
-    iters: int,
-    tol: float | None,
-    value: str,
-    need_x: bool,
-    need_y: bool,
-    need_a: bool,
-    need_b: bool,
+    asked: Asked,
     backend: str,
 ) -> tuple[Tensor, ...]:
     """The op: a `Solved` of x's leading shape, [] or [G]; gradients not asked for have shape [0]."""
     kind = x.device.type
     module = module_of(choose(x, y, backend).backend, kind)
-    options = (cost, solver, eps, iters, tol, value, need_x, need_y, need_a, need_b)
     if hasattr(module, "solve_op"):
-        return module.solve_op(x, y, a, b, *options)
+        return module.solve_op(x, y, a, b, asked)
     batched = x.dim() == 3
     if not batched:
         x, y = x.unsqueeze(0), y.unsqueeze(0)
         a, b = (None if mass is None else mass.unsqueeze(0) for mass in (a, b))
     x, y = x.contiguous(), y.contiguous()
     a, b = reference.masses(a, x), reference.masses(b, y)
-    bad = reference.flag_inputs(x, y, a, b, cost)
-    solved = module.ot_solve(x, y, a, b, *options)
+    bad = reference.flag_inputs(x, y, a, b, asked.cost)
+    solved = module.ot_solve(x, y, a, b, asked)
     if kind != "cpu":
         solved = reference.poison(bad, solved)
     return solved if batched else Solved(*(t.squeeze(0) if t.numel() or t.dim() > 1 else t for t in solved))

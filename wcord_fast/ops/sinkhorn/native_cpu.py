@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import checks, native_module
 from . import reference
-from .reference import Solved, accumulation_dtype
+from .reference import Asked, Solved, accumulation_dtype
 
 DEFAULT_BUDGET = 1 << 30  # bytes of stored matrices: n = m = 16384 in fp32
 
@@ -23,16 +23,7 @@ def solve_op(
     y: Tensor,  # [m, d] or [G, m, d]
     a: Tensor | None,  # [n] or [G, n]; None is uniform
     b: Tensor | None,  # [m] or [G, m]
-    cost: str,
-    solver: str,
-    eps: float,
-    iters: int,
-    tol: float | None,
-    value: str,
-    need_x: bool,
-    need_y: bool,
-    need_a: bool,
-    need_b: bool,
+    asked: Asked,
 ) -> Solved:
     """As `reference.ot_solve`, in x's leading shape, and raising what `reference.flag_inputs` raises.
 
@@ -42,20 +33,7 @@ def solve_op(
     x, y = _ready(x, dtype), _ready(y, dtype)
     a, b = a if a is None else _ready(a, dtype), b if b is None else _ready(b, dtype)
     g, n, m, d = x.shape[:-2], x.shape[-2], y.shape[-2], x.shape[-1]
-    dual = value == "dual"
-    new = x.new_empty  # on x's device, whatever the default device is
-    solved = Solved(
-        new(g),
-        new((*g, n)),
-        new((*g, m)),
-        new(g),
-        new(g),
-        new(g, dtype=torch.int32),
-        new(x.shape if need_x else (0,)),
-        new(y.shape if need_y else (0,)),
-        new((*g, n) if need_a and dual else (0,)),
-        new((*g, m) if need_b and dual else (0,)),
-    )
+    solved = reference.unwritten(x, g, n, m, d, asked)
     fine = native_module.module().cpu_ot_solve(
         native_module.DTYPES[dtype],
         g[0] if g else 1,
@@ -67,19 +45,21 @@ def solve_op(
         0 if a is None else a.data_ptr(),
         0 if b is None else b.data_ptr(),
         *[t.data_ptr() for t in solved],  # 0 for a gradient that is not needed: it is empty
-        cost == "cosine",
-        solver == "ipot",
-        eps,
-        iters,
-        -1.0 if tol is None else tol,
-        dual,
+        asked.cost == "cosine",
+        asked.solver == "ipot",
+        asked.eps,
+        asked.iters,
+        -1.0 if asked.tol is None else asked.tol,
+        asked.value == "dual",
         budget(),
         native_module.threads(),
     )
     if not fine:
         x, y = (t if g else t.unsqueeze(0) for t in (x, y))
         a, b = (t if g or t is None else t.unsqueeze(0) for t in (a, b))
-        reference.flag_inputs(x, y, reference.masses(a, x), reference.masses(b, y), cost)  # names the first bad value
+        reference.flag_inputs(
+            x, y, reference.masses(a, x), reference.masses(b, y), asked.cost
+        )  # names the first bad value
         raise ValueError(f"a, b: expected masses with sum 1 (to {reference.SUM_TOLERANCE:g})")
     return solved
 

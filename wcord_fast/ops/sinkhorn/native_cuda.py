@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from .. import native_module, status
-from .reference import Solved, accumulation_dtype
+from . import reference
+from .reference import Asked, Solved, accumulation_dtype
 
 # The codes of csrc/cuda/sinkhorn.h and sinkhorn_entry.h.
 COSTS = {"cosine": 0, "sqeuclidean": 1}
@@ -41,16 +42,7 @@ def ot_solve(
     y: Tensor,  # [m, d] or [G, m, d]
     a: Tensor | None,  # [n] or [G, n]; None is uniform
     b: Tensor | None,  # [m] or [G, m]
-    cost: str,
-    solver: str,
-    eps: float,
-    iters: int,
-    tol: float | None,
-    value: str,
-    need_x: bool,
-    need_y: bool,
-    need_a: bool,
-    need_b: bool,
+    asked: Asked,
 ) -> Solved:
     """As `reference.ot_solve`, in x's leading shape.
 
@@ -71,25 +63,10 @@ def ot_solve(
     chosen = plan(device, n, m, dtype == torch.float64)
     x, y = x.contiguous(), y.contiguous()
     a, b = (None if mass is None else mass.to(dtype).contiguous() for mass in (a, b))
-    dual = value == "dual"
-
-    def new(*shape: int, needed: bool = True) -> Tensor:
-        return x.new_empty(shape if needed else (0,), dtype=dtype)
-
-    solved = Solved(
-        new(*g),
-        new(*g, n),
-        new(*g, m),
-        new(*g),
-        new(*g),
-        x.new_empty(g, dtype=torch.int32),
-        new(*x.shape, needed=need_x),
-        new(*y.shape, needed=need_y),
-        new(*g, n, needed=need_a and dual),
-        new(*g, m, needed=need_b and dual),
-    )
+    like = x if x.dtype == dtype else x.new_empty(0, dtype=dtype)
+    solved = reference.unwritten(like, g, n, m, d, asked)
     problems = g[0] if g else 1
-    scratch_bytes, zeroed_bytes = memory(chosen, dtype == torch.float64, problems, n, m, d, need_y)
+    scratch_bytes, zeroed_bytes = memory(chosen, dtype == torch.float64, problems, n, m, d, asked.need_y)
     scratch = torch.empty(scratch_bytes, dtype=torch.uint8, device=x.device)
     zeroed = torch.zeros(zeroed_bytes // 8, dtype=torch.int64, device=x.device)
     code = native_module.module().cuda_sinkhorn(
@@ -107,12 +84,12 @@ def ot_solve(
         n,
         m,
         d,
-        COSTS[cost],
-        SOLVERS[solver],
-        float(eps),
-        min(iters, 2**31 - 1),
-        -1.0 if tol is None else float(tol),
-        VALUES[value],
+        COSTS[asked.cost],
+        SOLVERS[asked.solver],
+        float(asked.eps),
+        min(asked.iters, 2**31 - 1),
+        -1.0 if asked.tol is None else float(asked.tol),
+        VALUES[asked.value],
         *[t.data_ptr() for t in solved],  # 0 for a gradient that is not needed: it is empty
         scratch.data_ptr(),
         zeroed.data_ptr(),

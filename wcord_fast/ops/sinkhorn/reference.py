@@ -19,6 +19,21 @@ CHECK_EVERY = 10  # iterations between two tests of tol
 SUM_TOLERANCE = 1e-4  # how far a marginal's sum may be from 1
 
 
+class Asked(NamedTuple):
+    """What a backend's `ot_solve` is asked for beside features and masses: checked options, and which gradients."""
+
+    cost: str
+    solver: str
+    eps: float
+    iters: int
+    tol: float | None
+    value: str
+    need_x: bool
+    need_y: bool
+    need_a: bool  # of masses: with value="dual" only
+    need_b: bool
+
+
 class Solved(NamedTuple):
     """What every backend of the op returns, in this order; gradients not asked for have shape [0]."""
 
@@ -32,6 +47,23 @@ class Solved(NamedTuple):
     grad_y: Tensor  # [G, m, d]
     grad_a: Tensor  # [G, n]
     grad_b: Tensor  # [G, m]
+
+
+def unwritten(like: Tensor, g: tuple[int, ...], n: int, m: int, d: int, asked: Asked) -> Solved:
+    """Memory for the results of problems of leading shape `g`, of `like`'s dtype and device."""
+    new, dual = like.new_empty, asked.value == "dual"  # on that device, whatever the default device is
+    return Solved(
+        new(g),
+        new((*g, n)),
+        new((*g, m)),
+        new(g),
+        new(g),
+        new(g, dtype=torch.int32),
+        new((*g, n, d) if asked.need_x else (0,)),
+        new((*g, m, d) if asked.need_y else (0,)),
+        new((*g, n) if asked.need_a and dual else (0,)),
+        new((*g, m) if asked.need_b and dual else (0,)),
+    )
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -53,31 +85,22 @@ def ot_solve(
     y: Tensor,  # [G, m, d]
     a: Tensor,  # [G, n] in the accumulation dtype
     b: Tensor,  # [G, m]
-    cost: str,
-    solver: str,
-    eps: float,
-    iters: int,
-    tol: float | None,
-    value: str,
-    need_x: bool,
-    need_y: bool,
-    need_a: bool,
-    need_b: bool,
+    asked: Asked,
 ) -> Solved:
     """Solve G problems and differentiate their values with respect to what is needed."""
     x, y = x.to(a.dtype), y.to(a.dtype)
-    costs = cost_matrix(x, y, cost)  # [G, n, m]
-    alpha, beta, scale, iterations = iterate(costs, a, b, solver, eps, iters, tol)
+    costs = cost_matrix(x, y, asked.cost)  # [G, n, m]
+    alpha, beta, scale, iterations = iterate(costs, a, b, asked.solver, asked.eps, asked.iters, asked.tol)
     p = plan(costs, alpha, beta, scale)  # [G, n, m]
     rows, columns = p.sum(-1), p.sum(-2)
 
     none = [p.new_empty(0) for _ in range(4)]
     grad_a, grad_b = none[2:]
-    if value == "dual":
-        f, g = potentials(costs, a, b, alpha, beta, eps)
+    if asked.value == "dual":
+        f, g = potentials(costs, a, b, alpha, beta, asked.eps)
         # <P, C> + eps * sum P log(P / ab), and eps * log(P_ij / a_i b_j) = f_i + g_j - C_ij.
         result = (rows * f).sum(-1) + (columns * g).sum(-1)
-        grad_a, grad_b = f if need_a else grad_a, g if need_b else grad_b
+        grad_a, grad_b = f if asked.need_a else grad_a, g if asked.need_b else grad_b
     else:
         result = (p * costs).sum((-2, -1))
     return Solved(
@@ -87,8 +110,8 @@ def ot_solve(
         scale,
         _row_error(rows, a),
         iterations,
-        feature_grad(p, rows, x, y, cost) if need_x else none[0],
-        feature_grad(p.mT, columns, y, x, cost) if need_y else none[1],
+        feature_grad(p, rows, x, y, asked.cost) if asked.need_x else none[0],
+        feature_grad(p.mT, columns, y, x, asked.cost) if asked.need_y else none[1],
         grad_a,
         grad_b,
     )

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .reference import CHECK_EVERY, Solved, _row_error, _unit_rows
+from .reference import CHECK_EVERY, Asked, Solved, _row_error, _unit_rows
 
 SCALE = 2.0**12  # UNIT of the kernels: halves of a split keep clear of fp16's subnormals
 PADDING = 128  # and their PADDING
@@ -66,16 +66,7 @@ def ot_solve(
     y: Tensor,  # [G, m, d]
     a: Tensor,  # [G, n] fp32
     b: Tensor,  # [G, m] fp32
-    cost: str,
-    solver: str,
-    eps: float,
-    iters: int,
-    tol: float | None,
-    value: str,
-    need_x: bool,
-    need_y: bool,
-    need_a: bool,
-    need_b: bool,
+    asked: Asked,
 ) -> Solved:
     """Solve G problems and differentiate their values with respect to what is needed, as `reference.ot_solve`.
 
@@ -88,9 +79,10 @@ def ot_solve(
     if why:
         raise NotImplementedError(why)
     with _on(x.device):
+        cost = asked.cost
         solve = _Solve(_side(x, cost), _side(y, cost), a.contiguous(), b.contiguous(), cost, x.shape[2])
-        solve.iterate(solver, eps, iters, tol)
-        return solve.finish(value, eps, need_x, need_y, need_a, need_b)
+        solve.iterate(asked.solver, asked.eps, asked.iters, asked.tol)
+        return solve.finish(asked.value, asked.eps, asked.need_x, asked.need_y, asked.need_a, asked.need_b)
 
 
 class _Solve:
