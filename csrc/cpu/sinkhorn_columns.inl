@@ -73,6 +73,13 @@ static bool all_finite(const REAL* x, int64_t n) {
   return bad == 0;
 }
 
+WCF_INLINE REAL power_of_two(int e) {
+  const Unsigned bits = static_cast<Unsigned>(e + BIAS) << MANTISSA;
+  REAL power;
+  __builtin_memcpy(&power, &bits, sizeof power);
+  return power;
+}
+
 // unit [d] = x / |x|, and |x|, which is 1 for a zero row. A power of two near the largest entry is divided out before
 // squaring (exactly), so that squares neither overflow nor vanish. False: x is zero.
 static bool unit_row(const REAL* x, int64_t d, REAL* unit, REAL* length) {
@@ -87,10 +94,11 @@ static bool unit_row(const REAL* x, int64_t d, REAL* unit, REAL* length) {
     const REAL size = x[k] < 0 ? -x[k] : x[k];
     peak = size > peak ? size : peak;
   }
-  int e = 0;
-  __builtin_frexp(peak, &e);
-  const int most = BIAS - 1;  // 2^-most is normal
-  const REAL by = __builtin_ldexp(REAL(1), e > most ? most : e < -most ? -most : e), inverse = 1 / by;
+  // 2^e <= peak < 2^(e + 1), e kept where 2^e and 2^-e are normal; a subnormal peak counts as the least normal number.
+  Unsigned bits;
+  __builtin_memcpy(&bits, &peak, sizeof bits);
+  const int e = static_cast<int>(bits >> MANTISSA) - BIAS, least = 1 - BIAS, most = BIAS - 1;
+  const REAL by = power_of_two(e < least ? least : e > most ? most : e), inverse = 1 / by;
   Vec squares = {};
   for (int64_t k = 0; k < whole; k += LANES) {
     const Vec v = load_vec(x + k) * inverse;

@@ -10,38 +10,80 @@
 // order rounds at half the size of s C or less.
 WCF_INLINE Vec exponent(REAL s, Vec cost, Vec row, Vec column) { return fma_vec(splat(-s), cost, row) + column; }
 
-// Stored kernel K [rows, ld]: r_i = sum_j K_ij q_j, then c_j += sum_i (a_i / r_i) K_ij. False: an r_i
-// left the safe range. Reads each row from memory once.
+// The partial sums of K_ij q_j of a group k of rows at two vectors of columns, even and odd ones apart: twice as many
+// chains of additions.
+WCF_INLINE void receive_at(const REAL* k, int64_t stride, const REAL* q, Vec* even, Vec* odd) {
+  const Vec q0 = load_vec(q), q1 = load_vec(q + LANES);
+  WCF_UNROLL
+  for (int i = 0; i < GROUP; ++i) {
+    even[i] = fma_vec(load_vec(k + i * stride), q0, even[i]);
+    odd[i] = fma_vec(load_vec(k + i * stride + LANES), q1, odd[i]);
+  }
+}
+
+// c_j += sum_i p_i K_ij at one vector of columns.
+WCF_INLINE void give_at(const REAL* k, int64_t stride, const Vec* p, REAL* c) {
+  Vec sum = load_vec(c);
+  WCF_UNROLL
+  for (int i = 0; i < GROUP; ++i) sum = fma_vec(load_vec(k + i * stride), p[i], sum);
+  store_vec(c, sum);
+}
+
+// r of a group and p = a / r in every lane; which r are in the safe range.
+WCF_INLINE IntFour scale_group(const Vec* even, const Vec* odd, const REAL* a, REAL* r, Vec* p) {
+  Vec both[GROUP];
+  WCF_UNROLL
+  for (int i = 0; i < GROUP; ++i) both[i] = even[i] + odd[i];
+  const Four received = sums_of(both), scale = load_four(a) / received;
+  store_four(r, received);
+  WCF_UNROLL
+  for (int i = 0; i < GROUP; ++i) p[i] = splat(scale[i]);
+  return (received >= ROW_LEAST) & (received <= ROW_MOST);
+}
+
+// Stored kernel K [rows, ld]: r_i = sum_j K_ij q_j, then c_j += sum_i (a_i / r_i) K_ij. False: an r_i left the safe range.
+// Reads each row from memory once.
 static bool scale_rows(const REAL* kernel, int64_t stride, int64_t ld, int64_t rows, const REAL* q, const REAL* a, REAL* r, REAL* c) {
+  constexpr int64_t L1_SHARE = 24 << 10;
+  const int64_t apart = GROUP * stride;
   IntFour safe = ~IntFour{};
-  for (int64_t i0 = 0; i0 < rows; i0 += GROUP) {
-    const REAL* const k = kernel + i0 * stride;
+  if (3 * apart * static_cast<int64_t>(sizeof(REAL)) > L1_SHARE) {
+    for (int64_t i = 0; i < rows; i += GROUP) {
+      const REAL* const k = kernel + i * stride;
+      Vec even[GROUP] = {}, odd[GROUP] = {}, p[GROUP];
+      for (int64_t j = 0; j < ld; j += 2 * LANES) receive_at(k + j, stride, q + j, even, odd);
+      safe &= scale_group(even, odd, a + i, r + i, p);
+      for (int64_t j = 0; j < ld; j += LANES) {
+        give_at(k + j, stride, p, c + j);
+        WCF_UNROLL  // the next group: or memory would rest meanwhile
+        for (int n = 0; n < GROUP; ++n) __builtin_prefetch(k + (GROUP + n) * stride + j, 0, 2);
+      }
+    }
+    return (safe[0] & safe[1] & safe[2] & safe[3]) != 0;
+  }
+  // Three groups fit in L1: a group gives while the one after the next receives, and the sums and divisions between the
+  // two halves hide behind that. The same operations in the same order as above, hence the same bits.
+  Vec now[GROUP] = {}, next[GROUP] = {};
+  for (int64_t i = 0; i < rows + 2 * GROUP; i += GROUP) {
+    const REAL *const in = kernel + i * stride, *const out = in - 2 * apart;
     Vec even[GROUP] = {}, odd[GROUP] = {};
-    for (int64_t j = 0; j < ld; j += 2 * LANES) {
-      const Vec q0 = load_vec(q + j), q1 = load_vec(q + j + LANES);
-      WCF_UNROLL
-      for (int i = 0; i < GROUP; ++i) {
-        even[i] = fma_vec(load_vec(k + i * stride + j), q0, even[i]);
-        odd[i] = fma_vec(load_vec(k + i * stride + j + LANES), q1, odd[i]);
+    if (i < 2 * GROUP || i >= rows) {
+      if (i < rows) {
+        for (int64_t j = 0; j < ld; j += 2 * LANES) receive_at(in + j, stride, q + j, even, odd);
+      }
+      if (i >= 2 * GROUP) {
+        for (int64_t j = 0; j < ld; j += LANES) give_at(out + j, stride, now, c + j);
+      }
+    } else {
+      for (int64_t j = 0; j < ld; j += 2 * LANES) {
+        receive_at(in + j, stride, q + j, even, odd);
+        give_at(out + j, stride, now, c + j);
+        give_at(out + j + LANES, stride, now, c + j + LANES);
       }
     }
     WCF_UNROLL
-    for (int i = 0; i < GROUP; ++i) even[i] += odd[i];
-    const Four received = sums_of(even), scale = load_four(a + i0) / received;
-    store_four(r + i0, received);
-    safe &= (received >= ROW_LEAST) & (received <= ROW_MOST);
-    Vec p[GROUP];
-    WCF_UNROLL
-    for (int i = 0; i < GROUP; ++i) p[i] = splat(scale[i]);
-    for (int64_t j = 0; j < ld; j += LANES) {
-      Vec sum = load_vec(c + j);
-      WCF_UNROLL
-      for (int i = 0; i < GROUP; ++i) {
-        sum = fma_vec(load_vec(k + i * stride + j), p[i], sum);
-        __builtin_prefetch(k + (GROUP + i) * stride + j, 0, 2);  // the next group: or memory would rest meanwhile
-      }
-      store_vec(c + j, sum);
-    }
+    for (int n = 0; n < GROUP; ++n) now[n] = next[n];
+    if (i < rows) safe &= scale_group(even, odd, a + i, r + i, next);
   }
   return (safe[0] & safe[1] & safe[2] & safe[3]) != 0;
 }
