@@ -103,7 +103,7 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(o.threads)
     dataset = data.load("cifar100", data_dir=o.data_dir)
     teacher = models.create(o.teacher, num_classes=dataset.num_classes)
-    models.load_weights(teacher, o.teacher_checkpoint)
+    models.load_weights(teacher, torch.load(o.teacher_checkpoint, weights_only=True))
     setting = {
         "teacher": o.teacher,
         "teacher_accuracy": accuracy(teacher, dataset),
