@@ -46,8 +46,11 @@ def assert_rule(solve, x, y, a, b, args):
         ("grad_b", 1e-4, 3, 1e-6),
     ):
         want = getattr(exact, name)
+        # Of potentials only the sums of a row's and a column's matter: one near zero is known to the size of the other.
+        other = {"alpha": "beta", "beta": "alpha", "grad_a": "grad_b", "grad_b": "grad_a"}.get(name, name)
+        scale = max(size(want), size(getattr(exact, other)))
         error, *plain = (distance(getattr(s, name), want) for s in (ours, *loops))
-        assert error <= max(share * size(want), times * max(plain), least), (name, error, plain, size(want))
+        assert error <= max(share * scale, times * max(plain), least), (name, error, plain, scale)
     return ours
 
 
