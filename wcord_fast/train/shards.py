@@ -12,7 +12,7 @@ import shutil
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from .ranks import from_main, is_main
 log = logging.getLogger(__name__)
 
 FOLDER = "banks-"
+METADATA = ".metadata"
 BLOCK = 1 << 24  # bytes read at a time
 
 
@@ -86,14 +87,20 @@ def _write(folder: Path, banks: dict[str, MemoryBank]) -> dict[str, list[int]]:
     try:
         writer = dcp.FileSystemWriter(str(folder), single_file_per_rank=True, sync_files=True)
         with _alone_is_fine():
-            dcp.save({n: _global(b) for n, b in banks.items()}, storage_writer=writer, no_dist=ranks().world == 1)
+            parts = {n: _global(b) for n, b in banks.items()}
+            metadata = dcp.save(parts, storage_writer=writer, no_dist=ranks().world == 1)
     except (dcp.CheckpointException, OSError) as error:
         if is_main():
             shutil.rmtree(folder, ignore_errors=True)
         raise files.cannot_write(folder, _reason(error)) from None
     if not is_main():
         return {}
-    return {f.name: [f.stat().st_size, _checksum(f)] for f in sorted(folder.iterdir())}
+    names = {METADATA, *(stored.relative_path for stored in metadata.storage_data.values())}
+    for name in sorted(names):
+        if not (folder / name).is_file():
+            reason = f"no {name} here, which another process has written; all need one file system"
+            raise files.cannot_write(folder, OSError(None, reason))
+    return {name: [(folder / name).stat().st_size, _checksum(folder / name)] for name in sorted(names)}
 
 
 def _read(folder: Path, banks: dict[str, MemoryBank]) -> None:
@@ -128,7 +135,7 @@ def _prune(directory: Path) -> None:
     """Remove the banks that neither of the two checkpoints names."""
     named = set()
     for name in (checkpoint.CURRENT, checkpoint.PREVIOUS):
-        if (directory / name).exists():
+        with suppress(CheckpointError):  # no such file, or one that a run with --restart found damaged
             named.add(checkpoint.read(directory / name).get("banks", {}).get("folder"))
     for folder in directory.glob(f"{FOLDER}*"):
         if folder.name not in named:
