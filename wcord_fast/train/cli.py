@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with process_group():
             if ranks().world > 1 and name not in ON_MANY:
-                raise UsageError(f"expected one process, got {ranks().world}; on several run {' and '.join(ON_MANY)}")
+                raise UsageError(f"expected one process, got {ranks().world}; {' and '.join(ON_MANY)} run on several")
             status = COMMANDS[name](rest)
             sys.stdout.flush()
         return status
