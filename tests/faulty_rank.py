@@ -2,13 +2,14 @@
 
 WHERE is "step" (in the second training step), "banks" (a shard half written), "checkpoint" (checkpoint.pt half
 written), "renames" (the earlier checkpoint has its new name, the new one has not), "test" (in the network's test),
-"bug" (a defect raises in the second training step) or "nan" (the first step's images hold NaN). Without one it is
+"disk" (it is full halfway through checkpoint.pt), "bug" (a defect raises in the second training step) or "nan" (the first step's images hold NaN). Without one it is
 `wcord-fast`. As a program, started by torchrun, it has the accident that the environment variable FAULT names, until
 it is restarted.
 """
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import signal
@@ -57,8 +58,10 @@ def arrange(where: str, which: str) -> None:
         return original_write(folder, banks)
 
     def save(state, file):
-        if where == "checkpoint" and isinstance(state, dict) and state.get("epoch") == 2:
+        if where in ("checkpoint", "disk") and isinstance(state, dict) and state.get("epoch") == 2:
             file.write(b"half")
+            if where == "disk":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             here()
         return original_save(state, file)
 

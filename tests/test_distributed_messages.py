@@ -52,6 +52,18 @@ def test_a_mistake_is_told_once(teacher, tmp_path):
     assert said == ["wcord-fast distill: batch_size: expected at least one image for each of 2 processes, got 1"]
 
 
+def test_a_disk_that_fills_up_at_rank_0_is_told_once_and_the_run_goes_on_later(teacher, tmp_path):
+    ended = command(tmp_path, teacher, fault="disk:0")
+    assert ended.codes == [1, 1]
+    (said,) = "".join(ended.err).splitlines()
+    assert (
+        said == f"wcord-fast distill: output_dir: cannot write {tmp_path}/wcord/checkpoint.pt: No space left on device"
+    )
+    assert last_epoch(tmp_path) == 1
+    again = command(tmp_path, teacher)
+    assert again.codes == [0, 0] and "going on after epoch 1" in again.out[0]
+
+
 def test_a_warning_is_given_by_one_rank(teacher, tmp_path):
     ended = command(tmp_path, teacher, "--epochs=1", "--wcord.num-negatives=95")
     assert ended.codes == [0, 0]

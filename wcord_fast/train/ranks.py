@@ -110,6 +110,16 @@ def from_main(make: Callable[[], T]) -> T:
     return box[0]
 
 
+def to_main(value: T) -> list[T]:
+    """`value` of every rank, in rank order, on rank 0; elsewhere nothing."""
+    rank, world = ranks()
+    if world == 1:
+        return [value]
+    everyone: list[Any] = [None] * world if rank == 0 else []
+    dist.gather_object(value, everyone or None, dst=0)
+    return everyone
+
+
 def wrap(network: nn.Module) -> nn.Module:
     """`network` under DDP, where there is more than one process: its gradients are averaged as backward goes."""
     if ranks().world == 1 or not any(p.requires_grad for p in network.parameters()):
