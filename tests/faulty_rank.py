@@ -1,10 +1,10 @@
 """`wcord-fast` with an accident, "WHERE:WHICH": a rank ("1"), or "all", is killed at the first such point of epoch 2.
 
 WHERE is "step" (in the second training step), "banks" (a shard half written), "checkpoint" (checkpoint.pt half
-written), "renames" (the earlier checkpoint has its new name, the new one has not), "test" (in the network's test),
-"disk" (it is full halfway through checkpoint.pt), "bug" (a defect raises in the second training step) or "nan" (the first step's images hold NaN). Without one it is
-`wcord-fast`. As a program, started by torchrun, it has the accident that the environment variable FAULT names, until
-it is restarted.
+written), "renames" (the earlier checkpoint has its new name, the new one has not) or "test" (in the network's test).
+Or no process is killed: "disk" (it is full halfway through checkpoint.pt), "bug" (a defect raises in the second
+training step), "nan" (the first step's images hold NaN). Without an accident it is `wcord-fast`. As a program, started
+by torchrun, it has the one that the environment variable FAULT names, until it is restarted.
 """
 
 from __future__ import annotations
