@@ -142,6 +142,35 @@ def test_shards_equal_one_process(pool, name):
             torch.testing.assert_close(states[0][key], value, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
+def with_given_rows(name, shard, alone=0):
+    """Loss, gradient and a bank after a step with explicit contrast_idx, whose positives are not the anchors' own rows.
+
+    alone: one process with the joined batch of so many ranks.
+    """
+    rank, world = ranks()
+    loss = build(name, shard=shard)
+    total = sum(SIZES[alone or world][1])
+    given = torch.randint(N, (total, 7), generator=torch.Generator().manual_seed(3))
+    f_s, f_t, idx, weight = list(batches(alone or world, None if alone else rank))[1]
+    first = 0 if alone else sum(SIZES[world][1][:rank])
+    f_s = f_s.requires_grad_()
+    value = loss(f_s, f_t, idx, given[first : first + len(idx)]) * weight
+    value.backward()
+    return float(value.detach()), f_s.grad, loss.contrast.memory_v1.rows
+
+
+@pytest.mark.parametrize("shard", [None, "rank"])
+@pytest.mark.parametrize("name", ["crd", "dual self"])
+def test_explicit_rows_equal_one_process(pool, name, shard):
+    value, grad, rows = with_given_rows(name, None, alone=pool.world)
+    parts = pool.run(with_given_rows, name, shard)
+    assert sum(p[0] for p in parts) / pool.world == pytest.approx(value, rel=2e-5)
+    ours = torch.cat([p[1] for p in parts]) / pool.world
+    torch.testing.assert_close(ours, grad, rtol=2e-5, atol=2e-5 * float(grad.abs().max()))
+    held = torch.cat([p[2] for p in parts]) if shard else parts[0][2]
+    torch.testing.assert_close(held, rows, rtol=1e-4, atol=1e-5)
+
+
 def wrapped(whole_model):
     """Each rank marks a row of its bank; what DDP leaves of the marks after two steps."""
     rank, world = ranks()
