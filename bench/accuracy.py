@@ -87,12 +87,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     p.add_argument("--teacher", default="resnet14")
     p.add_argument("--teacher-checkpoint", type=Path, required=True)
     p.add_argument("--student", default="resnet8")
-    p.add_argument("--images", type=int, default=20_000)
+    p.add_argument("--images", type=int, default=10_000)
     p.add_argument("--epochs", type=int, default=20)
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     p.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     p.add_argument("--work", type=Path, required=True, help="folder of the runs")
     p.add_argument("--threads", type=int, default=1)
+    p.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="of the networks, not of the losses")
     p.add_argument("--out", type=Path, default=RESULTS)
     return p.parse_args(arguments)
 
@@ -102,13 +103,14 @@ def main(arguments: list[str]) -> int:
     torch.set_num_threads(o.threads)
     dataset = data.load("cifar100", data_dir=o.data_dir)
     teacher = models.create(o.teacher, num_classes=dataset.num_classes)
-    models.load_weights(teacher, o.teacher_checkpoint)
+    models.load_weights(teacher, torch.load(o.teacher_checkpoint, weights_only=True))
     setting = {
         "teacher": o.teacher,
         "teacher_accuracy": accuracy(teacher, dataset),
         "student": o.student,
         "images": o.images,
         "epochs": o.epochs,
+        "precision": o.precision,
     }
     for seed in o.seeds:
         for variant in o.variants:
@@ -121,7 +123,8 @@ def main(arguments: list[str]) -> int:
                 "data": "cifar100", "data-dir": o.data_dir, "limit-train": o.images, "teacher": o.teacher,
                 "teacher-checkpoint": o.teacher_checkpoint, "student": o.student, "methods": method,
                 "epochs": o.epochs, "seed": seed, "threads": o.threads, "output-dir": base, "tensorboard": "false",
-                "quiet": "true", "log-grad-norms": str(seed == o.seeds[0]).lower(),
+                "precision": o.precision, "channels-last": "true", "quiet": "true",
+                "log-grad-norms": str(seed == o.seeds[0]).lower(),
             }  # fmt: skip
             command = [sys.executable, "-m", "wcord_fast", "distill"]
             command += [word for name, value in fixed.items() for word in (f"--{name}", str(value))]

@@ -18,8 +18,9 @@ template <class T>
 bool solve(const OtShape& shape, const OtOptions& options, const Address (&at)[14], int64_t budget, int threads) {
   const auto in = [&](int i) { return reinterpret_cast<const T*>(at[i]); };
   const auto out = [&](int i) { return reinterpret_cast<T*>(at[i]); };
-  const OtTensors<T> tensors{in(0),  in(1),  in(2),  in(3),  out(4), out(5), out(6), out(7), out(8),
-                             reinterpret_cast<int32_t*>(at[9]), out(10), out(11), out(12), out(13)};
+  const OtTensors<T> tensors{in(0),   in(1),   in(2),   in(3),  out(4),
+                             out(5),  out(6),  out(7),  out(8), reinterpret_cast<int32_t*>(at[9]),
+                             out(10), out(11), out(12), out(13)};
   return ot_solve(shape, options, tensors, budget, threads);
 }
 
@@ -66,8 +67,8 @@ void bind_sinkhorn(py::module_& m) {
   m.def("cpu_ot_plan", [](int dtype, int64_t problems, int64_t n, int64_t m, int64_t dim, bool want_x, bool want_y,
                           int64_t budget, int threads) {
     check_real(dtype);
-    const OtPlan plan = ot_plan(OtShape{problems, n, m, dim}, OtOptions{}, want_x, want_y, dtype == DTYPE_F64 ? 8 : 4,
-                                budget, threads);
+    const OtPlan plan =
+        ot_plan(OtShape{problems, n, m, dim}, OtOptions{}, want_x, want_y, dtype == DTYPE_F64 ? 8 : 4, budget, threads);
     return py::make_tuple(plan.resident, plan.per_thread, plan.scratch_bytes);
   });
 }

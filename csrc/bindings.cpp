@@ -92,12 +92,10 @@ void def_cpu(py::module_& m) {
       [](Address out, int dtype, int64_t n, int64_t dim, uint64_t seed, int64_t bank_id, int64_t first_row,
          int threads) { check_code(cpu_bank_init(at<void>(out), dtype, n, dim, seed, bank_id, first_row, threads)); },
       release());
-  m.def(
-      "philox",
-      [](uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0, uint32_t k1) {
-        const Words q = philox(c0, c1, c2, c3, k0, k1);
-        return py::make_tuple(q.v[0], q.v[1], q.v[2], q.v[3]);
-      });
+  m.def("philox", [](uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0, uint32_t k1) {
+    const Words q = philox(c0, c1, c2, c3, k0, k1);
+    return py::make_tuple(q.v[0], q.v[1], q.v[2], q.v[3]);
+  });
   m.def(
       "permute",
       [](uint64_t seed, uint64_t step, uint32_t anchor, int64_t size, Address in, Address out, int64_t n,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -146,3 +147,19 @@ def test_help(capsys):
     assert main(["table", "--help"]) == 0
     said = capsys.readouterr().out
     assert "resnet32x4-resnet8x4" in said and "wcord+kd" in said
+
+
+def test_dry_run_tells_the_recipes_and_what_is_done(tmp_path, capsys):
+    asked = ["table", "--pair=vgg13-vgg8,vgg13-MobileNetV2", "--methods=ce,wcord", "--seeds=0,3", "--dry-run"]
+    done = tmp_path / "vgg13-vgg8" / "seed3" / "ce"
+    done.mkdir(parents=True)
+    (done / "student.pt").touch()
+    assert main([*asked, f"--output-dir={tmp_path}", f"--data-dir={tmp_path}", "--momentum=0.8"]) == 0
+    plan = yaml.safe_load(capsys.readouterr().out)
+    first, second = plan["pairs"].values()
+    assert (first["teacher"], first["student"], first["epochs"], first["momentum"]) == ("vgg13", "vgg8", 240, 0.8)
+    assert second == {"student": "MobileNetV2", "lr": 0.01}
+    runs = {str(Path(run).relative_to(tmp_path)): state for run, state in plan["runs"].items()}
+    assert runs.pop("vgg13-vgg8/seed3/ce") == "finished" and set(runs.values()) == {"to do"}
+    assert runs.pop("teachers/vgg13/teacher") and len(runs) == 2 * 2 * 2 - 1
+    assert [child.name for child in tmp_path.iterdir()] == ["vgg13-vgg8"]  # nothing is written

@@ -35,8 +35,6 @@ WCF_HD Term<Real> softplus(Real u) {
 WCF_HD double nce_offset(double charged, double num_data, double log_z) {
   return log(charged / num_data + NCE_EPS) + log_z;
 }
-WCF_HD double nce_constant(double charged, double num_data) {
-  return charged * log1p(NCE_EPS * num_data / charged);
-}
+WCF_HD double nce_constant(double charged, double num_data) { return charged * log1p(NCE_EPS * num_data / charged); }
 
 }  // namespace wcf

@@ -17,17 +17,17 @@ struct DrawArgs {
   int32_t index_bytes;
   int32_t source;
   int32_t replacement;
-  int64_t num_anchors;          // B
-  int64_t num_draws;            // K
-  int64_t num_data;             // N
-  int64_t anchor_offset;        // global number of the first anchor
-  const int64_t* state;         // [2] seed (uint64 bits), step
-  const int32_t* label;         // [N]
-  const int32_t* order;         // [N]
-  const int32_t* rank;          // [N]
-  const int32_t* class_start;   // [C+1]
-  const uint64_t* threshold;    // [N]
-  const int32_t* alias;         // [N]
+  int64_t num_anchors;         // B
+  int64_t num_draws;           // K
+  int64_t num_data;            // N
+  int64_t anchor_offset;       // global number of the first anchor
+  const int64_t* state;        // [2] seed (uint64 bits), step
+  const int32_t* label;        // [N]
+  const int32_t* order;        // [N]
+  const int32_t* rank;         // [N]
+  const int32_t* class_start;  // [C+1]
+  const uint64_t* threshold;   // [N]
+  const int32_t* alias;        // [N]
 };
 
 // One anchor's draws, ready to be evaluated for any k.

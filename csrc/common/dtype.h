@@ -103,11 +103,20 @@ WCF_HD int64_t dtype_bytes(int32_t dtype) { return dtype == DTYPE_F64 ? 8 : dtyp
 template <class F>
 bool with_dtype(int32_t dtype, F f) {
   switch (dtype) {
-    case DTYPE_F32: f(float{}); return true;
-    case DTYPE_BF16: f(Bf16{}); return true;
-    case DTYPE_F16: f(F16{}); return true;
-    case DTYPE_F64: f(double{}); return true;
-    default: return false;
+    case DTYPE_F32:
+      f(float{});
+      return true;
+    case DTYPE_BF16:
+      f(Bf16{});
+      return true;
+    case DTYPE_F16:
+      f(F16{});
+      return true;
+    case DTYPE_F64:
+      f(double{});
+      return true;
+    default:
+      return false;
   }
 }
 

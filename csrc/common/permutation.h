@@ -44,8 +44,8 @@ WCF_HD void permutation_keys(Permutation* p, const Stream& stream, int j) {
   const Words q = stream_words(stream, 0xFFFFFFFFu - static_cast<uint32_t>(j));
   for (int i = 0; i < 2; ++i) {
     const uint32_t odd = q.v[2 * i] | 1u;
-    uint32_t inverse = odd;                                         // right to 3 bits
-    for (int n = 0; n < 4; ++n) inverse *= 2u - odd * inverse;      // 6, 12, 24, 48
+    uint32_t inverse = odd;                                     // right to 3 bits
+    for (int n = 0; n < 4; ++n) inverse *= 2u - odd * inverse;  // 6, 12, 24, 48
     p->odd[2 * j + i] = odd;
     p->add[2 * j + i] = q.v[2 * i + 1];
     p->inverse[2 * j + i] = inverse;

@@ -145,17 +145,22 @@ DenseKernel dense_kernel(int64_t batch) {
 
 template <class Real, class Bank>
 DenseKernel dense_for(int op, int64_t batch) {
-  return op == BANK_NCE ? dense_kernel<BANK_NCE, Real, Bank>(batch)
+  return op == BANK_NCE       ? dense_kernel<BANK_NCE, Real, Bank>(batch)
          : op == BANK_ROW_SUM ? dense_kernel<BANK_ROW_SUM, Real, Bank>(batch)
                               : dense_kernel<BANK_LOG_Z, Real, Bank>(batch);
 }
 
 DenseKernel pick_dense(int op, int bank, bool wide, int64_t batch) {
   switch (bank) {
-    case DTYPE_F32: return wide ? dense_for<double, float>(op, batch) : dense_for<float, float>(op, batch);
-    case DTYPE_BF16: return wide ? dense_for<double, Bf16>(op, batch) : dense_for<float, Bf16>(op, batch);
-    case DTYPE_F16: return wide ? dense_for<double, F16>(op, batch) : dense_for<float, F16>(op, batch);
-    case DTYPE_F64: return dense_for<double, double>(op, batch);
-    default: return DenseKernel{nullptr, 0};
+    case DTYPE_F32:
+      return wide ? dense_for<double, float>(op, batch) : dense_for<float, float>(op, batch);
+    case DTYPE_BF16:
+      return wide ? dense_for<double, Bf16>(op, batch) : dense_for<float, Bf16>(op, batch);
+    case DTYPE_F16:
+      return wide ? dense_for<double, F16>(op, batch) : dense_for<float, F16>(op, batch);
+    case DTYPE_F64:
+      return dense_for<double, double>(op, batch);
+    default:
+      return DenseKernel{nullptr, 0};
   }
 }

@@ -110,7 +110,8 @@ class Gather {
     return true;
   }
 
-  // Drops what the banks do not hold from rows [n], in place, and numbers the rest within them. Returns how many are left.
+  // Drops what the banks do not hold from rows [n], in place, and numbers the rest within them. Returns how many are
+  // left.
   int keep_held(uint32_t* rows, int n) const {
     if (args_.num_rows == args_.draws.num_data) return n;
     const uint32_t first = static_cast<uint32_t>(args_.first_row), held = static_cast<uint32_t>(args_.num_rows);

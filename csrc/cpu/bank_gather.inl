@@ -11,9 +11,18 @@ WCF_HD void for_blocks(int64_t dim, F f) {
   constexpr int W = WIDTH<Real>;
   int64_t d = 0;
   for (; d + 8 * W <= dim; d += 8 * W) f.template block<8>(d);
-  if (d + 4 * W <= dim) { f.template block<4>(d); d += 4 * W; }
-  if (d + 2 * W <= dim) { f.template block<2>(d); d += 2 * W; }
-  if (d + W <= dim) { f.template block<1>(d); d += W; }
+  if (d + 4 * W <= dim) {
+    f.template block<4>(d);
+    d += 4 * W;
+  }
+  if (d + 2 * W <= dim) {
+    f.template block<2>(d);
+    d += 2 * W;
+  }
+  if (d + W <= dim) {
+    f.template block<1>(d);
+    d += W;
+  }
   if (d < dim) f.tail(d, static_cast<int>(dim - d));
 }
 
@@ -118,17 +127,23 @@ void visit(const Visit& a) {
 
 template <class Real, class Bank>
 VisitFn visit_for(int op) {
-  return op == BANK_NCE ? visit<BANK_NCE, Real, Bank>
-         : op == BANK_ROW_SUM ? visit<BANK_ROW_SUM, Real, Bank> : visit<BANK_LOG_Z, Real, Bank>;
+  return op == BANK_NCE       ? visit<BANK_NCE, Real, Bank>
+         : op == BANK_ROW_SUM ? visit<BANK_ROW_SUM, Real, Bank>
+                              : visit<BANK_LOG_Z, Real, Bank>;
 }
 
 // The visit for a bank of dtype `bank`, in fp64 if `wide` (always so for an fp64 bank).
 VisitFn pick_visit(int op, int bank, bool wide) {
   switch (bank) {
-    case DTYPE_F32: return wide ? visit_for<double, float>(op) : visit_for<float, float>(op);
-    case DTYPE_BF16: return wide ? visit_for<double, Bf16>(op) : visit_for<float, Bf16>(op);
-    case DTYPE_F16: return wide ? visit_for<double, F16>(op) : visit_for<float, F16>(op);
-    case DTYPE_F64: return visit_for<double, double>(op);
-    default: return nullptr;
+    case DTYPE_F32:
+      return wide ? visit_for<double, float>(op) : visit_for<float, float>(op);
+    case DTYPE_BF16:
+      return wide ? visit_for<double, Bf16>(op) : visit_for<float, Bf16>(op);
+    case DTYPE_F16:
+      return wide ? visit_for<double, F16>(op) : visit_for<float, F16>(op);
+    case DTYPE_F64:
+      return visit_for<double, double>(op);
+    default:
+      return nullptr;
   }
 }

@@ -67,14 +67,14 @@ struct DenseKernel {
 namespace portable {
 VisitFn pick_visit(int op, int bank, bool wide);
 DenseKernel pick_dense(int op, int bank, bool wide, int64_t batch);
-}
+}  // namespace portable
 namespace avx2 {
 VisitFn pick_visit(int op, int bank, bool wide);
 DenseKernel pick_dense(int op, int bank, bool wide, int64_t batch);
-}
+}  // namespace avx2
 namespace avx512 {
 VisitFn pick_visit(int op, int bank, bool wide);
 DenseKernel pick_dense(int op, int bank, bool wide, int64_t batch);
-}
+}  // namespace avx512
 
 }  // namespace wcf

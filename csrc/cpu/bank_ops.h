@@ -69,9 +69,9 @@ struct DensePlan {
 };
 int64_t cpu_bank_dense(const BankArgs& args);
 
-// From what a plan left in value and grad to the op's results: the positive's term, the constants, the scales. Where the
-// banks are a part of the N rows, positive and constants belong to the part that holds the positive: losses, mean scores
-// and gradients of all parts add up to the whole's.
+// From what a plan left in value and grad to the op's results: the positive's term, the constants, the scales. Where
+// the banks are a part of the N rows, positive and constants belong to the part that holds the positive: losses, mean
+// scores and gradients of all parts add up to the whole's.
 //   share [B]: what each scored row counts; charge [B]: K_b, the negatives that the anchor is charged for.
 //   out [S, B] Real: loss (NCE), mean score (ROW_SUM), log-sum-exp of all scores / tau, the positive's too (LOG_Z).
 void cpu_bank_finish(const BankArgs& args, const double* share, const double* charge, void* out);

@@ -6,14 +6,20 @@
 // whole, so no shared inline function can end up holding instructions that an older CPU lacks.
 #pragma once
 
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wpsabi"                // vectors pass between functions that are always inlined
+#pragma GCC diagnostic ignored "-Wuninitialized"        // GCC 12 warns about its own intrinsics (bug 105593)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // the same
+#endif
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #define WCF_HAS_AVX2_BUILD 1
 #if defined(__clang__)
 #define WCF_AVX2_BEGIN \
   _Pragma("clang attribute push(__attribute__((target(\"avx2,fma,f16c,bmi2\"))), apply_to = function)")
-#define WCF_AVX512_BEGIN                                                                                    \
-  _Pragma(                                                                                                  \
+#define WCF_AVX512_BEGIN                                                                                          \
+  _Pragma(                                                                                                        \
       "clang attribute push(__attribute__((target(\"avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi2\"))), " \
       "apply_to = function)")
 #define WCF_AVX2_END _Pragma("clang attribute pop")

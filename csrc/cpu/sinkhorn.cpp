@@ -113,7 +113,8 @@ bool ot_solve(const OtShape& shape, const OtOptions& options, const OtTensors<T>
       Problem<T> own(options, want, plan.resident);
       Arena arena(block.data() + all.rank * share);
       own.place(&arena, shape, 1);
-      for (int64_t g = all.rank; g < shape.problems; g += all.size) good = solve_one(own, Team{0, 1}, tensors, g) && good;
+      for (int64_t g = all.rank; g < shape.problems; g += all.size)
+        good = solve_one(own, Team{0, 1}, tensors, g) && good;
     } else {
       for (int64_t g = 0; g < shape.problems && good; ++g) good = solve_one(together, all, tensors, g);
     }
@@ -146,8 +147,8 @@ void ot_plan_matrix(const OtShape& shape, bool cosine, const T* x, const T* y, c
         for (int64_t i = 0; i < problem.x.groups; ++i) problem.alpha[i] = alpha[g * n + std::min(i, n - 1)];
       });
       problem.each_strip(team, [&](int64_t, T* strip, int64_t i, int64_t rows) {
-        problem.kernel.finish_cost(strip, problem.stride, problem.y.ld, rows, scale[g], problem.alpha + i, problem.beta, true,
-                                   problem.row_sum + i, nullptr);
+        problem.kernel.finish_cost(strip, problem.stride, problem.y.ld, rows, scale[g], problem.alpha + i, problem.beta,
+                                   true, problem.row_sum + i, nullptr);
         for (int64_t k = i; k < std::min(i + rows, n); ++k) {
           std::copy_n(strip + (k - i) * problem.stride, m, plan + (g * n + k) * m);
         }

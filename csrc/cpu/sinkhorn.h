@@ -21,20 +21,20 @@ struct OtOptions {
 // All contiguous, of the solve's REAL. A null mass is uniform; a null gradient is not wanted.
 template <class T>
 struct OtTensors {
-  const T* x;  // [G, n, d]
-  const T* y;  // [G, m, d]
-  const T* a;  // [G, n]
-  const T* b;  // [G, m]
-  T* value;    // [G]
-  T* alpha;    // [G, n]
-  T* beta;     // [G, m]
-  T* scale;    // [G]
-  T* error;    // [G] sum_i |row sum_i - a_i|
+  const T* x;           // [G, n, d]
+  const T* y;           // [G, m, d]
+  const T* a;           // [G, n]
+  const T* b;           // [G, m]
+  T* value;             // [G]
+  T* alpha;             // [G, n]
+  T* beta;              // [G, m]
+  T* scale;             // [G]
+  T* error;             // [G] sum_i |row sum_i - a_i|
   int32_t* iterations;  // [G]
-  T* grad_x;   // [G, n, d]
-  T* grad_y;   // [G, m, d]
-  T* grad_a;   // [G, n]
-  T* grad_b;   // [G, m]
+  T* grad_x;            // [G, n, d]
+  T* grad_y;            // [G, m, d]
+  T* grad_a;            // [G, n]
+  T* grad_b;            // [G, m]
 };
 
 // Where a problem's n x m matrix lives: stored (one matrix per thread that solves a problem of its own), or not at all,

@@ -84,7 +84,8 @@ struct Iteration {
 
   void clear_parts(int64_t chunk, T value = 0) { std::fill_n(p.parts + chunk * p.y.ld, p.y.ld, value); }
 
-  // One iteration of multiply-adds on the stored kernel. False: a row or column left the safe range, nothing is changed.
+  // One iteration of multiply-adds on the stored kernel. False: a row or column left the safe range, nothing is
+  // changed.
   bool scale_step(int64_t t) {
     bool* const safe = p.row_safe + (t & 1) * MOST_CHUNKS;
     const T* const q = p.q[state.flip];
@@ -96,8 +97,8 @@ struct Iteration {
     };
     p.each_strip(team, sweep, t % 2 == 1);
     p.each_block(team, [&](int64_t block, int64_t first, int64_t last) {
-      p.column_safe[block] = p.kernel.scale_columns(p.parts, p.chunks, p.y.ld, p.y.count, first, last, p.y.weight,
-                                                    c_next, q_next);
+      p.column_safe[block] =
+          p.kernel.scale_columns(p.parts, p.chunks, p.y.ld, p.y.count, first, last, p.y.weight, c_next, q_next);
     });
     bool fine = true;
     for (int64_t k = 0; k < p.chunks; ++k) fine &= safe[k];
@@ -198,10 +199,10 @@ struct Iteration {
     const T s = scale();
     p.each_strip(team, [&](int64_t chunk, T* strip, int64_t i, int64_t rows) {
       if (i == chunk * p.chunk_rows) p.sums[chunk] = 0;
-      p.sums[chunk] += state.stored ? p.kernel.scaled_row_error(strip, p.stride, p.y.ld, rows, p.q[state.flip],
-                                                                p.x.weight + i, p.r + i)
-                                    : p.kernel.exp_row_error(strip, p.stride, p.y.ld, rows, s, p.beta, p.alpha + i,
-                                                             p.x.weight + i);
+      p.sums[chunk] +=
+          state.stored
+              ? p.kernel.scaled_row_error(strip, p.stride, p.y.ld, rows, p.q[state.flip], p.x.weight + i, p.r + i)
+              : p.kernel.exp_row_error(strip, p.stride, p.y.ld, rows, s, p.beta, p.alpha + i, p.x.weight + i);
     });
     return total();
   }

@@ -1,47 +1,47 @@
-// The three instruction sets' tables, in fp32 and fp64: one body of code, compiled six times.
+// The instruction sets' tables, in fp32 and fp64: one body of code, compiled for each.
 #include "sinkhorn_kernels.h"
 
-#define REAL float
-#define WCF_REAL_BITS 32
-#define WCF_REAL_NAMESPACE f32
-#include "sinkhorn_sets.inl"
-#undef REAL
-#undef WCF_REAL_BITS
-#undef WCF_REAL_NAMESPACE
+#include <type_traits>
 
-#define REAL double
-#define WCF_REAL_BITS 64
-#define WCF_REAL_NAMESPACE f64
-#include "sinkhorn_sets.inl"
-
-namespace wcf {
-namespace {
-
-template <class T>
-const Kernels<T>& pick(const Kernels<T>& portable, const Kernels<T>& avx2, const Kernels<T>& avx512) {
-  return simd() == Simd::avx512 ? avx512 : simd() == Simd::avx2 ? avx2 : portable;
-}
-
-}  // namespace
+#include "../common/dtype.h"
 
 #if WCF_HAS_AVX2_BUILD
-template <>
-const Kernels<float>& kernels<float>() {
-  return pick(f32::portable::TABLE, f32::avx2::TABLE, f32::avx512::TABLE);
+#define WCF_AVX2 1
+#define WCF_AVX512 1
+WCF_AVX512_BEGIN
+namespace wcf::avx512 {
+#include "sinkhorn_set.inl"
 }
-template <>
-const Kernels<double>& kernels<double>() {
-  return pick(f64::portable::TABLE, f64::avx2::TABLE, f64::avx512::TABLE);
+WCF_AVX512_END
+#undef WCF_AVX512
+
+#define WCF_AVX512 0
+WCF_AVX2_BEGIN
+namespace wcf::avx2 {
+#include "sinkhorn_set.inl"
 }
-#else
-template <>
-const Kernels<float>& kernels<float>() {
-  return f32::portable::TABLE;
-}
-template <>
-const Kernels<double>& kernels<double>() {
-  return f64::portable::TABLE;
-}
+WCF_AVX2_END
+#undef WCF_AVX512
+#undef WCF_AVX2
 #endif
+
+#define WCF_AVX2 0
+#define WCF_AVX512 0
+namespace wcf::portable {
+#include "sinkhorn_set.inl"
+}
+
+namespace wcf {
+
+template <class T>
+const Kernels<T>& kernels() {
+#if WCF_HAS_AVX2_BUILD
+  if (simd() == Simd::avx512) return avx512::TABLE<T>;
+  if (simd() == Simd::avx2) return avx2::TABLE<T>;
+#endif
+  return portable::TABLE<T>;
+}
+template const Kernels<float>& kernels<float>();
+template const Kernels<double>& kernels<double>();
 
 }  // namespace wcf

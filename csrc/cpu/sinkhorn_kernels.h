@@ -7,10 +7,10 @@
 
 namespace wcf {
 
-constexpr int GROUP = 4;           // rows of a strip that are worked on together (a `Four`)
-constexpr int64_t ABLOCK = 96;     // rows of A per block of a product: a multiple of 6, 8 and 16
+constexpr int GROUP = 4;                       // rows of a strip that are worked on together (a `Four`)
+constexpr int64_t ABLOCK = 96;                 // rows of A per block of a product: a multiple of 6, 8 and 16
 constexpr int64_t PACK = ABLOCK * (256 + 16);  // elements of a product's scratch
-constexpr int64_t PAD_BYTES = 128;      // rows of a strip are padded to this, the widest tile
+constexpr int64_t PAD_BYTES = 128;             // rows of a strip are padded to this, the widest tile
 
 template <class T>
 struct Kernels {
@@ -20,23 +20,25 @@ struct Kernels {
   void (*product)(const T* a, int64_t stride, int64_t step, const T* packed, int64_t rows, int64_t columns, int64_t k,
                   bool square, T base, T sign, T* out, int64_t ldo, T* scratch);
   bool (*scale_rows)(const T* kernel, int64_t stride, int64_t ld, int64_t rows, const T* q, const T* a, T* r, T* c);
-  double (*scaled_row_error)(const T* kernel, int64_t stride, int64_t ld, int64_t rows, const T* q, const T* a, const T* r);
-  void (*exp_rows)(const T* cost, int64_t stride, int64_t ld, int64_t rows, T s, const T* bx, const T* a, const T* log_a,
-                   bool peak, T* f, T* c, T* scratch);
-  double (*exp_row_error)(const T* cost, int64_t stride, int64_t ld, int64_t rows, T s, const T* beta, const T* alpha, const T* a);
+  double (*scaled_row_error)(const T* kernel, int64_t stride, int64_t ld, int64_t rows, const T* q, const T* a,
+                             const T* r);
+  void (*exp_rows)(const T* cost, int64_t stride, int64_t ld, int64_t rows, T s, const T* bx, const T* a,
+                   const T* log_a, bool peak, T* f, T* c, T* scratch);
+  double (*exp_row_error)(const T* cost, int64_t stride, int64_t ld, int64_t rows, T s, const T* beta, const T* alpha,
+                          const T* a);
   void (*column_peaks)(const T* cost, int64_t stride, int64_t ld, int64_t rows, T s, const T* alpha, T* top);
   void (*column_sums)(const T* cost, int64_t stride, int64_t ld, int64_t rows, T s, const T* alpha, const T* top, T* c);
   T (*row_spread)(const T* cost, int64_t stride, int64_t rows, int64_t m, T s, T* shift);
   void (*absorb)(T* cost, int64_t stride, int64_t ld, int64_t rows, T s, const T* f, const T* g);
-  double (*finish_cost)(T* cost, int64_t stride, int64_t ld, int64_t rows, T s, const T* alpha, const T* beta, bool keep, T* row_sum,
-                        T* c);
-  double (*finish_kernel)(T* kernel, int64_t stride, int64_t ld, int64_t rows, T s, const T* f, const T* g, const T* a, const T* r,
-                          const T* q, bool keep, T* row_sum, T* c);
+  double (*finish_cost)(T* cost, int64_t stride, int64_t ld, int64_t rows, T s, const T* alpha, const T* beta,
+                        bool keep, T* row_sum, T* c);
+  double (*finish_kernel)(T* kernel, int64_t stride, int64_t ld, int64_t rows, T s, const T* f, const T* g, const T* a,
+                          const T* r, const T* q, bool keep, T* row_sum, T* c);
   bool (*scale_columns)(const T* parts, int64_t chunks, int64_t ld, int64_t m, int64_t first, int64_t last, const T* b,
                         T* c, T* q);
   bool (*exp_columns)(const T* parts, int64_t chunks, int64_t ld, int64_t m, int64_t first, int64_t last, T* c);
-  T (*step_columns)(const T* from, const T* c, const T* log_b, int64_t m, int64_t first, int64_t last, bool extrapolate,
-                    T* beta, T* bx);
+  T(*step_columns)
+  (const T* from, const T* c, const T* log_b, int64_t m, int64_t first, int64_t last, bool extrapolate, T* beta, T* bx);
   bool (*all_finite)(const T* x, int64_t n);
   bool (*unit_row)(const T* x, int64_t d, T* unit, T* length);
   void (*finish_gradient)(const T* x, const T* centre, T mass, T length, int64_t d, T* g);
@@ -58,7 +60,6 @@ struct Range<double> {
   static constexpr double spread = 600;
   static constexpr double drift = 207;
 };
-
 
 // The table of the instruction set in use.
 template <class T>

@@ -1,4 +1,5 @@
-// One transport problem in memory: its two sides, the n x m matrix or strips of it, and all that is kept per row or column.
+// One transport problem in memory: its two sides, the n x m matrix or strips of it, and all that is kept per row or
+// column.
 #pragma once
 #include <atomic>
 
@@ -7,9 +8,9 @@
 
 namespace wcf {
 
-constexpr int64_t CHUNK_ROWS = 64;    // least rows per unit of work: what one thread does between two barriers
-constexpr int64_t MOST_CHUNKS = 64;   // each has a row of partial column sums: at most 64 m numbers
-constexpr int64_t BLOCK = 512;        // columns per unit of work in a column step
+constexpr int64_t CHUNK_ROWS = 64;          // least rows per unit of work: what one thread does between two barriers
+constexpr int64_t MOST_CHUNKS = 64;         // each has a row of partial column sums: at most 64 m numbers
+constexpr int64_t BLOCK = 512;              // columns per unit of work in a column step
 constexpr int64_t STRIP_BYTES = 512 << 10;  // a recomputed strip stays in L2
 
 struct Wanted {
@@ -25,18 +26,18 @@ struct Problem {
   Side<T> x, y;
   int64_t dim, chunk_rows, chunks, blocks, strip_rows;
   int64_t stride;  // from one row of `matrix` to the next
-  T* matrix;    // [n, stride] C, then K or P (resident), or [threads, strip_rows, stride] (streaming)
-  T* packed;    // one side packed for the cost (resident: later for the gradient)
-  T* packed_y;  // the other factor of the gradient's product (streaming)
-  T* scratch;   // [threads, GROUP, ld] exponentials and [threads, PACK] of the products
-  T* parts;     // [chunks, ld] partial column sums
-  T *f, *f_old, *r, *alpha, *row_sum;         // [x.ld]; f: alpha or a guess at it, or of a stored kernel
+  T* matrix;       // [n, stride] C, then K or P (resident), or [threads, strip_rows, stride] (streaming)
+  T* packed;       // one side packed for the cost (resident: later for the gradient)
+  T* packed_y;     // the other factor of the gradient's product (streaming)
+  T* scratch;      // [threads, GROUP, ld] exponentials and [threads, PACK] of the products
+  T* parts;        // [chunks, ld] partial column sums
+  T *f, *f_old, *r, *alpha, *row_sum;           // [x.ld]; f: alpha or a guess at it, or of a stored kernel
   T *g, *beta, *bx, *column_sum, *c[2], *q[2];  // [y.ld]
-  T* centre;       // [d]
-  double* sums;    // [MOST_CHUNKS]
-  T* changes;      // [blocks]
-  bool* row_safe;  // [2, MOST_CHUNKS]
-  bool* column_safe;  // [blocks]
+  T* centre;                                    // [d]
+  double* sums;                                 // [MOST_CHUNKS]
+  T* changes;                                   // [blocks]
+  bool* row_safe;                               // [2, MOST_CHUNKS]
+  bool* column_safe;                            // [blocks]
   std::atomic<bool>* bad;
 
   Problem(const OtOptions& solve, const Wanted& wanted, bool stored)

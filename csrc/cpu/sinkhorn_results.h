@@ -42,8 +42,8 @@ struct Results {
     });
   }
 
-  // Value, row sums and, where needed, column sums, P (resident: in the matrix's place), and the gradient of each strip's
-  // rows while its P is in the cache.
+  // Value, row sums and, where needed, column sums, P (resident: in the matrix's place), and the gradient of each
+  // strip's rows while its P is in the cache.
   void finish() {
     const OtOptions& o = p.options;
     const State& state = iteration.state;
@@ -55,10 +55,11 @@ struct Results {
         p.sums[chunk] = 0;
         if (columns) std::fill_n(part, p.y.ld, T(0));
       }
-      p.sums[chunk] += state.stored
-                           ? p.kernel.finish_kernel(strip, p.stride, p.y.ld, rows, s, p.f + i, p.g, p.x.weight + i, p.r + i,
-                                                    p.q[state.flip], keep, p.row_sum + i, part)
-                           : p.kernel.finish_cost(strip, p.stride, p.y.ld, rows, s, p.alpha + i, p.beta, keep, p.row_sum + i, part);
+      p.sums[chunk] +=
+          state.stored
+              ? p.kernel.finish_kernel(strip, p.stride, p.y.ld, rows, s, p.f + i, p.g, p.x.weight + i, p.r + i,
+                                       p.q[state.flip], keep, p.row_sum + i, part)
+              : p.kernel.finish_cost(strip, p.stride, p.y.ld, rows, s, p.alpha + i, p.beta, keep, p.row_sum + i, part);
       if (p.want.x) row_gradient(strip, i, rows, p.x, p.row_sum, p.y, packed_y(), grad_x());
     });
     if (!columns) return;
@@ -72,11 +73,12 @@ struct Results {
   }
 
   // Gradient of rows i .. i+rows-1 of `side` from their strip of P, against the packed features of `other`.
-  void row_gradient(const T* strip, int64_t i, int64_t rows, const Side<T>& side, const T* sums,
-                    const Side<T>& other, const T* packed, T* grad) {
+  void row_gradient(const T* strip, int64_t i, int64_t rows, const Side<T>& side, const T* sums, const Side<T>& other,
+                    const T* packed, T* grad) {
     rows = std::min(rows, side.count - i);
     T* const to = grad + i * p.dim;
-    p.kernel.product(strip, p.stride, 1, packed, rows, p.dim, other.count, false, T(0), T(1), to, p.dim, p.pack_scratch(team));
+    p.kernel.product(strip, p.stride, 1, packed, rows, p.dim, other.count, false, T(0), T(1), to, p.dim,
+                     p.pack_scratch(team));
     polish(side, sums, i, rows, to);
   }
 
@@ -114,7 +116,8 @@ struct Results {
 
   T* dual_gradient(T* grad, const Side<T>& side) const { return grad + at * side.n; }
 
-  // The potential -eps LSE_j(potential_j - C_ij / eps) of the rows of `side` without mass, against `other`, into `grad`.
+  // The potential -eps LSE_j(potential_j - C_ij / eps) of the rows of `side` without mass, against `other`, into
+  // `grad`.
   void extend(const Side<T>& side, const Side<T>& other, const T* potential, T* grad) {
     if (side.count == side.n) return;
     p.pack_cost(team, other);
@@ -127,11 +130,12 @@ struct Results {
         const T* const from = side.raw + i * p.dim;
         for (int64_t copy = 0; copy < GROUP; ++copy) {
           T* const to = rows.data() + copy * p.dim;
-          p.options.cosine ? (void)p.kernel.unit_row(from, p.dim, to, length.data()) : (void)std::copy_n(from, p.dim, to);
+          p.options.cosine ? (void)p.kernel.unit_row(from, p.dim, to, length.data())
+                           : (void)std::copy_n(from, p.dim, to);
         }
         p.cost(team, rows.data(), GROUP, other.ld, other.ld, strip.data());
-        p.kernel.exp_rows(strip.data(), other.ld, other.ld, GROUP, s, potential, mass.data(), mass.data(), true, f.data(),
-                          ignored.data(), p.group_scratch(team));
+        p.kernel.exp_rows(strip.data(), other.ld, other.ld, GROUP, s, potential, mass.data(), mass.data(), true,
+                          f.data(), ignored.data(), p.group_scratch(team));
         grad[i] = static_cast<T>(static_cast<double>(f[0]) * p.options.eps);
       }
     }

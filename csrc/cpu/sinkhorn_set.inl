@@ -1,8 +1,7 @@
-// One table of functions: REAL, WCF_REAL_BITS and WCF_VECTOR_BYTES are defined, the namespace is open.
-constexpr REAL ROW_LEAST = Range<REAL>::row_least, ROW_MOST = Range<REAL>::row_most;
-constexpr REAL COLUMN_LEAST = Range<REAL>::column_least, NOWHERE = Range<REAL>::nowhere;
+// The tables of functions of one instruction set. Included once per set, inside its namespace; see simd.h.
+#include "vec.inl"
 
-#include "vector.inl"
+#include "sinkhorn_math.inl"
 
 #include "product.inl"
 
@@ -10,8 +9,10 @@ constexpr REAL COLUMN_LEAST = Range<REAL>::column_least, NOWHERE = Range<REAL>::
 
 #include "sinkhorn_columns.inl"
 
-const Kernels<REAL> TABLE = {
-    TILE_COLUMNS,  pack_b, product,     scale_rows,    scaled_row_error, exp_rows,
-    exp_row_error, column_peaks, column_sums, row_spread, absorb, finish_cost, finish_kernel, scale_columns,
-    exp_columns,   step_columns, all_finite, unit_row, finish_gradient,
+template <class T>
+const Kernels<T> TABLE = {
+    TILE_COLUMNS<T>, pack_b<T>,        product<T>,       scale_rows<T>,      scaled_row_error<T>,
+    exp_rows<T>,     exp_row_error<T>, column_peaks<T>,  column_sums<T>,     row_spread<T>,
+    absorb<T>,       finish_cost<T>,   finish_kernel<T>, scale_columns<T>,   exp_columns<T>,
+    step_columns<T>, all_finite<T>,    unit_row<T>,      finish_gradient<T>,
 };

@@ -1,64 +1,113 @@
-// The passes of the Sinkhorn iteration over a strip of rows. Included once per instruction set and REAL, by
-// sinkhorn_kernels.h only.
+// The passes of the Sinkhorn iteration over a strip of rows. Included once per instruction set.
 //
-// A strip is `rows` rows (a multiple of GROUP) of length ld (a multiple of the tile's width), `stride` apart; the columns
-// m .. ld-1 are padding, which q (0) or bx and beta (NOWHERE) take out. GROUP rows are worked on
+// A strip is `rows` rows (a multiple of GROUP) of length ld (a multiple of the tile's width), `stride` apart; the
+// columns m .. ld-1 are padding, which q (0) or bx and beta (Range<T>::nowhere) take out. GROUP rows are worked on
 // together, so that the vectors over the columns (q, bx, c) are read, or read and written, once for them all, and the
 // second half of a group's work finds its rows in L1.
 
 // row + column - s C. The potential of the row is taken off first: what is left is of the size of the column's, so this
 // order rounds at half the size of s C or less.
-WCF_INLINE Vec exponent(REAL s, Vec cost, Vec row, Vec column) { return fma_vec(splat(-s), cost, row) + column; }
+template <class T>
+WCF_HD Vec<T> exponent(T s, Vec<T> cost, Vec<T> row, Vec<T> column) {
+  return fma(splat(-s), cost, row) + column;
+}
 
-// Stored kernel K [rows, ld]: r_i = sum_j K_ij q_j, then c_j += sum_i (a_i / r_i) K_ij. False: an r_i
-// left the safe range. Reads each row from memory once.
-static bool scale_rows(const REAL* kernel, int64_t stride, int64_t ld, int64_t rows, const REAL* q, const REAL* a, REAL* r, REAL* c) {
-  IntFour safe = ~IntFour{};
-  for (int64_t i0 = 0; i0 < rows; i0 += GROUP) {
-    const REAL* const k = kernel + i0 * stride;
-    Vec even[GROUP] = {}, odd[GROUP] = {};
-    for (int64_t j = 0; j < ld; j += 2 * LANES) {
-      const Vec q0 = load_vec(q + j), q1 = load_vec(q + j + LANES);
-      WCF_UNROLL
-      for (int i = 0; i < GROUP; ++i) {
-        even[i] = fma_vec(load_vec(k + i * stride + j), q0, even[i]);
-        odd[i] = fma_vec(load_vec(k + i * stride + j + LANES), q1, odd[i]);
+// The partial sums of K_ij q_j of a group k of rows at two vectors of columns, even and odd ones apart: twice as many
+// chains of additions.
+template <class T>
+WCF_HD void receive_at(const T* k, int64_t stride, const T* q, Vec<T>* even, Vec<T>* odd) {
+  const Vec<T> q0 = load_vec<T>(q), q1 = load_vec<T>(q + WIDTH<T>);
+  WCF_UNROLL
+  for (int i = 0; i < GROUP; ++i) {
+    even[i] = fma(load_vec<T>(k + i * stride), q0, even[i]);
+    odd[i] = fma(load_vec<T>(k + i * stride + WIDTH<T>), q1, odd[i]);
+  }
+}
+
+// c_j += sum_i p_i K_ij at one vector of columns.
+template <class T>
+WCF_HD void give_at(const T* k, int64_t stride, const Vec<T>* p, T* c) {
+  Vec<T> sum = load_vec<T>(c);
+  WCF_UNROLL
+  for (int i = 0; i < GROUP; ++i) sum = fma(load_vec<T>(k + i * stride), p[i], sum);
+  store_vec(c, sum);
+}
+
+// r of a group and p = a / r in every lane; which r are in the safe range.
+template <class T>
+WCF_HD IntFour<T> scale_group(const Vec<T>* even, const Vec<T>* odd, const T* a, T* r, Vec<T>* p) {
+  Vec<T> both[GROUP];
+  WCF_UNROLL
+  for (int i = 0; i < GROUP; ++i) both[i] = even[i] + odd[i];
+  const Four<T> received = sums_of<T>(both), scale = load_four<T>(a) / received;
+  store_four(r, received);
+  WCF_UNROLL
+  for (int i = 0; i < GROUP; ++i) p[i] = splat(scale[i]);
+  return (received >= Range<T>::row_least) & (received <= Range<T>::row_most);
+}
+
+// Stored kernel K [rows, ld]: r_i = sum_j K_ij q_j, then c_j += sum_i (a_i / r_i) K_ij. False: an r_i left the safe
+// range. Reads each row from memory once.
+template <class T>
+bool scale_rows(const T* kernel, int64_t stride, int64_t ld, int64_t rows, const T* q, const T* a, T* r, T* c) {
+  constexpr int64_t L1_SHARE = 24 << 10;
+  const int64_t apart = GROUP * stride;
+  IntFour<T> safe = ~IntFour<T>{};
+  if (3 * apart * static_cast<int64_t>(sizeof(T)) > L1_SHARE) {
+    for (int64_t i = 0; i < rows; i += GROUP) {
+      const T* const k = kernel + i * stride;
+      Vec<T> even[GROUP] = {}, odd[GROUP] = {}, p[GROUP];
+      for (int64_t j = 0; j < ld; j += 2 * WIDTH<T>) receive_at(k + j, stride, q + j, even, odd);
+      safe &= scale_group(even, odd, a + i, r + i, p);
+      for (int64_t j = 0; j < ld; j += WIDTH<T>) {
+        give_at(k + j, stride, p, c + j);
+        WCF_UNROLL  // the next group: or memory would rest meanwhile
+            for (int n = 0; n < GROUP; ++n) __builtin_prefetch(k + (GROUP + n) * stride + j, 0, 2);
+      }
+    }
+    return (safe[0] & safe[1] & safe[2] & safe[3]) != 0;
+  }
+  // Three groups fit in L1: a group gives while the one after the next receives, and the sums and divisions between the
+  // two halves hide behind that. The same operations in the same order as above, hence the same bits.
+  Vec<T> now[GROUP] = {}, next[GROUP] = {};
+  for (int64_t i = 0; i < rows + 2 * GROUP; i += GROUP) {
+    const T *const in = kernel + i * stride, *const out = in - 2 * apart;
+    Vec<T> even[GROUP] = {}, odd[GROUP] = {};
+    if (i < 2 * GROUP || i >= rows) {
+      if (i < rows) {
+        for (int64_t j = 0; j < ld; j += 2 * WIDTH<T>) receive_at(in + j, stride, q + j, even, odd);
+      }
+      if (i >= 2 * GROUP) {
+        for (int64_t j = 0; j < ld; j += WIDTH<T>) give_at(out + j, stride, now, c + j);
+      }
+    } else {
+      for (int64_t j = 0; j < ld; j += 2 * WIDTH<T>) {
+        receive_at(in + j, stride, q + j, even, odd);
+        give_at(out + j, stride, now, c + j);
+        give_at(out + j + WIDTH<T>, stride, now, c + j + WIDTH<T>);
       }
     }
     WCF_UNROLL
-    for (int i = 0; i < GROUP; ++i) even[i] += odd[i];
-    const Four received = sums_of(even), scale = load_four(a + i0) / received;
-    store_four(r + i0, received);
-    safe &= (received >= ROW_LEAST) & (received <= ROW_MOST);
-    Vec p[GROUP];
-    WCF_UNROLL
-    for (int i = 0; i < GROUP; ++i) p[i] = splat(scale[i]);
-    for (int64_t j = 0; j < ld; j += LANES) {
-      Vec sum = load_vec(c + j);
-      WCF_UNROLL
-      for (int i = 0; i < GROUP; ++i) {
-        sum = fma_vec(load_vec(k + i * stride + j), p[i], sum);
-        __builtin_prefetch(k + (GROUP + i) * stride + j, 0, 2);  // the next group: or memory would rest meanwhile
-      }
-      store_vec(c + j, sum);
-    }
+    for (int n = 0; n < GROUP; ++n) now[n] = next[n];
+    if (i < rows) safe &= scale_group(even, odd, a + i, r + i, next);
   }
   return (safe[0] & safe[1] & safe[2] & safe[3]) != 0;
 }
 
 // Stored kernel: sum_i |row sum_i - a_i| for the scalings r (of the rows) and q.
-static double scaled_row_error(const REAL* kernel, int64_t stride, int64_t ld, int64_t rows, const REAL* q, const REAL* a, const REAL* r) {
+template <class T>
+double scaled_row_error(const T* kernel, int64_t stride, int64_t ld, int64_t rows, const T* q, const T* a, const T* r) {
   double error = 0;
   for (int64_t i0 = 0; i0 < rows; i0 += GROUP) {
-    Vec sum[GROUP] = {};
-    for (int64_t j = 0; j < ld; j += LANES) {
-      const Vec qj = load_vec(q + j);
+    Vec<T> sum[GROUP] = {};
+    for (int64_t j = 0; j < ld; j += WIDTH<T>) {
+      const Vec<T> qj = load_vec<T>(q + j);
       WCF_UNROLL
-      for (int i = 0; i < GROUP; ++i) sum[i] = fma_vec(load_vec(kernel + (i0 + i) * stride + j), qj, sum[i]);
+      for (int i = 0; i < GROUP; ++i) sum[i] = fma(load_vec<T>(kernel + (i0 + i) * stride + j), qj, sum[i]);
     }
-    const Four total = sums_of(sum);
+    const Four<T> total = sums_of<T>(sum);
     for (int i = 0; i < GROUP; ++i) {
-      const REAL off = a[i0 + i] / r[i0 + i] * total[i] - a[i0 + i];
+      const T off = a[i0 + i] / r[i0 + i] * total[i] - a[i0 + i];
       error += off < 0 ? -off : off;
     }
   }
@@ -66,19 +115,22 @@ static double scaled_row_error(const REAL* kernel, int64_t stride, int64_t ld, i
 }
 
 // max_j (bx_j - s C_ij)
-WCF_INLINE REAL row_peak(const REAL* cost, int64_t ld, REAL s, const REAL* bx) {
-  Vec peak = splat(NOWHERE);
-  for (int64_t j = 0; j < ld; j += LANES) {
-    peak = max_vec(peak, fma_vec(splat(-s), load_vec(cost + j), load_vec(bx + j)));
+template <class T>
+WCF_HD T row_peak(const T* cost, int64_t ld, T s, const T* bx) {
+  Vec<T> peak = splat(Range<T>::nowhere);
+  for (int64_t j = 0; j < ld; j += WIDTH<T>) {
+    peak = max_vec(peak, fma(splat(-s), load_vec<T>(cost + j), load_vec<T>(bx + j)));
   }
-  return most_of(peak);
+  return most_of<T>(peak);
 }
 
-// e_j = exp(shift + bx_j - s C_j), and their sum by lanes. One row at a time: the constants of an exp fill the registers.
-WCF_INLINE Vec exp_row(const REAL* cost, int64_t ld, REAL s, REAL shift, const REAL* bx, REAL* e) {
-  Vec sum = {};
-  for (int64_t j = 0; j < ld; j += LANES) {
-    const Vec x = exp_vec(exponent(s, load_vec(cost + j), splat(shift), load_vec(bx + j)));
+// e_j = exp(shift + bx_j - s C_j), and their sum by lanes. One row at a time: the constants of an exp fill the
+// registers.
+template <class T>
+WCF_HD Vec<T> exp_row(const T* cost, int64_t ld, T s, T shift, const T* bx, T* e) {
+  Vec<T> sum = {};
+  for (int64_t j = 0; j < ld; j += WIDTH<T>) {
+    const Vec<T> x = exp_vec<T>(exponent(s, load_vec<T>(cost + j), splat(shift), load_vec<T>(bx + j)));
     store_vec(e + j, x);
     sum += x;
   }
@@ -87,100 +139,107 @@ WCF_INLINE Vec exp_row(const REAL* cost, int64_t ld, REAL s, REAL shift, const R
 
 // Stored cost C [rows, ld]: with E_ij = exp(f_i + bx_j - s C_ij) and r_i = sum_j E_ij, f_i becomes
 // f_i + log(a_i / r_i), which is alpha_i, and c_j += sum_i w_i E_ij with w_i = a_i / r_i. The incoming f_i is only a
-// shift: a row whose sum leaves the safe range (or every row, if `peak`) is shifted by its maximum instead. w_i is taken
-// from the rounded alpha_i, so that the columns are right for the potentials that are kept. scratch [GROUP, ld].
-static void exp_rows(const REAL* cost, int64_t stride, int64_t ld, int64_t rows, REAL s, const REAL* bx, const REAL* a,
-                     const REAL* log_a, bool peak, REAL* f, REAL* c, REAL* scratch) {
-  constexpr int WIDTH = LANES > GROUP ? LANES : GROUP;
+// shift: a row whose sum leaves the safe range (or every row, if `peak`) is shifted by its maximum instead. w_i is
+// taken from the rounded alpha_i, so that the columns are right for the potentials that are kept. scratch [GROUP, ld].
+template <class T>
+void exp_rows(const T* cost, int64_t stride, int64_t ld, int64_t rows, T s, const T* bx, const T* a, const T* log_a,
+              bool peak, T* f, T* c, T* scratch) {
+  constexpr int ROUNDED = WIDTH<T> > GROUP ? WIDTH<T> : GROUP;
   for (int64_t i0 = 0; i0 < rows; i0 += GROUP) {
-    const REAL* const from = cost + i0 * stride;
+    const T* const from = cost + i0 * stride;
     bool redo[GROUP];
-    REAL r[WIDTH] = {}, shift[WIDTH] = {}, w[WIDTH];
+    T r[ROUNDED] = {}, shift[ROUNDED] = {}, w[ROUNDED];
     for (int i = 0; i < GROUP; ++i) redo[i] = peak;
     if (!peak) {
-      Vec sum[GROUP];
+      Vec<T> sum[GROUP];
       for (int i = 0; i < GROUP; ++i) {
         shift[i] = f[i0 + i];
         sum[i] = exp_row(from + i * stride, ld, s, shift[i], bx, scratch + i * ld);
       }
-      store_four(r, sums_of(sum));
-      for (int i = 0; i < GROUP; ++i) redo[i] = !(r[i] >= ROW_LEAST && r[i] <= ROW_MOST);
+      store_four(r, sums_of<T>(sum));
+      for (int i = 0; i < GROUP; ++i) redo[i] = !(r[i] >= Range<T>::row_least && r[i] <= Range<T>::row_most);
     }
     for (int i = 0; i < GROUP; ++i) {
       if (!redo[i]) continue;
       shift[i] = -row_peak(from + i * stride, ld, s, bx);
-      r[i] = sum_of(exp_row(from + i * stride, ld, s, shift[i], bx, scratch + i * ld));
+      r[i] = sum_of<T>(exp_row(from + i * stride, ld, s, shift[i], bx, scratch + i * ld));
     }
-    REAL alpha[WIDTH] = {};
+    T alpha[ROUNDED] = {};
     for (int i = 0; i < GROUP; ++i) alpha[i] = log_a[i0 + i];
-    for (int i = 0; i < GROUP; i += LANES) {
-      const Vec from_shift = load_vec(shift + i), now = from_shift + (load_vec(alpha + i) - log_vec(load_vec(r + i)));
+    for (int i = 0; i < GROUP; i += WIDTH<T>) {
+      const Vec<T> from_shift = load_vec<T>(shift + i),
+                   now = from_shift + (load_vec<T>(alpha + i) - log_vec<T>(load_vec<T>(r + i)));
       store_vec(alpha + i, now);
-      store_vec(w + i, exp_vec(now - from_shift));
+      store_vec(w + i, exp_vec<T>(now - from_shift));
     }
-    Vec p[GROUP];
+    Vec<T> p[GROUP];
     WCF_UNROLL
     for (int i = 0; i < GROUP; ++i) {
-      p[i] = splat(a[i0 + i] > 0 ? w[i] : REAL(0));
+      p[i] = splat(a[i0 + i] > 0 ? w[i] : T(0));
       f[i0 + i] = alpha[i];
     }
-    for (int64_t j = 0; j < ld; j += LANES) {
-      Vec sum = load_vec(c + j);
+    for (int64_t j = 0; j < ld; j += WIDTH<T>) {
+      Vec<T> sum = load_vec<T>(c + j);
       WCF_UNROLL
-      for (int i = 0; i < GROUP; ++i) sum = fma_vec(load_vec(scratch + i * ld + j), p[i], sum);
+      for (int i = 0; i < GROUP; ++i) sum = fma(load_vec<T>(scratch + i * ld + j), p[i], sum);
       store_vec(c + j, sum);
     }
   }
 }
 
 // Stored cost: sum_i |row sum_i - a_i| for the potentials alpha and beta.
-static double exp_row_error(const REAL* cost, int64_t stride, int64_t ld, int64_t rows, REAL s, const REAL* beta, const REAL* alpha,
-                            const REAL* a) {
+template <class T>
+double exp_row_error(const T* cost, int64_t stride, int64_t ld, int64_t rows, T s, const T* beta, const T* alpha,
+                     const T* a) {
   double error = 0;
   for (int64_t i = 0; i < rows; ++i) {
-    Vec sum = {};
-    for (int64_t j = 0; j < ld; j += LANES) {
-      sum += exp_vec(exponent(s, load_vec(cost + i * stride + j), splat(alpha[i]), load_vec(beta + j)));
+    Vec<T> sum = {};
+    for (int64_t j = 0; j < ld; j += WIDTH<T>) {
+      sum += exp_vec<T>(exponent(s, load_vec<T>(cost + i * stride + j), splat(alpha[i]), load_vec<T>(beta + j)));
     }
-    const REAL off = sum_of(sum) - a[i];
+    const T off = sum_of<T>(sum) - a[i];
     error += off < 0 ? -off : off;
   }
   return error;
 }
 
 // top_j = max(top_j, max_i (alpha_i - s C_ij)): the first half of a column step by maxima.
-static void column_peaks(const REAL* cost, int64_t stride, int64_t ld, int64_t rows, REAL s, const REAL* alpha, REAL* top) {
+template <class T>
+void column_peaks(const T* cost, int64_t stride, int64_t ld, int64_t rows, T s, const T* alpha, T* top) {
   for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t j = 0; j < ld; j += LANES) {
-      store_vec(top + j, max_vec(load_vec(top + j), fma_vec(splat(-s), load_vec(cost + i * stride + j), splat(alpha[i]))));
+    for (int64_t j = 0; j < ld; j += WIDTH<T>) {
+      store_vec(top + j,
+                max_vec(load_vec<T>(top + j), fma(splat(-s), load_vec<T>(cost + i * stride + j), splat(alpha[i]))));
     }
   }
 }
 
 // c_j += sum_i exp(alpha_i - s C_ij - top_j): the second half.
-static void column_sums(const REAL* cost, int64_t stride, int64_t ld, int64_t rows, REAL s, const REAL* alpha, const REAL* top, REAL* c) {
+template <class T>
+void column_sums(const T* cost, int64_t stride, int64_t ld, int64_t rows, T s, const T* alpha, const T* top, T* c) {
   for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t j = 0; j < ld; j += LANES) {
-      const Vec t = exponent(s, load_vec(cost + i * stride + j), splat(alpha[i]), -load_vec(top + j));
-      store_vec(c + j, load_vec(c + j) + exp_vec(t));
+    for (int64_t j = 0; j < ld; j += WIDTH<T>) {
+      const Vec<T> t = exponent(s, load_vec<T>(cost + i * stride + j), splat(alpha[i]), -load_vec<T>(top + j));
+      store_vec(c + j, load_vec<T>(c + j) + exp_vec<T>(t));
     }
   }
 }
 
 // The spread max_i (max_j C_ij - min_j C_ij) over the m columns, and shift_i = s min_j C_ij.
-static REAL row_spread(const REAL* cost, int64_t stride, int64_t rows, int64_t m, REAL s, REAL* shift) {
-  REAL spread = 0;
+template <class T>
+T row_spread(const T* cost, int64_t stride, int64_t rows, int64_t m, T s, T* shift) {
+  T spread = 0;
   for (int64_t i = 0; i < rows; ++i) {
-    const REAL* const row = cost + i * stride;
-    REAL least = row[0], most = row[0];
+    const T* const row = cost + i * stride;
+    T least = row[0], most = row[0];
     int64_t j = 0;
-    if (m >= LANES) {
-      Vec low = load_vec(row), high = low;
-      for (; j + LANES <= m; j += LANES) {
-        low = min_vec(low, load_vec(row + j));
-        high = max_vec(high, load_vec(row + j));
+    if (m >= WIDTH<T>) {
+      Vec<T> low = load_vec<T>(row), high = low;
+      for (; j + WIDTH<T> <= m; j += WIDTH<T>) {
+        low = min_vec(low, load_vec<T>(row + j));
+        high = max_vec(high, load_vec<T>(row + j));
       }
-      least = least_of(low), most = most_of(high);
+      least = least_of<T>(low), most = most_of<T>(high);
     }
     for (; j < m; ++j) {
       least = row[j] < least ? row[j] : least;
@@ -193,53 +252,56 @@ static REAL row_spread(const REAL* cost, int64_t stride, int64_t rows, int64_t m
 }
 
 // The cost becomes the stored kernel exp(f_i + g_j - s C_ij), in place.
-static void absorb(REAL* cost, int64_t stride, int64_t ld, int64_t rows, REAL s, const REAL* f, const REAL* g) {
+template <class T>
+void absorb(T* cost, int64_t stride, int64_t ld, int64_t rows, T s, const T* f, const T* g) {
   for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t j = 0; j < ld; j += LANES) {
-      REAL* const at = cost + i * stride + j;
-      store_vec(at, exp_vec(exponent(s, load_vec(at), splat(f[i]), load_vec(g + j))));
+    for (int64_t j = 0; j < ld; j += WIDTH<T>) {
+      T* const at = cost + i * stride + j;
+      store_vec(at, exp_vec<T>(exponent(s, load_vec<T>(at), splat(f[i]), load_vec<T>(g + j))));
     }
   }
 }
 
 // The end of a solve: P over the strip in place (if `keep`), its row sums, its column sums on top of c (if c), and
 // sum P C. Stored cost: P = exp(alpha_i + beta_j - s C_ij).
-static double finish_cost(REAL* cost, int64_t stride, int64_t ld, int64_t rows, REAL s, const REAL* alpha, const REAL* beta, bool keep,
-                          REAL* row_sum, REAL* c) {
+template <class T>
+double finish_cost(T* cost, int64_t stride, int64_t ld, int64_t rows, T s, const T* alpha, const T* beta, bool keep,
+                   T* row_sum, T* c) {
   double value = 0;
   for (int64_t i = 0; i < rows; ++i) {
-    Vec sum = {}, weighted = {};
-    for (int64_t j = 0; j < ld; j += LANES) {
-      REAL* const at = cost + i * stride + j;
-      const Vec x = load_vec(at), p = exp_vec(exponent(s, x, splat(alpha[i]), load_vec(beta + j)));
+    Vec<T> sum = {}, weighted = {};
+    for (int64_t j = 0; j < ld; j += WIDTH<T>) {
+      T* const at = cost + i * stride + j;
+      const Vec<T> x = load_vec<T>(at), p = exp_vec<T>(exponent(s, x, splat(alpha[i]), load_vec<T>(beta + j)));
       sum += p;
-      weighted = fma_vec(p, x, weighted);
-      if (c) store_vec(c + j, load_vec(c + j) + p);
+      weighted = fma(p, x, weighted);
+      if (c) store_vec(c + j, load_vec<T>(c + j) + p);
       if (keep) store_vec(at, p);
     }
-    row_sum[i] = sum_of(sum);
-    value += sum_of(weighted);
+    row_sum[i] = sum_of<T>(sum);
+    value += sum_of<T>(weighted);
   }
   return value;
 }
 
 // The same from the stored kernel K = exp(f_i + g_j - s C_ij): P = p_i K_ij q_j with p_i = a_i / r_i, and C from log K.
-static double finish_kernel(REAL* kernel, int64_t stride, int64_t ld, int64_t rows, REAL s, const REAL* f, const REAL* g, const REAL* a,
-                            const REAL* r, const REAL* q, bool keep, REAL* row_sum, REAL* c) {
+template <class T>
+double finish_kernel(T* kernel, int64_t stride, int64_t ld, int64_t rows, T s, const T* f, const T* g, const T* a,
+                     const T* r, const T* q, bool keep, T* row_sum, T* c) {
   double value = 0;
   for (int64_t i = 0; i < rows; ++i) {
-    Vec sum = {}, weighted = {};
-    const REAL scale = a[i] / r[i];
-    for (int64_t j = 0; j < ld; j += LANES) {
-      REAL* const at = kernel + i * stride + j;
-      const Vec k = load_vec(at), p = k * (load_vec(q + j) * scale);
+    Vec<T> sum = {}, weighted = {};
+    const T scale = a[i] / r[i];
+    for (int64_t j = 0; j < ld; j += WIDTH<T>) {
+      T* const at = kernel + i * stride + j;
+      const Vec<T> k = load_vec<T>(at), p = k * (load_vec<T>(q + j) * scale);
       sum += p;
-      weighted = fma_vec(p, f[i] + load_vec(g + j) - log_vec(k), weighted);
-      if (c) store_vec(c + j, load_vec(c + j) + p);
+      weighted = fma(p, f[i] + load_vec<T>(g + j) - log_vec<T>(k), weighted);
+      if (c) store_vec(c + j, load_vec<T>(c + j) + p);
       if (keep) store_vec(at, p);
     }
-    row_sum[i] = sum_of(sum);
-    value += sum_of(weighted) / s;
+    row_sum[i] = sum_of<T>(sum);
+    value += sum_of<T>(weighted) / s;
   }
   return value;
 }

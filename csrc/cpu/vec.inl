@@ -1,5 +1,6 @@
-// Vectors of one instruction set: W lanes of float or double, loads from every storage type, sums, exp and log1p.
-// Included once per set, by bank_set.inl only. Plain arithmetic is the compiler's own on vector types.
+// Vectors of one instruction set: W lanes of float or double, loads from every storage type, sums and extremes.
+// Included once per set, by bank_set.inl and sinkhorn_set.inl. Plain arithmetic is the compiler's own on vector types;
+// exp and log, which each op needs in its own range, are in bank_terms.inl and sinkhorn_math.inl.
 
 constexpr int VEC_BYTES = WCF_AVX512 ? 64 : WCF_AVX2 ? 32 : 16;
 
@@ -68,6 +69,15 @@ WCF_HD Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
 #endif
 }
 
+template <class V>
+WCF_HD V min_vec(V a, V b) {
+  return a < b ? a : b;  // b where either is NaN
+}
+template <class V>
+WCF_HD V max_vec(V a, V b) {
+  return a > b ? a : b;
+}
+
 // W elements at p, in the type to calculate in.
 template <class Real, class T>
 WCF_HD Vec<Real> load_vec(const T* p) {
@@ -117,24 +127,32 @@ WCF_HD void store_part(Real* p, const Vec<Real>& v, int n) {
   for (int i = 0; i < n; ++i) p[i] = v[i];
 }
 
-// The sum, and the largest, of all lanes, pairwise.
+// The sum, the least and the largest of all lanes, halves onto halves.
+template <class Real, class F>
+WCF_HD Real reduce_lanes(const Vec<Real>& v, F f) {
+  Real lane[WIDTH<Real>];
+  store_vec(lane, v);
+  WCF_UNROLL
+  for (int half = WIDTH<Real> / 2; half > 0; half /= 2) {
+    WCF_UNROLL
+    for (int i = 0; i < half; ++i) lane[i] = f(lane[i], lane[i + half]);
+  }
+  return lane[0];
+}
 template <class Real>
 WCF_HD Real sum_of(Vec<Real> v) {
 #if WCF_AVX512
   if constexpr (std::is_same_v<Real, float>) return _mm512_reduce_add_ps(v);
 #endif
-  Real lane[WIDTH<Real>];
-  store_vec(lane, v);
-  for (int half = WIDTH<Real> / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
-  }
-  return lane[0];
+  return reduce_lanes<Real>(v, [](Real a, Real b) { return a + b; });
 }
 template <class Real>
-WCF_HD Real largest_of(Vec<Real> v) {
-  Real best = v[0];
-  for (int i = 1; i < WIDTH<Real>; ++i) best = v[i] > best ? v[i] : best;
-  return best;
+WCF_HD Real least_of(Vec<Real> v) {
+  return reduce_lanes<Real>(v, [](Real a, Real b) { return a < b ? a : b; });
+}
+template <class Real>
+WCF_HD Real most_of(Vec<Real> v) {
+  return reduce_lanes<Real>(v, [](Real a, Real b) { return a > b ? a : b; });
 }
 
 // Lane j of the result is the sum of the lanes of v[j]: W sums at once.
@@ -183,53 +201,59 @@ WCF_HD Vec<float> sum_each<float>(const Vec<float>* v) {
 }
 #endif
 
-// exp(y) for y <= 0, 0 below -87; NaN stays NaN. Cephes' reduction and polynomial (Moshier), 1-2 ulp.
-WCF_HD Vec<float> exp_nonpositive(Vec<float> y) {
-  const IntVec<float> vanishes = y < -87.0f;
-  const Vec<float> shifted = fma(y, splat(1.44269504089f), splat(12582912.0f));  // 1.5 * 2^23: rounds to an integer
-  const Vec<float> n = shifted - 12582912.0f;
-  Vec<float> r = fma(n, splat(-0.693359375f), y);
-  r = fma(n, splat(2.12194440e-4f), r);
-  Vec<float> p = splat(1.9875691500e-4f);
-  p = fma(p, r, splat(1.3981999507e-3f));
-  p = fma(p, r, splat(8.3334519073e-3f));
-  p = fma(p, r, splat(4.1665795894e-2f));
-  p = fma(p, r, splat(1.6666665459e-1f));
-  p = fma(p, r, splat(5.0000001201e-1f));
-  p = fma(p * r, r, r) + 1.0f;
-  const auto scale = (same_bits<VecOf<uint32_t>::type>(shifted) << 23) + (127u << 23);  // unsigned: what vanishes wraps
-  return vanishes ? Vec<float>{} : p * same_bits<Vec<float>>(scale);
+// One number for each row of a group of four.
+template <class Real>
+struct FourOf {
+  typedef Real type __attribute__((vector_size(4 * sizeof(Real))));
+};
+template <class Real>
+using Four = typename FourOf<Real>::type;
+template <class Real>
+using IntFour = typename FourOf<typename IntOf<Real>::type>::type;
+
+template <class Real>
+WCF_HD Four<Real> load_four(const Real* p) {
+  Four<Real> v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class Real>
+WCF_HD void store_four(Real* p, const Four<Real>& v) {
+  __builtin_memcpy(p, &v, sizeof v);
 }
 
-// log(1 + q) for 0 <= q < 2^64, to full relative precision for tiny q too; NaN stays NaN.
-WCF_HD Vec<float> log1p_nonnegative(Vec<float> q) {
-  const Vec<float> y = 1.0f + q;
-  const IntVec<float> bits = same_bits<IntVec<float>>(y);
-  const IntVec<float> exponent = (bits - 0x3F3504F3) >> 23;  // so that f + 1 lies in [sqrt(1/2), sqrt(2))
-  const Vec<float> f = same_bits<Vec<float>>(bits - (exponent << 23)) - 1.0f;
-  const Vec<float> e = __builtin_convertvector(exponent, Vec<float>);
-  Vec<float> p = splat(7.0376836292e-2f);
-  p = fma(p, f, splat(-1.1514610310e-1f));
-  p = fma(p, f, splat(1.1676998740e-1f));
-  p = fma(p, f, splat(-1.2420140846e-1f));
-  p = fma(p, f, splat(1.4249322787e-1f));
-  p = fma(p, f, splat(-1.6668057665e-1f));
-  p = fma(p, f, splat(2.0000714765e-1f));
-  p = fma(p, f, splat(-2.4999993993e-1f));
-  p = fma(p, f, splat(3.3333331174e-1f));
-  const Vec<float> square = f * f;
-  const Vec<float> lost = (q - (y - 1.0f)) / y;  // what rounding 1 + q took away
-  Vec<float> small = fma(square * f, p, fma(e, splat(-2.12194440e-4f), lost));
-  small = fma(square, splat(-0.5f), small);
-  return fma(e, splat(0.693359375f), f + small);
+// The sums over all lanes of four vectors.
+template <class Real>
+WCF_HD Four<Real> sums_of(const Vec<Real>* v) {
+  return Four<Real>{sum_of<Real>(v[0]), sum_of<Real>(v[1]), sum_of<Real>(v[2]), sum_of<Real>(v[3])};
 }
-
-// fp64 is the type of tests and of the undecided: its lanes go through the C library.
-WCF_HD Vec<double> exp_nonpositive(Vec<double> y) {
-  for (int i = 0; i < WIDTH<double>; ++i) y[i] = __builtin_exp(y[i]);
-  return y;
+#if WCF_AVX2
+template <>
+WCF_HD Four<float> sums_of<float>(const Vec<float>* v) {
+  __m128 x[4];
+  WCF_UNROLL
+  for (int i = 0; i < 4; ++i) {
+#if WCF_AVX512
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(v[i]), _mm512_extractf32x8_ps(v[i], 1));
+#else
+    const __m256 half = v[i];
+#endif
+    x[i] = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+  }
+  return _mm_hadd_ps(_mm_hadd_ps(x[0], x[1]), _mm_hadd_ps(x[2], x[3]));
 }
-WCF_HD Vec<double> log1p_nonnegative(Vec<double> q) {
-  for (int i = 0; i < WIDTH<double>; ++i) q[i] = __builtin_log1p(q[i]);
-  return q;
+template <>
+WCF_HD Four<double> sums_of<double>(const Vec<double>* v) {
+  __m128d x[4];
+  WCF_UNROLL
+  for (int i = 0; i < 4; ++i) {
+#if WCF_AVX512
+    const __m256d half = _mm256_add_pd(_mm512_castpd512_pd256(v[i]), _mm512_extractf64x4_pd(v[i], 1));
+#else
+    const __m256d half = v[i];
+#endif
+    x[i] = _mm_add_pd(_mm256_castpd256_pd128(half), _mm256_extractf128_pd(half, 1));
+  }
+  return _mm256_set_m128d(_mm_hadd_pd(x[2], x[3]), _mm_hadd_pd(x[0], x[1]));
 }
+#endif

@@ -102,10 +102,10 @@ int wcf_cuda_bank_update(int device, uintptr_t stream, uintptr_t bank, int bank_
     with_dtype(rows_dtype, [&](auto row_type) {
       using Bank = decltype(bank_type);
       using Row = decltype(row_type);
-      error = launch(bank_update_kernel<Bank, Row>, grid, dim3(UPDATE_THREADS), 0,
-                     reinterpret_cast<cudaStream_t>(stream), false, reinterpret_cast<Bank*>(bank), num_data, dim,
-                     reinterpret_cast<const void*>(index), index_bytes, batch, reinterpret_cast<const Row*>(rows),
-                     momentum, reinterpret_cast<int32_t*>(status));
+      error =
+          launch(bank_update_kernel<Bank, Row>, grid, dim3(UPDATE_THREADS), 0, reinterpret_cast<cudaStream_t>(stream),
+                 false, reinterpret_cast<Bank*>(bank), num_data, dim, reinterpret_cast<const void*>(index), index_bytes,
+                 batch, reinterpret_cast<const Row*>(rows), momentum, reinterpret_cast<int32_t*>(status));
     });
   });
   return error_code(error);

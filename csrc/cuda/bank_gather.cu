@@ -21,9 +21,9 @@
 namespace wcf {
 namespace {
 
-constexpr int LANES = 8;                // per row
-constexpr int GROUPS = WARP / LANES;    // rows per load
-constexpr int ROW_REGISTERS = 32;       // raw row data in flight, per lane
+constexpr int LANES = 8;              // per row
+constexpr int GROUPS = WARP / LANES;  // rows per load
+constexpr int ROW_REGISTERS = 32;     // raw row data in flight, per lane
 
 struct alignas(16) Pack {
   uint32_t v[4];
@@ -35,7 +35,7 @@ struct Layout {
   static constexpr int PACKS = DIM / (LANES * ITEMS);        // loads per lane and row
   static constexpr int ELEMENTS = DIM / LANES;               // per lane and row
   static constexpr int ROWS = ROW_REGISTERS / (4 * PACKS) < LANES ? ROW_REGISTERS / (4 * PACKS) : LANES;
-  static constexpr size_t ANCHOR_AT = (sizeof(Walk) + 15) / 16 * 16;                  // float [2][DIM]
+  static constexpr size_t ANCHOR_AT = (sizeof(Walk) + 15) / 16 * 16;                   // float [2][DIM]
   static constexpr size_t GRAD_AT = ANCHOR_AT + MAX_DIRECTIONS * DIM * sizeof(float);  // float [WARPS][2][DIM]
   static constexpr size_t TALLY_AT = GRAD_AT + GATHER_WARPS * MAX_DIRECTIONS * DIM * sizeof(float);
   static constexpr size_t QUEUE_AT = TALLY_AT + GATHER_WARPS * MAX_DIRECTIONS * sizeof(Tally<float>);
@@ -271,10 +271,17 @@ bool launch_dim(const GatherArgs& a, cudaStream_t stream, cudaError_t* error) {
     if (address % sizeof(Pack) != 0 || a.bank_stride[s] * sizeof(Bank) % sizeof(Pack) != 0) return false;
   }
   switch (a.dim) {
-    case 64: *error = launch_rows<Bank, 64>(a, stream); return true;
-    case 128: *error = launch_rows<Bank, 128>(a, stream); return true;
-    case 256: *error = launch_rows<Bank, 256>(a, stream); return true;
-    default: return false;
+    case 64:
+      *error = launch_rows<Bank, 64>(a, stream);
+      return true;
+    case 128:
+      *error = launch_rows<Bank, 128>(a, stream);
+      return true;
+    case 256:
+      *error = launch_rows<Bank, 256>(a, stream);
+      return true;
+    default:
+      return false;
   }
 }
 
@@ -283,10 +290,14 @@ bool launch_dim(const GatherArgs& a, cudaStream_t stream, cudaError_t* error) {
 bool gather_rows(const GatherArgs& a, int32_t bank_dtype, bool fp64, cudaStream_t stream, cudaError_t* error) {
   if (fp64) return false;
   switch (bank_dtype) {
-    case DTYPE_F32: return launch_dim<float>(a, stream, error);
-    case DTYPE_BF16: return launch_dim<Bf16>(a, stream, error);
-    case DTYPE_F16: return launch_dim<F16>(a, stream, error);
-    default: return false;
+    case DTYPE_F32:
+      return launch_dim<float>(a, stream, error);
+    case DTYPE_BF16:
+      return launch_dim<Bf16>(a, stream, error);
+    case DTYPE_F16:
+      return launch_dim<F16>(a, stream, error);
+    default:
+      return false;
   }
 }
 

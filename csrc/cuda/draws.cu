@@ -57,6 +57,6 @@ int wcf_cuda_draw(int device, uintptr_t stream, uintptr_t index, int index_bytes
   const int64_t blocks = num_anchors * chunks;
   if (blocks > INT32_MAX) return static_cast<int>(cudaErrorInvalidConfiguration);
   return error_code(launch(draw_kernel, dim3(static_cast<unsigned>(blocks)), dim3(DRAW_THREADS), sizeof(Drawer),
-                           reinterpret_cast<cudaStream_t>(stream), false, args, chunks,
-                           reinterpret_cast<int64_t*>(out), reinterpret_cast<int32_t*>(status)));
+                           reinterpret_cast<cudaStream_t>(stream), false, args, chunks, reinterpret_cast<int64_t*>(out),
+                           reinterpret_cast<int32_t*>(status)));
 }

@@ -22,9 +22,9 @@ enum Score : int32_t { SCORE_NCE, SCORE_MEAN, SCORE_LOG_Z };
 struct GatherArgs {
   WalkArgs walk;
   int32_t score;
-  int32_t directions;                // S
-  int64_t dim;                       // D
-  int64_t charged;                   // K, or -1: as many as the pool holds
+  int32_t directions;  // S
+  int64_t dim;         // D
+  int64_t charged;     // K, or -1: as many as the pool holds
   int64_t splits;
   int64_t chunk;                     // negatives per split
   const void* anchors;               // [S, B, D] Real
@@ -40,8 +40,8 @@ struct GatherArgs {
 };
 
 // Bits of Walk::flags: what made the results of this anchor invalid.
-constexpr int32_t FLAG_ANCHOR = 1;                    // << direction
-constexpr int32_t FLAG_INDEX = 1 << MAX_DIRECTIONS;   // of all directions
+constexpr int32_t FLAG_ANCHOR = 1;                   // << direction
+constexpr int32_t FLAG_INDEX = 1 << MAX_DIRECTIONS;  // of all directions
 
 template <class Real>
 __device__ __forceinline__ Real nan_of() {

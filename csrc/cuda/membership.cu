@@ -86,10 +86,9 @@ int wcf_cuda_membership(int device, uintptr_t stream, uintptr_t index, int index
   using namespace wcf;
   const DeviceGuard guard(device);
   if (guard.error != cudaSuccess) return error_code(guard.error);
-  const WalkArgs a =
-      walk_args(index, index_bytes, num_anchors, num_draws, num_data, anchor_offset, source, replacement, state, label,
-                order, rank, class_start, threshold, alias, given, given_bytes, given_stride, whole_pool, first_row,
-                num_rows);
+  const WalkArgs a = walk_args(index, index_bytes, num_anchors, num_draws, num_data, anchor_offset, source, replacement,
+                               state, label, order, rank, class_start, threshold, alias, given, given_bytes,
+                               given_stride, whole_pool, first_row, num_rows);
   const int64_t draws = whole_pool ? num_rows : num_draws;
   const int64_t most = ceil_div(draws, LEAST_DRAWS), wanted = ceil_div(BLOCKS, num_anchors);
   const int64_t splits = most < wanted ? most : wanted, chunk = ceil_div(draws, splits);

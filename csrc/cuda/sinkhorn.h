@@ -16,14 +16,14 @@ constexpr double SUM_TOLERANCE = 1e-4;  // how far a marginal's sum may be from 
 constexpr int WARP = 32;
 constexpr int THREADS = 512;  // 16 warps: four for each scheduler of an SM, and up to 128 registers a thread
 constexpr int WARPS = THREADS / WARP;
-constexpr int WIDE = 8;                                // columns per lane in the sweep of a wide matrix
-constexpr int NARROW = 2;                              // and of one of at most 64 columns
-constexpr int MAX_COLUMNS = WARPS * WARP * WIDE;       // one sweep holds a row in the registers of the block
-constexpr int64_t MAX_DIM = 1 << 27;                   // GROUP rows are addressed with 32 bits
-constexpr int MAX_BLOCKS = 256;                        // of a cooperative grid: see FIXED_LIMIT
-constexpr int GROUP = 8;                               // rows per thread in the products
-constexpr int CHECK_EVERY = 10;                        // iterations between two tests of tol
-constexpr int PART = 128;                              // row sums of the column groups, two turns of at most 64
+constexpr int WIDE = 8;                           // columns per lane in the sweep of a wide matrix
+constexpr int NARROW = 2;                         // and of one of at most 64 columns
+constexpr int MAX_COLUMNS = WARPS * WARP * WIDE;  // one sweep holds a row in the registers of the block
+constexpr int64_t MAX_DIM = 1 << 27;              // GROUP rows are addressed with 32 bits
+constexpr int MAX_BLOCKS = 256;                   // of a cooperative grid: see FIXED_LIMIT
+constexpr int GROUP = 8;                          // rows per thread in the products
+constexpr int CHECK_EVERY = 10;                   // iterations between two tests of tol
+constexpr int PART = 128;                         // row sums of the column groups, two turns of at most 64
 
 WCF_HD int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 WCF_HD int leading(int m) { return static_cast<int>(round_up(m, GROUP)); }
@@ -68,13 +68,13 @@ struct Scratch {
   Scratch() = default;
   Scratch(int64_t n, int64_t m, int64_t dim_pad, int64_t blocks, bool with_plan) {
     const int64_t ld = leading(static_cast<int>(m));
-    unit_x = 0;                                 // [n, Dp]: rows of x, of unit length for the cosine
-    unit_y = unit_x + n * dim_pad;              // [ld, Dp], zero below row m
-    unit_yt = unit_y + ld * dim_pad;            // [Dp, ld], the same transposed
-    factor_x = unit_yt + ld * dim_pad;          // [n, 2]: 1 / |x_i| as a product of two numbers
-    factor_y = factor_x + round_up(2 * n, 4);   // [m, 2]
-    slots = factor_y + 2 * ld;                  // [3, blocks]: value and error of each block; error at a test of tol
-    plan = slots + round_up(3 * blocks, 4);     // [n, ld]: P, for the gradient of y in a cooperative grid
+    unit_x = 0;                                // [n, Dp]: rows of x, of unit length for the cosine
+    unit_y = unit_x + n * dim_pad;             // [ld, Dp], zero below row m
+    unit_yt = unit_y + ld * dim_pad;           // [Dp, ld], the same transposed
+    factor_x = unit_yt + ld * dim_pad;         // [n, 2]: 1 / |x_i| as a product of two numbers
+    factor_y = factor_x + round_up(2 * n, 4);  // [m, 2]
+    slots = factor_y + 2 * ld;                 // [3, blocks]: value and error of each block; error at a test of tol
+    plan = slots + round_up(3 * blocks, 4);    // [n, ld]: P, for the gradient of y in a cooperative grid
     size = plan + (with_plan ? n * ld : 0);
   }
 };
@@ -93,7 +93,7 @@ struct Args {
   Layout at;
   Scratch in;
   int32_t cost, solver, value, iters;
-  double eps, inv_eps, tol;  // tol < 0: none
+  double eps, inv_eps, tol;                        // tol < 0: none
   Real *out_value, *alpha, *beta, *scale, *error;  // [G], [G, n], [G, m], [G], [G]
   int32_t* iterations;                             // [G]
   Real *grad_x, *grad_y, *grad_a, *grad_b;         // as x, y, a, b; null if not asked for

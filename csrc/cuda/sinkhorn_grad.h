@@ -14,7 +14,7 @@ struct Side {
   const Real* factor;  // [rows, 2]
   Real* out;           // [rows, D]
   int rows;
-  int first, step;     // this block makes groups first, first + step, ... of GROUP rows
+  int first, step;  // this block makes groups first, first + step, ... of GROUP rows
 };
 
 // A thread makes one dimension of GROUP rows: a coalesced load of the other side for GROUP multiply-adds with numbers

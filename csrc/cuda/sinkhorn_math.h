@@ -9,7 +9,7 @@
 // Before a loop: turns side by side. WCF_ROLLED is for what runs seldom or is bound elsewhere, where more would cost
 // registers and gain nothing.
 #if defined(__CUDACC__)
-#define WCF_UNROLL_BY(turns) WCF_PRAGMA(unroll (turns))
+#define WCF_UNROLL_BY(turns) WCF_PRAGMA(unroll(turns))
 #define WCF_PRAGMA(text) _Pragma(#text)
 #else
 #define WCF_UNROLL_BY(turns)

@@ -29,9 +29,12 @@ template <class Real>
 __device__ __forceinline__ Real load_input(const void* at, int dtype, int64_t i) {
   if constexpr (sizeof(Real) == 8) return static_cast<const double*>(at)[i];
   switch (dtype) {
-    case DTYPE_BF16: return static_cast<Real>(load(static_cast<const Bf16*>(at)[i]));
-    case DTYPE_F16: return static_cast<Real>(load(static_cast<const F16*>(at)[i]));
-    default: return static_cast<Real>(static_cast<const float*>(at)[i]);
+    case DTYPE_BF16:
+      return static_cast<Real>(load(static_cast<const Bf16*>(at)[i]));
+    case DTYPE_F16:
+      return static_cast<Real>(load(static_cast<const F16*>(at)[i]));
+    default:
+      return static_cast<Real>(static_cast<const float*>(at)[i]);
   }
 }
 

@@ -6,19 +6,19 @@ namespace wcf::ot {
 
 template <class Real>
 struct Tile {
-  Real* cost;    // [rows, ld]: C, at the end P; columns from m on are zero
-  Real* b;       // [ld]
-  Real* beta;    // [ld] log2 scaling of the columns, -inf without mass
-  Real* ahead;   // [ld] what the next row step uses: beta (sinkhorn), 2 beta - beta of the step before (ipot)
+  Real* cost;           // [rows, ld]: C, at the end P; columns from m on are zero
+  Real* b;              // [ld]
+  Real* beta;           // [ld] log2 scaling of the columns, -inf without mass
+  Real* ahead;          // [ld] what the next row step uses: beta (sinkhorn), 2 beta - beta of the step before (ipot)
   Real* column_base;    // [ld] what the last sweep used for `ahead`, and by what the column step then scaled
   Real* column_factor;  // [ld]
-  Real* a;       // [rows]
-  Real* alpha;   // [rows] log2 scaling of the rows
-  Real* guess;   // [rows] what the next alpha is expected to be
-  Real* row_base;    // [rows] the same of the rows
-  Real* row_factor;  // [rows]
-  Real* part;    // [PART]
-  Real* sums;    // [WARPS]
+  Real* a;              // [rows]
+  Real* alpha;          // [rows] log2 scaling of the rows
+  Real* guess;          // [rows] what the next alpha is expected to be
+  Real* row_base;       // [rows] the same of the rows
+  Real* row_factor;     // [rows]
+  Real* part;           // [PART]
+  Real* sums;           // [WARPS]
   Real* work;
   int m, ld, first_row, rows;
 

@@ -8,10 +8,10 @@ namespace wcf {
 
 struct WalkArgs {
   DrawArgs draw;
-  const void* given;     // [B, K] int32 or int64 rows, or null
+  const void* given;  // [B, K] int32 or int64 rows, or null
   int32_t given_bytes;
-  int64_t given_stride;  // from one anchor's rows to the next
-  int32_t whole_pool;    // every pool row once, and nothing drawn
+  int64_t given_stride;         // from one anchor's rows to the next
+  int32_t whole_pool;           // every pool row once, and nothing drawn
   int64_t first_row, num_rows;  // what the banks hold of the N rows: [first_row, first_row + num_rows)
 
   __host__ __device__ bool part() const { return num_rows < draw.num_data; }

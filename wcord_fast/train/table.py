@@ -56,6 +56,7 @@ Finished runs are skipped and broken ones resumed, so the same command can be gi
   --budget F        this share of the epochs and of the training images, 0 < F <= 1; below 1 the result says that it is
                     not comparable with the paper's
   --output-dir DIR  default runs/table
+  --dry-run         print the configurations and the runs
 
 On other data than the recipe's the norm of the gradient is clipped at {clip:g} unless --clip-grad is given. A method
 whose loss becomes NaN with a seed is reported, and the others go on.
@@ -103,6 +104,8 @@ def table(argv: list[str]) -> str:
     lines: list[report.Line] = []
     remarks: dict[str, None] = {}  # in order, each once
     configs = {pair: _config(asked, pair, rest) for pair in asked.pair}  # all are checked before the first is run
+    if asked.dry_run:
+        return _plan(asked, configs)
     to_screen(next(iter(configs.values())).quiet)
     for pair, config in configs.items():
         rows, images = _pair(pair, config, asked)
@@ -147,6 +150,7 @@ def _arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--budget", default="1")
     parser.add_argument("--output-dir", default="runs/table")
+    parser.add_argument("--dry-run", action="store_true")
     try:
         asked, rest = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
@@ -194,14 +198,39 @@ def _config(asked: argparse.Namespace, pair: str, rest: list[str]) -> Config:
     )
 
 
+def _teacher_run(config: Config, asked: argparse.Namespace) -> Config:
+    home = Path(asked.output_dir) / "teachers" / config.teacher
+    return replace(config, seed=asked.seeds[0], output_dir=str(home))
+
+
+def _student_run(pair: str, config: Config, asked: argparse.Namespace, seed: int) -> Config:
+    return replace(config, seed=seed, output_dir=str(Path(asked.output_dir) / pair / f"seed{seed}"))
+
+
+def _plan(asked: argparse.Namespace, configs: dict[str, Config]) -> str:
+    """The first pair's resolved configuration, what differs in the others, and the state of every run, in YAML."""
+    told = {pair: config.resolved() for pair, config in configs.items()}
+    first, *others = told.values()
+    for own in (first, *others):  # every run has its own seed and folder
+        del own["seed"], own["output_dir"]
+    for own in others:
+        for key in [key for key, value in own.items() if value == first[key]]:
+            del own[key]
+    runs = [_teacher_run(config, asked).directory / "teacher" / "teacher.pt" for config in configs.values()]
+    for pair, config in configs.items():
+        homes = [_student_run(pair, config, asked, seed).directory for seed in asked.seeds]
+        runs += [home / method / "student.pt" for home in homes for method in asked.methods]
+    state = {str(run.parent): "finished" if run.exists() else "to do" for run in dict.fromkeys(runs)}
+    return yaml.safe_dump({"pairs": told, "runs": state}, sort_keys=False, width=120).rstrip()
+
+
 def _pair(pair: str, config: Config, asked: argparse.Namespace) -> tuple[list[Row], int]:
     """Every method with every seed, from one teacher, which all pairs with that teacher share; and how many images."""
-    home = Path(asked.output_dir)
-    first = Workbench(replace(config, seed=asked.seeds[0], output_dir=str(home / "teachers" / config.teacher)))
+    first = Workbench(_teacher_run(config, asked))
     teacher = first.teacher()
     rows = [Row(method) for method in asked.methods]
     for seed in asked.seeds:
-        bench = Workbench(replace(config, seed=seed, output_dir=str(home / pair / f"seed{seed}")), first.data)
+        bench = Workbench(_student_run(pair, config, asked, seed), first.data)
         for row in rows:
             if row.refused:
                 continue
