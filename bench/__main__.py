@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-SUBJECTS = ("accuracy", "bank", "baselines", "ot", "report", "sharded", "step")
+SUBJECTS = ("accuracy", "bank", "baselines", "ot", "plan", "report", "sharded", "step")
 
 
 def main() -> int | None:

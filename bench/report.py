@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from bench.plan import plan_table
 from bench.results_file import RESULTS, read
 
 README = RESULTS.parent.parent / "README.md"
@@ -210,6 +211,7 @@ TABLES: dict[str, Callable[[list[Row]], str]] = {
     "bank": bank_table,
     "baselines": baselines_table,
     "ot": ot_table,
+    "plan": plan_table,
     "sharded": sharded_table,
     "step": step_table,
 }

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import socket
 import sys
 import tempfile
 import traceback
@@ -35,13 +34,22 @@ class Ended(NamedTuple):
     err: list[str]
 
 
-def launch(world: int, folder: Path, function, *args) -> Ended:
-    """`sys.exit(function(*args))` on `world` processes in the environment that torchrun gives; output in `folder`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def launch(world: int, folder: Path, function, *args, agent: bool = True) -> Ended:
+    """`sys.exit(function(*args))` on `world` processes in the environment that torchrun gives; output in `folder`.
+
+    As torchrun's agent does, this process serves the store of the group, and so outlives every rank; without `agent`
+    rank 0 serves it, as under other launchers.
+    """
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    if agent:
+        environment |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+        environment |= {"TORCHELASTIC_RUN_ID": "test"}
+    else:
+        del store  # its port is free
     processes = [
-        _context().Process(target=_program, args=(rank, world, port, folder, function, args)) for rank in range(world)
+        _context().Process(target=_program, args=(rank, world, environment, folder, function, args))
+        for rank in range(world)
     ]
     for process in processes:
         process.start()
@@ -52,12 +60,12 @@ def launch(world: int, folder: Path, function, *args) -> Ended:
     return Ended([p.exitcode for p in processes], *texts)
 
 
-def _program(rank: int, world: int, port: int, folder: Path, function, args) -> None:
+def _program(rank: int, world: int, environment: dict[str, str], folder: Path, function, args) -> None:
     for stream, name in ((sys.stdout, "out"), (sys.stderr, "err")):
         stream.flush()
         os.dup2(os.open(folder / f"{name}{rank}", os.O_CREAT | os.O_TRUNC | os.O_WRONLY), stream.fileno())
     _environment(rank, world)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= environment
     sys.exit(function(*args))
 
 

@@ -17,7 +17,7 @@ def test_the_pages_show_the_committed_results():
         text = page.read_text()
         shown |= {name for _, name, _ in report.BLOCK.findall(text)}
         assert report.rendered(text) == text, f"{page.name}: run `python -m bench report`"
-    assert shown >= {"bank", "baselines", "sharded", "step"}
+    assert shown >= {"bank", "baselines", "plan", "sharded", "step"}
 
 
 def test_a_new_row_replaces_the_old_one(tmp_path):
@@ -28,6 +28,17 @@ def test_a_new_row_replaces_the_old_one(tmp_path):
         f.write(json.dumps(row | {"simd": "avx512", "ms": {"p20": 1.0, "p50": 1.234, "p80": 2.0}}) + "\n")
     after = report.bank_table(report.read("bank", tmp_path))
     assert "**1.23** (gather)" in after and "**1.23** (gather)" not in before
+
+
+def test_the_plan_is_its_arithmetic():
+    shown = report.plan_table([{**report.read("plan")[-1], "ns_draw": 2.0, "ns_row": 50.0, "checksum_gb_s": 1.0}])
+    cells = dict(line.strip("| ").split(" | ")[:2] for line in shown.splitlines()[2:14])
+    assert cells["rows of a bank"] == "15,625,000" and cells["both banks"] == "8.0 GB"  # 10^9 / 64; x 2 x 128 x 2
+    assert cells["sent in a step"] == "8.3 MB"  # 4,161,528 + 4,161,024
+    assert cells["rows scored"] == "8.4 M" and cells["draws made"] == "268 M"  # 2 x 4096 x 65536 / 64; 4096 x 65536
+    assert cells["**measured** on one CPU core: draws"] == "0.54 s"
+    assert cells["**measured** on one CPU core: rows"] == "0.42 s"
+    assert cells["checkpoint, all ranks at once, assumed 2 GB/s a rank"] == "12 s"
 
 
 def test_a_block_without_results_is_refused(tmp_path):

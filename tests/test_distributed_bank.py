@@ -79,7 +79,16 @@ def train(name, rank=None, world=None, **options):
         values.append(float(value.detach()) * weight)
         grads.append([f_s.grad, *(p.grad.clone() for p in parameters)])
         optimizer.step()
-    return values, grads, {k: v.clone() for k, v in loss.state_dict().items()}
+    return values, grads, whole_state(loss)
+
+
+def whole_state(loss):
+    """The state dict and, where they are kept, the class sums of both banks."""
+    state = {k: v.clone() for k, v in loss.state_dict().items()}
+    for name, bank in loss.named_modules():
+        if isinstance(bank, MemoryBank) and (sums := bank.current_sums()):
+            state[f"class sums of {name}"] = sums.sums.clone()
+    return state
 
 
 def on_rank(name, options):
@@ -108,6 +117,15 @@ def test_replicas_equal_one_another_to_the_bit_and_one_process(pool, name):
         for other in states:
             assert torch.equal(other[key].nan_to_num(), states[0][key].nan_to_num()), key
         torch.testing.assert_close(states[0][key], value, rtol=1e-4, atol=1e-5, equal_nan=True)
+    assert_holds_what_must_be_equal(name, state)
+
+
+def assert_holds_what_must_be_equal(name, state):
+    """What the checks above have compared between the ranks is the state that there is to compare."""
+    kept = {key.rsplit(".", 1)[-1] for key in state}
+    assert {"log_z", "state", "memory_v1", "memory_v2"} <= kept or name in ("lckt", "dual batch")
+    assert {"_u", "_v"} <= kept or name.startswith("crd")
+    assert ("class sums of contrast.memory_v1" in state) == (name in ("dual bank", "dual all self"))
 
 
 @pytest.mark.parametrize("name", [n for n in LOSSES if n not in ("lckt", "dual batch")])
@@ -117,9 +135,40 @@ def test_shards_equal_one_process(pool, name):
         if key.startswith("contrast.memory_v"):
             assert sum(len(s[key]) for s in states) == N and max(len(s[key]) for s in states) <= -(-N // pool.world)
             torch.testing.assert_close(torch.cat([s[key] for s in states]), value, rtol=1e-4, atol=1e-5)
+        elif key.startswith("class sums"):  # each of its own rows
+            torch.testing.assert_close(sum(s[key] for s in states), value, rtol=1e-4, atol=1e-5)
         else:
             assert all(torch.equal(s[key].nan_to_num(), states[0][key].nan_to_num()) for s in states), key
             torch.testing.assert_close(states[0][key], value, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def with_given_rows(name, shard, alone=0):
+    """Loss, gradient and a bank after a step with explicit contrast_idx, whose positives are not the anchors' own rows.
+
+    alone: one process with the joined batch of so many ranks.
+    """
+    rank, world = ranks()
+    loss = build(name, shard=shard)
+    total = sum(SIZES[alone or world][1])
+    given = torch.randint(N, (total, 7), generator=torch.Generator().manual_seed(3))
+    f_s, f_t, idx, weight = list(batches(alone or world, None if alone else rank))[1]
+    first = 0 if alone else sum(SIZES[world][1][:rank])
+    f_s = f_s.requires_grad_()
+    value = loss(f_s, f_t, idx, given[first : first + len(idx)]) * weight
+    value.backward()
+    return float(value.detach()), f_s.grad, loss.contrast.memory_v1.rows
+
+
+@pytest.mark.parametrize("shard", [None, "rank"])
+@pytest.mark.parametrize("name", ["crd", "dual self"])
+def test_explicit_rows_equal_one_process(pool, name, shard):
+    value, grad, rows = with_given_rows(name, None, alone=pool.world)
+    parts = pool.run(with_given_rows, name, shard)
+    assert sum(p[0] for p in parts) / pool.world == pytest.approx(value, rel=2e-5)
+    ours = torch.cat([p[1] for p in parts]) / pool.world
+    torch.testing.assert_close(ours, grad, rtol=2e-5, atol=2e-5 * float(grad.abs().max()))
+    held = torch.cat([p[2] for p in parts]) if shard else parts[0][2]
+    torch.testing.assert_close(held, rows, rtol=1e-4, atol=1e-5)
 
 
 def wrapped(whole_model):
@@ -163,17 +212,21 @@ def test_replicas_are_bit_identical_after_many_uneven_steps(pool):
     assert int(replicas[0]["contrast.sampler.state"][1]) == 40
 
 
-def functional_values(source, k):
+def sampler_of(source, k, expected):
+    options = {"class": {"labels": LABELS}, "weighted": {"weights": torch.arange(N) % 4 + 0.5}}
+    return NegativeSampler(N, k, seed=2, expected=expected, **options.get(source, {"exclude": source}))
+
+
+def functional_values(source, k, plan, expected):
     """The three functions on a sharded MemoryBank, and the bank after an update with duplicates across ranks."""
     rank, world = ranks()
     f_s, _, idx, _ = list(batches(world, rank))[1]
-    options = {"class": {"labels": LABELS}, "weighted": {"weights": torch.arange(N) % 4 + 0.5}}
-    negatives = NegativeSampler(N, k, seed=2, **options.get(source, {"exclude": source}))
+    negatives = sampler_of(source, k, expected)
     anchor = torch.nn.functional.pad(f_s, (0, D - S_DIM)).requires_grad_()
     bank = MemoryBank(N, D, seed=4, shard="rank")
-    log_z = F.bank_log_z(anchor, bank, idx, negatives=negatives)
-    nce = F.bank_nce(anchor, bank, idx, negatives=negatives, log_z=log_z)
-    mean = F.bank_mean_score(anchor, bank, idx, negatives=negatives)
+    log_z = F.bank_log_z(anchor, bank, idx, negatives=negatives, plan=plan)
+    nce = F.bank_nce(anchor, bank, idx, negatives=negatives, log_z=log_z, plan=plan)
+    mean = F.bank_mean_score(anchor, bank, idx, negatives=negatives, plan=plan)
     rows = torch.randint(N, (len(idx), 6), generator=torch.Generator().manual_seed(rank))
     given = F.bank_nce(anchor, bank, idx, negatives=rows, log_z=log_z)
     (grad,) = torch.autograd.grad((nce + 3 * mean).sum(), anchor)
@@ -181,18 +234,24 @@ def functional_values(source, k):
     return anchor.detach(), idx, rows, log_z, nce.detach(), mean.detach(), given.detach(), grad, bank.rows
 
 
-@pytest.mark.parametrize("source, k", [("class", 7), ("none", "all"), ("self", 7), ("weighted", 9), ("class", "all")])
-def test_functions_on_a_sharded_bank(pool, source, k):
-    parts = pool.run(functional_values, source, k)
+SAMPLERS = [("class", 7), ("none", "all"), ("self", 7), ("weighted", 9), ("class", "all"), ("self", 60), ("none", 61)]
+
+
+@pytest.mark.parametrize(
+    "source, k, plan, expected",
+    [(*s, plan, False) for s in SAMPLERS for plan in ("auto", "gather", "dense") if (s[1], plan) != ("all", "gather")]
+    + [(*s, "auto", True) for s in (("class", 7), ("self", 20))],
+)
+def test_functions_on_a_sharded_bank(pool, source, k, plan, expected):
+    parts = pool.run(functional_values, source, k, plan, expected)
     anchor, idx, rows, _, nce, mean, given, grad, held = (
         torch.cat([p[i] for p in parts]) if i != 3 else None for i in range(9)
     )
-    options = {"class": {"labels": LABELS}, "weighted": {"weights": torch.arange(N) % 4 + 0.5}}
-    negatives = NegativeSampler(N, k, seed=2, **options.get(source, {"exclude": source}))
+    negatives = sampler_of(source, k, expected)
     bank, anchor = MemoryBank(N, D, seed=4), anchor.requires_grad_()
-    log_z = F.bank_log_z(anchor, bank, idx, negatives=negatives)
-    ours = F.bank_nce(anchor, bank, idx, negatives=negatives, log_z=log_z)
-    means = F.bank_mean_score(anchor, bank, idx, negatives=negatives)
+    log_z = F.bank_log_z(anchor, bank, idx, negatives=negatives, plan=plan)
+    ours = F.bank_nce(anchor, bank, idx, negatives=negatives, log_z=log_z, plan=plan)
+    means = F.bank_mean_score(anchor, bank, idx, negatives=negatives, plan=plan)
     close = {"rtol": 2e-5, "atol": 1e-5}
     for p in parts:
         torch.testing.assert_close(p[3], log_z, **close)
@@ -209,6 +268,7 @@ def traffic(shard, n, k, z):
     loss = CRDLoss(S_DIM, T_DIM, n, feat_dim=D, nce_k=k, seed=1, exclude="self", shard=shard)
     if z:
         loss.contrast.log_z.fill_(8.0)
+    loss.require_alike()  # once in a loss's life
     seen = {"all_gather": 0, "all_to_all_single": 0}
     originals = {name: getattr(dist, name) for name in seen}
 

@@ -155,6 +155,18 @@ def damage(file, how):
         file.unlink()
 
 
+def goes_on(source, directory):
+    """The rest of the run in a copy of `source`: two whole checkpoints and their banks."""
+    shutil.copytree(source, directory)
+    history, _ = train(directory, "wcord", SHARDED)
+    assert [row["epoch"] for row in history] == [1, 2]
+    for epoch, name in ((2, "checkpoint.pt"), (1, "checkpoint.prev.pt")):
+        state = load(directory / name)
+        shards.verify(directory / name, state)
+        assert state["epoch"] == epoch
+    assert len(list(directory.glob("banks-*"))) == 2
+
+
 @pytest.mark.parametrize("how", ["truncated", "flipped", "missing"])
 @pytest.mark.parametrize("name", ["__1_0.distcp", ".metadata", "checkpoint.pt"])
 def test_a_damaged_checkpoint_is_told_and_the_one_before_loads(finished, tmp_path, caplog, name, how):
@@ -170,6 +182,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_loads(finished, tmp_pat
     assert_same(state, first)
     if not (name == "checkpoint.pt" and how == "missing"):
         assert str(file) in caplog.text and "going on from" in caplog.text
+    goes_on(directory, tmp_path / "on")
     other = directory / name.replace("checkpoint", "checkpoint.prev") if name == "checkpoint.pt" else file
     damage(directory / "banks-000001" / "__0_0.distcp", "flipped")
     if other != file or how != "missing":
@@ -212,3 +225,20 @@ def test_a_stage_is_run_by_one_process_and_methods_without_state_train(pools, tm
     assert (tmp_path / "ft" / "stage" / "checkpoint.pt").exists()
     accumulated = pools[2].run(train, tmp_path / "accumulated", "wcord", {**REPLICATED, "accumulate": 2})
     assert_same(accumulated[0][1], accumulated[1][1])
+
+
+def written_apart(directory):
+    """Each rank in a folder of its own, as on machines without a common file system: what was said."""
+    run = make_run(directory / str(ranks().rank), "wcord", **SHARDED)
+    (directory / str(ranks().rank)).mkdir()
+    try:
+        shards.save(run.directory, {"epoch": 1, "method": {}}, run.method)
+    except OutputError as error:
+        return str(error)
+    return ""
+
+
+def test_ranks_that_share_no_file_system_are_told_at_the_first_checkpoint(pools, tmp_path):
+    said, *others = pools[3].run(written_apart, tmp_path)
+    assert "no __1_0.distcp here" in said and "one file system" in said and others == ["", ""]
+    assert not (tmp_path / "0" / "checkpoint.pt").exists()

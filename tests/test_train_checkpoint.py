@@ -63,6 +63,8 @@ def test_a_damaged_one_falls_back_to_the_previous(directory, damage, caplog):
     assert checkpoint.load_latest(directory, SPEC)["epoch"] == 1
     told = "" if damage == "missing" else f"going on from {directory / PREVIOUS} (epoch 1)"
     assert told in caplog.text
+    checkpoint.save(directory, state(2))  # as the run goes on: again there are two good ones
+    assert [checkpoint.load(directory / name)["epoch"] for name in (CURRENT, PREVIOUS)] == [2, 1]
 
 
 def test_two_damaged_ones_are_an_error_that_names_both(directory):

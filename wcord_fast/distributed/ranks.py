@@ -87,7 +87,7 @@ def scatter_sums(values: Tensor, sizes: Sequence[int]) -> Tensor:
     if world == 1:
         return values
     own = sizes[rank]
-    flat = values.contiguous().view(values.shape[0], -1).view(torch.uint8)  # [sum(sizes), bytes per row]
+    flat = _bytes(values)  # [sum(sizes), bytes per row]
     parts = flat.new_empty(world * own, flat.shape[1])
     dist.all_to_all_single(parts, flat, [own] * world, list(sizes))
     _count((values.shape[0] - own) * flat.shape[1])
@@ -124,7 +124,8 @@ def share_of(total: int, part: Ranks) -> range:
 
 def _bytes(tensor: Tensor) -> Tensor:
     """[n, ...] -> uint8 [n, bytes per row]."""
-    tensor = tensor.detach().contiguous()
+    # A single row of any stride calls itself contiguous, and cannot be seen as bytes: only a copy has our strides.
+    tensor = tensor.detach().clone(memory_format=torch.contiguous_format)
     width = math.prod(tensor.shape[1:])
     return tensor.view(tensor.shape[0], width).view(torch.uint8)
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..distributed.alike import require_alike
 from ..distributed.ddp import own_state
 from ..distributed.ranks import gather_rows, ranks
 from ..functional.bank import draw_spec, log_z_pair, mean_score_pair, nce_pair
@@ -201,7 +202,9 @@ class ContrastiveLoss(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self._alike = False
         self.register_load_state_dict_pre_hook(_refuse_misfits)
+        self.register_load_state_dict_post_hook(_unsure)
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
@@ -220,6 +223,23 @@ class ContrastiveLoss(nn.Module):
         with torch.no_grad():
             anchors = torch.stack((self.embed_s(f_s), self.embed_t(f_t)))
             self.contrast.update_(anchors, idx, join(anchors, idx) if ranks().world > 1 else None, momentum=0.0)
+
+    def require_alike(self) -> None:
+        """ValueError, on every rank, unless all ranks have made this loss alike: options, labels, seed, step.
+
+        Collective. In a process group the first training forward does it, and the first after a state dict was loaded.
+        """
+        facts = []
+        if self.contrast is not None:
+            bank, state = self.contrast.memory_v1, self.contrast.sampler.state
+            if bank.shard is not None and bank.ranks != ranks():
+                raise ValueError(
+                    f"shard: the banks were made by rank {bank.ranks.rank} of {bank.ranks.world}, this is rank "
+                    f"{ranks().rank} of {ranks().world}; make the loss after init_process_group"
+                )
+            facts = [self.contrast.sampler.fingerprint(), f"seed {self.contrast.sampler.seed}, step {int(state[1])}"]
+        require_alike(self, facts, self.embed_s.linear.bias.device)
+        self._alike = True
 
     def _check(self, f_s: Tensor, f_t: Tensor, idx: Tensor, contrast_idx: Tensor | None) -> None:
         """Everything that can be said before any work: a refused call has changed nothing."""
@@ -240,6 +260,8 @@ class ContrastiveLoss(nn.Module):
             checks.rows_in_range("idx", idx, self.n_data)
             if contrast_idx is not None:
                 checks.rows_in_range("contrast_idx", contrast_idx, self.n_data)
+        if self.training and not self._alike and ranks().world > 1:
+            self.require_alike()
 
 
 def _to_repdistiller(module: Contrast, state_dict, prefix, *_):
@@ -266,6 +288,10 @@ def _refuse_misfits(module: ContrastiveLoss, state_dict, prefix, *_):
         errors += _other_options(module.contrast, f"{prefix}contrast.", params)
     if errors:
         raise RuntimeError("\n\t".join([f"Error(s) in loading state_dict for {type(module).__name__}:", *errors]))
+
+
+def _unsure(module: ContrastiveLoss, _keys) -> None:
+    module._alike = False
 
 
 def _from_repdistiller(module: Contrast, state_dict, prefix, _metadata, _strict, _missing, _unexpected, error_msgs):

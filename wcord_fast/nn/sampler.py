@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -129,6 +130,12 @@ class NegativeSampler(nn.Module):
         offset = checks.integer("anchor_offset", anchor_offset, least=0, below=2**32)
         tables = [getattr(self, name) for name in TABLES[self.source]]
         return DrawSpec(self.source, self.k, self.replacement, self.expected, offset, tables)
+
+    def fingerprint(self) -> str:
+        """A line that tells samplers of other labels or weights apart."""
+        tables = [getattr(self, name) for name in TABLES[self.source][1:]]
+        sums = [zlib.crc32(t.cpu().contiguous().numpy().data) for t in tables if t is not None]
+        return f"{self.source}, checksums of its tables {sums}"
 
     def extra_repr(self) -> str:
         k = "'all'" if self.k == ALL else self.k

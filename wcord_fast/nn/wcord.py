@@ -259,7 +259,7 @@ class WCoRDLoss(ContrastiveLoss):
         return (
             f"critic={self.critic!r}, lambda_gckt={self.lambda_gckt}, lambda_lckt={self.lambda_lckt}, "
             f"negatives={self.negatives!r}, lckt_features={self.lckt_features!r}, "
-            f"lckt_reduction={self.lckt_reduction!r}"
+            f"lckt_reduction={self.lckt_reduction!r}, ot_scope={self.ot_scope!r}"
         )
 
 

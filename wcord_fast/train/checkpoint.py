@@ -52,6 +52,8 @@ def load_latest(
 ) -> dict[str, Any] | None:
     """The directory's checkpoint, or the previous one if the last cannot be read; None if there is none.
 
+    The previous one then takes the place of the damaged one: the next save would else replace it by the damaged one.
+
     Args:
         directory: of the run.
         spec: what the run is: nested plain values that must equal those in the checkpoint.
@@ -59,6 +61,7 @@ def load_latest(
     Raises:
         CheckpointError: every file there is damaged, or the checkpoint is of another run (the message names the
             first values that differ).
+        OutputError: the directory cannot be written.
     """
     damage: list[str] = []
     for path in (directory / CURRENT, directory / PREVIOUS):
@@ -74,10 +77,19 @@ def load_latest(
         for line in damage:
             log.warning("%s; going on from %s (epoch %d)", line, path, state["epoch"])
         require_same(path, state["spec"], spec)
+        if damage:
+            _promote(path, directory / CURRENT)
         return state
     if damage:
         raise CheckpointError("; ".join(damage) + "; use --restart to start over")
     return None
+
+
+def _promote(good: Path, damaged: Path) -> None:
+    try:
+        os.replace(good, damaged)
+    except OSError as error:
+        raise files.cannot_write(damaged, error) from None
 
 
 def load(path: Path) -> dict[str, Any]:

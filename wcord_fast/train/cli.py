@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from .. import __version__
+from ..distributed import ranks
 from . import checkpoint, report
 from . import table as tables
 from .arguments import Arguments
@@ -25,7 +26,7 @@ from .export import export
 from .logs import to_screen
 from .meters import NonFiniteLoss
 from .parser import UsageError, parse
-from .ranks import LOST, is_main, peer_lost, process_group, speaks_first
+from .ranks import LOST, is_main, peer_lost, process_group, speaks_first, tell_launcher
 from .runs import Workbench
 
 log = logging.getLogger("wcord_fast")
@@ -65,6 +66,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     try:
         with process_group():
+            if ranks().world > 1 and name not in ON_MANY:
+                raise UsageError(f"expected one process, got {ranks().world}; {' and '.join(ON_MANY)} run on several")
             status = COMMANDS[name](rest)
             sys.stdout.flush()
         return status
@@ -74,13 +77,13 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output has left (`| head`): finished epochs are kept, nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (CheckpointError, NonFiniteLoss, MemoryError, NotImplementedError, OSError, ValueError) as error:
-        _complain(name, error)
-        return 1
-    except RuntimeError as error:
-        if not _of_the_machine(error) and not peer_lost(error):
+    except Exception as error:
+        if not _expected(error):  # a defect: one process shows where
+            if not speaks_first():
+                return 1
+            tell_launcher(f"{type(error).__name__}: {error}")
             raise
-        _complain(name, LOST if peer_lost(error) else str(error).splitlines()[0])
+        _complain(name, error)
         return 1
     except KeyboardInterrupt:
         _complain(name, "interrupted; the same command goes on after the last epoch")
@@ -172,18 +175,37 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "info": info,
     "completion": completion,
 }
+ON_MANY = ("distill", "teacher")  # what several processes do together
 
 
-def _complain(name: str, error: Exception | str) -> None:
+def _complain(name: str, error: BaseException | str) -> None:
     """One message on the screen, also where many processes have the same to say."""
+    said = f"wcord-fast {name}: {_sentence(error)}"
     if speaks_first():
-        print(f"wcord-fast {name}: {str(error) or 'out of memory'}", file=sys.stderr, flush=True)
+        print(said, file=sys.stderr, flush=True)
+        if isinstance(error, str) or not peer_lost(error):  # else the launcher knows better who was the first to go
+            tell_launcher(said)
 
 
-def _of_the_machine(error: RuntimeError) -> bool:
-    """Whether it says that the machine cannot do what was asked, no defect of ours: memory, or a named backend."""
+def _expected(error: Exception) -> bool:
+    """Whether `error` is about what was asked, or about the machine: no defect of ours."""
+    told = (CheckpointError, NonFiniteLoss, MemoryError, NotImplementedError, OSError, ValueError)
+    return isinstance(error, told) or peer_lost(error) or _of_the_machine(error)
+
+
+def _of_the_machine(error: Exception) -> bool:
+    """Whether it says that the machine cannot do what was asked: memory, or a named backend."""
     said = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or said.startswith("backend=") or "can't allocate memory" in said
+    return isinstance(error, RuntimeError) and (
+        isinstance(error, torch.OutOfMemoryError) or said.startswith("backend=") or "can't allocate memory" in said
+    )
+
+
+def _sentence(error: BaseException | str) -> str:
+    said = str(error) or "out of memory"
+    if isinstance(error, Exception) and peer_lost(error):
+        return LOST
+    return said.splitlines()[0] if isinstance(error, Exception) and _of_the_machine(error) else said
 
 
 def _dry_run(argv: list[str]) -> tuple[list[str], bool]:

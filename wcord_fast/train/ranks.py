@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import datetime
 import inspect
+import json
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -38,7 +41,7 @@ LOST = (
 def process_group() -> Iterator[None]:
     """Inside, torch.distributed is initialised if torchrun started this process as one of several.
 
-    Every rank but 0 is silent on standard output. With CUDA a process takes the device of its LOCAL_RANK.
+    Every rank but 0 is silent, but for what goes wrong. With CUDA a process takes the device of its LOCAL_RANK.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ or dist.is_initialized():
         yield
@@ -53,6 +56,7 @@ def process_group() -> Iterator[None]:
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
     if not is_main():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (until the process ends)
+        warnings.simplefilter("ignore")  # rank 0 has the same
     yield  # on an error the process ends, and with it its connections: the others notice
     dist.barrier()
     dist.destroy_process_group()
@@ -81,10 +85,20 @@ def speaks_first() -> bool:
     return first
 
 
+def tell_launcher(message: str) -> None:
+    """Leave `message` where torchrun looks for it: it repeats it at the end of its own report."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        with suppress(OSError):
+            said = {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}
+            Path(file).write_text(json.dumps({"message": said}))
+
+
 def peer_lost(error: BaseException) -> bool:
     """Whether `error` says that a collective has lost a process."""
     said = str(error)
-    return ranks().world > 1 and (isinstance(error, dist.DistError) or "gloo" in said or "Connection" in said)
+    by_gloo = type(error) is RuntimeError and ("gloo" in said or "Connection" in said)
+    return ranks().world > 1 and (by_gloo or isinstance(error, dist.DistError))
 
 
 def from_main(make: Callable[[], T]) -> T:
@@ -94,6 +108,16 @@ def from_main(make: Callable[[], T]) -> T:
     box: list[Any] = [make() if is_main() else None]
     dist.broadcast_object_list(box, 0, device=_host())
     return box[0]
+
+
+def to_main(value: T) -> list[T]:
+    """`value` of every rank, in rank order, on rank 0; elsewhere nothing."""
+    rank, world = ranks()
+    if world == 1:
+        return [value]
+    everyone: list[Any] = [None] * world if rank == 0 else []
+    dist.gather_object(value, everyone or None, dst=0)
+    return everyone
 
 
 def wrap(network: nn.Module) -> nn.Module:
@@ -113,10 +137,11 @@ def sync_if(last: bool, network: nn.Module):
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """The gradients become their means over ranks, by one message. All ranks have gradients of the same parameters."""
-    grads = [p.grad for p in parameters if p.grad is not None]
-    if ranks().world == 1 or not grads:
+    if ranks().world == 1:
         return
-    _average(grads)
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if grads:
+        _average(grads)
 
 
 @torch.no_grad()

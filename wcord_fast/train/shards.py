@@ -12,7 +12,8 @@ import shutil
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,14 @@ from ..distributed.ranks import ranks
 from ..nn.memory_bank import MemoryBank
 from . import checkpoint, files
 from .checkpoint import CheckpointError
-from .ranks import from_main, is_main
+from .ranks import from_main, is_main, to_main
 
 log = logging.getLogger(__name__)
 
 FOLDER = "banks-"
+METADATA = ".metadata"
 BLOCK = 1 << 24  # bytes read at a time
+READERS = 16  # files read at once, by one process: reading and zlib.crc32 leave Python's lock
 
 
 def save(directory: Path, state: dict[str, Any], method: nn.Module) -> None:
@@ -69,31 +72,40 @@ def verify(path: Path, state: dict[str, Any]) -> None:
         return
     with checkpoint.usable(path):
         folder, listed = path.parent / state["banks"]["folder"], state["banks"]["files"]
-        for name, (size, checksum) in listed.items():
+        for name, (size, _) in listed.items():
             file = folder / name
             if not file.is_file():
                 raise CheckpointError(f"{file}: no such file, but {path} needs it")
             if file.stat().st_size != size:
                 raise CheckpointError(f"{file}: damaged, expected {size} bytes, got {file.stat().st_size}")
-            if _checksum(file) != checksum:
-                raise CheckpointError(f"{file}: damaged, its checksum is wrong")
+        with ThreadPoolExecutor(READERS) as pool:
+            found = pool.map(_checksum, (folder / name for name in listed))
+            for (name, (_, checksum)), now in zip(listed.items(), found, strict=True):
+                if now != checksum:
+                    raise CheckpointError(f"{folder / name}: damaged, its checksum is wrong")
 
 
 def _write(folder: Path, banks: dict[str, MemoryBank]) -> dict[str, list[int]]:
-    """Write the shards; size and checksum of each file, by name (on rank 0)."""
+    """Write the shards; size and checksum of each file, by name (on rank 0). Each rank reads what it has written."""
     if is_main():
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed here
     try:
         writer = dcp.FileSystemWriter(str(folder), single_file_per_rank=True, sync_files=True)
         with _alone_is_fine():
-            dcp.save({n: _global(b) for n, b in banks.items()}, storage_writer=writer, no_dist=ranks().world == 1)
+            parts = {n: _global(b) for n, b in banks.items()}
+            metadata = dcp.save(parts, storage_writer=writer, no_dist=ranks().world == 1)
     except (dcp.CheckpointException, OSError) as error:
         if is_main():
             shutil.rmtree(folder, ignore_errors=True)
         raise files.cannot_write(folder, _reason(error)) from None
-    if not is_main():
-        return {}
-    return {f.name: [f.stat().st_size, _checksum(f)] for f in sorted(folder.iterdir())}
+    own, names = f"__{ranks().rank}_", {stored.relative_path for stored in metadata.storage_data.values()}
+    mine = {name for name in names if name.startswith(own)} | ({METADATA} if is_main() else set())
+    listed = to_main({name: [(folder / name).stat().st_size, _checksum(folder / name)] for name in sorted(mine)})
+    for name in sorted(names) if is_main() else ():
+        if not (folder / name).is_file():
+            reason = f"no {name} here, which another process has written; all need one file system"
+            raise files.cannot_write(folder, OSError(None, reason))
+    return {name: found for part in listed for name, found in part.items()}
 
 
 def _read(folder: Path, banks: dict[str, MemoryBank]) -> None:
@@ -128,7 +140,7 @@ def _prune(directory: Path) -> None:
     """Remove the banks that neither of the two checkpoints names."""
     named = set()
     for name in (checkpoint.CURRENT, checkpoint.PREVIOUS):
-        if (directory / name).exists():
+        with suppress(CheckpointError):  # no such file, or one that a run with --restart found damaged
             named.add(checkpoint.read(directory / name).get("banks", {}).get("folder"))
     for folder in directory.glob(f"{FOLDER}*"):
         if folder.name not in named:

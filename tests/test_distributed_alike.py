@@ -1,0 +1,69 @@
+"""Losses that the ranks have made differently, or for another group: said on every rank, before anything changes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from wcord_fast import CRDLoss
+from wcord_fast.distributed import ranks
+
+from .rank_pool import Pool
+
+N, D, S_DIM, T_DIM = 61, 12, 7, 9
+LABELS = torch.arange(N) % 5
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def pool(request):
+    pool = Pool(request.param)
+    yield pool
+    pool.close()
+
+
+UNLIKE = {  # what rank 1 makes otherwise, and what is said of it
+    "seed": ({"seed": 12}, "'seed 12, step 0' where rank 0 has 'seed 11, step 0'"),
+    "labels": ({"labels": LABELS.flip(0)}, "checksums of its tables"),
+    "momentum": ({"nce_m": 0.9}, "momentum=0.9"),
+    "k": ({"nce_k": 8}, "k=8"),
+    "shard": ({"shard": "rank"}, "shard='rank'"),
+}
+
+
+def unlike(what):
+    options = {"nce_k": 9, "labels": LABELS, "seed": 11} | (UNLIKE[what][0] if ranks().rank == 1 else {})
+    loss = CRDLoss(S_DIM, T_DIM, N, feat_dim=D, **options)
+    with pytest.raises(ValueError) as error:
+        loss(torch.ones(2, S_DIM), torch.ones(2, T_DIM), torch.tensor([0, 1]))
+    return str(error.value), int(loss.contrast.sampler.step)
+
+
+@pytest.mark.parametrize("what", UNLIKE)
+def test_losses_that_the_ranks_made_differently_are_told_before_anything_changes(pool, what):
+    for said, step in pool.run(unlike, what):
+        assert "CRDLoss: all ranks must make it alike, but rank 1 has" in said and UNLIKE[what][1] in said
+        assert step == 0
+
+
+def of_another_group():
+    """A loss whose state dict is another rank's, and one whose banks were made for another number of ranks."""
+    loss = CRDLoss(S_DIM, T_DIM, N, feat_dim=D, nce_k=9, seed=1)
+    batch = (torch.ones(2, S_DIM), torch.ones(2, T_DIM), torch.tensor([0, 1]))
+    loss(*batch)
+    if ranks().rank == 1:
+        loss.contrast.sampler.advance()
+    loss.load_state_dict(loss.state_dict())
+    with pytest.raises(ValueError) as unlike:
+        loss(*batch)
+    early = CRDLoss(S_DIM, T_DIM, N, feat_dim=D, nce_k=9, seed=1, shard="rank")
+    for bank in (early.contrast.memory_v1, early.contrast.memory_v2):
+        bank.ranks = type(bank.ranks)(0, 1)  # as before init_process_group
+    with pytest.raises(ValueError) as made_early:
+        early(*batch)
+    return str(unlike.value), str(made_early.value)
+
+
+def test_a_state_of_another_rank_and_banks_made_before_the_group_are_told(pool):
+    for unlike, early in pool.run(of_another_group):
+        assert "'seed 1, step 2' where rank 0 has 'seed 1, step 1'" in unlike
+        assert "make the loss after init_process_group" in early

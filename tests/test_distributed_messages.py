@@ -1,0 +1,86 @@
+"""What several processes say when something is wrong: one message, and the end of all."""
+
+from __future__ import annotations
+
+import pytest
+
+from . import faulty_rank
+from .faulty_job import command, last_epoch, make_teacher, ours, torchrun, tracebacks
+from .rank_pool import launch
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return make_teacher(tmp_path_factory.mktemp("teacher") / "teacher.pt")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_defect_on_one_rank_is_shown_once_and_ends_all(teacher, tmp_path, rank):
+    ended = command(tmp_path, teacher, fault=f"bug:{rank}")
+    assert ended.codes == [1, 1]
+    assert "LookupError: of a user's network" in ended.err[rank] and tracebacks(ended) == 1
+    assert ended.err[1 - rank] == ""
+    assert last_epoch(tmp_path) == 1
+
+
+def test_a_defect_of_all_ranks_is_shown_once(teacher, tmp_path):
+    ended = command(tmp_path, teacher, fault="bug:all")
+    assert ended.codes == [1, 1]
+    assert "".join(ended.err).count("LookupError: of") == 1 and tracebacks(ended) == 1
+
+
+@pytest.mark.parametrize("rank", ["1", "all"])
+def test_a_loss_that_is_nan_on_one_rank_is_told_once(teacher, tmp_path, rank):
+    ended = command(tmp_path, teacher, fault=f"nan:{rank}")
+    assert ended.codes == [1, 1]
+    (said,) = "".join(ended.err).splitlines()
+    assert said.startswith("wcord-fast distill: the loss term 'ce' became NaN or infinite in step 1 of epoch 2")
+    assert last_epoch(tmp_path) == 1
+
+
+@pytest.mark.parametrize("fault, said", [("step:1", "ended without a word"), ("nan:1", "'ce' became NaN")])
+def test_under_another_launcher_too_all_end_with_one_message(teacher, tmp_path, fault, said):
+    ended = command(tmp_path, teacher, fault=fault, agent=False)
+    assert 0 not in ended.codes
+    (line,) = [line for text in ended.err for line in ours(text)]
+    assert said in line
+
+
+def test_a_mistake_is_told_once(teacher, tmp_path):
+    ended = command(tmp_path, teacher, "--batch-size=1")
+    said = [line for text in ended.err for line in ours(text)]
+    assert said == ["wcord-fast distill: batch_size: expected at least one image for each of 2 processes, got 1"]
+
+
+def test_a_disk_that_fills_up_at_rank_0_is_told_once_and_the_run_goes_on_later(teacher, tmp_path):
+    ended = command(tmp_path, teacher, fault="disk:0")
+    assert ended.codes == [1, 1]
+    (said,) = "".join(ended.err).splitlines()
+    assert (
+        said == f"wcord-fast distill: output_dir: cannot write {tmp_path}/wcord/checkpoint.pt: No space left on device"
+    )
+    assert last_epoch(tmp_path) == 1
+    again = command(tmp_path, teacher)
+    assert again.codes == [0, 0] and "going on after epoch 1" in again.out[0]
+
+
+def test_a_warning_is_given_by_one_rank(teacher, tmp_path):
+    ended = command(tmp_path, teacher, "--epochs=1", "--wcord.num-negatives=95")
+    assert ended.codes == [0, 0]
+    assert ["exceeds a pool of 90 rows" in text for text in ended.err] == [True, False]
+
+
+@pytest.mark.parametrize("name", ["table", "evaluate"])
+def test_commands_for_one_process_say_so(tmp_path, name):
+    ended = launch(2, tmp_path, faulty_rank.run, "", [name, "--help"])
+    said = [line for text in ended.err for line in ours(text)]
+    assert said == [f"wcord-fast {name}: expected one process, got 2; distill and teacher run on several"]
+    assert ended.codes == [2, 2]
+
+
+@pytest.mark.slow
+def test_torchrun_ends_with_what_went_wrong(teacher, tmp_path):
+    done = torchrun("nan:1", tmp_path, teacher)
+    assert done.returncode == 1
+    _, _, report = done.stderr.partition("Root Cause")
+    assert "wcord-fast distill: the loss term 'ce' became NaN" in report
