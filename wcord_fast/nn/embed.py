@@ -71,6 +71,8 @@ def check_features(name: str, features: Tensor, embed: Embed, batch: int | None 
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(features).__name__}")
     if not features.is_floating_point():
         raise TypeError(f"{name}: expected a floating dtype, got {features.dtype}")
+    if features.layout != torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got layout {features.layout}")
     shape = list(features.shape)
     if features.dim() < 2 or features.shape[0] < 1 or features[0].numel() != width:
         raise ValueError(f"{name}: expected shape [B, {width}] (or [B, ...] with {width} values each), got {shape}")
