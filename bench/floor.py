@@ -1,0 +1,41 @@
+"""What no code on this CPU can beat: arithmetic at the speed of PyTorch's matrix product, bytes at that of a sum."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+
+import torch
+
+SIDE, BYTES = 1024, 1 << 27  # a product that is all arithmetic, and a vector that no cache holds
+
+
+def best_ms(call: Callable[[], object], repeats: int = 7) -> float:
+    """The shortest of some calls: other work on the machine only ever adds."""
+    found = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        found.append(1e3 * (time.perf_counter() - start))
+    return min(found)
+
+
+@functools.cache
+def speeds(threads: int) -> tuple[float, float]:
+    """(floating-point operations, bytes read) per millisecond by `threads` threads, which must be torch's number."""
+    a, b, c = (torch.ones(SIDE, SIDE) for _ in range(3))
+    x = torch.ones(BYTES // 4)
+    return 2 * SIDE**3 / best_ms(lambda: torch.mm(a, b, out=c)), BYTES / best_ms(x.sum)
+
+
+def floor_ms(operations: float, read: float) -> float:
+    """Milliseconds for so many floating-point operations and bytes, whichever takes longer; measured once a process."""
+    per_operation, per_byte = speeds(torch.get_num_threads())
+    return max(operations / per_operation, read / per_byte)
+
+
+def critic_floor_ms(batch: int, k: int, num_data: int, dim: int) -> float:
+    """Both directions: 2 D operations for each score and 2 D for its share of the gradient; each drawn row read once."""
+    rows = num_data * (1 - (1 - min(1.0, k / num_data)) ** batch)  # expected number of different rows
+    return floor_ms(2 * batch * (k + 1) * 4 * dim, 2 * rows * dim * 4)
