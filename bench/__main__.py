@@ -22,13 +22,17 @@ def quick(arguments: list[str]) -> int:
     p.add_argument("--out", help="folder of the result files (default: nothing is written)")
     options = p.parse_args(arguments)
     more = ["--out", options.out] if options.out else []
-    begun, wrong = time.perf_counter(), []
+    took: dict[str, float] = {}
+    wrong = []
     for subject in QUICK:
         print(f"\n== {subject}", flush=True)
         command = [sys.executable, "-m", "bench", subject, "--quick", *more]
+        begun = time.perf_counter()
         if subprocess.run(command, check=False).returncode:
             wrong.append(subject)
-    print(f"\n{len(QUICK)} subjects in {time.perf_counter() - begun:.0f} s:", end=" ")
+        took[subject] = time.perf_counter() - begun
+    each = ", ".join(f"{subject} {seconds:.0f}" for subject, seconds in took.items())
+    print(f"\n{sum(took.values()):.0f} s ({each}):", end=" ")
     print(f"FAILED: {', '.join(wrong)}" if wrong else "every form of ours is right")
     return int(bool(wrong))
 

@@ -32,7 +32,9 @@ class Contest:
     notes: Row = field(default_factory=dict)
 
     def title(self) -> str:
-        return ", ".join(f"{key} {value:,}" if isinstance(value, int) else str(value) for key, value in self.sizes.items())
+        return ", ".join(
+            f"{key} {value:,}" if isinstance(value, int) else str(value) for key, value in self.sizes.items()
+        )
 
 
 def measure(contest: Contest, repeats: int, clock: str = "wall") -> list[Row]:

@@ -36,6 +36,6 @@ def floor_ms(operations: float, read: float) -> float:
 
 
 def critic_floor_ms(batch: int, k: int, num_data: int, dim: int) -> float:
-    """Both directions: 2 D operations for each score and 2 D for its share of the gradient; each drawn row read once."""
+    """Both directions: 2 D operations a score and 2 D for its share of the gradient; each drawn row read once."""
     rows = num_data * (1 - (1 - min(1.0, k / num_data)) ** batch)  # expected number of different rows
     return floor_ms(2 * batch * (k + 1) * 4 * dim, 2 * rows * dim * 4)
