@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from bench import report
+from bench import report, report_tables
 from bench.results_file import RESULTS
 
 
@@ -23,10 +23,10 @@ def test_the_pages_show_the_committed_results():
 def test_a_new_row_replaces_the_old_one(tmp_path):
     shutil.copy(RESULTS / "bank.jsonl", tmp_path)
     row = next(r for r in report.read("bank") if r.get("form") == "gather" and r["batch"] == 64 and r.get("simd"))
-    before = report.bank_table(report.read("bank", tmp_path))
+    before = report_tables.bank_table(report.read("bank", tmp_path))
     with (tmp_path / "bank.jsonl").open("a") as f:
         f.write(json.dumps(row | {"simd": "avx512", "ms": {"p20": 1.0, "p50": 1.234, "p80": 2.0}}) + "\n")
-    after = report.bank_table(report.read("bank", tmp_path))
+    after = report_tables.bank_table(report.read("bank", tmp_path))
     assert "**1.23** (gather)" in after and "**1.23** (gather)" not in before
 
 
@@ -52,7 +52,7 @@ def test_differences_that_may_be_zero_are_not_separated():
         for variant, values in accuracies.items()
         for seed, value in enumerate(values)
     ]
-    shown = report.accuracy_table(rows)
+    shown = report_tables.accuracy_table(rows)
     better, unclear = (next(x for x in shown.splitlines() if x.startswith(f"| {v}")) for v in ("better", "unclear"))
     assert "+1.00 [+0.75, +1.25]" in better and "not separated" not in better
     assert "not separated" in unclear
