@@ -1,4 +1,4 @@
-"""`python -m bench report`: the tables and measured sentences of the pages, and the plots, from the committed result files.
+"""`python -m bench report`: the pages' tables and measured sentences, and the plots, from committed result files.
 
 What is generated stands between `<!-- bench: NAME -->` and `<!-- end -->`; `--check` only compares
 (tests/test_bench_report.py does).

@@ -22,9 +22,9 @@ def collapse(rows: list[Row]) -> str:
     verdict = "It has collapsed" if r["collapsed"] else "It has not collapsed"
     return paragraph(
         f"- **{verdict}** where we looked: a {r['student_model']} student of a {r['teacher_model']} teacher on "
-        f"{r['images']:,} CIFAR-100 images, {r['epoch']} epochs with the rate decay, ends with a mean embedding of norm "
-        f"{r['mean_norm']:.2f}, effective rank {r['effective_rank']:.1f} and positives {r['gap']:.2f} above negatives "
-        "in cosine (`bench/results/collapse.jsonl`). Accuracies of such short runs mean nothing."
+        f"{r['images']:,} CIFAR-100 images, {r['epoch']} epochs with the rate decay, ends with a mean embedding "
+        f"of norm {r['mean_norm']:.2f}, effective rank {r['effective_rank']:.1f} and positives {r['gap']:.2f} above "
+        "negatives in cosine (`bench/results/collapse.jsonl`). Accuracies of such short runs mean nothing."
     )
 
 
@@ -98,9 +98,9 @@ def update_table(rows: list[Row]) -> str:
         [f"{batch}, {repeated}", *(milliseconds(forms[f], 1e3 / forms[f].get("calls", 1)) for f in names)]
         for (batch, _, repeated), forms in sorted(by_shape.items())
     ]
-    return table(["B, of them repeated", *names.values()], lines) + (
-        f"\nN = {rows[-1]['num_data']:,}, D = {rows[-1]['dim']}; {clock(rows)}; {where(rows)}. `python -m bench update`.\n"
-    )
+    sizes = f"N = {rows[-1]['num_data']:,}, D = {rows[-1]['dim']}"
+    told = f"{sizes}; {clock(rows)}; {where(rows)}. `python -m bench update`."
+    return table(["B, of them repeated", *names.values()], lines) + f"\n{told}\n"
 
 
 def milliseconds(row: Row, scale: float = 1.0) -> str:
