@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,39 +24,51 @@ def log_axes(axis: Any, values: Iterable[int]) -> None:
 
 
 def plot_bank(rows: list[Row], axes: Any) -> None:
-    """Step time against K, N and B; gather is linear in B K, dense flat in K."""
+    """A step against K, N and B: time (gather is linear in B K, dense flat in K), memory, share of the floor."""
     names = {"k": "K, negatives of an anchor", "num_data": "N, rows of a bank", "batch": "B, anchors"}
-    for axis, (name, label) in zip(axes, names.items(), strict=True):
-        swept = [r for r in rows if r.get("sweep") == name]
-        for form in ("gather", "dense"):
-            points = sorted(
-                (r[name], r["ms"]["p50"]) for (r) in latest(swept, name, "form").values() if r["form"] == form
-            )
-            axis.plot(*zip(*points, strict=True), marker="o", label=form)
+    told = {"k": "K", "num_data": "N", "batch": "B"}
+    for column, (name, label) in zip(axes.T, names.items(), strict=True):
+        swept = list(latest([r for r in rows if r.get("sweep") == name], name, "form").values())
         fixed = {other: swept[0][other] for other in names if other != name}
-        told = {"k": "K", "num_data": "N", "batch": "B"}
-        axis.set(xlabel=label, ylabel="ms a step")
-        log_axes(axis, (r[name] for r in swept))
-        axis.set_title(", ".join(f"{told[key]} = {value:,}" for key, value in fixed.items()), fontsize=10)
-        axis.legend()
+        column[0].set_title(", ".join(f"{told[key]} = {value:,}" for key, value in fixed.items()), fontsize=10)
+        for axis, (what, value) in zip(column, BANK.items(), strict=True):
+            for form in ("gather", "dense"):
+                points = sorted((r[name], value(r)) for r in swept if r["form"] == form and value(r) is not None)
+                if points:
+                    axis.plot(*zip(*points, strict=True), marker="o", label=form)
+            axis.set(xlabel=label, ylabel=what)
+            log_axes(axis, (r[name] for r in swept))
+            if "floor" in what:
+                axis.set(yscale="linear", ylim=(0, 100))
+            axis.legend()
+
+
+BANK: dict[str, Callable[[Row], float | None]] = {
+    "ms a step": lambda r: r["ms"]["p50"],
+    "peak MB": lambda r: r.get("peak_mb"),
+    "floor, % of the time": lambda r: r.get("percent_of_floor"),
+}
 
 
 def plot_ot(rows: list[Row], axes: Any) -> None:
-    """Forward + gradient against n, every provider."""
-    for axis, (solver, eps) in zip(axes, (("sinkhorn", 0.05), ("sinkhorn", 1e-3), ("ipot", 0.5)), strict=True):
+    """Forward + gradient against n, every provider: time and memory."""
+    for column, (solver, eps) in zip(axes.T, (("sinkhorn", 0.05), ("sinkhorn", 1e-3), ("ipot", 0.5)), strict=True):
         found = latest([r for r in rows if (r["solver"], r["eps"]) == (solver, eps)], "provider", "n")
-        for provider in dict.fromkeys(name for name, _ in found):
-            points = sorted((n, r["both_p50"]) for (name, n), r in found.items() if name == provider and solves(r))
-            ours = provider == "ours, native"
-            if not points:
-                continue
-            axis.plot(
-                *zip(*points, strict=True), marker="o", label=provider, lw=3 if ours else 1, color="k" if ours else None
-            )
-        axis.set(xlabel="n = m", ylabel="ms, value and gradient", title=f"{solver}, eps {eps:g}")
-        log_axes(axis, (n for _, n in found))
+        column[0].set_title(f"{solver}, eps {eps:g}")
+        for axis, (what, key) in zip(column, OT.items(), strict=True):
+            for provider in dict.fromkeys(name for name, _ in found):
+                points = sorted((n, r[key]) for (name, n), r in found.items() if name == provider and solves(r))
+                ours = provider == "ours, native"
+                if points:
+                    style = {"lw": 3, "color": "k"} if ours else {"lw": 1}
+                    axis.plot(*zip(*points, strict=True), marker="o", label=provider, **style)
+            axis.set(xlabel="n = m", ylabel=what)
+            log_axes(axis, (n for _, n in found))
         if found:
-            axis.legend(fontsize=6)
+            column[0].legend(fontsize=6)
+
+
+OT = {"ms, value and gradient": "both_p50", "peak MB": "peak_mb"}
 
 
 def plots(folder: Path) -> list[Path]:
@@ -67,12 +79,12 @@ def plots(folder: Path) -> list[Path]:
     from matplotlib import pyplot as plt
 
     written = []
-    for name, draw in {"bank": plot_bank, "ot": plot_ot}.items():
+    for name, (draw, high) in {"bank": (plot_bank, len(BANK)), "ot": (plot_ot, len(OT))}.items():
         rows = read(name, folder)
         if not rows:
             continue
         with plt.rc_context({"svg.hashsalt": name, "axes.grid": True, "grid.alpha": 0.3}):
-            figure, axes = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
+            figure, axes = plt.subplots(high, 3, figsize=(14, 3.6 * high), layout="constrained")
             draw(rows, axes)
             written.append(folder / f"{name}.svg")
             figure.savefig(written[-1], metadata={"Date": None})

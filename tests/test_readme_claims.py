@@ -1,4 +1,4 @@
-"""What the pages claim is there: quoted messages, environment variables, files, and no measured number typed by hand."""
+"""What the pages claim is there: quoted messages, variables, files; and no measured number is typed by hand."""
 
 from __future__ import annotations
 
