@@ -40,7 +40,8 @@ def plot_bank(rows: list[Row], axes: Any) -> None:
             log_axes(axis, (r[name] for r in swept))
             if "floor" in what:
                 axis.set(yscale="linear", ylim=(0, 100))
-            axis.legend()
+            if axis.lines:
+                axis.legend()
 
 
 BANK: dict[str, Callable[[Row], float | None]] = {
@@ -64,7 +65,7 @@ def plot_ot(rows: list[Row], axes: Any) -> None:
                     axis.plot(*zip(*points, strict=True), marker="o", label=provider, **style)
             axis.set(xlabel="n = m", ylabel=what)
             log_axes(axis, (n for _, n in found))
-        if found:
+        if column[0].lines:
             column[0].legend(fontsize=6)
 
 
