@@ -28,7 +28,7 @@ class Contest:
     errors: Callable[[Any], Errors]  # of a form that was just made; takes a step
     right: Callable[[dict[str, Errors]], dict[str, bool]]
     theirs: tuple[str, ...] = (*BASES, "compile")  # forms that may be wrong or fail without a bad exit
-    floor_ms: float | None = None
+    floor: Callable[[], float] | None = None  # milliseconds; asked before and after the forms are timed
     notes: Row = field(default_factory=dict)
 
     def title(self) -> str:
@@ -51,7 +51,9 @@ def measure(contest: Contest, repeats: int, clock: str = "wall") -> list[Row]:
             failed[name] = f"{type(e).__name__}: {e}".split("\n")[0][:300]
     right = contest.right(error)
     memory = {name: peak_megabytes(form.step) for name, form in forms.items()}
+    floors = [contest.floor()] if contest.floor else []
     times = interleaved({name: form.step for name, form in forms.items()}, repeats, clock)
+    floors += [contest.floor()] if contest.floor else []
     rows = []
     for name in contest.forms:
         row = {**contest.sizes, **contest.notes, "form": name, "clock": clock}
@@ -60,9 +62,8 @@ def measure(contest: Contest, repeats: int, clock: str = "wall") -> list[Row]:
             continue
         t = times[name]
         row |= {"ms": t, "error": error[name], "right": right[name], "peak_mb": memory[name]}
-        if contest.floor_ms is not None and t["p50"] > 0:
-            row |= {"floor_ms": round(contest.floor_ms, 4)}
-            row |= {"percent_of_floor": round(100 * contest.floor_ms / t["p50"], 1)}
+        if floors and t["p50"] > 0:
+            row |= {"floor_ms": round(min(floors), 4), "percent_of_floor": round(100 * min(floors) / t["p50"], 1)}
         for base in BASES:
             if base in times and base != name and right[name] and right[base] and t["p50"] > 0:
                 row[f"times_{base}"] = round(times[base]["p50"] / t["p50"], 2)

@@ -9,6 +9,7 @@ their draws. The gate is that of `bench bank`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from bench.bank import CHECKED, errors, right, simd
 from bench.bank_providers import Case, Compiled, CriticAlone, Form, Naive, Ours, Plain
@@ -36,8 +37,8 @@ def contest(shape: tuple[int, int, int], dim: int = 128) -> Contest:
     }
     forms = {name: lambda make=make: CriticAlone(make()) for name, make in (theirs | ours).items()}
     sizes = dict(zip(("batch", "k", "num_data", "dim"), (*shape, dim), strict=True))
-    floor = critic_floor_ms(*shape, dim)
-    return Contest(sizes, forms, lambda form: errors(form, expected), right, floor_ms=floor, notes={"simd": simd()})
+    floor = partial(critic_floor_ms, *shape, dim)
+    return Contest(sizes, forms, lambda form: errors(form, expected), right, floor=floor, notes={"simd": simd()})
 
 
 def quick_contests() -> list[Contest]:

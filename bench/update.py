@@ -93,7 +93,7 @@ def contest(batch: int, num_data: int, repeated: float, dim: int = 128) -> Conte
         return {name: e["row"] <= LIMIT for name, e in error.items()}
 
     sizes = {"batch": batch, "num_data": num_data, "dim": dim, "repeated": again, "calls": CALLS}
-    return Contest(sizes, forms, errors, right, floor_ms=CALLS * floor_ms(0, 2 * batch * dim * 4))
+    return Contest(sizes, forms, errors, right, floor=lambda: CALLS * floor_ms(0, 2 * batch * dim * 4))
 
 
 def quick_contests() -> list[Contest]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import subprocess
 from dataclasses import dataclass
@@ -33,14 +34,15 @@ def contest(**forms):
         return Fake(forms[name])
 
     makers = {name: lambda name=name: make(name) for name in forms}
+    floors = itertools.cycle((3e-3, 1e-3))  # the second time nothing was in the way
     right = lambda found: {name: e["value"] < 0.1 for name, e in found.items()}  # noqa: E731
-    return Contest({"n": 3}, makers, lambda form: {"value": form.error}, right, floor_ms=1e-3)
+    return Contest({"n": 3}, makers, lambda form: {"value": form.error}, right, floor=lambda: next(floors))
 
 
 def test_ratios_are_between_right_forms_only(capsys):
     case = contest(naive=0.0, plain=0.5, compile="no compiler", ours=0.01, off=0.2)
     rows = {row["form"]: row for row in measure(case, 3)}
-    assert rows["ours"]["times_naive"] > 0 and rows["ours"]["percent_of_floor"] > 0
+    assert rows["ours"]["times_naive"] > 0 and rows["ours"]["floor_ms"] == 1e-3
     assert "times_plain" not in rows["ours"] and "times_naive" not in rows["off"]
     assert rows["compile"]["failed"] == "RuntimeError: no compiler" and "ms" not in rows["compile"]
     show(case, list(rows.values()))
@@ -87,10 +89,18 @@ def test_the_first_of_equal_indices_is_wrong():
 
 
 def test_the_floor_is_the_slower_of_arithmetic_and_bytes(monkeypatch):
-    monkeypatch.setattr(floor, "speeds", lambda threads: (100.0, 10.0))
+    monkeypatch.setattr(floor, "speeds", lambda: (100.0, 10.0))
     assert floor.floor_ms(1000, 10) == 10 and floor.floor_ms(10, 1000) == 100
     # All rows are drawn: 2 banks of 8 rows of 4 numbers; 2 sides, 1 anchor, 8 negatives and the positive.
     assert floor.critic_floor_ms(1, 8, 8, 4) == pytest.approx(max(2 * 9 * 16 / 100, 2 * 8 * 4 * 4 / 10))
+
+
+def test_the_best_speed_counts(monkeypatch):
+    took = iter((2.0, 4.0, 8.0, 1.0))
+    monkeypatch.setattr(floor, "best_ms", lambda call: next(took))
+    monkeypatch.setattr(floor, "_seen", (0.0, 0.0))
+    first, second = floor.speeds(), floor.speeds()
+    assert second == (first[0], 4 * first[1]) == (floor.SIDE**3, floor.BYTES)
 
 
 @needs_native
