@@ -35,7 +35,7 @@ _seen = (0.0, 0.0)
 
 
 def floor_ms(operations: float, read: float) -> float:
-    """Milliseconds for so many floating-point operations and bytes, whichever takes longer; measured anew at every call."""
+    """Milliseconds for so many floating-point operations and bytes, whichever takes longer; measured anew."""
     per_operation, per_byte = speeds()
     return max(operations / per_operation, read / per_byte)
 
