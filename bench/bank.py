@@ -92,6 +92,8 @@ def sweep(repeats: int, clock: str) -> list[dict[str, Any]]:
             sizes = base | {name: value}
             case = Case(**sizes)
             calls = {plan: Ours(case, plan, copy=False).step for plan in ("gather", "dense")}
+            for call in calls.values():
+                call()
             memory = {plan: peak_megabytes(call) for plan, call in calls.items()}
             before = critic_floor_ms(*sizes.values(), case.dim)
             times = interleaved(calls, repeats, clock)

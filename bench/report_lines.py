@@ -11,8 +11,9 @@ OURS, ALONE = "ours, native", "ours, native, no autograd"
 TIE = 0.95  # of our time: from here on another form is as fast or faster
 
 
-def paragraph(text: str, indent: str = "") -> str:
-    lines = textwrap.wrap(text, 120, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+def paragraph(text: str) -> str:
+    indent = "  " if text.startswith("- ") else ""  # of a list
+    lines = textwrap.wrap(text, 120, subsequent_indent=indent, break_on_hyphens=False)
     return "\n".join(lines) + "\n"
 
 
