@@ -12,14 +12,15 @@ from bench.results_file import read
 
 def log_axes(axis: Any, values: Iterable[int]) -> None:
     """Both axes logarithmic, with a tick at each of `values` along x, and plain numbers."""
-    from matplotlib.ticker import NullLocator, ScalarFormatter
+    from matplotlib.ticker import NullFormatter, NullLocator, ScalarFormatter
 
     axis.set(xscale="log", yscale="log")
     some = sorted(set(values))
     axis.set_xticks(some, labels=[f"{v:,}" for v in some], fontsize=7, rotation=30)
     axis.xaxis.set_minor_locator(NullLocator())
-    for which in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-        which(ScalarFormatter())
+    low, high = axis.get_ylim()
+    axis.yaxis.set_major_formatter(ScalarFormatter())
+    axis.yaxis.set_minor_formatter(ScalarFormatter() if high < 50 * low else NullFormatter())
     axis.tick_params(axis="y", which="both", labelsize=7)
 
 
@@ -46,22 +47,23 @@ def plot_bank(rows: list[Row], axes: Any) -> None:
 
 BANK: dict[str, Callable[[Row], float | None]] = {
     "ms a step": lambda r: r["ms"]["p50"],
-    "peak MB": lambda r: r.get("peak_mb"),
+    "MB, rise of resident memory": lambda r: r.get("peak_mb"),
     "floor, % of the time": lambda r: r.get("percent_of_floor"),
 }
 
 
 def plot_ot(rows: list[Row], axes: Any) -> None:
     """Forward + gradient against n, every provider: time and memory."""
+    others = [p for p in dict.fromkeys(r["provider"] for r in rows) if p != "ours, native"]
+    colors = {p: f"C{i}" if i < 10 else ["navy", "gold", "lime"][i % 3] for i, p in enumerate(others)}
     for column, (solver, eps) in zip(axes.T, (("sinkhorn", 0.05), ("sinkhorn", 1e-3), ("ipot", 0.5)), strict=True):
         found = latest([r for r in rows if (r["solver"], r["eps"]) == (solver, eps)], "provider", "n")
         column[0].set_title(f"{solver}, eps {eps:g}")
         for axis, (what, key) in zip(column, OT.items(), strict=True):
             for provider in dict.fromkeys(name for name, _ in found):
                 points = sorted((n, r[key]) for (name, n), r in found.items() if name == provider and solves(r))
-                ours = provider == "ours, native"
                 if points:
-                    style = {"lw": 3, "color": "k"} if ours else {"lw": 1}
+                    style = {"lw": 1, "color": colors[provider]} if provider in colors else {"lw": 3, "color": "k"}
                     axis.plot(*zip(*points, strict=True), marker="o", label=provider, **style)
             axis.set(xlabel="n = m", ylabel=what)
             log_axes(axis, (n for _, n in found))
@@ -69,7 +71,7 @@ def plot_ot(rows: list[Row], axes: Any) -> None:
             column[0].legend(fontsize=6)
 
 
-OT = {"ms, value and gradient": "both_p50", "peak MB": "peak_mb"}
+OT = {"ms, value and gradient": "both_p50", "MB, rise of resident memory": "peak_mb"}
 
 
 def plots(folder: Path) -> list[Path]:
