@@ -43,7 +43,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         help="cpu: the time this process has run, for a machine that others use too; only for one thread",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="sizes 64 and 256, no compiler, nothing written without --out"
+        "--quick", action="store_true", help="sizes 64 and 256, the quicker providers, nothing written without --out"
     )
     parser.add_argument("--out", type=Path, help="folder of the result files (default bench/results)")
     parser.add_argument("--rounds", type=int, default=5, help="at the least")
@@ -52,7 +52,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         parser.error("--clock cpu adds up the time of all threads: use it with --threads 1")
     if options.quick:
         options.sizes, options.seconds, options.rounds = [n for n in options.sizes if n <= 256] or [64], 0.05, 3
-        options.skip = [*options.skip, "torch.compile", "OTT-JAX"]
+        options.skip = [*options.skip, "torch.compile", "OTT-JAX", "POT, log", "ours, reference"]
         options.cases = options.cases or [f"{solver}:{eps:g}" for solver, eps in CASES]
     return options
 
