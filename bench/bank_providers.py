@@ -6,6 +6,7 @@ them for nothing, ours draws them itself.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -57,78 +58,125 @@ class Case:
         return torch.stack(losses), torch.stack(grads)
 
 
-class Naive:
+def index_copy_update(bank: Tensor, index: Tensor, rows: Tensor) -> None:
+    """RepDistiller's update: nothing is said of an index that occurs twice."""
+    row = torch.index_select(bank, 0, index).mul_(MOMENTUM).add_(torch.mul(rows, 1 - MOMENTUM))
+    row.div_(row.pow(2).sum(1, keepdim=True).pow(0.5))
+    bank.index_copy_(0, index, row)
+
+
+def plain_update(bank: Tensor, index: Tensor, rows: Tensor) -> None:
+    """The shortest form in plain PyTorch, for an index without repetitions."""
+    row = MOMENTUM * bank[index] + (1 - MOMENTUM) * rows
+    bank[index] = row / row.norm(dim=1, keepdim=True)
+
+
+def plain_loss(x: Tensor, bank: Tensor, own: Tensor, rows: Tensor, offset: float, constant: float) -> Tensor:
+    """Losses [B] of anchors x [B, D]: all scores [B, N] by one matrix product, take_along_dim, softplus."""
+    score = x @ bank.T
+    positive = torch.take_along_dim(score, own[:, None], 1)[:, 0] / TAU - offset
+    negatives = torch.take_along_dim(score, rows, 1) / TAU - offset
+    softplus = torch.nn.functional.softplus
+    return softplus(-positive) + softplus(negatives).sum(1) + constant
+
+
+class Form:
+    """One way to take a step; each has its own banks."""
+
+    def __init__(self, case: Case, *, copy: bool = True):
+        self.case = case
+        self.banks = [bank.clone() for bank in case.banks] if copy else case.banks
+
+    def critic(self) -> tuple[Tensor, Tensor]:
+        """Losses [2, B] and gradients [2, B, D], banks as they are."""
+        anchors = [x.clone().requires_grad_() for x in self.case.anchors]
+        losses = torch.stack([self.loss(side, x) for side, x in enumerate(anchors)])
+        losses.sum().backward()
+        return losses.detach(), torch.stack([x.grad for x in anchors])
+
+    def loss(self, side: int, x: Tensor) -> Tensor:
+        """Losses [B] of one direction."""
+        raise NotImplementedError
+
+    def update(self, bank: Tensor, index: Tensor, rows: Tensor) -> None:
+        """Write the anchors' rows into a bank."""
+        plain_update(bank, index, rows)
+
+    def step(self) -> tuple[Tensor, Tensor]:
+        """What `critic` returns, and both banks updated with the other side's anchors."""
+        found = self.critic()
+        for bank, rows in zip(self.banks, self.case.anchors.flip(0), strict=True):
+            self.update(bank, self.case.index, rows)
+        return found
+
+
+class Naive(Form):
     """RepDistiller: index_select of [B, K+1, D], bmm, exp, its loss, autograd, in-place update."""
 
-    def __init__(self, case: Case):
-        self.case, self.banks = case, [bank.clone() for bank in case.banks]
+    def __init__(self, case: Case, *, copy: bool = True):
+        super().__init__(case, copy=copy)
         self.z = case.log_z.exp().tolist()
         self.index = torch.cat((case.index[:, None], case.sampler.draw(case.index)), 1)
 
-    def step(self) -> tuple[Tensor, Tensor]:
-        """Losses [2, B], gradients [2, B, D]."""
-        case, (batch, n) = self.case, self.index.shape
-        anchors = [x.clone().requires_grad_() for x in case.anchors]
-        losses = []
-        for x, bank, z in zip(anchors, self.banks, self.z, strict=True):
-            weight = torch.index_select(bank, 0, self.index.view(-1)).detach().view(batch, n, case.dim)
-            out = torch.exp(torch.div(torch.bmm(weight, x.view(batch, case.dim, 1)), TAU)).div(z)
-            c = (n - 1) / case.num_data
-            positive, negative = out[:, 0], out.narrow(1, 1, n - 1)
-            log_d1 = torch.log(torch.div(positive, positive.add(c + EPS)))
-            log_d0 = torch.div(negative.clone().fill_(c), negative.add(c + EPS)).log_()
-            losses.append(-(log_d1 + log_d0.sum(1))[:, 0])
-        torch.stack(losses).sum().backward()
-        with torch.no_grad():
-            for bank, x in zip(self.banks, reversed(anchors), strict=True):
-                row = torch.index_select(bank, 0, case.index).mul_(MOMENTUM).add_(torch.mul(x, 1 - MOMENTUM))
-                row.div_(row.pow(2).sum(1, keepdim=True).pow(0.5))
-                bank.index_copy_(0, case.index, row)
-        return torch.stack(losses).detach(), torch.stack([x.grad for x in anchors])
+    def loss(self, side: int, x: Tensor) -> Tensor:
+        (batch, n), bank = self.index.shape, self.banks[side]
+        weight = torch.index_select(bank, 0, self.index.view(-1)).detach().view(batch, n, x.shape[1])
+        out = torch.exp(torch.div(torch.bmm(weight, x.view(batch, x.shape[1], 1)), TAU)).div(self.z[side])
+        c = (n - 1) / len(bank)
+        positive, negative = out[:, 0], out.narrow(1, 1, n - 1)
+        log_d1 = torch.log(torch.div(positive, positive.add(c + EPS)))
+        log_d0 = torch.div(negative.clone().fill_(c), negative.add(c + EPS)).log_()
+        return -(log_d1 + log_d0.sum(1))[:, 0]
+
+    def update(self, bank: Tensor, index: Tensor, rows: Tensor) -> None:
+        index_copy_update(bank, index, rows)
 
 
-class Plain:
-    """The best plain PyTorch found: all scores by one matrix product, take_along_dim, softplus, autograd."""
+class Plain(Form):
+    """The best plain PyTorch found, with autograd."""
 
-    def __init__(self, case: Case):
-        self.case, self.banks = case, [bank.clone() for bank in case.banks]
+    def __init__(self, case: Case, *, copy: bool = True):
+        super().__init__(case, copy=copy)
         self.rows = case.sampler.draw(case.index)
         self.offset = (torch.log(torch.tensor(case.k / case.num_data + EPS)) + case.log_z).tolist()
+        self.constant = case.k * math.log1p(EPS * case.num_data / case.k)
+        self.formula = plain_loss
 
-    def step(self) -> tuple[Tensor, Tensor]:
-        """Losses [2, B], gradients [2, B, D]."""
-        case = self.case
-        anchors = [x.clone().requires_grad_() for x in case.anchors]
-        constant = case.k * torch.log1p(torch.tensor(EPS * case.num_data / case.k, dtype=torch.float64))
-        losses = []
-        for x, bank, offset in zip(anchors, self.banks, self.offset, strict=True):
-            score = x @ bank.T
-            own = torch.take_along_dim(score, case.index[:, None], 1)[:, 0] / TAU - offset
-            others = torch.take_along_dim(score, self.rows, 1) / TAU - offset
-            softplus = torch.nn.functional.softplus
-            losses.append(softplus(-own) + softplus(others).sum(1) + constant.float())
-        torch.stack(losses).sum().backward()
-        with torch.no_grad():
-            for bank, x in zip(self.banks, reversed(anchors), strict=True):
-                row = MOMENTUM * bank[case.index] + (1 - MOMENTUM) * x
-                bank[case.index] = row / row.norm(dim=1, keepdim=True)
-        return torch.stack(losses).detach(), torch.stack([x.grad for x in anchors])
+    def loss(self, side: int, x: Tensor) -> Tensor:
+        return self.formula(x, self.banks[side], self.case.index, self.rows, self.offset[side], self.constant)
 
 
-class Ours:
+class Compiled(Plain):
+    """The same loss, forward and backward, under torch.compile."""
+
+    def __init__(self, case: Case, *, copy: bool = True):
+        super().__init__(case, copy=copy)
+        self.offset = [torch.tensor(offset) for offset in self.offset]  # one program for both directions
+        self.formula = torch.compile(plain_loss, dynamic=False)
+
+
+class Ours(Form):
     """This library by one plan, through the door that the loss modules use; draws included."""
 
     def __init__(self, case: Case, plan: str, backend: str = "native", *, copy: bool = True):
-        self.case, self.plan, self.backend = case, plan, backend
-        self.banks = [bank.clone() for bank in case.banks] if copy else case.banks
+        super().__init__(case, copy=copy)
+        self.plan, self.backend = plan, backend
 
-    def step(self) -> tuple[Tensor, Tensor]:
-        """Losses [2, B], gradients [2, B, D]."""
+    def critic(self) -> tuple[Tensor, Tensor]:
+        """Losses [2, B] and gradients [2, B, D]."""
         case = self.case
         x = case.anchors.clone().requires_grad_()
         spec = case.sampler.spec()
         loss = nce_pair(x, self.banks, case.index, case.log_z, spec, TAU, self.plan, self.backend)
         loss.sum().backward()
-        for bank, row in zip(self.banks, case.anchors.flip(0), strict=True):
-            F.bank_update_(bank, case.index, row, MOMENTUM)
         return loss.detach(), x.grad
+
+    def update(self, bank: Tensor, index: Tensor, rows: Tensor) -> None:
+        F.bank_update_(bank, index, rows, MOMENTUM)
+
+
+class CriticAlone:
+    """A form whose step leaves the banks alone."""
+
+    def __init__(self, form: Form):
+        self.step = form.critic

@@ -9,19 +9,18 @@ most 1e-5 (gradient: 1e-4), or twice (three times) that of the public form in th
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-from typing import Any
-
-import torch
+from functools import partial
 
 from bench.baseline_providers import NAIVE, Case, Naive, Ours
-from bench.measure import CLOCKS, interleaved, peak_megabytes
-from bench.results_file import RESULTS, append
+from bench.contest import Contest, run
+from bench.options import keep, parsed, parser
+
+STUDENT, TEACHER = "resnet8x4", "resnet32x4"
 
 FACTOR = {"value": 2, "grad": 3}  # how far above the public form's error ours may be
 TINY = {"value": 1e-5, "grad": 1e-4}  # and what both may have
 CANCELS = {"pkt": 10}  # its terms have both signs and in all some 40 times the value, and so has their rounding
+QUICK = 4
 SANE = 1e-2  # the public form itself
 LARGEST = {"nst": 64}  # batch above which the public form takes gigabytes
 
@@ -34,72 +33,38 @@ def errors(form, expected) -> dict[str, float]:
     return {"value": float(((value.double() - expected[0]) / expected[0]).abs()), "grad": (off / size) ** 0.5}
 
 
-def measure(
-    name: str, batch: int, repeats: int, student: str, teacher: str, clock: str = "wall"
-) -> list[dict[str, Any]]:
-    """One row per form."""
+def right(name: str, error: dict[str, dict[str, float]]) -> dict[str, bool]:
+    public = error["naive"]
+    least = {part: TINY[part] * CANCELS.get(name, 1) for part in TINY}
+    limits = {"naive": dict.fromkeys(TINY, SANE), "ours": {p: max(FACTOR[p] * public[p], least[p]) for p in TINY}}
+    return {form: all(e <= limits[form][part] for part, e in found.items()) for form, found in error.items()}
+
+
+def contest(name: str, batch: int, student: str = STUDENT, teacher: str = TEACHER) -> Contest:
+    """The public form and ours of one method."""
     case = Case(name, batch, student, teacher)
     expected = case.answer()
-    forms = {"naive": Naive(case), "ours": Ours(case)}
-    error = {form: errors(forms[form], expected) for form in forms}
-    right = {
-        "naive": all(e <= SANE for e in error["naive"].values()),
-        "ours": all(
-            e <= max(FACTOR[part] * error["naive"][part], TINY[part] * CANCELS.get(name, 1))
-            for part, e in error["ours"].items()
-        ),
-    }
-    memory = {form: peak_megabytes(forms[form].step) for form in forms}
-    times = interleaved({form: forms[form].step for form in forms}, repeats, clock)
-    rows = []
-    for form, t in times.items():
-        row = {"method": name, "batch": batch, "student": student, "teacher": teacher, "form": form, "ms": t}
-        row["clock"] = clock
-        rows.append(row | {"error": error[form], "right": right[form], "peak_mb": memory[form]})
-    if all(right.values()):
-        rows[-1]["times_naive"] = round(times["naive"]["p50"] / times["ours"]["p50"], 2)
-    return rows
+    sizes = {"method": name, "batch": batch, "student": student, "teacher": teacher}
+    forms = {"naive": lambda: Naive(case), "ours": lambda: Ours(case)}
+    return Contest(sizes, forms, lambda form: errors(form, expected), partial(right, name), theirs=())
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    for r in rows:
-        t, e = r["ms"], r["error"]
-        ratio = f"{r['times_naive']:7.2f}x naive" if "times_naive" in r else ""
-        print(
-            f"{r['method']:4} batch {r['batch']:4} {r['form']:6} {t['p50']:9.2f} ms ({t['p20']:.2f}-{t['p80']:.2f}) "
-            f"{r['peak_mb']:8.1f} MB  error {e['value']:.1e} {e['grad']:.1e} {'' if r['right'] else 'WRONG '}{ratio}",
-            flush=True,
-        )
+def quick_contests() -> list[Contest]:
+    return [contest(name, QUICK) for name in NAIVE]
 
 
 def main(arguments: list[str]) -> int:
-    p = argparse.ArgumentParser(
-        prog="python -m bench baselines", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = parser("baselines", __doc__, f"batches of {QUICK}")
     p.add_argument("--methods", default=",".join(NAIVE), help="by comma")
     p.add_argument("--batches", type=int, nargs="+", default=[64, 256])
-    p.add_argument("--student", default="resnet8x4")
-    p.add_argument("--teacher", default="resnet32x4")
-    p.add_argument("--threads", type=int, default=1)
-    p.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu, with one thread, on a machine with other work")
-    p.add_argument("--repeats", type=int, default=7)
-    p.add_argument("--quick", action="store_true", help="batches of 8, 3 repeats, nothing written")
-    p.add_argument("--out", type=Path, default=RESULTS, help="folder of baselines.jsonl")
-    a = p.parse_args(arguments)
-    torch.set_num_threads(a.threads)
+    p.add_argument("--student", default=STUDENT)
+    p.add_argument("--teacher", default=TEACHER)
+    a = parsed(p, arguments)
     methods = a.methods.split(",")
     if unknown := sorted(set(methods) - set(NAIVE)):
         p.error(f"--methods: expected some of {', '.join(NAIVE)}, got {', '.join(unknown)}")
-    rows = []
-    for name in methods:
-        for batch in [8] if a.quick else a.batches:
-            if batch <= LARGEST.get(name, batch):
-                part = measure(name, batch, 3 if a.quick else a.repeats, a.student, a.teacher, a.clock)
-                show(part)
-                rows += part
-    if not a.quick:
-        print(
-            "written to",
-            append("baselines", [{"subject": "baselines", "device_kind": "cpu", **r} for r in rows], a.out),
-        )
-    return 0 if all(r["right"] for r in rows) else 1
+    cases = [(name, batch) for name in methods for batch in ([QUICK] if a.quick else a.batches)]
+    contests = (contest(*case, a.student, a.teacher) for case in cases if case[1] <= LARGEST.get(case[0], case[1]))
+    rows, fine = run(contests, a.repeats, a.clock)
+    keep("baselines", rows, a)
+    return 0 if fine else 1

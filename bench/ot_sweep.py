@@ -43,4 +43,5 @@ def run(options: Namespace) -> None:
                 f"{row['both_p50']:>14.3g}{row['both_multiple']:>7.2f}  {value:.0e} {gradient:.0e}",
                 flush=True,
             )
-        append("ot_sweep", rows, options.out)
+        if options.out or not options.quick:
+            append("ot_sweep", rows, options.out)

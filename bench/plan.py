@@ -23,6 +23,7 @@ from wcord_fast.distributed.ranks import Ranks, share_of
 from wcord_fast.ops.bank import part as parts
 
 from . import results_file
+from .report_tables import short, table, where
 from .sharded import DIM, arithmetic
 
 ROWS, NEGATIVES, BATCH, PARTS = 2_000_000, 65_536, 64, 64  # measured
@@ -66,8 +67,6 @@ def primitives() -> dict[str, float]:
 
 def plan_table(rows: list[dict[str, Any]]) -> str:
     """The plan, from its formulas, the assumptions above and the last row of `rows`."""
-    from .report import short, table, where
-
     last, batch = rows[-1], W * EACH
     each = len(share_of(N, Ranks(0, W)))
     bank, sent = 2 * each * DIM * 2, arithmetic(batch, W)

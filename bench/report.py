@@ -1,309 +1,69 @@
-"""`python -m bench report`: the tables of README.md and docs/, and the plots, from the committed result files.
+"""`python -m bench report`: the pages' tables and measured sentences, and the plots, from committed result files.
 
-A table stands between `<!-- bench: NAME -->` and `<!-- end -->`; `--check` only compares (tests/test_bench_report.py
-does). Of rows that measure the same thing the last one counts.
+What is generated stands between `<!-- bench: NAME -->` and `<!-- end -->`; `--check` only compares
+(tests/test_bench_report.py does).
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-import statistics
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from bench import report_lines as lines
+from bench import report_tables as tables
 from bench.plan import plan_table
+from bench.report_plots import plots
+from bench.report_tables import Row
 from bench.results_file import RESULTS, read
 
 README = RESULTS.parent.parent / "README.md"
-DOCS = README.parent / "docs"
-PAGES = (README, DOCS / "distributed.md", DOCS / "driver.md")
+DOCS, OPS = README.parent / "docs", README.parent / "wcord_fast" / "ops"
+PAGES = (
+    README,
+    DOCS / "distributed.md",
+    DOCS / "driver.md",
+    OPS / "bank" / "README.md",
+    OPS / "sinkhorn" / "README.md",
+)
 BLOCK = re.compile(r"(<!-- bench: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-Row = dict[str, Any]
 
-
-def latest(rows: Iterable[Row], *keys: str) -> dict[tuple, Row]:
-    """The last row for each value of `keys`."""
-    return {tuple(row.get(key) for key in keys): row for row in rows}
-
-
-def table(head: list[str], lines: Iterable[list[str]]) -> str:
-    rule = ["---"] + ["---:"] * (len(head) - 1)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *lines)) + "\n"
-
-
-def short(value: float) -> str:
-    """Three significant digits, thousands with a comma."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def where(rows: Iterable[Row]) -> str:
-    """What the numbers of a table were measured on."""
-    some = list(rows)
-    dates = sorted({r["date"][:10] for r in some})
-    versions, threads = sorted({r["torch"] for r in some}), sorted({r["threads"] for r in some})
-    machine = f"{some[0]['device']}, {some[0]['simd']}" if "simd" in some[0] else some[0]["device"]
-    count = f"{threads[0]} thread{'s' if threads != [1] else ''}"
-    return f"{machine}, {count}, torch {', '.join(versions)}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}"
-
-
-def best_simd(rows: Iterable[Row]) -> list[Row]:
-    """Only the rows of the instruction set that the package picks by itself, the widest."""
-    order = ("portable", "avx2", "avx512")
-    some = list(rows)
-    widest = max((r["simd"] for r in some), key=order.index)
-    return [r for r in some if r["simd"] == widest]
-
-
-def bank_table(rows: list[Row]) -> str:
-    shapes = [r for r in rows if "sweep" not in r and "fit" not in r and r["device_kind"] == "cpu"]
-    by_shape: dict[tuple, dict[str, Row]] = {}
-    for (*shape, form), row in latest(best_simd(shapes), "batch", "k", "num_data", "dim", "form").items():
-        by_shape.setdefault(tuple(shape), {})[form] = row
-    lines = []
-    for (batch, k, num_data, _), forms in sorted(by_shape.items()):
-        ours = min((forms[p] for p in ("gather", "dense") if p in forms), key=lambda r: r["ms"]["p50"])
-        cells = [short(forms[f]["ms"]["p50"]) if f in forms else "not run" for f in ("naive", "plain")]
-        ratios = [f"{ours[key]:.1f}x" if key in ours else "-" for key in ("times_naive", "times_plain")]
-        memory = f"{short(forms['naive']['peak_mb']) if 'naive' in forms else '-'} / {short(ours['peak_mb'])}"
-        mine = f"**{short(ours['ms']['p50'])}** ({ours['form']})"
-        lines.append([f"{batch}, {k:,}, {num_data:,}", *cells, mine, *ratios, memory])
-    head = ["B, K, N (D = 128)", "naive CRD, ms", "best plain PyTorch, ms", "ours, ms", "x naive", "x plain"]
-    return table([*head, "transient MB, naive / ours"], lines) + f"\n{where(shapes)}. `python -m bench bank`.\n"
-
-
-def solves(row: Row) -> bool:
-    """Whether a provider's value is that of the problem: scalings by exp(-C / eps) overflow at small eps."""
-    return row["value_error"] < 0.01  # not NaN
-
-
-def ot_table(rows: list[Row]) -> str:
-    plain, ours = "exp once", "ours, native"
-    by_case: dict[tuple, dict[str, Row]] = {}
-    for (*case, _), run in runs_of(rows, "solver", "eps", "n", "dim", "iters").items():
-        by_case[tuple(case)] = run  # whole, and the last: only what ran side by side is compared
-    lines = []
-    for (solver, eps, n, *_), found in sorted(
-        by_case.items(), key=lambda item: (item[0][0] == "ipot", -item[0][1], item[0][2])
-    ):
-        if ours not in found:
-            continue
-        peers = [r for name, r in found.items() if name.startswith(("POT", "GeomLoss", "OTT")) and solves(r)]
-        best = min(peers, key=lambda r: r["both_p50"], default=None)
-        mine = found[ours]
-
-        def pair(row: Row | None) -> str:
-            if row and not solves(row):
-                return "fails"
-            return f"{short(row['forward_p50'])} / {short(row['both_p50'])}" if row else "-"
-
-        first = found.get("naive, unrolled") or found.get("naive, envelope")
-        once = next((r for name, r in found.items() if plain in name), None)
-        peer = f"{pair(best)} ({best['provider'].split(',')[0]})" if best else "-"
-        ratio = f"{first['forward_p50'] / mine['forward_p50']:.0f}x" if first else "-"
-        memory = short(mine["peak_mb"])
-        lines.append([f"{solver} {eps:g}, {n}", pair(first), pair(once), peer, f"**{pair(mine)}**", ratio, memory])
-    head = ["solver eps, n = m", "naive loop", "exp once", "best peer here", "ours", "forward x naive", "our peak MB"]
-    clock = "CPU time of one process in ms" if {r.get("clock") for r in rows} == {"cpu"} else "ms"
-    told = f"{clock}, forward / forward + gradient, D = 128, 50 iterations"
-    return table(head, lines) + f"\n{told}; {where(rows)}. `python -m bench ot`.\n"
-
-
-def runs_of(rows: list[Row], *keys: str) -> dict[tuple, dict[str, Row]]:
-    """Rows by `keys` and the time at which they were written together, oldest first; each by provider."""
-    found: dict[tuple, dict[str, Row]] = {}
-    for row in rows:
-        found.setdefault((*(row[key] for key in keys), row["date"]), {})[row["provider"]] = row
-    return found
-
-
-def clock(rows: list[Row]) -> str:
-    return "CPU time of one process" if all(r["clock"] == "cpu" for r in rows) else "wall-clock time"
-
-
-def baselines_table(rows: list[Row]) -> str:
-    cases = latest(rows, "method", "batch", "form")
-    lines = []
-    for name, batch in sorted({(name, batch) for name, batch, _ in cases}):
-        naive, ours = cases[name, batch, "naive"], cases[name, batch, "ours"]
-        times = f"{ours['times_naive']:.1f}x" if "times_naive" in ours else "-"
-        memory = f"{short(naive['peak_mb'])} / {short(ours['peak_mb'])}"
-        ms = [short(naive["ms"]["p50"]), f"**{short(ours['ms']['p50'])}**"]
-        lines.append([f"{name}, {batch}", *ms, times, memory])
-    head = ["method, batch", "public form, ms", "ours, ms", "x public form", "transient MB, public / ours"]
-    return table(head, lines) + f"\n{clock(rows)}; {where(rows)}. `python -m bench baselines`.\n"
-
-
-def step_table(rows: list[Row]) -> str:
-    lines = []
-    for (method, form), r in latest(rows, "method", "form").items():
-        ratio = f"{r['times_eager']:.2f}x" if "times_eager" in r else "-"
-        numbers = [short(r["ms"]["p50"]), short(r["images_per_s"]), ratio, short(r["loss_ms"])]
-        lines.append([f"{method}, {form}", *numbers, f"{r['loss_share']:.1%}"])
-    head = ["method, form", "step, ms", "images/s", "x eager", "loss, ms", "loss's share"]
-    pair = f"{rows[-1]['teacher']} -> {rows[-1]['student']}, batch {rows[-1]['batch']}, {rows[-1]['num_data']:,} images"
-    return table(head, lines) + f"\n{pair}; {clock(rows)}; {where(rows)}. `python -m bench step`.\n"
-
-
-def interval(differences: list[float]) -> tuple[float, float, float]:
-    """(mean, low, high): the 95 % confidence interval of a mean, by Student's t."""
-    from scipy import stats
-
-    mean, n = statistics.mean(differences), len(differences)
-    half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(differences) / n**0.5
-    return mean, mean - half, mean + half
-
-
-def accuracy_table(rows: list[Row]) -> str:
-    setting = ("teacher", "teacher_accuracy", "student", "images", "epochs")
-    newest = tuple(rows[-1][key] for key in setting)
-    found = latest([r for r in rows if tuple(r[key] for key in setting) == newest], "variant", "seed")
-    by_variant: dict[str, dict[int, Row]] = {}
-    for (variant, seed), row in found.items():
-        by_variant.setdefault(variant, {})[seed] = row
-    plain, lines = by_variant["plain"], []
-    for variant, runs in by_variant.items():
-        accuracies = [r["accuracy"] for r in runs.values()]
-        spread = f" ± {statistics.stdev(accuracies):.2f}" if len(runs) > 1 else ""
-        paired = [row["accuracy"] - plain[seed]["accuracy"] for seed, row in runs.items() if seed in plain]
-        told = "-"
-        if variant != "plain" and len(paired) > 1:
-            mean, low, high = interval(paired)
-            told = f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" + ("" if low > 0 or high < 0 else ", not separated")
-        first = next(iter(runs.values()))
-        shares = [f"{key[5:]} {100 * share:.3g} %" for key, share in first.items() if key.startswith("grad_")]
-        means = [f"{statistics.mean(r[k] for r in runs.values()):.3g}" for k in ("mean_norm", "effective_rank", "gap")]
-        lines.append([variant, f"{statistics.mean(accuracies):.2f}{spread}", told, ", ".join(shares), *means])
-    teacher, right, student, images, epochs = newest
-    head = ["variant", "test accuracy, %", "minus plain, paired [95 %]", "gradient shares, last epoch"]
-    told = (
-        f"{student}, {images:,} CIFAR-100 images, {epochs} epochs, {len(plain)} seeds; "
-        f"teacher {teacher}, {right:.2f} %. "
-        f"Features of test images: norm of the mean, effective rank of 256, same-class minus other-class cosine. "
-        f"{where(found.values())}. `python -m bench accuracy`."
-    )
-    return table([*head, "mean norm", "rank", "gap"], lines) + f"\n{told}\n"
-
-
-def sharded_table(rows: list[Row]) -> str:
-    lines = []
-    found = latest(rows, "rows", "negatives", "batch", "dtype", "processes")
-    for (n, k, batch, dtype, world), row in sorted(found.items()):
-        shape = f"{n:,}, {k:,}, {batch}, {dtype}"
-        held = [f"{row['rows_each']:,}", f"{row['mb_each']:,.0f}"]
-        times = [short(row["cpu_ms"]), short(row["step_ms"])]
-        sent = [f"{row['bytes_sent']:,}", f"{row['bytes_arithmetic']:,}"]
-        lines.append([shape, str(world), *held, *times, *sent, f"{row['error']:.0e}"])
-    head = ["N, K, B, bank", "processes", "rows of a bank each", "MB of banks each", "step, CPU ms", "step, wall ms"]
-    told = (
-        f"CPU ms: processor time of the busiest process; wall ms: on {rows[-1]['cores']} cores that other work shared. "
-        "Difference: of losses and gradient from one process, relative."
-    )
-    where_ = where(found.values())
-    columns = [*head, "bytes sent", "by the formula", "difference"]
-    return table(columns, lines) + f"\n{told} {where_}. `python -m bench sharded`.\n"
-
-
-TABLES: dict[str, Callable[[list[Row]], str]] = {
-    "accuracy": accuracy_table,
-    "bank": bank_table,
-    "baselines": baselines_table,
-    "ot": ot_table,
-    "plan": plan_table,
-    "sharded": sharded_table,
-    "step": step_table,
+BLOCKS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {  # name -> result file, what is made of its rows
+    "accuracy": ("accuracy", tables.accuracy_table),
+    "autograd": ("ot", lines.autograd_table),
+    "bank": ("bank", tables.bank_table),
+    "baselines": ("baselines", tables.baselines_table),
+    "collapse": ("collapse", lines.collapse),
+    "critic": ("critic", lines.critic_table),
+    "ot": ("ot", tables.ot_table),
+    "ot_lost": ("ot", lines.ot_lost),
+    "plan": ("plan", plan_table),
+    "sharded": ("sharded", tables.sharded_table),
+    "step": ("step", tables.step_table),
+    "update": ("update", lines.update_table),
 }
 
 
 def rendered(text: str, folder: Path = RESULTS) -> str:
-    """`text` with every block of a known table made anew.
+    """`text` with every block made anew.
 
     Raises:
-        ValueError: a block names no table, or its result file is missing.
+        ValueError: a block has no known name, or its result file is missing.
     """
 
     def fill(match: re.Match[str]) -> str:
         name = match[2]
-        if name not in TABLES:
-            raise ValueError(f"README block: expected one of {sorted(TABLES)}, got {name!r}")
-        rows = read(name, folder)
+        if name not in BLOCKS:
+            raise ValueError(f"README block: expected one of {sorted(BLOCKS)}, got {name!r}")
+        file, make = BLOCKS[name]
+        rows = read(file, folder)
         if not rows:
-            raise ValueError(f"README block {name!r}: expected rows in {folder / name}.jsonl, found none")
-        return match[1] + TABLES[name](rows) + match[3]
+            raise ValueError(f"README block {name!r}: expected rows in {folder / file}.jsonl, found none")
+        return match[1] + make(rows) + match[3]
 
     return BLOCK.sub(fill, text)
-
-
-def log_axes(axis: Any, values: Iterable[int]) -> None:
-    """Both axes logarithmic, with a tick at each of `values` along x, and plain numbers."""
-    from matplotlib.ticker import NullLocator, ScalarFormatter
-
-    axis.set(xscale="log", yscale="log")
-    some = sorted(set(values))
-    axis.set_xticks(some, labels=[f"{v:,}" for v in some], fontsize=7, rotation=30)
-    axis.xaxis.set_minor_locator(NullLocator())
-    for which in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-        which(ScalarFormatter())
-    axis.tick_params(axis="y", which="both", labelsize=7)
-
-
-def plot_bank(rows: list[Row], axes: Any) -> None:
-    """Step time against K, N and B; gather is linear in B K, dense flat in K."""
-    names = {"k": "K, negatives of an anchor", "num_data": "N, rows of a bank", "batch": "B, anchors"}
-    for axis, (name, label) in zip(axes, names.items(), strict=True):
-        swept = [r for r in rows if r.get("sweep") == name]
-        for form in ("gather", "dense"):
-            points = sorted(
-                (r[name], r["ms"]["p50"]) for (r) in latest(swept, name, "form").values() if r["form"] == form
-            )
-            axis.plot(*zip(*points, strict=True), marker="o", label=form)
-        fixed = {other: swept[0][other] for other in names if other != name}
-        told = {"k": "K", "num_data": "N", "batch": "B"}
-        axis.set(xlabel=label, ylabel="ms a step")
-        log_axes(axis, (r[name] for r in swept))
-        axis.set_title(", ".join(f"{told[key]} = {value:,}" for key, value in fixed.items()), fontsize=10)
-        axis.legend()
-
-
-def plot_ot(rows: list[Row], axes: Any) -> None:
-    """Forward + gradient against n, every provider."""
-    for axis, (solver, eps) in zip(axes, (("sinkhorn", 0.05), ("sinkhorn", 1e-3), ("ipot", 0.5)), strict=True):
-        found = latest([r for r in rows if (r["solver"], r["eps"]) == (solver, eps)], "provider", "n")
-        for provider in dict.fromkeys(name for name, _ in found):
-            points = sorted((n, r["both_p50"]) for (name, n), r in found.items() if name == provider and solves(r))
-            ours = provider == "ours, native"
-            if not points:
-                continue
-            axis.plot(
-                *zip(*points, strict=True), marker="o", label=provider, lw=3 if ours else 1, color="k" if ours else None
-            )
-        axis.set(xlabel="n = m", ylabel="ms, value and gradient", title=f"{solver}, eps {eps:g}")
-        log_axes(axis, (n for _, n in found))
-        if found:
-            axis.legend(fontsize=6)
-
-
-def plots(folder: Path) -> list[Path]:
-    """Draw `bank.svg` and `ot.svg` beside the rows they show."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    written = []
-    for name, draw in {"bank": plot_bank, "ot": plot_ot}.items():
-        rows = read(name, folder)
-        if not rows:
-            continue
-        with plt.rc_context({"svg.hashsalt": name, "axes.grid": True, "grid.alpha": 0.3}):
-            figure, axes = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
-            draw(rows, axes)
-            written.append(folder / f"{name}.svg")
-            figure.savefig(written[-1], metadata={"Date": None})
-            plt.close(figure)
-    return written
 
 
 def main(arguments: list[str]) -> int:

@@ -9,7 +9,6 @@ interleaved, medians. A ratio to eager is printed only where the first step's lo
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,8 +17,8 @@ from typing import Any
 
 import torch
 
-from bench.measure import CLOCKS, interleaved
-from bench.results_file import RESULTS, append
+from bench.measure import interleaved
+from bench.options import keep, parsed, parser
 from wcord_fast import distill
 from wcord_fast.data import Dataset, TestBatches, TrainBatches
 from wcord_fast.train.config import Config
@@ -35,6 +34,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "cuda_graph": {"cuda_graph": True},
     "bf16": {"precision": "bf16"},
 }
+QUICK = ("ce,wcord", "wrn_10_1,resnet8", 1280)  # methods, pair, images
 CLOSE = {"fp32": 1e-4, "bf16": 3e-2}  # relative, of the first step's loss
 
 
@@ -93,23 +93,28 @@ class Stepper:
         return loss
 
 
+def options_of(form: str) -> dict[str, Any]:
+    """The driver's options of a form, of several joined by "+"."""
+    return {key: value for part in form.split("+") for key, value in FORMS[part].items()}
+
+
+def stepper(method: str, form: str, data: Dataset, teacher: str, student: str, device: str = "cpu") -> Stepper:
+    config = Config(teacher=teacher, student=student, device=device, **options_of(form))
+    return Stepper(method, config, data.to(device))
+
+
 def measure(
     method: str, forms: list[str], repeats: int, data: Dataset, device: str, pair: tuple[str, str], clock: str = "wall"
 ) -> list[dict[str, Any]]:
     """One row per form."""
     rows = []
-    steppers, first, options = {}, {}, {}
-    for form in forms:
-        options[form] = {k: v for part in form.split("+") for k, v in FORMS[part].items()}
-        config = Config(teacher=pair[0], student=pair[1], device=device, **options[form])
-        steppers[form] = Stepper(method, config, data.to(device))
-        first[form] = steppers[form].first()
-    times = interleaved({form: stepper.step for form, stepper in steppers.items()}, repeats, clock)
+    steppers = {form: stepper(method, form, data, *pair, device) for form in forms}
+    first = {form: one.first() for form, one in steppers.items()}
+    times = interleaved({form: one.step for form, one in steppers.items()}, repeats, clock)
     for form, t in times.items():
-        stepper = steppers[form]
-        loss, whole = stepper.watch.seconds(), sum(stepper.spent)
+        loss, whole = steppers[form].watch.seconds(), sum(steppers[form].spent)
         off = abs(first[form] - first[forms[0]]) / abs(first[forms[0]])
-        right = off <= CLOSE[options[form].get("precision", "fp32")]
+        right = off <= CLOSE[options_of(form).get("precision", "fp32")]
         row = {"method": method, "form": form, "batch": 64, "num_data": len(data.train_labels), "ms": t}
         row |= {"teacher": pair[0], "student": pair[1], "loss_share": round(loss / whole, 4), "right": right}
         row |= {"clock": clock, "loss_ms": round(loss / whole * t["p50"], 3), "images_per_s": round(64e3 / t["p50"], 1)}
@@ -132,33 +137,24 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    p = argparse.ArgumentParser(
-        prog="python -m bench step", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = parser("step", __doc__, "two methods, small networks, 1,280 images")
     p.add_argument("--methods", default="ce,kd,crd,wcord", help="by comma")
     p.add_argument("--forms", default="eager,channels_last", help="by comma; ratios are to the first")
     p.add_argument("--pair", default="resnet32x4,resnet8x4", help="TEACHER,STUDENT")
     p.add_argument("--num-data", type=int, default=50_000, help="rows of the banks")
     p.add_argument("--device", default="cpu")
-    p.add_argument("--threads", type=int, default=1)
-    p.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu, with one thread, on a machine with other work")
-    p.add_argument("--repeats", type=int, default=7)
-    p.add_argument("--quick", action="store_true", help="small networks, 3,200 images, 3 repeats, nothing written")
-    p.add_argument("--out", type=Path, default=RESULTS, help="folder of step.jsonl")
-    a = p.parse_args(arguments)
-    torch.set_num_threads(a.threads)
+    a = parsed(p, arguments)
+    if a.quick:
+        a.methods, a.pair, a.num_data = QUICK
     forms = a.forms.split(",")
     if unknown := sorted({part for form in forms for part in form.split("+")} - set(FORMS)):
         p.error(f"--forms: expected some of {', '.join(FORMS)}, got {', '.join(unknown)}")
-    teacher, student = ("wrn_16_1", "resnet8") if a.quick else a.pair.split(",")
-    data = random_images(3200 if a.quick else a.num_data)
-    repeats = 3 if a.quick else a.repeats
+    teacher, student = a.pair.split(",")
+    data = random_images(a.num_data)
     rows = []
     for method in a.methods.split(","):
-        part = measure(method, forms, repeats, data, a.device, (teacher, student), a.clock)
+        part = measure(method, forms, a.repeats, data, a.device, (teacher, student), a.clock)
         show(part)
         rows += part
-    if not a.quick:
-        kind = torch.device(a.device).type
-        print("written to", append("step", [{"subject": "step", "device_kind": kind, **r} for r in rows], a.out))
+    keep("step", rows, a, torch.device(a.device).type)
     return 0 if all(r["right"] for r in rows) else 1

@@ -2,7 +2,7 @@
 
 Two banks of 10,000,000 x 128 in bfloat16 (5 GB together), 65,536 negatives for each of 64 anchors. A gather of the
 drawn rows, as the usual code does it, would hold 1 GB more in each direction; the draws here are made, scored and
-forgotten piece by piece, so a step needs some 20 MB. `--rows` makes it smaller.
+forgotten piece by piece, so a step needs at most 16 MB and 8 B D bytes. `--rows` makes it smaller.
 """
 
 import argparse

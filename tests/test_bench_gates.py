@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from bench import baseline_providers, baselines, step
+from bench.contest import measure
 
 SMALL = ("resnet8", "wrn_10_1")  # as in the suite's other quick pairs
 
 
 @pytest.mark.parametrize("name", baseline_providers.NAIVE)
 def test_both_forms_of_a_baseline_are_float64s(name):
-    rows = baselines.measure(name, 3, 1, *SMALL)
+    rows = measure(baselines.contest(name, 3, *SMALL), 1)
     assert [(r["form"], r["right"]) for r in rows] == [("naive", True), ("ours", True)]
     assert rows[1]["times_naive"] > 0 and "times_naive" not in rows[0]
     assert all(e < 1e-3 for r in rows for e in r["error"].values())

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from bench import report
+from bench import report, report_lines, report_plots, report_tables
 from bench.results_file import RESULTS
 
 
@@ -23,10 +23,10 @@ def test_the_pages_show_the_committed_results():
 def test_a_new_row_replaces_the_old_one(tmp_path):
     shutil.copy(RESULTS / "bank.jsonl", tmp_path)
     row = next(r for r in report.read("bank") if r.get("form") == "gather" and r["batch"] == 64 and r.get("simd"))
-    before = report.bank_table(report.read("bank", tmp_path))
+    before = report_tables.bank_table(report.read("bank", tmp_path))
     with (tmp_path / "bank.jsonl").open("a") as f:
         f.write(json.dumps(row | {"simd": "avx512", "ms": {"p20": 1.0, "p50": 1.234, "p80": 2.0}}) + "\n")
-    after = report.bank_table(report.read("bank", tmp_path))
+    after = report_tables.bank_table(report.read("bank", tmp_path))
     assert "**1.23** (gather)" in after and "**1.23** (gather)" not in before
 
 
@@ -63,7 +63,93 @@ def test_differences_that_may_be_zero_are_not_separated():
         for variant, values in accuracies.items()
         for seed, value in enumerate(values)
     ]
-    shown = report.accuracy_table(rows)
+    shown = report_tables.accuracy_table(rows)
     better, unclear = (next(x for x in shown.splitlines() if x.startswith(f"| {v}")) for v in ("better", "unclear"))
     assert "+1.00 [+0.75, +1.25]" in better and "not separated" not in better
     assert "not separated" in unclear
+
+
+COMMON = {"date": "2026-01-01T00:00:00Z", "torch": "2", "threads": 1, "device": "x", "clock": "cpu"}
+
+
+def ot_row(provider, n, both, error=0.0, solver="sinkhorn", eps=0.05, **more):
+    times = {"forward_p50": both / 2, "both_p50": both, "peak_mb": 10 * both, "value_error": error}
+    return {"provider": provider, "solver": solver, "eps": eps, "n": n, "dim": 8, "iters": 50} | times | COMMON | more
+
+
+def ot_rows():
+    """Ours wins at 64, is beaten by POT at 256; GeomLoss is quick and wrong."""
+    rows = [ot_row("ours, native", n, 2.0) for n in (64, 256)]
+    rows += [ot_row("ours, native, no autograd", n, 0.5) for n in (64, 256)]
+    rows += [ot_row("naive, unrolled", n, 40.0, float("nan")) for n in (64, 256)]
+    rows += [ot_row("POT", 64, 3.0), ot_row("POT", 256, 1.5), ot_row("GeomLoss", 256, 0.1, 0.3)]
+    return [*rows, ot_row("POT", 64, 0.1, **{"date": "2025-01-01T00:00:00Z"})][::-1]  # not in the last run
+
+
+def test_what_does_not_solve_the_problem_is_no_peer():
+    first, second = (line for line in report_tables.ot_table(ot_rows()).splitlines() if line.startswith("| sinkhorn"))
+    assert "| fails | - | 1.5 / 3 (POT) | **1 / 2** | 20x |" in first and "0.75 / 1.5 (POT)" in second
+
+
+def test_where_ours_loses_is_said():
+    told = " ".join(report_lines.ot_lost(ot_rows()).split())
+    assert told.count("n = 256") == 2 and "n = 64" not in told and "GeomLoss" not in told
+    assert "forward + gradient: POT 1.5 ms, ours 2, of which the op itself 0.5" in told
+    won = [row for row in ot_rows() if row["provider"] != "POT"]
+    assert report_lines.ot_lost(won) == "Ours is the fastest of all that was run, in every line.\n"
+
+
+def test_what_autograd_adds_is_a_ratio_of_one_run():
+    rows = [ot_row("ours, native", 64, 2.0) | {"forward_p50": 0.8}, ot_row("ours, native, no autograd", 64, 3.0)]
+    assert report_lines.autograd_table(rows).splitlines()[2:] == ["| 64 | 2.5 | 2.0 |"]
+
+
+def contest_row(form, p50, **more):
+    row = {"batch": 4, "k": 8, "num_data": 100, "dim": 16, "repeated": 1, "calls": 20, "form": form, "right": True}
+    return row | {"ms": {"p50": p50, "p20": 1.0}, "percent_of_floor": 12.3, "simd": "avx2"} | COMMON | more
+
+
+def test_what_fails_or_is_wrong_is_marked():
+    rows = [contest_row("naive", 9.0, right=False), contest_row("plain", 4.0), contest_row("dense", 3.0)]
+    rows += [
+        contest_row("compile", 0, failed="x"),
+        contest_row("gather", 2.0, times_plain=2.0),
+        contest_row("native", 1),
+    ]
+    assert "| 4, 8, 100 | 9 (wrong) | 4 | fails | 2 | 3 | - | 2.0x | 12 % |" in report_lines.critic_table(rows)
+    assert "| 4, 1 | 450 (wrong) | 200 | fails | 50 |" in report_lines.update_table(rows)
+
+
+def test_the_last_collapse_run_is_told():
+    row = {"student_model": "a", "teacher_model": "b", "images": 2000, "epoch": 3, "mean_norm": 0.456}
+    row |= {"effective_rank": 7.77, "gap": 0.333, "collapsed": True}
+    told = " ".join(report_lines.collapse([row | {"collapsed": False}, row]).split())
+    assert "**It has collapsed**" in told and "norm 0.46, effective rank 7.8 and positives 0.33 above" in told
+
+
+def test_only_the_widest_instruction_set_is_in_the_table():
+    rows = [contest_row("gather", 5.0, device_kind="cpu", peak_mb=1.0, simd="avx512")]
+    rows.append(contest_row("gather", 7.0, device_kind="cpu", peak_mb=1.0, simd="portable"))
+    assert "**5** (gather)" in report_tables.bank_table(rows) and "**7**" not in report_tables.bank_table(rows)
+
+
+def test_the_plots_show_the_rows():
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots(3, 3)
+    sizes = {"k": 8, "num_data": 100, "batch": 4}
+    rows = [
+        contest_row(form, p50 * size, sweep=name, peak_mb=3.0 * size, percent_of_floor=50 / size) | {name: size}
+        for name in sizes
+        for form, p50 in (("gather", 2.0), ("dense", 7.0))
+        for size in (2, 1)
+    ]
+    report_plots.plot_bank(rows, axes)
+    for column in axes.T:
+        shown = [[list(line.get_ydata()) for line in axis.lines] for axis in column]
+        assert shown == [[[2, 4], [7, 14]], [[3, 6], [3, 6]], [[50, 25], [50, 25]]]
+    axes = Figure().subplots(2, 3)
+    report_plots.plot_ot(ot_rows(), axes)
+    shown = [{line.get_label(): list(line.get_ydata()) for line in axis.lines} for axis in axes[:, 0]]
+    assert shown[0] == {"ours, native": [2, 2], "ours, native, no autograd": [0.5, 0.5], "POT": [3, 1.5]}
+    assert shown[1]["POT"] == [30, 15]

@@ -1,0 +1,111 @@
+"""Sentences and small tables of the pages that state a measured number, made from the rows that show it."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable
+
+from bench.report_tables import Row, clock, latest, runs_of, short, solves, table, where
+
+OURS, ALONE = "ours, native", "ours, native, no autograd"
+TIE = 0.95  # of our time: from here on another form is as fast or faster
+
+
+def paragraph(text: str) -> str:
+    indent = "  " if text.startswith("- ") else ""  # of a list
+    lines = textwrap.wrap(text, 120, subsequent_indent=indent, break_on_hyphens=False)
+    return "\n".join(lines) + "\n"
+
+
+def collapse(rows: list[Row]) -> str:
+    """How the last run of `bench.collapse` ended."""
+    r = rows[-1]
+    verdict = "It has collapsed" if r["collapsed"] else "It has not collapsed"
+    return paragraph(
+        f"- **{verdict}** where we looked: a {r['student_model']} student of a {r['teacher_model']} teacher on "
+        f"{r['images']:,} CIFAR-100 images, {r['epoch']} epochs with the rate decay, ends with a mean embedding "
+        f"of norm {r['mean_norm']:.2f}, effective rank {r['effective_rank']:.1f} and positives {r['gap']:.2f} above "
+        "negatives in cosine (`bench/results/collapse.jsonl`). Accuracies of such short runs mean nothing."
+    )
+
+
+def last_runs(rows: list[Row]) -> Iterable[tuple[tuple, dict[str, Row]]]:
+    """(solver, eps, n) and the rows by provider of the last whole run of each case."""
+    by_case: dict[tuple, dict[str, Row]] = {}
+    for (*case, _), run in runs_of(rows, "solver", "eps", "n").items():
+        if OURS in run:
+            by_case[tuple(case)] = run
+    return sorted(by_case.items(), key=lambda item: (item[0][0] == "ipot", -item[0][1], item[0][2]))
+
+
+def ot_lost(rows: list[Row]) -> str:
+    """Where another provider is within 5 % of ours or ahead, and what of our time is not the op's."""
+    told = []
+    for (solver, eps, n), run in last_runs(rows):
+        for kind, name in (("forward", "forward"), ("both", "forward + gradient")):
+            others = [r for p, r in run.items() if not p.startswith("ours") and solves(r)]
+            best = min(others, key=lambda r: r[f"{kind}_p50"], default=None)
+            mine = run[OURS][f"{kind}_p50"]
+            if best is None or best[f"{kind}_p50"] * TIE > mine:
+                continue
+            text = (
+                f"{solver} {eps:g}, n = {n}, {name}: {best['provider'].split(',')[0]} {short(best[f'{kind}_p50'])} ms"
+            )
+            text += f", ours {short(mine)}"
+            if ALONE in run:
+                text += f", of which the op itself {short(run[ALONE][f'{kind}_p50'])} and PyTorch's autograd the rest"
+            told.append(text)
+    if not told:
+        return paragraph("Ours is the fastest of all that was run, in every line.")
+    return paragraph("Where we do not win: " + "; ".join(told) + ".")
+
+
+def autograd_table(rows: list[Row]) -> str:
+    """Forward + gradient as a multiple of the forward, through PyTorch's autograd and of the op alone."""
+    lines = []
+    for (solver, eps, n), run in last_runs(rows):
+        if solver == "sinkhorn" and eps == 0.05 and ALONE in run:
+            ratios = [run[name]["both_p50"] / run[name]["forward_p50"] for name in (OURS, ALONE)]
+            lines.append([str(n), *(f"{ratio:.1f}" for ratio in ratios)])
+    return table(["n = m", "forward + gradient over forward", "of the op alone"], lines)
+
+
+def critic_table(rows: list[Row]) -> str:
+    """Draws, scores, losses and gradients without the update; a line per shape."""
+    by_shape: dict[tuple, dict[str, Row]] = {}
+    for (*shape, form), row in latest(rows, "batch", "k", "num_data", "dim", "form").items():
+        by_shape.setdefault(tuple(shape), {})[form] = row
+    names = {"naive": "naive CRD, ms", "plain": "best plain PyTorch", "compile": "torch.compile of it"}
+    names |= {"gather": "ours, gather", "dense": "ours, dense"}
+    lines = []
+    for (batch, k, num_data, _), forms in sorted(by_shape.items()):
+        ours = min((forms[p] for p in ("gather", "dense")), key=lambda r: r["ms"]["p50"])
+        cells = [milliseconds(forms[f]) for f in names]
+        ratios = [f"{ours[key]:.1f}x" if key in ours else "-" for key in ("times_naive", "times_plain")]
+        lines.append([f"{batch}, {k:,}, {num_data:,}", *cells, *ratios, f"{ours['percent_of_floor']:.0f} %"])
+    head = ["B, K, N (D = 128)", *names.values(), "x naive", "x plain", "of the floor"]
+    told = "Floor: the scores' and gradients' arithmetic at the speed of PyTorch's matrix product in the same process."
+    return table(head, lines) + f"\n{told} {clock(rows)}; {where(rows)}. `python -m bench critic`.\n"
+
+
+def update_table(rows: list[Row]) -> str:
+    """Microseconds of one update; a line per shape and number of repeated indices."""
+    names = {"naive": "index_copy_, us", "plain": "plain PyTorch, last wins", "compile": "torch.compile of it"}
+    names["native"] = "ours, checks included"
+    by_shape: dict[tuple, dict[str, Row]] = {}
+    for (*shape, form), row in latest(rows, "batch", "num_data", "repeated", "form").items():
+        by_shape.setdefault(tuple(shape), {})[form] = row
+    lines = [
+        [f"{batch}, {repeated}", *(milliseconds(forms[f], 1e3 / forms[f].get("calls", 1)) for f in names)]
+        for (batch, _, repeated), forms in sorted(by_shape.items())
+    ]
+    sizes = f"N = {rows[-1]['num_data']:,}, D = {rows[-1]['dim']}"
+    told = f"{sizes}; {clock(rows)}; {where(rows)}. `python -m bench update`."
+    return table(["B, of them repeated", *names.values()], lines) + f"\n{told}\n"
+
+
+def milliseconds(row: Row, scale: float = 1.0) -> str:
+    """A form's time, or that it fails here or is not float64's answer."""
+    if "failed" in row:
+        return "fails"
+    return short(scale * row["ms"]["p50"]) + ("" if row["right"] else " (wrong)")

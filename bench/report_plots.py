@@ -1,0 +1,95 @@
+"""The plots of bench/results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from bench.report_tables import Row, latest, solves
+from bench.results_file import read
+
+
+def log_axes(axis: Any, values: Iterable[int]) -> None:
+    """Both axes logarithmic, with a tick at each of `values` along x, and plain numbers."""
+    from matplotlib.ticker import NullFormatter, NullLocator, ScalarFormatter
+
+    axis.set(xscale="log", yscale="log")
+    some = sorted(set(values))
+    axis.set_xticks(some, labels=[f"{v:,}" for v in some], fontsize=7, rotation=30)
+    axis.xaxis.set_minor_locator(NullLocator())
+    low, high = axis.get_ylim()
+    axis.yaxis.set_major_formatter(ScalarFormatter())
+    axis.yaxis.set_minor_formatter(ScalarFormatter() if high < 50 * low else NullFormatter())
+    axis.tick_params(axis="y", which="both", labelsize=7)
+
+
+def plot_bank(rows: list[Row], axes: Any) -> None:
+    """A step against K, N and B: time (gather is linear in B K, dense flat in K), memory, share of the floor."""
+    names = {"k": "K, negatives of an anchor", "num_data": "N, rows of a bank", "batch": "B, anchors"}
+    told = {"k": "K", "num_data": "N", "batch": "B"}
+    for column, (name, label) in zip(axes.T, names.items(), strict=True):
+        swept = list(latest([r for r in rows if r.get("sweep") == name], name, "form").values())
+        fixed = {other: swept[0][other] for other in names if other != name}
+        column[0].set_title(", ".join(f"{told[key]} = {value:,}" for key, value in fixed.items()), fontsize=10)
+        for axis, (what, value) in zip(column, BANK.items(), strict=True):
+            for form in ("gather", "dense"):
+                points = sorted((r[name], value(r)) for r in swept if r["form"] == form and value(r) is not None)
+                if points:
+                    axis.plot(*zip(*points, strict=True), marker="o", label=form)
+            axis.set(xlabel=label, ylabel=what)
+            log_axes(axis, (r[name] for r in swept))
+            if "floor" in what:
+                axis.set(yscale="linear", ylim=(0, 100))
+            if axis.lines:
+                axis.legend()
+
+
+BANK: dict[str, Callable[[Row], float | None]] = {
+    "ms a step": lambda r: r["ms"]["p50"],
+    "MB, rise of resident memory": lambda r: r.get("peak_mb"),
+    "floor, % of the time": lambda r: r.get("percent_of_floor"),
+}
+
+
+def plot_ot(rows: list[Row], axes: Any) -> None:
+    """Forward + gradient against n, every provider: time and memory."""
+    others = [p for p in dict.fromkeys(r["provider"] for r in rows) if p != "ours, native"]
+    colors = {p: f"C{i}" if i < 10 else ["navy", "gold", "lime"][i % 3] for i, p in enumerate(others)}
+    for column, (solver, eps) in zip(axes.T, (("sinkhorn", 0.05), ("sinkhorn", 1e-3), ("ipot", 0.5)), strict=True):
+        found = latest([r for r in rows if (r["solver"], r["eps"]) == (solver, eps)], "provider", "n")
+        column[0].set_title(f"{solver}, eps {eps:g}")
+        for axis, (what, key) in zip(column, OT.items(), strict=True):
+            for provider in dict.fromkeys(name for name, _ in found):
+                points = sorted((n, r[key]) for (name, n), r in found.items() if name == provider and solves(r))
+                if points:
+                    style = {"lw": 1, "color": colors[provider]} if provider in colors else {"lw": 3, "color": "k"}
+                    axis.plot(*zip(*points, strict=True), marker="o", label=provider, **style)
+            axis.set(xlabel="n = m", ylabel=what)
+            log_axes(axis, (n for _, n in found))
+        if column[0].lines:
+            column[0].legend(fontsize=6)
+
+
+OT = {"ms, value and gradient": "both_p50", "MB, rise of resident memory": "peak_mb"}
+
+
+def plots(folder: Path) -> list[Path]:
+    """Draw `bank.svg` and `ot.svg` beside the rows they show."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    written = []
+    for name, (draw, high) in {"bank": (plot_bank, len(BANK)), "ot": (plot_ot, len(OT))}.items():
+        rows = read(name, folder)
+        if not rows:
+            continue
+        with plt.rc_context({"svg.hashsalt": name, "axes.grid": True, "grid.alpha": 0.3}):
+            figure, axes = plt.subplots(high, 3, figsize=(14, 3.6 * high), layout="constrained")
+            draw(rows, axes)
+            written.append(folder / f"{name}.svg")
+            figure.savefig(written[-1], metadata={"Date": None})
+            plt.close(figure)
+    return written

@@ -1,0 +1,90 @@
+"""What the pages claim is there: quoted messages, variables, files; and no measured number is typed by hand."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+
+import pytest
+
+from bench import report
+
+ROOT = report.README.parent
+README = report.README.read_text()
+TROUBLE = README.split("## Troubleshooting\n")[1].split("\n## ")[0]
+SEEN = [line.split(" | ")[0] for line in TROUBLE.splitlines() if line.startswith("| `")]
+QUOTED = [quote for cell in SEEN for quote in re.findall(r"`([^`]+)`", cell)]
+HOLE = "\0"  # where a message has a value
+FROM_THE_SYSTEM = ("No space left on device",)
+
+
+@functools.cache
+def messages() -> list[str]:
+    """Every string of the sources, values left open."""
+    found = []
+    for path in [ROOT / "setup.py", *(ROOT / "wcord_fast").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                found.append("".join(p.value if isinstance(p, ast.Constant) else HOLE for p in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def said(quote: str) -> bool:
+    """Whether one message has the quote's pieces, in order, with values where the quote has dots or an example."""
+    pieces = [re.escape(p) for part in quote.split("...") for p in re.split("|".join(FROM_THE_SYSTEM), part)]
+    pattern = ".*".join(pieces)
+    return any(re.search(pattern, message, re.DOTALL) for message in messages())
+
+
+@pytest.mark.parametrize("quote", QUOTED)
+def test_quoted_messages_are_the_sources(quote):
+    assert said(quote), quote
+
+
+def test_a_message_that_nobody_says_is_noticed():
+    assert len(QUOTED) > 12
+    assert not said("wcord_fast runs without its native module, quicker") and not said("no C++ compiler was ... nvcc")
+
+
+def test_environment_variables_are_those_of_the_sources():
+    told = set(re.findall(r"^\| `(WCORD_FAST_\w+)", README, re.MULTILINE))
+    used = {name for text in messages() for name in re.findall(r"\bWCORD_FAST_[A-Z_]*[A-Z]\b", text)}
+    assert told == used
+
+
+def test_links_lead_to_files():
+    for page in report.PAGES:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+UNIT = r"(?:ms|us|MB|GB|%|percent|times|seconds|minutes|hours|images/s)"
+MEASURED = re.compile(rf"(?<![\w.,^])(\d[\d,]*(?:\.\d+)?)\s?(?:{UNIT}(?![\w/])|s\b(?!\.)|x (?:faster|slower|naive))")
+SAID = {  # what is arithmetic, a limit that a test holds, or a fact of somebody else's
+    "wcord_fast/ops/bank/README.md": {"64", "16", "12", "8", "1", "1.1"},  # memory formulas: tests of plan and memory
+}
+NOT_MEASURED = ("## Plan: 10^9 rows", "Derived, not measured")  # paragraphs and sections that say so themselves
+
+
+def typed_numbers(text: str) -> set[str]:
+    """Numbers with a unit outside generated blocks, code, and what is said to be not measured."""
+    text = report.BLOCK.sub("", text)
+    text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    for start in NOT_MEASURED:
+        end = r"(?=^## |\Z)" if start.startswith("#") else r"(?=\n\n|\Z)"
+        text = re.sub(re.escape(start) + ".*?" + end, "", text, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"^( {4}).*$|`[^`\n]*`", "", text, flags=re.MULTILINE)
+    return {match[1] for match in MEASURED.finditer(text)}
+
+
+@pytest.mark.parametrize("page", [*report.PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_measured_number_is_typed_by_hand(page):
+    name = str(page.relative_to(ROOT))
+    assert typed_numbers(page.read_text()) <= SAID.get(name, set())
+
+
+def test_a_typed_number_is_noticed():
+    assert typed_numbers("ours takes 12.5 ms, 40 % of it\n\n<!-- bench: ot -->\n3 ms\n<!-- end -->\n") == {"12.5", "40"}
