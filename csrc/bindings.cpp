@@ -83,8 +83,10 @@ void def_cpu(py::module_& m) {
       "cpu_bank_update",
       [](Address bank, int bank_dtype, int64_t num_data, int64_t dim, Address index, int index_bytes, int64_t batch,
          Address rows, int rows_dtype, double momentum, int threads) {
+        int64_t bad = -1;
         check_code(cpu_bank_update(at<void>(bank), bank_dtype, num_data, dim, at<const void>(index), index_bytes, batch,
-                                   at<const void>(rows), rows_dtype, momentum, threads));
+                                   at<const void>(rows), rows_dtype, momentum, threads, &bad));
+        return bad;
       },
       release());
   m.def(

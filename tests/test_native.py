@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+import re
 
 import pytest
 import torch
@@ -219,11 +221,29 @@ def test_update_edges():
     assert torch.equal(shared, torch.eye(4)[[0, 1, 1, 0]])
 
 
-def test_update_skips_what_is_out_of_range():
-    bank = torch.randn(4, 8)
-    before = bank.clone()
-    bank_native.bank_update_(bank, torch.tensor([-1, 4, 2**62, -(2**63)]), torch.ones(4, 8), 0.5)
-    assert torch.equal(bank, before)
+@pytest.mark.parametrize("bad", [-1, 4, 2**62, -(2**63)])
+@pytest.mark.parametrize("at", [0, 1, 6])
+def test_an_update_out_of_range_writes_nothing(bad, at):
+    bank, rows = torch.randn(4, 8), torch.ones(7, 8)
+    index = torch.tensor([0, 1, 2, 3, 0, 1, 2])
+    index[at] = bad
+    before, version = bank.clone(), bank._version
+    with pytest.raises(ValueError, match=re.escape(f"index[{at}]: expected a row in [0, 4), got {bad}")):
+        bank_native.bank_update_(bank, index, rows, 0.5)
+    assert torch.equal(bank, before) and bank._version == version
+
+
+@pytest.mark.parametrize("at", [0, 1, 6])
+def test_an_update_that_is_not_finite_writes_nothing(at):
+    """A row, a bank's row, or a norm that is not finite; also where a later row overwrites the bad one (at = 0)."""
+    index = torch.tensor([0, 1, 2, 3, 0, 1, 2])
+    for where, value in (("rows", math.nan), ("rows", -math.inf), ("rows", 3e38), ("bank", math.nan)):
+        bank, rows = torch.randn(4, 8), torch.ones(7, 8)
+        (rows[at] if where == "rows" else bank[index[at]])[:] = value
+        before = bank.clone()
+        with pytest.raises(ValueError, match="rows: row"):
+            bank_native.bank_update_(bank, index, rows, 0.5)
+        assert torch.equal(bank.nan_to_num(7), before.nan_to_num(7))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

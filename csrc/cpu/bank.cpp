@@ -1,4 +1,5 @@
 // The bank's own writes on the CPU: the momentum update and the initial value.
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <vector>
@@ -28,42 +29,69 @@ std::vector<uint8_t> last_of_each(const void* index, int32_t index_bytes, int64_
   return writes;
 }
 
-// bank [D], row [D]: bank <- normalise(momentum * bank + (1 - momentum) * row). Squares are summed in fp64, which
-// neither overflows nor rounds noticeably for fp32 rows.
+// momentum * bank + (1 - momentum) * row, for one bank row [D] and one new row [D].
 template <class Bank, class Row>
-void update_row(Bank* bank, const Row* row, int64_t dim, double momentum) {
+struct Mix {
+  using Real = typename Compute<Bank>::type;
+  const Bank* bank;
+  const Row* row;
+  Real keep, take;
+
+  Real operator()(int64_t d) const { return keep * load(bank[d]) + take * static_cast<Real>(load(row[d])); }
+
+  // Its norm. Squares are summed in fp64, which neither overflows nor rounds noticeably for fp32 rows.
+  Real norm(int64_t dim) const {
+    double part[LANES] = {};
+    for (int64_t d = 0; d < dim; ++d) {
+      const double x = (*this)(d);
+      part[d % LANES] += x * x;
+    }
+    double square = 0.0;
+    for (double p : part) square += p;
+    return static_cast<Real>(std::sqrt(square));
+  }
+};
+
+// The update: first the norms of all new rows, which tell of everything that cannot be written, then the writes.
+// Returns the first anchor with an index out of range or a norm that is not finite, for which nothing is written; or -1.
+template <class Bank, class Row>
+int64_t update_rows(Bank* bank, int64_t num_data, int64_t dim, const void* index, int32_t index_bytes, int64_t batch,
+                    const Row* rows, double momentum, int threads) {
   using Real = typename Compute<Bank>::type;
   const Real keep = static_cast<Real>(momentum), take = static_cast<Real>(1.0 - momentum);
-  const auto mixed = [&](int64_t d) { return keep * load(bank[d]) + take * static_cast<Real>(load(row[d])); };
-  double part[LANES] = {};
-  for (int64_t d = 0; d < dim; ++d) {
-    const double x = mixed(d);
-    part[d % LANES] += x * x;
+  std::vector<Real> norm(static_cast<size_t>(batch));
+  int64_t bad = batch;
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(min : bad) if (threads > 1)
+  for (int64_t b = 0; b < batch; ++b) {
+    const int64_t row = index_at(index, index_bytes, b);
+    const bool inside = row >= 0 && row < num_data;
+    if (inside) norm[b] = Mix<Bank, Row>{bank + row * dim, rows + b * dim, keep, take}.norm(dim);
+    if (!inside || !std::isfinite(norm[b])) bad = std::min(bad, b);
   }
-  double square = 0.0;
-  for (double p : part) square += p;
-  const Real norm = static_cast<Real>(std::fmax(std::sqrt(square), 1e-12));
-  for (int64_t d = 0; d < dim; ++d) store(&bank[d], mixed(d) / norm);
+  if (bad < batch) return bad;
+  const std::vector<uint8_t> writes = last_of_each(index, index_bytes, batch);
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (int64_t b = 0; b < batch; ++b) {
+    if (!writes[b]) continue;
+    Bank* const to = bank + index_at(index, index_bytes, b) * dim;
+    const Mix<Bank, Row> mixed{to, rows + b * dim, keep, take};
+    const Real size = std::max(norm[b], static_cast<Real>(1e-12));
+    for (int64_t d = 0; d < dim; ++d) store(&to[d], mixed(d) / size);
+  }
+  return -1;
 }
 
 }  // namespace
 
 bool cpu_bank_update(void* bank, int32_t bank_dtype, int64_t num_data, int64_t dim, const void* index,
                      int32_t index_bytes, int64_t batch, const void* rows, int32_t rows_dtype, double momentum,
-                     int threads) {
-  const std::vector<uint8_t> writes = last_of_each(index, index_bytes, batch);
+                     int threads, int64_t* bad) {
   bool known = false;
   with_dtype(bank_dtype, [&](auto bank_type) {
     known = with_dtype(rows_dtype, [&](auto row_type) {
       auto* const to = static_cast<decltype(bank_type)*>(bank);
       const auto* const from = static_cast<const decltype(row_type)*>(rows);
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-      for (int64_t b = 0; b < batch; ++b) {
-        const int64_t row = index_at(index, index_bytes, b);
-        if (writes[static_cast<size_t>(b)] && row >= 0 && row < num_data) {
-          update_row(to + row * dim, from + b * dim, dim, momentum);
-        }
-      }
+      *bad = update_rows(to, num_data, dim, index, index_bytes, batch, from, momentum, threads);
     });
   });
   return known;

@@ -18,10 +18,11 @@ bool cpu_positions(const DrawArgs& args, int64_t b, const int64_t* rows, int64_t
 void cpu_permute(const Stream& stream, int64_t size, const int64_t* in, int64_t* out, int64_t n, bool inverse);
 
 // bank [N, D] of dtype `bank_dtype`: row index[b] <- normalise(momentum * row + (1 - momentum) * rows[b]).
-// Index in [0, N) and rows finite are the caller's to check. False: an unknown dtype.
+// *bad = -1, or the first anchor whose index is out of range or whose new row's norm is not finite: then nothing is
+// written. False: an unknown dtype.
 bool cpu_bank_update(void* bank, int32_t bank_dtype, int64_t num_data, int64_t dim, const void* index,
                      int32_t index_bytes, int64_t batch, const void* rows, int32_t rows_dtype, double momentum,
-                     int threads);
+                     int threads, int64_t* bad);
 
 // out [n, D]: rows first_row .. first_row + n - 1 of the initial bank. False: an unknown dtype.
 bool cpu_bank_init(void* out, int32_t dtype, int64_t n, int64_t dim, uint64_t seed, int64_t bank_id, int64_t first_row,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import torch
 from torch import Tensor
 
 from .. import checks, native_module, status
+from ..status import Code
 from .reference import accumulate_dtype, mixed
 
 
@@ -21,10 +24,8 @@ def bank_update_(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> 
         rows: [B, D] of any of these dtypes, finite. It may share memory with the bank.
         momentum: in [0, 1].
 
-    Index bounds and finiteness are checked by the op that calls this, on the CPU the norms of the new rows here (see
-    `checks.norms_in_range`); the write counts in the bank's version. In any case nothing outside the bank is touched:
-    an index out of range is skipped, and so on CUDA are rows and norms that are not finite; there each sets its bit in
-    the status word.
+    On the CPU an index out of range, or a new row whose norm is not finite, is a ValueError, and nothing is written. On
+    CUDA such a row is skipped and sets its bit in the status word. The write counts in the bank's version.
     """
     native = native_module.module()
     index, rows = index.contiguous(), rows.contiguous()
@@ -33,13 +34,8 @@ def bank_update_(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> 
     if rows.numel() == 0:
         return
     acc = accumulate_dtype(bank)
-    if bank.device.type == "cpu":
-        inside = index.clamp(0, bank.shape[0] - 1)
-        checks.norms_in_range("rows", rows, mixed(bank, inside, rows, momentum)[1], acc)
-    elif rows.dtype == torch.float64:
+    if bank.device.type != "cpu" and rows.dtype == torch.float64:
         rows = rows.to(acc)  # what overflows there is infinite, hence skipped and flagged
-    if not bank.is_inference():
-        torch.autograd.graph.increment_version(bank)
     where = (bank.data_ptr(), native_module.DTYPES[bank.dtype], *bank.shape)
     what = (
         index.data_ptr(),
@@ -49,11 +45,29 @@ def bank_update_(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> 
         native_module.DTYPES[rows.dtype],
     )
     if bank.device.type == "cpu":
-        native.cpu_bank_update(*where, *what, momentum, native_module.threads())
+        bad = native.cpu_bank_update(*where, *what, momentum, native_module.threads())
+        if bad >= 0:
+            _refuse(bank, index, rows, momentum, bad)
+        _written(bank)
         return
     word = status.word(bank.device)
     code = native.cuda_bank_update(*native_module.stream_of(bank), *where, *what, momentum, word.data_ptr())
     native_module.check_launch("bank_update", code)
+    _written(bank)
+
+
+def _written(bank: Tensor) -> None:
+    if not bank.is_inference():
+        torch.autograd.graph.increment_version(bank)
+
+
+def _refuse(bank: Tensor, index: Tensor, rows: Tensor, momentum: float, bad: int) -> NoReturn:
+    """Say what is wrong with an update that was not made, by the reference's checks."""
+    checks.rows_in_range("index", index, bank.shape[0])
+    checks.finite_rows("rows", rows, Code.UPDATE_ROW)
+    new, norm = mixed(bank, index, rows, momentum)
+    checks.norms_in_range("rows", rows, norm, new.dtype)
+    raise ValueError(f"rows: the norm of the update by row {bad} is at the limit of {new.dtype}")
 
 
 def bank_init_(rows: Tensor, seed: int, bank_id: int, first_row: int = 0) -> None:

@@ -147,12 +147,13 @@ def _log_z(
 
 
 def _update_(bank, index, rows, momentum, backend):
-    ok = checks.rows_in_range("index", index, bank.shape[0])
-    ok = ok & checks.finite_rows("rows", rows, Code.UPDATE_ROW)
     chosen = dispatch.resolve("bank_update", device=bank.device, backend=backend).backend
-    if chosen == "reference" and bank.device.type != "cpu":  # the kernels skip a bad row themselves
-        keep = ok & reference.last_of_each(index)
-        index, rows = index[keep], rows[keep]
+    if chosen == "reference":  # the kernels check and, on CUDA, skip a bad row themselves
+        ok = checks.rows_in_range("index", index, bank.shape[0])
+        ok = ok & checks.finite_rows("rows", rows, Code.UPDATE_ROW)
+        if bank.device.type != "cpu":
+            keep = ok & reference.last_of_each(index)
+            index, rows = index[keep], rows[keep]
     _UPDATE[chosen](bank, index.contiguous(), rows.contiguous(), momentum)
 
 
