@@ -53,7 +53,8 @@ struct Mix {
 };
 
 // The update: first the norms of all new rows, which tell of everything that cannot be written, then the writes.
-// Returns the first anchor with an index out of range or a norm that is not finite, for which nothing is written; or -1.
+// Returns the first anchor with an index out of range or a norm that is not finite, for which nothing is written; or
+// -1.
 template <class Bank, class Row>
 int64_t update_rows(Bank* bank, int64_t num_data, int64_t dim, const void* index, int32_t index_bytes, int64_t batch,
                     const Row* rows, double momentum, int threads) {

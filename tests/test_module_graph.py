@@ -1,0 +1,47 @@
+"""The package's modules import one another without a cycle, and no file outgrows what a reader can take in."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "wcord_fast"
+MOST_LINES = 400
+
+
+def name_of(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(file): file for file in PACKAGE.rglob("*.py")}
+
+
+def imported(name: str, file: Path) -> Iterator[str]:
+    """The package's modules that `file` imports when it is imported itself."""
+    package = name.split(".") if file.name == "__init__.py" else name.split(".")[:-1]
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in MODULES)
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*start, *filter(None, [node.module])])
+            for alias in node.names:
+                found = f"{base}.{alias.name}"
+                yield from (m for m in (found if found in MODULES else base,) if m in MODULES)
+
+
+def test_no_module_needs_itself():
+    graph = {name: set(imported(name, file)) for name, file in MODULES.items()}
+    assert sum(map(len, graph.values())) > len(graph) > 100  # the parser above sees them
+    list(TopologicalSorter(graph).static_order())  # a CycleError names the modules
+
+
+def test_no_file_is_longer_than_a_reader_s_patience():
+    files = [f for folder in ("wcord_fast", "csrc", "bench", "tests", "examples") for f in (ROOT / folder).rglob("*")]
+    code = [f for f in files if f.suffix in (".py", ".h", ".inl", ".cpp", ".cu")]
+    assert len(code) > 300
+    assert [f for f in code if len(f.read_text().splitlines()) > MOST_LINES] == []
