@@ -221,6 +221,20 @@ def test_update_edges():
     assert torch.equal(shared, torch.eye(4)[[0, 1, 1, 0]])
 
 
+def test_update_by_rows_and_an_index_that_live_in_the_bank():
+    """Read before any is written, in whatever storage; an index changed after its check would write anywhere."""
+    values = torch.eye(6).numpy()
+    bank, rows = torch.from_numpy(values), torch.from_numpy(values[2:5])  # two storages, one memory
+    bank_native.bank_update_(bank, torch.tensor([3, 4, 5]), rows, 0.0)
+    assert torch.equal(bank, torch.eye(6)[[0, 1, 2, 2, 3, 4]])
+
+    bank = torch.zeros(40, 8, dtype=torch.float64)
+    index = bank.view(torch.int64)[0, :4]
+    index.copy_(torch.tensor([0, 3, 1, 2]))
+    bank_native.bank_update_(bank, index, torch.eye(8)[:4], 0.0)
+    assert torch.equal(bank[:4], torch.eye(8, dtype=torch.float64)[[0, 2, 3, 1]])
+
+
 @pytest.mark.parametrize("bad", [-1, 4, 2**62, -(2**63)])
 @pytest.mark.parametrize("at", [0, 1, 6])
 def test_an_update_out_of_range_writes_nothing(bad, at):

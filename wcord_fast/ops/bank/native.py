@@ -21,16 +21,14 @@ def bank_update_(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> 
     Args:
         bank: [N, D] contiguous, fp32, bf16, fp16 or fp64.
         index: int64 or int32 [B] in [0, N).
-        rows: [B, D] of any of these dtypes, finite. It may share memory with the bank.
+        rows: [B, D] of any of these dtypes, finite. Both may share memory with the bank.
         momentum: in [0, 1].
 
     On the CPU an index out of range, or a new row whose norm is not finite, is a ValueError, and nothing is written. On
     CUDA such a row is skipped and sets its bit in the status word. The write counts in the bank's version.
     """
     native = native_module.module()
-    index, rows = index.contiguous(), rows.contiguous()
-    if rows.untyped_storage().data_ptr() == bank.untyped_storage().data_ptr():
-        rows = rows.clone()
+    index, rows = _apart(index.contiguous(), bank), _apart(rows.contiguous(), bank)
     if rows.numel() == 0:
         return
     acc = accumulate_dtype(bank)
@@ -54,6 +52,12 @@ def bank_update_(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> 
     code = native.cuda_bank_update(*native_module.stream_of(bank), *where, *what, momentum, word.data_ptr())
     native_module.check_launch("bank_update", code)
     _written(bank)
+
+
+def _apart(x: Tensor, bank: Tensor) -> Tensor:
+    """`x`, or a copy of it if the writes to `bank` would change it: both contiguous, and not always of one storage."""
+    start, other = x.data_ptr(), bank.data_ptr()
+    return x.clone() if start < other + bank.nbytes and other < start + x.nbytes else x
 
 
 def _written(bank: Tensor) -> None:
