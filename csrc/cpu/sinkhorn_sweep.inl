@@ -71,20 +71,20 @@ bool scale_rows(const T* kernel, int64_t stride, int64_t ld, int64_t rows, const
   // two halves hide behind that. The same operations in the same order as above, hence the same bits.
   Vec<T> now[GROUP] = {}, next[GROUP] = {};
   for (int64_t i = 0; i < rows + 2 * GROUP; i += GROUP) {
-    const T *const in = kernel + i * stride, *const out = in - 2 * apart;
+    const int64_t in = i * stride, out = in - 2 * apart;  // not pointers: the first out, the last in lie outside
     Vec<T> even[GROUP] = {}, odd[GROUP] = {};
     if (i < 2 * GROUP || i >= rows) {
       if (i < rows) {
-        for (int64_t j = 0; j < ld; j += 2 * WIDTH<T>) receive_at(in + j, stride, q + j, even, odd);
+        for (int64_t j = 0; j < ld; j += 2 * WIDTH<T>) receive_at(kernel + in + j, stride, q + j, even, odd);
       }
       if (i >= 2 * GROUP) {
-        for (int64_t j = 0; j < ld; j += WIDTH<T>) give_at(out + j, stride, now, c + j);
+        for (int64_t j = 0; j < ld; j += WIDTH<T>) give_at(kernel + out + j, stride, now, c + j);
       }
     } else {
       for (int64_t j = 0; j < ld; j += 2 * WIDTH<T>) {
-        receive_at(in + j, stride, q + j, even, odd);
-        give_at(out + j, stride, now, c + j);
-        give_at(out + j + WIDTH<T>, stride, now, c + j + WIDTH<T>);
+        receive_at(kernel + in + j, stride, q + j, even, odd);
+        give_at(kernel + out + j, stride, now, c + j);
+        give_at(kernel + out + j + WIDTH<T>, stride, now, c + j + WIDTH<T>);
       }
     }
     WCF_UNROLL
