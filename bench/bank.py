@@ -18,7 +18,7 @@ from bench.bank_providers import Case, Compiled, Form, Naive, Ours, Plain
 from bench.contest import Contest, run
 from bench.floor import critic_floor_ms
 from bench.measure import interleaved, peak_megabytes
-from bench.options import keep, parsed, parser
+from bench.options import add_shapes, keep, parsed, parser
 from wcord_fast.ops import native_module
 from wcord_fast.ops.bank import native_cpu
 
@@ -131,8 +131,7 @@ def fit(repeats: int, clock: str) -> list[dict[str, Any]]:
 
 def main(arguments: list[str]) -> int:
     p = parser("bank", __doc__, f"the shape {QUICK} without torch.compile")
-    p.add_argument("--shapes", nargs="+", help="B,K,N each", default=[",".join(map(str, s)) for s in SHAPES])
-    p.add_argument("--dim", type=int, default=128)
+    add_shapes(p, "B,K,N", SHAPES)
     p.add_argument("--sweep", action="store_true", help="cost against K, N and B instead of the shapes")
     p.add_argument("--fit", action="store_true", help="the cost model's constants instead of the shapes")
     p.add_argument("--simd", choices=("portable", "avx2", "avx512"), help="instruction set (default: the best)")
@@ -143,8 +142,7 @@ def main(arguments: list[str]) -> int:
     if a.sweep or a.fit:
         rows = sweep(a.repeats, a.clock) if a.sweep else fit(a.repeats, a.clock)
     else:
-        shapes = [tuple(int(x) for x in shape.split(",")) for shape in a.shapes]
-        rows, fine = run(quick_contests() if a.quick else (contest(s, a.dim) for s in shapes), a.repeats, a.clock)
+        rows, fine = run(quick_contests() if a.quick else (contest(s, a.dim) for s in a.shapes), a.repeats, a.clock)
     keep("bank", [{"formula_mb": formula(r), **r} for r in rows], a)
     return 0 if fine else 1
 

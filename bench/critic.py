@@ -15,7 +15,7 @@ from bench.bank import CHECKED, errors, right, simd
 from bench.bank_providers import Case, Compiled, CriticAlone, Form, Naive, Ours, Plain
 from bench.contest import Contest, run
 from bench.floor import critic_floor_ms
-from bench.options import keep, parsed, parser
+from bench.options import add_shapes, keep, parsed, parser
 
 SHAPES = ((64, 4096, 50_000), (64, 16384, 50_000), (256, 16384, 50_000))
 QUICK = (64, 4096, 20_000)
@@ -47,10 +47,8 @@ def quick_contests() -> list[Contest]:
 
 def main(arguments: list[str]) -> int:
     p = parser("critic", __doc__, f"the shape {QUICK}")
-    p.add_argument("--shapes", nargs="+", help="B,K,N each", default=[",".join(map(str, s)) for s in SHAPES])
-    p.add_argument("--dim", type=int, default=128)
+    add_shapes(p, "B,K,N", SHAPES)
     a = parsed(p, arguments)
-    shapes = [tuple(int(x) for x in shape.split(",")) for shape in a.shapes]
-    rows, fine = run(quick_contests() if a.quick else (contest(s, a.dim) for s in shapes), a.repeats, a.clock)
+    rows, fine = run(quick_contests() if a.quick else (contest(s, a.dim) for s in a.shapes), a.repeats, a.clock)
     keep("critic", rows, a)
     return 0 if fine else 1

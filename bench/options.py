@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,20 @@ def parser(subject: str, text: str | None, quick: str) -> argparse.ArgumentParse
     p.add_argument("--quick", action="store_true", help=f"{quick}, 3 repeats, nothing written without --out")
     p.add_argument("--out", type=Path, help=f"folder of {subject}.jsonl (default bench/results)")
     return p
+
+
+def add_shapes(p: argparse.ArgumentParser, names: str, shapes: Sequence[tuple[int, ...]]) -> None:
+    """--shapes, of numbers like `names` ("B,K,N"), by default `shapes`; and --dim."""
+
+    def shape(text: str) -> tuple[int, ...]:
+        numbers = tuple(int(x) for x in text.split(","))
+        if len(numbers) != names.count(",") + 1:
+            raise ValueError
+        return numbers
+
+    shape.__name__ = names  # argparse: "invalid B,K,N value: '64,1'"
+    p.add_argument("--shapes", nargs="+", type=shape, help=f"{names} each", default=list(shapes))
+    p.add_argument("--dim", type=int, default=128)
 
 
 def parsed(p: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:

@@ -19,7 +19,7 @@ from torch import Tensor
 from bench.bank_providers import MOMENTUM, index_copy_update
 from bench.contest import Contest, run
 from bench.floor import floor_ms
-from bench.options import keep, parsed, parser
+from bench.options import add_shapes, keep, parsed, parser
 from wcord_fast import functional as F
 from wcord_fast import use_backend
 
@@ -102,11 +102,9 @@ def quick_contests() -> list[Contest]:
 
 def main(arguments: list[str]) -> int:
     p = parser("update", __doc__, f"B and N of {QUICK}")
-    p.add_argument("--shapes", nargs="+", help="B,N each", default=[",".join(map(str, s)) for s in SHAPES])
-    p.add_argument("--dim", type=int, default=128)
+    add_shapes(p, "B,N", SHAPES)
     a = parsed(p, arguments)
-    shapes = [tuple(int(x) for x in shape.split(",")) for shape in a.shapes]
-    contests = (contest(*shape, repeated, a.dim) for shape in shapes for repeated in REPEATED)
+    contests = (contest(*shape, repeated, a.dim) for shape in a.shapes for repeated in REPEATED)
     rows, fine = run(quick_contests() if a.quick else contests, a.repeats, a.clock)
     keep("update", rows, a)
     return 0 if fine else 1

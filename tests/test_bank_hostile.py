@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -80,55 +78,6 @@ def test_log_z_is_never_narrower_than_fp32(default, dtype):
         assert CRDLoss(8, 9, N, nce_k=K).contrast.log_z.dtype == dtype
     finally:
         torch.set_default_dtype(before)
-
-
-FORK = """
-import os, signal, torch
-from wcord_fast import NegativeSampler, functional as F
-torch.set_num_threads(2)
-g = torch.Generator().manual_seed(0)
-x, bank, index = torch.randn(16, 16, generator=g), torch.randn(400, 16, generator=g), torch.arange(16)
-sampler = NegativeSampler(400, 100, seed=0)
-def step():
-    loss = F.bank_nce(x, bank, index, negatives=sampler, log_z=2.0, backend="native")
-    return loss, F.bank_update_(bank.clone(), index, x), sampler.draw(index)
-expected = step()
-torch.ones(1000, 1000).exp()
-child = os.fork()
-if child == 0:
-    signal.alarm(20)
-    os._exit(0 if all(torch.equal(a, b) for a, b in zip(step(), expected)) else 1)
-raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-
-
-@needs_native
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-def test_a_forked_process_does_not_wait_for_threads_that_it_has_not():
-    command = [sys.executable, "-W", "ignore", "-c", FORK]
-    env = os.environ | {"OMP_WAIT_POLICY": "passive"}
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
-    assert done.returncode == 0, (done.returncode, done.stderr)
-
-
-@needs_native
-def test_python_threads_get_what_one_gets(monkeypatch):
-    g = torch.Generator().manual_seed(0)
-    x, bank, index = torch.randn(16, 16, generator=g), torch.randn(400, 16, generator=g), torch.arange(16)
-    s = NegativeSampler(400, 100, seed=0)
-
-    def step(plan: str) -> tuple[torch.Tensor, ...]:
-        y = x.clone().requires_grad_()
-        loss = F.bank_nce(y, bank, index, negatives=s, log_z=2.0, plan=plan, backend="native")
-        return loss.detach(), *torch.autograd.grad(loss.sum(), y), F.bank_update_(bank.clone(), index, x)
-
-    plans = ("gather", "dense") * 100
-    monkeypatch.setattr(native_module, "threads", lambda: 2)
-    with ThreadPoolExecutor(3) as pool:
-        results = list(pool.map(step, plans))
-    for plan, result in zip(plans, results, strict=True):
-        expected = results[plans.index(plan)]
-        assert all(torch.equal(a, b) for a, b in zip(result, expected, strict=True))
 
 
 @pytest.mark.parametrize(("transform", "shape"), [(torch.func.grad, (B, D)), (torch.func.vmap, (2, B, D))])

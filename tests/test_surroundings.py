@@ -1,4 +1,4 @@
-"""Transport and whole steps where the world around them is unusual: forks, loaders, threads, deterministic mode."""
+"""Ops and whole steps where the world around them is unusual: forks, loaders, threads, deterministic mode."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from wcord_fast import CRDLoss, WCoRDLoss
+from wcord_fast import CRDLoss, NegativeSampler, WCoRDLoss
 from wcord_fast import functional as F
 from wcord_fast.ops import native_module
 
@@ -18,19 +18,28 @@ needs_native = pytest.mark.skipif(native_module.load() is None, reason="no nativ
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 
 FORK = """
-import os, signal, torch
-from wcord_fast import functional as F
+import os, signal, sys, torch
+from wcord_fast import NegativeSampler, functional as F
 
 torch.set_num_threads(2)
 g = torch.Generator().manual_seed(0)
-x, y = torch.randn(300, 16, generator=g), torch.randn(300, 16, generator=g)
-solve = lambda: F.ot_solve(x, y, backend="native")
-expected = solve()
+x, bank, index = torch.randn(300, 16, generator=g), torch.randn(400, 16, generator=g), torch.arange(300)
+sampler = NegativeSampler(400, 100, seed=0)
+
+def bank_step():
+    loss = F.bank_nce(x, bank, index, negatives=sampler, log_z=2.0, backend="native")
+    return loss, F.bank_update_(bank.clone(), index, x), sampler.draw(index)
+
+def ot_step():
+    return F.ot_solve(x, bank, backend="native")
+
+step = {"bank": bank_step, "ot": ot_step}[sys.argv[1]]
+expected = step()
 torch.ones(1000, 1000).exp()
 child = os.fork()
 if child == 0:
     signal.alarm(20)
-    os._exit(0 if all(torch.equal(a, b) for a, b in zip(solve(), expected)) else 1)
+    os._exit(0 if all(torch.equal(a, b) for a, b in zip(step(), expected)) else 1)
 raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
@@ -74,8 +83,9 @@ def run(script: str, folder, *words: str) -> None:
 
 @needs_native
 @needs_fork
-def test_a_forked_process_solves(tmp_path):
-    run(FORK, tmp_path)
+@pytest.mark.parametrize("op", ["bank", "ot"])
+def test_a_forked_process_does_not_wait_for_threads_that_it_has_not(tmp_path, op):
+    run(FORK, tmp_path, op)
 
 
 @needs_native
@@ -85,23 +95,30 @@ def test_a_loader_s_workers_call_us(tmp_path, context):
     run(LOADER, tmp_path, context)
 
 
-@needs_native
-def test_python_threads_solve_what_one_solves(monkeypatch):
+def transport(solver: str) -> tuple[torch.Tensor, ...]:
     g = torch.Generator().manual_seed(0)
-    x, y = torch.randn(3, 70, 16, generator=g), torch.randn(3, 300, 16, generator=g)
+    x, y = torch.randn(3, 70, 16, generator=g).requires_grad_(), torch.randn(3, 300, 16, generator=g)
+    found = F.ot_solve(x, y, solver=solver, backend="native")
+    return *(t.detach() for t in found), *torch.autograd.grad(found.cost.sum(), x)
 
-    def solve(solver: str) -> tuple[torch.Tensor, ...]:
-        h = x.clone().requires_grad_()
-        found = F.ot_solve(h, y, solver=solver, backend="native")
-        return *(t.detach() for t in found), *torch.autograd.grad(found.cost.sum(), h)
 
-    solvers = ("ipot", "sinkhorn") * 40
+def scores(plan: str) -> tuple[torch.Tensor, ...]:
+    g = torch.Generator().manual_seed(0)
+    x, bank, index = torch.randn(16, 16, generator=g), torch.randn(400, 16, generator=g), torch.arange(16)
+    y, sampler = x.clone().requires_grad_(), NegativeSampler(400, 100, seed=0)
+    loss = F.bank_nce(y, bank, index, negatives=sampler, log_z=2.0, plan=plan, backend="native")
+    return loss.detach(), *torch.autograd.grad(loss.sum(), y), F.bank_update_(bank, index, x)
+
+
+@needs_native
+@pytest.mark.parametrize(("step", "choices"), [(transport, ("ipot", "sinkhorn")), (scores, ("gather", "dense"))])
+def test_python_threads_get_what_one_gets(step, choices, monkeypatch):
     monkeypatch.setattr(native_module, "threads", lambda: 2)
+    expected = {choice: step(choice) for choice in choices}
+    calls = choices * 50
     with ThreadPoolExecutor(3) as pool:
-        results = list(pool.map(solve, solvers))
-    for solver, result in zip(solvers, results, strict=True):
-        expected = results[solvers.index(solver)]
-        assert all(torch.equal(a, b) for a, b in zip(result, expected, strict=True))
+        for choice, result in zip(calls, pool.map(step, calls), strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(result, expected[choice], strict=True))
 
 
 @pytest.mark.parametrize("backend", ["reference", pytest.param("native", marks=needs_native)])
