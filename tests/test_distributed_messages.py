@@ -61,7 +61,8 @@ def test_a_disk_that_fills_up_at_rank_0_is_told_once_and_the_run_goes_on_later(t
     )
     assert last_epoch(tmp_path) == 1
     again = command(tmp_path, teacher)
-    assert again.codes == [0, 0] and "going on after epoch 1" in again.out[0]
+    assert again.codes == [0, 0], again.err
+    assert "going on after epoch 1" in again.out[0]
 
 
 def test_a_warning_is_given_by_one_rank(teacher, tmp_path):

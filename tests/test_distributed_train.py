@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import resource
 import shutil
+import time
 from itertools import pairwise
 
 import pytest
@@ -215,6 +216,34 @@ def test_a_disk_that_is_full_keeps_the_last_checkpoint(pools, tmp_path):
     assert [epoch for epoch, _ in pool.run(resumed, directory, options)] == [1, 1]
     (history, _), *_ = pool.run(train, directory, "wcord", options)  # there is room again
     assert [row["epoch"] for row in history] == [1, 2]
+
+
+def saved_over_a_left_folder(directory):
+    """Whether the folder of an interrupted run was still there when this rank began to write; rank 0 is slow."""
+    run = make_run(directory, "wcord", **SHARDED)
+    folder = directory / "banks-000001"
+    remove, save, found = shutil.rmtree, shards.dcp.save, []
+
+    def slowly(path, **options):
+        time.sleep(0.3)
+        remove(path, **options)
+
+    def look(*args, **kwargs):
+        found.append((folder / "left").exists())
+        return save(*args, **kwargs)
+
+    shutil.rmtree, shards.dcp.save = slowly, look
+    try:
+        shards.save(directory, {"epoch": 1, "method": {}}, run.method)
+    finally:
+        shutil.rmtree, shards.dcp.save = remove, save
+    return found
+
+
+def test_no_rank_writes_before_the_folder_of_an_interrupted_run_is_gone(pools, tmp_path):
+    (tmp_path / "banks-000001").mkdir()
+    (tmp_path / "banks-000001" / "left").touch()
+    assert pools[2].run(saved_over_a_left_folder, tmp_path) == [[False], [False]]
 
 
 def test_a_stage_is_run_by_one_process_and_methods_without_state_train(pools, tmp_path):

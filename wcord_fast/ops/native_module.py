@@ -77,8 +77,10 @@ _forked = False
 
 
 def _after_fork() -> None:
+    """One thread, for torch's own operators too (DataLoader does this in its workers): they share the lost team."""
     global _forked
     _forked = True
+    torch.set_num_threads(1)
 
 
 if hasattr(os, "register_at_fork"):

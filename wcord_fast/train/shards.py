@@ -87,8 +87,8 @@ def verify(path: Path, state: dict[str, Any]) -> None:
 
 def _write(folder: Path, banks: dict[str, MemoryBank]) -> dict[str, list[int]]:
     """Write the shards; size and checksum of each file, by name (on rank 0). Each rank reads what it has written."""
-    if is_main():
-        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed here
+    # What an interrupted run left here is gone before any rank makes the folder anew.
+    from_main(lambda: shutil.rmtree(folder, ignore_errors=True))
     try:
         writer = dcp.FileSystemWriter(str(folder), single_file_per_rank=True, sync_files=True)
         with _alone_is_fine():
