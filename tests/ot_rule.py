@@ -26,8 +26,12 @@ def solve_args(cost, solver, eps, iters, *, tol=None, value="cost"):
     return reference.Asked(cost, solver, eps, iters, tol, value, True, True, value == "dual", value == "dual")
 
 
-def assert_rule(solve, x, y, a, b, args):
-    """Check solve(x, y, a, b, args) and return it. `x` to `b` are fp32."""
+def assert_rule(solve, x, y, a, b, args, *, lattice=False):
+    """Check solve(x, y, a, b, args) and return it. `x` to `b` are fp32.
+
+    On a `lattice` the loop may make no error at all, since costs and their quotients are whole numbers; one rounding of
+    an exponent, which no fp32 solver avoids elsewhere, is then allowed beside the rule.
+    """
     ours = solve(x, y, a, b, args)
     exact = reference.ot_solve(x.double(), y.double(), a.double(), b.double(), args)
     loops = [permuted_loop(x, y, a, b, args, seed) for seed in range(ORDERS)]
@@ -52,6 +56,7 @@ def assert_rule(solve, x, y, a, b, args):
         other = {"alpha": "beta", "beta": "alpha", "grad_a": "grad_b", "grad_b": "grad_a"}.get(name, name)
         scale = max(size(want), size(getattr(exact, other)))
         error, *plain = (distance(getattr(s, name), want) for s in (ours, *loops))
+        share = max(share, rounding) if lattice else share
         assert error <= max(share * scale, times * max(plain), least), (name, error, plain, scale)
     return ours
 
