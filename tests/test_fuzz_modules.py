@@ -85,11 +85,11 @@ def on_native(module: nn.Module) -> nn.Module:
     return twin
 
 
-def near(ours: Tensor, want: Tensor, share: float, least: float = 0.0) -> None:
+def near(ours: Tensor, want: Tensor, share: float, least: float = 0.0, what: str = "") -> None:
     """Every number is as near as `share` of the largest, or `least`."""
     ours, want = ours.detach().double(), want.detach().double()
     room = share * float(want.abs().max()) + least if want.numel() else 0.0
-    assert ours.shape == want.shape and bool(((ours - want).abs() <= room).all()), (ours, want, room)
+    assert ours.shape == want.shape and bool(((ours - want).abs() <= room).all()), (what, ours, want, room)
 
 
 @given(st.data())
@@ -115,7 +115,7 @@ def test_two_steps_equal_the_reference(data):
         assert all(torch.equal(s, t) for s, t in zip(before, (f_s, f_t, index), strict=True))
         for (name, ours), theirs in zip(fast.state_dict().items(), plain.state_dict().values(), strict=True):
             stored = torch.finfo(ours.dtype).eps if ours.dtype in (torch.bfloat16, torch.float16) else 0.0
-            near(ours.nan_to_num(-7), theirs.nan_to_num(-7), 3e-5 + stored, 1e-6), name
+            near(ours.nan_to_num(-7), theirs.nan_to_num(-7), 3e-5 + stored, 1e-6, name)
 
 
 @given(st.data())
