@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from wcord_fast import CRDLoss, NegativeSampler, WCoRDLoss
+from wcord_fast import CRDLoss, NegativeSampler, WCoRDLoss, use_backend
 from wcord_fast import functional as F
 from wcord_fast.ops import native_module
 
@@ -150,7 +150,8 @@ def test_steps_run_and_repeat_in_deterministic_mode(backend, threads):
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     try:
-        first, second = train(), train()
+        with use_backend(backend):  # of the update too, which has no option
+            first, second = train(), train()
     finally:
         torch.use_deterministic_algorithms(False)
         torch.set_num_threads(before)
