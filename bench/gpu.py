@@ -2,8 +2,8 @@
 
 1. the GPU test suite (`pytest -m gpu`), 2. compute-sanitizer over the native kernels' tests, 3. times of steps and of
 kernels beside the naive forms, plain PyTorch, peers and floors, 4. a profile of training steps. Under ten minutes: a
-part that takes longer than its share is stopped and said to have been. Exits with 1 if a part failed; every part runs
-whatever the others did, and each part's rows are written as soon as they are there.
+part that takes longer than its share is stopped and said to have been. Exits with 1 if a part failed or one of ours is
+wrong; every part runs whatever the others did, and each part's rows are written as soon as they are there.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from bench.contest import BASES
 from bench.results_file import RESULTS, append
 
 # The native kernels (Triton's are compiled under the sanitizer for minutes) without what is only big or only timing.
@@ -51,6 +52,11 @@ def checks(out: Path) -> list[dict]:
         guard = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all"]
         rows.append(run(tool, [*guard, *pytest, *SANITIZED, "-k", LEFT_OUT], out, TOOL_SECONDS))
     return rows
+
+
+def fails(row: dict) -> bool:
+    """Whether a part of this row did not run, or a form of ours is wrong."""
+    return bool(row.get("exit")) or (row.get("right") is False and row.get("form") not in BASES)
 
 
 def profile(out: Path, device: torch.device, steps: int = 10) -> list[dict]:
@@ -105,7 +111,7 @@ def main() -> int:
     for name, makers in parts.items():
         for make in makers if options.only is None or name in options.only else ():
             rows = make()
-            failed |= any(row.get("exit") for row in rows)
+            failed |= any(map(fails, rows))
             print("written to", append("gpu", rows, out), flush=True)
     return int(failed)
 

@@ -30,7 +30,7 @@ def where(rows: Iterable[Row]) -> str:
     dates = sorted({r["date"][:10] for r in some})
     versions, threads = sorted({r["torch"] for r in some}), sorted({r["threads"] for r in some})
     machine = f"{some[0]['device']}, {some[0]['simd']}" if "simd" in some[0] else some[0]["device"]
-    count = f"{threads[0]} thread{'s' if threads != [1] else ''}"
+    count = f"{', '.join(map(str, threads))} thread{'s' if threads != [1] else ''}"
     return f"{machine}, {count}, torch {', '.join(versions)}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}"
 
 
@@ -43,9 +43,9 @@ def best_simd(rows: Iterable[Row]) -> list[Row]:
 
 
 def bank_table(rows: list[Row]) -> str:
-    shapes = [r for r in rows if "sweep" not in r and "fit" not in r and r["device_kind"] == "cpu"]
+    shapes = best_simd(r for r in rows if "sweep" not in r and "fit" not in r and r["device_kind"] == "cpu")
     by_shape: dict[tuple, dict[str, Row]] = {}
-    for (*shape, form), row in latest(best_simd(shapes), "batch", "k", "num_data", "dim", "form").items():
+    for (*shape, form), row in latest(shapes, "batch", "k", "num_data", "dim", "form").items():
         by_shape.setdefault(tuple(shape), {})[form] = row
     lines = []
     for (batch, k, num_data, _), forms in sorted(by_shape.items()):

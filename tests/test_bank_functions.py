@@ -245,7 +245,16 @@ def test_update_of_huge_and_tiny_rows(backend):
     with use_backend(backend):
         F.bank_update_(bank, torch.tensor([0, 1]), rows, 0.0)
     torch.testing.assert_close(bank[0], torch.tensor([0.6, 0.8]))
-    torch.testing.assert_close(bank[1], rows[1] / 1e-12)  # the clamped norm
+    torch.testing.assert_close(bank[1], rows[1] / 1e-12, rtol=1e-6, atol=0)  # the clamped norm
+
+
+def test_an_update_s_momentum_is_the_bank_s_own_or_a_half():
+    anchor, plain, index = problem()
+    bank = MemoryBank(N, D, momentum=0.9, dtype=torch.float64, seed=0)
+    for mine, rows, momentum in ((bank, bank.rows, 0.9), (plain, plain, 0.5)):
+        expected = updated_bank(rows, index, anchor, momentum)
+        F.bank_update_(mine, index, anchor)
+        torch.testing.assert_close(rows, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_update_of_a_vanishing_row_stays_finite():

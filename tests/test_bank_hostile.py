@@ -154,25 +154,27 @@ def test_an_update_of_many_rows_takes_no_square_of_them():
 
 
 NO_MEMORY = """
-import resource, torch
-from wcord_fast import functional as F
+import resource, sys, torch
+from wcord_fast.functional.bank import draw_spec
+from wcord_fast.ops.bank.native_cpu import Call
 torch.set_num_threads(2)
-d = 10**7
-x, bank, index, rows = torch.zeros(1, d), torch.zeros(2, d), torch.tensor([0]), torch.tensor([[1]])
-score = lambda dim: F.bank_mean_score(x[:, :dim], bank[:, :dim], index, negatives=rows, plan="dense", backend="native")
-expected = score(5)
-used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, used + 2**30))
+plan, d = sys.argv[1], 2 * 10**7
+x, bank, index, rows = torch.zeros(1, 2, d), torch.zeros(2, d), torch.arange(2), torch.ones(2, 600, dtype=torch.int64)
+few, many = (Call("row_sum", x[..., :n], [bank[:, :n]], index, draw_spec(rows, 2, 2), True) for n in (5, d))
+expected = few.run(plan)
+limit = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + 20 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 try:
-    score(d)  # a thread's scratch would be 5 GB
+    many.run(plan)  # a thread's scratch would be 10 GB (dense), or a row of 80 MB, more than malloc has in reserve
 except MemoryError:
-    raise SystemExit(0 if torch.equal(score(5), expected) else 1)
+    raise SystemExit(0 if torch.equal(few.run(plan), expected) else 1)
 raise SystemExit(2)
 """
 
 
 @needs_native
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
-def test_threads_without_memory_raise_an_error():
-    done = subprocess.run([sys.executable, "-c", NO_MEMORY], capture_output=True, text=True)
+@pytest.mark.parametrize("plan", ["gather", "dense"])
+def test_threads_without_memory_raise_an_error(plan):
+    done = subprocess.run([sys.executable, "-c", NO_MEMORY, plan], capture_output=True, text=True)
     assert done.returncode == 0, (done.returncode, done.stderr)

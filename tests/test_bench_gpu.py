@@ -27,6 +27,16 @@ def test_steps_of_every_form_are_right():
         assert row.get("right", True), row
 
 
+def test_a_wrong_result_of_ours_is_a_failure(monkeypatch):
+    monkeypatch.setitem(gpu_bank.LIMITS, "fp32", {"loss": 0.0, "grad": 0.0})
+    monkeypatch.setattr(gpu_ot, "VALUE_LIMIT", 0.0)
+    rows = gpu_bank.step_rows(shapes=((4, 64, 1000),), device=CPU, dim=16)
+    assert [(r["form"], r["bank"]) for r in rows if gpu.fails(r)] == [("gather", "fp32"), ("dense", "fp32")]
+    rows = gpu_ot.ot_rows(cases=[("ipot", 0.5, 20)], device=CPU, dim=16)
+    assert [r["provider"] for r in rows if gpu.fails(r)] == ["ours"]
+    assert gpu.fails({"part": "tests", "exit": 1}) and not gpu.fails({"part": "tests", "exit": 0})
+
+
 def test_a_form_that_fails_is_a_row_of_its_own(monkeypatch):
     def broken(*_):
         raise RuntimeError("no such kernel")

@@ -28,6 +28,8 @@ def test_a_new_row_replaces_the_old_one(tmp_path):
         f.write(json.dumps(row | {"simd": "avx512", "ms": {"p20": 1.0, "p50": 1.234, "p80": 2.0}}) + "\n")
     after = report_tables.bank_table(report.read("bank", tmp_path))
     assert "**1.23** (gather)" in after and "**1.23** (gather)" not in before
+    narrow_first = [row | {"simd": "portable", "threads": 2}, *report.read("bank", tmp_path)]
+    assert report_tables.bank_table(narrow_first) == after  # of the widest set only, and told so
 
 
 def test_the_plan_is_its_arithmetic():

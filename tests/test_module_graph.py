@@ -20,10 +20,23 @@ def name_of(file: Path) -> str:
 MODULES = {name_of(file): file for file in PACKAGE.rglob("*.py")}
 
 
+def run_by_import(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """The statements of a module that run when it is imported: neither functions nor what only type checkers see."""
+    for node in body:
+        yield node
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        for_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for part in ("orelse",) if for_types else ("body", "orelse", "finalbody"):
+            yield from run_by_import(getattr(node, part, []))
+        for handler in getattr(node, "handlers", []):
+            yield from run_by_import(handler.body)
+
+
 def imported(name: str, file: Path) -> Iterator[str]:
     """The package's modules that `file` imports when it is imported itself."""
     package = name.split(".") if file.name == "__init__.py" else name.split(".")[:-1]
-    for node in ast.parse(file.read_text()).body:
+    for node in run_by_import(ast.parse(file.read_text()).body):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in MODULES)
         elif isinstance(node, ast.ImportFrom):

@@ -1,14 +1,18 @@
-"""docs/paper.md: the numbers that it quotes are those of the published tables, and its names and commands exist."""
+"""docs/paper.md: its numbers are those of the published tables; its names, options, defaults and commands are ours."""
 
+import ast
+import inspect
 import re
 import shlex
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import wcord_fast
-from wcord_fast import functional
+from wcord_fast import KDLoss, WCoRDLoss, functional
 from wcord_fast.tasks import sweep
 from wcord_fast.train import table
 from wcord_fast.train.cli import main
@@ -17,6 +21,7 @@ PAGE = (Path(__file__).parents[1] / "docs/paper.md").read_text()
 TASKS = yaml.safe_load(sweep.PUBLISHED.read_text())
 PAIRS = yaml.safe_load((Path(table.__file__).parent / "published.yaml").read_text())
 SAME_ARCHITECTURE = list(PAIRS)[:7]  # Table 1 comes first
+CODE = dict.fromkeys(re.findall(r"`([^`\n]+)`", PAGE))
 
 
 def test_the_contradictions_are_in_the_tables():
@@ -50,4 +55,29 @@ def test_the_commands(command, tmp_path, capsys):
 
 
 def test_the_names():
-    assert functional.ot_cost and wcord_fast.WCoRDLoss and wcord_fast.nn.KDLoss
+    names = [code for code in CODE if re.fullmatch(r"(nn|functional)\.\w+|[A-Z]\w+", code)]
+    assert names == ["nn.KDLoss", "functional.ot_cost", "WCoRDLoss"]
+    assert all(map(callable, attrgetter(*names)(wcord_fast)))
+
+
+@pytest.mark.parametrize("code", [code for code in CODE if re.match(r'\w+="|"', code)])
+def test_the_options(code):
+    call = ast.parse(f"f({'critic=' if code[0] == chr(34) else ''}{code})", mode="eval").body
+    options = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
+    if "solver" in options:
+        functional.ot_cost(torch.ones(2, 3), torch.ones(2, 3), **options)
+    else:
+        WCoRDLoss(4, 4, 9, num_negatives=3, **options)
+
+
+def test_the_defaults():
+    ours = {name: option.default for name, option in inspect.signature(WCoRDLoss).parameters.items()}
+    text = " ".join(PAGE.split())
+    assert f'`"{ours["critic"]}"` (spectrally normalised embeddings, the default)' in text
+    critic = [ours["feat_dim"], ours["temperature"], f"{ours['num_negatives']:,}", ours["momentum"]]
+    assert f"one linear layer per side to {', '.join(map(str, critic))}, two banks" in text
+    assert (ours["ot_cost"], ours["ot_solver"], ours["lckt_features"]) == ("cosine", "ipot", "embed")
+    assert f"cosine, IPOT with eps {ours['ot_eps']} and {ours['ot_iters']} steps" in text
+    assert f"those of CIFAR-100, {ours['lambda_gckt']} and {ours['lambda_lckt']}" in text
+    assert ours["lckt_reduction"] == "mean" and '1; `lckt_reduction="sum"` is n times that' in text
+    assert f"batch mean, T = {KDLoss().temperature:g} |" in text

@@ -154,6 +154,7 @@ def test_dry_run_tells_the_recipes_and_what_is_done(tmp_path, capsys):
     done = tmp_path / "vgg13-vgg8" / "seed3" / "ce"
     done.mkdir(parents=True)
     (done / "student.pt").touch()
+    (tmp_path / "vgg13-vgg8" / "seed3" / "wcord").mkdir()  # begun
     assert main([*asked, f"--output-dir={tmp_path}", f"--data-dir={tmp_path}", "--momentum=0.8"]) == 0
     plan = yaml.safe_load(capsys.readouterr().out)
     first, second = plan["pairs"].values()

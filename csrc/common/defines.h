@@ -16,6 +16,16 @@
 #define WCF_UNROLL _Pragma("GCC unroll 16")
 #endif
 
+// Before a loop of a kernel: so many turns side by side. WCF_ROLLED is for what runs seldom or is bound elsewhere,
+// where more would cost registers and gain nothing.
+#if defined(__CUDACC__)
+#define WCF_UNROLL_BY(turns) WCF_PRAGMA(unroll(turns))
+#define WCF_PRAGMA(text) _Pragma(#text)
+#else
+#define WCF_UNROLL_BY(turns)
+#endif
+#define WCF_ROLLED WCF_UNROLL_BY(1)
+
 namespace wcf {
 
 // Status bits, the codes of wcord_fast/ops/status.py.

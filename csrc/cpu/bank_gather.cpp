@@ -5,6 +5,7 @@
 // The order of all additions is a function of the shapes: threads take whole (direction, segment, anchor) units.
 #include <atomic>
 #include <memory>
+#include <new>
 
 #include "bank_partials.h"
 #include "bank_rows.h"
@@ -129,23 +130,31 @@ class Gather {
     const int64_t sides = args_.sides();
     const int64_t wanted = args_.threads > 1 ? ceil_div(2 * args_.threads, sides * plan_.segments) : 1;
     const int64_t ranges = std::min(end - begin, wanted);
-#pragma omp parallel for schedule(dynamic, 1) num_threads(args_.threads) if (args_.threads > 1)
-    for (int64_t task = 0; task < sides * plan_.segments * ranges; ++task) {  // neighbours share tiles
-      const int64_t r = task % ranges, g = task / ranges % plan_.segments, s = task / ranges / plan_.segments;
-      const int64_t lo = begin + (end - begin) * r / ranges, hi = begin + (end - begin) * (r + 1) / ranges;
-      score_range(s, g, std::max(first, lo * plan_.pieces), std::min(last, hi * plan_.pieces), first);
+    const size_t run_bytes = static_cast<size_t>(plan_.run_bytes);
+    std::atomic<bool> no_memory{false};  // an exception must not leave a parallel region
+#pragma omp parallel num_threads(args_.threads) if (args_.threads > 1)
+    {
+      const std::unique_ptr<char[]> run(new (std::nothrow) char[run_bytes]);
+      if (!run) no_memory = true;
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t task = 0; task < sides * plan_.segments * ranges; ++task) {  // neighbours share tiles
+        const int64_t r = task % ranges, g = task / ranges % plan_.segments, s = task / ranges / plan_.segments;
+        const int64_t lo = begin + (end - begin) * r / ranges, hi = begin + (end - begin) * (r + 1) / ranges;
+        const int64_t from = std::max(first, lo * plan_.pieces), to = std::min(last, hi * plan_.pieces);
+        if (run) score_range(s, g, from, to, first, run.get());
+      }
     }
+    if (no_memory) throw std::bad_alloc();
   }
 
   // Pieces [lo, hi) against the tiles of segment g of bank s. What the next visit, and the next tile, will read is
   // asked for meanwhile: a tile comes from memory as one stream, not row by row.
-  void score_range(int64_t s, int64_t g, int64_t lo, int64_t hi, int64_t first) {
+  void score_range(int64_t s, int64_t g, int64_t lo, int64_t hi, int64_t first, char* run) {
     const size_t side = static_cast<size_t>(s);
     const char* const bank = static_cast<const char*>(args_.banks[side]);
     const int64_t row_bytes = args_.dim * dtype_bytes(args_.dtypes[side]), tile_bytes = plan_.tile_rows * row_bytes;
     const char* const bank_end = bank + args_.num_rows * row_bytes;
     const int64_t share = ceil_div(tile_bytes, (hi - lo) * LINE) * LINE;
-    std::vector<char> run;
     for (int64_t t = plan_.tiles * g / plan_.segments; t < plan_.tiles * (g + 1) / plan_.segments; ++t) {
       const char* const tile = bank + t * tile_bytes;
       Visit visit = make_visit(s, g, lo, t, first, tile);
@@ -157,7 +166,7 @@ class Gather {
         const char* const ahead = tile + tile_bytes + (p - lo) * share;
         prefetch<1>(ahead, std::min(share, std::min(tile + 2 * tile_bytes, bank_end) - ahead));
         if (visit.count > MAX_RUN) {
-          in_runs(visits_[side], visit, &run);
+          in_runs(visits_[side], visit, run);
         } else if (visit.count > 0) {
           visits_[side](visit);
         }
@@ -167,19 +176,19 @@ class Gather {
   }
 
   // A visit of many rows, often the same few, as runs with sums of their own: one long chain of equal additions would
-  // round the same way each time.
-  void in_runs(VisitFn kernel, const Visit& whole, std::vector<char>* run) const {
+  // round the same way each time. run [D] Real: a sum.
+  void in_runs(VisitFn kernel, const Visit& whole, char* run) const {
     for (int64_t done = 0; done < whole.count; done += MAX_RUN) {
       Visit part = whole;
       part.rows = whole.rows + done;
       part.count = std::min(MAX_RUN, whole.count - done);
       if (whole.grad) {
-        run->assign(static_cast<size_t>(args_.dim * args_.real_bytes()), char{0});
-        part.grad = run->data();
+        std::fill_n(run, plan_.run_bytes, char{0});
+        part.grad = run;
       }
       kernel(part);
       if (!whole.grad) continue;
-      add_real(args_, whole.grad, run->data(), args_.dim);
+      add_real(args_, whole.grad, run, args_.dim);
     }
   }
 
@@ -228,8 +237,9 @@ GatherPlan::GatherPlan(const BankArgs& a) {
   slots = std::min({batch * pieces, MAX_SLOTS, std::max<int64_t>(1, BIN_BYTES / slot_bytes)});
   segments = Partials::segments(a, sides * batch, tiles);
   sorters = std::min({static_cast<int64_t>(std::max(a.threads, 1)), MAX_SORTERS, slots});
-  const int64_t run_bytes = piece > MAX_RUN && a.grad ? std::max(a.threads, 1) * a.dim * a.real_bytes() : 0;
-  bytes = slots * slot_bytes + sorters * piece * 4 + run_bytes + (segments > 1 ? Partials::bytes(a, segments) : 0);
+  run_bytes = piece > MAX_RUN && a.grad ? a.dim * a.real_bytes() : 0;
+  bytes = slots * slot_bytes + sorters * piece * 4 + std::max(a.threads, 1) * run_bytes +
+          (segments > 1 ? Partials::bytes(a, segments) : 0);
 }
 
 int64_t cpu_bank_gather(const BankArgs& args) { return Gather(args).run(); }

@@ -48,7 +48,8 @@ struct GatherPlan {
   int64_t slots;
   int64_t segments;
   int64_t sorters;
-  int64_t bytes;  // everything that the call allocates
+  int64_t run_bytes;  // per thread: a gradient row, where a visit may be taken in runs
+  int64_t bytes;      // everything that the call allocates
 
   explicit GatherPlan(const BankArgs& args);
 };

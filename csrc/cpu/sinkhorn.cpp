@@ -3,7 +3,6 @@
 
 #include <cstdlib>
 #include <new>
-#include <vector>
 
 #if defined(_OPENMP)
 #include <omp.h>

@@ -53,7 +53,7 @@ struct Iteration {
     const double most = Range<T>::spread / static_cast<double>(s);
     const auto fill = [&](int64_t chunk, T* strip, int64_t i, int64_t rows) {
       p.cost(team, p.x.features + i * p.dim, rows, p.y.ld, p.stride, strip);
-      if (!p.options.ipot) p.sums[chunk] = p.kernel.row_spread(strip, p.stride, rows, p.y.count, s, p.f + i);
+      p.sums[chunk] = p.options.ipot ? 0 : p.kernel.row_spread(strip, p.stride, rows, p.y.count, s, p.f + i);
     };
     team.each(1, [&](int64_t) { fill(0, p.matrix, 0, std::min(p.chunk_rows, p.x.groups)); });
     const bool expected = !p.options.ipot && p.sums[0] <= most;

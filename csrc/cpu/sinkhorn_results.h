@@ -122,20 +122,19 @@ struct Results {
     if (side.count == side.n) return;
     p.pack_cost(team, other);
     if (team.rank == 0) {
+      // The matrix, which is more than two rows of either side, and the centre are done with.
       const T s = iteration.scale();
-      const int64_t size = GROUP * other.ld;
-      std::vector<T> rows(GROUP * p.dim), strip(size), ignored(other.ld), mass(GROUP), f(GROUP), length(1);
+      T *const row = p.centre, *const strip = p.matrix, *const ignored = strip + other.ld;
+      const T mass[GROUP] = {};
+      T f[GROUP] = {}, length = 0;
+      std::fill_n(ignored, other.ld, T(0));
       for (int64_t i = 0; i < side.n; ++i) {
         if (side.mass[i] > 0) continue;
         const T* const from = side.raw + i * p.dim;
-        for (int64_t copy = 0; copy < GROUP; ++copy) {
-          T* const to = rows.data() + copy * p.dim;
-          p.options.cosine ? (void)p.kernel.unit_row(from, p.dim, to, length.data())
-                           : (void)std::copy_n(from, p.dim, to);
-        }
-        p.cost(team, rows.data(), GROUP, other.ld, other.ld, strip.data());
-        p.kernel.exp_rows(strip.data(), other.ld, other.ld, GROUP, s, potential, mass.data(), mass.data(), true,
-                          f.data(), ignored.data(), p.group_scratch(team));
+        p.options.cosine ? (void)p.kernel.unit_row(from, p.dim, row, &length) : (void)std::copy_n(from, p.dim, row);
+        p.cost(team, row, 1, other.ld, other.ld, strip);
+        p.kernel.exp_rows(strip, 0, other.ld, GROUP, s, potential, mass, mass, true, f, ignored,
+                          p.group_scratch(team));  // a group of the one row
         grad[i] = static_cast<T>(static_cast<double>(f[0]) * p.options.eps);
       }
     }

@@ -77,9 +77,7 @@ __device__ __forceinline__ void score_tile(const GatherArgs& a, const void* bank
                                            Tally<float>* tally, float (&grad)[Layout<Bank, DIM>::ELEMENTS]) {
   using L = Layout<Bank, DIM>;
   const int lane = threadIdx.x % WARP, place = lane % LANES, group = lane / LANES;
-#if defined(__CUDACC__)
-#pragma unroll 1
-#endif
+  WCF_ROLLED
   for (int first = 0; first < WARP; first += GROUPS * L::ROWS) {
     Pack pack[L::ROWS][L::PACKS];
     WCF_UNROLL

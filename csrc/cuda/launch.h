@@ -1,8 +1,8 @@
 // The only way a kernel is launched, and the only barrier across blocks.
 //
 // Two compilers read the .cu files: nvcc, and the host compiler of the tests, which runs every CUDA thread as a fiber
-// on the CPU (tests/cuda_on_cpu). What differs between the two is in this file, in common/dtype.h and at the top of
-// sinkhorn_math.h: no <<<>>>, no static __shared__, no cooperative_groups.
+// on the CPU (tests/cuda_on_cpu). What differs between the two is in this file, in common/defines.h, common/dtype.h and
+// at the top of sinkhorn_math.h: no <<<>>>, no static __shared__, no cooperative_groups.
 #pragma once
 #include <cuda_runtime.h>
 

@@ -6,16 +6,6 @@
 #include "launch.h"
 #include "sinkhorn.h"
 
-// Before a loop: turns side by side. WCF_ROLLED is for what runs seldom or is bound elsewhere, where more would cost
-// registers and gain nothing.
-#if defined(__CUDACC__)
-#define WCF_UNROLL_BY(turns) WCF_PRAGMA(unroll(turns))
-#define WCF_PRAGMA(text) _Pragma(#text)
-#else
-#define WCF_UNROLL_BY(turns)
-#endif
-#define WCF_ROLLED WCF_UNROLL_BY(1)
-
 namespace wcf::ot {
 
 // Potentials are kept in units of log 2, so that an exponential is one instruction after one multiply-add.
