@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -23,6 +26,22 @@ def test_check_names_every_flag_once_and_clears():
         wcord_fast.check()
     assert MESSAGES[Code.INDEX] in str(error.value) and MESSAGES[Code.ANCHOR] in str(error.value)
     wcord_fast.check("cpu")
+
+
+def test_threads_that_come_at_once_share_one_word(monkeypatch):
+    device, both = torch.device("cpu"), threading.Barrier(2, timeout=10)
+    monkeypatch.setattr(status, "_words", {})
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *args, **kwargs: (both.wait(), zeros(*args, **kwargs))[1])
+    with ThreadPoolExecutor(2) as pool:
+        words = list(pool.map(status.word, [device, device]))
+    assert words[0] is words[1] is status.word(device)
+
+
+@pytest.mark.parametrize("device", ["nowhere", 3.5])
+def test_a_device_that_is_none_is_refused(device):
+    with pytest.raises(ValueError, match=f"device: expected one of this machine, got {device!r}"):
+        wcord_fast.check(device)
 
 
 def test_guard_raises_the_first_bad_position_on_the_cpu():
