@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,3 +51,10 @@ def test_guard_raises_the_first_bad_position_on_the_cpu():
         status.guard(bad, Code.INDEX, lambda at: KeyError(f"{at[0]}, {at[1]}"))
     status.guard(torch.zeros(3, dtype=torch.bool), Code.INDEX, lambda at: KeyError(at))
     status.guard(torch.ones(3, dtype=torch.bool, device="meta"), Code.INDEX, lambda at: KeyError(at))
+
+
+def test_every_launcher_that_hands_out_the_word_checks_it_when_asked():
+    launchers = [f.read_text() for f in Path(status.__file__).parent.rglob("*.py") if "check_launch(" in f.read_text()]
+    flagging = [text for text in launchers if "status.word(" in text]
+    assert len(flagging) >= 5
+    assert all(text.count("status.word(") == text.count("status.check_if_asked(") for text in flagging)

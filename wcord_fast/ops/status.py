@@ -63,8 +63,13 @@ def guard(bad: Tensor, code: Code, describe) -> None:
         return
     status = word(bad.device)
     status.bitwise_or_(bad.any().to(torch.int32) * int(code))
+    check_if_asked(bad.device)
+
+
+def check_if_asked(device: torch.device) -> None:
+    """`check(device)` under WCORD_FAST_CHECK=1: to be called after every launch of a kernel that may flag."""
     if os.environ.get("WCORD_FAST_CHECK") == "1":
-        check(bad.device)
+        check(device)
 
 
 def check(device: torch.device | str | None = None) -> None:
