@@ -20,10 +20,19 @@ def name_of(file: Path) -> str:
 MODULES = {name_of(file): file for file in PACKAGE.rglob("*.py")}
 
 
+def executed(node: ast.AST) -> Iterator[ast.AST]:
+    """All of a tree but what only a type checker reads."""
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        return
+    yield node
+    for child in ast.iter_child_nodes(node):
+        yield from executed(child)
+
+
 def imported(name: str, file: Path) -> Iterator[str]:
-    """The package's modules that `file` imports when it is imported itself."""
+    """The package's modules that `file` imports, at its top or in a function: a cycle is no better for being late."""
     package = name.split(".") if file.name == "__init__.py" else name.split(".")[:-1]
-    for node in ast.parse(file.read_text()).body:
+    for node in executed(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in MODULES)
         elif isinstance(node, ast.ImportFrom):

@@ -41,6 +41,7 @@ class MemoryBank(nn.Module):
     """
 
     rows: Tensor
+    keeps_own_state = True  # see distributed.ddp
 
     def __init__(
         self,

@@ -55,6 +55,7 @@ class NegativeSampler(nn.Module):
     """
 
     state: Tensor
+    keeps_own_state = True  # see distributed.ddp
 
     def __init__(
         self,

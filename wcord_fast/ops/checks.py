@@ -62,7 +62,7 @@ def number(name: str, value: Any) -> float:
         return float(value)
     except OverflowError:
         raise ValueError(
-            f"{name}: expected a number that a float can hold, got an int of {value.bit_length()} bits"
+            f"{name}: expected a number that a float can hold, got an int of {int(value).bit_length()} bits"
         ) from None
 
 
