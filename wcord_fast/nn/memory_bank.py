@@ -150,6 +150,9 @@ class MemoryBank(nn.Module):
             return None
         return self._sums if self._sums.belongs_to(self.rows, self._sums.label) else None
 
+    def __getstate__(self):
+        return self.__dict__ | {"_sums": None, "_labels": None}  # of a copy, or what is pickled: its rows are others
+
     def _apply(self, fn, recurse=True):
         self._sums = None  # the rows may become another tensor, whose count of writes says nothing of these
         return super()._apply(fn, recurse)
