@@ -9,6 +9,7 @@ import torch
 
 from wcord_fast import MemoryBank, NegativeSampler
 from wcord_fast import functional as F
+from wcord_fast.ops.bank import op
 
 N, K, D, B = 30, 6, 5, 4
 
@@ -113,3 +114,24 @@ def test_a_memory_bank_stands_for_its_rows():
     expected = bank.rows.clone()
     F.bank_update_(expected, index, anchor, 0.5)
     assert F.bank_update_(bank, index, anchor, 0.5) is bank and torch.equal(bank.rows, expected)
+
+
+@pytest.mark.parametrize("plan", ["gather", "dense"])
+@pytest.mark.parametrize("flagged", [False, True])
+def test_z_is_not_estimated_from_what_a_device_has_flagged(monkeypatch, plan, flagged):
+    """As the CUDA kernels do; here a device is played, on which bad values are flagged and not raised."""
+    args = good()
+    del args["log_z"]
+    wanted = F.bank_log_z(**args, plan=plan, backend="reference")
+
+    class Elsewhere(torch.Tensor):
+        device = torch.device("cuda", 0)
+
+    def checked(anchors, num_data, index, spec):
+        ok = torch.ones(anchors.shape[:2], dtype=torch.bool)
+        ok[0, 1] = not flagged
+        return index.long(), spec, ok.as_subclass(Elsewhere)
+
+    monkeypatch.setattr(op, "checked", checked)
+    got = F.bank_log_z(**args, plan=plan, backend="reference")
+    assert got.isnan() if flagged else torch.equal(got, wanted)

@@ -65,6 +65,13 @@ def test_an_expected_draw_has_the_same_mean():
     assert bank._sums is not None
 
 
+def written(times):
+    rows = torch.randn(N, D, dtype=torch.float64)
+    for _ in range(times):
+        rows.mul_(1.0)
+    return rows
+
+
 def test_rows_written_behind_the_banks_back_are_noticed():
     bank, negatives = MemoryBank(N, D, seed=2), sampler("class")
     histories = {
@@ -72,6 +79,7 @@ def test_rows_written_behind_the_banks_back_are_noticed():
         "a state dict": lambda: bank.load_state_dict(MemoryBank(N, D, seed=9).state_dict()),
         "the bare tensor": lambda: F.bank_update_(bank.rows, torch.tensor([1, 2]), torch.randn(2, D)),
         "another dtype": lambda: bank.to(torch.float64),
+        "another tensor, written as often": lambda: setattr(bank, "rows", written(bank.rows._version)),
     }
     for name, write in histories.items():
         assert_right(bank, negatives)
@@ -100,12 +108,16 @@ def test_a_failed_update_changes_neither_rows_nor_sums():
     assert torch.equal(bank.rows, rows) and torch.equal(bank._sums.sums, sums)
 
 
-def test_copies_and_pickles_carry_their_own_sums():
-    bank, negatives = MemoryBank(N, D, seed=2), sampler("class")
+@pytest.mark.parametrize("updates", range(4))
+def test_copies_and_pickles_make_their_own_sums(updates):
+    bank, negatives = MemoryBank(N, D, seed=2), sampler("none")  # whose label, None, a copy's sums share
     assert_right(bank, negatives)
+    for _ in range(updates):
+        bank.update_(torch.arange(B), torch.randn(B, D))
     for other in (copy.deepcopy(bank), pickle.loads(pickle.dumps(bank))):
-        other.update_(torch.arange(B), torch.randn(B, D))
-        assert_right(other, negatives)
+        for _ in range(6):  # a copy's rows count their writes from the start, and come by the original's number
+            other.update_(torch.arange(B), torch.randn(B, D))
+            assert_right(other, negatives)
     assert_right(bank, negatives)
     torch.save(bank, io.BytesIO())
 

@@ -301,3 +301,14 @@ def test_splits_cover_the_negatives_and_bound_the_scratch():
             assert (splits - 1) * chunk < negatives <= splits * chunk
             assert splits == 1 or batch * splits < native_cuda.BLOCKS + batch
             assert native_cuda.scratch_bytes(2, batch, 128, negatives) <= 2 * (1024 + batch) * 129 * 4
+
+
+def test_what_is_flagged_is_raised_after_the_call_when_asked(kernels, monkeypatch):
+    monkeypatch.setenv("WCORD_FAST_CHECK", "1")
+    problem = Problem(60, 3, 40, 20, "self", "yes")
+    problem.nce()
+    problem.index[2] = 60
+    for call in (problem.nce, problem.estimate):
+        with pytest.raises(ValueError, match="a row index was out of"):
+            call()
+        assert flags() == 0

@@ -175,3 +175,11 @@ def test_bad_rows_are_skipped_and_flagged(kernels, monkeypatch):
 def test_no_anchors(kernels):
     spec = DrawSpec("none", 5, "no", False, 0, [torch.tensor([1, 2])])
     assert membership.mask_native(torch.empty(0, dtype=torch.int64), 64, spec).shape == (0, 2)
+
+
+@needs_compiler
+def test_a_flagged_row_is_raised_after_the_call_when_asked(kernels, monkeypatch):
+    monkeypatch.setenv("WCORD_FAST_CHECK", "1")
+    monkeypatch.setattr(status, "_words", {})
+    with pytest.raises(ValueError, match="a row index was out of"):
+        membership.mask_native(torch.tensor([-1]), 64, DrawSpec("self", 5, "no", False, 0, [torch.tensor([1, 2])]))

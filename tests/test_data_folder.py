@@ -146,7 +146,7 @@ def test_refused(tmp_path, damage, error, message):
         ({"channels": 4}, "channels"),
         ({"test_fraction": 0.0}, "test_fraction"),
         ({"test_fraction": 1.0}, "test_fraction"),
-        ({"test_fraction": 0.99}, "nothing to train on"),
+        ({"test_fraction": 0.99}, "test_fraction: 0.99 of 4 images: .* nothing to train on"),
     ],
 )
 def test_wrong_options(tmp_path, options, message):

@@ -52,6 +52,17 @@ def test_batches_do_not_depend_on_workers_or_the_start(folder):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+def test_a_place_that_is_none_is_refused(folder):
+    found = data.load("imagenet", data_dir=folder, image_size=12)
+    batches = lazy_folder.LazyBatches(found, 10, seed=3, workers=0)  # four of them
+    assert list(batches.epoch(0, start=4)) == []
+    for epoch, start, said in ((0, 5, "start: expected at most 4"), (0, -1, "start: expected"), (-1, 0, "epoch: exp")):
+        with pytest.raises(ValueError, match=said):
+            list(batches.epoch(epoch, start))
+    with pytest.raises(TypeError, match="training batches come by epoch"):  # not test images with training labels
+        next(iter(batches))
+
+
 def test_the_middle_is_pillows(folder):
     found = data.load("imagenet", data_dir=folder, image_size=28)
     image, label, _ = (part[0] for part in next(iter(data.test_batches(found, 4))))

@@ -195,10 +195,11 @@ def test_rkd_survives_duplicates():
     torch.testing.assert_close(loss, rkd(m, s, t), rtol=1e-9, atol=0)
 
 
-def test_vid_starts_at_its_variance():
-    m = method("vid", pair(), initial_variance=3.0)
+@pytest.mark.parametrize("initial", [1e-3, 3.0, 1000.0])  # exp(1000) overflows
+def test_vid_starts_at_its_variance(initial):
+    m = method("vid", pair(), initial_variance=initial)
     variance = F.softplus(m.stages[0].log_scale) + 1e-5
-    torch.testing.assert_close(variance, torch.full((6,), 3.0).double(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(variance, torch.full((6,), initial).double(), rtol=1e-6, atol=0)
 
 
 REFUSED = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 
 import pytest
 import torch
@@ -55,6 +56,21 @@ def test_what_holds_no_weights_is_refused():
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     with pytest.raises(ValueError, match=r"no .conv1.weight. in it; .* and \d+ more"):
         load_weights(net, {"fc.weight": torch.ones(1)})
+
+
+def test_a_prefix_of_the_networks_own_stays():
+    class Wrapping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = nn.Linear(2, 3)
+
+    source = Wrapping().state_dict()
+    for value in (source, {"state_dict": source}, {f"module.{k}": v for k, v in source.items()}):
+        net = Wrapping()
+        load_weights(net, value)
+        assert torch.equal(net.model.weight, source["model.weight"])
+    with pytest.raises(ValueError, match=r"no 'model.bias' in it$"):
+        load_weights(Wrapping(), {"model.weight": source["model.weight"]})
 
 
 class Foreign(nn.Module):
@@ -122,6 +138,23 @@ def test_modules_that_run_twice_or_never_are_refused():
     tapped = Tapped(foreign, features="unused", penultimate="classifier")
     with pytest.raises(RuntimeError, match="'unused' did not run"):
         tapped(torch.ones(1, 1, 8, 8))
+
+
+def test_a_copy_keeps_its_own_features():
+    torch.manual_seed(0)
+    tapped, x = Tapped(Foreign(), features=("stem", "layer1")), torch.randn(3, 1, 8, 8)
+    wanted = tapped(x, return_features=True)
+    saved = io.BytesIO()
+    torch.save(tapped, saved)
+    saved.seek(0)
+    for other in (copy.deepcopy(tapped), torch.load(saved, weights_only=False)):
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.mul_(2)
+        features, logits = other(x, return_features=True)
+        assert len(features) == 3 and not torch.equal(logits, wanted[1])
+        again = tapped(x, return_features=True)  # the original is as it was
+        assert all(torch.equal(a, b) for a, b in zip([*again[0], again[1]], [*wanted[0], wanted[1]], strict=True))
 
 
 def test_a_foreign_network_is_distilled():

@@ -20,23 +20,18 @@ def name_of(file: Path) -> str:
 MODULES = {name_of(file): file for file in PACKAGE.rglob("*.py")}
 
 
-def run_by_import(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """The statements of a module that run when it is imported: neither functions nor what only type checkers see."""
-    for node in body:
-        yield node
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
-        for_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        for part in ("orelse",) if for_types else ("body", "orelse", "finalbody"):
-            yield from run_by_import(getattr(node, part, []))
-        for handler in getattr(node, "handlers", []):
-            yield from run_by_import(handler.body)
+def executed(node: ast.AST) -> Iterator[ast.AST]:
+    """All of a tree but what only a type checker reads."""
+    yield node
+    for_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    for child in node.orelse if for_types else ast.iter_child_nodes(node):
+        yield from executed(child)
 
 
 def imported(name: str, file: Path) -> Iterator[str]:
-    """The package's modules that `file` imports when it is imported itself."""
+    """The package's modules that `file` imports, at its top or in a function: a cycle is no better for being late."""
     package = name.split(".") if file.name == "__init__.py" else name.split(".")[:-1]
-    for node in run_by_import(ast.parse(file.read_text()).body):
+    for node in executed(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in MODULES)
         elif isinstance(node, ast.ImportFrom):

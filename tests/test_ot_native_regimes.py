@@ -146,9 +146,11 @@ def test_explain_names_the_regime(monkeypatch):
     assert wcord_fast.explain("ot", n=64, m=64, dim=8, problems=9).reason.count("problems of its own") == 1
     with pytest.raises(ValueError, match="m: expected an int of at least 1"):
         wcord_fast.explain("ot", n=4, m=0, dim=2)
+    with pytest.raises(ValueError, match=r"dtype: expected one of .*, got 'float32'"):
+        wcord_fast.explain("ot", n=4, dim=2, dtype="float32")
 
 
-@pytest.mark.parametrize("text", ["1GB", "-1", ""])
+@pytest.mark.parametrize("text", ["1GB", "-1", "", "9" * 30])
 def test_a_budget_that_is_no_number_is_named(monkeypatch, text):
     monkeypatch.setenv("WCORD_FAST_OT_BYTES", text)
     with pytest.raises(ValueError, match="WCORD_FAST_OT_BYTES: expected a number of bytes"):

@@ -128,6 +128,8 @@ BAD = [
     ({"num_data": 10, "k": "most"}, ValueError, "'most'"),
     ({"num_data": 10, "k": 2, "labels": [0, 1, 2]}, ValueError, r"labels.*\[10\].*\[3\]"),
     ({"num_data": 3, "k": 2, "labels": [0.5, 1, 2]}, TypeError, "labels"),
+    ({"num_data": 3, "k": 2, "labels": [[0], [1, 2], 0]}, TypeError, "labels: expected 3 integers, got list"),
+    ({"num_data": 3, "k": 2, "labels": torch.zeros(3, dtype=torch.bfloat16)}, TypeError, "labels: expected 3 integers"),
     ({"num_data": 10, "k": 2, "exclude": "class"}, ValueError, "needs labels"),
     ({"num_data": 10, "k": 2, "exclude": "clas"}, ValueError, "did you mean 'class'"),
     ({"num_data": 10, "k": 10, "exclude": "self", "replacement": False}, ValueError, "smallest pool, 9 rows"),

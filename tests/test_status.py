@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -25,9 +29,32 @@ def test_check_names_every_flag_once_and_clears():
     wcord_fast.check("cpu")
 
 
+def test_threads_that_come_at_once_share_one_word(monkeypatch):
+    device, both = torch.device("cpu"), threading.Barrier(2, timeout=10)
+    monkeypatch.setattr(status, "_words", {})
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *args, **kwargs: (both.wait(), zeros(*args, **kwargs))[1])
+    with ThreadPoolExecutor(2) as pool:
+        words = list(pool.map(status.word, [device, device]))
+    assert words[0] is words[1] is status.word(device)
+
+
+@pytest.mark.parametrize("device", ["nowhere", 3.5])
+def test_a_device_that_is_none_is_refused(device):
+    with pytest.raises(ValueError, match=f"device: expected one of this machine, got {device!r}"):
+        wcord_fast.check(device)
+
+
 def test_guard_raises_the_first_bad_position_on_the_cpu():
     bad = torch.tensor([[False, False], [True, True]])
     with pytest.raises(KeyError, match="1, 0"):
         status.guard(bad, Code.INDEX, lambda at: KeyError(f"{at[0]}, {at[1]}"))
     status.guard(torch.zeros(3, dtype=torch.bool), Code.INDEX, lambda at: KeyError(at))
     status.guard(torch.ones(3, dtype=torch.bool, device="meta"), Code.INDEX, lambda at: KeyError(at))
+
+
+def test_every_launcher_that_hands_out_the_word_checks_it_when_asked():
+    launchers = [f.read_text() for f in Path(status.__file__).parent.rglob("*.py") if "check_launch(" in f.read_text()]
+    flagging = [text for text in launchers if "status.word(" in text]
+    assert len(flagging) >= 5
+    assert all(text.count("status.word(") == text.count("status.check_if_asked(") for text in flagging)

@@ -130,7 +130,9 @@ def test_a_diverging_method_is_reported_and_the_others_go_on(tmp_path, capsys):
 WRONG = {
     "--pair=vgg13-vgg9": r"pair: .*did you mean 'vgg13-vgg8'",
     "--methods=wcrd": r"method: .*did you mean 'wcord'",
-    "--budget=2": r"budget: expected a share of at most 1, got 2.0",
+    "--budget=2": r"budget: expected a share above 0 and at most 1, got '2'",
+    "--budget=all": r"budget: expected a share above 0 and at most 1, got 'all'",
+    "--seeds=0,x": r"seeds: expected whole numbers by comma, got 'x'",
     "--seeds=1,1": r"seeds: expected different ones",
     "--student=resnet20": r"the pair is wrn_40_2-wrn_16_2, got wrn_40_2 and resnet20",
     "--epocs=2": r"unknown option '--epocs'",

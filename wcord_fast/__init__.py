@@ -8,10 +8,9 @@ subpackages that are imported when named: `wcord_fast.models`, `wcord_fast.data`
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from . import functional
+from . import _info, functional
 from .explain import explain
 from .nn import CRDLoss, KDLoss, MemoryBank, NegativeSampler, OTLoss, WCoRDLoss
 from .ops.dispatch import use_backend
@@ -20,10 +19,7 @@ from .ops.status import check
 if TYPE_CHECKING:
     from . import data, distill, models, train
 
-try:
-    __version__ = version("wcord-fast")
-except PackageNotFoundError:  # a source tree on the path
-    __version__ = "0+unknown"
+__version__ = _info.__version__
 
 __all__ = [
     "CRDLoss",
@@ -46,9 +42,7 @@ __all__ = [
 
 def info() -> str:
     """Versions, build, devices and the support table, as text (`python -m wcord_fast.info` prints it)."""
-    from ._info import report
-
-    return report()
+    return _info.report()
 
 
 def __getattr__(name: str):

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import platform
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
 from .ops import dispatch, native_module
 
+try:
+    __version__ = version("wcord-fast")
+except PackageNotFoundError:  # a source tree on the path
+    __version__ = "0+unknown"
+
 
 def report() -> str:
     """Versions, build, devices and the support table, as text."""
-    from . import __version__
-
     lines = [
         f"wcord_fast {__version__}, python {platform.python_version()}, torch {torch.__version__}",
         platform.platform(),

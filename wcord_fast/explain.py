@@ -57,6 +57,7 @@ def explain(
         raise ValueError(f"device: expected 'cpu', 'cuda' or 'cuda:N', got {device!r}") from None
     asked = dispatch.requested(backend)
     dim = checks.integer("dim", dim, least=1)
+    checks.choice("dtype", dtype, checks.FLOATS)
     if op == "ot" and n is not None:
         n, m = checks.integer("n", n, least=1), checks.integer("m", n if m is None else m, least=1)
         found = backends.choose_for(n, m, dim, dtype, kind, asked)

@@ -55,6 +55,13 @@ class Parts:
         size = min(self.batch_size, self.images - first)
         return slice(first + size * self.rank // self.world, first + size * (self.rank + 1) // self.world)
 
+    def place(self, epoch: int, start: int) -> tuple[int, int]:
+        """A place in training, checked: epoch `epoch` (from 0), batch number `start` of it (its end included)."""
+        epoch, start = checks.integer("epoch", epoch, least=0), checks.integer("start", start, least=0)
+        if start > len(self):
+            raise ValueError(f"start: expected at most {len(self)}, the batches of an epoch, got {start}")
+        return epoch, start
+
 
 class TrainBatches(Parts):
     """Shuffled, augmented training batches: random crop of the zero-padded image, then a random mirror.
@@ -107,10 +114,7 @@ class TrainBatches(Parts):
 
         Batch i is the same whatever `start` is, so a run resumes in mid-epoch exactly.
         """
-        checks.integer("epoch", epoch, least=0)
-        if checks.integer("start", start, least=0) > len(self):
-            raise ValueError(f"start: expected at most {len(self)}, the batches of an epoch, got {start}")
-        return self._batches(epoch, start)
+        return self._batches(*self.place(epoch, start))
 
     def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
         data, device = self.dataset, self.dataset.device

@@ -49,35 +49,30 @@ def load(
         ValueError: no classes, a class without images, a test class that is not in train, an unreadable image
             (named), an option out of range.
     """
-    top = Path(root).expanduser()
     checks.integer("image_size", image_size, least=8)
     checks.choice("channels", channels, tuple(MODES))
     if not 0 < checks.fraction("test_fraction", test_fraction) < 1:
         raise ValueError(f"test_fraction: expected a number inside (0, 1), got {test_fraction}")
-    if not top.is_dir():
-        raise FileNotFoundError(f"data_dir: {top} is not a folder; expected {top}/train/<class>/<image> in it")
-    train_dir = top / "train"
-    test_dir = next((top / t for t in TEST_FOLDERS if (top / t).is_dir()), None)
+    top = existing(root)
+    train_dir, test_dir = top / "train", test_folder(top)
     if not train_dir.is_dir():
         if test_dir is not None:
             raise ValueError(f"data_dir: {test_dir} is there but {train_dir} is not")
         train_dir = top
 
     classes = class_names(train_dir)
-    if len(classes) < 2:
-        raise ValueError(f"{train_dir}: expected at least two class folders, got only {classes[0]!r}")
-    files, labels = list_images(train_dir, classes, classes)
+    files, labels = list_images(train_dir, classes)
     images = _decode(files, image_size, MODES[channels])
     if test_dir is None:
         n_test = max(1, round(len(labels) * test_fraction))
-        train, test = map(torch.from_numpy, split.stratified_split(labels.numpy(), n_test))
+        try:
+            train, test = map(torch.from_numpy, split.stratified_split(labels.numpy(), n_test))
+        except ValueError as error:
+            raise ValueError(f"test_fraction: {test_fraction} of {len(labels)} images: {error}") from None
         test_images, test_labels = images[test], labels[test]
         images, labels = images[train], labels[train]
     else:
-        present = class_names(test_dir)
-        if unknown := sorted(set(present) - set(classes)):
-            raise ValueError(f"{test_dir / unknown[0]}: class {unknown[0]!r} is not among the training classes")
-        test_files, test_labels = list_images(test_dir, present, classes)
+        test_files, test_labels = list_images(test_dir, classes)
         test_images = _decode(test_files, image_size, MODES[channels])
     mean, std = channel_statistics(images)
     return Dataset(
@@ -93,16 +88,39 @@ def load(
     )
 
 
-def class_names(folder: Path) -> tuple[str, ...]:
-    """Names of the folders in `folder`, in alphabetical order."""
+def existing(root: str | os.PathLike[str]) -> Path:
+    """The folder `root`, or the FileNotFoundError that says what should be there."""
+    top = Path(root).expanduser()
+    if not top.is_dir():
+        raise FileNotFoundError(f"data_dir: {top} is not a folder; expected {top}/train/<class>/<image> in it")
+    return top
+
+
+def test_folder(top: Path) -> Path | None:
+    """The folder of test images in `top`, if there is one."""
+    return next((top / t for t in TEST_FOLDERS if (top / t).is_dir()), None)
+
+
+def class_names(train_dir: Path) -> tuple[str, ...]:
+    """The classes: names of the folders in `train_dir`, at least two, in alphabetical order."""
+    found = _folders(train_dir)
+    if len(found) < 2:
+        raise ValueError(f"{train_dir}: expected at least two class folders, got only {found[0]!r}")
+    return found
+
+
+def _folders(folder: Path) -> tuple[str, ...]:
     found = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")))
     if not found:
         raise ValueError(f"{folder}: no class folders in it; expected {folder}/<class>/<image>")
     return found
 
 
-def list_images(folder: Path, present: tuple[str, ...], classes: tuple[str, ...]) -> tuple[list[Path], Tensor]:
-    """Image files of the class folders `present`, and their labels int64 [N], numbered by `classes`."""
+def list_images(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], Tensor]:
+    """Image files of the class folders in `folder`, and their labels int64 [N]: places in `classes`."""
+    present = _folders(folder)
+    if unknown := sorted(set(present) - set(classes)):
+        raise ValueError(f"{folder / unknown[0]}: class {unknown[0]!r} is not among the training classes")
     files: list[Path] = []
     labels: list[int] = []
     ignored = 0

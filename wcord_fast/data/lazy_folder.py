@@ -29,7 +29,7 @@ from ..ops import checks
 from . import split
 from .augment import Normalise
 from .batches import Batch, Parts
-from .image_folder import TEST_FOLDERS, class_names, list_images
+from .image_folder import class_names, existing, list_images, test_folder
 
 IMAGE_SIZE = 224
 MARGIN = 256 / 224  # of the test image's shorter side to the crop's
@@ -98,21 +98,13 @@ def load(root: str | os.PathLike[str], image_size: int | None = None) -> LazyFol
         ValueError: no train/ or no val/ in it, a class without images, a test class that is not in train.
     """
     size = checks.integer("image_size", IMAGE_SIZE if image_size is None else image_size, least=8)
-    top = Path(root).expanduser()
-    if not top.is_dir():
-        raise FileNotFoundError(f"data_dir: {top} is not a folder; expected {top}/train/<class>/<image> in it")
-    train_dir = top / "train"
-    test_dir = next((top / t for t in TEST_FOLDERS if (top / t).is_dir()), None)
+    top = existing(root)
+    train_dir, test_dir = top / "train", test_folder(top)
     if not train_dir.is_dir() or test_dir is None:
         raise ValueError(f"data_dir: expected {top}/train and {top}/val, with one folder per class in each")
     classes = class_names(train_dir)
-    if len(classes) < 2:
-        raise ValueError(f"{train_dir}: expected at least two class folders, got only {classes[0]!r}")
-    train_files, train_labels = list_images(train_dir, classes, classes)
-    present = class_names(test_dir)
-    if unknown := sorted(set(present) - set(classes)):
-        raise ValueError(f"{test_dir / unknown[0]}: class {unknown[0]!r} is not among the training classes")
-    test_files, test_labels = list_images(test_dir, present, classes)
+    train_files, train_labels = list_images(train_dir, classes)
+    test_files, test_labels = list_images(test_dir, classes)
     return LazyFolder(
         name=top.resolve().name,
         train_files=tuple(map(str, train_files)),
@@ -209,10 +201,13 @@ class LazyBatches(Parts):
         """The training batches of epoch `epoch` (from 0), from batch number `start` on."""
         if self.seed is None:
             raise ValueError("seed: expected a number for training batches, got None")
+        epoch, start = self.place(epoch, start)
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.labels))
         return self._batches(self.dataset.train_files, order, start, (self.seed, epoch))
 
     def __iter__(self) -> Iterator[Batch]:
+        if self.seed is not None:
+            raise TypeError("training batches come by epoch: iterate over epoch(0), epoch(1), ...")
         return self._batches(self.dataset.test_files, np.arange(len(self.dataset.test_files)), 0, None)
 
     def _batches(

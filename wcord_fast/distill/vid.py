@@ -53,7 +53,8 @@ class Likelihood(nn.Module):
         for i in range(3):
             layers += [nn.Conv2d(widths[i], widths[i + 1], kernel_size=1, bias=False), nn.ReLU()]
         self.regressor = nn.Sequential(*layers[:-1])
-        raw = math.log(math.expm1(variance - epsilon))  # softplus(raw) + epsilon = variance
+        start = variance - epsilon
+        raw = start + math.log(-math.expm1(-start))  # softplus(raw) = start; log(expm1(start)) overflows from 710 on
         self.log_scale = nn.Parameter(torch.full((teacher_channels,), raw))
 
     def forward(self, s: Tensor, t: Tensor) -> Tensor:

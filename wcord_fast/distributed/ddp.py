@@ -7,12 +7,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def own_state(module: nn.Module) -> list[str]:
-    """Names within `module` of the buffers of its losses, banks and samplers: not to be broadcast or averaged."""
-    from ..nn import Contrast, MemoryBank, NegativeSampler
+    """Names within `module` of the buffers of its losses, banks and samplers: not to be broadcast or averaged.
 
+    Those are the modules that say so by an attribute `keeps_own_state` = True.
+    """
     found = []
     for prefix, child in module.named_modules():
-        if isinstance(child, (Contrast, MemoryBank, NegativeSampler)):
+        if getattr(child, "keeps_own_state", False) is True:
             found += [f"{prefix}.{name}" if prefix else name for name, _ in child.named_buffers(recurse=False)]
     return found
 

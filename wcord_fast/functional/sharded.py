@@ -1,6 +1,6 @@
 """Scores against banks whose rows are split over the ranks: every rank scores the anchors of all ranks.
 
-Anchors and their row numbers are all-gathered, each rank scores them against its own rows (ops/bank/part.py), and
+Anchors and their row numbers are all-gathered, each rank scores them against its own rows (ops/bank/shares.py), and
 values and gradients are reduce-scattered in rank order: O(B * D) bytes, whatever K and N are. Draws need no
 communication. Both collectives happen in forward; backward multiplies.
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..distributed.ranks import gather_rows, lower, not_compiled, ranks, scatter_sums, sizes_of
-from ..ops.bank import part as parts
+from ..ops.bank import shares
 from ..ops.bank.autograd import attach, wants_grad
 from ..ops.bank.op import checked
 from ..ops.bank.part import Part
@@ -67,7 +67,7 @@ def nce(anchors, shards, index, log_z, spec: DrawSpec, temperature, plan, backen
     log_z = log_z.to(accumulate_dtype(anchors, *call.rows))
     needs_grad = wants_grad(anchors)
     args = (call.anchors, call.rows, call.part, call.index, log_z, call.spec, temperature, needs_grad, plan, backend)
-    return call.scatter(anchors, *parts.nce(*args))
+    return call.scatter(anchors, *shares.nce(*args))
 
 
 @not_compiled
@@ -81,7 +81,7 @@ def mean_score(anchors, shards, index, spec: DrawSpec, plan, backend, sums, join
         mean = _share_of_pool_mean(call, sums)
         return call.scatter(anchors, (call.anchors.to(mean.dtype) * mean).sum(-1), mean)
     args = (call.anchors, call.rows, call.part, call.index, call.spec, wants_grad(anchors), plan, backend)
-    return call.scatter(anchors, *parts.mean_score(*args))
+    return call.scatter(anchors, *shares.mean_score(*args))
 
 
 @not_compiled
@@ -92,7 +92,7 @@ def log_z(log_z, anchors, shards, index, spec: DrawSpec, temperature, plan, back
         return log_z.clone()
     call = _Call(anchors, shards, index, spec, joined)
     args = (call.anchors, call.rows, call.part, call.index, call.spec, temperature, plan, backend)
-    own = parts.log_sum_exp(*args).double()[None]  # [1, S]
+    own = shares.log_sum_exp(*args).double()[None]  # [1, S]
     (everyone,) = gather_rows([own], [1] * ranks().world)  # [W, S]
     estimate = normalised(everyone.logsumexp(0), call.index, call.part.num_data, call.spec)
     estimate = torch.where(call.ok.all(), estimate, torch.nan)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -53,10 +54,11 @@ class Tapped(nn.Module):
             if name not in modules or name == "":
                 raise ValueError(f"{argument}: {_no_such_module(name, modules)}")
         self._found: dict[str, Tensor] = {}
+        # Bound methods and not lambdas: a deep copy's hooks are then the copy's own, and a Tapped can be pickled.
         for name in self.taps:
-            modules[name].register_forward_hook(lambda _m, _inputs, output, n=name: self._keep(n, output))
+            modules[name].register_forward_hook(partial(self._keep_output, name))
         if penultimate:
-            modules[penultimate].register_forward_pre_hook(lambda _m, inputs: self._keep("", inputs[0]))
+            modules[penultimate].register_forward_pre_hook(self._keep_input)
         self.register_state_dict_post_hook(_without_prefix)
         self.register_load_state_dict_pre_hook(_with_prefix)
 
@@ -78,6 +80,12 @@ class Tapped(nn.Module):
         finally:
             self._found.clear()
         return ([*found, last], logits) if return_features else logits
+
+    def _keep_output(self, name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        self._keep(name, output)
+
+    def _keep_input(self, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._keep("", inputs[0])
 
     def _keep(self, name: str, value: Any) -> None:
         shown = name or self.penultimate

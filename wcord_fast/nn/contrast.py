@@ -42,6 +42,7 @@ class Contrast(nn.Module):
     """
 
     log_z: Tensor
+    keeps_own_state = True  # see distributed.ddp
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ..ops import checks
+from ..ops.status import Code
 
 NORMS = ("sphere", "ball")
 
@@ -79,8 +80,6 @@ def check_features(name: str, features: Tensor, embed: Embed, batch: int | None 
     if batch is not None and features.shape[0] != batch:
         raise ValueError(f"{name}: expected a batch of {batch} as in the other arguments, got shape {shape}")
     if features.device.type == "cpu" and not torch.compiler.is_compiling():
-        from ..ops.status import Code
-
         rows = features.detach().flatten(1)
         checks.finite_rows(name, rows, Code.FEATURE)
         _refuse_overflow(name, rows, embed)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed.ranks import Ranks, ranks, share_of
-from ..functional.bank import update_rows_
+from ..functional.bank import bank_update_, update_rows_
 from ..functional.sharded import Joined, Shard, held_rows
 from ..ops import checks
 from ..ops.bank.class_sums import ClassSums
@@ -41,6 +41,7 @@ class MemoryBank(nn.Module):
     """
 
     rows: Tensor
+    keeps_own_state = True  # see distributed.ddp
 
     def __init__(
         self,
@@ -79,24 +80,39 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def load_rows_(self, file: str | PathLike) -> MemoryBank:
-        """Take the rows from a .npy file of shape [N, D], as they are. It is mapped: a rank reads its own rows only."""
-        source = np.load(file, mmap_mode="r")
-        if source.shape != (self.num_data, self.dim) or source.dtype.kind != "f":
+        """Take the rows from a .npy file, as they are, rounded to the bank's dtype.
+
+        The file is mapped: a rank reads its own rows only, `CHUNK_ROWS` at a time.
+
+        Args:
+            file: float16, float32 or float64 [N, D], of either byte order.
+        Raises:
+            OSError: it cannot be read.
+            ValueError: it is no such array, or a row holds NaN, infinity or what is infinite in the bank's dtype; rows
+                before that one have been taken.
+        """
+        try:
+            source = np.lib.format.open_memmap(file, mode="r")
+        except ValueError as error:
+            raise ValueError(f"file: {file} is not a .npy file of numbers: {error}") from None
+        if source.shape != (self.num_data, self.dim) or source.dtype.kind != "f" or source.dtype.itemsize > 8:
             raise ValueError(
                 f"file: expected floats of shape [{self.num_data}, {self.dim}], got {source.dtype} {list(source.shape)}"
             )
+        native = source.dtype.newbyteorder("=")
         for lo in range(0, len(self.rows), CHUNK_ROWS):
             hi = min(lo + CHUNK_ROWS, len(self.rows))
-            part = torch.from_numpy(np.array(source[self.first_row + lo : self.first_row + hi]))
-            if not bool(part.isfinite().all()):
-                raise ValueError(f"file: rows {self.first_row + lo} .. {self.first_row + hi - 1} hold NaN or infinity")
+            rows = np.array(source[self.first_row + lo : self.first_row + hi], dtype=native)
+            part = torch.from_numpy(rows).to(self.rows.dtype)
+            finite = part.isfinite().all(1)
+            if not bool(finite.all()):
+                row = self.first_row + lo + int(finite.int().argmin())
+                raise ValueError(f"file: row {row} holds NaN, or a value that is infinite in {self.rows.dtype}")
             self.rows[lo:hi] = part
         return self
 
     def update_(self, index: Tensor, rows: Tensor, momentum: float | None = None) -> MemoryBank:
         """Rows `index` become normalise(momentum * row + (1 - momentum) * rows); see `functional.bank_update_`."""
-        from ..functional import bank_update_
-
         bank_update_(self, index, rows, momentum)
         return self
 
@@ -133,6 +149,9 @@ class MemoryBank(nn.Module):
         if self._sums is None or torch.compiler.is_compiling():
             return None
         return self._sums if self._sums.belongs_to(self.rows, self._sums.label) else None
+
+    def __getstate__(self):
+        return self.__dict__ | {"_sums": None, "_labels": None}  # of a copy, or what is pickled: its rows are others
 
     def _apply(self, fn, recurse=True):
         self._sums = None  # the rows may become another tensor, whose count of writes says nothing of these

@@ -15,6 +15,7 @@ from ..ops import checks
 from ..ops.dispatch import BACKENDS
 from ..ops.sampling.alias import alias_table
 from ..ops.sampling.draws import draw_op
+from ..ops.sampling.reference import pool_row, pool_size
 from ..ops.sampling.spec import ALL, TABLES, DrawSpec
 from ..ops.warn import warn
 
@@ -54,6 +55,7 @@ class NegativeSampler(nn.Module):
     """
 
     state: Tensor
+    keeps_own_state = True  # see distributed.ddp
 
     def __init__(
         self,
@@ -156,8 +158,6 @@ class NegativeSampler(nn.Module):
         return table if table is None or self.state.device.type == "meta" else table.to(self.state.device)
 
     def _whole_pool(self, index: Tensor, spec: DrawSpec) -> Tensor:
-        from ..ops.sampling.reference import pool_row, pool_size
-
         checks.rows_in_range("index", index, self.num_data)
         sizes = pool_size(index.long(), self.num_data, spec)
         if int(sizes.min()) != int(sizes.max()):
@@ -246,7 +246,10 @@ def _draw_args(spec: DrawSpec) -> tuple:
 
 def _classes(labels: Any, num_data: int) -> np.ndarray:
     """Labels as int32 classes 0 .. C-1, [N]."""
-    array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    try:
+        array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
+    except (TypeError, ValueError) as e:  # ragged lists, dtypes that numpy has not
+        raise TypeError(f"labels: expected {num_data} integers, got {type(labels).__name__} ({e})") from None
     if array.dtype.kind not in "iu":
         raise TypeError(f"labels: expected integers, got dtype {array.dtype}")
     if array.shape != (num_data,):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -54,10 +55,15 @@ def same_device(**tensors: Tensor) -> torch.device:
 
 
 def number(name: str, value: Any) -> float:
-    """`value` as a float (bool is refused)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    """`value` as a float (numpy's numbers too; bool is refused)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{name}: expected a number, got {value!r}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(
+            f"{name}: expected a number that a float can hold, got an int of {int(value).bit_length()} bits"
+        ) from None
 
 
 def unset_or_finite(name: str, value: Any, dtype: torch.dtype) -> float:
@@ -103,9 +109,8 @@ def fraction(name: str, value: float) -> float:
 
 def integer(name: str, value: Any, *, least: int, below: int | None = None) -> int:
     """`value` as an int >= least, and < below if that is given (bool is refused)."""
-    if isinstance(value, bool) or not (isinstance(value, int) or hasattr(value, "__index__")):
-        raise TypeError(f"{name}: expected an int, got {value!r}")
-    value = int(value)
+    if type(value) is not int:
+        value = _whole(name, value)
     if value < least:
         raise ValueError(f"{name}: expected an int of at least {least}, got {value}")
     if below is not None and value >= below:
@@ -113,10 +118,20 @@ def integer(name: str, value: Any, *, least: int, below: int | None = None) -> i
     return value
 
 
+def _whole(name: str, value: Any) -> int:
+    """What stands for an int exactly: not bools, not 2.7, nor an array or a tensor of it, which int() would cut."""
+    if not isinstance(value, bool) and not (isinstance(value, Tensor) and value.dtype == torch.bool):
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass
+    raise TypeError(f"{name}: expected an int, got {value!r}")
+
+
 def choice(name: str, value: Any, options: Iterable[Any]) -> Any:
     """`value` if it is one of `options`; otherwise a ValueError that suggests the nearest."""
     options = list(options)
-    if value in options:
+    if not isinstance(value, (Tensor, np.ndarray)) and value in options:  # those two compare to more than a bool
         return value
     by_case = {str(o).lower(): str(o) for o in options}
     near = difflib.get_close_matches(str(value).lower(), list(by_case), n=1)

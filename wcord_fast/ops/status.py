@@ -42,9 +42,9 @@ _words: dict[torch.device, Tensor] = {}
 def word(device: torch.device) -> Tensor:
     """The status word of `device`: int32 [1], made on first use (so use it once before a graph capture)."""
     device = _indexed(device)
-    if device not in _words:
-        _words[device] = torch.zeros(1, dtype=torch.int32, device=device)
-    return _words[device]
+    found = _words.get(device)
+    # Of threads that come here at once all get the one word that stays: what another one flags would be lost.
+    return found if found is not None else _words.setdefault(device, torch.zeros(1, dtype=torch.int32, device=device))
 
 
 def guard(bad: Tensor, code: Code, describe) -> None:
@@ -63,8 +63,13 @@ def guard(bad: Tensor, code: Code, describe) -> None:
         return
     status = word(bad.device)
     status.bitwise_or_(bad.any().to(torch.int32) * int(code))
+    check_if_asked(bad.device)
+
+
+def check_if_asked(device: torch.device) -> None:
+    """`check(device)` under WCORD_FAST_CHECK=1: to be called after every launch of a kernel that may flag."""
     if os.environ.get("WCORD_FAST_CHECK") == "1":
-        check(bad.device)
+        check(device)
 
 
 def check(device: torch.device | str | None = None) -> None:
@@ -77,8 +82,8 @@ def check(device: torch.device | str | None = None) -> None:
     """
     try:
         devices = list(_words) if device is None else [_indexed(torch.device(device))]
-    except (RuntimeError, AssertionError) as e:
-        raise ValueError(f"device: expected one of this machine, got {device!r}: {e}") from None
+    except (RuntimeError, TypeError, AssertionError) as e:
+        raise ValueError(f"device: expected one of this machine, got {device!r}: {str(e).splitlines()[0]}") from None
     for dev in devices:
         if dev not in _words:
             continue

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .. import distill
 from ..ops import checks
+from ..train.arguments import distinct, usage
 from ..train.parser import UsageError
 
 
@@ -39,14 +40,6 @@ def nearest(error: UsageError, names: Iterable[str]) -> UsageError:
     return error
 
 
-def usage(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-    """function(...), its ValueError a UsageError."""
-    try:
-        return function(*arguments, **named)
-    except (TypeError, ValueError) as error:
-        raise UsageError(str(error)) from None
-
-
 def methods(text: str) -> list[str]:
     """Methods by comma, in their one spelling; none with a KD term, which needs one label set."""
     found = []
@@ -58,26 +51,8 @@ def methods(text: str) -> list[str]:
     return distinct("methods", found)
 
 
-def seeds(text: str) -> list[int]:
-    """Seeds by comma."""
-    return distinct("seeds", [usage(_seed, part) for part in text.split(",")])
-
-
 def choices(name: str, text: str, known: Iterable[str]) -> list[str]:
     """Several of `known` by comma, or "all"."""
     if text == "all":
         return list(known)
     return distinct(name, [usage(checks.choice, name, part.strip().lower(), known) for part in text.split(",")])
-
-
-def distinct(name: str, found: list) -> list:
-    """`found`, or a UsageError if one is there twice."""
-    if len(set(found)) < len(found):
-        raise UsageError(f"{name}: expected different ones, got {', '.join(map(str, found))}")
-    return found
-
-
-def _seed(text: str) -> int:
-    if not text.strip().isdecimal():
-        raise ValueError(f"seeds: expected whole numbers by comma, got {text!r}")
-    return int(text)

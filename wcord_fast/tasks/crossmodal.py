@@ -20,14 +20,14 @@ from torch import Tensor, nn
 
 from .. import distill
 from ..data import Dataset, TestBatches
-from ..ops import checks
-from ..train import files, report
+from ..train import report
+from ..train.arguments import seeds_of, share_of, usage
 from ..train.config import Config
-from ..train.logs import to_screen, write_csv
+from ..train.logs import to_screen
 from ..train.meters import NonFiniteLoss
 from ..train.parser import UsageError, parse
 from ..train.runs import Result, data_spec, load_data
-from ..train.table import spread
+from ..train.table import over, spread
 from . import arguments
 from .bench import TaskBench
 from .probe import BLOCKS, block_features, probe
@@ -127,13 +127,12 @@ def crossmodal(argv: list[str]) -> str:
     if {"-h", "--help"} & set(argv):
         return HELP.rstrip()
     asked, rest = arguments.take_options(argv, OPTIONS)
-    seeds = arguments.seeds(asked.seeds)
-    share = arguments.usage(_share, asked.labelled)
+    seeds, share = seeds_of(asked.seeds), share_of("labelled", asked.labelled)
     config = _config(rest)
     if asked.dry_run:
         asked_for = {"seeds": seeds, "labelled": share, "output_dir": asked.output_dir}
         return yaml.safe_dump({**config.resolved(), "crossmodal": asked_for}, sort_keys=False).rstrip()
-    task = arguments.usage(prepare, config, share)
+    task = usage(prepare, config, share)
     to_screen(config.quiet)
     home = Path(asked.output_dir)
     teacher = task.teacher_bench(
@@ -151,7 +150,7 @@ def crossmodal(argv: list[str]) -> str:
                 log.warning("%s: %s", name, error)
                 continue
             log.info("%s, seed %d: %s", name, seed, ", ".join(f"{v:.2f} %" for v in rows[name][-1]))
-    remarks = [_remark(task, config, teacher), *failed, _seeds(seeds)]
+    remarks = [_remark(task, config, teacher), *failed, f"ours: {over(seeds)}."]
     return _report(home, rows, remarks)
 
 
@@ -225,10 +224,6 @@ def _remark(task: CrossModal, config: Config, teacher: Result) -> str:
     )
 
 
-def _seeds(seeds: list[int]) -> str:
-    return f"ours: seed {seeds[0]}." if len(seeds) == 1 else f"ours: mean ± standard deviation over {len(seeds)} seeds."
-
-
 def _report(home: Path, rows: dict[str, list[list[float]]], remarks: list[str]) -> str:
     published = yaml.safe_load(PUBLISHED.read_text())["crossmodal"]
     lines: list[report.Line] = []
@@ -241,19 +236,4 @@ def _report(home: Path, rows: dict[str, list[list[float]]], remarks: list[str]) 
         lines.append({**line, "paper %": " / ".join(shown) if name in published else "n/a"})
     said = "\n".join(remarks)
     text = f"{report.text_table(lines)}\n\n{said}\n"
-    files.make_directory(home)
-    for suffix, content in ((".txt", text), (".md", f"{report.markdown_table(lines)}\n\n{said}\n")):
-        with files.replacing(home / f"crossmodal{suffix}") as file:
-            file.write(content.encode())
-    write_csv(home / "crossmodal.csv", [dict(line) for line in lines])
-    return f"\n{text}\nWritten: {home}/crossmodal.txt, crossmodal.md, crossmodal.csv"
-
-
-def _share(text: str) -> float:
-    try:
-        share = checks.positive("labelled", float(text))
-    except ValueError:
-        share = 2.0
-    if share > 1:
-        raise ValueError(f"labelled: expected a share above 0 and at most 1, got {text!r}")
-    return share
+    return f"\n{text}\nWritten: {home}/{', '.join(report.write_table(home, 'crossmodal', text, lines, said))}"

@@ -13,13 +13,14 @@ import yaml
 
 from .. import distill
 from ..ops import checks
-from ..train import files, report
+from ..train import report
+from ..train.arguments import distinct, seeds_of, usage
 from ..train.config import Config
-from ..train.logs import to_screen, write_csv
+from ..train.logs import to_screen
 from ..train.meters import NonFiniteLoss
 from ..train.parser import UsageError, parse
 from ..train.runs import Result, Workbench
-from ..train.table import not_comparable, spread
+from ..train.table import not_comparable, over, spread
 from . import arguments, privileged
 from .sweep_plot import plot
 
@@ -141,7 +142,7 @@ def sweep(argv: list[str]) -> str:
     if {"-h", "--help"} & set(argv):
         return HELP.format(tables=", ".join(TABLES), stand_in=STAND_IN).rstrip()
     asked, rest = arguments.take_options(argv, OPTIONS)
-    tables, seeds = arguments.choices("tables", asked.tables, TABLES), arguments.seeds(asked.seeds)
+    tables, seeds = arguments.choices("tables", asked.tables, TABLES), seeds_of(asked.seeds)
     studies: dict[str, Study] = {}
     points: list[Point] = []
     remarks: list[str] = []
@@ -172,11 +173,11 @@ def _privileged(asked: argparse.Namespace, rest: list[str]) -> tuple[Study, list
     except UsageError as error:
         raise arguments.nearest(error, OPTIONS) from None
     if asked.student_size is not None:
-        asked.student_size = arguments.usage(_whole, "student_size", asked.student_size)
-    task = arguments.usage(privileged.prepare, config, asked.positive, asked.student_size, asked.teacher_data_dir)
+        asked.student_size = usage(_whole, "student_size", asked.student_size)
+    task = usage(privileged.prepare, config, asked.positive, asked.student_size, asked.teacher_data_dir)
     students = asked.students.split(",") if asked.students else _default_students(task.student_size)
-    for student in arguments.distinct("students", students):
-        arguments.usage(replace, config, student=student)
+    for student in distinct("students", students):
+        usage(replace, config, student=student)
     said = (
         f"AUC on the test images, {privileged.positives(task.student_data)}. The teacher saw {task.image_size} pixels "
         f"per side and {task.teacher_data.num_classes} classes, the students {task.student_size} pixels. NOT "
@@ -242,16 +243,10 @@ def _report(
     for point, found in values.items():
         why = dict.fromkeys(v for v in found if isinstance(v, str))
         remarks += [f"{point.student}, {point.setting}: {reason}" for reason in why]
-    count = f"seed {seeds[0]}" if len(seeds) == 1 else f"mean ± standard deviation over {len(seeds)} seeds"
-    said = "\n".join(remark for remark in [*remarks, f"ours: {count}."] if remark)
+    said = "\n".join(remark for remark in [*remarks, f"ours: {over(seeds)}."] if remark)
     blocks = [report.text_table([line for line in lines if line["table"] == table]) for table in tables]
     text = "\n\n".join([*blocks, said]) + "\n"
-    files.make_directory(home)
-    for name, content in (("sweep.txt", text), ("sweep.md", f"{report.markdown_table(lines)}\n\n{said}\n")):
-        with files.replacing(home / name) as file:
-            file.write(content.encode())
-    write_csv(home / "sweep.csv", [dict(line) for line in lines])
-    written = ["sweep.txt", "sweep.md", "sweep.csv"]
+    written = report.write_table(home, "sweep", text, lines, said)
     for table in tables:
         if table != "methods":
             rows = [

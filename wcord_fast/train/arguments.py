@@ -1,11 +1,11 @@
-"""The argument parser of the commands that have few options: its errors suggest the nearest name."""
+"""The argument parser of the commands that have few options, and what several commands read from an option's text."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from .parser import UsageError
@@ -35,3 +35,40 @@ class Arguments(argparse.ArgumentParser):
         known = [option for action in self._actions for option in action.option_strings]
         near = difflib.get_close_matches(word.split("=")[0], known, n=1) if word.startswith("-") else []
         return f"; did you mean {near[0]!r}?" if near else "; see --help"
+
+
+def usage(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """function(...), its ValueError a UsageError."""
+    try:
+        return function(*arguments, **named)
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from None
+
+
+def seeds_of(text: str) -> list[int]:
+    """Seeds by comma."""
+    return distinct("seeds", [usage(_seed, part) for part in text.split(",")])
+
+
+def share_of(name: str, text: str) -> float:
+    """A number above 0 and at most 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1:  # NaN is not
+        raise UsageError(f"{name}: expected a share above 0 and at most 1, got {text!r}")
+    return value
+
+
+def distinct(name: str, found: list) -> list:
+    """`found`, or a UsageError if one is there twice."""
+    if len(set(found)) < len(found):
+        raise UsageError(f"{name}: expected different ones, got {', '.join(map(str, found))}")
+    return found
+
+
+def _seed(text: str) -> int:
+    if not text.strip().isdecimal():
+        raise ValueError(f"seeds: expected whole numbers by comma, got {text!r}")
+    return int(text)

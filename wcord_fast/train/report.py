@@ -24,8 +24,8 @@ def lines_of(results: list[Result]) -> list[Line]:
             "best %": _cell(result, lambda r: f"{r['best_top1']:.2f}"),
             "parameters": f"{result.parameters:,}",
             "epochs": _cell(result, lambda r: str(r["epoch"] or "-")),
-            "images/s": _mean(result, "images_per_s", "{:,.0f}"),
-            "loss share": _mean(result, "loss_share", "{:.1%}"),
+            "images/s": _median(result, "images_per_s", "{:,.0f}"),
+            "loss share": _median(result, "loss_share", "{:.1%}"),
         }
         for result in results
     ]
@@ -68,6 +68,17 @@ def notes(results: list[Result], test_images: int, batch_size: int) -> str:
         f"training only, {batch_size} images a step, teacher's forward included; loss share is the part of the step "
         "spent in the distillation loss: forward, backward and bank update."
     )
+
+
+def write_table(directory: Path, name: str, text: str, lines: list[Line], said: str) -> list[str]:
+    """`text` as NAME.txt, the table and what is said of it as NAME.md, the table as NAME.csv; these three names."""
+    files.make_directory(directory)
+    names = [f"{name}.{suffix}" for suffix in ("txt", "md", "csv")]
+    for file_name, content in zip(names, (text, f"{markdown_table(lines)}\n\n{said}\n"), strict=False):
+        with files.replacing(directory / file_name) as file:
+            file.write(content.encode())
+    write_csv(directory / names[2], [dict(line) for line in lines])
+    return names
 
 
 def write(directory: Path, results: list[Result], lines: list[Line], said: str) -> list[Path]:
@@ -117,7 +128,7 @@ def _cell(result: Result, shown: Callable[[dict], str]) -> str:
     return shown(result.history[-1])
 
 
-def _mean(result: Result, column: str, form: str) -> str:
+def _median(result: Result, column: str, form: str) -> str:
     """The median over epochs, so that a slow first epoch does not count; "-" where nothing was measured."""
     values = sorted(row[column] for row in result.history if column in row)
     return form.format(values[len(values) // 2]) if values else "-"

@@ -12,9 +12,9 @@ import yaml
 
 from .. import distill
 from ..ops import checks
-from . import files, report
+from . import arguments, report
 from .config import Config
-from .logs import to_screen, write_csv
+from .logs import to_screen
 from .meters import NonFiniteLoss
 from .parser import CONFIGS, UsageError, parse, take
 from .runs import Workbench, data_spec, load_data
@@ -116,16 +116,12 @@ def table(argv: list[str]) -> str:
     said = "\n".join(
         [
             *remarks,
-            f"ours: accuracy after the last epoch, {_seeds(asked.seeds)}; paper: on CIFAR-100 the mean of 5 runs.",
+            f"ours: accuracy after the last epoch, {over(asked.seeds)}; paper: on CIFAR-100 the mean of 5 runs.",
         ]
     )
-    text = f"{report.text_table(lines)}\n\n{said}\n"
-    home = Path(asked.output_dir)
-    for name, content in (("table.txt", text), ("table.md", f"{report.markdown_table(lines)}\n\n{said}\n")):
-        with files.replacing(home / name) as file:
-            file.write(content.encode())
-    write_csv(home / "table.csv", [dict(line) for line in lines])
-    return f"\n{text}\nWritten: {home}/table.txt, table.md, table.csv"
+    text, home = f"{report.text_table(lines)}\n\n{said}\n", Path(asked.output_dir)
+    written = report.write_table(home, "table", text, lines, said)
+    return f"\n{text}\nWritten: {home}/{', '.join(written)}"
 
 
 def spread(values: list[float]) -> str:
@@ -139,7 +135,8 @@ def help_text() -> str:
     return HELP.format(clip=CLIP, pairs=", ".join(published()), methods=", ".join(ALL_METHODS))
 
 
-def _seeds(seeds: list[int]) -> str:
+def over(seeds: list[int]) -> str:
+    """What a column of `spread`s is, for the line below a table."""
     return f"seed {seeds[0]}" if len(seeds) == 1 else f"mean ± standard deviation over {len(seeds)} seeds"
 
 
@@ -160,14 +157,9 @@ def _arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         known = ALL_METHODS if asked.methods == "all" else asked.methods.split(",")
         parsed = [distill.parse(name) for name in known]
         asked.methods = [base + (distill.PLUS_KD if plus else "") for base, plus in parsed]
-        asked.seeds = [checks.integer("seeds", int(s), least=0) for s in asked.seeds.split(",")]
-        asked.budget = checks.positive("budget", float(asked.budget))
     except ValueError as error:
         raise UsageError(str(error)) from None
-    if asked.budget > 1:
-        raise UsageError(f"budget: expected a share of at most 1, got {asked.budget}")
-    if len(set(asked.seeds)) < len(asked.seeds):
-        raise UsageError(f"seeds: expected different ones, got {asked.seeds}")
+    asked.seeds, asked.budget = arguments.seeds_of(asked.seeds), arguments.share_of("budget", asked.budget)
     return asked, rest
 
 

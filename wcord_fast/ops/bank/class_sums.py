@@ -7,6 +7,8 @@ fp64 rounding only.
 
 from __future__ import annotations
 
+from weakref import ref
+
 import torch
 from torch import Tensor
 
@@ -29,11 +31,11 @@ class ClassSums:
         for lo in range(0, rows.shape[0], CHUNK_ROWS):
             part = rows[lo : lo + CHUNK_ROWS].to(torch.float64)
             self._add(torch.arange(lo, lo + part.shape[0], device=rows.device), part)
-        self._version = _version(rows)
+        self._rows, self._version = ref(rows), _version(rows)
 
     def belongs_to(self, rows: Tensor, label: Tensor | None) -> bool:
-        """False when the rows were written behind our back or moved, or when classes are meant that are not ours."""
-        return self.label is label and self.sums.device == rows.device and self._version == _version(rows) is not None
+        """False when the rows were written behind our back, or are another tensor, or other classes are meant."""
+        return self._rows() is rows and self.label is label and self._version == _version(rows) is not None
 
     def followed(self, rows: Tensor, index: Tensor, old: Tensor) -> None:
         """Rows `index` [B] (in range) were `old` [B, D] before an update that has just been made."""

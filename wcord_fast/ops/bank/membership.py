@@ -100,4 +100,5 @@ def _fill(out: Tensor, kind: int, words: int, index: Tensor, spec: DrawSpec, par
     word = status.word(out.device)
     code = native_module.module().cuda_membership(*where, *walked, kind, words, out.data_ptr(), word.data_ptr())
     native_module.check_launch("draw_mask" if kind == _MASK else "draw_counts", code)
+    status.check_if_asked(out.device)
     return out

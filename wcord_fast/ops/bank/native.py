@@ -52,6 +52,7 @@ def bank_update_(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> 
     code = native.cuda_bank_update(*native_module.stream_of(bank), *where, *what, momentum, word.data_ptr())
     native_module.check_launch("bank_update", code)
     _written(bank)
+    status.check_if_asked(bank.device)
 
 
 def _apart(x: Tensor, bank: Tensor) -> Tensor:

@@ -125,6 +125,7 @@ def _score(
         status.word(x.device).data_ptr(),
     )
     native_module.check_launch(("bank_nce", "bank_mean_score", "bank_log_z")[score], code)
+    status.check_if_asked(x.device)
     return partial[..., 0] if per_anchor else value, grad
 
 

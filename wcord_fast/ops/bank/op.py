@@ -139,10 +139,13 @@ def _log_z(
         return log_z.clone()
     spec = DrawSpec(source, k, replacement, expected, anchor_offset, tables)
     module, plan, drawer = select("bank_log_z", anchors, banks, spec, plan, backend)
-    if module not in _CHECK_THEMSELVES:
-        index, spec, _ = checked(anchors, banks[0].shape[0], index, spec)
     known = {"known": log_z} if module in _SKIP_KNOWN else {}
+    ok = None
+    if module not in _CHECK_THEMSELVES:
+        index, spec, ok = checked(anchors, banks[0].shape[0], index, spec)
     estimate = module.bank_log_z(anchors, banks, index, spec, temperature, plan, drawer, **known)
+    if ok is not None and ok.device.type != "cpu":  # Z is not to be frozen at an estimate from rows that were flagged
+        estimate = torch.where(ok.all(1), estimate, torch.nan)
     return torch.where(unset, estimate.to(log_z.dtype), log_z)
 
 

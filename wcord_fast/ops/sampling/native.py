@@ -47,6 +47,7 @@ def draw(index: Tensor, num_data: int, spec: DrawSpec) -> Tensor:
     word = status.word(index.device)
     code = native.cuda_draw(*native_module.stream_of(index), *args, out.data_ptr(), word.data_ptr())
     native_module.check_launch("draw", code)
+    status.check_if_asked(index.device)
     return out
 
 

@@ -90,7 +90,7 @@ def budget() -> int:
     if text is None:
         return DEFAULT_BUDGET
     try:
-        return checks.integer("WCORD_FAST_OT_BYTES", int(text), least=0)
+        return checks.integer("WCORD_FAST_OT_BYTES", int(text), least=0, below=2**63)
     except ValueError as e:
         raise ValueError(f"WCORD_FAST_OT_BYTES: expected a number of bytes, got {text!r}") from e
 
