@@ -25,6 +25,7 @@ PAGES = (
     README,
     DOCS / "distributed.md",
     DOCS / "driver.md",
+    DOCS / "paper.md",
     OPS / "bank" / "README.md",
     OPS / "sinkhorn" / "README.md",
 )
@@ -37,6 +38,7 @@ BLOCKS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {  # name -> result 
     "baselines": ("baselines", tables.baselines_table),
     "collapse": ("collapse", lines.collapse),
     "critic": ("critic", lines.critic_table),
+    "lckt_share": ("accuracy", lines.lckt_share),
     "ot": ("ot", tables.ot_table),
     "ot_lost": ("ot", lines.ot_lost),
     "plan": ("plan", plan_table),

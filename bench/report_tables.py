@@ -160,7 +160,8 @@ def accuracy_table(rows: list[Row]) -> str:
         first = next(iter(runs.values()))
         shares = [f"{key[5:]} {100 * share:.3g} %" for key, share in first.items() if key.startswith("grad_")]
         means = [f"{statistics.mean(r[k] for r in runs.values()):.3g}" for k in ("mean_norm", "effective_rank", "gap")]
-        lines.append([variant, f"{statistics.mean(accuracies):.2f}{spread}", told, ", ".join(shares), *means])
+        name = variant if len(runs) == len(plain) else f"{variant} ({len(runs)} of {len(plain)} seeds)"
+        lines.append([name, f"{statistics.mean(accuracies):.2f}{spread}", told, ", ".join(shares), *means])
     teacher, right, student, images, epochs = newest
     head = ["variant", "test accuracy, %", "minus plain, paired [95 %]", "gradient shares, last epoch"]
     told = (
