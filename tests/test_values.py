@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 import wcord_fast
-from wcord_fast import KDLoss, NegativeSampler, OTLoss, WCoRDLoss
+from wcord_fast import CRDLoss, KDLoss, NegativeSampler, OTLoss, WCoRDLoss
 from wcord_fast import functional as F
 
 N, D, B = 20, 5, 4
@@ -150,6 +151,29 @@ def test_numbers_and_names_out_of_range_are_named():
             call()
     with pytest.raises(ValueError, match="device"):
         wcord_fast.explain("draw", device="foo")
+    with pytest.raises(ValueError, match=r"eps: expected a number below 1.8e308, got an int of 1329 bits"):
+        F.ot_cost(x, y, eps=10**400)
+
+
+@pytest.mark.parametrize("value", [torch.tensor(3.7), np.array(3.7), torch.tensor([3, 4]), np.array([3]), np.bool_(1)])
+def test_a_count_is_never_cut_off(value):
+    """`int(torch.tensor(3.7))` is 3."""
+    with pytest.raises(TypeError, match="k: expected an int, got "):
+        NegativeSampler(N, value)
+    assert NegativeSampler(N, torch.tensor(3)).k == NegativeSampler(N, np.int8(3)).k == 3
+
+
+def test_nested_tensors_are_refused():
+    x, y = problem()
+    nested = torch.nested.nested_tensor([x[0], x[1]])
+    loss = CRDLoss(x.shape[1], x.shape[1], N, nce_k=5)
+    for name, call in (
+        ("x", lambda: F.ot_cost(nested, y)),
+        ("student_logits", lambda: KDLoss()(nested, y)),
+        ("f_s", lambda: loss(nested, y, torch.arange(2))),
+    ):
+        with pytest.raises(TypeError, match=f"{name}: expected a dense tensor, got a nested one"):
+            call()
 
 
 def test_checking_a_device_that_is_not_there():

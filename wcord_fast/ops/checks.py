@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -27,8 +28,7 @@ def tensor(name: str, value: Any, *, shape: tuple[int | str, ...], dtypes: Itera
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
-    if value.layout != torch.strided:
-        raise TypeError(f"{name}: expected a dense tensor, got layout {value.layout}")
+    require_dense(name, value)
     if value.dtype not in tuple(dtypes):
         names = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
         raise TypeError(f"{name}: expected dtype {names}, got {str(value.dtype).removeprefix('torch.')}")
@@ -44,6 +44,13 @@ def tensor(name: str, value: Any, *, shape: tuple[int | str, ...], dtypes: Itera
     return value
 
 
+def require_dense(name: str, value: Tensor) -> None:
+    """TypeError for a sparse or nested tensor."""
+    if value.layout != torch.strided or value.is_nested:
+        kind = "a nested one" if value.is_nested else f"layout {value.layout}"
+        raise TypeError(f"{name}: expected a dense tensor, got {kind}")
+
+
 def same_device(**tensors: Tensor) -> torch.device:
     """The one device of all `tensors`, or ValueError naming two that differ."""
     (first, t0), *rest = tensors.items()
@@ -57,7 +64,11 @@ def number(name: str, value: Any) -> float:
     """`value` as a float (bool is refused)."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a number, got {value!r}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        bits = int(value).bit_length()  # the number itself would fill the screen
+        raise ValueError(f"{name}: expected a number below 1.8e308, got an int of {bits} bits") from None
 
 
 def unset_or_finite(name: str, value: Any, dtype: torch.dtype) -> float:
@@ -103,9 +114,13 @@ def fraction(name: str, value: float) -> float:
 
 def integer(name: str, value: Any, *, least: int, below: int | None = None) -> int:
     """`value` as an int >= least, and < below if that is given (bool is refused)."""
-    if isinstance(value, bool) or not (isinstance(value, int) or hasattr(value, "__index__")):
+    try:  # not int(value), which cuts the fraction off a tensor's or an array's number
+        whole = None if isinstance(value, bool) else operator.index(value)
+    except (TypeError, RuntimeError, ValueError):
+        whole = None
+    if whole is None:
         raise TypeError(f"{name}: expected an int, got {value!r}")
-    value = int(value)
+    value = whole
     if value < least:
         raise ValueError(f"{name}: expected an int of at least {least}, got {value}")
     if below is not None and value >= below:
