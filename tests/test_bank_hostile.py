@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import wcord_fast
-from wcord_fast import CRDLoss, MemoryBank, NegativeSampler
+from wcord_fast import CRDLoss, MemoryBank, NegativeSampler, WCoRDLoss
 from wcord_fast import functional as F
 from wcord_fast.ops import native_module
 
@@ -178,3 +178,24 @@ raise SystemExit(2)
 def test_threads_without_memory_raise_an_error(plan):
     done = subprocess.run([sys.executable, "-c", NO_MEMORY, plan], capture_output=True, text=True)
     assert done.returncode == 0, (done.returncode, done.stderr)
+
+
+@pytest.mark.parametrize(
+    "loss", [CRDLoss(5, 6, N, nce_k=4, feat_dim=D), WCoRDLoss(5, 6, N, num_negatives=4, feat_dim=D)]
+)
+def test_a_loss_has_a_shape_on_meta(loss):
+    loss.to("meta")
+    f_s = torch.empty(B, 5, device="meta", requires_grad=True)
+    value = loss(f_s, torch.empty(B, 6, device="meta"), INDEX.to("meta"))
+    assert value.shape == () and value.device.type == "meta"
+    value.backward()
+    assert f_s.grad.shape == f_s.shape
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules")
+def test_a_complex_bank_is_refused():
+    bank = MemoryBank(N, D).to(torch.complex64)
+    with pytest.raises(TypeError, match=r"bank: expected dtype .*, got complex64"):
+        F.bank_nce(torch.randn(B, D), bank, INDEX, negatives=NegativeSampler(N, K), log_z=0.0)
+    with pytest.raises(TypeError, match=r"bank: expected dtype .*, got complex64"):
+        bank.update_(INDEX, torch.randn(B, D))

@@ -108,6 +108,9 @@ def test_the_teacher_may_have_its_own_epochs_and_rate():
         (["--crd.num-negatives", "1000000000000"], r"crd.num_negatives: expected a number below 2\^31"),
         (["--batch-size", "9" * 30], r"batch_size: expected a number below 2\^31"),
         (["--seed", str(2**63)], r"seed: expected an int below 2\^63"),
+        (["--device", "cpu:7"], "device: expected 'auto', 'cpu', 'cuda' or 'cuda:N', got 'cpu:7'"),
+        (["--lr", "9" * 400], "lr: expected a number below 1.8e308"),
+        (["--wcord.lambda-gckt", "9" * 400], "wcord.lambda_gckt: expected a number below 1.8e308"),
         (["--threads", "100000"], "threads: expected at most [0-9]+ on this machine, got 100000"),
     ],
 )
@@ -131,6 +134,7 @@ def test_bad_options_are_named(argv, words):
         ("[1]: 2", "config: .*bad.yaml:1: found unhashable key"),
         ("a: \x01", "config: .*bad.yaml cannot be used"),
         ("seed: .nan", "seed: expected int"),
+        ("wcord: {ot_eps: " + "9" * 400 + "}", "ot_eps: expected a number below 1.8e308"),
     ],
 )
 def test_bad_files_are_named(text, words, tmp_path):

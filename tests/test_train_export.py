@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 
 import pytest
@@ -173,3 +174,22 @@ def test_what_was_typed_wrong_is_told(run, tmp_path, capsys):
     assert main(["export", str(tmp_path / "nothing")]) == 1
     assert main(["export", str(run.parent)]) == 1
     assert f"the runs in it: {run}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "checkpoint.prev.pt", "linked.pt"])
+def test_a_checkpoint_is_not_written_over(run, tmp_path, capsys, name):
+    if name == "linked.pt":
+        (tmp_path / name).symlink_to(run / "checkpoint.pt")
+    before = (run / "checkpoint.pt").read_bytes()
+    path = tmp_path / name if name == "linked.pt" else run / name
+    assert main(["export", str(run), f"--output={path}"]) == 2
+    assert f"--output: {path} is the name of a checkpoint" in capsys.readouterr().err
+    assert (run / "checkpoint.pt").read_bytes() == before
+
+
+def test_a_pipe_is_not_replaced_by_a_file(run, tmp_path, capsys):
+    """A rename would take /dev/null away from everybody."""
+    os.mkfifo(tmp_path / "pipe")
+    assert main(["export", str(run), f"--output={tmp_path / 'pipe'}"]) == 1
+    assert capsys.readouterr().err == f"wcord-fast export: --output: cannot write {tmp_path}/pipe: not a regular file\n"
+    assert (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 1

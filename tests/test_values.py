@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import wcord_fast
-from wcord_fast import KDLoss, NegativeSampler, OTLoss, WCoRDLoss
+from wcord_fast import CRDLoss, KDLoss, NegativeSampler, OTLoss, WCoRDLoss
 from wcord_fast import functional as F
 
 N, D, B = 20, 5, 4
@@ -150,6 +150,19 @@ def test_numbers_and_names_out_of_range_are_named():
             call()
     with pytest.raises(ValueError, match="device"):
         wcord_fast.explain("draw", device="foo")
+
+
+def test_nested_tensors_are_refused():
+    x, y = problem()
+    nested = torch.nested.nested_tensor([x[0], x[1]])
+    loss = CRDLoss(x.shape[1], x.shape[1], N, nce_k=5)
+    for name, call in (
+        ("x", lambda: F.ot_cost(nested, y)),
+        ("student_logits", lambda: KDLoss()(nested, y)),
+        ("f_s", lambda: loss(nested, y, torch.arange(2))),
+    ):
+        with pytest.raises(TypeError, match=f"{name}: expected a dense tensor, got a nested one"):
+            call()
 
 
 def test_checking_a_device_that_is_not_there():

@@ -259,7 +259,9 @@ def _bank_rows(bank) -> Tensor | Shard:
         return checks.tensor("bank", bank, shape=("N", "D"))
     if not hasattr(bank, "rows"):
         raise TypeError(f"bank: expected a tensor [N, D] or a MemoryBank, got {type(bank).__name__}")
-    return bank.held()
+    held = bank.held()
+    checks.tensor("bank", _values(held), shape=("N", "D"))
+    return held
 
 
 def _values(rows: Tensor | Shard) -> Tensor:

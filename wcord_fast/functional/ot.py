@@ -247,6 +247,7 @@ def _is_plain(x: Tensor, y: Tensor) -> bool:
     return (
         type(x) is Tensor
         and type(y) is Tensor
+        and not (x.is_nested or y.is_nested)  # has no shape to look at
         and x.dtype is y.dtype
         and x.dtype in checks.FLOATS
         and x.device == y.device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -55,11 +56,16 @@ class Embed(nn.Module):
 
     def project(self, features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """The embedding by the given weights, outside autocast."""
-        with torch.autocast(features.device.type, enabled=False):
+        with autocast_off(features.device):
             z = nn.functional.linear(features.flatten(1).to(weight.dtype), weight, bias)
             # Squares in fp64: those of fp32 overflow from |z| = 2e19 on, and the embedding would be 0.
             length = torch.linalg.vector_norm(z, dim=1, keepdim=True, dtype=torch.float64)
             return (z / length.clamp_min(1e-12 if self.norm == "sphere" else 1.0)).to(z.dtype)
+
+
+def autocast_off(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast disabled on `device`; nothing on meta, which has none."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def check_features(name: str, features: Tensor, embed: Embed, batch: int | None = None) -> Tensor:
@@ -72,8 +78,7 @@ def check_features(name: str, features: Tensor, embed: Embed, batch: int | None 
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(features).__name__}")
     if not features.is_floating_point():
         raise TypeError(f"{name}: expected a floating dtype, got {features.dtype}")
-    if features.layout != torch.strided:
-        raise TypeError(f"{name}: expected a dense tensor, got layout {features.layout}")
+    checks.require_dense(name, features)
     shape = list(features.shape)
     if features.dim() < 2 or features.shape[0] < 1 or features[0].numel() != width:
         raise ValueError(f"{name}: expected shape [B, {width}] (or [B, ...] with {width} values each), got {shape}")

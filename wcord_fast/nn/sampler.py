@@ -248,8 +248,8 @@ def _classes(labels: Any, num_data: int) -> np.ndarray:
     """Labels as int32 classes 0 .. C-1, [N]."""
     try:
         array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
-    except (TypeError, ValueError) as e:  # ragged lists, dtypes that numpy has not
-        raise TypeError(f"labels: expected {num_data} integers, got {type(labels).__name__} ({e})") from None
+    except (TypeError, ValueError, RuntimeError) as error:  # bfloat16, meta, rows of unequal length
+        raise TypeError(f"labels: expected {num_data} integers, got {type(labels).__name__} ({error})") from None
     if array.dtype.kind not in "iu":
         raise TypeError(f"labels: expected integers, got dtype {array.dtype}")
     if array.shape != (num_data,):

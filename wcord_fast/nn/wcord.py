@@ -13,7 +13,7 @@ from ..functional.ot import ot_cost
 from ..functional.sharded import Joined, join
 from ..ops import checks
 from .contrast import Contrast, ContrastiveLoss, check_options
-from .embed import NORMS, Embed
+from .embed import NORMS, Embed, autocast_off
 from .sampler import check_count, exclusion_rule
 
 CRITICS = ("nce_sn", "nce", "dual")
@@ -178,7 +178,7 @@ class WCoRDLoss(ContrastiveLoss):
         f_t = f_t.detach()
         weight, bias = self.embed_s.weights()
         e_s, e_t = self.embed_s.project(f_s, weight, bias), self.embed_t(f_t)
-        with torch.autocast(f_s.device.type, enabled=False):
+        with autocast_off(f_s.device):
             return self._weighted_terms(f_s, f_t, e_s, e_t, weight, bias, idx, contrast_idx)
 
     def _refuse_zero_rows(self, f_s: Tensor, f_t: Tensor) -> None:

@@ -28,8 +28,7 @@ def tensor(name: str, value: Any, *, shape: tuple[int | str, ...], dtypes: Itera
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
-    if value.layout != torch.strided:
-        raise TypeError(f"{name}: expected a dense tensor, got layout {value.layout}")
+    require_dense(name, value)
     if value.dtype not in tuple(dtypes):
         names = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
         raise TypeError(f"{name}: expected dtype {names}, got {str(value.dtype).removeprefix('torch.')}")
@@ -43,6 +42,13 @@ def tensor(name: str, value: Any, *, shape: tuple[int | str, ...], dtypes: Itera
                 f"{name}: expected shape {_sizes(shape)} with every dimension at least 1, got {list(value.shape)}"
             )
     return value
+
+
+def require_dense(name: str, value: Tensor) -> None:
+    """TypeError for a sparse or nested tensor."""
+    if value.layout != torch.strided or value.is_nested:
+        kind = "a nested one" if value.is_nested else f"layout {value.layout}"
+        raise TypeError(f"{name}: expected a dense tensor, got {kind}")
 
 
 def same_device(**tensors: Tensor) -> torch.device:
@@ -61,9 +67,8 @@ def number(name: str, value: Any) -> float:
     try:
         return float(value)
     except OverflowError:
-        raise ValueError(
-            f"{name}: expected a number that a float can hold, got an int of {int(value).bit_length()} bits"
-        ) from None
+        bits = int(value).bit_length()  # the number itself would fill the screen
+        raise ValueError(f"{name}: expected a number below 1.8e308, got an int of {bits} bits") from None
 
 
 def unset_or_finite(name: str, value: Any, dtype: torch.dtype) -> float:
@@ -123,7 +128,7 @@ def _whole(name: str, value: Any) -> int:
     if not isinstance(value, bool) and not (isinstance(value, Tensor) and value.dtype == torch.bool):
         try:
             return operator.index(value)
-        except TypeError:
+        except (TypeError, ValueError, RuntimeError):  # RuntimeError: on the meta device
             pass
     raise TypeError(f"{name}: expected an int, got {value!r}")
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .. import __version__, models
 from . import files, trained
 from .arguments import Arguments
-from .checkpoint import CheckpointError
+from .checkpoint import CURRENT, PREVIOUS, CheckpointError
 from .formats import FORMATS, Format
 from .parser import UsageError
 from .trained import Trained
@@ -49,6 +49,11 @@ def export(argv: list[str]) -> int:
     if args.with_normalisation and form.weights_only:
         raise UsageError(f"--with-normalisation: a {args.format} file holds weights only; use torch.export or onnx")
     found = trained.load(args.checkpoint)
+    output = args.output or found.path.parent / f"{found.model}{form.suffix}"
+    if output.name in (CURRENT, PREVIOUS) or (output.exists() and output.samefile(found.path)):
+        raise UsageError(
+            f"--output: {output} is the name of a checkpoint, without which its run is lost; expected another"
+        )
     images = found.images(args.data_dir)
     network = found.network(images["shape"][0])
     if args.with_normalisation:
@@ -57,9 +62,8 @@ def export(argv: list[str]) -> int:
     examples = _random_images(images, args.with_normalisation)
     content = form.write(network, examples[0], metadata)
     worst = difference(form, content, network, examples, found, images["shape"][0])
-    output = args.output or found.path.parent / f"{found.model}{form.suffix}"
-    files.make_directory(output.parent)
-    with files.replacing(output) as file:
+    files.make_directory(output.parent, "--output")
+    with files.replacing(output, "--output") as file:
         file.write(content)
     if output.read_bytes() != content:
         raise CheckpointError(

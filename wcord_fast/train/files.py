@@ -52,15 +52,17 @@ class _Writer:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Any]:
+def replacing(path: Path, option: str = "output_dir") -> Iterator[Any]:
     """A binary file that takes the place of `path` when the block ends; if it fails, `path` is left as it was.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: it cannot be written, or `path` is a device or a pipe; the message begins with `option`.
     """
     temporary = path.parent / f"{TEMPORARY}{os.getpid()}-{next(_count)}"
     writer = None
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):  # /dev/null: the rename would take it away
+            raise OSError("not a regular file")
         with open(temporary, "wb") as file:
             writer = _Writer(file)
             yield writer
@@ -71,21 +73,21 @@ def replacing(path: Path) -> Iterator[Any]:
         _remove(temporary)
         cause = writer.error if writer is not None and writer.error is not None else error
         if isinstance(cause, OSError) and not isinstance(cause, OutputError):
-            raise cannot_write(path, cause) from None
+            raise cannot_write(path, cause, option) from None
         raise
 
 
-def make_directory(path: Path) -> None:
+def make_directory(path: Path, option: str = "output_dir") -> None:
     """`path` and its parents; OutputError if it cannot be."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise cannot_write(path, error) from None
+        raise cannot_write(path, error, option) from None
 
 
-def cannot_write(path: Path, error: OSError) -> OutputError:
-    """The OutputError for `path`."""
-    return OutputError(f"output_dir: cannot write {_short(path)}: {error.strerror or error}")
+def cannot_write(path: Path, error: OSError, option: str = "output_dir") -> OutputError:
+    """The OutputError for `path`, which comes from `option`."""
+    return OutputError(f"{option}: cannot write {_short(path)}: {error.strerror or error}")
 
 
 @contextmanager

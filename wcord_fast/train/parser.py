@@ -41,10 +41,15 @@ def parse(command: str, argv: list[str], description: str) -> Config:
         UsageError: an unknown option or key (the nearest is suggested), or a bad value.
     """
     parser = _parser(command, description)
+    words = _with_config(_spelled_out(argv))
     try:
-        namespace = parser.parse_args(_with_config(_spelled_out(argv)))
+        namespace = parser.parse_args(words)
     except argparse.ArgumentError as error:
         raise UsageError(_explain(str(error), [*_keys(), *ELSEWHERE.get(command, ("dry_run",))])) from None
+    except OverflowError:  # of float(value), which names nothing
+        huge = re.search(r"([\w.-]+)[=:\s]+[+-]?\d{309}", " ".join(words))
+        name = f"{huge[1].lstrip('-').replace('-', '_')}: " if huge else ""
+        raise UsageError(f"{name}expected a number below 1.8e308, got a longer one") from None
     values = namespace.as_dict()
     values.pop("config")
     try:
