@@ -48,7 +48,7 @@ def test_numbers_of_numpy_are_numbers(kind):
 
 
 def test_an_int_that_no_float_holds_is_refused_by_its_name():
-    with pytest.raises(ValueError, match="eps: expected a number below 1.8e308, got an int of 1329 bits"):
+    with pytest.raises(ValueError, match=r"eps: expected a number below 1.8e308, got an int of 1329 bits"):
         checks.positive("eps", 10**400)
 
 
