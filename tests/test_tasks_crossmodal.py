@@ -147,6 +147,7 @@ def test_blocks_are_the_last_four_maps():
 
 
 WRONG = {
+    "--output-dir=": r"output_dir: expected the name of a file or a folder, got ''",
     "--methods=ce": r"'ce' needs labels",
     "--methods=wcord+kd": r"has a KD term",
     "--labelled=0": r"labelled: expected a share above 0 and at most 1, got '0'",
@@ -159,7 +160,7 @@ WRONG = {
 
 @pytest.mark.parametrize("word", WRONG)
 def test_what_was_typed_wrong_is_told(word, tmp_path, capsys):
-    assert main(["crossmodal", "--data=digits", word, f"--output-dir={tmp_path}", "--quiet"]) == 2
+    assert main(["crossmodal", "--data=digits", f"--output-dir={tmp_path}", word, "--quiet"]) == 2
     said = capsys.readouterr().err
     assert re.search(WRONG[word], said) and len(said.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []

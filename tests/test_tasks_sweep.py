@@ -168,6 +168,7 @@ def test_a_method_that_cannot_serve_is_n_a(tmp_path, capsys):
 
 
 WRONG = {
+    "--output-dir=": r"output_dir: expected the name of a file or a folder, got ''",
     "--tables=lamda1": r"tables: .*did you mean 'lambda1'",
     "--methods=crd+kd": r"'crd\+kd' has a KD term, but the two networks of this task share no label set",
     "--methods=kd": r"'kd' has a KD term",
@@ -187,7 +188,7 @@ WRONG = {
 
 @pytest.mark.parametrize("word", WRONG)
 def test_what_was_typed_wrong_is_told(word, tmp_path, capsys):
-    assert main(["sweep", word, f"--output-dir={tmp_path}", "--quiet"]) == 2
+    assert main(["sweep", f"--output-dir={tmp_path}", word, "--quiet"]) == 2
     said = capsys.readouterr().err
     assert re.search(WRONG[word], said) and len(said.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []

@@ -111,6 +111,9 @@ def test_the_teacher_may_have_its_own_epochs_and_rate():
         (["--device", "cpu:7"], "device: expected 'auto', 'cpu', 'cuda' or 'cuda:N', got 'cpu:7'"),
         (["--lr", "9" * 400], "lr: expected a number below 1.8e308"),
         (["--wcord.lambda-gckt", "9" * 400], "wcord.lambda_gckt: expected a number below 1.8e308"),
+        (["--output-dir", ""], "output_dir: expected the name of a file or a folder, got ''"),
+        (["--data-dir", "a\0b"], r"data_dir: expected the name of a file or a folder, got 'a\\x00b'"),
+        (["--teacher-checkpoint", " "], "teacher_checkpoint: expected the name of a file or a folder, got ' '"),
         (["--threads", "100000"], "threads: expected at most [0-9]+ on this machine, got 100000"),
     ],
 )

@@ -76,3 +76,9 @@ def test_predictions_keep_the_mode_and_their_order(finished):
     images, *_ = next(iter(bench.test))
     with torch.no_grad():
         torch.testing.assert_close(logits[: len(images)], network.eval()(images))
+
+
+def test_a_run_killed_between_two_renames_has_its_checkpoint_named(tmp_path, capsys):
+    (tmp_path / "checkpoint.prev.pt").touch()
+    assert main(["evaluate", str(tmp_path)]) == 1
+    assert f"{tmp_path}/checkpoint.prev.pt is there" in capsys.readouterr().err

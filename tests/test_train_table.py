@@ -130,6 +130,8 @@ def test_a_diverging_method_is_reported_and_the_others_go_on(tmp_path, capsys):
 WRONG = {
     "--pair=vgg13-vgg9": r"pair: .*did you mean 'vgg13-vgg8'",
     "--methods=wcrd": r"method: .*did you mean 'wcord'",
+    "--methods=all,ce": r"methods: expected 'all' alone, or methods by comma, got 'all,ce'",
+    "--output-dir=": r"output_dir: expected the name of a file or a folder, got ''",
     "--budget=2": r"budget: expected a share above 0 and at most 1, got '2'",
     "--budget=all": r"budget: expected a share above 0 and at most 1, got 'all'",
     "--seeds=0,x": r"seeds: expected whole numbers by comma, got 'x'",

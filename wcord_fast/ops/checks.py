@@ -133,6 +133,13 @@ def _whole(name: str, value: Any) -> int:
     raise TypeError(f"{name}: expected an int, got {value!r}")
 
 
+def path(name: str, value: Any) -> str:
+    """`value` as it is, if it can name a file or a folder."""
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise ValueError(f"{name}: expected the name of a file or a folder, got {value!r}")
+    return value
+
+
 def choice(name: str, value: Any, options: Iterable[Any]) -> Any:
     """`value` if it is one of `options`; otherwise a ValueError that suggests the nearest."""
     options = list(options)

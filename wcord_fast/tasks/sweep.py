@@ -143,6 +143,7 @@ def sweep(argv: list[str]) -> str:
         return HELP.format(tables=", ".join(TABLES), stand_in=STAND_IN).rstrip()
     asked, rest = arguments.take_options(argv, OPTIONS)
     tables, seeds = arguments.choices("tables", asked.tables, TABLES), seeds_of(asked.seeds)
+    usage(checks.path, "output_dir", asked.output_dir)
     studies: dict[str, Study] = {}
     points: list[Point] = []
     remarks: list[str] = []

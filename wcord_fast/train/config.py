@@ -104,6 +104,9 @@ class Config:
         for name in ("teacher_epochs", "image_size", "limit_train", "threads"):
             if getattr(self, name) is not None:
                 checks.integer(name, getattr(self, name), least=1)
+        for name in ("data_dir", "teacher_checkpoint", "output_dir"):
+            if getattr(self, name) is not None:
+                checks.path(name, getattr(self, name))
         if checks.integer("seed", self.seed, least=0) >= 2**63:
             raise ValueError(f"seed: expected an int below 2^63, got {self.seed}")
         most = max(256, 4 * (os.cpu_count() or 1))

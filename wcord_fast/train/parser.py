@@ -30,6 +30,13 @@ PACKAGED = {
 }
 
 
+CONFIG_HELP = (
+    "a YAML file, or the name of a packaged one; without it that of the data set "
+    f"({', '.join(f'{data}: {name}' for data, name in PACKAGED.items())}). "
+    "What is in it replaces the defaults shown here: --dry-run prints the outcome"
+)
+
+
 class UsageError(ValueError):
     """What the user typed cannot be used; the message says why."""
 
@@ -76,7 +83,7 @@ def _parser(command: str, description: str) -> ArgumentParser:
         allow_abbrev=False,
         print_config=None,  # --dry-run, with the values checked
     )
-    parser.add_argument("--config", action="config", help="a YAML file, or the name of a packaged one")
+    parser.add_argument("--config", action="config", help=CONFIG_HELP)
     hidden = INERT.get(command, ())
     _add_fields(parser, Config, prefix="", hidden=hidden)
     for section, kind in distill.sections().items():

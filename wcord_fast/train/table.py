@@ -153,8 +153,11 @@ def _arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     except argparse.ArgumentError as error:
         raise UsageError(str(error)) from None
     try:
+        checks.path("output_dir", asked.output_dir)
         asked.pair = _choices("pair", asked.pair, tuple(published()), default=cifar_pairs())
         known = ALL_METHODS if asked.methods == "all" else asked.methods.split(",")
+        if "all" in known:
+            raise UsageError(f"methods: expected 'all' alone, or methods by comma, got {asked.methods!r}")
         parsed = [distill.parse(name) for name in known]
         asked.methods = [base + (distill.PLUS_KD if plus else "") for base, plus in parsed]
     except ValueError as error:

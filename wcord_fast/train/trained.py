@@ -75,6 +75,8 @@ def load(path: Path) -> Trained:
     if not file.exists() and path.is_dir():
         runs = sorted(str(p.parent) for p in path.glob(f"*/{checkpoint.CURRENT}"))
         hint = f"; the runs in it: {', '.join(runs)}" if runs else ""
+        if (previous := path / checkpoint.PREVIOUS).exists():  # killed between the two renames
+            hint = f"; {previous} is there: name it, or let the run go on"
         raise CheckpointError(f"{path}: expected a run's directory, with a {checkpoint.CURRENT}{hint}")
     state = checkpoint.load(file)
     with checkpoint.usable(file):
