@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from bench import report_accuracy as accuracy
 from bench import report_lines as lines
 from bench import report_tables as tables
 from bench.plan import plan_table
@@ -32,13 +33,14 @@ PAGES = (
 BLOCK = re.compile(r"(<!-- bench: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 BLOCKS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {  # name -> result file, what is made of its rows
-    "accuracy": ("accuracy", tables.accuracy_table),
+    "accuracy": ("accuracy", accuracy.accuracy_table),
+    "accuracy_line": ("accuracy", accuracy.accuracy_line),
     "autograd": ("ot", lines.autograd_table),
     "bank": ("bank", tables.bank_table),
     "baselines": ("baselines", tables.baselines_table),
     "collapse": ("collapse", lines.collapse),
     "critic": ("critic", lines.critic_table),
-    "lckt_share": ("accuracy", lines.lckt_share),
+    "lckt_share": ("accuracy", accuracy.lckt_share),
     "ot": ("ot", tables.ot_table),
     "ot_lost": ("ot", lines.ot_lost),
     "plan": ("plan", plan_table),

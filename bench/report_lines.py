@@ -29,16 +29,6 @@ def collapse(rows: list[Row]) -> str:
     )
 
 
-def lckt_share(rows: list[Row]) -> str:
-    """How much of the gradient LCKT is at its published weight, and as a sum over the batch."""
-    share = {r["variant"]: f"{100 * r['grad_lckt']:.2g} %" for r in rows if "grad_lckt" in r}
-    return paragraph(
-        f"- **LCKT at the published weight** (0.05, plan of mass 1) is {share['LCKT mean']} of the gradient beside the "
-        f'cross entropy\'s; `lckt_reduction="sum"` multiplies it by the batch size, which is {share["LCKT sum"]} '
-        "(`bench/results/accuracy.jsonl`, last epoch). `--log-grad-norms` logs every term's share in `metrics.csv`."
-    )
-
-
 def last_runs(rows: list[Row]) -> Iterable[tuple[tuple, dict[str, Row]]]:
     """(solver, eps, n) and the rows by provider of the last whole run of each case."""
     by_case: dict[tuple, dict[str, Row]] = {}

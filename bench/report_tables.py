@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable
 from typing import Any
 
@@ -130,47 +129,6 @@ def step_table(rows: list[Row]) -> str:
     head = ["method, form", "step, ms", "images/s", "x eager", "loss, ms", "loss's share"]
     pair = f"{rows[-1]['teacher']} -> {rows[-1]['student']}, batch {rows[-1]['batch']}, {rows[-1]['num_data']:,} images"
     return table(head, lines) + f"\n{pair}; {clock(rows)}; {where(rows)}. `python -m bench step`.\n"
-
-
-def interval(differences: list[float]) -> tuple[float, float, float]:
-    """(mean, low, high): the 95 % confidence interval of a mean, by Student's t."""
-    from scipy import stats
-
-    mean, n = statistics.mean(differences), len(differences)
-    half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(differences) / n**0.5
-    return mean, mean - half, mean + half
-
-
-def accuracy_table(rows: list[Row]) -> str:
-    setting = ("teacher", "teacher_accuracy", "student", "images", "epochs")
-    newest = tuple(rows[-1][key] for key in setting)
-    found = latest([r for r in rows if tuple(r[key] for key in setting) == newest], "variant", "seed")
-    by_variant: dict[str, dict[int, Row]] = {}
-    for (variant, seed), row in found.items():
-        by_variant.setdefault(variant, {})[seed] = row
-    plain, lines = by_variant["plain"], []
-    for variant, runs in by_variant.items():
-        accuracies = [r["accuracy"] for r in runs.values()]
-        spread = f" ± {statistics.stdev(accuracies):.2f}" if len(runs) > 1 else ""
-        paired = [row["accuracy"] - plain[seed]["accuracy"] for seed, row in runs.items() if seed in plain]
-        told = "-"
-        if variant != "plain" and len(paired) > 1:
-            mean, low, high = interval(paired)
-            told = f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" + ("" if low > 0 or high < 0 else ", not separated")
-        first = next(iter(runs.values()))
-        shares = [f"{key[5:]} {100 * share:.3g} %" for key, share in first.items() if key.startswith("grad_")]
-        means = [f"{statistics.mean(r[k] for r in runs.values()):.3g}" for k in ("mean_norm", "effective_rank", "gap")]
-        name = variant if len(runs) == len(plain) else f"{variant} ({len(runs)} of {len(plain)} seeds)"
-        lines.append([name, f"{statistics.mean(accuracies):.2f}{spread}", told, ", ".join(shares), *means])
-    teacher, right, student, images, epochs = newest
-    head = ["variant", "test accuracy, %", "minus plain, paired [95 %]", "gradient shares, last epoch"]
-    told = (
-        f"{student}, {images:,} CIFAR-100 images, {epochs} epochs, {len(plain)} seeds; "
-        f"teacher {teacher}, {right:.2f} %. "
-        f"Features of test images: norm of the mean, effective rank of 256, same-class minus other-class cosine. "
-        f"{where(found.values())}. `python -m bench accuracy`."
-    )
-    return table([*head, "mean norm", "rank", "gap"], lines) + f"\n{told}\n"
 
 
 def sharded_table(rows: list[Row]) -> str:

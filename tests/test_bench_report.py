@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from bench import report, report_lines, report_plots, report_tables
+from bench import report, report_accuracy, report_lines, report_plots, report_tables
 from bench.results_file import RESULTS
 
 
@@ -60,15 +60,26 @@ def test_differences_that_may_be_zero_are_not_separated():
     setting = {"teacher": "t", "teacher_accuracy": 50.0, "student": "s", "images": 10, "epochs": 1}
     common = {"mean_norm": 0.5, "effective_rank": 9.0, "gap": 0.1, "date": "2026-01-01", "torch": "2", "threads": 1}
     accuracies = {"plain": (30.0, 31.0, 32.0), "better": (31.0, 32.1, 32.9), "unclear": (30.0, 32.5, 31.0)}
+    accuracies |= {"worse": (29.0, 30.1), "LCKT mean": (30.0,), "LCKT sum": (30.0,)}
     rows = [
-        {"variant": variant, "seed": seed, "accuracy": value, "grad_ce": 1.0, "device": "x", **setting, **common}
+        {"variant": variant, "seed": seed, "accuracy": value, "device": "x", **setting, **common}
         for variant, values in accuracies.items()
         for seed, value in enumerate(values)
     ]
-    shown = report_tables.accuracy_table(rows)
-    better, unclear = (next(x for x in shown.splitlines() if x.startswith(f"| {v}")) for v in ("better", "unclear"))
-    assert "+1.00 [+0.75, +1.25]" in better and "not separated" not in better
-    assert "not separated" in unclear
+    rows[0] |= {"grad_ce": 0.9, "grad_lckt": 0.1}
+    rows[1] |= {"grad_ce": 0.7, "grad_lckt": 0.3}
+    rows[-2] |= {"grad_lckt": 0.001}
+    rows[-1] |= {"grad_lckt": 0.064}
+    old = {**rows[0], "accuracy": 99.0, "epochs": 2, "variant": "of another setting"}
+    shown = {line.split(" | ")[0]: line for line in report_accuracy.accuracy_table([old, *rows]).splitlines()}
+    assert "+1.00 [+0.75, +1.25]" in shown["| better"] and "not separated" not in shown["| better"]
+    assert "not separated" in shown["| unclear"] and "| of another setting" not in shown
+    assert "| worse (2 of 3 seeds)" in shown
+    assert "| ce 80 %, lckt 20 % |" in shown["| plain"]  # of the seeds that have shares
+    said = " ".join(report_accuracy.accuracy_line(rows).split())
+    assert "3 paired seeds. Above: better. Below: worse. Not separated: unclear." in said
+    said = report_accuracy.lckt_share(rows)
+    assert "is 0.1 % of the gradient" in said and "6.4 %" in said
 
 
 COMMON = {"date": "2026-01-01T00:00:00Z", "torch": "2", "threads": 1, "device": "x", "clock": "cpu"}
