@@ -54,7 +54,7 @@ def find_splits(top: Path) -> tuple[Path, Path | None]:
         _require_no_other(top, train, kinds[None])
         return _inner(train), None
     test = _the_one(top, held_out)
-    unread = [folder for kind in ("test", "val") for folder in kinds.get(kind, []) if folder != test]
+    unread = [f for kind in ("test", "val", None) for f in kinds.get(kind, []) if f != test]
     if unread:
         log.info("%s: the test images are those of %s/; not read: %s", top, test.name, _names(unread))
     return _inner(train), _inner(test)
@@ -105,9 +105,10 @@ def _inner(split: Path) -> Path:
 def _require_classes(top: Path, inside: list[Path]) -> None:
     """ValueError if the folders in `top` look like something else than classes."""
     flat = [folder for folder in inside if _is_class(folder)]
-    if len(flat) > 1 and all(kind_of(folder.name) for folder in flat):
+    named = [folder for folder in flat if kind_of(folder.name)]
+    if len({kind_of(folder.name) for folder in named}) > 1:
         raise ValueError(
-            f"data_dir: {_names(flat)} in {top} hold images, but no class folders; expected {flat[0]}/<class>/<image>"
+            f"data_dir: {_names(named)} in {top} hold images, but no class folders; expected {named[0]}/<class>/<image>"
         )
     deep = {folder: [f.name for f in subfolders(folder)] for folder in inside if folder not in flat}
     for folder, names in deep.items():
