@@ -213,7 +213,11 @@ def test_replicas_are_bit_identical_after_many_uneven_steps(pool):
 
 
 def sampler_of(source, k, expected):
-    options = {"class": {"labels": LABELS}, "weighted": {"weights": torch.arange(N) % 4 + 0.5}}
+    options = {
+        "class": {"labels": LABELS},
+        "unlabelled": {"labels": LABELS - 1},
+        "weighted": {"weights": torch.arange(N) % 4 + 0.5},
+    }
     return NegativeSampler(N, k, seed=2, expected=expected, **options.get(source, {"exclude": source}))
 
 
@@ -235,6 +239,7 @@ def functional_values(source, k, plan, expected):
 
 
 SAMPLERS = [("class", 7), ("none", "all"), ("self", 7), ("weighted", 9), ("class", "all"), ("self", 60), ("none", 61)]
+SAMPLERS += [("unlabelled", 7), ("unlabelled", "all")]
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,8 @@ def test_without_replacement_rows_are_distinct():
 def test_defaults_of_exclude():
     assert NegativeSampler(10, 3).exclude == "self"
     assert NegativeSampler(10, 3, labels=[0, 1] * 5).exclude == "self"  # two classes
-    assert NegativeSampler(12, 3, labels=[7, -1, 40] * 4).exclude == "class"
+    assert NegativeSampler(12, 3, labels=[7, 9, 40] * 4).exclude == "class"
+    assert NegativeSampler(12, 3, labels=[7, -1, 40] * 4).exclude == "self"  # two that are known
     assert NegativeSampler(10, 3, weights=np.ones(10)).exclude == "none"
 
 

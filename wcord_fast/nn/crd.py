@@ -26,6 +26,7 @@ class CRDLoss(ContrastiveLoss):
         nce_t: temperature tau.
         nce_m: momentum of the banks.
         labels: class of each training image [N]; then negatives come from other classes, as RepDistiller's loader does.
+            A label below 0 is unknown, see `NegativeSampler`.
         exclude, replacement: see `NegativeSampler`.
         z: "first" (the constant of the first training batch, RepDistiller's) or "ema" (decay 0.99).
         bank_dtype: torch.float32 or a half type for half the memory; arithmetic stays fp32.

@@ -128,12 +128,12 @@ class MemoryBank(nn.Module):
         if len(index):
             update_rows_(self, self.rows, index, rows, self.momentum if momentum is None else momentum)
 
-    def class_sums(self, label: Tensor | None, num_classes: int) -> ClassSums:
+    def class_sums(self, label: Tensor | None, class_start: Tensor | None = None) -> ClassSums:
         """The fp64 sums of the rows of each class, kept up to date by every update from the first call on.
 
         Args:
             label: int32 [N], class of each row, or None for one class. Of a shard, its own rows are summed.
-            num_classes: C.
+            class_start: [C+1], first rank of each class, as in the class tables of a sampler.
         Rebuilt, by one pass over the bank, when the rows were written in any other way (a state dict, a move).
         """
         if label is not None and self.ranks.world > 1:
@@ -141,7 +141,7 @@ class MemoryBank(nn.Module):
                 self._labels = label, label[self.first_row : self.first_row + len(self.rows)]
             label = self._labels[1]
         if self._sums is None or not self._sums.belongs_to(self.rows, label):
-            self._sums = ClassSums(self.rows, label, num_classes)
+            self._sums = ClassSums(self.rows, label, class_start)
         return self._sums
 
     def current_sums(self) -> ClassSums | None:

@@ -33,8 +33,9 @@ class NegativeSampler(nn.Module):
     Args:
         num_data: N, rows of the bank, 1 .. 2^31 - 1.
         k: K, negatives per anchor, or "all" (every pool row once, K_b = P_b).
-        labels: integer class of each row, length N. Needed for `exclude="class"`.
-        exclude: "class" (default with labels of more than two classes), "self" (default otherwise) or "none".
+        labels: integer class of each row, length N. Needed for `exclude="class"`. A label below 0 says that the class
+            is unknown: under "class" such a row is no negative of itself, and may be one of every other row.
+        exclude: "class" (default with labels of more than two known classes), "self" (default otherwise) or "none".
         replacement: None (default: without, except for an anchor whose pool is smaller than K; warned once), False
             (K > pool is an error) or True.
         weights: non-negative weight of each row, length N: draws with replacement in proportion to it, by an alias
@@ -230,10 +231,14 @@ def replacement_option(replacement: bool | None) -> bool | None:
 
 
 def exclusion_rule(exclude: str | None, labels: Any, num_data: int) -> tuple[str, np.ndarray | None]:
-    """The rule in force ("class" by default with more than two classes, else "self") and int32 classes [N] or None."""
-    classes = None if labels is None else _classes(labels, num_data)
+    """The rule in force and int32 classes [N] or None.
+
+    By default "class" with labels of more than two known classes, else "self". A row of unknown class is a class of
+    its own; those follow the known classes, in the order of the rows.
+    """
+    classes, known = (None, 0) if labels is None else _classes(labels, num_data)
     if exclude is None:
-        exclude = "class" if classes is not None and classes.max() > 1 else "self"
+        exclude = "class" if known > 2 else "self"
     checks.choice("exclude", exclude, ("class", "self", "none"))
     if exclude == "class" and classes is None:
         raise ValueError("exclude='class' needs labels, one integer per row; got labels=None")
@@ -244,8 +249,8 @@ def _draw_args(spec: DrawSpec) -> tuple:
     return spec.tables, spec.source, spec.k, spec.replacement, spec.anchor_offset
 
 
-def _classes(labels: Any, num_data: int) -> np.ndarray:
-    """Labels as int32 classes 0 .. C-1, [N]."""
+def _classes(labels: Any, num_data: int) -> tuple[np.ndarray, int]:
+    """Labels as int32 classes 0 .. C-1, [N], and how many of them are known; see `exclusion_rule`."""
     try:
         array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     except (TypeError, ValueError, RuntimeError) as error:  # bfloat16, meta, rows of unequal length
@@ -254,7 +259,12 @@ def _classes(labels: Any, num_data: int) -> np.ndarray:
         raise TypeError(f"labels: expected integers, got dtype {array.dtype}")
     if array.shape != (num_data,):
         raise ValueError(f"labels: expected one per row, shape [{num_data}], got {list(array.shape)}")
-    return np.unique(array, return_inverse=True)[1].astype(np.int32)
+    known = array >= 0
+    values, of_known = np.unique(array[known], return_inverse=True)
+    classes = np.empty(num_data, np.int32)
+    classes[known] = of_known
+    classes[~known] = np.arange(len(values), len(values) + num_data - len(of_known))
+    return classes, len(values)
 
 
 def _weights(weights: Sequence[float] | Tensor, num_data: int) -> Tensor:
