@@ -123,8 +123,8 @@ def test_replicas_equal_one_another_to_the_bit_and_one_process(pool, name):
 def assert_holds_what_must_be_equal(name, state):
     """What the checks above have compared between the ranks is the state that there is to compare."""
     kept = {key.rsplit(".", 1)[-1] for key in state}
-    assert {"log_z", "state", "memory_v1", "memory_v2"} <= kept or name in ("lckt", "dual batch")
-    assert {"_u", "_v"} <= kept or name.startswith("crd")
+    assert {"log_z", "state", "rows"} <= kept or name in ("lckt", "dual batch")
+    assert {"u", "v"} <= kept or name.startswith("crd")
     assert ("class sums of contrast.memory_v1" in state) == (name in ("dual bank", "dual all self"))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..distributed.ranks import same_on_all
 from ..ops import checks
@@ -18,12 +18,14 @@ from ..ops.sampling.draws import draw_op
 from ..ops.sampling.reference import pool_row, pool_size
 from ..ops.sampling.spec import ALL, TABLES, DrawSpec
 from ..ops.warn import warn
+from .loading import replace_record
+from .state import Record, StateModule
 
 MAX_ROWS = 2**31 - 1  # row numbers are int32 in the class tables
 MAX_DRAWS = 2**33  # two draws per 32-bit counter
 
 
-class NegativeSampler(nn.Module):
+class NegativeSampler(StateModule):
     """Negatives as a pure function of (seed, step, anchor): no index tensor is needed, on any backend.
 
     Anchor b = anchor_offset + position in the batch draws K rows from its pool: all rows (`exclude="none"`), all but
@@ -45,7 +47,9 @@ class NegativeSampler(nn.Module):
         seed: 64-bit integer; None takes one from torch's default generator (rank 0's; then all ranks construct it).
 
     The state (seed, t) is a buffer `state`, int64 [2], so that resume is exact and CUDA graphs replay. Functions that
-    take `negatives` read t and never advance it; `advance()` does, once per training step.
+    take `negatives` read t and never advance it; `advance()` does, once per training step. A buffer `made_with`, uint8,
+    records options and a checksum of labels or weights: a state dict of others is refused, with `strict=False` taken
+    with a warning; one without it is taken.
 
     Raises:
         ValueError: an empty pool, K > pool with `replacement=False`, labels or weights of the wrong length or value,
@@ -56,7 +60,9 @@ class NegativeSampler(nn.Module):
     """
 
     state: Tensor
+    made_with: Tensor
     keeps_own_state = True  # see distributed.ddp
+    beside = "state"
 
     def __init__(
         self,
@@ -86,9 +92,21 @@ class NegativeSampler(nn.Module):
         if weights is not None:
             tables["threshold"], tables["alias"] = alias_table(_weights(weights, self.num_data))
         self.replacement = self._replacement_rule(replacement, tables)
-        self.register_buffer("state", torch.tensor([seed_bits(seed), 0], dtype=torch.int64))
+        self._seed = seed_bits(seed)
+        self.register_buffer("state", torch.tensor([self._seed, 0], dtype=torch.int64))
         for name, table in tables.items():
-            self.register_buffer(name, self._beside_state(table), persistent=False)
+            self.register_buffer(name, self.moved(table), persistent=False)
+        self.record = Record(
+            num_data=self.num_data,
+            k=self.k,
+            source=list(TABLES).index(self.source),
+            replacement=("no", "yes", "auto").index(self.replacement),
+            expected=int(self.expected),
+            tables=zlib.crc32(b"".join(t.numpy().tobytes() for t in tables.values())),
+        )
+        self.register_buffer("made_with", self.moved(self.record.tensor("cpu")))
+        self.constants = ("made_with", *tables)
+        self.register_load_state_dict_pre_hook(_fit)
 
     @property
     def step(self) -> Tensor:
@@ -130,6 +148,7 @@ class NegativeSampler(nn.Module):
 
     def spec(self, anchor_offset: int = 0) -> DrawSpec:
         """What an op needs to know of this sampler in the current step."""
+        self.require_filled()
         offset = checks.integer("anchor_offset", anchor_offset, least=0, below=2**32)
         tables = [getattr(self, name) for name in TABLES[self.source]]
         return DrawSpec(self.source, self.k, self.replacement, self.expected, offset, tables)
@@ -145,18 +164,10 @@ class NegativeSampler(nn.Module):
         rule = f"exclude={self.exclude!r}, replacement={self.replacement!r}, expected={self.expected}"
         return f"num_data={self.num_data}, k={k}, {rule}"
 
-    def _apply(self, fn, recurse=True):
-        """Moves the tables but never loses their values, as `to_empty` would: kernels read rows by them."""
-        tables = {name: getattr(self, name) for name in TABLES[self.source][1:]}
-        for name in tables:
-            del self._buffers[name]
-        super()._apply(fn, recurse)
-        for name, table in tables.items():
-            self._buffers[name] = self._beside_state(table)
-        return self
-
-    def _beside_state(self, table: Tensor | None) -> Tensor | None:
-        return table if table is None or self.state.device.type == "meta" else table.to(self.state.device)
+    def reset_parameters(self) -> None:
+        """The seed that it was made with, and step 0; its tables and `made_with` never change."""
+        if not self.state.is_meta:
+            self.state.copy_(torch.tensor([self._seed, 0], dtype=torch.int64, device="cpu"))
 
     def _whole_pool(self, index: Tensor, spec: DrawSpec) -> Tensor:
         checks.rows_in_range("index", index, self.num_data)
@@ -211,6 +222,10 @@ class NegativeSampler(nn.Module):
             "(pass replacement=True to say so, or a smaller k)"
         )
         return "yes" if self.k > largest else "auto"
+
+
+def _fit(module: NegativeSampler, state_dict, prefix, _metadata, _strict, _missing, unexpected_keys, _errors) -> None:
+    module.say_misfits(replace_record(module, state_dict, prefix), unexpected_keys)
 
 
 def check_count(name: str, k: int | str) -> int:

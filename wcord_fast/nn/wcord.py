@@ -54,11 +54,13 @@ class WCoRDLoss(ContrastiveLoss):
             average.
         labels, exclude, replacement, z, bank_dtype, plan, backend, seed, shard: as in `CRDLoss`.
 
-    `terms` holds the detached "gckt" and "lckt" of the last call. Steps, eval mode and the teacher are as in `CRDLoss`.
+    `terms` holds the detached "gckt" and "lckt" of the last call. Steps and eval mode are as in `CRDLoss`. The
+    teacher's features are detached (Algorithm 1).
     """
 
     _terms: Tensor
     _group: Tensor
+    beside = "_terms"
 
     def __init__(
         self,
@@ -138,6 +140,7 @@ class WCoRDLoss(ContrastiveLoss):
             self._exclude = exclude_rule
             group = np.arange(self.n_data) if self._exclude != "class" or classes is None else classes
             self.register_buffer("_group", torch.from_numpy(group), persistent=False)
+            self.constants = ("_group",)
         elif self.lambda_gckt:
             self.contrast = Contrast(
                 n_data,
@@ -156,6 +159,11 @@ class WCoRDLoss(ContrastiveLoss):
                 shard=shard,
             )
         self.register_buffer("_terms", torch.zeros(2), persistent=False)
+        self.register_load_state_dict_post_hook(_place_terms)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        self._terms.zero_()
 
     def train(self, mode: bool = True) -> WCoRDLoss:
         """As of any module, but a frozen embed_t stays in eval mode: its spectral norm takes no power iterations."""
@@ -176,10 +184,12 @@ class WCoRDLoss(ContrastiveLoss):
         self._check(f_s, f_t, idx, contrast_idx)
         self._refuse_zero_rows(f_s, f_t)
         f_t = f_t.detach()
-        weight, bias = self.embed_s.weights()
-        e_s, e_t = self.embed_s.project(f_s, weight, bias), self.embed_t(f_t)
+        frozen_too = not self.lckt_trains_embed and self.lambda_lckt > 0 and self.lckt_features == "embed"
+        e_s = self.embed_s(f_s, frozen_too)
+        e_s, x = e_s if frozen_too else (e_s, e_s)  # x: what LCKT moves
+        e_t = self.embed_t(f_t)
         with autocast_off(f_s.device):
-            return self._weighted_terms(f_s, f_t, e_s, e_t, weight, bias, idx, contrast_idx)
+            return self._weighted_terms(f_s, f_t, e_s, x, e_t, idx, contrast_idx)
 
     def _refuse_zero_rows(self, f_s: Tensor, f_t: Tensor) -> None:
         """Said here, on the CPU, by the names of our arguments and before anything has changed; the op checks again."""
@@ -191,10 +201,9 @@ class WCoRDLoss(ContrastiveLoss):
             if zero.any():
                 raise ValueError(f"{name}: row {int(zero.nonzero()[0])} is zero, which has no direction for the cosine")
 
-    def _weighted_terms(self, f_s, f_t, e_s, e_t, weight, bias, idx, contrast_idx) -> Tensor:
+    def _weighted_terms(self, f_s, f_t, e_s, x, e_t, idx, contrast_idx) -> Tensor:
         loss = e_s.new_zeros(())
         if self.lambda_lckt:  # first: should it refuse its input, banks and log Z are as they were
-            x = e_s if self.lckt_trains_embed else self.embed_s.project(f_s, weight.detach(), bias.detach())
             lckt = self._lckt(*((x, e_t) if self.lckt_features == "embed" else (f_s.flatten(1), f_t.flatten(1))))
             self._terms[1].copy_(lckt.detach())
             loss = loss + self.lambda_lckt * lckt
@@ -261,6 +270,14 @@ class WCoRDLoss(ContrastiveLoss):
             f"negatives={self.negatives!r}, lckt_features={self.lckt_features!r}, "
             f"lckt_reduction={self.lckt_reduction!r}, ot_scope={self.ot_scope!r}"
         )
+
+
+def _place_terms(module: WCoRDLoss, _keys) -> None:
+    """`_terms` is in no state dict, so `assign` leaves it on meta."""
+    if module._terms.is_meta and not module.embed_s.linear.bias.is_meta:
+        module._terms = torch.zeros(2, device=module.embed_s.linear.bias.device)
+        for name in module.constants:
+            setattr(module, name, module.moved(getattr(module, name)))
 
 
 def _of_all_ranks(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
