@@ -35,7 +35,7 @@ def solve_op(
     g, n, m, d = x.shape[:-2], x.shape[-2], y.shape[-2], x.shape[-1]
     solved = reference.unwritten(x, g, n, m, d, asked)
     fine = native_module.module().cpu_ot_solve(
-        native_module.DTYPES[dtype],
+        native_module.dtype_code(dtype),
         g[0] if g else 1,
         n,
         m,
@@ -74,7 +74,7 @@ def ot_plan(x: Tensor, y: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor, co
     x, y, alpha, beta, scale = (t.to(dtype).contiguous() for t in (x, y, alpha, beta, scale))
     plan = x.new_empty((x.shape[0], x.shape[1], y.shape[1]))
     native_module.module().cpu_ot_plan_matrix(
-        native_module.DTYPES[dtype],
+        native_module.dtype_code(dtype),
         *plan.shape,
         x.shape[2],
         *(t.data_ptr() for t in (x, y, alpha, beta, scale, plan)),
@@ -97,7 +97,7 @@ def budget() -> int:
 
 def regime(n: int, m: int, dim: int, dtype: torch.dtype = torch.float32, problems: int = 1) -> tuple[str, str]:
     """(name, why) of the way a call with these shapes would be solved."""
-    code = native_module.DTYPES[accumulation_dtype(dtype)]
+    code = native_module.dtype_code(accumulation_dtype(dtype))
     limit = budget()
     resident, per_thread, scratch = native_module.module().cpu_ot_plan(
         code, problems, n, m, dim, True, True, limit, native_module.threads()
