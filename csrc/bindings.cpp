@@ -23,10 +23,6 @@
 namespace py = pybind11;
 using namespace wcf;
 
-namespace wcf {
-void bind_sinkhorn(py::module_& m);
-}
-
 namespace {
 
 using Address = uintptr_t;
@@ -89,6 +85,7 @@ void def_interface(py::module_& m) {
   def_record<Membership>(m, "Membership");
   def_record<OtSolve>(m, "OtSolve");
   def_record<OtPlan>(m, "OtPlan");
+  def_record<OtPlanMatrix>(m, "OtPlanMatrix");
   def_codes<Dtype>(m, "DTYPES");
   def_codes<Source>(m, "SOURCES");
   def_codes<Replacement>(m, "REPLACEMENTS");
@@ -114,6 +111,9 @@ void def_cpu(py::module_& m) {
   def_op(m, "cpu_bank_init", &cpu_bank_init);
   def_op(m, "cpu_bank_score", &cpu_bank_score);
   def_op(m, "cpu_bank_score_bytes", &cpu_bank_score_bytes);
+  def_op(m, "cpu_ot_solve", &cpu_ot_solve);
+  def_op(m, "cpu_ot_plan_matrix", &cpu_ot_plan_matrix);
+  m.def("cpu_ot_plan", [](const py::object& plan) { cpu_ot_plan(record_of<OtPlan>(plan)); });
   m.def(
       "cpu_alias_table",
       [](Address share, int64_t n, Address threshold, Address alias) {
@@ -172,7 +172,6 @@ PYBIND11_MODULE(_native, m) {
   m.def("set_simd", [](const std::string& name) { return set_simd(name.c_str()); });
   def_interface(m);
   def_cpu(m);
-  bind_sinkhorn(m);
 #if WCF_WITH_CUDA
   def_cuda(m);
 #endif

@@ -1,7 +1,7 @@
 // A record of common/record.h as a Python type: keywords in, a struct out, and attributes to change one field later.
 //
-//   r = native.BankUpdate(bank=..., index=..., ...)   TypeError for an unknown or a missing name, or a wrong kind of value
-//   r.index = tensor.data_ptr()                       OverflowError where it does not fit the field
+//   r = native.BankUpdate(bank=..., index=..., ...)   TypeError for an unknown or a missing name, or a wrong kind of
+//   value r.index = tensor.data_ptr()                       OverflowError where it does not fit the field
 //   native.cpu_bank_update(r)
 //
 // Written against CPython's own interface, because pybind11's properties and keywords take several times as long, and

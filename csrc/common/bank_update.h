@@ -5,26 +5,26 @@
 
 namespace wcf {
 
-// The op: bank row index[b] <- normalise(momentum * row + (1 - momentum) * rows[b]). Where an index comes twice the last
-// anchor wins.
-#define WCF_BANK_UPDATE(NEEDED, OPTIONAL, EACH, PART)            \
-  NEEDED(void*, bank) /* [N, D] of bank_dtype */                 \
-  NEEDED(int32_t, bank_dtype)                                    \
-  NEEDED(int64_t, num_data) /* N */                              \
-  NEEDED(int64_t, dim)      /* D */                              \
-  NEEDED(const void*, index) /* [B] int32 or int64 */            \
-  NEEDED(int32_t, index_bytes)                                   \
-  NEEDED(int64_t, batch)      /* B */                            \
-  NEEDED(const void*, rows) /* [B, D] of rows_dtype */           \
-  NEEDED(int32_t, rows_dtype)                                    \
-  NEEDED(double, momentum)                                       \
+// The op: bank row index[b] <- normalise(momentum * row + (1 - momentum) * rows[b]). Where an index comes twice the
+// last anchor wins.
+#define WCF_BANK_UPDATE(NEEDED, OPTIONAL, EACH, PART)                                         \
+  NEEDED(void*, bank) /* [N, D] of bank_dtype */                                              \
+  NEEDED(int32_t, bank_dtype)                                                                 \
+  NEEDED(int64_t, num_data)  /* N */                                                          \
+  NEEDED(int64_t, dim)       /* D */                                                          \
+  NEEDED(const void*, index) /* [B] int32 or int64 */                                         \
+  NEEDED(int32_t, index_bytes)                                                                \
+  NEEDED(int64_t, batch)    /* B */                                                           \
+  NEEDED(const void*, rows) /* [B, D] of rows_dtype */                                        \
+  NEEDED(int32_t, rows_dtype)                                                                 \
+  NEEDED(double, momentum)                                                                    \
   NEEDED(double, min_norm) /* a new row is divided by its norm, or by this if that is more */ \
-  PART(Place, place)                                             \
+  PART(Place, place)                                                                          \
   PART(Status, flags)
 WCF_RECORD(BankUpdate, WCF_BANK_UPDATE)
 
-// The op: out [n, D], rows first_row .. first_row + n - 1 of the initial bank, uniform(-s, s), s = 1/sqrt(D/3). Each value
-// is a pure function of (seed, bank id, row, d), so any shard of a bank equals its slice of the whole.
+// The op: out [n, D], rows first_row .. first_row + n - 1 of the initial bank, uniform(-s, s), s = 1/sqrt(D/3). Each
+// value is a pure function of (seed, bank id, row, d), so any shard of a bank equals its slice of the whole.
 #define WCF_BANK_INIT(NEEDED, OPTIONAL, EACH, PART) \
   NEEDED(void*, out)                                \
   NEEDED(int32_t, dtype)                            \

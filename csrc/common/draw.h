@@ -14,30 +14,30 @@ namespace wcf {
   CODE(SOURCE_WEIGHTED, "weighted")
 WCF_CODES(Source, WCF_SOURCES)
 
-#define WCF_REPLACEMENTS(CODE)  \
-  CODE(REPLACEMENT_NO, "no")    \
-  CODE(REPLACEMENT_YES, "yes")  \
+#define WCF_REPLACEMENTS(CODE) \
+  CODE(REPLACEMENT_NO, "no")   \
+  CODE(REPLACEMENT_YES, "yes") \
   CODE(REPLACEMENT_AUTO, "auto")
 WCF_CODES(Replacement, WCF_REPLACEMENTS)
 
 enum Mode : int32_t { MODE_INVALID, MODE_PERMUTED, MODE_REPLACED, MODE_WEIGHTED };
 
 // Everything that defines a batch of draws. B anchors draw K rows each of N. A table is null where the source has none.
-#define WCF_DRAW_SPEC(NEEDED, OPTIONAL, EACH, PART)                                   \
-  NEEDED(const void*, index) /* [B] int32 or int64: the anchor's own row */           \
-  NEEDED(int32_t, index_bytes)                                                        \
-  NEEDED(int32_t, source)      /* Source */                                           \
-  NEEDED(int32_t, replacement) /* Replacement */                                      \
-  NEEDED(int64_t, num_anchors) /* B */                                                \
-  NEEDED(int64_t, num_draws)   /* K */                                                \
-  NEEDED(int64_t, num_data)    /* N */                                                \
-  NEEDED(int64_t, anchor_offset) /* global number of the first anchor */              \
-  OPTIONAL(const int64_t*, state)       /* [2] seed (uint64 bits), step */            \
-  OPTIONAL(const int32_t*, label)       /* [N] */                                     \
-  OPTIONAL(const int32_t*, order)       /* [N] */                                     \
-  OPTIONAL(const int32_t*, rank)        /* [N] */                                     \
-  OPTIONAL(const int32_t*, class_start) /* [C+1] */                                   \
-  OPTIONAL(const uint64_t*, threshold)  /* [N] */                                     \
+#define WCF_DRAW_SPEC(NEEDED, OPTIONAL, EACH, PART)                             \
+  NEEDED(const void*, index) /* [B] int32 or int64: the anchor's own row */     \
+  NEEDED(int32_t, index_bytes)                                                  \
+  NEEDED(int32_t, source)               /* Source */                            \
+  NEEDED(int32_t, replacement)          /* Replacement */                       \
+  NEEDED(int64_t, num_anchors)          /* B */                                 \
+  NEEDED(int64_t, num_draws)            /* K */                                 \
+  NEEDED(int64_t, num_data)             /* N */                                 \
+  NEEDED(int64_t, anchor_offset)        /* global number of the first anchor */ \
+  OPTIONAL(const int64_t*, state)       /* [2] seed (uint64 bits), step */      \
+  OPTIONAL(const int32_t*, label)       /* [N] */                               \
+  OPTIONAL(const int32_t*, order)       /* [N] */                               \
+  OPTIONAL(const int32_t*, rank)        /* [N] */                               \
+  OPTIONAL(const int32_t*, class_start) /* [C+1] */                             \
+  OPTIONAL(const uint64_t*, threshold)  /* [N] */                               \
   OPTIONAL(const int32_t*, alias)       /* [N] */
 WCF_RECORD(DrawSpec, WCF_DRAW_SPEC)
 

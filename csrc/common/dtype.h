@@ -8,10 +8,10 @@
 namespace wcf {
 
 // The names are those of torch's dtypes.
-#define WCF_DTYPES(CODE)        \
-  CODE(DTYPE_F32, "float32")    \
-  CODE(DTYPE_BF16, "bfloat16")  \
-  CODE(DTYPE_F16, "float16")    \
+#define WCF_DTYPES(CODE)       \
+  CODE(DTYPE_F32, "float32")   \
+  CODE(DTYPE_BF16, "bfloat16") \
+  CODE(DTYPE_F16, "float16")   \
   CODE(DTYPE_F64, "float64")
 WCF_CODES(Dtype, WCF_DTYPES)
 

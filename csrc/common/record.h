@@ -33,39 +33,39 @@ constexpr FieldType field_type(const double*) { return FieldType::float64; }
 #define WCF_VISIT(type, name, at, needed) visit(name, ::wcf::field_type(static_cast<type*>(nullptr)), at, needed);
 #define WCF_VISIT_NEEDED(type, name) WCF_VISIT(type, #name, start + offsetof(Self, name), true)
 #define WCF_VISIT_OPTIONAL(type, name) WCF_VISIT(type, #name, start + offsetof(Self, name), false)
-#define WCF_VISIT_EACH(type, name)                            \
+#define WCF_VISIT_EACH(type, name)                                \
   WCF_VISIT(type, #name "_0", start + offsetof(Self, name), true) \
   WCF_VISIT(type, #name "_1", start + offsetof(Self, name) + sizeof(type), false)
 #define WCF_VISIT_PART(type, name) visit_fields(static_cast<const type*>(nullptr), start + offsetof(Self, name), visit);
 
 // visit(name, type, offset, needed) is called for each field, those of parts included.
-#define WCF_RECORD(Name, LIST)                                                           \
-  struct Name {                                                                          \
-    LIST(WCF_FIELD, WCF_FIELD, WCF_FIELD_EACH, WCF_FIELD)                                \
-  };                                                                                     \
-  template <class Visit>                                                                 \
-  void visit_fields(const Name*, size_t start, Visit&& visit) {                          \
-    using Self = Name;                                                                   \
-    LIST(WCF_VISIT_NEEDED, WCF_VISIT_OPTIONAL, WCF_VISIT_EACH, WCF_VISIT_PART)           \
+#define WCF_RECORD(Name, LIST)                                                 \
+  struct Name {                                                                \
+    LIST(WCF_FIELD, WCF_FIELD, WCF_FIELD_EACH, WCF_FIELD)                      \
+  };                                                                           \
+  template <class Visit>                                                       \
+  void visit_fields(const Name*, size_t start, Visit&& visit) {                \
+    using Self = Name;                                                         \
+    LIST(WCF_VISIT_NEEDED, WCF_VISIT_OPTIONAL, WCF_VISIT_EACH, WCF_VISIT_PART) \
   }
 
 // Codes: WCF_CODES(Source, SOURCES) makes an enum from a list of CODE(SOURCE_SELF, "self"), and `visit_codes`, from
 // which Python gets {"self": SOURCE_SELF, ...}.
 #define WCF_CODE(code, name) code,
 #define WCF_VISIT_CODE(code, name) visit(name, static_cast<int32_t>(code));
-#define WCF_CODES(Name, LIST)                      \
-  enum Name : int32_t { LIST(WCF_CODE) };          \
-  template <class Visit>                           \
-  void visit_codes(const Name*, Visit&& visit) {   \
-    LIST(WCF_VISIT_CODE)                           \
+#define WCF_CODES(Name, LIST)                    \
+  enum Name : int32_t { LIST(WCF_CODE) };        \
+  template <class Visit>                         \
+  void visit_codes(const Name*, Visit&& visit) { \
+    LIST(WCF_VISIT_CODE)                         \
   }
 
 namespace wcf {
 
 // Where a call runs. CPU: `threads`. CUDA: the rest.
-#define WCF_PLACE(NEEDED, OPTIONAL, EACH, PART)                       \
-  OPTIONAL(int32_t, threads)                                          \
-  OPTIONAL(int32_t, device)                                           \
+#define WCF_PLACE(NEEDED, OPTIONAL, EACH, PART) \
+  OPTIONAL(int32_t, threads)                    \
+  OPTIONAL(int32_t, device)                     \
   OPTIONAL(void*, stream) /* a cudaStream_t; null: the default one */
 WCF_RECORD(Place, WCF_PLACE)
 
@@ -73,13 +73,13 @@ inline int threads_of(const Place& a) { return a.threads < 1 ? 1 : a.threads; }
 
 // The device's status word, and which of its bits stands for what: the codes are those of wcord_fast/ops/status.py,
 // which other backends use too, so Python passes them.
-#define WCF_STATUS(NEEDED, OPTIONAL, EACH, PART)                                             \
-  OPTIONAL(int32_t*, status)                                                                 \
-  OPTIONAL(int32_t, index_bit)                                                               \
-  OPTIONAL(int32_t, anchor_bit)                                                              \
-  OPTIONAL(int32_t, update_row_bit)                                                          \
-  OPTIONAL(int32_t, ot_input_bit)                                                            \
-  OPTIONAL(int32_t, zero_row_bit)                                                            \
+#define WCF_STATUS(NEEDED, OPTIONAL, EACH, PART) \
+  OPTIONAL(int32_t*, status)                     \
+  OPTIONAL(int32_t, index_bit)                   \
+  OPTIONAL(int32_t, anchor_bit)                  \
+  OPTIONAL(int32_t, update_row_bit)              \
+  OPTIONAL(int32_t, ot_input_bit)                \
+  OPTIONAL(int32_t, zero_row_bit)                \
   OPTIONAL(int32_t, marginal_bit)
 WCF_RECORD(Status, WCF_STATUS)
 

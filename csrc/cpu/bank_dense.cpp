@@ -83,7 +83,8 @@ class Dense {
     const int64_t segments = plan_.segments, tasks = args_.directions * segments * blocks;
     const size_t bytes = static_cast<size_t>(dense_scratch(args_.dim, plan_.lanes) * real_bytes(args_));
     std::atomic<bool> no_memory{false};  // an exception must not leave a parallel region
-#pragma omp parallel num_threads(static_cast<int>(std::min<int64_t>(threads_of(args_.place), tasks))) if (threads_of(args_.place) > 1)
+#pragma omp parallel num_threads( \
+        static_cast<int>(std::min<int64_t>(threads_of(args_.place), tasks))) if (threads_of(args_.place) > 1)
     {
       const std::unique_ptr<char[]> scratch(new (std::nothrow) char[bytes]);
       if (!scratch) no_memory = true;
@@ -101,7 +102,7 @@ class Dense {
   // Anchors b .. b + lanes - 1, but none from hi on, against rows [from, to); the mask starts at anchor lo, row `row`.
   void score_block(int64_t s, int64_t g, int64_t lo, int64_t b, int64_t hi, int64_t row, int64_t from, int64_t to,
                    void* scratch) {
-        const DrawSpec& draws = args_.rows.draws;
+    const DrawSpec& draws = args_.rows.draws;
     const int64_t unit = s * draws.num_anchors + b;
     int32_t own[MAX_LANES];
     std::fill_n(own, MAX_LANES, -1);
@@ -121,7 +122,9 @@ class Dense {
       u.id = draws.source == SOURCE_CLASS ? draws.label + args_.rows.first_row : nullptr;
       for (int j = 0; j < u.count; ++j) {
         const int64_t index = index_at(draws.index, draws.index_bytes, b + j);
-        own[j] = u.id ? draws.label[index] : holds(args_.rows, index) ? static_cast<int32_t>(local_row(args_.rows, index)) : -1;
+        own[j] = u.id                       ? draws.label[index]
+                 : holds(args_.rows, index) ? static_cast<int32_t>(local_row(args_.rows, index))
+                                            : -1;
       }
     }
     u.own = own;
@@ -143,8 +146,8 @@ class Dense {
 
 DensePlan::DensePlan(const BankScore& a) {
   const int64_t batch = a.rows.draws.num_anchors;
-  const bool distinct =
-      a.rows.negatives == NEGATIVES_DRAWN && a.rows.draws.replacement == REPLACEMENT_NO && a.rows.draws.source != SOURCE_WEIGHTED;
+  const bool distinct = a.rows.negatives == NEGATIVES_DRAWN && a.rows.draws.replacement == REPLACEMENT_NO &&
+                        a.rows.draws.source != SOURCE_WEIGHTED;
   weight = a.rows.negatives == NEGATIVES_POOL ? DENSE_IDS : distinct ? DENSE_BITS : DENSE_COUNTS;
   lanes = simd_kernels().pick_dense(a.op, a.bank_dtype[0], a.wide != 0, batch).lanes;
   const int64_t least = ceil_div(lanes, 32);  // groups of 32 anchors
@@ -158,7 +161,8 @@ DensePlan::DensePlan(const BankScore& a) {
     span = std::min(padded, MASK_BYTES / (row_bytes * groups) / DENSE_TILE * DENSE_TILE);
   }
   segments = Partials::segments(a, a.directions * ceil_div(batch, lanes), ceil_div(span, DENSE_TILE));
-  const int64_t workers = std::min<int64_t>(threads_of(a.place), a.directions * segments * ceil_div(groups * 32, lanes));
+  const int64_t workers =
+      std::min<int64_t>(threads_of(a.place), a.directions * segments * ceil_div(groups * 32, lanes));
   bytes = row_bytes * span * groups + workers * dense_scratch(a.dim, lanes) * real_bytes(a) +
           (segments > 1 ? Partials::bytes(a, segments) : 0);
 }

@@ -145,9 +145,9 @@ DenseKernel dense_kernel(int64_t batch) {
 
 template <class Real, class Bank>
 DenseKernel dense_for(int op, int64_t batch) {
-  return op == BANK_NCE       ? dense_kernel<BANK_NCE, Real, Bank>(batch)
+  return op == BANK_NCE          ? dense_kernel<BANK_NCE, Real, Bank>(batch)
          : op == BANK_MEAN_SCORE ? dense_kernel<BANK_MEAN_SCORE, Real, Bank>(batch)
-                              : dense_kernel<BANK_LOG_Z, Real, Bank>(batch);
+                                 : dense_kernel<BANK_LOG_Z, Real, Bank>(batch);
 }
 
 DenseKernel pick_dense(int op, int bank, bool wide, int64_t batch) {

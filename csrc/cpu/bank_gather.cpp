@@ -14,7 +14,7 @@
 namespace wcf {
 namespace {
 
-constexpr int64_t TILE_BYTES = 256 << 10;   // of one bank: what an L2 cache holds beside anchors and gradients
+constexpr int64_t TILE_BYTES = 256 << 10;   // of one bank: an L2 cache holds so much beside anchors and gradients
 constexpr int64_t MAX_TILE_ROWS = 1 << 16;  // row numbers within a tile are uint16
 constexpr int64_t MIN_DRAWS = 12;           // per anchor and tile: with fewer the visit costs more than its rows
 constexpr int64_t MAX_RUN = 512;            // rows added up in fp32 before they join the rest
@@ -24,7 +24,7 @@ constexpr int64_t MAX_SORTERS = 8;
 constexpr int64_t BIN_BYTES = 12 << 20;
 
 constexpr int64_t LINE = 64;
-constexpr int64_t MAX_PREFETCH = 2048;  // of a visit's own data; a longer stream is the hardware's business
+constexpr int64_t MAX_PREFETCH = 2048;  // per visit: the hardware prefetches longer streams by itself
 
 // Asks for the lines of [from, from + bytes) into L1 (LEVEL 0) or L2 (1); nothing if bytes <= 0.
 template <int LEVEL>
@@ -43,7 +43,8 @@ class Gather {
         bins_(new uint16_t[static_cast<size_t>(plan_.slots * plan_.piece)]),
         starts_(new uint32_t[static_cast<size_t>(plan_.slots * (plan_.tiles + 1))]),
         scratch_(new uint32_t[static_cast<size_t>(plan_.sorters * plan_.piece)]) {
-    for (int64_t s = 0; s < args.directions; ++s) visits_[s] = simd_kernels().pick_visit(args.op, args.bank_dtype[s], args.wide != 0);
+    for (int64_t s = 0; s < args.directions; ++s)
+      visits_[s] = simd_kernels().pick_visit(args.op, args.bank_dtype[s], args.wide != 0);
   }
 
   int64_t run() {
@@ -67,7 +68,8 @@ class Gather {
     for (int64_t worker = 0; worker < plan_.sorters; ++worker) {
       for (int64_t p = first + worker; p < last; p += plan_.sorters) {
         const int64_t b = p / plan_.pieces;
-        if (sort_piece(p % plan_.pieces, NegativeReader(args_.rows, b), p - first, &scratch_[worker * plan_.piece])) continue;
+        if (sort_piece(p % plan_.pieces, NegativeReader(args_.rows, b), p - first, &scratch_[worker * plan_.piece]))
+          continue;
         for (int64_t seen = invalid; b < seen && !invalid.compare_exchange_weak(seen, b);) {
         }
       }
@@ -104,11 +106,12 @@ class Gather {
     return true;
   }
 
-  // Drops what the banks do not hold from rows [n], in place, and numbers the rest within them. Returns how many are
-  // left.
+  // Drops the rows [n] that the banks do not hold, in place, and numbers the others within the banks. Returns how many
+  // are left.
   int keep_held(uint32_t* rows, int n) const {
     if (args_.rows.num_rows == args_.rows.draws.num_data) return n;
-    const uint32_t first = static_cast<uint32_t>(args_.rows.first_row), held = static_cast<uint32_t>(args_.rows.num_rows);
+    const uint32_t first = static_cast<uint32_t>(args_.rows.first_row),
+                   held = static_cast<uint32_t>(args_.rows.num_rows);
     int kept = 0;
     for (int i = 0; i < n; ++i) {
       const uint32_t local = rows[i] - first;  // rows below `first` wrap round to numbers above 2^31
@@ -121,7 +124,8 @@ class Gather {
   void score(int64_t first, int64_t last) {
     const int64_t begin = first / plan_.pieces, end = (last - 1) / plan_.pieces + 1;  // anchors
     const int64_t directions = args_.directions;
-    const int64_t wanted = threads_of(args_.place) > 1 ? ceil_div(2 * threads_of(args_.place), directions * plan_.segments) : 1;
+    const int64_t wanted =
+        threads_of(args_.place) > 1 ? ceil_div(2 * threads_of(args_.place), directions * plan_.segments) : 1;
     const int64_t ranges = std::min(end - begin, wanted);
     const size_t run_bytes = static_cast<size_t>(plan_.run_bytes);
     std::atomic<bool> no_memory{false};  // an exception must not leave a parallel region
@@ -140,10 +144,10 @@ class Gather {
     if (no_memory) throw std::bad_alloc();
   }
 
-  // Pieces [lo, hi) against the tiles of segment g of bank s. What the next visit, and the next tile, will read is
-  // asked for meanwhile: a tile comes from memory as one stream, not row by row.
+  // Pieces [lo, hi) against the tiles of segment g of bank s. Meanwhile the data of the next visit and of the next
+  // tile are prefetched, so a tile comes from memory as one stream, not row by row.
   void score_range(int64_t s, int64_t g, int64_t lo, int64_t hi, int64_t first, char* run) {
-        const char* const bank = static_cast<const char*>(args_.bank[s]);
+    const char* const bank = static_cast<const char*>(args_.bank[s]);
     const int64_t row_bytes = args_.dim * dtype_bytes(args_.bank_dtype[s]), tile_bytes = plan_.tile_rows * row_bytes;
     const char* const bank_end = bank + args_.rows.num_rows * row_bytes;
     const int64_t share = ceil_div(tile_bytes, (hi - lo) * LINE) * LINE;
@@ -167,8 +171,8 @@ class Gather {
     }
   }
 
-  // A visit of many rows, often the same few, as runs with sums of their own: one long chain of equal additions would
-  // round the same way each time. run [D] Real: a sum.
+  // Cuts a visit of many rows, often the same few, into runs with sums of their own: one long chain of equal additions
+  // would round the same way each time. run [D] Real holds one sum.
   void in_runs(VisitFn kernel, const Visit& whole, char* run) const {
     for (int64_t done = 0; done < whole.count; done += MAX_RUN) {
       Visit part = whole;

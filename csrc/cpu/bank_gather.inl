@@ -127,9 +127,9 @@ void visit(const Visit& a) {
 
 template <class Real, class Bank>
 VisitFn visit_for(int op) {
-  return op == BANK_NCE       ? visit<BANK_NCE, Real, Bank>
+  return op == BANK_NCE          ? visit<BANK_NCE, Real, Bank>
          : op == BANK_MEAN_SCORE ? visit<BANK_MEAN_SCORE, Real, Bank>
-                              : visit<BANK_LOG_Z, Real, Bank>;
+                                 : visit<BANK_LOG_Z, Real, Bank>;
 }
 
 // The visit for a bank of dtype `bank`, in fp64 if `wide` (always so for an fp64 bank).

@@ -6,10 +6,10 @@
 namespace wcf {
 
 inline int64_t real_bytes(const BankScore& a) { return a.wide ? 8 : 4; }
-inline double scale_of(const BankScore& a) { return 1.0 / a.temperature; }  // 1 / tau
+inline double scale_of(const BankScore& a) { return 1.0 / a.temperature; }                 // 1 / tau
 inline double* partial_of(const BankScore& a) { return static_cast<double*>(a.partial); }  // [S, B, 2], see Visit
 
-// Sizes of one gather call: a function of the shapes alone, but for `sorters` and what `bytes` counts per thread.
+// Sizes of one gather call. All but `sorters` and `bytes` are functions of the shapes alone.
 //
 // The rows of an anchor are cut into pieces of at most `piece`; a chunk is `slots` consecutive pieces, binned together:
 // per slot piece * 2 bytes of rows sorted by tile, and (tiles + 1) * 4 bytes of bin starts. With few anchors the tiles
@@ -42,10 +42,10 @@ struct DensePlan {
 int64_t bank_gather(const BankScore& args);
 int64_t bank_dense(const BankScore& args);
 
-// From what a plan left in `partial` and `grad` to the op's results in `value` [S, B] Real and `grad`: the positive's
-// term, the constants, the scales. Where the banks are a part of the N rows, positive and constants belong to the part
-// that holds the positive: losses, mean scores and gradients of all parts add up to the whole's. For log Z the value is
-// each anchor's log-sum-exp of all its scores / tau, the positive's too.
+// Makes the op's results, in `value` [S, B] Real and `grad`, of the sums that a plan has left in `partial` and `grad`:
+// adds the positive's term and the constants, applies the scales. Where the banks are a part of the N rows, positive
+// and constants belong to the part that holds the positive: losses, mean scores and gradients of all parts add up to
+// the whole's. For log Z the value is each anchor's log-sum-exp of all its scores / tau, the positive's too.
 void bank_finish(const BankScore& args);
 
 }  // namespace wcf

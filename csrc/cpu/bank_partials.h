@@ -1,5 +1,5 @@
 // Values and gradients of one call, in as many parts as there are segments: threads add to parts of their own, and the
-// parts are added in order, so that results do not depend on who did what.
+// parts are added in order, so that results do not depend on which thread did what.
 #pragma once
 #include <algorithm>
 #include <limits>
@@ -55,7 +55,8 @@ class Partials {
     return std::min({ceil_div(MIN_UNITS, units_of_work), pieces, most});
   }
   static int64_t bytes(const BankScore& args, int64_t segments) {
-    return segments * args.directions * args.rows.draws.num_anchors * (16 + (args.grad ? args.dim * real_bytes(args) : 0));
+    return segments * args.directions * args.rows.draws.num_anchors *
+           (16 + (args.grad ? args.dim * real_bytes(args) : 0));
   }
 
   double* value(int64_t segment, int64_t unit) { return value_ + 2 * (segment * units() + unit); }

@@ -90,8 +90,8 @@ int64_t cpu_bank_update(const BankUpdate& a) {
   int64_t bad = -1;
   bool known = false;
   with_dtype(a.bank_dtype, [&](auto bank_type) {
-    known = with_dtype(a.rows_dtype,
-                       [&](auto row_type) { bad = update_rows<decltype(bank_type), decltype(row_type)>(a); });
+    known =
+        with_dtype(a.rows_dtype, [&](auto row_type) { bad = update_rows<decltype(bank_type), decltype(row_type)>(a); });
   });
   if (!known) throw std::invalid_argument("unknown dtype code");
   return bad;

@@ -4,6 +4,7 @@
 #include "../common/bank_score.h"
 #include "../common/bank_update.h"
 #include "../common/draw.h"
+#include "../common/sinkhorn.h"
 
 namespace wcf {
 
@@ -21,6 +22,17 @@ int64_t cpu_bank_score_bytes(const BankScore& args);
 int64_t cpu_bank_update(const BankUpdate& args);
 
 void cpu_bank_init(const BankInit& args);
+
+// Solves every problem. False: some value is not acceptable (NaN, inf, a negative mass, masses that do not sum to 1, a
+// zero row with mass under the cosine cost), nothing in the results means anything, and the caller has to say which.
+bool cpu_ot_solve(const OtSolve& args);
+
+// Writes regime (resident: the n x m matrix is stored, one per thread that solves a problem of its own; streaming:
+// strips of rows are recomputed when they are needed), per_thread and scratch_bytes.
+void cpu_ot_plan(OtPlan& args);
+
+// out = exp(alpha_i + beta_j - scale C_ij), from the very C that cpu_ot_solve sees. alpha and beta may be -inf.
+void cpu_ot_plan_matrix(const OtPlanMatrix& args);
 
 // Vose's alias method. share [n]: weight * n / sum of weights, destroyed. threshold [n]: the fraction of 2^64 below
 // which a draw keeps its column; alias [n]: the row that it takes otherwise. Equals ops/sampling/alias.py to the bit.

@@ -1,4 +1,4 @@
-// What blocks of draws need that does not depend on the instruction set (simd_kernels.h).
+// The parts of a block of draws that do not depend on the instruction set (simd_kernels.h).
 #pragma once
 #include "../common/draw.h"
 

@@ -1,4 +1,5 @@
-// The hot loops of the CPU code for the instruction set in use: the one place where AVX-512, AVX2 and portable code part.
+// The hot loops of the CPU code for the instruction set in use: the one place where AVX-512, AVX2 and portable code
+// part.
 #pragma once
 #include <cstdint>
 #include <type_traits>
@@ -6,6 +7,7 @@
 #include "bank_kernels.h"
 #include "draw_block.h"
 #include "simd.h"
+#include "sinkhorn_kernels.h"
 
 namespace wcf {
 
@@ -15,6 +17,8 @@ struct SimdKernels {
   // The kernels of a bank op for banks of dtype `bank`, in fp64 if `wide` (an fp64 bank always is).
   VisitFn (*pick_visit)(int op, int bank, bool wide);
   DenseKernel (*pick_dense)(int op, int bank, bool wide, int64_t batch);
+  SinkhornKernels<float> sinkhorn_f32;
+  SinkhornKernels<double> sinkhorn_f64;
 };
 
 namespace portable {
@@ -34,6 +38,15 @@ inline const SimdKernels& simd_kernels() {
   if (simd() == Simd::avx2) return avx2::KERNELS;
 #endif
   return portable::KERNELS;
+}
+
+template <class T>
+const SinkhornKernels<T>& sinkhorn_kernels() {
+  if constexpr (sizeof(T) == sizeof(double)) {
+    return simd_kernels().sinkhorn_f64;
+  } else {
+    return simd_kernels().sinkhorn_f32;
+  }
 }
 
 }  // namespace wcf

@@ -36,7 +36,8 @@ __global__ void __launch_bounds__(FINISH_THREADS) gather_finish_kernel(BankScore
   const double charged = charged_of(a, count), weight = weight_of(a, count);
   const double num_data = static_cast<double>(draw.num_data);
   Real* const partial = static_cast<Real*>(a.partial) + at * a.splits;
-  Real scale = static_cast<Real>(a.op == BANK_MEAN_SCORE ? weight / charged : weight), own_slope = 0;  // own: positive's
+  Real scale = static_cast<Real>(a.op == BANK_MEAN_SCORE ? weight / charged : weight),
+       own_slope = 0;  // own: positive's
   Real value = 0;
   if (a.op == BANK_LOG_Z) {
     if (threadIdx.x != 0) return;

@@ -35,7 +35,7 @@ struct Layout {
   static constexpr int PACKS = DIM / (LANES * ITEMS);        // loads per lane and row
   static constexpr int ELEMENTS = DIM / LANES;               // per lane and row
   static constexpr int ROWS = ROW_REGISTERS / (4 * PACKS) < LANES ? ROW_REGISTERS / (4 * PACKS) : LANES;
-  static constexpr size_t ANCHOR_AT = (sizeof(NegativeReader) + 15) / 16 * 16;                   // float [2][DIM]
+  static constexpr size_t ANCHOR_AT = (sizeof(NegativeReader) + 15) / 16 * 16;         // float [2][DIM]
   static constexpr size_t GRAD_AT = ANCHOR_AT + MAX_DIRECTIONS * DIM * sizeof(float);  // float [WARPS][2][DIM]
   static constexpr size_t TALLY_AT = GRAD_AT + GATHER_WARPS * MAX_DIRECTIONS * DIM * sizeof(float);
   static constexpr size_t QUEUE_AT = TALLY_AT + GATHER_WARPS * MAX_DIRECTIONS * sizeof(Tally<float>);
@@ -116,7 +116,8 @@ __device__ __forceinline__ void score_tile(const BankScore& a, const void* bank,
   }
 }
 
-// Up to 32 rows that a part holds, of a warp's steps through the negatives: 32 steps at a time, from `step` on, `stride` apart.
+// Up to 32 rows that a part holds, of a warp's steps through the negatives: 32 steps at a time, from `step` on,
+// `stride` apart.
 struct HeldRows {
   uint32_t* queue;  // [64], this warp's
   int queued;       // the same in all lanes, as all below
@@ -124,8 +125,8 @@ struct HeldRows {
 };
 
 // Lane l's row, and in *live which lanes have one: 0 at the end. Lanes without one repeat a row.
-__device__ __forceinline__ uint32_t held_rows(const NegativeSpec& a, const NegativeReader& w, int64_t b, int64_t stride, HeldRows* h,
-                                              unsigned* live, bool* bad) {
+__device__ __forceinline__ uint32_t held_rows(const NegativeSpec& a, const NegativeReader& w, int64_t b, int64_t stride,
+                                              HeldRows* h, unsigned* live, bool* bad) {
   const int lane = threadIdx.x % WARP;
   for (; h->queued < WARP && h->step < h->last; h->step += stride) {
     uint32_t local = 0;
@@ -259,7 +260,8 @@ cudaError_t launch_rows(const BankScore& a) {
   const bool part = is_part(a.rows);
   const auto kernel = part ? gather_rows_kernel<Bank, DIM, true> : gather_rows_kernel<Bank, DIM, false>;
   const dim3 grid(static_cast<unsigned>(a.rows.draws.num_anchors * a.splits));
-  return launch(kernel, grid, dim3(GATHER_THREADS), L::QUEUE_AT + (part ? L::QUEUE_BYTES : 0), stream_of(a.place), false, a);
+  return launch(kernel, grid, dim3(GATHER_THREADS), L::QUEUE_AT + (part ? L::QUEUE_BYTES : 0), stream_of(a.place),
+                false, a);
 }
 
 template <class Bank>

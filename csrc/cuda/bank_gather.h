@@ -1,4 +1,4 @@
-// What the kernels of the bank's gather plan share: their arguments, the critic term, and sums over lanes and warps.
+// What the kernels of the bank's gather plan share: the critic term, and sums over lanes and warps.
 //
 // A call is two launches. `gather_rows_kernel` or `gather_any_kernel`, one block per anchor and split of its K
 // negatives, writes the split's sum of terms and of weighted rows; `gather_finish_kernel`, one block per anchor and
@@ -46,7 +46,9 @@ __device__ __forceinline__ double charged_of(const BankScore& a, int64_t count) 
   return static_cast<double>(a.charged < 0 ? count : a.charged);
 }
 __device__ __forceinline__ double weight_of(const BankScore& a, int64_t count) {
-  return a.rows.negatives == NEGATIVES_POOL && a.charged >= 0 ? static_cast<double>(a.charged) / static_cast<double>(count) : 1.0;
+  return a.rows.negatives == NEGATIVES_POOL && a.charged >= 0
+             ? static_cast<double>(a.charged) / static_cast<double>(count)
+             : 1.0;
 }
 
 // A running sum of terms, or for BANK_LOG_Z of exponentials: the value is sum * exp(top). For plain sums top stays 0.

@@ -24,7 +24,8 @@ struct GeneralShared {
   Tally<Real> tally[GATHER_WARPS];
 };
 
-// Rows k, k + 1, .. k + n - 1 of the negatives of anchor b that the banks hold, to sh->rows: returns how many those are.
+// Rows k, k + 1, .. k + n - 1 of the negatives of anchor b that the banks hold, to sh->rows: returns how many those
+// are.
 template <class Real>
 __device__ __forceinline__ int read_rows(const NegativeSpec& a, GeneralShared<Real>* sh, int64_t b, int64_t k, int n,
                                          bool* bad) {
@@ -113,8 +114,9 @@ __global__ void __launch_bounds__(GATHER_THREADS, 3) gather_general_kernel(BankS
   for (int s = 0; s < MAX_DIRECTIONS; ++s) {
     if (s >= a.directions) continue;
     if (a.op == BANK_NCE) {
-      offset[s] = static_cast<Real>(nce_offset(charged_of(a, sh->reader.count), static_cast<double>(a.rows.draws.num_data),
-                                               static_cast<const Real*>(a.log_z)[s], a.nce_eps));
+      offset[s] =
+          static_cast<Real>(nce_offset(charged_of(a, sh->reader.count), static_cast<double>(a.rows.draws.num_data),
+                                       static_cast<const Real*>(a.log_z)[s], a.nce_eps));
     }
     for (int64_t d = t; d < a.dim; d += GATHER_THREADS) {
       if (!finite(anchor_of(s)[d])) atomicOr(&sh->reader.flags, FLAG_ANCHOR << s);
@@ -158,7 +160,8 @@ __global__ void __launch_bounds__(GATHER_THREADS, 3) gather_general_kernel(BankS
 template <class Bank, class Real>
 cudaError_t launch_general(const BankScore& a) {
   const dim3 grid(static_cast<unsigned>(a.rows.draws.num_anchors * a.splits));
-  return launch(gather_general_kernel<Bank, Real>, grid, dim3(GATHER_THREADS), sizeof(GeneralShared<Real>), stream_of(a.place), false, a);
+  return launch(gather_general_kernel<Bank, Real>, grid, dim3(GATHER_THREADS), sizeof(GeneralShared<Real>),
+                stream_of(a.place), false, a);
 }
 
 }  // namespace

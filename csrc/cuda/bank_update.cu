@@ -14,8 +14,7 @@ __global__ void probe_kernel(int32_t* out, int32_t value) { *out = value; }
 // One warp per anchor; the warp of the last anchor with an index writes that row, so there are no atomics on the bank
 // and the result does not depend on timing. Reads 2 and writes 1 row of D, plus B/2 indices on average (from L1).
 template <class Bank, class Row>
-__global__ void __launch_bounds__(UPDATE_THREADS)
-    bank_update_kernel(BankUpdate a) {
+__global__ void __launch_bounds__(UPDATE_THREADS) bank_update_kernel(BankUpdate a) {
   using Real = typename Compute<Bank>::type;
   const int lane = threadIdx.x % WARP;
   const int64_t b = static_cast<int64_t>(blockIdx.x) * (UPDATE_THREADS / WARP) + threadIdx.x / WARP;
@@ -57,8 +56,7 @@ __global__ void __launch_bounds__(UPDATE_THREADS)
 
 // One thread per four neighbours. quads = ceil(D / 4).
 template <class T>
-__global__ void __launch_bounds__(INIT_THREADS)
-    bank_init_kernel(BankInit a, int64_t quads, float scale) {
+__global__ void __launch_bounds__(INIT_THREADS) bank_init_kernel(BankInit a, int64_t quads, float scale) {
   T* const out = static_cast<T*>(a.out);
   const int64_t stride = static_cast<int64_t>(gridDim.x) * INIT_THREADS;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * INIT_THREADS + threadIdx.x; i < a.num_rows * quads; i += stride) {

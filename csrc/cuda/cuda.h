@@ -1,5 +1,6 @@
 // Entry points of the CUDA code: a record in, a CUDA error code out (0: started). Nothing here waits for the device.
-// common/ says what each record is. They have C names, so that the tests can load the same functions compiled for the CPU.
+// common/ says what each record is. They have C names, so that the tests can load the same functions compiled for the
+// CPU.
 #pragma once
 #include "../common/bank_score.h"
 #include "../common/bank_update.h"
@@ -13,7 +14,8 @@ int wcf_cuda_probe(const wcf::Probe* record);
 // An anchor with nothing valid to draw from gets -1 in all its places and sets the index bit.
 int wcf_cuda_draw(const wcf::Draw* record);
 
-// An anchor whose index is out of [0, N) or whose row is not finite writes nothing and sets the index or update_row bit.
+// An anchor whose index is out of [0, N) or whose row is not finite writes nothing and sets the index or update_row
+// bit.
 int wcf_cuda_bank_update(const wcf::BankUpdate* record);
 
 int wcf_cuda_bank_init(const wcf::BankInit* record);

@@ -1,4 +1,4 @@
-// Which rows each anchor draws, as a bit mask or as counts: what the dense plan weights its scores with.
+// Which rows each anchor draws, as a bit mask or as counts: the weights of the dense plan's scores.
 #include "cuda.h"
 #include "negatives.h"
 

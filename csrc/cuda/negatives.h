@@ -39,8 +39,9 @@ __device__ __forceinline__ void reader_open(const NegativeSpec& a, int64_t b, Ne
 }
 
 // Negative k of anchor b, k in [0, count). A given row out of [0, N) sets *bad and is replaced by the anchor's own row,
-// which may be read: the caller throws the result away.
-__device__ __forceinline__ uint32_t reader_row(const NegativeSpec& a, const NegativeReader& reader, int64_t b, int64_t k, bool* bad) {
+// which may be read: the caller discards the result.
+__device__ __forceinline__ uint32_t reader_row(const NegativeSpec& a, const NegativeReader& reader, int64_t b,
+                                               int64_t k, bool* bad) {
   if (reader.kind == NEGATIVES_DRAWN) return static_cast<uint32_t>(draw_row(reader.drawer, k));
   if (reader.kind == NEGATIVES_POOL) return static_cast<uint32_t>(pool_row(reader.drawer.pool, k));
   const int64_t row = index_at(a.given, a.given_bytes, b * a.given_stride + k);
@@ -49,15 +50,15 @@ __device__ __forceinline__ uint32_t reader_row(const NegativeSpec& a, const Nega
   return static_cast<uint32_t>(reader.own);
 }
 
-// The same for a part of the bank, in [0, reader_steps) steps. A whole pool is read by the rows that the part holds, for
-// each of which the pool is asked; else the steps are the negatives, and most of them may lie elsewhere.
+// How many steps read the negatives of a part of the bank. Of a whole pool each row of the part is one step, which
+// looks it up in the pool; else each negative is one, and most of them may lie in other parts.
 __device__ __forceinline__ int64_t reader_steps(const NegativeSpec& a, const NegativeReader& reader) {
   return is_part(a) && reader.kind == NEGATIVES_POOL ? a.num_rows : reader.count;
 }
 
 // True where step k meets a row that the part holds: number *local of it. *bad as for reader_row.
-__device__ __forceinline__ bool reader_local(const NegativeSpec& a, const NegativeReader& reader, int64_t b, int64_t k, uint32_t* local,
-                                           bool* bad) {
+__device__ __forceinline__ bool reader_local(const NegativeSpec& a, const NegativeReader& reader, int64_t b, int64_t k,
+                                             uint32_t* local, bool* bad) {
   if (reader.kind == NEGATIVES_POOL) {
     *local = static_cast<uint32_t>(k);
     return pool_position(reader.drawer.pool, a.first_row + k) >= 0;

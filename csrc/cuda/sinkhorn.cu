@@ -67,7 +67,8 @@ cudaError_t plan(OtPlan& call) {
 template <class Real>
 void memory(OtPlan& call) {
   const bool grid = call.regime == OT_COOPERATIVE;
-  const int64_t each = Scratch(call.n, call.m, round_up(call.dim, 4), grid ? call.blocks : 1, grid && call.want_grad_y).size;
+  const int64_t each =
+      Scratch(call.n, call.m, round_up(call.dim, 4), grid ? call.blocks : 1, grid && call.want_grad_y).size;
   const int64_t copies = grid ? 1 : call.blocks < call.problems ? call.blocks : call.problems;
   call.scratch_bytes = each * copies * static_cast<int64_t>(sizeof(Real));
   call.zeroed_bytes = grid ? 8 * zeroed_words(call.m, Fixed<Real>::WORDS) : 0;

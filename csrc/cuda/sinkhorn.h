@@ -1,4 +1,4 @@
-// What the optimal-transport kernels are told, and where a block keeps what. Host and device.
+// The arguments of the optimal-transport kernels, and where a block keeps its data. Host and device.
 #pragma once
 #include "../common/defines.h"
 #include "../common/sinkhorn.h"
@@ -8,13 +8,13 @@ namespace wcf::ot {
 
 constexpr int THREADS = 512;  // 16 warps: four for each scheduler of an SM, and up to 128 registers a thread
 constexpr int WARPS = THREADS / WARP;
-constexpr int WIDE = 8;                           // columns per lane in the sweep of a wide matrix
-constexpr int NARROW = 2;                         // and of one of at most 64 columns
+constexpr int WIDE = 8;    // columns per lane in the sweep of a wide matrix
+constexpr int NARROW = 2;  // and of one of at most 64 columns
 static_assert(OT_CUDA_MAX_COLUMNS == WARPS * WARP * WIDE, "one sweep holds a row in the registers of the block");
-constexpr int MAX_BLOCKS = 256;                   // of a cooperative grid: see FIXED_LIMIT
-constexpr int GROUP = 8;                          // rows per thread in the products
+constexpr int MAX_BLOCKS = 256;  // of a cooperative grid: see FIXED_LIMIT
+constexpr int GROUP = 8;         // rows per thread in the products
 static_assert(OT_CUDA_MAX_DIM * GROUP <= int64_t{1} << 30, "GROUP rows are addressed with 32 bits");
-constexpr int PART = 128;                         // row sums of the column groups, two turns of at most 64
+constexpr int PART = 128;  // row sums of the column groups, two turns of at most 64
 
 WCF_HD int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 WCF_HD int leading(int m) { return static_cast<int>(round_up(m, GROUP)); }
@@ -52,7 +52,8 @@ struct Layout {
   }
 };
 
-// The same for device memory: one problem in the making, for D padded to a multiple of 4 with zeros.
+// Where the parts of a problem's scratch in device memory start, in elements. Dp is D rounded up to a multiple of 4;
+// the features are padded to it with zeros.
 struct Scratch {
   int64_t unit_x, unit_y, unit_yt, factor_x, factor_y, slots, plan, size;
 

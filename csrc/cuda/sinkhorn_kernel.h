@@ -61,7 +61,8 @@ __device__ __forceinline__ void solve(const Args<Real>& args, int64_t g, Grid& g
   if (args.grad_y) gradient_of_y(args, t, scratch, GRID ? plan : t.cost, g, block, blocks);
 }
 
-// What a kernel's own file says of it applies; K columns and U rows per lane in the sweep.
+// GRID: a cooperative grid solves one problem after another (sinkhorn.cu); else each block solves problems of its own
+// (sinkhorn_resident.cu). A lane holds K columns of U rows in the sweep.
 template <class Real, int K, int U, bool GRID>
 __global__ void __launch_bounds__(THREADS) sinkhorn_kernel(const Args<Real> args) {
   Grid grid{args.zeroed, Fixed<Real>::WORDS * args.at.ld, 0};

@@ -15,7 +15,7 @@ struct Tile {
   Real* a;              // [rows]
   Real* alpha;          // [rows] log2 scaling of the rows
   Real* guess;          // [rows] what the next alpha is expected to be
-  Real* row_base;       // [rows] the same of the rows
+  Real* row_base;       // [rows] as column_base, for the rows
   Real* row_factor;     // [rows]
   Real* part;           // [PART]
   Real* sums;           // [WARPS]
