@@ -55,6 +55,18 @@ class Parts:
         size = min(self.batch_size, self.images - first)
         return slice(first + size * self.rank // self.world, first + size * (self.rank + 1) // self.world)
 
+    def in_order(self) -> list[slice]:
+        """This rank's part of each batch of all images in their order, none left out.
+
+        A rank without a part takes the batch's last image too, so that all ranks have as many batches.
+        """
+        parts = []
+        for first in range(0, self.images, self.batch_size):
+            size = min(self.batch_size, self.images - first)
+            begin, end = (first + size * r // self.world for r in (self.rank, self.rank + 1))
+            parts.append(slice(begin, end) if begin < end else slice(first + size - 1, first + size))
+        return parts
+
     def place(self, epoch: int, start: int) -> tuple[int, int]:
         """A place in training, checked: epoch `epoch` (from 0), batch number `start` of it (its end included)."""
         epoch, start = checks.integer("epoch", epoch, least=0), checks.integer("start", start, least=0)
@@ -115,6 +127,13 @@ class TrainBatches(Parts):
         Batch i is the same whatever `start` is, so a run resumes in mid-epoch exactly.
         """
         return self._batches(*self.place(epoch, start))
+
+    def once(self) -> Iterator[Batch]:
+        """Every training image once, in their order and not augmented; this rank's part of it, see `in_order`."""
+        data = self.dataset
+        for at in self.in_order():
+            index = torch.arange(at.start, at.stop, device=data.device)
+            yield self.normalise(data.train_images[at]), data.train_labels[at], index
 
     def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
         data, device = self.dataset, self.dataset.device

@@ -203,18 +203,26 @@ class LazyBatches(Parts):
             raise ValueError("seed: expected a number for training batches, got None")
         epoch, start = self.place(epoch, start)
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.labels))
-        return self._batches(self.dataset.train_files, order, start, (self.seed, epoch))
+        return self._batches(self.dataset.train_files, self._rows(order, start), (self.seed, epoch))
+
+    def once(self) -> Iterator[Batch]:
+        """Every training image once, in their order and not augmented; this rank's part of it, see `in_order`."""
+        if self.seed is None:
+            raise ValueError("seed: expected a number for training batches, got None")
+        return self._batches(self.dataset.train_files, [list(range(at.start, at.stop)) for at in self.in_order()], None)
 
     def __iter__(self) -> Iterator[Batch]:
         if self.seed is not None:
             raise TypeError("training batches come by epoch: iterate over epoch(0), epoch(1), ...")
-        return self._batches(self.dataset.test_files, np.arange(len(self.dataset.test_files)), 0, None)
+        return self._batches(self.dataset.test_files, self._rows(np.arange(len(self.dataset.test_files)), 0), None)
+
+    def _rows(self, order: np.ndarray, start: int) -> list[list[int]]:
+        return [order[self.rows(i)].tolist() for i in range(start, len(self))]
 
     def _batches(
-        self, files: tuple[str, ...], order: np.ndarray, start: int, seed: tuple[int, int] | None
+        self, files: tuple[str, ...], batches: list[list[int]], seed: tuple[int, int] | None
     ) -> Iterator[Batch]:
         data = self.dataset
-        batches = [order[self.rows(i)].tolist() for i in range(start, len(self))]
         loader = DataLoader(
             _Images(files, data.image_size[0], seed),
             batch_sampler=batches,
