@@ -68,4 +68,4 @@ def _all() -> Variants:
 
 
 VARIANTS: Variants = _all()
-PUBLISHED = list(VARIANTS)[:11] + ["WCoRD+KD"]  # what the paper and its critics' forms say
+PUBLISHED = [*list(VARIANTS)[:11], "WCoRD+KD"]  # what the paper and its critics' forms say

@@ -7,9 +7,10 @@ parameters (embeddings, regressors) are optimised with the student's; its buffer
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Collection
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 def later(default: Any) -> Any:
     """The default of an option that came after the first runs: at its default it is no part of what a run is, so that
     their checkpoints go on."""
-    return field(default=default, metadata={"later": True})
+    return dataclasses.field(default=default, metadata={"later": True})
 
 
 def described(options: Any) -> dict[str, Any]:

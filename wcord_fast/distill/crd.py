@@ -28,8 +28,8 @@ class CRDOptions(Options):
         momentum: share of the old row when a bank row is updated.
         exclude: which rows are no negatives: "class", "self" or "none"; default: class when labels are known.
         replacement: draw with replacement; default: only when there are fewer rows than negatives.
-        z: normalising constant from the "first" batch, a moving average ("ema"), or the first batch's and then once more
-            that of the first batch after the "ramp".
+        z: normalising constant from the "first" batch, a moving average ("ema"), or from the first batch and once more
+            from the first one after the "ramp".
         shard: "rank": with several processes, each holds a part of the banks' rows; default: each holds all.
         ramp: the weight grows from 0 over so many epochs, or below 1 over that part of all epochs; 0: it is constant.
         init_banks: fill the banks with the features of both networks before training, by one pass over the training

@@ -7,7 +7,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..nn.local_term import CENTERS, DEFAULT_RHO, FEATURES, PAIRS, PAIRS_BY
+from ..functional.ot import DEFAULT_RHO
+from ..nn.local_term import CENTERS, FEATURES, PAIRS, PAIRS_BY
 from ..nn.wcord import WCoRDLoss
 from ..ops import checks
 from .base import Batch, Loss, Method, Options, Outputs, Pair, later
@@ -42,8 +43,8 @@ class WCoRDOptions(Options):
         ot_cost: ground cost between features.
         exclude: which rows are no negatives: "class", "self" or "none"; default: class when labels are known.
         replacement: draw with replacement; default: only when there are fewer rows than negatives.
-        z: normalising constant from the "first" batch, a moving average ("ema"), or the first batch's and then once more
-            that of the first batch after the "ramp" of the global term.
+        z: normalising constant from the "first" batch, a moving average ("ema"), or from the first batch and once more
+            from the first one after the "ramp" of the global term.
         ot_scope: with several processes, transport within each "rank"'s part of the batch or in the "global" batch.
         shard: "rank": with several processes, each holds a part of the banks' rows; default: each holds all.
         lckt_pairs: "none" (the paper's: the plan does not know which rows are of one image), "prior" (it starts from a

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..distributed.ranks import gather_rows, lower, ranks, sizes_of
-from ..functional.ot import DEFAULT_RHO, KnownPairs, ot_cost, ot_plan
+from ..functional.ot import KnownPairs, ot_cost, ot_plan
 from ..ops import checks
 from .embed import autocast_off
 
@@ -134,7 +134,7 @@ def pair_cost(x: Tensor, y: Tensor, cost: str) -> Tensor:
 
 
 def _of_all_ranks(x: Tensor, y: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x, y and keys of all ranks, joined in rank order; the gradient of this rank's rows of x is taken times B / B_rank."""
+    """x, y and keys of all ranks, in rank order; the gradient of this rank's rows of x is taken times B / B_rank."""
     sizes = sizes_of(len(x), x.device)
     others, y, key = gather_rows([x, y, key], sizes)
     first = lower(sizes)

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ..distributed.ranks import ranks
+from ..functional.ot import DEFAULT_RHO
 from ..functional.sharded import Joined, join
 from ..ops import checks
 from .contrast import Contrast, ContrastiveLoss, check_options
 from .embed import NORMS, Embed, autocast_off
-from .local_term import DEFAULT_RHO, LocalTerm
+from .local_term import LocalTerm
 from .sampler import check_count, exclusion_rule
 
 CRITICS = ("nce_sn", "nce", "dual")
@@ -207,7 +208,7 @@ class WCoRDLoss(ContrastiveLoss):
 
     @torch.no_grad()
     def lckt_on_pairs(self, f_s: Tensor, f_t: Tensor, idx: Tensor) -> Tensor:
-        """Mass that LCKT's plan of this batch has on rows of one image (or class, with lckt_pairs_by="class"): a scalar.
+        """Mass that LCKT's plan of this batch has on rows of one image (class, with lckt_pairs_by="class"): a scalar.
 
         It changes no state, and costs what the term costs.
         """

@@ -191,8 +191,8 @@ def iterate(
 def log_ratio(a: Tensor, b: Tensor, pairs: Pairs) -> Tensor:
     """kappa [G]: log of how much more the reference plan has on a pair than a b^T would have beside the pairs.
 
-    R = rho * (a b^T on the pairs, over its mass mu) + (1 - rho) a b^T, so kappa = log(1 + rho / ((1 - rho) mu)). 0 if no
-    row with mass has a partner with mass: then there is nothing to prefer.
+    R = rho * (a b^T on the pairs, over its mass mu) + (1 - rho) a b^T, so kappa = log(1 + rho / ((1 - rho) mu)). 0
+    if no row with mass has a partner with mass: then there is nothing to prefer.
     """
     mass = (pairs.mask() * (a.unsqueeze(-1) * b.unsqueeze(-2))).sum((-2, -1))
     return torch.where(mass > 0, torch.log1p(pairs.rho / ((1 - pairs.rho) * mass)), 0)
