@@ -80,7 +80,7 @@ def solve(
 ) -> tuple[Tensor, ...]:
     """The op: a `Solved` of x's leading shape, [] or [G]; gradients not asked for have shape [0]."""
     kind = x.device.type
-    paired = () if pairs is None else (pairs,)  # most modules know of none
+    paired: tuple[Pairs, ...] = () if pairs is None else (pairs,)  # most modules know of none
     module = module_of(choose(x, y, backend, bool(paired)).backend, kind)
     if hasattr(module, "solve_op"):
         return module.solve_op(x, y, a, b, asked, *paired)
