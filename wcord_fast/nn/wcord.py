@@ -177,6 +177,11 @@ class WCoRDLoss(ContrastiveLoss):
             scope=ot_scope,
             ot=ot,
         )
+        # What no term reads has no gradient, for which DDP would wait.
+        if self.lambda_gckt == 0 and lckt_features != "embed":
+            self.embed_s.requires_grad_(False)
+        if self.lambda_lckt == 0:
+            self.local.requires_grad_(False)
         self.register_buffer("_terms", torch.zeros(2), persistent=False)
         self.register_buffer("_factors", None, persistent=False)
 
