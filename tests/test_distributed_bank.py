@@ -130,8 +130,8 @@ def test_replicas_equal_one_another_to_the_bit_and_one_process(pool, name):
 def assert_holds_what_must_be_equal(name, state):
     """What the checks above have compared between the ranks is the state that there is to compare."""
     kept = {key.rsplit(".", 1)[-1] for key in state}
-    assert {"log_z", "state", "memory_v1", "memory_v2"} <= kept or name in BANKLESS
-    assert {"_u", "_v"} <= kept or name.startswith("crd")
+    assert {"log_z", "state", "rows"} <= kept or name in BANKLESS
+    assert {"u", "v"} <= kept or name.startswith("crd")
     assert ("class sums of contrast.memory_v1" in state) == (name in ("dual bank", "dual all self"))
 
 
@@ -220,7 +220,11 @@ def test_replicas_are_bit_identical_after_many_uneven_steps(pool):
 
 
 def sampler_of(source, k, expected):
-    options = {"class": {"labels": LABELS}, "weighted": {"weights": torch.arange(N) % 4 + 0.5}}
+    options = {
+        "class": {"labels": LABELS},
+        "unlabelled": {"labels": LABELS - 1},
+        "weighted": {"weights": torch.arange(N) % 4 + 0.5},
+    }
     return NegativeSampler(N, k, seed=2, expected=expected, **options.get(source, {"exclude": source}))
 
 
@@ -242,6 +246,7 @@ def functional_values(source, k, plan, expected):
 
 
 SAMPLERS = [("class", 7), ("none", "all"), ("self", 7), ("weighted", 9), ("class", "all"), ("self", 60), ("none", 61)]
+SAMPLERS += [("unlabelled", 7), ("unlabelled", "all")]
 
 
 @pytest.mark.parametrize(

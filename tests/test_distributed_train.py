@@ -24,7 +24,7 @@ from .train_tiny import TRAIN, dataset, make_run
 SHARDED = {"wcord": {"num_negatives": 9, "feat_dim": 16, "shard": "rank"}}
 REPLICATED = {"wcord": {"num_negatives": 9, "feat_dim": 16, "ot_scope": "global"}}
 TUNED = {"init_banks": True, "ramp_gckt": 0.5, "z": "ramp", "lckt_pairs": "prior", "lckt_features": "mapped"}
-BANK = "wcord.contrast.memory_v1"
+BANK = "wcord.contrast.memory_v1.rows"
 
 
 class Stopped(Exception):
@@ -45,7 +45,7 @@ def whole_state(run):
     for name, bank in shards._sharded(run.method).items():
         parts = [None] * ranks().world
         torch.distributed.all_gather_object(parts, bank.rows) if ranks().world > 1 else parts.__setitem__(0, bank.rows)
-        method[name] = torch.cat(parts)
+        method[f"{name}.rows"] = torch.cat(parts)
     return {"student": run.student.state_dict(), "method": method}
 
 

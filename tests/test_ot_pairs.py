@@ -127,6 +127,7 @@ def test_a_batch_of_problems_is_each_of_them_with_its_own_labels_and_reference_p
 
 
 @pytest.mark.skipif(native_module.load() is None, reason="no native module")
+@pytest.mark.filterwarnings("ignore:tol = ")
 @settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_native_is_the_reference_over_shapes_labels_and_options(data):

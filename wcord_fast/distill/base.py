@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..data import Batch
 from ..nn.kd import KDLoss
 from ..ops import checks
 from .modes import eval_mode
@@ -45,15 +46,6 @@ class Outputs(NamedTuple):
 
     feats: list[Tensor]
     logits: Tensor
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One mini-batch of the training set."""
-
-    images: Tensor  # [B, C, H, W]
-    labels: Tensor  # int64 [B]
-    index: Tensor  # int64 [B], the images' rows in the training set
 
 
 class Loss(NamedTuple):

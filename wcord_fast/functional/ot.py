@@ -123,7 +123,9 @@ def ot_cost(
         solver: "ipot" (the plan is fed back: tends to the unregularised cost) or "sinkhorn".
         eps: regularisation > 0, in units of the cost; None is 0.5 for ipot and 0.05 for sinkhorn.
         iters: iterations, at least 1.
-        tol: stop a problem when sum_i |sum_j P_ij - a_i| <= tol, tested after iterations 10, 20, ...; None runs all.
+        tol: stop a problem when sum_i |sum_j P_ij - a_i| <= tol, tested after iterations 10, 20, ...; None runs all. If
+            `iters` are not enough for it, a warning says so, once per line of the caller (of `wcord_fast.check` on
+            CUDA).
         value: "cost" or "dual".
         debias: subtract the two self terms. (That the result is >= 0 is a theorem for the converged dual value.)
         pairs: what is known of who belongs to whom: "diagonal" (row i of x and row i of y), or int64 labels (of x's

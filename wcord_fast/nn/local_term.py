@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,13 +31,11 @@ class LocalTerm(nn.Module):
             plan with mass `rho` on the pairs) or "only" (the mean cost of row i and row i: the limit rho -> 1).
         rho: see `functional.ot_cost`.
         pairs_by: under "prior", rows of one "image" are pairs (all its copies in the batch), or those of one "class".
-        classes: int32 [N], class of each training image, for pairs_by="class".
+        labelled: whether the caller knows the classes, which pairs_by="class" needs.
         center: "batch" takes each side's mean over the batch off (all ranks' with scope="global"), gradient included. A
             batch of one image then says nothing: its loss is 0.
         reduction, scope, ot: see `WCoRDLoss`; `ot` holds the options of `functional.ot_cost`.
     """
-
-    _classes: Tensor | None
 
     def __init__(
         self,
@@ -50,7 +47,7 @@ class LocalTerm(nn.Module):
         pairs: str,
         rho: float,
         pairs_by: str,
-        classes: np.ndarray | None,
+        labelled: bool,
         center: str,
         scope: str,
         ot: dict[str, Any],
@@ -69,18 +66,19 @@ class LocalTerm(nn.Module):
         self.pairs_by = checks.choice("lckt_pairs_by", pairs_by, PAIRS_BY)
         if pairs_by == "class" and pairs != "prior":
             raise ValueError(f"lckt_pairs_by='class' needs lckt_pairs='prior', got {pairs!r}")
-        if pairs_by == "class" and classes is None:
+        if pairs_by == "class" and not labelled:
             raise ValueError("lckt_pairs_by='class' needs labels, one integer per row; got labels=None")
         self.center = checks.choice("lckt_center", center, CENTERS)
         self.scope = checks.choice("ot_scope", scope, SCOPES)
         self.ot = ot
         self.map = nn.Linear(s_dim, t_dim) if features == "mapped" else None
-        known = torch.from_numpy(classes.astype(np.int64)) if pairs_by == "class" and classes is not None else None
-        self.register_buffer("_classes", known, persistent=False)
 
-    def forward(self, x: Tensor, y: Tensor, idx: Tensor) -> Tensor:
-        """The unweighted term, a scalar, of x [B, d] and y [B, d] (x [B, s_dim] where it is mapped); idx [B]."""
-        x, y, key = self._prepared(x, y, idx)
+    def forward(self, x: Tensor, y: Tensor, key: Tensor) -> Tensor:
+        """The unweighted term, a scalar, of x [B, d] and y [B, d] (x [B, s_dim] where it is mapped).
+
+        Rows with equal `key`, int64 [B], are pairs.
+        """
+        x, y, key = self._prepared(x, y, key)
         if self.center != "none" and len(x) == 1:
             return x.sum() * 0
         if self.pairs == "only":
@@ -90,23 +88,21 @@ class LocalTerm(nn.Module):
         return value * len(x) if self.reduction == "sum" else value
 
     @torch.no_grad()
-    def on_pairs(self, x: Tensor, y: Tensor, idx: Tensor) -> Tensor:
+    def on_pairs(self, x: Tensor, y: Tensor, key: Tensor) -> Tensor:
         """Mass that the plan of this batch has on rows of the same image (or class): a scalar in [0, 1]."""
-        x, y, key = self._prepared(x, y, idx)
+        x, y, key = self._prepared(x, y, key)
         if self.pairs == "only" or len(x) == 1:
             return x.new_ones(())
         plan = ot_plan(x, y, pairs=self._labels(key), rho=self.rho, **self.ot)
         return (plan * (key[:, None] == key[None])).sum()
 
-    def _prepared(self, x: Tensor, y: Tensor, idx: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _prepared(self, x: Tensor, y: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Both sides and the rows' keys as the cost sees them: mapped, of all ranks, centred, in one wide dtype."""
         if self.map is not None:
             with autocast_off(x.device):
                 x = self.map(x.to(self.map.weight.dtype))
         dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
-        x, y, key = x.to(dtype), y.detach().to(dtype), idx.long()
-        if self._classes is not None:
-            key = self._classes[key.clamp(0, len(self._classes) - 1)]
+        x, y = x.to(dtype), y.detach().to(dtype)
         if self.scope == "global" and ranks().world > 1:
             x, y, key = _of_all_ranks(x, y, key)
         if self.center == "batch":

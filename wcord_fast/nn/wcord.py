@@ -63,12 +63,15 @@ class WCoRDLoss(ContrastiveLoss):
     The defaults are the paper's. `ramp` scales the two weights from then on, `reset_z` and `init_banks` see
     `ContrastiveLoss`: with them a training loop has the schedules of the driver.
 
-    `terms` holds the detached "gckt" and "lckt" of the last call. Steps, eval mode and the teacher are as in `CRDLoss`.
+    `terms` holds the detached "gckt" and "lckt" of the last call. Steps and eval mode are as in `CRDLoss`. The
+    teacher's features are detached (Algorithm 1).
     """
 
     _terms: Tensor
     _factors: Tensor | None
+    _classes: Tensor
     _group: Tensor
+    beside = "_terms"
 
     def __init__(
         self,
@@ -147,6 +150,7 @@ class WCoRDLoss(ContrastiveLoss):
             self._exclude = exclude_rule
             group = np.arange(self.n_data) if self._exclude != "class" or classes is None else classes
             self.register_buffer("_group", torch.from_numpy(group), persistent=False)
+            self.constants = ("_group",)
         elif self.lambda_gckt:
             self.contrast = Contrast(
                 n_data,
@@ -172,11 +176,14 @@ class WCoRDLoss(ContrastiveLoss):
             pairs=lckt_pairs,
             rho=lckt_rho,
             pairs_by=lckt_pairs_by,
-            classes=classes,
+            labelled=classes is not None,
             center=lckt_center,
             scope=ot_scope,
             ot=ot,
         )
+        if lckt_pairs_by == "class" and classes is not None:
+            self.register_buffer("_classes", torch.from_numpy(classes.astype(np.int64)), persistent=False)
+            self.constants = (*self.constants, "_classes")
         # What no term reads has no gradient, for which DDP would wait.
         if self.lambda_gckt == 0 and lckt_features != "embed":
             self.embed_s.requires_grad_(False)
@@ -184,6 +191,15 @@ class WCoRDLoss(ContrastiveLoss):
             self.local.requires_grad_(False)
         self.register_buffer("_terms", torch.zeros(2), persistent=False)
         self.register_buffer("_factors", None, persistent=False)
+        self.register_load_state_dict_post_hook(_place_terms)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if self.local.map is not None:
+            self.local.map.reset_parameters()
+        self._terms.zero_()
+        if self._factors is not None:
+            self._factors.fill_(1)
 
     def train(self, mode: bool = True) -> WCoRDLoss:
         """As of any module, but a frozen embed_t stays in eval mode: its spectral norm takes no power iterations."""
@@ -218,11 +234,9 @@ class WCoRDLoss(ContrastiveLoss):
         It changes no state, and costs what the term costs.
         """
         self._check(f_s, f_t, idx, None)
-        e_s, e_t = (
-            e.project(f, e.frozen_weight(), e.linear.bias) for e, f in ((self.embed_s, f_s), (self.embed_t, f_t))
-        )
+        e_s, e_t = self.embed_s.frozen(f_s), self.embed_t.frozen(f_t)
         with autocast_off(f_s.device):
-            return self.local.on_pairs(*self._local_sides(f_s, f_t, e_s, e_t), idx)
+            return self.local.on_pairs(*self._local_sides(f_s, f_t, e_s, e_t), self._key(idx))
 
     def forward(self, f_s: Tensor, f_t: Tensor, idx: Tensor, contrast_idx: Tensor | None = None) -> Tensor:
         """The weighted loss of one batch, a scalar. Arguments as in `CRDLoss.forward`."""
@@ -231,10 +245,12 @@ class WCoRDLoss(ContrastiveLoss):
         self._check(f_s, f_t, idx, contrast_idx)
         self._refuse_zero_rows(f_s, f_t)
         f_t = f_t.detach()
-        weight, bias = self.embed_s.weights()
-        e_s, e_t = self.embed_s.project(f_s, weight, bias), self.embed_t(f_t)
+        frozen_too = not self.lckt_trains_embed and self.lambda_lckt > 0 and self.local.features == "embed"
+        e_s = self.embed_s(f_s, frozen_too)
+        e_s, x = e_s if frozen_too else (e_s, e_s)  # x: what LCKT moves
+        e_t = self.embed_t(f_t)
         with autocast_off(f_s.device):
-            return self._weighted_terms(f_s, f_t, e_s, e_t, weight, bias, idx, contrast_idx)
+            return self._weighted_terms(f_s, f_t, e_s, x, e_t, idx, contrast_idx)
 
     def _refuse_zero_rows(self, f_s: Tensor, f_t: Tensor) -> None:
         """Said here, on the CPU, by the names of our arguments and before anything has changed; the op checks again."""
@@ -247,11 +263,10 @@ class WCoRDLoss(ContrastiveLoss):
             if zero.any():
                 raise ValueError(f"{name}: row {int(zero.nonzero()[0])} is zero, which has no direction for the cosine")
 
-    def _weighted_terms(self, f_s, f_t, e_s, e_t, weight, bias, idx, contrast_idx) -> Tensor:
+    def _weighted_terms(self, f_s, f_t, e_s, x, e_t, idx, contrast_idx) -> Tensor:
         loss = e_s.new_zeros(())
         if self.lambda_lckt:  # first: should it refuse its input, banks and log Z are as they were
-            x = e_s if self.lckt_trains_embed else self.embed_s.project(f_s, weight.detach(), bias.detach())
-            lckt = self.local(*self._local_sides(f_s, f_t, x, e_t), idx)
+            lckt = self.local(*self._local_sides(f_s, f_t, x, e_t), self._key(idx))
             self._terms[1].copy_(lckt.detach())
             loss = loss + self._weight(1, self.lambda_lckt) * lckt
         if self.lambda_gckt:
@@ -266,6 +281,12 @@ class WCoRDLoss(ContrastiveLoss):
 
     def _weight(self, term: int, weight: float) -> float | Tensor:
         return weight if self._factors is None else weight * self._factors[term]
+
+    def _key(self, idx: Tensor) -> Tensor:
+        """int64 [B]: rows with equal keys are LCKT's pairs."""
+        if self.local.pairs_by == "image":
+            return idx.long()
+        return self._classes[idx.long().clamp(0, self.n_data - 1)]  # on a device nothing can be said here
 
     def _local_sides(self, f_s: Tensor, f_t: Tensor, e_s: Tensor, e_t: Tensor) -> tuple[Tensor, Tensor]:
         return (e_s, e_t) if self.local.features == "embed" else (f_s.flatten(1), f_t.flatten(1))
@@ -314,3 +335,11 @@ class WCoRDLoss(ContrastiveLoss):
             f"critic={self.critic!r}, lambda_gckt={self.lambda_gckt}, lambda_lckt={self.lambda_lckt}, "
             f"negatives={self.negatives!r}"
         )
+
+
+def _place_terms(module: WCoRDLoss, _keys) -> None:
+    """`_terms` is in no state dict, so `assign` leaves it on meta."""
+    if module._terms.is_meta and not module.embed_s.linear.bias.is_meta:
+        module._terms = torch.zeros(2, device=module.embed_s.linear.bias.device)
+        for name in module.constants:
+            setattr(module, name, module.moved(getattr(module, name)))

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data import LazyBatches, TestBatches, TrainBatches
-from ..distill import Batch, Method, Outputs
+from ..data import Batch, LazyBatches, TestBatches, TrainBatches
+from ..distill import Method, Outputs
 from ..ops.status import check
 from . import checkpoint, shards
 from .backward import backward, detached, gradient_shares, probed
@@ -208,7 +208,7 @@ def train_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> Row:
         part = micro_batch(step, len(run.train), run.recipe["accumulate"])
         if run.method.scheduled:
             run.method.at_step(epoch * len(run.train) + step, len(run.train), run.recipe["epochs"])
-        shares |= train_step(run, optimizer, Batch(*batch), meters, watch, probe, part, run.train.weight(step))
+        shares |= train_step(run, optimizer, batch, meters, watch, probe, part, run.train.weight(step))
         if (step + 1) % run.log_every == 0:
             bar.show(meters.means())
             watch.sample()

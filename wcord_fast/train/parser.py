@@ -19,12 +19,14 @@ from jsonargparse import ArgumentParser
 from .. import distill
 from . import yaml_file
 from .config import Config, from_dict
+from .values import Reader, RefusedValue, UsageError
 
 CONFIGS = Path(__file__).parent / "configs"
 INERT = {"teacher": ("student", "teacher_checkpoint", "methods", "epochs", "lr")}  # read from a file, and not used
 ELSEWHERE = {"table": ("pair", "seeds", "budget")}  # options that are taken before the configuration's
 PACKAGED = {
     "digits": "digits",
+    "cifar10": "cifar10",
     "cifar100": "cifar100_resnet32x4_resnet8x4",
     "imagenet": "imagenet_resnet34_resnet18",
 }
@@ -37,10 +39,6 @@ CONFIG_HELP = (
 )
 
 
-class UsageError(ValueError):
-    """What the user typed cannot be used; the message says why."""
-
-
 def parse(command: str, argv: list[str], description: str) -> Config:
     """The configuration that `argv` asks for.
 
@@ -48,15 +46,13 @@ def parse(command: str, argv: list[str], description: str) -> Config:
         UsageError: an unknown option or key (the nearest is suggested), or a bad value.
     """
     parser = _parser(command, description)
-    words = _with_config(_spelled_out(argv))
+    words = _with_config(_spelled_out(argv, ELSEWHERE.get(command, ("dry_run",))))
     try:
         namespace = parser.parse_args(words)
-    except argparse.ArgumentError as error:
-        raise UsageError(_explain(str(error), [*_keys(), *ELSEWHERE.get(command, ("dry_run",))])) from None
-    except OverflowError:  # of float(value), which names nothing
-        huge = re.search(r"([\w.-]+)[=:\s]+[+-]?\d{309}", " ".join(words))
-        name = f"{huge[1].lstrip('-').replace('-', '_')}: " if huge else ""
-        raise UsageError(f"{name}expected a number below 1.8e308, got a longer one") from None
+    except RefusedValue as error:
+        raise UsageError(str(error)) from None
+    except argparse.ArgumentError as error:  # of jsonargparse: what is promised is checked before it is asked
+        raise UsageError(" ".join(str(error).split())) from None
     values = namespace.as_dict()
     values.pop("config")
     try:
@@ -100,26 +96,36 @@ def _add_fields(parser: Any, kind: type, prefix: str, hidden: Collection[str]) -
         default = f.default if f.default_factory is MISSING else f.default_factory()
         shown = argparse.SUPPRESS if f.name in hidden else told[f.name]
         option = f"--{prefix}{f.name.replace('_', '-')}"
-        parser.add_argument(option, type=hints[f.name], default=default, help=shown)
+        kind_of_value = Reader(prefix + f.name, hints[f.name])
+        parser.add_argument(option, type=kind_of_value, default=default, help=shown)
 
 
-def _spelled_out(argv: list[str]) -> list[str]:
-    """`argv` with flags and lists as jsonargparse reads them: `--quiet=true`, `--methods=[ce,wcord]`."""
-    hints = get_type_hints(Config)
-    for section, kind in distill.sections().items():
-        hints |= {f"{section}.{name}": hint for name, hint in get_type_hints(kind).items()}
-    kinds = {f"--{name.replace('_', '-')}": hint for name, hint in hints.items()}
+def _spelled_out(argv: list[str], elsewhere: Collection[str]) -> list[str]:
+    """`argv` with every option as `--name=value`, a flag as `--quiet=true`; `elsewhere`: options taken before.
+
+    Raises:
+        UsageError: an option that there is not, or one without its value.
+    """
+    hints = _hints()
+    known = {f"--{name.replace('_', '-')}": hint for name, hint in hints.items()} | {"--config": str}
     spelled, rest = [], list(argv)
     while rest:
         option, equals, value = rest.pop(0).partition("=")
         positive = option.replace("--no-", "--", 1)
-        if not equals and kinds.get(positive) is bool and (not rest or rest[0] not in ("true", "false")):
+        if option in ("-h", "--help"):
+            return ["--help"]
+        if (positive != option and known.get(positive) is not bool) or positive not in known:
+            raise UsageError(_unknown(option, [*hints, *elsewhere]))
+        if equals and positive != option:
+            raise UsageError(f"{option}: expected no value, got {value!r}")
+        if equals:
+            spelled.append(f"{option}={value}")
+        elif known[positive] is bool and (not rest or rest[0] not in ("true", "false")):
             spelled.append(f"{positive}={'true' if positive == option else 'false'}")
-        elif kinds.get(option) in (list[str], list[float]) and (equals or rest):
-            value = value if equals else rest.pop(0)
-            spelled.append(f"{option}={value if value.startswith('[') else f'[{value}]'}")
+        elif not rest or rest[0].split("=")[0] in known:
+            raise UsageError(f"{option}: expected a value, got none")
         else:
-            spelled.append(option + equals + value)
+            spelled.append(f"{option}={rest.pop(0)}")
     return spelled
 
 
@@ -130,7 +136,7 @@ def _with_config(argv: list[str]) -> list[str]:
         data, _ = take("--data", argv)
         packaged = PACKAGED.get(data or Config.data)
         return argv if packaged is None else [f"--config={CONFIGS / packaged}.yaml", *argv]
-    path = Path(config)
+    path = Path(config).expanduser()
     if not path.exists():
         known = {p.stem: p for p in sorted(CONFIGS.glob("*.yaml"))}
         name = path.name.removesuffix(".yaml")
@@ -143,8 +149,7 @@ def _with_config(argv: list[str]) -> list[str]:
         values = yaml_file.read(path)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    if isinstance(values.get("methods"), str):  # as on the command line
-        values["methods"] = values["methods"].split(",")
+    _require_known(values)
     content = yaml.safe_dump(values, default_flow_style=True, sort_keys=False, width=2**30)
     return [f"--config={content}", *rest] if values else rest
 
@@ -157,27 +162,27 @@ def take(option: str, argv: list[str]) -> tuple[str | None, list[str]]:
     return known.value, rest
 
 
-def _keys() -> list[str]:
-    own = [f.name for f in fields(Config) if f.name != "options"]
-    return own + [f"{section}.{f.name}" for section, kind in distill.sections().items() for f in fields(kind)]
+def _hints() -> dict[str, Any]:
+    """Type hint of every option, by its key: "epochs", "wcord.critic"."""
+    found = {name: hint for name, hint in get_type_hints(Config).items() if name != "options"}
+    for section, kind in distill.sections().items():
+        hints = get_type_hints(kind)
+        found |= {f"{section}.{f.name}": hints[f.name] for f in fields(kind)}
+    return found
 
 
-def _explain(message: str, keys: list[str]) -> str:
-    """jsonargparse's message in one line: field, expectation, value, and the name nearest to a misspelt one."""
-    message = re.sub(r"<class '(\w+)'>", r"\1", " ".join(message.split())).replace("typing.", "")
-    bad = re.search(r'Parser key "([^"]+)": (.*)', message)
-    if bad:
-        value = re.search(r"(?:Got value|Given value type: \w+ Given value): (.*)", bad[2])
-        wanted = re.findall(r"Expected an? (.+?)(?=\. Got| - | Given|$)", bad[2])
-        if value and wanted:
-            said = " or ".join(dict.fromkeys(w.replace("NoneType", "null") for w in wanted))
-            near = difflib.get_close_matches(value[1], re.findall(r"'([^']+)'", said), n=1)
-            return f"{bad[1]}: expected {said}, got {value[1]!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-        return f"{bad[1]}: {bad[2]}"
-    unknown = re.search(r"unrecognized arguments: (\S+)", message) or re.search(r"[Oo]ption '([^']+)'", message)
-    if unknown:
-        name = unknown[1].split("=")[0]
-        near = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), keys, n=1)
-        shown = f"--{near[0].replace('_', '-')}" if near and name.startswith("-") else near[0] if near else ""
-        return f"unknown option {name!r}" + (f"; did you mean {shown!r}?" if near else "; see --help")
-    return message
+def _require_known(values: dict[str, Any]) -> None:
+    """UsageError naming the first key of a configuration file that there is not."""
+    sections, known = distill.sections(), _hints()
+    for key, value in values.items():
+        if key in sections and not isinstance(value, dict):
+            raise UsageError(f"{key}: expected options as NAME: VALUE, got {value!r}")
+        for name in [f"{key}.{inner}" for inner in value] if key in sections else [key]:
+            if name not in known:
+                raise UsageError(_unknown(str(name), list(known)))
+
+
+def _unknown(name: str, keys: list[str]) -> str:
+    near = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), keys, n=1)
+    shown = f"--{near[0].replace('_', '-')}" if near and name.startswith("-") else near[0] if near else ""
+    return f"unknown option {name!r}" + (f"; did you mean {shown!r}?" if near else "; see --help")

@@ -47,7 +47,7 @@ def save(directory: Path, state: dict[str, Any], method: nn.Module) -> None:
     if banks:
         folder = f"{FOLDER}{state['epoch']:06d}"
         listed = _write(directory / folder, banks)
-        rest = {name: value for name, value in state["method"].items() if name not in banks}
+        rest = {name: value for name, value in state["method"].items() if name.removesuffix(".rows") not in banks}
         state = {**state, "method": rest, "banks": {"folder": folder, "files": listed}}
     if is_main():
         checkpoint.save(directory, state)
@@ -62,7 +62,7 @@ def load_latest(directory: Path, spec: dict[str, Any], method: nn.Module) -> dic
         return state
     with checkpoint.usable(directory):
         _read(directory / state["banks"]["folder"], banks)
-        state["method"] |= {name: bank.rows for name, bank in banks.items()}
+        state["method"] |= {f"{name}.rows": bank.rows for name, bank in banks.items()}
     return state
 
 
@@ -132,7 +132,7 @@ def _global(bank: MemoryBank) -> Tensor:
 
 
 def _sharded(method: nn.Module) -> dict[str, MemoryBank]:
-    """The sharded banks of `method`, by the names that their rows have in its state dict."""
+    """The sharded banks of `method`, by their names, under which their rows are written."""
     return {n: m for n, m in method.named_modules() if isinstance(m, MemoryBank) and m.shard is not None}
 
 

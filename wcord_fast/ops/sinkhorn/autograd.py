@@ -15,7 +15,7 @@ from torch.autograd.forward_ad import unpack_dual
 
 from ..differentiable_once import differentiable_once
 from ..library import register
-from . import backends
+from . import backends, unreached
 from .reference import Asked, Pairs, Solved, accumulation_dtype, unwritten
 
 _NOT_TWICE = "the gradient of an optimal-transport cost cannot be differentiated again: its plan is detached"
@@ -33,6 +33,7 @@ def _solve(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, *rest: Any)
             f"{name}: values up to {peak[name]:g} overflow {accumulation_dtype(x.dtype)} in the cost {asked.cost!r} or "
             f"in cost / eps (eps = {asked.eps:g}); scale the features, or use float64 or a larger eps"
         )
+    unreached.tell(Solved(*solved), asked)
     return Solved(*solved)
 
 
