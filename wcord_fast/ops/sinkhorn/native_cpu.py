@@ -14,8 +14,8 @@ from torch import Tensor
 
 from .. import checks, native_module
 from . import reference
-from .native_fields import option_fields, problem_fields, result_fields
-from .reference import Asked, Solved, accumulation_dtype
+from .native_fields import option_fields, pair_fields, problem_fields, result_fields
+from .reference import Asked, Pairs, Solved, accumulation_dtype
 
 DEFAULT_BUDGET = 1 << 30  # bytes of stored matrices: n = m = 16384 in fp32
 
@@ -26,6 +26,7 @@ def solve_op(
     a: Tensor | None,  # [n] or [G, n]; None is uniform
     b: Tensor | None,  # [m] or [G, m]
     asked: Asked,
+    pairs: Pairs | None = None,
 ) -> Solved:
     """As `reference.ot_solve`, in x's leading shape, and raising what `reference.flag_inputs` raises.
 
@@ -35,12 +36,14 @@ def solve_op(
     x, y = _ready(x, dtype), _ready(y, dtype)
     a, b = a if a is None else _ready(a, dtype), b if b is None else _ready(b, dtype)
     g, n, m, d = x.shape[:-2], x.shape[-2], y.shape[-2], x.shape[-1]
+    labels, _alive = pair_fields(pairs)
     solved = reference.unwritten(x, g, n, m, d, asked)
     native = native_module.module()
     record = native.OtSolve(
         **problem_fields(x, y, a, b, g[0] if g else 1),
         **option_fields(asked),
         **result_fields(solved),
+        **labels,
         budget=budget(),
         **native_module.on_cpu(),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import native_module
-from .reference import CHECK_EVERY, SUM_TOLERANCE, Asked, Solved
+from .reference import CHECK_EVERY, SUM_TOLERANCE, Asked, Pairs, Solved
 
 
 def problem_fields(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, problems: int) -> dict[str, int]:
@@ -35,6 +35,15 @@ def option_fields(asked: Asked) -> dict[str, int | float]:
         "check_every": CHECK_EVERY,
         "sum_tolerance": SUM_TOLERANCE,
     }
+
+
+def pair_fields(pairs: Pairs | None) -> tuple[dict[str, int | float], tuple[Tensor, ...]]:
+    """(Known pairs, tensors to keep until the call has read them)."""
+    if pairs is None:
+        return {}, ()
+    labels = pairs.rows.contiguous(), pairs.columns.contiguous()
+    rows, columns = labels
+    return {"row_labels": rows.data_ptr(), "column_labels": columns.data_ptr(), "rho": pairs.rho}, labels
 
 
 def result_fields(solved: Solved) -> dict[str, int]:
