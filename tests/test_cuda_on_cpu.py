@@ -20,6 +20,7 @@ from wcord_fast.ops.status import Code
 
 from . import draw_specs
 from .cuda_on_cpu import build
+from .cuda_on_cpu.module import check_size
 
 KERNELS = [build.HERE / "selftest.cu", *(build.CSRC / "cuda" / name for name in ("bank_update.cu", "draws.cu"))]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -155,6 +156,7 @@ def flagged(place: dict, status: torch.Tensor) -> dict:
 
 
 def call(lib, name: str, record) -> int:
+    check_size(lib, record)
     return getattr(lib, f"wcf_cuda_{name}")(c_void_p(record.address))
 
 
@@ -314,3 +316,11 @@ def test_launchers_restore_the_device_and_report_errors(lib):
     bank = torch.eye(2)
     code = init(lib, bank, 9, 0, 0, 0)
     assert code == 1 and torch.equal(bank, torch.eye(2))  # no such dtype
+
+
+def test_a_module_older_than_its_records_is_refused(lib):
+    class BankInit:  # as if a field had been added since
+        pass
+
+    with pytest.raises(RuntimeError, match=r"BankInit has .* build it again"):
+        check_size(lib, BankInit())

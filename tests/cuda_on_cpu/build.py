@@ -25,7 +25,7 @@ def compile_library(sources: list[Path], folder: Path) -> ctypes.CDLL:
     # -rdynamic keeps the kernels' names for messages; FORTIFY would take the jumps between stacks for a bug.
     flags = ["-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra", "-Werror", "-U_FORTIFY_SOURCE", "-ffp-contract=off"]
     running, objects = [], []
-    for source in [*sources, HERE / "scheduler.cpp"]:
+    for source in [*sources, HERE / "scheduler.cpp", HERE / "records.cpp"]:
         objects.append(str(folder / f"{source.stem}.o"))
         command = [str(compiler()), *flags, f"-I{HERE}", "-x", "c++", "-c", str(source), "-o", objects[-1]]
         running.append(subprocess.Popen(command))

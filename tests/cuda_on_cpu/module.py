@@ -15,7 +15,8 @@ from wcord_fast.ops import native_module, status
 class EmulatedModule:
     """The native module, but its `cuda_*` functions call `wcf_cuda_*` of a library compiled by build.py.
 
-    Records, codes and constants are the native module's own: both are compiled from the same headers.
+    Records, codes and constants are the native module's own: both are compiled from the same headers. A module that was
+    built before a record changed is refused.
     """
 
     def __init__(self, library: ctypes.CDLL):
@@ -26,11 +27,24 @@ class EmulatedModule:
         if not name.startswith("cuda_"):
             return getattr(self.native, name)
         function = getattr(self.library, f"wcf_{name}")
-        return lambda record: function(ctypes.c_void_p(record.address))
+
+        def call(record):
+            check_size(self.library, record)
+            return function(ctypes.c_void_p(record.address))
+
+        return call
 
     @staticmethod
     def cuda_error_string(code: int) -> str:
         return f"error {code}"
+
+
+def check_size(library: ctypes.CDLL, record) -> None:
+    """Raise RuntimeError if the record's struct has another size in the library."""
+    kind = type(record)
+    there, here = getattr(library, f"cuda_on_cpu_bytes_{kind.__name__}")(), kind.__basicsize__ - object.__basicsize__
+    if there != here:
+        raise RuntimeError(f"{kind.__name__} has {here} bytes in the native module, {there} in csrc: build it again")
 
 
 @contextmanager
