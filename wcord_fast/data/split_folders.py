@@ -38,7 +38,8 @@ def find_splits(top: Path) -> tuple[Path, Path | None]:
     flat = [folder for folder in inside if kind_of(folder.name) and _is_class(folder)]
     kinds: dict[str | None, list[Path]] = {None: []}
     for folder in inside:
-        kinds.setdefault(None if folder in flat else kind_of(folder.name), []).append(folder)
+        if folder not in flat:
+            kinds.setdefault(kind_of(folder.name), []).append(folder)
     held_out = next((kinds[kind] for kind in ("test", "val") if any(map(subfolders, kinds.get(kind, [])))), None)
     held_out = held_out or kinds.get("test") or kinds.get("val")
     if "train" not in kinds:
