@@ -99,6 +99,9 @@ def test_the_last_image_joins_the_batch_before():
     batches = list(train.epoch(3))
     assert [len(b.index) for b in batches] == [11, 12] and len(train) == 2
     assert sorted(torch.cat([b.index for b in batches]).tolist()) == list(range(23))
+    norm = torch.nn.BatchNorm1d(64)
+    for batch in batches:
+        norm(batch.images.flatten(1))  # which one image alone does not allow
     later = list(train.epoch(3, start=1))
     assert all(torch.equal(a, b) for a, b in zip(later[0], batches[1], strict=True)) and len(later) == 1
     assert [len(b.index) for b in data.TestBatches(record, 6)] == [6, 1]  # no statistics are taken there

@@ -69,7 +69,7 @@ def test_both_loaders_read_deep_images_alike_and_refuse_alike(tmp_path, loader):
 
 
 def test_transparency_is_ignored(tmp_path, recwarn):
-    """A pixel has the colour that is stored for it, whatever its alpha; Pillow's warnings of that do not come through."""
+    """A pixel has the colour that is stored for it, whatever its alpha; Pillow's warnings are not passed on."""
     rng = np.random.default_rng(0)
     colour = rng.integers(0, 256, (8, 9, 4), dtype=np.uint8)
     path = saved(tmp_path, Image.fromarray(colour), "rgba.png")
@@ -110,7 +110,9 @@ def test_photos_are_upright(tmp_path, turn, name):
 
 
 def test_damaged_exif_does_not_make_the_pixels_unreadable(tmp_path):
-    path = saved(tmp_path, Image.new("RGB", (8, 8), (9, 9, 200)), "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff no tags")
+    path = saved(
+        tmp_path, Image.new("RGB", (8, 8), (9, 9, 200)), "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff no tags"
+    )
     assert pixels(path).shape == (8, 8, 3)
 
 
@@ -134,7 +136,9 @@ def test_suffixes_are_those_that_pillow_decodes():
     assert {".jpg", ".jpeg", ".jfif", ".png", ".tif", ".webp", ".gif", ".bmp", ".ppm", ".jp2", ".mpo"} <= found
     known = Image.registered_extensions()
     assert (".avif" in found) == (".avif" in known) and (".heic" in found) == (".heic" in known)
-    assert not {".mpg", ".eps", ".pdf", ".h5", ".grib", ".txt", ".db", ""} & found  # films, data, and what is only saved
+    assert (
+        not {".mpg", ".eps", ".pdf", ".h5", ".grib", ".txt", ".db", ""} & found
+    )  # films, data, and what is only saved
 
 
 @pytest.mark.parametrize("suffix", [".webp", ".jfif", ".avif"])

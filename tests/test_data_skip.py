@@ -112,7 +112,7 @@ def test_the_look_for_others_has_an_end(folder, monkeypatch):
     monkeypatch.setattr(decode, "read", lambda path, mode: time.sleep(0.02) or real(path, mode))
     found = data.load("imagenet", data_dir=folder, image_size=12)
     batches = lazy_batches.LazyBatches(found, 2, seed=None, workers=0)  # the test images, of which the last is bad
-    with pytest.raises(ValueError, match="3 of the first 7 of 23 image files cannot be read: .*val/emu/bad") as told:
+    with pytest.raises(ValueError, match=r"3 of the first 7 of 23 image files cannot be read: .*val/emu/bad") as told:
         list(batches)
     assert "train/cat/bad.png" in str(told.value) and "zz.jpg" not in str(told.value)
 

@@ -86,12 +86,18 @@ def test_test_is_taken_before_val_and_what_is_not_read_is_said(tmp_path, caplog)
         (splits("fold1", "fold2"), "fold1/, fold2/ .*all have the folders cat/, dog/, as splits have"),
         ({**splits("train", "test"), **splits("Training", "val")}, "has Training/, train/: which of them"),
         ({**splits("train", "valid"), "val/cat": 1}, "has val/, valid/: which of them"),
-        ({"set/train/cat": 2, "set/train/dog": 2, "set/test/cat": 2, "docs/img": 1}, "set has test/, train/, which are"),
+        (
+            {"set/train/cat": 2, "set/train/dog": 2, "set/test/cat": 2, "docs/img": 1},
+            "set has test/, train/, which are",
+        ),
         ({"cat/train": 3, "cat/test": 2, "dog/train": 3, "dog/test": 2}, "cat has test/, train/, which are splits"),
         ({"train": 5, "test": 3}, "test/, train/ .*hold images, but no class folders"),
         ({"train": 5, "test": 3, "csv": 0}, "test/, train/ .*hold images, but no class folders"),
         ({"test/cat": 5, "test/dog": 3}, "train is not; seen: test/"),
-        ({"train": 5, "test/cat": 5, "test/dog": 3}, "train is not; seen: test/, train/; no class folders are in train/"),
+        (
+            {"train": 5, "test/cat": 5, "test/dog": 3},
+            "train is not; seen: test/, train/; no class folders are in train/",
+        ),
     ],
 )
 def test_what_looks_like_splits_and_is_not_known_is_told(tmp_path, spec, said):
