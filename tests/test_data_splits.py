@@ -121,6 +121,16 @@ def test_classes_of_any_name(tmp_path, spec):
     assert train + test == sum(spec.values())
 
 
+def test_images_outside_of_class_folders_are_told(tmp_path, caplog):
+    root = tree(tmp_path, {**splits("train", "test"), "train": 2})
+    assert loaded(root) == (("cat", "dog"), 10, 3)
+    assert "train: 2 images are in no class folder and not read: 0.png" in caplog.text
+    shutil.rmtree(root / "test")
+    assert loaded(root) == (("cat", "dog"), 8, 2)
+    tree(root, {"": 1, "bus": 4, "plane": 4})  # now it is one of three classes
+    assert loaded(root) == (("bus", "plane", "train"), 16, 4)
+
+
 def test_kinds():
     for name in ("train", "Training", "TRAIN_SET", "training data", "trainset", "train-images"):
         assert split_folders.kind_of(name) == "train"

@@ -96,6 +96,18 @@ def test_all_ranks_end_equal_and_a_stopped_run_resumes_to_the_same_end(pools, tm
     assert names == {".lock", "checkpoint.pt", "checkpoint.prev.pt", "metrics.csv", "student.pt"} | banks
 
 
+def test_images_that_join_the_batch_before_are_trained_on_and_resumed(pools, tmp_path):
+    """44 images in batches of 21: each of two processes would get one of the last 2. They make the last batch 23."""
+    options = {**REPLICATED, "batch_size": 21}
+    whole, *_ = pools[2].run(train, tmp_path / "whole", "wcord", options)
+    pools[2].run(train, tmp_path / "stopped", "wcord", options, True)
+    (history, state), *_ = pools[2].run(train, tmp_path / "stopped", "wcord", options)
+    assert values(history) == values(whole[0]) and [row["epoch"] for row in history] == [1, 2]
+    assert_same(state, whole[1])
+    step = state["method"]["wcord.contrast.sampler.state"].tolist()
+    assert 2 * 2 in step  # two batches in each of two epochs
+
+
 def test_the_joined_epoch_is_that_of_one_process():
     for world in (2, 3, 5):
         parts = [TrainBatches(dataset(), 16, seed=3, part=(r, world)) for r in range(world)]
