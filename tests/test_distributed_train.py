@@ -43,6 +43,7 @@ def whole_state(run):
     for name, bank in shards._sharded(run.method).items():
         parts = [None] * ranks().world
         torch.distributed.all_gather_object(parts, bank.rows) if ranks().world > 1 else parts.__setitem__(0, bank.rows)
+        assert hasattr(method[f"{name}.rows"], "to_local") or ranks().world == 1
         method[f"{name}.rows"] = torch.cat(parts)
     return {"student": run.student.state_dict(), "method": method}
 

@@ -19,10 +19,12 @@ class StateModule(nn.Module):
     - Buffers made on meta hold none after `to_empty`. Using them raises, until `reset_parameters` of this module has
       made them, or a state dict, or anything else, has written them.
     - `constants` are buffers that a cast leaves alone and `to_empty` does not lose: they follow buffer `beside`.
+    - `scratch` are those that begin as zeros and mean nothing between calls.
     - `wide` are floating buffers that a cast of the module never makes narrower than fp32.
     """
 
     wide: tuple[str, ...] = ()
+    scratch: ClassVar[tuple[str, ...]] = ()
     constants: tuple[str, ...] = ()
     beside: ClassVar[str] = ""
 
@@ -72,7 +74,8 @@ class StateModule(nn.Module):
     def _apply(self, fn, recurse=True):
         buffers: dict[str, Any] = self._buffers
         before = dict(buffers)
-        kept = {name: buffers.pop(name) for name in self.constants}
+        kept = {name: buffers[name] for name in self.constants}
+        buffers.update(dict.fromkeys(kept))  # None is left alone, and keeps its place
         super()._apply(fn, recurse)
         for name in self.wide:
             old, new = before[name], buffers[name]
@@ -83,7 +86,10 @@ class StateModule(nn.Module):
         for name, value in buffers.items():
             old = before[name]
             if value is not None and old.is_meta and not value.is_meta:
-                self._empty[name] = value, _writes(value)
+                if name in self.scratch:
+                    value.zero_()
+                else:
+                    self._empty[name] = value, _writes(value)
         return self
 
     def _load_from_state_dict(self, *args):

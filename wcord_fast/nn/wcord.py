@@ -61,6 +61,7 @@ class WCoRDLoss(ContrastiveLoss):
     _terms: Tensor
     _group: Tensor
     beside = "_terms"
+    scratch = ("_terms",)
 
     def __init__(
         self,
