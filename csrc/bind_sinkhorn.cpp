@@ -15,12 +15,13 @@ namespace {
 using Address = uintptr_t;
 
 template <class T>
-bool solve(const OtShape& shape, const OtOptions& options, const Address (&at)[14], int64_t budget, int threads) {
+bool solve(const OtShape& shape, const OtOptions& options, const Address (&at)[16], int64_t budget, int threads) {
   const auto in = [&](int i) { return reinterpret_cast<const T*>(at[i]); };
   const auto out = [&](int i) { return reinterpret_cast<T*>(at[i]); };
   const OtTensors<T> tensors{in(0),   in(1),   in(2),   in(3),  out(4),
                              out(5),  out(6),  out(7),  out(8), reinterpret_cast<int32_t*>(at[9]),
-                             out(10), out(11), out(12), out(13)};
+                             out(10), out(11), out(12), out(13),
+                             reinterpret_cast<const int64_t*>(at[14]), reinterpret_cast<const int64_t*>(at[15])};
   return ot_solve(shape, options, tensors, budget, threads);
 }
 
@@ -38,18 +39,18 @@ void check_real(int dtype) {
 }  // namespace
 
 void bind_sinkhorn(py::module_& m) {
-  // False: some value is not acceptable. An address of 0 is a uniform mass, or a gradient that is not wanted.
+  // False: some value is not acceptable. An address of 0 is a uniform mass, a gradient that is not wanted, or no labels.
   m.def(
       "cpu_ot_solve",
       [](int dtype, int64_t problems, int64_t n, int64_t m, int64_t dim, Address x, Address y, Address a, Address b,
          Address value, Address alpha, Address beta, Address scale, Address error, Address iterations, Address grad_x,
-         Address grad_y, Address grad_a, Address grad_b, bool cosine, bool ipot, double eps, int64_t iters, double tol,
-         bool dual, int64_t budget, int threads) {
+         Address grad_y, Address grad_a, Address grad_b, Address row_labels, Address column_labels, bool cosine,
+         bool ipot, double eps, int64_t iters, double tol, bool dual, double rho, int64_t budget, int threads) {
         check_real(dtype);
         const OtShape shape{problems, n, m, dim};
-        const OtOptions options{cosine, ipot, eps, iters, tol, dual};
-        const Address at[14] = {x,     y,     a,          b,      value,  alpha,  beta,
-                                scale, error, iterations, grad_x, grad_y, grad_a, grad_b};
+        const OtOptions options{cosine, ipot, eps, iters, tol, dual, rho};
+        const Address at[16] = {x,     y,          a,      b,      value,  alpha,  beta,       scale,
+                                error, iterations, grad_x, grad_y, grad_a, grad_b, row_labels, column_labels};
         return dtype == DTYPE_F64 ? solve<double>(shape, options, at, budget, threads)
                                   : solve<float>(shape, options, at, budget, threads);
       },

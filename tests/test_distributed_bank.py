@@ -29,6 +29,12 @@ LOSSES = {
     "nce_sn": (WCoRDLoss, {"num_negatives": 11, "labels": LABELS, "ot_scope": "global"}),
     "nce_sn sum": (WCoRDLoss, {"num_negatives": 11, "ot_scope": "global", "lckt_reduction": "sum", "lambda_lckt": 1.0}),
     "lckt": (WCoRDLoss, {"lambda_gckt": 0, "ot_scope": "global", "lckt_features": "embed"}),
+    "lckt prior": (WCoRDLoss, {"lambda_gckt": 0, "lambda_lckt": 1.0, "ot_scope": "global",
+                               "lckt_pairs": "prior", "lckt_center": "batch", "ot_solver": "sinkhorn", "ot_eps": 0.2}),
+    "lckt class": (WCoRDLoss, {"lambda_gckt": 0, "lambda_lckt": 1.0, "ot_scope": "global", "labels": LABELS,
+                               "lckt_pairs": "prior", "lckt_pairs_by": "class", "lckt_rho": 0.5}),
+    "lckt only": (WCoRDLoss, {"lambda_gckt": 0, "lambda_lckt": 1.0, "ot_scope": "global", "lckt_features": "mapped",
+                              "lckt_pairs": "only"}),
     "dual batch": (WCoRDLoss, {"critic": "dual", "labels": LABELS, "ot_scope": "global"}),
     "dual bank": (WCoRDLoss, {"critic": "dual", "negatives": "bank", "num_negatives": "all", "labels": LABELS,
                               "ot_scope": "global"}),
@@ -36,6 +42,7 @@ LOSSES = {
                               "ot_scope": "global"}),
     "dual all self": (WCoRDLoss, {"critic": "dual", "negatives": "bank", "num_negatives": "all", "ot_scope": "global"}),
 }  # fmt: skip
+BANKLESS = ("lckt", "lckt prior", "lckt class", "lckt only", "dual batch")
 
 
 @pytest.fixture(scope="module", params=[2, 3])
@@ -128,12 +135,12 @@ def test_replicas_equal_one_another_to_the_bit_and_one_process(pool, name):
 def assert_holds_what_must_be_equal(name, state):
     """What the checks above have compared between the ranks is the state that there is to compare."""
     kept = {key.rsplit(".", 1)[-1] for key in state}
-    assert {"log_z", "state", "rows"} <= kept or name in ("lckt", "dual batch")
+    assert {"log_z", "state", "rows"} <= kept or name in BANKLESS
     assert {"u", "v"} <= kept or name.startswith("crd")
     assert ("class sums of contrast.memory_v1" in state) == (name in ("dual bank", "dual all self"))
 
 
-@pytest.mark.parametrize("name", [n for n in LOSSES if n not in ("lckt", "dual batch")])
+@pytest.mark.parametrize("name", [n for n in LOSSES if n not in BANKLESS])
 def test_shards_equal_one_process(pool, name):
     state, states = assert_equals_one_process(pool, name, {"shard": "rank"})
     for key, value in state.items():

@@ -14,6 +14,7 @@ import torch
 from wcord_fast.data import TrainBatches
 from wcord_fast.distributed import ranks
 from wcord_fast.train import loop, shards
+from wcord_fast.train.banks import fill_banks
 from wcord_fast.train.checkpoint import CheckpointError, load
 from wcord_fast.train.files import OutputError
 
@@ -22,6 +23,7 @@ from .train_tiny import TRAIN, dataset, make_run
 
 SHARDED = {"wcord": {"num_negatives": 9, "feat_dim": 16, "shard": "rank"}}
 REPLICATED = {"wcord": {"num_negatives": 9, "feat_dim": 16, "ot_scope": "global"}}
+TUNED = {"init_banks": True, "ramp_gckt": 0.5, "z": "ramp", "lckt_pairs": "prior", "lckt_features": "mapped"}
 BANK = "wcord.contrast.memory_v1.rows"
 
 
@@ -80,7 +82,11 @@ def assert_same(one, other):
             assert torch.equal(value.nan_to_num(), other[part][key].nan_to_num()), (part, key)
 
 
-@pytest.mark.parametrize("options", [REPLICATED, SHARDED], ids=["replicated", "sharded"])
+@pytest.mark.parametrize(
+    "options",
+    [REPLICATED, SHARDED, *({"wcord": o["wcord"] | TUNED} for o in (REPLICATED, SHARDED))],
+    ids=["replicated", "sharded", "replicated, tuned", "sharded, tuned"],
+)
 @pytest.mark.parametrize("world", [2, 3])
 def test_all_ranks_end_equal_and_a_stopped_run_resumes_to_the_same_end(pools, tmp_path, world, options):
     whole = pools[world].run(train, tmp_path / "whole", "wcord", options)
@@ -93,7 +99,7 @@ def test_all_ranks_end_equal_and_a_stopped_run_resumes_to_the_same_end(pools, tm
     assert values(history) == values(whole[0][0])
     assert_same(state, whole[0][1])
     names = {p.name for p in (tmp_path / "whole").iterdir()}
-    banks = {"banks-000001", "banks-000002"} if options is SHARDED else set()
+    banks = {"banks-000001", "banks-000002"} if "shard" in options["wcord"] else set()
     assert names == {".lock", "checkpoint.pt", "checkpoint.prev.pt", "metrics.csv", "student.pt"} | banks
 
 
@@ -125,6 +131,27 @@ def test_the_joined_epoch_is_that_of_one_process():
     assert TRAIN == 44 and len(three[0].whole()) == 3
     with pytest.raises(ValueError, match="batch_size"):
         TrainBatches(dataset(), 2, seed=0, part=(0, 3))
+
+
+def filled(options):
+    """The banks [44, 16] after they have been filled, before training; 44 images in batches of 16, the last of 12."""
+    logging.disable(logging.CRITICAL)
+    run = make_run("unused", "wcord", batch_size=14, **options)  # a last batch of 2, less than 3 ranks
+    run.method.eval()
+    fill_banks(run, run.teacher)
+    logging.disable(logging.NOTSET)
+    return {name: rows for name, rows in whole_state(run)["method"].items() if "memory" in name}
+
+
+@pytest.mark.parametrize("options", [REPLICATED, SHARDED], ids=["replicated", "sharded"])
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_filled_banks_are_those_of_one_process(pools, world, options):
+    one, everyone = filled({"wcord": REPLICATED["wcord"]}), pools[world].run(filled, options)
+    assert len(one) == 2
+    for banks in everyone:
+        for name, rows in banks.items():
+            torch.testing.assert_close(rows, one[name], atol=1e-5, rtol=1e-4)
+            assert torch.equal(rows, everyone[0][name])
 
 
 def resumed(directory, options):

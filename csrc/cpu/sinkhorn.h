@@ -15,7 +15,8 @@ struct OtOptions {
   double eps;
   int64_t iters;
   double tol;  // < 0: never tested
-  bool dual;   // value = <P, C> + eps * sum P log(P / ab), else <P, C>
+  bool dual;   // value = <P, C> + eps * sum P log(P / R), R = ab without pairs; else <P, C>
+  double rho;  // of R's mass on the pairs, in [0, 1)
 };
 
 // All contiguous, of the solve's REAL. A null mass is uniform; a null gradient is not wanted.
@@ -35,6 +36,8 @@ struct OtTensors {
   T* grad_y;            // [G, m, d]
   T* grad_a;            // [G, n]
   T* grad_b;            // [G, m]
+  const int64_t* row_labels;     // [G, n] rows and columns of equal label are pairs, a negative one has none; or null
+  const int64_t* column_labels;  // [G, m]
 };
 
 // Where a problem's n x m matrix lives: stored (one matrix per thread that solves a problem of its own), or not at all,

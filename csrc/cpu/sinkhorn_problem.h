@@ -4,6 +4,7 @@
 #include <atomic>
 
 #include "sinkhorn.h"
+#include "sinkhorn_pairs.h"
 #include "sinkhorn_side.h"
 
 namespace wcf {
@@ -39,6 +40,7 @@ struct Problem {
   bool* row_safe;                               // [2, MOST_CHUNKS]
   bool* column_safe;                            // [blocks]
   std::atomic<bool>* bad;
+  Pairs<T> pairs;
 
   Problem(const OtOptions& solve, const Wanted& wanted, bool stored)
       : kernel(kernels<T>()), options(solve), want(wanted), resident(stored) {}
@@ -96,7 +98,10 @@ struct Problem {
       new (bad) std::atomic<bool>(false);
       x.read_masses(tensors.x + at * x.n * dim, tensors.a ? tensors.a + at * x.n : nullptr);
       y.read_masses(tensors.y + at * y.n * dim, tensors.b ? tensors.b + at * y.n : nullptr);
-      if (x.good && y.good) chunks_of(x.groups), blocks = (y.ld + BLOCK - 1) / BLOCK;
+      if (x.good && y.good) {
+        chunks_of(x.groups), blocks = (y.ld + BLOCK - 1) / BLOCK;
+        find_pairs(tensors, at);
+      }
     }
     team.barrier();
     if (!x.good || !y.good) return false;
@@ -111,6 +116,15 @@ struct Problem {
     }
     return !*bad;
   }
+
+  void find_pairs(const OtTensors<T>& tensors, int64_t at) {
+    const bool given = tensors.row_labels != nullptr;
+    pairs.find(x, given ? tensors.row_labels + at * x.n : nullptr, y, given ? tensors.column_labels + at * y.n : nullptr,
+               options.rho, want.y && !resident, resident && options.ipot);
+  }
+
+  // By how much the pairs are cheaper at scale s.
+  T bonus(double s) const { return static_cast<T>(pairs.kappa / s); }
 
   // Panels of `side` as the columns of a cost, into `packed`.
   void pack_cost(const Team& team, const Side<T>& side) {
@@ -137,9 +151,10 @@ struct Problem {
   T* strip_of(const Team& team) const { return matrix + team.rank * strip_rows * stride; }
 
   // work(chunk, strip, first row, rows) for every strip of the cost (or of what has become of it), then a barrier.
-  // Backwards in every other sweep, so that a sweep begins with what the one before it has left in the cache.
+  // Backwards in every other sweep, so that a sweep begins with what the one before it has left in the cache. The pairs of
+  // a recomputed strip are `by` cheaper.
   template <class F>
-  void each_strip(const Team& team, F work, bool backwards = false) {
+  void each_strip(const Team& team, F work, bool backwards = false, T by = 0) {
     const auto on_chunk = [&](int64_t chunk) {
       const int64_t first = chunk * chunk_rows, last = std::min(first + chunk_rows, x.groups);
       if (resident) {
@@ -150,6 +165,7 @@ struct Problem {
       for (int64_t i = first; i < last; i += strip_rows) {
         const int64_t rows = std::min(strip_rows, last - i);
         cost(team, x.features + i * dim, rows, y.ld, stride, strip);
+        if (by != 0) pairs.lower(pairs.of_rows, strip, stride, i, rows, by);
         work(chunk, strip, i, rows);
       }
     };

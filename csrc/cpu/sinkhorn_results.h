@@ -48,8 +48,9 @@ struct Results {
     const OtOptions& o = p.options;
     const State& state = iteration.state;
     const T s = iteration.scale();
-    const bool keep = p.want.x || p.want.y, columns = o.dual || (keep && !o.cosine);
-    p.each_strip(team, [&](int64_t chunk, T* strip, int64_t i, int64_t rows) {
+    const bool paired = p.pairs.kappa > 0, wanted = p.want.x || p.want.y, keep = wanted || paired;
+    const bool columns = o.dual || (wanted && !o.cosine);
+    iteration.each_strip([&](int64_t chunk, T* strip, int64_t i, int64_t rows) {
       T* const part = columns ? p.parts + chunk * p.y.ld : nullptr;
       if (i == chunk * p.chunk_rows) {
         p.sums[chunk] = 0;
@@ -60,6 +61,8 @@ struct Results {
               ? p.kernel.finish_kernel(strip, p.stride, p.y.ld, rows, s, p.f + i, p.g, p.x.weight + i, p.r + i,
                                        p.q[state.flip], keep, p.row_sum + i, part)
               : p.kernel.finish_cost(strip, p.stride, p.y.ld, rows, s, p.alpha + i, p.beta, keep, p.row_sum + i, part);
+      // The solve's cost is bonus lower on the pairs than the one that is reported.
+      if (paired) p.sums[chunk] += p.pairs.mass(strip, p.stride, i, rows) * p.pairs.kappa / state.scale;
       if (p.want.x) row_gradient(strip, i, rows, p.x, p.row_sum, p.y, packed_y(), grad_x());
     });
     if (!columns) return;
@@ -109,6 +112,7 @@ struct Results {
       const int64_t j = number * p.strip_rows, rows = std::min(p.strip_rows, p.y.groups - j);
       T* const strip = p.strip_of(team);
       p.cost(team, p.y.features + j * p.dim, rows, p.x.ld, p.stride, strip);
+      if (p.pairs.kappa > 0) p.pairs.lower(p.pairs.of_columns, strip, p.stride, j, rows, p.bonus(iteration.state.scale));
       p.kernel.finish_cost(strip, p.stride, p.x.ld, rows, s, p.beta + j, p.alpha, true, p.column_sum + j, nullptr);
       row_gradient(strip, j, rows, p.y, p.column_sum, p.x, p.packed_y, grad_y());
     });
@@ -151,6 +155,7 @@ struct Results {
     if (o.dual) {
       dual = potentials_of(p.x, p.alpha, p.row_sum, p.want.a ? dual_gradient(out.grad_a, p.x) : nullptr) +
              potentials_of(p.y, p.beta, p.column_sum, p.want.b ? dual_gradient(out.grad_b, p.y) : nullptr);
+      if (p.pairs.kappa > 0) dual -= std::log1p(-o.rho) * o.eps;  // R is that much below a b^T
     }
     out.value[at] = static_cast<T>(o.dual ? dual : value);
     out.error[at] = static_cast<T>(error);

@@ -66,6 +66,13 @@ class TrainBatches(Parts):
         """
         return self._batches(*self.place(epoch, start))
 
+    def once(self) -> Iterator[Batch]:
+        """Every training image once, in their order and not augmented; this rank's part of it, see `in_order`."""
+        data = self.dataset
+        for at in self.in_order():
+            index = torch.arange(at.start, at.stop, device=data.device)
+            yield Batch(self.normalise(data.train_images[at]), data.train_labels[at], index)
+
     def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
         data, device = self.dataset, self.dataset.device
         n = len(data.train_labels)

@@ -79,16 +79,16 @@ def middle(image: Image.Image, size: int) -> Image.Image:
 
 
 class _Rows:
-    """The rows of every batch from `start` on, made when the loader asks for them."""
+    """The rows of batches that take these parts of an order, made when the loader asks for them."""
 
-    def __init__(self, parts: Parts, order: np.ndarray, start: int) -> None:
-        self.parts, self.order, self.start = parts, order, start
+    def __init__(self, parts: list[slice], order: np.ndarray) -> None:
+        self.parts, self.order = parts, order
 
     def __len__(self) -> int:
-        return len(self.parts) - self.start
+        return len(self.parts)
 
     def __iter__(self) -> Iterator[list[int]]:
-        return (self.order[self.parts.rows(i)].tolist() for i in range(self.start, len(self.parts)))
+        return (self.order[part].tolist() for part in self.parts)
 
 
 class LazyBatches(Parts):
@@ -127,26 +127,33 @@ class LazyBatches(Parts):
             raise ValueError("seed: expected a number for training batches, got None")
         epoch, start = self.place(epoch, start)
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.labels))
-        return self._batches(self.dataset.train_files, order, start, (self.seed, epoch))
+        return self._batches(self.dataset.train_files, _Rows(self._parts(start), order), (self.seed, epoch))
+
+    def once(self) -> Iterator[Batch]:
+        """Every training image once, in their order and not augmented; this rank's part of it, see `in_order`."""
+        if self.seed is None:
+            raise ValueError("seed: expected a number for training batches, got None")
+        return self._batches(self.dataset.train_files, _Rows(self.in_order(), np.arange(len(self.labels))), None)
 
     def __iter__(self) -> Iterator[Batch]:
         if self.seed is not None:
             raise TypeError("training batches come by epoch: iterate over epoch(0), epoch(1), ...")
-        return self._batches(self.dataset.test_files, np.arange(len(self.dataset.test_files)), 0, None)
+        return self._batches(self.dataset.test_files, _Rows(self._parts(0), np.arange(len(self.labels))), None)
 
-    def _batches(
-        self, files: tuple[str, ...], order: np.ndarray, start: int, seed: tuple[int, int] | None
-    ) -> Iterator[Batch]:
+    def _parts(self, start: int) -> list[slice]:
+        return [self.rows(i) for i in range(start, len(self))]
+
+    def _batches(self, files: tuple[str, ...], rows: _Rows, seed: tuple[int, int] | None) -> Iterator[Batch]:
         data = self.dataset
         loader = DataLoader(
             _Images(files, data.image_size[0], seed),
-            batch_sampler=_Rows(self, order, start),
-            num_workers=min(self.workers, len(self) - start),
+            batch_sampler=rows,
+            num_workers=min(self.workers, len(rows)),
             pin_memory=data.device.type == "cuda",
             generator=torch.Generator(),  # the loader's draw of a base seed leaves torch's generator alone
         )
-        for pixels, rows in self._told(loader):
-            yield self._batch(pixels, rows)
+        for pixels, index in self._told(loader):
+            yield self._batch(pixels, index)
 
     def _batch(self, pixels: Tensor, rows: Tensor) -> Batch:
         device = self.dataset.device

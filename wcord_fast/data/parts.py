@@ -70,6 +70,12 @@ class Parts:
         batches.rank, batches.world = 0, 1
         return batches
 
+    def in_order(self) -> list[slice]:
+        """This rank's part of each batch of all images in their order; none is left out, with `drop_last` neither."""
+        every = copy(self)
+        every.drop_last = False
+        return [every.rows(i) for i in range(len(every))]
+
     def place(self, epoch: int, start: int) -> tuple[int, int]:
         """A place in training, checked: epoch `epoch` (from 0), batch number `start` of it (its end included)."""
         epoch, start = checks.integer("epoch", epoch, least=0), checks.integer("start", start, least=0)

@@ -237,6 +237,12 @@ class ContrastiveLoss(StateModule):
             anchors = torch.stack((self.embed_s(f_s), self.embed_t(f_t)))
             self.contrast.update_(anchors, idx, join(anchors, idx) if ranks().world > 1 else None, momentum=0.0)
 
+    def reset_z(self) -> None:
+        """Forget log Z: the next training batch estimates it anew, as after a ramp of the weight. A loss without a bank
+        has none."""
+        if self.contrast is not None:
+            self.contrast.log_z.fill_(math.nan)
+
     def reset_parameters(self) -> None:
         """As when it was made: the banks from their seed, the embeddings from torch's default generator.
 

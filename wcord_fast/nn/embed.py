@@ -40,6 +40,13 @@ class Embed(nn.Module):
             found = self.linear(features.flatten(1), frozen_too)
             return tuple(map(self._normed, found)) if frozen_too else self._normed(found)
 
+    @torch.no_grad()
+    def frozen(self, features: Tensor) -> Tensor:
+        """The embedding of eval mode, without gradient, in any mode."""
+        with autocast_off(features.device):
+            weight, bias = self.linear.frozen()
+            return self._normed(nn.functional.linear(features.flatten(1).to(weight.dtype), weight, bias))
+
     def frozen_weight(self) -> Tensor:
         """W (over sigma) as it is, detached, without a power iteration."""
         return self.linear.frozen()[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ class Workbench:
                 "train_images": len(self.data.train_labels),
                 "fingerprint": self.data.fingerprint,
             },
-            "method": {"name": method, **asdict(self.config.method_options(method))},
+            "method": {"name": method, **distill.described(self.config.method_options(method))},
             "recipe": self.config.recipe(role),
         }
 

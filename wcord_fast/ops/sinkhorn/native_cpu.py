@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import checks, native_module
 from . import reference
-from .reference import Asked, Solved, accumulation_dtype
+from .reference import Asked, Pairs, Solved, accumulation_dtype
 
 DEFAULT_BUDGET = 1 << 30  # bytes of stored matrices: n = m = 16384 in fp32
 
@@ -24,6 +24,7 @@ def solve_op(
     a: Tensor | None,  # [n] or [G, n]; None is uniform
     b: Tensor | None,  # [m] or [G, m]
     asked: Asked,
+    pairs: Pairs | None = None,
 ) -> Solved:
     """As `reference.ot_solve`, in x's leading shape, and raising what `reference.flag_inputs` raises.
 
@@ -33,6 +34,7 @@ def solve_op(
     x, y = _ready(x, dtype), _ready(y, dtype)
     a, b = a if a is None else _ready(a, dtype), b if b is None else _ready(b, dtype)
     g, n, m, d = x.shape[:-2], x.shape[-2], y.shape[-2], x.shape[-1]
+    labels = () if pairs is None else (pairs.rows.contiguous(), pairs.columns.contiguous())
     solved = reference.unwritten(x, g, n, m, d, asked)
     fine = native_module.module().cpu_ot_solve(
         native_module.DTYPES[dtype],
@@ -45,12 +47,14 @@ def solve_op(
         0 if a is None else a.data_ptr(),
         0 if b is None else b.data_ptr(),
         *[t.data_ptr() for t in solved],  # 0 for a gradient that is not needed: it is empty
+        *([t.data_ptr() for t in labels] or (0, 0)),
         asked.cost == "cosine",
         asked.solver == "ipot",
         asked.eps,
         asked.iters,
         -1.0 if asked.tol is None else asked.tol,
         asked.value == "dual",
+        0.0 if pairs is None else pairs.rho,
         budget(),
         native_module.threads(),
     )
