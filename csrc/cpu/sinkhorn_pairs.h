@@ -100,9 +100,8 @@ struct Pairs {
   // What a strip of the plan has on the pairs.
   double mass(const T* plan, int64_t stride, int64_t i, int64_t rows) const {
     double sum = 0;
-    of_rows.each(i, rows, [&](int64_t k, int64_t j, int64_t) {
-      sum += static_cast<double>(plan[(k - i) * stride + j]);
-    });
+    of_rows.each(i, rows,
+                 [&](int64_t k, int64_t j, int64_t) { sum += static_cast<double>(plan[(k - i) * stride + j]); });
     return sum;
   }
 };

@@ -1,7 +1,7 @@
-#include "bank_set.h"
+#include "simd_kernels.h"
 
 #define WCF_AVX2 0
 #define WCF_AVX512 0
 namespace wcf::portable {
-#include "bank_set.inl"
+#include "simd_kernels.inl"
 }

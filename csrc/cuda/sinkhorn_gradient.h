@@ -1,6 +1,6 @@
-// sum_j P_ij dC_ij / dx_i, for the rows of either side.
+// What makes the gradient: sum_j P_ij dC_ij / dx_i, for the rows of either side.
 #pragma once
-#include "sinkhorn_tile.h"
+#include "sinkhorn_cost.h"
 
 namespace wcf::ot {
 
@@ -139,7 +139,7 @@ __device__ __forceinline__ void project(const Side<Real>& s, int dim, int dim_pa
 
 template <bool TRANSPOSED, class Real>
 __device__ __forceinline__ void gradient(const Args<Real>& args, const Side<Real>& s, Real* work) {
-  if (args.cost == SQEUCLIDEAN) {
+  if (args.cost == OT_SQEUCLIDEAN) {
     gradient_sums<TRANSPOSED, true>(s, args.dim, args.dim_pad, work);
   } else {
     gradient_sums<TRANSPOSED, false>(s, args.dim, args.dim_pad, work);
@@ -147,6 +147,41 @@ __device__ __forceinline__ void gradient(const Args<Real>& args, const Side<Real
     project(s, args.dim, args.dim_pad);
   }
   __syncthreads();
+}
+
+// The gradient of the strip's rows of x, from P in the strip.
+template <class Real>
+__device__ __forceinline__ void gradient_of_x(const Args<Real>& args, const Tile<Real>& t, const Real* scratch,
+                                              int64_t g) {
+  Side<Real> side;
+  side.plan = t.cost;
+  side.ld = side.others = t.ld;
+  side.own = scratch + args.in.unit_x + static_cast<int64_t>(t.first_row) * args.dim_pad;
+  side.other = scratch + args.in.unit_y;
+  side.factor = scratch + args.in.factor_x + 2 * t.first_row;
+  side.out = args.grad_x + (g * args.n + t.first_row) * args.dim;
+  side.rows = t.rows;
+  side.first = 0;
+  side.step = 1;
+  gradient<false>(args, side, t.work);
+}
+
+// The gradient of this block's rows of y, from the whole P [n, ld].
+template <class Real>
+__device__ __forceinline__ void gradient_of_y(const Args<Real>& args, const Tile<Real>& t, const Real* scratch,
+                                              const Real* plan, int64_t g, int block, int blocks) {
+  Side<Real> side;
+  side.plan = plan;
+  side.ld = t.ld;
+  side.others = args.n;
+  side.own = scratch + args.in.unit_y;
+  side.other = scratch + args.in.unit_x;
+  side.factor = scratch + args.in.factor_y;
+  side.out = args.grad_y + g * args.m * args.dim;
+  side.rows = args.m;
+  side.first = block;
+  side.step = blocks;
+  gradient<true>(args, side, t.work);
 }
 
 }  // namespace wcf::ot

@@ -1,18 +1,18 @@
 // The scored rows of one anchor, block by block, whatever they come from.
 #pragma once
-#include "bank_ops.h"
-#include "draw_block.h"
+#include "../common/negatives.h"
+#include "simd_kernels.h"
 
 namespace wcf {
 
 // The rows of one anchor, numbered 0 .. count-1.
-class RowSource {
+class NegativeReader {
  public:
-  RowSource(const BankArgs& a, int64_t b) : args_(a), b_(b), count_(a.draws.num_draws) {
-    if (a.rows == ROWS_POOL) {
+  NegativeReader(const NegativeSpec& a, int64_t b) : args_(a), b_(b), count_(a.draws.num_draws) {
+    if (a.negatives == NEGATIVES_POOL) {
       drawer_.pool = anchor_pool(a.draws, index_at(a.draws.index, a.draws.index_bytes, b));
       count_ = drawer_.pool.size;
-    } else if (a.rows == ROWS_DRAWN) {
+    } else if (a.negatives == NEGATIVES_DRAWN) {
       drawer_open_with_keys(a.draws, b, &drawer_);
       if (drawer_.mode == MODE_INVALID) count_ = -1;
     }
@@ -22,9 +22,9 @@ class RowSource {
 
   // out [n] <- rows k .. k+n-1; k even, n <= DRAW_BLOCK.
   void read(int64_t k, int n, uint32_t* out) const {
-    if (args_.rows == ROWS_DRAWN) {
-      draw_block_(drawer_, k, n, out);
-    } else if (args_.rows == ROWS_POOL) {
+    if (args_.negatives == NEGATIVES_DRAWN) {
+      kernels_.draw_block(drawer_, k, n, out);
+    } else if (args_.negatives == NEGATIVES_POOL) {
       for (int i = 0; i < n; ++i) out[i] = static_cast<uint32_t>(pool_row(drawer_.pool, k + i));
     } else {
       const int64_t at = b_ * args_.given_stride + k;
@@ -33,10 +33,10 @@ class RowSource {
   }
 
  private:
-  const BankArgs& args_;
+  const NegativeSpec& args_;
   int64_t b_, count_;
   Drawer drawer_;
-  decltype(pick_draw_block()) draw_block_ = pick_draw_block();
+  const SimdKernels& kernels_ = simd_kernels();
 };
 
 }  // namespace wcf

@@ -1,13 +1,13 @@
 // The gather plan for whatever bank_gather.cu does not take: any D, fp64, rows that do not lie on 16-byte boundaries.
 //
-// A block walks its split in tiles of 256 draws: one draw per thread, then one warp per row for the scores, then one
+// A block takes its split in tiles of 256 draws: one draw per thread, then one warp per row for the scores, then one
 // thread per column for the gradient, which runs down the tile's rows. So each row is read twice, the second time from
 // L1 or L2, in coalesced pieces of one element per lane: several times the instructions of the other kernel. The
 // gradient is kept in the split's own row of scratch, one update per tile and column, so no memory on chip limits D.
 // Where the banks are a part of the N rows, a tile is what they hold of 256 draws, in their order; for whole banks that
 // costs one comparison of two arguments per tile.
 #include "cuda.h"
-#include "gather.h"
+#include "bank_gather.h"
 
 namespace wcf {
 namespace {
@@ -15,8 +15,8 @@ namespace {
 constexpr int TILE = GATHER_THREADS;
 
 template <class Real>
-struct AnyShared {
-  Walk walk;
+struct GeneralShared {
+  NegativeReader reader;
   uint32_t rows[TILE];
   int32_t held[GATHER_WARPS];  // rows of the tile from each warp's draws
   Real slope[TILE];
@@ -24,17 +24,18 @@ struct AnyShared {
   Tally<Real> tally[GATHER_WARPS];
 };
 
-// Rows k, k + 1, .. k + n - 1 of the walk of anchor b that the banks hold, to sh->rows: returns how many those are.
+// Rows k, k + 1, .. k + n - 1 of the negatives of anchor b that the banks hold, to sh->rows: returns how many those
+// are.
 template <class Real>
-__device__ __forceinline__ int read_rows(const WalkArgs& a, AnyShared<Real>* sh, int64_t b, int64_t k, int n,
+__device__ __forceinline__ int read_rows(const NegativeSpec& a, GeneralShared<Real>* sh, int64_t b, int64_t k, int n,
                                          bool* bad) {
   const int t = threadIdx.x, lane = t % WARP, warp = t / WARP;
-  if (!a.part()) {
-    if (t < n) sh->rows[t] = walk_row(a, sh->walk, b, k + t, bad);
+  if (!is_part(a)) {
+    if (t < n) sh->rows[t] = reader_row(a, sh->reader, b, k + t, bad);
     return n;
   }
   uint32_t local = 0;
-  const bool held = t < n && walk_local(a, sh->walk, b, k + t, &local, bad);
+  const bool held = t < n && reader_local(a, sh->reader, b, k + t, &local, bad);
   const unsigned who = __ballot_sync(FULL_WARP, held);
   if (lane == 0) sh->held[warp] = __popc(who);
   __syncthreads();
@@ -49,7 +50,7 @@ __device__ __forceinline__ int read_rows(const WalkArgs& a, AnyShared<Real>* sh,
 
 // The score of this thread's draw of the tile's n, one warp per row; 0 from n on.
 template <class Bank, class Real>
-__device__ __forceinline__ Real tile_score(const AnyShared<Real>* sh, const Bank* bank, int64_t stride, int n,
+__device__ __forceinline__ Real tile_score(const GeneralShared<Real>* sh, const Bank* bank, int64_t stride, int n,
                                            int64_t dim, const Real* anchor) {
   const int lane = threadIdx.x % WARP, base = threadIdx.x - lane;
   Real score = 0;
@@ -66,7 +67,7 @@ __device__ __forceinline__ Real tile_score(const AnyShared<Real>* sh, const Bank
 // Adds sum_j slope[j] * row[j] to grad [D] (this block's own). Narrow rows leave threads over: they share out the draws
 // and are added up in order.
 template <class Bank, class Real>
-__device__ __forceinline__ void add_rows(AnyShared<Real>* sh, const Bank* bank, int64_t stride, int n, int64_t dim,
+__device__ __forceinline__ void add_rows(GeneralShared<Real>* sh, const Bank* bank, int64_t stride, int n, int64_t dim,
                                          Real* grad) {
   int columns = 1;
   while (columns < TILE && columns < dim) columns *= 2;
@@ -90,34 +91,35 @@ __device__ __forceinline__ void add_rows(AnyShared<Real>* sh, const Bank* bank, 
 
 // grid = B * splits.
 template <class Bank, class Real>
-__global__ void __launch_bounds__(GATHER_THREADS, 3) gather_any_kernel(GatherArgs a) {
+__global__ void __launch_bounds__(GATHER_THREADS, 3) gather_general_kernel(BankScore a) {
   if (nothing_to_do<Real>(a)) return;
-  AnyShared<Real>* const sh = shared_ptr<AnyShared<Real>>(0);
-  const int64_t b = blockIdx.x / a.splits, split = blockIdx.x % a.splits, num_anchors = a.walk.draw.num_anchors;
-  walk_open(a.walk, b, &sh->walk);
-  if (sh->walk.kind == WALK_INVALID) {
-    if (threadIdx.x == 0) report(FLAG_INDEX, a.status);
+  GeneralShared<Real>* const sh = shared_ptr<GeneralShared<Real>>(0);
+  const int64_t b = blockIdx.x / a.splits, split = blockIdx.x % a.splits, num_anchors = a.rows.draws.num_anchors;
+  reader_open(a.rows, b, &sh->reader);
+  if (sh->reader.kind == NEGATIVES_INVALID) {
+    if (threadIdx.x == 0) report(FLAG_INDEX, a.flags);
     poison_split<Real>(a, b, split);
     return;
   }
   const int t = threadIdx.x, lane = t % WARP, warp = t / WARP;
   const int64_t first = split * a.chunk;
-  const int64_t steps = walk_steps(a.walk, sh->walk), last = first + a.chunk < steps ? first + a.chunk : steps;
+  const int64_t steps = reader_steps(a.rows, sh->reader), last = first + a.chunk < steps ? first + a.chunk : steps;
   const Real inverse_tau = static_cast<Real>(1.0 / a.temperature);
   const auto slot = [&](int s) { return (s * num_anchors + b) * a.splits + split; };
   const auto anchor_of = [&](int s) { return static_cast<const Real*>(a.anchors) + (s * num_anchors + b) * a.dim; };
   const auto grad_of = [&](int s) { return static_cast<Real*>(a.partial_grad) + slot(s) * a.dim; };
   Real offset[MAX_DIRECTIONS] = {};
-  Tally<Real> tally[MAX_DIRECTIONS] = {tally_empty<Real>(a.score), tally_empty<Real>(a.score)};
+  Tally<Real> tally[MAX_DIRECTIONS] = {tally_empty<Real>(a.op), tally_empty<Real>(a.op)};
   WCF_UNROLL
   for (int s = 0; s < MAX_DIRECTIONS; ++s) {
     if (s >= a.directions) continue;
-    if (a.score == SCORE_NCE) {
-      offset[s] = static_cast<Real>(nce_offset(charged_of(a, sh->walk.count), static_cast<double>(a.walk.draw.num_data),
-                                               static_cast<const Real*>(a.log_z)[s]));
+    if (a.op == BANK_NCE) {
+      offset[s] =
+          static_cast<Real>(nce_offset(charged_of(a, sh->reader.count), static_cast<double>(a.rows.draws.num_data),
+                                       static_cast<const Real*>(a.log_z)[s], a.nce_eps));
     }
     for (int64_t d = t; d < a.dim; d += GATHER_THREADS) {
-      if (!finite(anchor_of(s)[d])) atomicOr(&sh->walk.flags, FLAG_ANCHOR << s);
+      if (!finite(anchor_of(s)[d])) atomicOr(&sh->reader.flags, FLAG_ANCHOR << s);
     }
     for (int64_t d = t; a.partial_grad && d < a.dim; d += GATHER_THREADS) grad_of(s)[d] = 0;
   }
@@ -126,15 +128,15 @@ __global__ void __launch_bounds__(GATHER_THREADS, 3) gather_any_kernel(GatherArg
     __syncthreads();  // the tile before is done with
     bool bad = false;
     const int most = last - start < TILE ? static_cast<int>(last - start) : TILE;
-    const int n = read_rows(a.walk, sh, b, start, most, &bad);
-    if (bad) atomicOr(&sh->walk.flags, FLAG_INDEX);
+    const int n = read_rows(a.rows, sh, b, start, most, &bad);
+    if (bad) atomicOr(&sh->reader.flags, FLAG_INDEX);
     WCF_UNROLL
     for (int s = 0; s < MAX_DIRECTIONS; ++s) {
       if (s >= a.directions) continue;
       const Bank* const bank = static_cast<const Bank*>(a.bank[s]);
       __syncthreads();
       const Real score = tile_score(sh, bank, a.bank_stride[s], n, a.dim, anchor_of(s));
-      if (t < n) sh->slope[t] = add_score(a.score, score, inverse_tau, offset[s], &tally[s]);
+      if (t < n) sh->slope[t] = add_score(a.op, score, inverse_tau, offset[s], &tally[s]);
       __syncthreads();
       if (a.partial_grad) add_rows(sh, bank, a.bank_stride[s], n, a.dim, grad_of(s));
     }
@@ -145,35 +147,27 @@ __global__ void __launch_bounds__(GATHER_THREADS, 3) gather_any_kernel(GatherArg
     __syncthreads();
     if (lane == 0) sh->tally[warp] = total;
     __syncthreads();
-    const bool bad = flagged(sh->walk.flags, s);
+    const bool bad = flagged(sh->reader.flags, s);
     for (int64_t d = t; bad && a.partial_grad && d < a.dim; d += GATHER_THREADS) grad_of(s)[d] = nan_of<Real>();
     if (t != 0) continue;
     Tally<Real> sum = sh->tally[0];
     for (int w = 1; w < GATHER_WARPS; ++w) sum = tally_join(sum, sh->tally[w]);
-    static_cast<Real*>(a.partial)[slot(s)] = bad ? nan_of<Real>() : tally_value(a.score, sum);
+    static_cast<Real*>(a.partial)[slot(s)] = bad ? nan_of<Real>() : tally_value(a.op, sum);
   }
-  if (t == 0) report(sh->walk.flags, a.status);
+  if (t == 0) report(sh->reader.flags, a.flags);
 }
 
 template <class Bank, class Real>
-cudaError_t launch_any(const GatherArgs& a, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(a.walk.draw.num_anchors * a.splits));
-  return launch(gather_any_kernel<Bank, Real>, grid, dim3(GATHER_THREADS), sizeof(AnyShared<Real>), stream, false, a);
+cudaError_t launch_general(const BankScore& a) {
+  const dim3 grid(static_cast<unsigned>(a.rows.draws.num_anchors * a.splits));
+  return launch(gather_general_kernel<Bank, Real>, grid, dim3(GATHER_THREADS), sizeof(GeneralShared<Real>),
+                stream_of(a.place), false, a);
 }
 
 }  // namespace
 
-cudaError_t gather_any(const GatherArgs& a, int32_t bank_dtype, bool fp64, cudaStream_t stream) {
-  cudaError_t error = cudaErrorInvalidValue;  // an unknown dtype
-  with_dtype(bank_dtype, [&](auto type) {
-    using Bank = decltype(type);
-    if (fp64) {
-      error = launch_any<Bank, double>(a, stream);
-    } else if constexpr (sizeof(Bank) < sizeof(double)) {
-      error = launch_any<Bank, float>(a, stream);
-    }
-  });
-  return error;
+cudaError_t gather_general(const BankScore& a) {
+  return with_types(a, [&](auto bank, auto real) { return launch_general<decltype(bank), decltype(real)>(a); });
 }
 
 }  // namespace wcf

@@ -1,28 +1,11 @@
-// The inputs: read, checked, widened and normalised once.
+// What makes costs: features are read, checked, widened and normalised once; then C of the strip is filled.
+//
+// Another cost, or a matrix that is given, is another `stage_cost` and `make_cost`; nothing else reads x and y but the
+// gradient (sinkhorn_gradient.h).
 #pragma once
-#include "sinkhorn_math.h"
+#include "sinkhorn_tile.h"
 
 namespace wcf::ot {
-
-template <class Real>
-__device__ __forceinline__ Real mass_of(const Real* masses, int64_t g, int count, int i) {
-  return masses ? masses[g * count + i] : static_cast<Real>(1) / static_cast<Real>(count);
-}
-
-// Status bits of a marginal [count]: by one block, `sums` [WARPS] in shared memory.
-template <class Real>
-__device__ __forceinline__ int32_t check_masses(const Real* masses, int64_t g, int count, Real* sums) {
-  if (!masses) return 0;
-  Real sum = 0;
-  bool bad = false;
-  for (int i = threadIdx.x; i < count; i += THREADS) {
-    const Real mass = masses[g * count + i];
-    bad |= !finite(mass) || mass < 0;
-    sum += mass;
-  }
-  const Real off = fabs(block_sum(warp_sum(sum), sums) - 1);
-  return bad || !(off <= static_cast<Real>(SUM_TOLERANCE)) ? BAD_MASS : 0;
-}
 
 // One number of an input of any dtype.
 template <class Real>
@@ -55,7 +38,7 @@ __device__ __forceinline__ double first_factor(double peak) {
 // Widens the rows of x and y once and, for the cosine, divides them by their length. Four rows per warp and turn, so
 // that the transposed copy of y is written 16 bytes at a time. `warp` of `warps` takes part. Returns status bits.
 template <class Real>
-__device__ __forceinline__ int32_t stage(const Args<Real>& args, Real* scratch, int64_t g, int warp, int warps) {
+__device__ __forceinline__ int32_t stage_cost(const Args<Real>& args, Real* scratch, int64_t g, int warp, int warps) {
   const int lane = threadIdx.x % WARP, dim = args.dim, dim_pad = args.dim_pad, ld = args.at.ld;
   int32_t bad = 0;
   WCF_ROLLED
@@ -70,7 +53,7 @@ __device__ __forceinline__ int32_t stage(const Args<Real>& args, Real* scratch, 
     Real one[4], two[4];
     WCF_UNROLL
     for (int r = 0; r < 4; ++r) one[r] = two[r] = 1;
-    if (args.cost == COSINE) {
+    if (args.cost == OT_COSINE) {
       Real peak[4], square[4];
       WCF_UNROLL
       for (int r = 0; r < 4; ++r) peak[r] = square[r] = 0;
@@ -89,7 +72,7 @@ __device__ __forceinline__ int32_t stage(const Args<Real>& args, Real* scratch, 
         peak[r] = warp_max(peak[r]);
         if (peak[r] > 0) one[r] = first_factor(peak[r]);
         const bool zero = first + r < count && peak[r] == 0;  // NaN is not counted by fmax, but found below
-        if (zero && mass_of(of_y ? args.b : args.a, g, count, first + r) > 0) bad |= ZERO_ROW;
+        if (zero && mass_of(of_y ? args.b : args.a, g, count, first + r) > 0) bad |= args.flags.zero_row_bit;
       }
       WCF_ROLLED
       for (int d = lane; d < dim; d += WARP) {
@@ -118,7 +101,7 @@ __device__ __forceinline__ int32_t stage(const Args<Real>& args, Real* scratch, 
         Real v = 0;
         if (first + r < count && d < dim) {
           v = load_input<Real>(from, args.dtype, start + static_cast<int64_t>(r) * dim + d);
-          if (!finite(v)) bad |= BAD_INPUT;
+          if (!finite(v)) bad |= args.flags.ot_input_bit;
           v = v * one[r] * two[r];
         }
         if (first + r < padded) unit[static_cast<int64_t>(r) * dim_pad + d] = v;
@@ -133,6 +116,62 @@ __device__ __forceinline__ int32_t stage(const Args<Real>& args, Real* scratch, 
     }
   }
   return bad;
+}
+
+// C of the strip. A thread makes GROUP rows of one column: y comes transposed, one coalesced load for GROUP
+// multiply-adds; x is the same for the whole warp, 16 bytes a load. The columns of the padding are zero.
+// unit_x [n, Dp], unit_yt [Dp, ld].
+template <bool SQUARES, class Real>
+__device__ __forceinline__ void fill_cost(const Tile<Real>& t, const Real* unit_x, const Real* unit_yt, int dim_pad) {
+  constexpr int STEP = Pack<Real>::SIZE;
+  const int groups = (t.rows + GROUP - 1) / GROUP;
+  WCF_ROLLED
+  for (int item = threadIdx.x; item < groups * t.ld; item += THREADS) {
+    const int j = item % t.ld, first = item / t.ld * GROUP;
+    const int last = t.rows - 1 - first;  // rows from there on are the last one again, and not written
+    const Real* x = unit_x + static_cast<int64_t>(t.first_row + first) * dim_pad;
+    const Real* y = unit_yt + j;
+    Real sum[GROUP], next[STEP];
+    WCF_UNROLL
+    for (int r = 0; r < GROUP; ++r) sum[r] = 0;
+    WCF_UNROLL
+    for (int q = 0; q < STEP; ++q) next[q] = y[q * t.ld];
+    WCF_ROLLED
+    for (int d = 0; d < dim_pad; d += STEP) {
+      Real v[STEP];
+      y += STEP * static_cast<int64_t>(t.ld);
+      WCF_UNROLL
+      for (int q = 0; q < STEP; ++q) {  // the next load is on its way during these multiply-adds
+        v[q] = next[q];
+        if (d + STEP < dim_pad) next[q] = y[q * t.ld];
+      }
+      WCF_UNROLL
+      for (int r = 0; r < GROUP; ++r) {
+        const Pack<Real> u = load_pack(x + (r < last ? r : last) * dim_pad);
+        WCF_UNROLL
+        for (int q = 0; q < STEP; ++q) {
+          const Real left = SQUARES ? u.v[q] - v[q] : u.v[q];
+          sum[r] = multiply_add(left, SQUARES ? left : v[q], sum[r]);
+        }
+      }
+      x += STEP;
+    }
+    WCF_UNROLL
+    for (int r = 0; r < GROUP; ++r) {
+      if (first + r < t.rows) t.cost[(first + r) * t.ld + j] = j >= t.m ? 0 : SQUARES ? sum[r] : 1 - sum[r];
+    }
+  }
+}
+
+// C of the block's strip, from what `stage_cost` left in scratch. Ends with a barrier.
+template <class Real>
+__device__ __forceinline__ void make_cost(const Args<Real>& args, const Tile<Real>& t, const Real* scratch) {
+  if (args.cost == OT_SQEUCLIDEAN) {
+    fill_cost<true>(t, scratch + args.in.unit_x, scratch + args.in.unit_yt, args.dim_pad);
+  } else {
+    fill_cost<false>(t, scratch + args.in.unit_x, scratch + args.in.unit_yt, args.dim_pad);
+  }
+  __syncthreads();
 }
 
 }  // namespace wcf::ot

@@ -2,9 +2,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <stdexcept>
 #include <vector>
 
-#include "../common/bank_init.h"
+#include "../common/bank_update.h"
 #include "../common/dtype.h"
 #include "cpu.h"
 
@@ -53,30 +54,31 @@ struct Mix {
 };
 
 // The update: first the norms of all new rows, which tell of everything that cannot be written, then the writes.
-// Returns the first anchor with an index out of range or a norm that is not finite, for which nothing is written; or
-// -1.
 template <class Bank, class Row>
-int64_t update_rows(Bank* bank, int64_t num_data, int64_t dim, const void* index, int32_t index_bytes, int64_t batch,
-                    const Row* rows, double momentum, int threads) {
+int64_t update_rows(const BankUpdate& a) {
+  Bank* const bank = static_cast<Bank*>(a.bank);
+  const Row* const rows = static_cast<const Row*>(a.rows);
+  const int64_t dim = a.dim, batch = a.batch;
+  const int threads = threads_of(a.place);
   using Real = typename Compute<Bank>::type;
-  const Real keep = static_cast<Real>(momentum), take = static_cast<Real>(1.0 - momentum);
+  const Real keep = static_cast<Real>(a.momentum), take = static_cast<Real>(1.0 - a.momentum);
   std::vector<Real> norm(static_cast<size_t>(batch));
   int64_t bad = batch;
 #pragma omp parallel for schedule(static) num_threads(threads) reduction(min : bad) if (threads > 1)
   for (int64_t b = 0; b < batch; ++b) {
-    const int64_t row = index_at(index, index_bytes, b);
-    const bool inside = row >= 0 && row < num_data;
+    const int64_t row = index_at(a.index, a.index_bytes, b);
+    const bool inside = row >= 0 && row < a.num_data;
     if (inside) norm[b] = Mix<Bank, Row>{bank + row * dim, rows + b * dim, keep, take}.norm(dim);
     if (!inside || !std::isfinite(norm[b])) bad = std::min(bad, b);
   }
   if (bad < batch) return bad;
-  const std::vector<uint8_t> writes = last_of_each(index, index_bytes, batch);
+  const std::vector<uint8_t> writes = last_of_each(a.index, a.index_bytes, batch);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t b = 0; b < batch; ++b) {
     if (!writes[b]) continue;
-    Bank* const to = bank + index_at(index, index_bytes, b) * dim;
+    Bank* const to = bank + index_at(a.index, a.index_bytes, b) * dim;
     const Mix<Bank, Row> mixed{to, rows + b * dim, keep, take};
-    const Real size = std::max(norm[b], static_cast<Real>(1e-12));
+    const Real size = std::max(norm[b], static_cast<Real>(a.min_norm));
     for (int64_t d = 0; d < dim; ++d) store(&to[d], mixed(d) / size);
   }
   return -1;
@@ -84,33 +86,32 @@ int64_t update_rows(Bank* bank, int64_t num_data, int64_t dim, const void* index
 
 }  // namespace
 
-bool cpu_bank_update(void* bank, int32_t bank_dtype, int64_t num_data, int64_t dim, const void* index,
-                     int32_t index_bytes, int64_t batch, const void* rows, int32_t rows_dtype, double momentum,
-                     int threads, int64_t* bad) {
+int64_t cpu_bank_update(const BankUpdate& a) {
+  int64_t bad = -1;
   bool known = false;
-  with_dtype(bank_dtype, [&](auto bank_type) {
-    known = with_dtype(rows_dtype, [&](auto row_type) {
-      auto* const to = static_cast<decltype(bank_type)*>(bank);
-      const auto* const from = static_cast<const decltype(row_type)*>(rows);
-      *bad = update_rows(to, num_data, dim, index, index_bytes, batch, from, momentum, threads);
-    });
+  with_dtype(a.bank_dtype, [&](auto bank_type) {
+    known =
+        with_dtype(a.rows_dtype, [&](auto row_type) { bad = update_rows<decltype(bank_type), decltype(row_type)>(a); });
   });
-  return known;
+  if (!known) throw std::invalid_argument("unknown dtype code");
+  return bad;
 }
 
-bool cpu_bank_init(void* out, int32_t dtype, int64_t n, int64_t dim, uint64_t seed, int64_t bank_id, int64_t first_row,
-                   int threads) {
-  const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(dim) / 3.0));
-  return with_dtype(dtype, [&](auto type) {
-    auto* const to = static_cast<decltype(type)*>(out);
+void cpu_bank_init(const BankInit& a) {
+  const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(a.dim) / 3.0));
+  const int64_t dim = a.dim;
+  const int threads = threads_of(a.place);
+  const bool known = with_dtype(a.dtype, [&](auto type) {
+    auto* const to = static_cast<decltype(type)*>(a.out);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-    for (int64_t r = 0; r < n; ++r) {
+    for (int64_t r = 0; r < a.num_rows; ++r) {
       for (int64_t d = 0; d < dim; d += 4) {
-        const InitialQuad quad = initial_quad(seed, bank_id, first_row + r, d / 4, scale);
+        const InitialQuad quad = initial_quad(a.seed, a.bank_id, a.first_row + r, d / 4, scale);
         for (int64_t i = 0; i < 4 && d + i < dim; ++i) store(&to[r * dim + d + i], quad.v[i]);
       }
     }
   });
+  if (!known) throw std::invalid_argument("unknown dtype code");
 }
 
 }  // namespace wcf
