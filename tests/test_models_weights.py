@@ -210,7 +210,11 @@ def test_another_network_s_weights_beside():
     one, two = (models.create("resnet8", 5).state_dict() for _ in range(2))
     for value, taken, said in (
         ({"model": one, "model_ema": two}, one, "under 'model.', not those under 'model_ema.'"),
-        ({"student": one, "teacher": before("module.", two)}, one, "under 'student.', not those under 'teacher.'"),
+        (
+            {"student": one, "teacher": before("module.", two)},
+            one,
+            "under 'student.', not those under 'teacher.module.'",
+        ),
         (before("net.", two) | before("ema.", one), two, "under 'net.', not those under 'ema.'"),
         (one | before("teacher.", two), one, "under '', not those under 'teacher.'"),
         ({"model": one, "best": dict(one)}, one, None),  # the same weights again

@@ -60,12 +60,15 @@ def load_weights(network: nn.Module, value: Any) -> None:
     whole = [fit for fit in fits if not fit.wrong]
     if not whole:
         raise ValueError(_no_fit(max(fits, key=lambda fit: (fit.present, -len(fit.wrong))), own))
-    first, *others = whole
-    differ = [fit.place for fit in others if not fit.equals(first)]
-    if differ:
+    different: list[_Fit] = []
+    for fit in whole:
+        if not any(fit.equals(other) for other in different):
+            different.append(fit)
+    first, *others = different
+    if others:
         warn(
             f"the file holds weights for this network more than once; taken are those under {first.place!r}, "
-            f"not those under {', '.join(map(repr, differ[:SHOWN]))}"
+            f"not those under {', '.join(repr(fit.place) for fit in others[:SHOWN])}"
         )
     network.load_state_dict(state | {own_keys[key]: item for key, item in first.state.items()})
 
