@@ -20,6 +20,11 @@ epoch, call `train.epoch(epoch, start=batches_done)`; there is no state to save.
 are decoded by worker processes.
 """
 
+# ruff: noqa: E402
+from ..extras import require_train
+
+require_train("wcord_fast.data", "PIL")
+
 from .batches import Batch, TestBatches, TrainBatches
 from .dataset import Dataset
 from .lazy_folder import LazyBatches, LazyFolder
