@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from wcord_fast.train.cli import COMMANDS, USAGE, main
+from wcord_fast.command import USAGE
+from wcord_fast.train.cli import COMMANDS, main
 from wcord_fast.train.completion import tree
 
 MISSPELT = {

@@ -21,7 +21,12 @@ training set: what the banks of the distillation losses are addressed by. Shuffl
 are decoded by worker processes.
 """
 
-from .batch import Batch
+# ruff: noqa: E402
+from ..extras import require_train
+
+require_train("wcord_fast.data", "PIL")
+
+from ..batch import Batch
 from .batches import TestBatches, TrainBatches
 from .dataset import Dataset
 from .lazy_batches import LazyBatches

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from . import files, foreign
+from .extend import lengthened
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,10 @@ def save_state_dict(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_latest(
-    directory: Path, spec: dict[str, Any], also: Callable[[Path, dict[str, Any]], None] | None = None
+    directory: Path,
+    spec: dict[str, Any],
+    also: Callable[[Path, dict[str, Any]], None] | None = None,
+    extend: bool = False,
 ) -> dict[str, Any] | None:
     """The directory's checkpoint, or the previous one if the last cannot be read; None if there is none.
 
@@ -59,6 +63,7 @@ def load_latest(
         directory: of the run.
         spec: what the run is: nested plain values that must equal those in the checkpoint.
         also: raises CheckpointError where a file that belongs to a checkpoint is damaged.
+        extend: take the checkpoint of a run of fewer epochs, too.
     Raises:
         CheckpointError: every file there is damaged, or the checkpoint is of another run (the message names the
             first values that differ).
@@ -77,7 +82,7 @@ def load_latest(
             continue
         for line in damage:
             log.warning("%s; going on from %s (epoch %d)", line, path, state["epoch"])
-        require_same(path, state["spec"], spec)
+        require_same(path, lengthened(state["spec"], spec) if extend else state["spec"], spec)
         if damage:
             _promote(path, directory / CURRENT)
         return state
@@ -193,9 +198,10 @@ def require_same(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> N
     if differ:
         told = "; ".join(f"{key} was {theirs.get(key)!r}, now {ours.get(key)!r}" for key in differ[:3])
         more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+        longer = differ == ["recipe.epochs"] and lengthened(found, wanted) != found
         raise CheckpointError(
             f"{path} was made with another configuration: {told}{more}. Use another --output-dir to keep it, "
-            "or --restart to train every run in it anew"
+            f"{'--extend to go on with it, ' if longer else ''}or --restart to train every run in it anew"
         )
 
 

@@ -52,9 +52,11 @@ def save(directory: Path, state: dict[str, Any], method: nn.Module) -> None:
             _prune(directory)
 
 
-def load_latest(directory: Path, spec: dict[str, Any], method: nn.Module) -> dict[str, Any] | None:
+def load_latest(
+    directory: Path, spec: dict[str, Any], method: nn.Module, extend: bool = False
+) -> dict[str, Any] | None:
     """`checkpoint.load_latest` on every rank, the banks verified and `method`'s rows filled from them."""
-    state = from_main(lambda: checkpoint.load_latest(directory, spec, also=verify))
+    state = from_main(lambda: checkpoint.load_latest(directory, spec, also=verify, extend=extend))
     if state is None or not (banks := _sharded(method)):
         return state
     with checkpoint.usable(directory):
