@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..ops import checks, dispatch
+from ..ops.first_order import first_order
 from ..ops.sinkhorn import autograd as op
 from ..ops.sinkhorn.reference import accumulation_dtype
 
@@ -79,6 +80,7 @@ class OTOptions(NamedTuple):
         return cls(cost, solver, eps, iters, tol, value, backend)
 
 
+@first_order
 def ot_cost(
     x: Tensor,
     y: Tensor,
@@ -133,7 +135,8 @@ def ot_cost(
             row with mass under "cosine", masses negative, not finite or of wrong sum. On CUDA such a problem's cost
             is NaN and `wcord_fast.check()` raises.
         NotImplementedError: gradient of a or b with value="cost"; an explicit backend that does not support the case.
-    Not supported: second derivatives (backward of backward raises), forward-mode AD, vmap.
+    Not supported, and raising NotImplementedError: second derivatives (when they are reached), forward-mode
+    differentiation, the transforms of `torch.func` (grad, vmap, ...).
     """
     return ot_solve(
         x,
@@ -151,6 +154,7 @@ def ot_cost(
     ).cost
 
 
+@first_order
 def ot_solve(
     x: Tensor,
     y: Tensor,
@@ -196,6 +200,7 @@ def ot_solve(
     return solved
 
 
+@first_order
 def ot_plan(
     x: Tensor,
     y: Tensor,

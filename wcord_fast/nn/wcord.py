@@ -12,6 +12,7 @@ from ..distributed.ranks import gather_rows, lower, ranks, sizes_of
 from ..functional.ot import ot_cost
 from ..functional.sharded import Joined, join
 from ..ops import checks
+from ..ops.first_order import first_order
 from .contrast import Contrast, ContrastiveLoss, check_options
 from .embed import NORMS, Embed, autocast_off
 from .sampler import check_count, exclusion_rule
@@ -177,6 +178,7 @@ class WCoRDLoss(ContrastiveLoss):
         """The detached GCKT and LCKT of the last call, scalars on the device, before their weights."""
         return {"gckt": self._terms[0], "lckt": self._terms[1]}
 
+    @first_order
     def forward(self, f_s: Tensor, f_t: Tensor, idx: Tensor, contrast_idx: Tensor | None = None) -> Tensor:
         """The weighted loss of one batch, a scalar. Arguments as in `CRDLoss.forward`."""
         if contrast_idx is not None and self.negatives == "batch":
