@@ -13,6 +13,7 @@ from torch import Tensor
 from ..distributed.ranks import same_on_all
 from ..ops import checks
 from ..ops.dispatch import BACKENDS
+from ..ops.first_order import first_order
 from ..ops.sampling.alias import alias_table
 from ..ops.sampling.draws import draw_op
 from ..ops.sampling.reference import pool_row, pool_size
@@ -126,6 +127,7 @@ class NegativeSampler(StateModule):
         """t <- t + 1, in place on the device."""
         self.state[1] += 1
 
+    @first_order
     def draw(self, index: Tensor, anchor_offset: int = 0, *, backend: str = "auto") -> Tensor:
         """The rows that the bank functions score in this step.
 
