@@ -51,20 +51,22 @@ def train(
     batches = data.TrainBatches(dataset, batch_size=32, seed=seed)
     for epoch in range(epochs):
         net.train()
-        total = 0.0
+        total = total_kd = 0.0
         for images, labels, index in batches.epoch(epoch):
             features, logits = net(images, return_features=True)
             loss = nn.functional.cross_entropy(logits, labels)
+            total += loss.item()
             if criterion_kd is not None:
                 with torch.no_grad():
                     features_t, _ = teacher(images, return_features=True)
-                loss = loss + 0.8 * criterion_kd(features[-1], features_t[-1], index)
+                loss_kd = criterion_kd(features[-1], features_t[-1], index)
+                total_kd += loss_kd.item()
+                loss = loss + 0.8 * loss_kd
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            total += loss.item()
         schedule.step()
-        print(f"  epoch {epoch + 1}: loss {total / len(batches):.3f}")
+        print(f"  epoch {epoch + 1}: cross entropy {total / len(batches):.3f}, CRD {total_kd / len(batches):.3f}")
     net.eval()
     with torch.no_grad():
         right = [(net(x).argmax(1) == y).sum() for x, y, _ in data.TestBatches(dataset, batch_size=256)]
