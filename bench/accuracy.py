@@ -19,25 +19,11 @@ from typing import Any
 
 import torch
 
+from bench.accuracy_variants import PUBLISHED, VARIANTS
 from bench.collapse import accuracy, effective_rank
 from bench.results_file import RESULTS, append, read
 from wcord_fast import data, models
 from wcord_fast.train import checkpoint
-
-VARIANTS: dict[str, tuple[str, list[str]]] = {  # name -> method and options of wcord-fast distill
-    "plain": ("ce", []),
-    "KD": ("kd", []),
-    "CRD": ("crd", []),
-    "GCKT nce_sn": ("gckt", []),
-    "GCKT nce": ("gckt", ["--wcord.critic", "nce"]),
-    "GCKT dual, scale 1": ("gckt", ["--wcord.critic", "dual", "--wcord.dual-scale", "1"]),
-    "GCKT dual, scale 4": ("gckt", ["--wcord.critic", "dual", "--wcord.dual-scale", "4"]),
-    "GCKT dual, scale 14": ("gckt", ["--wcord.critic", "dual", "--wcord.dual-scale", "14"]),
-    "LCKT mean": ("lckt", []),
-    "LCKT sum": ("lckt", ["--wcord.lckt-reduction", "sum"]),
-    "WCoRD": ("wcord", []),
-    "WCoRD+KD": ("wcord+kd", []),
-}
 
 
 @torch.no_grad()
@@ -61,7 +47,8 @@ def collapse(features: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def measures(folder: Path, student: str, dataset, images: int = 2048) -> dict[str, Any]:
-    """What the finished run in `folder` says: accuracies, gradient shares of the last epoch, collapse measures."""
+    """What the finished run in `folder` says: accuracies, collapse measures, and gradient shares and the plan's mass on
+    the pairs of the last epoch and of each (`per_epoch`)."""
     state = checkpoint.load(folder / "checkpoint.pt")
     network = models.create(student, num_classes=dataset.num_classes)
     network.load_state_dict(state["student"])
@@ -73,7 +60,9 @@ def measures(folder: Path, student: str, dataset, images: int = 2048) -> dict[st
         if len(features) * 256 >= images:
             break
     history = state["history"]
-    shares = {key: value for key, value in history[-1].items() if key.startswith("grad_")}
+    logged = [key for key in history[-1] if key.startswith("grad_") or key == "lckt_on_pairs"]
+    shares = {key: history[-1][key] for key in logged}
+    shares["per_epoch"] = {key: [round(row[key], 5) for row in history] for key in logged}
     top1 = [row["test_top1"] for row in history]
     found = {"accuracy": top1[-1], "best": max(top1), "seconds": sum(row["seconds"] for row in history)}
     return found | shares | collapse(torch.cat(features), torch.cat(labels))
@@ -90,7 +79,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     p.add_argument("--images", type=int, default=10_000)
     p.add_argument("--epochs", type=int, default=20)
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    p.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    p.add_argument("--variants", nargs="+", choices=VARIANTS, default=PUBLISHED)
     p.add_argument("--work", type=Path, required=True, help="folder of the runs")
     p.add_argument("--threads", type=int, default=1)
     p.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="of the networks, not of the losses")
@@ -124,7 +113,7 @@ def main(arguments: list[str]) -> int:
                 "teacher-checkpoint": o.teacher_checkpoint, "student": o.student, "methods": method,
                 "epochs": o.epochs, "seed": seed, "threads": o.threads, "output-dir": base, "tensorboard": "false",
                 "precision": o.precision, "channels-last": "true", "quiet": "true",
-                "log-grad-norms": str(seed == o.seeds[0]).lower(),
+                "log-grad-norms": "true",
             }  # fmt: skip
             command = [sys.executable, "-m", "wcord_fast", "distill"]
             command += [word for name, value in fixed.items() for word in (f"--{name}", str(value))]

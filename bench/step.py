@@ -76,7 +76,7 @@ class Stepper:
     def step(self) -> None:
         """One training step, finished when it returns."""
         began = time.perf_counter()
-        batch = distill.Batch(*next(self._batches))
+        batch = next(self._batches)
         train_step(self.run, self.optimizer, batch, self.meters, self.watch, False, micro_batch(self.steps, 10**9, 1))
         self.steps += 1
         self._sync()

@@ -1,14 +1,15 @@
-// The Python module `wcord_fast._native`: integers (addresses, sizes, a stream) in, a code out. It knows no tensor
-// library; every address, shape and dtype has been checked in Python.
+// The Python module `wcord_fast._native`: records in (common/record.h), a code out. It knows no tensor library; every
+// address, shape and dtype has been checked in Python.
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
 #include <stdexcept>
 #include <string>
 
-#include "bind_bank.h"
 #include "cpu/cpu.h"
 #include "cpu/simd.h"
+#include "common/sinkhorn.h"
+#include "python_record.h"
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -17,15 +18,10 @@
 #include <cuda_runtime_api.h>
 
 #include "cuda/cuda.h"
-#include "cuda/sinkhorn_entry.h"
 #endif
 
 namespace py = pybind11;
 using namespace wcf;
-
-namespace wcf {
-void bind_sinkhorn(py::module_& m);
-}
 
 namespace {
 
@@ -59,41 +55,78 @@ py::dict build_info() {
   return info;
 }
 
-void check_code(bool known) {
-  if (!known) throw std::invalid_argument("unknown dtype code");
+// m.name(record) calls `run` with the struct and without Python's lock.
+template <class Record, class Result>
+void def_op(py::module_& m, const char* name, Result (*run)(const Record&)) {
+  m.def(name, [run](const py::object& record) {
+    const Record& args = record_of<Record>(record);
+    const py::gil_scoped_release released;
+    return run(args);
+  });
+}
+
+#if WCF_WITH_CUDA
+template <class Record>
+void def_op(py::module_& m, const char* name, int (*run)(const Record*)) {
+  m.def(name, [run](const py::object& record) {
+    const Record& args = record_of<Record>(record);
+    const py::gil_scoped_release released;
+    return run(&args);
+  });
+}
+#endif
+
+void def_interface(py::module_& m) {
+  def_record<Probe>(m, "Probe");
+  def_record<Draw>(m, "Draw");
+  def_record<BankUpdate>(m, "BankUpdate");
+  def_record<BankInit>(m, "BankInit");
+  def_record<BankScore>(m, "BankScore");
+  def_record<Membership>(m, "Membership");
+  def_record<OtSolve>(m, "OtSolve");
+  def_record<OtPlan>(m, "OtPlan");
+  def_record<OtPlanMatrix>(m, "OtPlanMatrix");
+  def_codes<Dtype>(m, "DTYPES");
+  def_codes<Source>(m, "SOURCES");
+  def_codes<Replacement>(m, "REPLACEMENTS");
+  def_codes<NegativeSource>(m, "NEGATIVES");
+  def_codes<BankOp>(m, "BANK_OPS");
+  def_codes<BankPlan>(m, "BANK_PLANS");
+  def_codes<MembershipKind>(m, "MEMBERSHIP_KINDS");
+  def_codes<OtCost>(m, "OT_COSTS");
+  def_codes<OtSolver>(m, "OT_SOLVERS");
+  def_codes<OtValue>(m, "OT_VALUES");
+  def_codes<OtRegime>(m, "OT_REGIMES");
+  m.attr("OT_CUDA_MAX_COLUMNS") = OT_CUDA_MAX_COLUMNS;
+  m.attr("OT_CUDA_MAX_DIM") = OT_CUDA_MAX_DIM;
+  m.attr("MAX_DIRECTIONS") = MAX_DIRECTIONS;
+  m.attr("MAX_POOL") = MAX_POOL;
+  m.attr("GATHER_THREADS") = GATHER_THREADS;
 }
 
 void def_cpu(py::module_& m) {
   using release = py::call_guard<py::gil_scoped_release>;
-  m.def("cpu_draw", [](const py::tuple& draws, Address out, int threads) {
-    const DrawArgs args = draw_args(draws);
-    const py::gil_scoped_release released;
-    return cpu_draw(args, at<int64_t>(out), threads);
-  });
+  def_op(m, "cpu_draw", &cpu_draw);
+  def_op(m, "cpu_bank_update", &cpu_bank_update);
+  def_op(m, "cpu_bank_init", &cpu_bank_init);
+  def_op(m, "cpu_bank_score", &cpu_bank_score);
+  def_op(m, "cpu_bank_score_bytes", &cpu_bank_score_bytes);
+  def_op(m, "cpu_ot_solve", &cpu_ot_solve);
+  def_op(m, "cpu_ot_plan_matrix", &cpu_ot_plan_matrix);
+  m.def("cpu_ot_plan", [](const py::object& plan) { cpu_ot_plan(record_of<OtPlan>(plan)); });
   m.def(
       "cpu_alias_table",
       [](Address share, int64_t n, Address threshold, Address alias) {
         cpu_alias_table(at<double>(share), n, at<uint64_t>(threshold), at<int32_t>(alias));
       },
-      release());
-  m.def("cpu_positions", [](const py::tuple& draws, int64_t b, Address rows, Address positions, int64_t n) {
-    return cpu_positions(draw_args(draws), b, at<const int64_t>(rows), at<int64_t>(positions), n);
-  });
+      release(), py::kw_only(), py::arg("share"), py::arg("n"), py::arg("threshold"), py::arg("alias"));
   m.def(
-      "cpu_bank_update",
-      [](Address bank, int bank_dtype, int64_t num_data, int64_t dim, Address index, int index_bytes, int64_t batch,
-         Address rows, int rows_dtype, double momentum, int threads) {
-        int64_t bad = -1;
-        check_code(cpu_bank_update(at<void>(bank), bank_dtype, num_data, dim, at<const void>(index), index_bytes, batch,
-                                   at<const void>(rows), rows_dtype, momentum, threads, &bad));
-        return bad;
+      "cpu_positions",
+      [](const py::object& draw, int64_t anchor, Address rows, Address positions, int64_t n) {
+        const DrawSpec& draws = record_of<Draw>(draw).draws;
+        return cpu_positions(draws, anchor, at<const int64_t>(rows), at<int64_t>(positions), n);
       },
-      release());
-  m.def(
-      "cpu_bank_init",
-      [](Address out, int dtype, int64_t n, int64_t dim, uint64_t seed, int64_t bank_id, int64_t first_row,
-         int threads) { check_code(cpu_bank_init(at<void>(out), dtype, n, dim, seed, bank_id, first_row, threads)); },
-      release());
+      py::kw_only(), py::arg("draw"), py::arg("anchor"), py::arg("rows"), py::arg("positions"), py::arg("n"));
   m.def("philox", [](uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0, uint32_t k1) {
     const Words q = philox(c0, c1, c2, c3, k0, k1);
     return py::make_tuple(q.v[0], q.v[1], q.v[2], q.v[3]);
@@ -105,22 +138,23 @@ void def_cpu(py::module_& m) {
         if (size < 1 || size > MAX_POOL) throw std::invalid_argument("size must be in [1, 2^31]");
         cpu_permute(Stream{seed, step, anchor}, size, at<const int64_t>(in), at<int64_t>(out), n, inverse);
       },
-      release());
+      release(), py::kw_only(), py::arg("seed"), py::arg("step"), py::arg("anchor"), py::arg("size"), py::arg("rows"),
+      py::arg("out"), py::arg("n"), py::arg("inverse"));
 }
 
 #if WCF_WITH_CUDA
 void def_cuda(py::module_& m) {
   using release = py::call_guard<py::gil_scoped_release>;
   m.def("cuda_error_string", [](int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); });
-  m.def("cuda_probe", &wcf_cuda_probe, release());
-  m.def("cuda_draw", &wcf_cuda_draw, release());
-  m.def("cuda_bank_update", &wcf_cuda_bank_update, release());
-  m.def("cuda_bank_init", &wcf_cuda_bank_init, release());
-  m.def("cuda_bank_gather", &wcf_cuda_bank_gather, release());
-  m.def("cuda_membership", &wcf_cuda_membership, release());
-  m.def("cuda_sinkhorn_plan", &wcf_cuda_sinkhorn_plan, release());
-  m.def("cuda_sinkhorn_memory", &wcf_cuda_sinkhorn_memory, release());
-  m.def("cuda_sinkhorn", &wcf_cuda_sinkhorn, release());
+  def_op(m, "cuda_probe", &wcf_cuda_probe);
+  def_op(m, "cuda_draw", &wcf_cuda_draw);
+  def_op(m, "cuda_bank_update", &wcf_cuda_bank_update);
+  def_op(m, "cuda_bank_init", &wcf_cuda_bank_init);
+  def_op(m, "cuda_bank_score", &wcf_cuda_bank_score);
+  def_op(m, "cuda_membership", &wcf_cuda_membership);
+  def_op(m, "cuda_ot_solve", &wcf_cuda_ot_solve);
+  m.def("cuda_ot_plan", [](const py::object& plan) { return wcf_cuda_ot_plan(&record_of<OtPlan>(plan)); });
+  m.def("cuda_ot_memory", [](const py::object& plan) { wcf_cuda_ot_memory(&record_of<OtPlan>(plan)); });
 }
 #endif
 
@@ -136,9 +170,8 @@ PYBIND11_MODULE(_native, m) {
   m.def("build_info", &build_info);
   m.def("simd", &simd_name);
   m.def("set_simd", [](const std::string& name) { return set_simd(name.c_str()); });
+  def_interface(m);
   def_cpu(m);
-  bind_bank(m);
-  bind_sinkhorn(m);
 #if WCF_WITH_CUDA
   def_cuda(m);
 #endif

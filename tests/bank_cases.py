@@ -12,6 +12,7 @@ from wcord_fast.ops.bank import reference
 from wcord_fast.ops.sampling.spec import DrawSpec
 
 SAMPLERS = ("none", "self", "class", "replaced", "counts", "auto", "weighted", "all", "all_self", "expected", "given")
+SAMPLERS += ("unlabelled", "all_unlabelled")
 TAU = 0.07
 
 
@@ -63,6 +64,8 @@ def spec_of(name: str, num_data: int, k: int, batch: int) -> DrawSpec:
         "all": {"k": "all", "labels": labels},
         "all_self": {"k": "all", "exclude": "self"},
         "expected": {"k": k, "labels": labels, "expected": True},
+        "unlabelled": {"k": k, "labels": labels - 3},
+        "all_unlabelled": {"k": "all", "labels": labels - 3},
     }[name]
     return NegativeSampler(num_data, seed=3, **options).spec(anchor_offset=5)
 

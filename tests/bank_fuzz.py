@@ -97,6 +97,8 @@ def samplers(draw, num_data: int, batch: int) -> NegativeSampler | Tensor:
         kind = "none" if num_data == 1 else kind
         options = draw(st.sampled_from(({}, {"replacement": True}, {"expected": True}, {"k": "all"})))
         labels = torch.arange(num_data) ** 2 % draw(st.integers(3, 9)) if num_data > 1 else None
+        if labels is not None:
+            labels -= draw(st.integers(0, 2))  # below 0: unknown
         sampler = NegativeSampler(num_data, **({"k": k, "labels": labels, "exclude": kind, "seed": seed} | options))
     sampler.step = step
     return sampler

@@ -160,7 +160,7 @@ from wcord_fast.ops.bank.native_cpu import Call
 torch.set_num_threads(2)
 plan, d = sys.argv[1], 2 * 10**7
 x, bank, index, rows = torch.zeros(1, 2, d), torch.zeros(2, d), torch.arange(2), torch.ones(2, 600, dtype=torch.int64)
-few, many = (Call("row_sum", x[..., :n], [bank[:, :n]], index, draw_spec(rows, 2, 2), True) for n in (5, d))
+few, many = (Call("mean_score", x[..., :n], [bank[:, :n]], index, draw_spec(rows, 2, 2), True) for n in (5, d))
 expected = few.run(plan)
 limit = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + 20 * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

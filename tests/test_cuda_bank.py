@@ -18,7 +18,7 @@ from .cuda_bank_problem import TEMPERATURE, Problem, assert_relative, close, fla
 from .cuda_on_cpu import build
 from .cuda_on_cpu.module import emulated
 
-SOURCES = [build.CSRC / "cuda" / f"{name}.cu" for name in ("bank_gather", "bank_gather_any", "bank_finish")]
+SOURCES = [build.CSRC / "cuda" / f"{name}.cu" for name in ("bank_gather", "bank_gather_general", "bank_finish")]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 EVERY_SOURCE = [
     ("none", "no"), ("self", "no"), ("class", "no"), ("none", "yes"), ("self", "auto"), ("class", "yes"),

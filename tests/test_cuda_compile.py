@@ -17,7 +17,7 @@ LARGER = {
     # Rows in flight and both directions' gradients live in registers: 2 blocks of 256 threads, 1 for D = 256.
     "gather_rows_kernel.*Li(64|128)E": 128,
     "gather_rows_kernel.*Li256E": 168,
-    "gather_any_kernel": 80,  # 3 blocks
+    "gather_general_kernel": 80,  # 3 blocks
     "membership_kernel": 64,  # 2 blocks of 512: the keys of the permutation live in registers
     # One block of 512 threads per SM, because of its shared memory; rows of exponentials live in registers.
     "sinkhorn_kernel": 128,

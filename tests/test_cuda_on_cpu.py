@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import ctypes
 import random
 import re
 import subprocess
 import sys
-from ctypes import c_double, c_int, c_int64, c_uint64, c_void_p
+from ctypes import c_uint64, c_void_p
 
 import numpy as np
 import pytest
 import torch
 
+from wcord_fast.ops import native_module
 from wcord_fast.ops.bank import reference as bank_reference
-from wcord_fast.ops.sampling import reference
+from wcord_fast.ops.sampling import native, reference
 from wcord_fast.ops.sampling.spec import DrawSpec
 from wcord_fast.ops.status import Code
 
 from . import draw_specs
 from .cuda_on_cpu import build
 
-KERNELS = [build.HERE / "selftest.cu", *(build.CSRC / "cuda" / name for name in ("bank.cu", "draws.cu"))]
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
-POINTERS = ("state", "label", "order", "rank", "class_start", "threshold", "alias")
+KERNELS = [build.HERE / "selftest.cu", *(build.CSRC / "cuda" / name for name in ("bank_update.cu", "draws.cu"))]
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+NATIVE = native_module.load()
 
-pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
+pytestmark = [
+    pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler"),
+    pytest.mark.skipif(NATIVE is None, reason="no native module, whose records the kernels take"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -146,38 +149,28 @@ def test_impossible_launches_are_refused(lib):
 # ---- the kernels
 
 
-def cuda_draw(lib, index, num_data, spec, tables, device=0):
-    """(error code, int64 [B, K], status) of the draw kernel; `tables` by name."""
+def flagged(place: dict, status: torch.Tensor) -> dict:
+    """The fields of a record for a launch whose kernel flags bad values in `status`."""
+    return {**place, "status": status.data_ptr(), **native_module._STATUS_BITS}
+
+
+def call(lib, name: str, record) -> int:
+    return getattr(lib, f"wcf_cuda_{name}")(c_void_p(record.address))
+
+
+def cuda_draw(lib, index, num_data, spec, device=0):
+    """(error code, int64 [B, K], status) of the draw kernel."""
     out = torch.full((index.shape[0], spec.k), -7)
     status = torch.zeros(1, dtype=torch.int32)
-    code = lib.wcf_cuda_draw(
-        c_int(device),
-        None,
-        address(index),
-        c_int(index.element_size()),
-        c_int64(index.shape[0]),
-        c_int64(spec.k),
-        c_int64(num_data),
-        c_int64(spec.anchor_offset),
-        c_int(("none", "self", "class", "weighted").index(spec.source)),
-        c_int(("no", "yes", "auto").index(spec.replacement)),
-        *(address(tables[name]) if name in tables else None for name in POINTERS),
-        address(out),
-        address(status),
-    )
-    return code, out, int(status)
-
-
-def by_name(spec: DrawSpec) -> dict[str, torch.Tensor]:
-    from wcord_fast.ops.sampling.spec import TABLES
-
-    return dict(zip(TABLES[spec.source], spec.tables, strict=True))
+    fields = native.draw_fields(index, num_data, spec)
+    record = NATIVE.Draw(**fields, out=out.data_ptr(), **flagged({"device": device}, status))
+    return call(lib, "draw", record), out, int(status)
 
 
 def test_draw_kernel_equals_plain_python(kernels):
     for case in draw_specs.cases(seed=4, count=40):
         spec = case.spec()
-        code, out, status = cuda_draw(kernels, torch.tensor(case.index), case.num_data, spec, by_name(spec))
+        code, out, status = cuda_draw(kernels, torch.tensor(case.index), case.num_data, spec)
         assert (code, status) == (0, 0)
         assert torch.equal(out, case.expected()), vars(case)
 
@@ -186,7 +179,7 @@ def test_draw_kernel_over_several_chunks(kernels):
     for source, replacement in (("class", "no"), ("self", "yes"), ("none", "auto")):
         case = draw_specs.Case(random.Random(1), 12_000, 2, 5001, source, replacement)
         index, spec = torch.tensor(case.index, dtype=torch.int32), case.spec()
-        code, out, status = cuda_draw(kernels, index, 12_000, spec, by_name(spec))
+        code, out, status = cuda_draw(kernels, index, 12_000, spec)
         assert (code, status) == (0, 0)
         assert torch.equal(out, reference.draw(index, 12_000, spec))
 
@@ -195,34 +188,43 @@ def test_draw_kernel_skips_hostile_indices(kernels):
     state = torch.tensor([1, 2])
     spec = DrawSpec("self", 5, "no", False, 0, [state])
     index = torch.tensor([3, -1, 10, 2**62, 0])
-    code, out, status = cuda_draw(kernels, index, 10, spec, {"state": state})
+    code, out, status = cuda_draw(kernels, index, 10, spec)
     assert (code, status) == (0, Code.INDEX)
     assert (out[1:4] == -1).all()
     good = reference.draw(torch.tensor([3, 0, 0, 0, 0]), 10, spec)
     assert torch.equal(out[[0, 4]], good[[0, 4]])
-    code, out, status = cuda_draw(kernels, index[:1], 5, DrawSpec("none", 6, "no", False, 0, [state]), {"state": state})
+    code, out, status = cuda_draw(kernels, index[:1], 5, DrawSpec("none", 6, "no", False, 0, [state]))
     assert (code, status) == (0, Code.INDEX) and (out == -1).all()  # more draws than rows
 
 
 def cuda_update(lib, bank, index, rows, momentum, device=0):
     """(error code, status) of the update kernel, which writes `bank`."""
     status = torch.zeros(1, dtype=torch.int32)
-    code = lib.wcf_cuda_bank_update(
-        c_int(device),
-        None,
-        address(bank),
-        c_int(DTYPES[bank.dtype]),
-        c_int64(bank.shape[0]),
-        c_int64(bank.shape[1]),
-        address(index),
-        c_int(index.element_size()),
-        c_int64(index.shape[0]),
-        address(rows),
-        c_int(DTYPES[rows.dtype]),
-        c_double(momentum),
-        address(status),
+    record = NATIVE.BankUpdate(
+        bank=bank.data_ptr(),
+        bank_dtype=native_module.dtype_code(bank.dtype),
+        num_data=bank.shape[0],
+        dim=bank.shape[1],
+        index=index.data_ptr(),
+        index_bytes=index.element_size(),
+        batch=index.shape[0],
+        rows=rows.data_ptr(),
+        rows_dtype=native_module.dtype_code(rows.dtype),
+        momentum=momentum,
+        min_norm=bank_reference.MIN_NORM,
+        **flagged({"device": device}, status),
     )
-    return code, int(status)
+    return call(lib, "bank_update", record), int(status)
+
+
+def init(lib, rows, dtype, seed, bank_id, first_row):
+    n, dim = rows.shape
+    sizes = {"num_rows": n, "dim": dim, "seed": seed % 2**64, "bank_id": bank_id, "first_row": first_row}
+    return call(lib, "bank_init", NATIVE.BankInit(out=rows.data_ptr(), dtype=dtype, **sizes))
+
+
+def probe(lib, out, value, device=0):
+    return call(lib, "probe", NATIVE.Probe(out=out.ctypes.data, value=value, device=device))
 
 
 @pytest.mark.parametrize("rows_dtype", DTYPES)
@@ -292,44 +294,23 @@ def test_update_kernel_with_rows_whose_norm_is_not_finite(kernels):
 def test_init_kernel(kernels, dtype, n, dim):
     rows, expected = torch.full((n, dim), torch.nan, dtype=dtype), torch.empty(n, dim, dtype=dtype)
     bank_reference.bank_init_(expected, -7, 1, 1000)
-    sizes = c_int64(n), c_int64(dim)
-    code = kernels.wcf_cuda_bank_init(
-        c_int(0),
-        None,
-        address(rows),
-        c_int(DTYPES[dtype]),
-        *sizes,
-        c_uint64(-7 % 2**64),
-        c_int64(1),
-        c_int64(1000),
-    )
+    code = init(kernels, rows, native_module.dtype_code(dtype), -7, 1, 1000)
     assert code == 0
     assert torch.equal(rows, expected)
 
 
 def test_probe_kernel(kernels):
     out = np.zeros(2, np.int32)
-    assert kernels.wcf_cuda_probe(c_int(0), None, address(out), c_int(77)) == 0
+    assert probe(kernels, out, 77) == 0
     assert out.tolist() == [77, 0]
 
 
 def test_launchers_restore_the_device_and_report_errors(lib):
     out = np.zeros(1, np.int32)
-    assert lib.wcf_cuda_probe(c_int(1), None, address(out), c_int(3)) == 0
+    assert probe(lib, out, 3, device=1) == 0
     assert lib.cuda_on_cpu_device() == 0 and out[0] == 3
-    assert lib.wcf_cuda_probe(c_int(2), None, address(out), c_int(4)) == 101  # no such device
+    assert probe(lib, out, 4, device=2) == 101  # no such device
     assert lib.cuda_on_cpu_device() == 0 and out[0] == 3
     bank = torch.eye(2)
-    nothing = ctypes.c_void_p(None)
-    code = lib.wcf_cuda_bank_init(
-        c_int(0),
-        nothing,
-        address(bank),
-        c_int(9),
-        c_int64(2),
-        c_int64(2),
-        c_uint64(0),
-        c_int64(0),
-        c_int64(0),
-    )
+    code = init(lib, bank, 9, 0, 0, 0)
     assert code == 1 and torch.equal(bank, torch.eye(2))  # no such dtype

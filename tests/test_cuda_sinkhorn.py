@@ -44,13 +44,13 @@ def kernels(library):
 def regime(request, kernels, monkeypatch):
     """Every problem goes to this kernel; a cooperative grid has up to four blocks, the last one not full."""
     if request.param == "cooperative":
-        monkeypatch.setattr(native_cuda, "plan", lambda device, n, m, fp64: strips(n, 4))
+        monkeypatch.setattr(native_cuda, "plan", lambda device, n, m, dtype: strips(n, 4))
     return request.param
 
 
 def strips(n: int, blocks: int) -> Plan:
     rows = -(-n // blocks)
-    return Plan(2, -(-n // rows), rows, 8, 0)
+    return Plan("cooperative", -(-n // rows), rows, 8, 0)
 
 
 class Problem:
@@ -235,7 +235,7 @@ def test_bits_do_not_depend_on_the_order_of_threads(regime, library, dtype):
 
 
 def test_a_strip_of_one_row_each(kernels, monkeypatch):
-    monkeypatch.setattr(native_cuda, "plan", lambda device, n, m, fp64: strips(n, n))
+    monkeypatch.setattr(native_cuda, "plan", lambda device, n, m, dtype: strips(n, n))
     Problem(13, 11, 4, problems=2).check(solver="sinkhorn", eps=0.1, value="dual", iters=11, tol=1e-6)
 
 
@@ -280,12 +280,13 @@ def test_the_choice_of_a_regime(kernels, monkeypatch):
     """On the emulated device: 8 SMs of 2048 threads and 227 KB."""
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     plan = native_cuda.plan
-    assert plan(0, 64, 64, False)[:3] == (1, 4 * 8, 64)  # four blocks of 512 threads on an SM
-    assert plan(0, 220, 220, False)[:3] == (1, 8, 220) and plan(0, 150, 150, True).regime == 1
-    assert plan(0, 256, 256, False)[:3] == (2, 8, 32)
-    assert plan(0, 20, 4096, False)[:3] == (2, 3, 7) and plan(0, 6, 3000, True)[:3] == (2, 3, 2)
-    assert plan(0, 20_000, 5, False)[:3] == (2, 8, 2500)
-    assert plan(0, 2000, 2000, False).regime == 0 and plan(0, 2**31, 8, False).regime == 0
+    assert plan(0, 64, 64, F32)[:3] == ("resident", 4 * 8, 64)  # four blocks of 512 threads on an SM
+    assert plan(0, 220, 220, F32)[:3] == ("resident", 8, 220) and plan(0, 150, 150, F64).regime == "resident"
+    assert plan(0, 256, 256, F32)[:3] == ("cooperative", 8, 32)
+    assert plan(0, 20, 4096, F32)[:3] == ("cooperative", 3, 7)
+    assert plan(0, 6, 3000, F64)[:3] == ("cooperative", 3, 2)
+    assert plan(0, 20_000, 5, F32)[:3] == ("cooperative", 8, 2500)
+    assert plan(0, 2000, 2000, F32).regime == "none" and plan(0, 2**31, 8, F32).regime == "none"
     assert native_cuda.why_not(64, 64, 128) is None
     for sizes, reason in {
         (2000, 2000, 8): "2000 x 2000 matrix of 16,000,000 bytes fits neither .* of 8 SMs .232,448 bytes",
@@ -304,6 +305,6 @@ def test_the_choice_of_a_regime(kernels, monkeypatch):
 
 def test_launches_that_cannot_be_are_refused(kernels, monkeypatch):
     p = Problem(12, 6, 2)
-    monkeypatch.setattr(native_cuda, "plan", lambda *_: Plan(2, 2, 5, 8, 0))  # two rows are left over
+    monkeypatch.setattr(native_cuda, "plan", lambda *_: Plan("cooperative", 2, 5, 8, 0))  # two rows are left over
     with pytest.raises(RuntimeError, match="CUDA error 9"):
         p.solve(native_cuda.ot_solve)

@@ -29,6 +29,12 @@ LOSSES = {
     "nce_sn": (WCoRDLoss, {"num_negatives": 11, "labels": LABELS, "ot_scope": "global"}),
     "nce_sn sum": (WCoRDLoss, {"num_negatives": 11, "ot_scope": "global", "lckt_reduction": "sum", "lambda_lckt": 1.0}),
     "lckt": (WCoRDLoss, {"lambda_gckt": 0, "ot_scope": "global", "lckt_features": "embed"}),
+    "lckt prior": (WCoRDLoss, {"lambda_gckt": 0, "lambda_lckt": 1.0, "ot_scope": "global",
+                               "lckt_pairs": "prior", "lckt_center": "batch", "ot_solver": "sinkhorn", "ot_eps": 0.2}),
+    "lckt class": (WCoRDLoss, {"lambda_gckt": 0, "lambda_lckt": 1.0, "ot_scope": "global", "labels": LABELS,
+                               "lckt_pairs": "prior", "lckt_pairs_by": "class", "lckt_rho": 0.5}),
+    "lckt only": (WCoRDLoss, {"lambda_gckt": 0, "lambda_lckt": 1.0, "ot_scope": "global", "lckt_features": "mapped",
+                              "lckt_pairs": "only"}),
     "dual batch": (WCoRDLoss, {"critic": "dual", "labels": LABELS, "ot_scope": "global"}),
     "dual bank": (WCoRDLoss, {"critic": "dual", "negatives": "bank", "num_negatives": "all", "labels": LABELS,
                               "ot_scope": "global"}),
@@ -36,6 +42,7 @@ LOSSES = {
                               "ot_scope": "global"}),
     "dual all self": (WCoRDLoss, {"critic": "dual", "negatives": "bank", "num_negatives": "all", "ot_scope": "global"}),
 }  # fmt: skip
+BANKLESS = ("lckt", "lckt prior", "lckt class", "lckt only", "dual batch")
 
 
 @pytest.fixture(scope="module", params=[2, 3])
@@ -82,9 +89,14 @@ def train(name, rank=None, world=None, **options):
     return values, grads, whole_state(loss)
 
 
+def own_state(loss):
+    """The state dict; of a sharded bank the rows of this rank."""
+    return {k: (v.to_local() if hasattr(v, "to_local") else v).clone() for k, v in loss.state_dict().items()}
+
+
 def whole_state(loss):
     """The state dict and, where they are kept, the class sums of both banks."""
-    state = {k: v.clone() for k, v in loss.state_dict().items()}
+    state = own_state(loss)
     for name, bank in loss.named_modules():
         if isinstance(bank, MemoryBank) and (sums := bank.current_sums()):
             state[f"class sums of {name}"] = sums.sums.clone()
@@ -123,12 +135,12 @@ def test_replicas_equal_one_another_to_the_bit_and_one_process(pool, name):
 def assert_holds_what_must_be_equal(name, state):
     """What the checks above have compared between the ranks is the state that there is to compare."""
     kept = {key.rsplit(".", 1)[-1] for key in state}
-    assert {"log_z", "state", "memory_v1", "memory_v2"} <= kept or name in ("lckt", "dual batch")
-    assert {"_u", "_v"} <= kept or name.startswith("crd")
+    assert {"log_z", "state", "rows"} <= kept or name in BANKLESS
+    assert {"u", "v"} <= kept or name.startswith("crd")
     assert ("class sums of contrast.memory_v1" in state) == (name in ("dual bank", "dual all self"))
 
 
-@pytest.mark.parametrize("name", [n for n in LOSSES if n not in ("lckt", "dual batch")])
+@pytest.mark.parametrize("name", [n for n in LOSSES if n not in BANKLESS])
 def test_shards_equal_one_process(pool, name):
     state, states = assert_equals_one_process(pool, name, {"shard": "rank"})
     for key, value in state.items():
@@ -200,7 +212,7 @@ def many_steps(shard):
         size = int(torch.randint(1, 6, ()))
         idx = torch.randint(8, (size,))  # few rows, so that they meet across ranks and within one
         loss(torch.randn(size, S_DIM), torch.randn(size, T_DIM), idx)
-    return loss.state_dict()
+    return own_state(loss)
 
 
 def test_replicas_are_bit_identical_after_many_uneven_steps(pool):
@@ -213,7 +225,11 @@ def test_replicas_are_bit_identical_after_many_uneven_steps(pool):
 
 
 def sampler_of(source, k, expected):
-    options = {"class": {"labels": LABELS}, "weighted": {"weights": torch.arange(N) % 4 + 0.5}}
+    options = {
+        "class": {"labels": LABELS},
+        "unlabelled": {"labels": LABELS - 1},
+        "weighted": {"weights": torch.arange(N) % 4 + 0.5},
+    }
     return NegativeSampler(N, k, seed=2, expected=expected, **options.get(source, {"exclude": source}))
 
 
@@ -235,6 +251,7 @@ def functional_values(source, k, plan, expected):
 
 
 SAMPLERS = [("class", 7), ("none", "all"), ("self", 7), ("weighted", 9), ("class", "all"), ("self", 60), ("none", 61)]
+SAMPLERS += [("unlabelled", 7), ("unlabelled", "all")]
 
 
 @pytest.mark.parametrize(

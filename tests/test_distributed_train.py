@@ -14,6 +14,7 @@ import torch
 from wcord_fast.data import TrainBatches
 from wcord_fast.distributed import ranks
 from wcord_fast.train import loop, shards
+from wcord_fast.train.banks import fill_banks
 from wcord_fast.train.checkpoint import CheckpointError, load
 from wcord_fast.train.files import OutputError
 
@@ -22,7 +23,8 @@ from .train_tiny import TRAIN, dataset, make_run
 
 SHARDED = {"wcord": {"num_negatives": 9, "feat_dim": 16, "shard": "rank"}}
 REPLICATED = {"wcord": {"num_negatives": 9, "feat_dim": 16, "ot_scope": "global"}}
-BANK = "wcord.contrast.memory_v1"
+TUNED = {"init_banks": True, "ramp_gckt": 0.5, "z": "ramp", "lckt_pairs": "prior", "lckt_features": "mapped"}
+BANK = "wcord.contrast.memory_v1.rows"
 
 
 class Stopped(Exception):
@@ -43,7 +45,8 @@ def whole_state(run):
     for name, bank in shards._sharded(run.method).items():
         parts = [None] * ranks().world
         torch.distributed.all_gather_object(parts, bank.rows) if ranks().world > 1 else parts.__setitem__(0, bank.rows)
-        method[name] = torch.cat(parts)
+        assert hasattr(method[f"{name}.rows"], "to_local") or ranks().world == 1
+        method[f"{name}.rows"] = torch.cat(parts)
     return {"student": run.student.state_dict(), "method": method}
 
 
@@ -79,7 +82,11 @@ def assert_same(one, other):
             assert torch.equal(value.nan_to_num(), other[part][key].nan_to_num()), (part, key)
 
 
-@pytest.mark.parametrize("options", [REPLICATED, SHARDED], ids=["replicated", "sharded"])
+@pytest.mark.parametrize(
+    "options",
+    [REPLICATED, SHARDED, *({"wcord": o["wcord"] | TUNED} for o in (REPLICATED, SHARDED))],
+    ids=["replicated", "sharded", "replicated, tuned", "sharded, tuned"],
+)
 @pytest.mark.parametrize("world", [2, 3])
 def test_all_ranks_end_equal_and_a_stopped_run_resumes_to_the_same_end(pools, tmp_path, world, options):
     whole = pools[world].run(train, tmp_path / "whole", "wcord", options)
@@ -92,8 +99,20 @@ def test_all_ranks_end_equal_and_a_stopped_run_resumes_to_the_same_end(pools, tm
     assert values(history) == values(whole[0][0])
     assert_same(state, whole[0][1])
     names = {p.name for p in (tmp_path / "whole").iterdir()}
-    banks = {"banks-000001", "banks-000002"} if options is SHARDED else set()
+    banks = {"banks-000001", "banks-000002"} if "shard" in options["wcord"] else set()
     assert names == {".lock", "checkpoint.pt", "checkpoint.prev.pt", "metrics.csv", "student.pt"} | banks
+
+
+def test_images_that_join_the_batch_before_are_trained_on_and_resumed(pools, tmp_path):
+    """44 images in batches of 21: each of two processes would get one of the last 2. They make the last batch 23."""
+    options = {**REPLICATED, "batch_size": 21}
+    whole, *_ = pools[2].run(train, tmp_path / "whole", "wcord", options)
+    pools[2].run(train, tmp_path / "stopped", "wcord", options, True)
+    (history, state), *_ = pools[2].run(train, tmp_path / "stopped", "wcord", options)
+    assert values(history) == values(whole[0]) and [row["epoch"] for row in history] == [1, 2]
+    assert_same(state, whole[1])
+    step = state["method"]["wcord.contrast.sampler.state"].tolist()
+    assert 2 * 2 in step  # two batches in each of two epochs
 
 
 def test_the_joined_epoch_is_that_of_one_process():
@@ -107,10 +126,32 @@ def test_the_joined_epoch_is_that_of_one_process():
             sizes = [len(e[i][2]) for e in epochs]
             assert max(sizes) - min(sizes) <= 1 and sum(p.weight(i) for p in parts) == pytest.approx(world)
             assert parts[0].weight(i) == pytest.approx(world * sizes[0] / sum(sizes))
-    assert len(TrainBatches(dataset(), 21, seed=0, part=(0, 3))) == 2  # the last batch of 2 is left out
-    assert TRAIN == 44 and len(TrainBatches(dataset(), 21, seed=0, part=(0, 3)).whole()) == 3
+    three = [TrainBatches(dataset(), 21, seed=0, part=(r, 3)) for r in range(3)]
+    assert [[len(b.index) for b in p.epoch(0)] for p in three] == [[7, 7], [7, 8], [7, 8]]  # 2 images join the last 21
+    assert TRAIN == 44 and len(three[0].whole()) == 3
     with pytest.raises(ValueError, match="batch_size"):
         TrainBatches(dataset(), 2, seed=0, part=(0, 3))
+
+
+def filled(options):
+    """The banks [44, 16] after they have been filled, before training; 44 images in batches of 16, the last of 12."""
+    logging.disable(logging.CRITICAL)
+    run = make_run("unused", "wcord", batch_size=14, **options)  # a last batch of 2, less than 3 ranks
+    run.method.eval()
+    fill_banks(run, run.teacher)
+    logging.disable(logging.NOTSET)
+    return {name: rows for name, rows in whole_state(run)["method"].items() if "memory" in name}
+
+
+@pytest.mark.parametrize("options", [REPLICATED, SHARDED], ids=["replicated", "sharded"])
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_filled_banks_are_those_of_one_process(pools, world, options):
+    one, everyone = filled({"wcord": REPLICATED["wcord"]}), pools[world].run(filled, options)
+    assert len(one) == 2
+    for banks in everyone:
+        for name, rows in banks.items():
+            torch.testing.assert_close(rows, one[name], atol=1e-5, rtol=1e-4)
+            assert torch.equal(rows, everyone[0][name])
 
 
 def resumed(directory, options):

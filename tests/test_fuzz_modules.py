@@ -33,7 +33,7 @@ def losses(draw) -> nn.Module:
     count = draw(st.sampled_from((1, 7, 65, 600, "all")))
     options = {
         "feat_dim": draw(st.sampled_from(WIDTHS)),
-        "labels": torch.arange(num_data) % 3 if draw(st.booleans()) else None,
+        "labels": torch.arange(num_data) % 3 - draw(st.integers(0, 1)) if draw(st.booleans()) else None,
         "bank_dtype": draw(st.sampled_from(FLOATS[:3])),
         "z": draw(st.sampled_from(("first", "ema"))),
         "plan": draw(st.sampled_from(("auto", "gather", "dense"))),

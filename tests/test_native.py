@@ -36,8 +36,16 @@ def threads():
 def permute(values, size, *, seed=GOLDEN_SEED, step=GOLDEN_STEP, anchor=GOLDEN_ANCHOR, inverse=False):
     values = torch.as_tensor(values, dtype=torch.int64).contiguous()
     out = torch.full_like(values, -1)
-    pointers = values.data_ptr(), out.data_ptr(), values.numel()
-    native_module.module().permute(seed, step, anchor, size, *pointers, inverse)
+    native_module.module().permute(
+        seed=seed,
+        step=step,
+        anchor=anchor,
+        size=size,
+        rows=values.data_ptr(),
+        out=out.data_ptr(),
+        n=values.numel(),
+        inverse=inverse,
+    )
     return out
 
 
@@ -122,8 +130,11 @@ def test_position_inverts_the_pool_map(source):
     sizes = reference.pool_size(index, 300, spec)
     for b in range(4):
         position = torch.full_like(rows, -2)
-        args = native.draw_args(index, 300, spec)
-        assert native_module.module().cpu_positions(args, b, rows.data_ptr(), position.data_ptr(), 300)
+        module = native_module.module()
+        draw = module.Draw(**native.draw_fields(index, 300, spec), out=0)
+        assert module.cpu_positions(
+            draw=draw, anchor=b, rows=rows.data_ptr(), positions=position.data_ptr(), n=rows.numel()
+        )
         inside = position >= 0
         assert (position[~inside] == -1).all()
         assert torch.equal(position[inside].sort().values, torch.arange(int(sizes[b])))

@@ -43,13 +43,14 @@ def test_a_state_dict_holds_any_log_z(log_z):
     for module, other in zip(losses(), losses(), strict=True):
         module.contrast.log_z.copy_(torch.tensor([log_z, math.nan]))
         state = module.state_dict()
-        assert torch.isfinite(state["contrast.params"]).all() and state["contrast.params"].dtype == torch.float32
-        assert state["contrast.params"][3] == -1
         other.load_state_dict(state)
         assert other.contrast.log_z[0] == log_z and other.contrast.log_z[1].isnan()
-        del state["contrast.log_z"]  # as RepDistiller writes it
+        state = module.repdistiller_state_dict()
+        assert torch.isfinite(state["contrast.params"]).all() and state["contrast.params"].dtype == torch.float32
+        assert state["contrast.params"][3] == -1
+        other = type(other)(S_DIM, T_DIM, N, feat_dim=D, **{"nce_k" if type(other) is CRDLoss else "num_negatives": K})
         other.load_state_dict(state)
-        assert torch.isfinite(other.contrast.log_z[0])
+        assert torch.isfinite(other.contrast.log_z[0]) and other.contrast.log_z[1].isnan()
 
 
 @pytest.mark.parametrize("cast", ["half", "bfloat16"])
@@ -75,8 +76,7 @@ def test_class_sums_do_not_outlive_the_rows_they_were_made_from():
     torch.testing.assert_close(F.bank_mean_score(x, bank, index, negatives=negatives), x @ other["rows"].mean(0))
 
 
-@pytest.mark.parametrize("strict", [True, False])
-def test_a_refused_state_dict_changes_nothing(strict):
+def test_a_refused_state_dict_changes_nothing():
     for module, options in zip(losses(), ({"nce_k": 9}, {"num_negatives": 9}), strict=True):
         before = snapshot(module)
         cls = type(module)
@@ -86,7 +86,7 @@ def test_a_refused_state_dict_changes_nothing(strict):
             (cls(S_DIM, T_DIM + 1, N, feat_dim=D, **{next(iter(options)): K}), "size mismatch.*embed_t"),
         ):
             with pytest.raises(RuntimeError, match=message):
-                module.load_state_dict(other.state_dict(), strict=strict)
+                module.load_state_dict(other.state_dict())
             assert unchanged(module, before)
 
 
@@ -104,7 +104,7 @@ def test_bad_features_are_named_and_change_nothing(side, value, critic):
         if critic == "nce" or module is crd:
             embed.linear.weight.data.mul_(10)
         else:
-            embed.linear.parametrizations.weight[0]._v.mul_(0.1)  # a sigma ten times too small
+            embed.linear.v.mul_(0.1)  # a sigma ten times too small
         before = snapshot(module)
         for call in (module, module.init_banks):
             named = pytest.raises(ValueError, match=rf"{'f_s' if side == 0 else 'f_t'}: row 2 holds")

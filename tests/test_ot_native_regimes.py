@@ -67,7 +67,7 @@ def test_a_problem_of_a_batch_is_solved_as_if_alone(threads, regime, options, n)
     a = oracle.masses(5, 3, n, zeros=[1, 4]).float()
     a[2] = 1 / n
     threads(2)
-    assert native_module.module().cpu_ot_plan(0, 3, n, n + 3, 9, True, True, 1 << 30, 2)[1] == (n == 40)
+    assert native_cpu.layout(n, n + 3, 9, problems=3, threads=2).per_thread == (n == 40)
     batched = solve(x, y, "native", a=a, **options)
     for g in range(3):
         alone = solve(x[g], y[g], "native", a=a[g], **options)
@@ -90,9 +90,9 @@ def test_streaming_equals_resident(monkeypatch, options, n, m, d):
 
 def scratch(n, m, d, *, resident=True, threads=1, problems=1, gradients=True):
     budget = 1 << 60 if resident else 0
-    plan = native_module.module().cpu_ot_plan(0, problems, n, m, d, gradients, gradients, budget, threads)
-    assert plan[0] == resident
-    return plan[2]
+    found = native_cpu.layout(n, m, d, problems=problems, gradients=gradients, budget=budget, threads=threads)
+    assert found.regime == ("resident" if resident else "streaming")
+    return found.scratch_bytes
 
 
 def test_memory_is_one_matrix_or_linear():

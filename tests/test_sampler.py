@@ -61,7 +61,8 @@ def test_without_replacement_rows_are_distinct():
 def test_defaults_of_exclude():
     assert NegativeSampler(10, 3).exclude == "self"
     assert NegativeSampler(10, 3, labels=[0, 1] * 5).exclude == "self"  # two classes
-    assert NegativeSampler(12, 3, labels=[7, -1, 40] * 4).exclude == "class"
+    assert NegativeSampler(12, 3, labels=[7, 9, 40] * 4).exclude == "class"
+    assert NegativeSampler(12, 3, labels=[7, -1, 40] * 4).exclude == "self"  # two that are known
     assert NegativeSampler(10, 3, weights=np.ones(10)).exclude == "none"
 
 
@@ -107,7 +108,7 @@ def test_state_is_seed_and_step_and_resumes():
     c = NegativeSampler(100, 10)
     c.load_state_dict(copy.deepcopy(a.state_dict()))
     assert torch.equal(c.draw(index), a.draw(index))
-    assert list(a.state_dict()) == ["state"]
+    assert list(a.state_dict()) == ["state", "made_with"]
 
 
 def test_large_seeds_and_steps_use_all_bits():

@@ -39,6 +39,13 @@ def test_threads_that_come_at_once_share_one_word(monkeypatch):
     assert words[0] is words[1] is status.word(device)
 
 
+def test_a_word_made_in_inference_mode_can_be_written_outside(monkeypatch):
+    monkeypatch.setattr(status, "_words", {})
+    with torch.inference_mode():
+        status.word(torch.device("cpu"))
+    status.word(torch.device("cpu")).bitwise_or_(torch.tensor(0, dtype=torch.int32))
+
+
 @pytest.mark.parametrize("device", ["nowhere", 3.5])
 def test_a_device_that_is_none_is_refused(device):
     with pytest.raises(ValueError, match=f"device: expected one of this machine, got {device!r}"):

@@ -28,6 +28,7 @@ def explain(
     m: int | None = None,
     dim: int = 128,
     problems: int = 1,
+    pairs: bool = False,
     dtype: torch.dtype = torch.float32,
     plan: str = "auto",
     backend: str = "auto",
@@ -42,6 +43,7 @@ def explain(
             needed with plan="auto".
         n, m, problems, dtype: rows of both sides, number of problems and dtype of the features of "ot": with n given
             (m is n by default), the answer says in which regime (resident, streaming, ...) it is solved.
+        pairs: whether the call of "ot" has known pairs; needs n.
         dim: D, width of the features or of the bank.
         plan, backend: as in the call.
         device: the device of the tensors.
@@ -60,7 +62,8 @@ def explain(
     checks.choice("dtype", dtype, checks.FLOATS)
     if op == "ot" and n is not None:
         n, m = checks.integer("n", n, least=1), checks.integer("m", n if m is None else m, least=1)
-        found = backends.choose_for(n, m, dim, dtype, kind, asked)
+        paired = checks.boolean("pairs", pairs)
+        found = backends.choose_for(n, m, dim, dtype, kind, asked, paired=paired)
         module = backends.module_of(found.backend, kind)
         regime, why = module.regime(n, m, dim, dtype, checks.integer("problems", problems, least=1))
         return Choice(op, regime, kind, found.backend, f"{found.reason}; {regime}: {why}")

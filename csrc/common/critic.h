@@ -9,8 +9,6 @@
 
 namespace wcf {
 
-constexpr double NCE_EPS = 1e-7;  // CRD's own constant
-
 WCF_HD float real_exp(float x) { return expf(x); }
 WCF_HD double real_exp(double x) { return exp(x); }
 WCF_HD float real_log(float x) { return logf(x); }
@@ -27,14 +25,17 @@ struct Term {
 // softplus(u) = log(1 + exp(u)) and its derivative sigmoid(u), at full precision for any u; NaN for NaN.
 template <class Real>
 WCF_HD Term<Real> softplus(Real u) {
-  const Real e = real_exp(u < 0 ? u : -u);  // of -|u|
+  const Real e = real_exp(u < 0 ? u : -u);  // exp(-|u|)
   return Term<Real>{(u > 0 ? u : Real(0)) + real_log1p(e), (u < 0 ? e : Real(1)) / (Real(1) + e)};
 }
 
-// charged: K_b, the number of negatives that the loss is charged for; c = K_b / N.
-WCF_HD double nce_offset(double charged, double num_data, double log_z) {
-  return log(charged / num_data + NCE_EPS) + log_z;
+// charged: K_b, the number of negatives that the loss is charged for; c = K_b / N. eps: the constant in CRD's
+// probability.
+WCF_HD double nce_offset(double charged, double num_data, double log_z, double eps) {
+  return log(charged / num_data + eps) + log_z;
 }
-WCF_HD double nce_constant(double charged, double num_data) { return charged * log1p(NCE_EPS * num_data / charged); }
+WCF_HD double nce_constant(double charged, double num_data, double eps) {
+  return charged * log1p(eps * num_data / charged);
+}
 
 }  // namespace wcf

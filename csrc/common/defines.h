@@ -28,11 +28,6 @@
 
 namespace wcf {
 
-// Status bits, the codes of wcord_fast/ops/status.py.
-constexpr int32_t STATUS_INDEX = 1;
-constexpr int32_t STATUS_ANCHOR = 2;
-constexpr int32_t STATUS_UPDATE_ROW = 4;
-
 // floor(word * n / 2^64) for the 64-bit word (high << 32) | low: two 32-bit products, which vectorise.
 WCF_HD uint32_t mulhi64(uint32_t high, uint32_t low, uint32_t n) {
   const uint64_t carry = (static_cast<uint64_t>(low) * n) >> 32;

@@ -3,32 +3,51 @@
 #pragma once
 #include "permutation.h"
 #include "pool.h"
+#include "record.h"
 
 namespace wcf {
 
-// The order of these names is the order in wcord_fast/ops/sampling/native.py.
-enum Source : int32_t { SOURCE_NONE, SOURCE_SELF, SOURCE_CLASS, SOURCE_WEIGHTED };
-enum Replacement : int32_t { REPLACEMENT_NO, REPLACEMENT_YES, REPLACEMENT_AUTO };
+#define WCF_SOURCES(CODE)     \
+  CODE(SOURCE_NONE, "none")   \
+  CODE(SOURCE_SELF, "self")   \
+  CODE(SOURCE_CLASS, "class") \
+  CODE(SOURCE_WEIGHTED, "weighted")
+WCF_CODES(Source, WCF_SOURCES)
+
+#define WCF_REPLACEMENTS(CODE) \
+  CODE(REPLACEMENT_NO, "no")   \
+  CODE(REPLACEMENT_YES, "yes") \
+  CODE(REPLACEMENT_AUTO, "auto")
+WCF_CODES(Replacement, WCF_REPLACEMENTS)
+
 enum Mode : int32_t { MODE_INVALID, MODE_PERMUTED, MODE_REPLACED, MODE_WEIGHTED };
 
-// Everything that defines a batch of draws. Pointers are null where the source has no such table.
-struct DrawArgs {
-  const void* index;  // [B] int32 or int64
-  int32_t index_bytes;
-  int32_t source;
-  int32_t replacement;
-  int64_t num_anchors;         // B
-  int64_t num_draws;           // K
-  int64_t num_data;            // N
-  int64_t anchor_offset;       // global number of the first anchor
-  const int64_t* state;        // [2] seed (uint64 bits), step
-  const int32_t* label;        // [N]
-  const int32_t* order;        // [N]
-  const int32_t* rank;         // [N]
-  const int32_t* class_start;  // [C+1]
-  const uint64_t* threshold;   // [N]
-  const int32_t* alias;        // [N]
-};
+// Everything that defines a batch of draws. B anchors draw K rows each of N. A table is null where the source has none.
+#define WCF_DRAW_SPEC(NEEDED, OPTIONAL, EACH, PART)                             \
+  NEEDED(const void*, index) /* [B] int32 or int64: the anchor's own row */     \
+  NEEDED(int32_t, index_bytes)                                                  \
+  NEEDED(int32_t, source)               /* Source */                            \
+  NEEDED(int32_t, replacement)          /* Replacement */                       \
+  NEEDED(int64_t, num_anchors)          /* B */                                 \
+  NEEDED(int64_t, num_draws)            /* K */                                 \
+  NEEDED(int64_t, num_data)             /* N */                                 \
+  NEEDED(int64_t, anchor_offset)        /* global number of the first anchor */ \
+  OPTIONAL(const int64_t*, state)       /* [2] seed (uint64 bits), step */      \
+  OPTIONAL(const int32_t*, label)       /* [N] */                               \
+  OPTIONAL(const int32_t*, order)       /* [N] */                               \
+  OPTIONAL(const int32_t*, rank)        /* [N] */                               \
+  OPTIONAL(const int32_t*, class_start) /* [C+1] */                             \
+  OPTIONAL(const uint64_t*, threshold)  /* [N] */                               \
+  OPTIONAL(const int32_t*, alias)       /* [N] */
+WCF_RECORD(DrawSpec, WCF_DRAW_SPEC)
+
+// The op: out [B, K] int64, column k is draw(k).
+#define WCF_DRAW(NEEDED, OPTIONAL, EACH, PART) \
+  PART(DrawSpec, draws)                        \
+  NEEDED(int64_t*, out)                        \
+  PART(Place, place)                           \
+  PART(Status, flags)
+WCF_RECORD(Draw, WCF_DRAW)
 
 // One anchor's draws, ready to be evaluated for any k.
 struct Drawer {
@@ -40,7 +59,7 @@ struct Drawer {
   Permutation permutation;  // MODE_PERMUTED only
 };
 
-WCF_HD Pool anchor_pool(const DrawArgs& a, int64_t index) {
+WCF_HD Pool anchor_pool(const DrawSpec& a, int64_t index) {
   if (a.source == SOURCE_SELF) return pool_self(a.num_data, index);
   if (a.source == SOURCE_CLASS) return pool_class(a.num_data, a.label[index], a.class_start, a.order, a.rank);
   return pool_none(a.num_data);
@@ -48,7 +67,7 @@ WCF_HD Pool anchor_pool(const DrawArgs& a, int64_t index) {
 
 // Fills all of `d` but the permutation's keys: call drawer_keys for j in [0, drawer_key_count) before drawing.
 // MODE_INVALID (nothing may be drawn): index out of [0, N), an empty pool, P > 2^31, K > P without replacement.
-WCF_HD void drawer_open(const DrawArgs& a, int64_t b, Drawer* d) {
+WCF_HD void drawer_open(const DrawSpec& a, int64_t b, Drawer* d) {
   d->mode = MODE_INVALID;
   const int64_t index = index_at(a.index, a.index_bytes, b);
   if (index < 0 || index >= a.num_data) return;

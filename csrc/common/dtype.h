@@ -3,11 +3,17 @@
 #include <cstring>
 
 #include "defines.h"
+#include "record.h"
 
 namespace wcf {
 
-// The codes that Python passes for a dtype (wcord_fast/ops/native_module.py).
-enum Dtype : int32_t { DTYPE_F32, DTYPE_BF16, DTYPE_F16, DTYPE_F64 };
+// The names are those of torch's dtypes.
+#define WCF_DTYPES(CODE)       \
+  CODE(DTYPE_F32, "float32")   \
+  CODE(DTYPE_BF16, "bfloat16") \
+  CODE(DTYPE_F16, "float16")   \
+  CODE(DTYPE_F64, "float64")
+WCF_CODES(Dtype, WCF_DTYPES)
 
 struct Bf16 {
   uint16_t bits;

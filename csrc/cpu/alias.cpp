@@ -17,7 +17,7 @@ void cpu_alias_table(double* share, int64_t n, uint64_t* threshold, int32_t* ali
     if (share[i] > share[heaviest]) heaviest = static_cast<int32_t>(i);
     if (share[i] < 1.0) stack[static_cast<size_t>(small++)] = static_cast<int32_t>(i);
   }
-  for (int64_t i = 0; i < n; ++i) {  // the last large column is the first to be used up, as of the small ones
+  for (int64_t i = 0; i < n; ++i) {  // large columns are used up from the last one on, as small ones are
     if (!(share[i] < 1.0)) stack[static_cast<size_t>(--large)] = static_cast<int32_t>(i);
   }
   while (small > 0 && large < n) {
@@ -29,7 +29,8 @@ void cpu_alias_table(double* share, int64_t n, uint64_t* threshold, int32_t* ali
       stack[static_cast<size_t>(small++)] = high;
     }
   }
-  for (int64_t j = 0; j < small; ++j) {  // what is left differs from 1 by rounding only, unless its weight is 0
+  for (int64_t j = 0; j < small;
+       ++j) {  // a column that is left differs from 1 by rounding only, unless its weight is 0
     const int32_t i = stack[static_cast<size_t>(j)];
     const bool keep = drawable[static_cast<size_t>(i)];
     share[i] = keep ? 1.0 : 0.0;

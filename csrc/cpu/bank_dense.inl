@@ -99,7 +99,7 @@ void dense_unit(const DenseUnit& a) {
       for (int64_t i = 0; i < rows * a.dim; ++i) copy[i] = static_cast<Real>(load(bank[first * a.dim + i]));
       tile = copy;
     }
-    if (OP != BANK_ROW_SUM) {
+    if (OP != BANK_MEAN_SCORE) {
       for (int64_t i = 0; i < rows * L; ++i) cells[i] = Real(0);
       multiply<NV>(tile, a.dim, 1, rows, a.dim, lanes, cells);
     }
@@ -109,7 +109,7 @@ void dense_unit(const DenseUnit& a) {
       for (int64_t t = 0; t < rows; ++t) {
         Real* const cell = cells + t * L + v * W;
         const Vec<Real> weight = row_weight<Real>(a, first + t, v * W);
-        if (OP == BANK_ROW_SUM) {
+        if (OP == BANK_MEAN_SCORE) {
           store_vec(cell, weight);
           continue;
         }
@@ -145,9 +145,9 @@ DenseKernel dense_kernel(int64_t batch) {
 
 template <class Real, class Bank>
 DenseKernel dense_for(int op, int64_t batch) {
-  return op == BANK_NCE       ? dense_kernel<BANK_NCE, Real, Bank>(batch)
-         : op == BANK_ROW_SUM ? dense_kernel<BANK_ROW_SUM, Real, Bank>(batch)
-                              : dense_kernel<BANK_LOG_Z, Real, Bank>(batch);
+  return op == BANK_NCE          ? dense_kernel<BANK_NCE, Real, Bank>(batch)
+         : op == BANK_MEAN_SCORE ? dense_kernel<BANK_MEAN_SCORE, Real, Bank>(batch)
+                                 : dense_kernel<BANK_LOG_Z, Real, Bank>(batch);
 }
 
 DenseKernel pick_dense(int op, int bank, bool wide, int64_t batch) {

@@ -8,12 +8,13 @@
 #include <new>
 
 #include "bank_partials.h"
-#include "bank_rows.h"
+#include "negatives.h"
+#include "simd_kernels.h"
 
 namespace wcf {
 namespace {
 
-constexpr int64_t TILE_BYTES = 256 << 10;   // of one bank: what an L2 cache holds beside anchors and gradients
+constexpr int64_t TILE_BYTES = 256 << 10;   // of one bank: an L2 cache holds so much beside anchors and gradients
 constexpr int64_t MAX_TILE_ROWS = 1 << 16;  // row numbers within a tile are uint16
 constexpr int64_t MIN_DRAWS = 12;           // per anchor and tile: with fewer the visit costs more than its rows
 constexpr int64_t MAX_RUN = 512;            // rows added up in fp32 before they join the rest
@@ -23,7 +24,7 @@ constexpr int64_t MAX_SORTERS = 8;
 constexpr int64_t BIN_BYTES = 12 << 20;
 
 constexpr int64_t LINE = 64;
-constexpr int64_t MAX_PREFETCH = 2048;  // of a visit's own data; a longer stream is the hardware's business
+constexpr int64_t MAX_PREFETCH = 2048;  // per visit: the hardware prefetches longer streams by itself
 
 // Asks for the lines of [from, from + bytes) into L1 (LEVEL 0) or L2 (1); nothing if bytes <= 0.
 template <int LEVEL>
@@ -33,28 +34,21 @@ void prefetch(const void* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += LINE) __builtin_prefetch(at + i, 0, LEVEL == 0 ? 3 : 2);
 }
 
-VisitFn pick_visit(int op, int bank, bool wide) {
-#if WCF_HAS_AVX2_BUILD
-  if (simd() == Simd::avx512) return avx512::pick_visit(op, bank, wide);
-  if (simd() == Simd::avx2) return avx2::pick_visit(op, bank, wide);
-#endif
-  return portable::pick_visit(op, bank, wide);
-}
-
 class Gather {
  public:
-  explicit Gather(const BankArgs& args)
+  explicit Gather(const BankScore& args)
       : args_(args),
         plan_(args),
         partials_(args, plan_.segments),
         bins_(new uint16_t[static_cast<size_t>(plan_.slots * plan_.piece)]),
         starts_(new uint32_t[static_cast<size_t>(plan_.slots * (plan_.tiles + 1))]),
         scratch_(new uint32_t[static_cast<size_t>(plan_.sorters * plan_.piece)]) {
-    for (size_t s = 0; s < args.banks.size(); ++s) visits_.push_back(pick_visit(args.op, args.dtypes[s], args.wide));
+    for (int64_t s = 0; s < args.directions; ++s)
+      visits_[s] = simd_kernels().pick_visit(args.op, args.bank_dtype[s], args.wide != 0);
   }
 
   int64_t run() {
-    const int64_t all = args_.draws.num_anchors * plan_.pieces;
+    const int64_t all = args_.rows.draws.num_anchors * plan_.pieces;
     for (int64_t first = 0; first < all; first += plan_.slots) {
       const int64_t last = std::min(all, first + plan_.slots);
       const int64_t invalid = sort(first, last);
@@ -68,13 +62,14 @@ class Gather {
  private:
   // Bins pieces [first, last). Returns the first invalid anchor, or -1.
   int64_t sort(int64_t first, int64_t last) {
-    const int64_t none = args_.draws.num_anchors;
+    const int64_t none = args_.rows.draws.num_anchors;
     std::atomic<int64_t> invalid{none};
 #pragma omp parallel for schedule(static, 1) num_threads(static_cast<int>(plan_.sorters)) if (plan_.sorters > 1)
     for (int64_t worker = 0; worker < plan_.sorters; ++worker) {
       for (int64_t p = first + worker; p < last; p += plan_.sorters) {
         const int64_t b = p / plan_.pieces;
-        if (sort_piece(p % plan_.pieces, RowSource(args_, b), p - first, &scratch_[worker * plan_.piece])) continue;
+        if (sort_piece(p % plan_.pieces, NegativeReader(args_.rows, b), p - first, &scratch_[worker * plan_.piece]))
+          continue;
         for (int64_t seen = invalid; b < seen && !invalid.compare_exchange_weak(seen, b);) {
         }
       }
@@ -83,7 +78,7 @@ class Gather {
   }
 
   // A counting sort by tile that keeps the order of the draws within a tile. False: the anchor is not valid.
-  bool sort_piece(int64_t number, const RowSource& source, int64_t slot, uint32_t* rows) {
+  bool sort_piece(int64_t number, const NegativeReader& source, int64_t slot, uint32_t* rows) {
     if (source.count() < 0) return false;
     const int64_t from = std::min(number * plan_.piece, source.count());
     const int64_t count = std::min(plan_.piece, source.count() - from);
@@ -111,11 +106,12 @@ class Gather {
     return true;
   }
 
-  // Drops what the banks do not hold from rows [n], in place, and numbers the rest within them. Returns how many are
-  // left.
+  // Drops the rows [n] that the banks do not hold, in place, and numbers the others within the banks. Returns how many
+  // are left.
   int keep_held(uint32_t* rows, int n) const {
-    if (args_.num_rows == args_.draws.num_data) return n;
-    const uint32_t first = static_cast<uint32_t>(args_.first_row), held = static_cast<uint32_t>(args_.num_rows);
+    if (args_.rows.num_rows == args_.rows.draws.num_data) return n;
+    const uint32_t first = static_cast<uint32_t>(args_.rows.first_row),
+                   held = static_cast<uint32_t>(args_.rows.num_rows);
     int kept = 0;
     for (int i = 0; i < n; ++i) {
       const uint32_t local = rows[i] - first;  // rows below `first` wrap round to numbers above 2^31
@@ -127,17 +123,18 @@ class Gather {
 
   void score(int64_t first, int64_t last) {
     const int64_t begin = first / plan_.pieces, end = (last - 1) / plan_.pieces + 1;  // anchors
-    const int64_t sides = args_.sides();
-    const int64_t wanted = args_.threads > 1 ? ceil_div(2 * args_.threads, sides * plan_.segments) : 1;
+    const int64_t directions = args_.directions;
+    const int64_t wanted =
+        threads_of(args_.place) > 1 ? ceil_div(2 * threads_of(args_.place), directions * plan_.segments) : 1;
     const int64_t ranges = std::min(end - begin, wanted);
     const size_t run_bytes = static_cast<size_t>(plan_.run_bytes);
     std::atomic<bool> no_memory{false};  // an exception must not leave a parallel region
-#pragma omp parallel num_threads(args_.threads) if (args_.threads > 1)
+#pragma omp parallel num_threads(threads_of(args_.place)) if (threads_of(args_.place) > 1)
     {
       const std::unique_ptr<char[]> run(new (std::nothrow) char[run_bytes]);
       if (!run) no_memory = true;
 #pragma omp for schedule(dynamic, 1)
-      for (int64_t task = 0; task < sides * plan_.segments * ranges; ++task) {  // neighbours share tiles
+      for (int64_t task = 0; task < directions * plan_.segments * ranges; ++task) {  // neighbours share tiles
         const int64_t r = task % ranges, g = task / ranges % plan_.segments, s = task / ranges / plan_.segments;
         const int64_t lo = begin + (end - begin) * r / ranges, hi = begin + (end - begin) * (r + 1) / ranges;
         const int64_t from = std::max(first, lo * plan_.pieces), to = std::min(last, hi * plan_.pieces);
@@ -147,13 +144,12 @@ class Gather {
     if (no_memory) throw std::bad_alloc();
   }
 
-  // Pieces [lo, hi) against the tiles of segment g of bank s. What the next visit, and the next tile, will read is
-  // asked for meanwhile: a tile comes from memory as one stream, not row by row.
+  // Pieces [lo, hi) against the tiles of segment g of bank s. Meanwhile the data of the next visit and of the next
+  // tile are prefetched, so a tile comes from memory as one stream, not row by row.
   void score_range(int64_t s, int64_t g, int64_t lo, int64_t hi, int64_t first, char* run) {
-    const size_t side = static_cast<size_t>(s);
-    const char* const bank = static_cast<const char*>(args_.banks[side]);
-    const int64_t row_bytes = args_.dim * dtype_bytes(args_.dtypes[side]), tile_bytes = plan_.tile_rows * row_bytes;
-    const char* const bank_end = bank + args_.num_rows * row_bytes;
+    const char* const bank = static_cast<const char*>(args_.bank[s]);
+    const int64_t row_bytes = args_.dim * dtype_bytes(args_.bank_dtype[s]), tile_bytes = plan_.tile_rows * row_bytes;
+    const char* const bank_end = bank + args_.rows.num_rows * row_bytes;
     const int64_t share = ceil_div(tile_bytes, (hi - lo) * LINE) * LINE;
     for (int64_t t = plan_.tiles * g / plan_.segments; t < plan_.tiles * (g + 1) / plan_.segments; ++t) {
       const char* const tile = bank + t * tile_bytes;
@@ -161,22 +157,22 @@ class Gather {
       for (int64_t p = lo; p < hi; ++p) {
         const Visit next = make_visit(s, g, std::min(p + 1, hi - 1), t, first, tile);
         prefetch<0>(next.rows, 2 * next.count);
-        prefetch<0>(next.anchor, args_.dim * args_.real_bytes());
-        if (next.grad) prefetch<0>(next.grad, args_.dim * args_.real_bytes());
+        prefetch<0>(next.anchor, args_.dim * real_bytes(args_));
+        if (next.grad) prefetch<0>(next.grad, args_.dim * real_bytes(args_));
         const char* const ahead = tile + tile_bytes + (p - lo) * share;
         prefetch<1>(ahead, std::min(share, std::min(tile + 2 * tile_bytes, bank_end) - ahead));
         if (visit.count > MAX_RUN) {
-          in_runs(visits_[side], visit, run);
+          in_runs(visits_[s], visit, run);
         } else if (visit.count > 0) {
-          visits_[side](visit);
+          visits_[s](visit);
         }
         visit = next;
       }
     }
   }
 
-  // A visit of many rows, often the same few, as runs with sums of their own: one long chain of equal additions would
-  // round the same way each time. run [D] Real: a sum.
+  // Cuts a visit of many rows, often the same few, into runs with sums of their own: one long chain of equal additions
+  // would round the same way each time. run [D] Real holds one sum.
   void in_runs(VisitFn kernel, const Visit& whole, char* run) const {
     for (int64_t done = 0; done < whole.count; done += MAX_RUN) {
       Visit part = whole;
@@ -194,7 +190,7 @@ class Gather {
 
   Visit make_visit(int64_t s, int64_t g, int64_t p, int64_t t, int64_t first, const char* tile) {
     const uint32_t* const start = &starts_[(p - first) * (plan_.tiles + 1) + t];
-    const int64_t own_bytes = args_.dim * args_.real_bytes(), anchors = args_.draws.num_anchors;
+    const int64_t own_bytes = args_.dim * real_bytes(args_), anchors = args_.rows.draws.num_anchors;
     const int64_t unit = s * anchors + p / plan_.pieces;
     Visit v{};
     v.tile = tile;
@@ -202,17 +198,17 @@ class Gather {
     v.count = start[1] - start[0];
     v.dim = args_.dim;
     v.anchor = static_cast<const char*>(args_.anchors) + unit * own_bytes;
-    v.scale = args_.scale;
+    v.scale = scale_of(args_);
     v.offset = args_.offset ? args_.offset[unit] : 0.0;
     v.grad = partials_.grad(g, unit);
     v.value = partials_.value(g, unit);
     return v;
   }
 
-  const BankArgs& args_;
+  const BankScore& args_;
   const GatherPlan plan_;
   Partials partials_;
-  std::vector<VisitFn> visits_;
+  VisitFn visits_[MAX_DIRECTIONS];
   std::unique_ptr<uint16_t[]> bins_;     // [slots, piece] rows within their tile, sorted by tile
   std::unique_ptr<uint32_t[]> starts_;   // [slots, tiles + 1]
   std::unique_ptr<uint32_t[]> scratch_;  // [sorters, piece]
@@ -220,28 +216,28 @@ class Gather {
 
 }  // namespace
 
-GatherPlan::GatherPlan(const BankArgs& a) {
-  const int64_t num_data = a.draws.num_data, batch = a.draws.num_anchors, sides = a.sides();
-  const int64_t most = std::max<int64_t>(1, a.rows == ROWS_POOL ? num_data : a.draws.num_draws);
+GatherPlan::GatherPlan(const BankScore& a) {
+  const int64_t num_data = a.rows.draws.num_data, batch = a.rows.draws.num_anchors, directions = a.directions;
+  const int64_t most = std::max<int64_t>(1, a.rows.negatives == NEGATIVES_POOL ? num_data : a.rows.draws.num_draws);
   piece = std::min(most, MAX_PIECE);
   pieces = ceil_div(most, piece);
   int64_t row_bytes = 1;
-  for (const int32_t dtype : a.dtypes) row_bytes = std::max(row_bytes, a.dim * dtype_bytes(dtype));
+  for (int64_t s = 0; s < a.directions; ++s) row_bytes = std::max(row_bytes, a.dim * dtype_bytes(a.bank_dtype[s]));
   for (tile_shift = 4; int64_t{1} << tile_shift < MAX_TILE_ROWS; ++tile_shift) {
     const int64_t rows = int64_t{1} << tile_shift;
-    if (rows >= a.num_rows || (2 * rows * row_bytes > TILE_BYTES && piece * rows >= MIN_DRAWS * num_data)) break;
+    if (rows >= a.rows.num_rows || (2 * rows * row_bytes > TILE_BYTES && piece * rows >= MIN_DRAWS * num_data)) break;
   }
   tile_rows = int64_t{1} << tile_shift;
-  tiles = ceil_div(a.num_rows, tile_rows);
+  tiles = ceil_div(a.rows.num_rows, tile_rows);
   const int64_t slot_bytes = 2 * piece + 4 * (tiles + 1);
   slots = std::min({batch * pieces, MAX_SLOTS, std::max<int64_t>(1, BIN_BYTES / slot_bytes)});
-  segments = Partials::segments(a, sides * batch, tiles);
-  sorters = std::min({static_cast<int64_t>(std::max(a.threads, 1)), MAX_SORTERS, slots});
-  run_bytes = piece > MAX_RUN && a.grad ? a.dim * a.real_bytes() : 0;
-  bytes = slots * slot_bytes + sorters * piece * 4 + std::max(a.threads, 1) * run_bytes +
+  segments = Partials::segments(a, directions * batch, tiles);
+  sorters = std::min({static_cast<int64_t>(std::max(threads_of(a.place), 1)), MAX_SORTERS, slots});
+  run_bytes = piece > MAX_RUN && a.grad ? a.dim * real_bytes(a) : 0;
+  bytes = slots * slot_bytes + sorters * piece * 4 + std::max(threads_of(a.place), 1) * run_bytes +
           (segments > 1 ? Partials::bytes(a, segments) : 0);
 }
 
-int64_t cpu_bank_gather(const BankArgs& args) { return Gather(args).run(); }
+int64_t bank_gather(const BankScore& args) { return Gather(args).run(); }
 
 }  // namespace wcf

@@ -106,7 +106,7 @@ void visit(const Visit& a) {
     }
     const IntVec<Real> counted = lane < count;
     Real weight[W];
-    if (OP == BANK_ROW_SUM) {
+    if (OP == BANK_MEAN_SCORE) {
       for (int j = 0; j < W; ++j) weight[j] = Real(1);
     } else {
       Vec<Real> part[W];
@@ -127,9 +127,9 @@ void visit(const Visit& a) {
 
 template <class Real, class Bank>
 VisitFn visit_for(int op) {
-  return op == BANK_NCE       ? visit<BANK_NCE, Real, Bank>
-         : op == BANK_ROW_SUM ? visit<BANK_ROW_SUM, Real, Bank>
-                              : visit<BANK_LOG_Z, Real, Bank>;
+  return op == BANK_NCE          ? visit<BANK_NCE, Real, Bank>
+         : op == BANK_MEAN_SCORE ? visit<BANK_MEAN_SCORE, Real, Bank>
+                                 : visit<BANK_LOG_Z, Real, Bank>;
 }
 
 // The visit for a bank of dtype `bank`, in fp64 if `wide` (always so for an fp64 bank).

@@ -1,12 +1,9 @@
-// The inner loops of the bank ops, compiled for each instruction set: bank_portable.cpp and its likes.
+// What the inner loops of the bank ops are told; they are compiled for each instruction set (simd_kernels.h).
 #pragma once
+#include "../common/bank_score.h"
 #include "../common/dtype.h"
-#include "simd.h"
 
 namespace wcf {
-
-// The order is that of OPS in wcord_fast/ops/bank/native_cpu.py.
-enum BankOp : int32_t { BANK_NCE, BANK_ROW_SUM, BANK_LOG_Z };
 
 // Gather plan. One anchor and the rows of one bank tile that it drew. Real is float, double where anything is fp64.
 struct Visit {
@@ -17,8 +14,8 @@ struct Visit {
   const void* anchor;  // [D] Real
   double scale;        // 1 / tau
   double offset;       // u = score * scale - offset
-  void* grad;          // [D] Real, added to: sum of sigmoid(u) * row (NCE), of rows (ROW_SUM); null: not wanted
-  double* value;       // [2], added to: sum of softplus(u) (NCE), or largest and sum of exp relative to it (LOG_Z)
+  void* grad;          // [D] Real, added to: sum of sigmoid(u) * row (nce), of rows (mean score); null: not wanted
+  double* value;       // [2], added to: sum of softplus(u) (nce), or largest and sum of exp relative to it (log_z)
 };
 
 // Dense plan. A block of `count` anchors, at most as many as the kernel has lanes, against bank rows [row, row_end).
@@ -58,23 +55,10 @@ inline void merge_log_sums(double* state, double largest, double sum) {
   state[0] = most;
 }
 
-// The kernels of one op for banks of dtype `bank`, in fp64 if `wide` (an fp64 bank always is).
 using VisitFn = void (*)(const Visit&);
 struct DenseKernel {
   void (*run)(const DenseUnit&);
   int lanes;
 };
-namespace portable {
-VisitFn pick_visit(int op, int bank, bool wide);
-DenseKernel pick_dense(int op, int bank, bool wide, int64_t batch);
-}  // namespace portable
-namespace avx2 {
-VisitFn pick_visit(int op, int bank, bool wide);
-DenseKernel pick_dense(int op, int bank, bool wide, int64_t batch);
-}  // namespace avx2
-namespace avx512 {
-VisitFn pick_visit(int op, int bank, bool wide);
-DenseKernel pick_dense(int op, int bank, bool wide, int64_t batch);
-}  // namespace avx512
 
 }  // namespace wcf

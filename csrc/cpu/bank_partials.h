@@ -1,5 +1,5 @@
 // Values and gradients of one call, in as many parts as there are segments: threads add to parts of their own, and the
-// parts are added in order, so that results do not depend on who did what.
+// parts are added in order, so that results do not depend on which thread did what.
 #pragma once
 #include <algorithm>
 #include <limits>
@@ -21,7 +21,7 @@ void add_to(Real* to, const void* values, int64_t n) {
 }
 
 // to [n] += from [n], of the type that `args` calculates in.
-inline void add_real(const BankArgs& args, void* to, const void* from, int64_t n) {
+inline void add_real(const BankScore& args, void* to, const void* from, int64_t n) {
   if (args.wide) {
     add_to(static_cast<double*>(to), from, n);
   } else {
@@ -31,10 +31,10 @@ inline void add_real(const BankArgs& args, void* to, const void* from, int64_t n
 
 class Partials {
  public:
-  // With one segment the parts are args.value and args.grad themselves.
-  Partials(const BankArgs& args, int64_t segments) : args_(args), segments_(segments) {
+  // With one segment the parts are partial_of(args) and args.grad themselves.
+  Partials(const BankScore& args, int64_t segments) : args_(args), segments_(segments) {
     const int64_t numbers = segments * units();
-    value_ = args.value;
+    value_ = partial_of(args);
     grad_ = static_cast<char*>(args.grad);
     if (segments > 1) {
       own_value_.resize(static_cast<size_t>(2 * numbers));
@@ -50,12 +50,13 @@ class Partials {
   }
 
   // How many segments to cut `pieces` of work into, and what they take: a function of the shapes alone.
-  static int64_t segments(const BankArgs& args, int64_t units_of_work, int64_t pieces) {
+  static int64_t segments(const BankScore& args, int64_t units_of_work, int64_t pieces) {
     const int64_t most = std::max<int64_t>(1, SEGMENT_BYTES / bytes(args, 1));
     return std::min({ceil_div(MIN_UNITS, units_of_work), pieces, most});
   }
-  static int64_t bytes(const BankArgs& args, int64_t segments) {
-    return segments * args.sides() * args.draws.num_anchors * (16 + (args.grad ? args.dim * args.real_bytes() : 0));
+  static int64_t bytes(const BankScore& args, int64_t segments) {
+    return segments * args.directions * args.rows.draws.num_anchors *
+           (16 + (args.grad ? args.dim * real_bytes(args) : 0));
   }
 
   double* value(int64_t segment, int64_t unit) { return value_ + 2 * (segment * units() + unit); }
@@ -65,15 +66,15 @@ class Partials {
 
   void add_up() {
     if (segments_ == 1) return;
-    std::copy_n(value_, 2 * units(), args_.value);
+    std::copy_n(value_, 2 * units(), partial_of(args_));
     if (args_.grad) std::copy_n(grad_, units() * grad_bytes(), static_cast<char*>(args_.grad));
     for (int64_t g = 1; g < segments_; ++g) {
       for (int64_t u = 0; u < units(); ++u) {
         const double* const from = value(g, u);
         if (args_.op == BANK_LOG_Z) {
-          merge_log_sums(args_.value + 2 * u, from[0], from[1]);
+          merge_log_sums(partial_of(args_) + 2 * u, from[0], from[1]);
         } else {
-          args_.value[2 * u] += from[0];
+          partial_of(args_)[2 * u] += from[0];
         }
       }
       if (args_.grad) add_real(args_, args_.grad, grad(g, 0), units() * args_.dim);
@@ -81,10 +82,10 @@ class Partials {
   }
 
  private:
-  int64_t units() const { return args_.sides() * args_.draws.num_anchors; }
-  int64_t grad_bytes() const { return args_.dim * args_.real_bytes(); }
+  int64_t units() const { return args_.directions * args_.rows.draws.num_anchors; }
+  int64_t grad_bytes() const { return args_.dim * real_bytes(args_); }
 
-  const BankArgs& args_;
+  const BankScore& args_;
   int64_t segments_;
   std::vector<double> own_value_;  // [segments, S, B, 2]
   std::vector<char> own_grad_;     // [segments, S, B, D] Real

@@ -14,7 +14,8 @@ WCF_HD Vec<float> exp_nonpositive(Vec<float> y) {
   p = fma(p, r, splat(1.6666665459e-1f));
   p = fma(p, r, splat(5.0000001201e-1f));
   p = fma(p * r, r, r) + 1.0f;
-  const auto scale = (same_bits<VecOf<uint32_t>::type>(shifted) << 23) + (127u << 23);  // unsigned: what vanishes wraps
+  const auto scale = (same_bits<VecOf<uint32_t>::type>(shifted) << 23) +
+                     (127u << 23);  // unsigned: the exponent of a vanishing term wraps
   return vanishes ? Vec<float>{} : p * same_bits<Vec<float>>(scale);
 }
 
@@ -35,13 +36,13 @@ WCF_HD Vec<float> log1p_nonnegative(Vec<float> q) {
   p = fma(p, f, splat(-2.4999993993e-1f));
   p = fma(p, f, splat(3.3333331174e-1f));
   const Vec<float> square = f * f;
-  const Vec<float> lost = (q - (y - 1.0f)) / y;  // what rounding 1 + q took away
+  const Vec<float> lost = (q - (y - 1.0f)) / y;  // the part of q that rounding 1 + q took away
   Vec<float> small = fma(square * f, p, fma(e, splat(-2.12194440e-4f), lost));
   small = fma(square, splat(-0.5f), small);
   return fma(e, splat(0.693359375f), f + small);
 }
 
-// fp64 is the type of tests and of the undecided: its lanes go through the C library.
+// fp64 serves exactness, not speed: each lane calls the C library.
 WCF_HD Vec<double> exp_nonpositive(Vec<double> y) {
   for (int i = 0; i < WIDTH<double>; ++i) y[i] = __builtin_exp(y[i]);
   return y;
@@ -75,7 +76,7 @@ struct NceSum {
     return positive ? (counted ? inverse : none) : x * inverse;
   }
 
-  // The same with a multiplicity for each lane; returns multiplicity * sigmoid(u).
+  // add() with a multiplicity for each lane; returns multiplicity * sigmoid(u).
   WCF_HD Vec<Real> add_times(Vec<Real> u, Vec<Real> times) {
     const IntVec<Real> positive = u > Real(0);
     const IntVec<Real> counted = times != Real(0);

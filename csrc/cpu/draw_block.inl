@@ -1,4 +1,4 @@
-// Blocks of one anchor's draws. Included once per instruction set, by draw_block.h only.
+// Blocks of one anchor's draws. Included once per instruction set.
 // The plain loops are written for the compiler to vectorise; the two that it cannot have an AVX2 form.
 
 // x [n] through all the rounds once, no walking.
@@ -105,7 +105,7 @@ inline void replacement_words(const Stream& s, int64_t k0, int n, uint32_t* high
 }
 
 // rows [n] <- draws k0 .. k0+n-1 of a valid drawer. n <= DRAW_BLOCK, k0 is even, rows has DRAW_BLOCK places.
-inline void draw_block(const Drawer& d, int64_t k0, int n, uint32_t* rows) {
+void draw_block(const Drawer& d, int64_t k0, int n, uint32_t* rows) {
   const uint32_t size = static_cast<uint32_t>(d.pool.size);
   if (d.mode == MODE_PERMUTED) {
     for (int i = 0; i < n; ++i) rows[i] = static_cast<uint32_t>(k0) + static_cast<uint32_t>(i);

@@ -3,7 +3,7 @@
 #include <atomic>
 
 #include "cpu.h"
-#include "draw_block.h"
+#include "simd_kernels.h"
 
 namespace wcf {
 namespace {
@@ -12,8 +12,10 @@ constexpr int64_t CHUNK = 32 * DRAW_BLOCK;  // draws per OpenMP task
 
 }  // namespace
 
-int64_t cpu_draw(const DrawArgs& args, int64_t* out, int threads) {
-  const auto draw_block = pick_draw_block();
+int64_t cpu_draw(const Draw& call) {
+  const DrawSpec& args = call.draws;
+  const int threads = threads_of(call.place);
+  const auto draw_block = simd_kernels().draw_block;
   const int64_t chunks = (args.num_draws + CHUNK - 1) / CHUNK;
   std::atomic<int64_t> invalid{args.num_anchors};
 #pragma omp parallel for collapse(2) schedule(static) num_threads(threads) if (threads > 1)
@@ -31,14 +33,14 @@ int64_t cpu_draw(const DrawArgs& args, int64_t* out, int threads) {
         uint32_t rows[DRAW_BLOCK];
         const int n = static_cast<int>(std::min<int64_t>(DRAW_BLOCK, end - k));
         draw_block(d, k, n, rows);
-        std::copy_n(rows, n, out + b * args.num_draws + k);
+        std::copy_n(rows, n, call.out + b * args.num_draws + k);
       }
     }
   }
   return invalid < args.num_anchors ? invalid.load() : -1;
 }
 
-bool cpu_positions(const DrawArgs& args, int64_t b, const int64_t* rows, int64_t* position, int64_t n) {
+bool cpu_positions(const DrawSpec& args, int64_t b, const int64_t* rows, int64_t* position, int64_t n) {
   Drawer d;
   drawer_open(args, b, &d);
   if (d.mode == MODE_INVALID) return false;

@@ -1,9 +1,9 @@
 // Which instruction set the CPU code uses, chosen at run time.
 //
-// Hot code lives in .inl files that are included once per set: in namespace `portable` and, on x86-64, between
-// WCF_AVX2_BEGIN and WCF_AVX2_END in namespace `avx2` and between WCF_AVX512_BEGIN and WCF_AVX512_END in namespace
-// `avx512`. WCF_AVX2 and WCF_AVX512, each 0 or 1, tell the file which one it is. No file is compiled with -mavx2 as a
-// whole, so no shared inline function can end up holding instructions that an older CPU lacks.
+// Hot code lives in .inl files that simd_kernels.inl includes, once per set: in namespace `portable` and, on x86-64,
+// between WCF_AVX2_BEGIN and WCF_AVX2_END in namespace `avx2` and between WCF_AVX512_BEGIN and WCF_AVX512_END in
+// namespace `avx512`. WCF_AVX2 and WCF_AVX512, each 0 or 1, tell the file which one it is. No file is compiled with
+// -mavx2 as a whole, so no shared inline function can end up holding instructions that an older CPU lacks.
 #pragma once
 
 #if !defined(__clang__)

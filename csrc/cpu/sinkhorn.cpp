@@ -1,8 +1,7 @@
 // Entropic optimal transport on the CPU: batches, threads and memory. sinkhorn_iterate.h has the algorithm.
-#include "sinkhorn.h"
-
 #include <cstdlib>
 #include <new>
+#include <stdexcept>
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -11,6 +10,7 @@
 #include <sys/mman.h>
 #endif
 
+#include "cpu.h"
 #include "sinkhorn_results.h"
 
 namespace wcf {
@@ -44,20 +44,20 @@ class Block {
 };
 
 template <class T>
-int64_t problem_bytes(const OtShape& shape, const OtOptions& options, Wanted want, bool resident, int threads) {
-  Problem<T> problem(options, want, resident);
+int64_t problem_bytes(const OtSolve& call, Wanted want, bool resident, int threads) {
+  Problem<T> problem(call, want, resident);
   Arena count(nullptr);
-  problem.place(&count, shape, threads);
+  problem.place(&count, threads);
   return count.used();
 }
 
 // One problem by one team; false if its values are not acceptable.
 template <class T>
-bool solve_one(Problem<T>& problem, const Team& team, const OtTensors<T>& tensors, int64_t at) {
-  if (!problem.read(team, tensors, at)) return false;
+bool solve_one(Problem<T>& problem, const Team& team, int64_t at) {
+  if (!problem.read(team, at)) return false;
   Iteration<T> iteration{problem, team, State{}};
   iteration.run();
-  Results<T>{problem, iteration, team, tensors, at}.write();
+  Results<T>{problem, iteration, team, at}.write();
   return true;
 }
 
@@ -69,77 +69,83 @@ Team this_team() {
 #endif
 }
 
-}  // namespace
+// How a call is laid out.
+struct Layout {
+  bool resident, per_thread;
+  int64_t scratch_bytes;
+};
 
-OtPlan ot_plan(const OtShape& shape, const OtOptions& options, bool want_x, bool want_y, int real_bytes,
-               int64_t resident_bytes, int threads) {
-  const Wanted want{want_x, want_y, false, false};
-  const auto bytes = [&](bool resident, int team) {
-    return real_bytes == 8 ? problem_bytes<double>(shape, options, want, resident, team)
-                           : problem_bytes<float>(shape, options, want, resident, team);
-  };
-  const double matrix = static_cast<double>(shape.n) * static_cast<double>(shape.m) * real_bytes;
-  OtPlan plan;
-  plan.per_thread = shape.problems > 1 && shape.n * shape.m <= SMALL;
-  const int64_t stored = plan.per_thread ? std::min<int64_t>(threads, shape.problems) : 1;
-  plan.resident = matrix * static_cast<double>(stored) <= static_cast<double>(resident_bytes);
-  plan.scratch_bytes = plan.per_thread ? stored * bytes(plan.resident, 1) : bytes(plan.resident, threads);
+template <class T>
+Layout layout_of(const OtSolve& call, Wanted want, int threads) {
+  const double matrix = static_cast<double>(call.n) * static_cast<double>(call.m) * sizeof(T);
+  Layout plan;
+  plan.per_thread = call.problems > 1 && call.n * call.m <= SMALL;
+  const int64_t stored = plan.per_thread ? std::min<int64_t>(threads, call.problems) : 1;
+  plan.resident = matrix * static_cast<double>(stored) <= static_cast<double>(call.budget);
+  plan.scratch_bytes = plan.per_thread ? stored * problem_bytes<T>(call, want, plan.resident, 1)
+                                       : problem_bytes<T>(call, want, plan.resident, threads);
   return plan;
 }
 
 template <class T>
-bool ot_solve(const OtShape& shape, const OtOptions& options, const OtTensors<T>& tensors, int64_t resident_bytes,
-              int threads) {
-  const Wanted want{tensors.grad_x != nullptr, tensors.grad_y != nullptr, tensors.grad_a != nullptr,
-                    tensors.grad_b != nullptr};
-  const OtPlan plan = ot_plan(shape, options, want.x, want.y, sizeof(T), resident_bytes, threads);
-  const int64_t chunks = (shape.n + CHUNK_ROWS - 1) / CHUNK_ROWS;
-  const int64_t shares = std::max<int64_t>(1, shape.n * shape.m / LEAST_CELLS);
-  const int64_t work = plan.per_thread ? shape.problems : std::min(chunks, shares);
+bool solve_all(const OtSolve& call) {
+  const int threads = threads_of(call.place);
+  const Wanted want{call.grad_x != nullptr, call.grad_y != nullptr, call.grad_a != nullptr, call.grad_b != nullptr};
+  const Layout plan = layout_of<T>(call, Wanted{want.x, want.y, false, false}, threads);
+  const int64_t chunks = (call.n + CHUNK_ROWS - 1) / CHUNK_ROWS;
+  const int64_t shares = std::max<int64_t>(1, call.n * call.m / LEAST_CELLS);
+  const int64_t work = plan.per_thread ? call.problems : std::min(chunks, shares);
   const int team_size = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, work)));
   const Block block(plan.scratch_bytes);
-  const int64_t share = plan.per_thread ? plan.scratch_bytes / std::min<int64_t>(threads, shape.problems) : 0;
+  const int64_t share = plan.per_thread ? plan.scratch_bytes / std::min<int64_t>(threads, call.problems) : 0;
   bool good = true;
-  Problem<T> together(options, want, plan.resident);
+  Problem<T> together(call, want, plan.resident);
   if (!plan.per_thread) {
     Arena arena(block.data());
-    together.place(&arena, shape, threads);
+    together.place(&arena, threads);
   }
 #pragma omp parallel num_threads(team_size) reduction(&& : good) if (team_size > 1)
   {
     const Team all = this_team();
     if (plan.per_thread) {
-      Problem<T> own(options, want, plan.resident);
+      Problem<T> own(call, want, plan.resident);
       Arena arena(block.data() + all.rank * share);
-      own.place(&arena, shape, 1);
-      for (int64_t g = all.rank; g < shape.problems; g += all.size)
-        good = solve_one(own, Team{0, 1}, tensors, g) && good;
+      own.place(&arena, 1);
+      for (int64_t g = all.rank; g < call.problems; g += all.size) good = solve_one(own, Team{0, 1}, g) && good;
     } else {
-      for (int64_t g = 0; g < shape.problems && good; ++g) good = solve_one(together, all, tensors, g);
+      for (int64_t g = 0; g < call.problems && good; ++g) good = solve_one(together, all, g);
     }
   }
   return good;
 }
 
 template <class T>
-void ot_plan_matrix(const OtShape& shape, bool cosine, const T* x, const T* y, const T* alpha, const T* beta,
-                    const T* scale, T* plan, int threads) {
-  OtOptions options{};
-  options.cosine = cosine;
-  const OtTensors<T> inputs{x, y};
-  Problem<T> problem(options, Wanted{}, false);
+void plan_matrix(const OtPlanMatrix& call) {
+  const int threads = threads_of(call.place);
+  const T *const alpha = static_cast<const T*>(call.alpha), *const beta = static_cast<const T*>(call.beta);
+  const T* const scale = static_cast<const T*>(call.scale);
+  T* const plan = static_cast<T*>(call.out);
+  OtSolve solve{};
+  solve.problems = call.problems;
+  solve.n = call.n;
+  solve.m = call.m;
+  solve.dim = call.dim;
+  solve.x = call.x;
+  solve.y = call.y;
+  solve.cost = call.cost;
+  Problem<T> problem(solve, Wanted{}, false);
   Arena count(nullptr);
-  problem.place(&count, shape, threads);
+  problem.place(&count, threads);
   const Block block(count.used());
   Arena arena(block.data());
-  problem.place(&arena, shape, threads);
+  problem.place(&arena, threads);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     const Team team = this_team();
-    const int64_t n = shape.n, m = shape.m;
-    for (int64_t g = 0; g < shape.problems; ++g) {
-      problem.read(team, inputs, g);
-      problem.pack_cost(team, problem.y);
+    const int64_t n = call.n, m = call.m;
+    for (int64_t g = 0; g < call.problems; ++g) {
+      problem.read(team, g);
+      problem.cost.pack(team, problem.y);
       team.each(1, [&](int64_t) {
         std::copy_n(beta + g * m, m, problem.beta);
         std::fill(problem.beta + m, problem.beta + problem.y.ld, Range<T>::nowhere);
@@ -156,11 +162,41 @@ void ot_plan_matrix(const OtShape& shape, bool cosine, const T* x, const T* y, c
   }
 }
 
-template bool ot_solve<float>(const OtShape&, const OtOptions&, const OtTensors<float>&, int64_t, int);
-template bool ot_solve<double>(const OtShape&, const OtOptions&, const OtTensors<double>&, int64_t, int);
-template void ot_plan_matrix<float>(const OtShape&, bool, const float*, const float*, const float*, const float*,
-                                    const float*, float*, int);
-template void ot_plan_matrix<double>(const OtShape&, bool, const double*, const double*, const double*, const double*,
-                                     const double*, double*, int);
+template <class T>
+void plan_call(OtPlan& args) {
+  OtSolve call{};
+  call.problems = args.problems;
+  call.n = args.n;
+  call.m = args.m;
+  call.dim = args.dim;
+  call.budget = args.budget;
+  const Wanted want{args.want_grad_x != 0, args.want_grad_y != 0, false, false};
+  const Layout plan = layout_of<T>(call, want, threads_of(args.place));
+  args.regime = plan.resident ? OT_RESIDENT : OT_STREAMING;
+  args.per_thread = plan.per_thread;
+  args.scratch_bytes = plan.scratch_bytes;
+}
+
+void check_real(int32_t dtype) {
+  if (dtype != DTYPE_F32 && dtype != DTYPE_F64) throw std::invalid_argument("dtype: expected fp32 or fp64");
+}
+
+}  // namespace
+
+bool cpu_ot_solve(const OtSolve& args) {
+  check_real(args.dtype);
+  if (args.check_every < 1) throw std::invalid_argument("check_every: expected at least 1");
+  return args.dtype == DTYPE_F64 ? solve_all<double>(args) : solve_all<float>(args);
+}
+
+void cpu_ot_plan(OtPlan& args) {
+  check_real(args.dtype);
+  args.dtype == DTYPE_F64 ? plan_call<double>(args) : plan_call<float>(args);
+}
+
+void cpu_ot_plan_matrix(const OtPlanMatrix& args) {
+  check_real(args.dtype);
+  args.dtype == DTYPE_F64 ? plan_matrix<double>(args) : plan_matrix<float>(args);
+}
 
 }  // namespace wcf

@@ -1,10 +1,8 @@
-// The iteration: which pass runs when, on a stored kernel or on the cost.
+// What iterates: which pass runs when, on a stored kernel or on the cost.
 #pragma once
 #include "sinkhorn_problem.h"
 
 namespace wcf {
-
-constexpr int64_t CHECK_EVERY = 10;  // iterations between two tests of tol
 
 // Where a solve stands. Every thread of a team holds its own copy and takes the same decisions.
 struct State {
@@ -24,21 +22,38 @@ struct Iteration {
 
   T scale() const { return static_cast<T>(state.scale); }
 
+  // Every strip of the cost at the current scale (or of what has become of it), then a barrier.
+  template <class F>
+  void each_strip(F work, bool backwards = false) {
+    p.each_strip(team, work, backwards, p.pairs.kappa > 0 ? p.bonus(state.scale) : T(0));
+  }
+
+  // The cost of rows i .. i+rows-1 of a resident problem; sinkhorn's scale is known, ipot's pairs follow it.
+  void fill(T* strip, int64_t i, int64_t rows) {
+    p.cost_rows(team, i, rows, strip);
+    if (!(p.pairs.kappa > 0)) return;
+    if (p.ipot) {
+      p.pairs.keep(strip, p.stride, i, rows);
+    } else {
+      p.pairs.lower(p.pairs.of_rows, strip, p.stride, i, rows, p.bonus(1 / p.call.eps));
+    }
+  }
+
   void run() {
-    const OtOptions& o = p.options;
+    const OtSolve& o = p.call;
     start();
     for (int64_t t = 1; t <= o.iters; ++t) {
-      state.scale = (o.ipot ? static_cast<double>(t) : 1.0) / o.eps;
+      state.scale = (p.ipot ? static_cast<double>(t) : 1.0) / o.eps;
       if (state.stored && !scale_step(t)) recover();
       if (!state.stored) exp_step(o.iters - t);
       state.iterations = t;
-      if (o.tol >= 0 && t % CHECK_EVERY == 0 && t < o.iters && row_error() <= o.tol) break;
+      if (o.tol >= 0 && t % o.check_every == 0 && t < o.iters && row_error() <= o.tol) break;
     }
   }
 
   // The cost of a resident problem, and the kernel if its spread allows one from the start; beta = 0.
   void start() {
-    p.pack_cost(team, p.y);
+    p.cost.pack(team, p.y);
     team.each(p.blocks, [&](int64_t b) {
       for (int64_t j = b * BLOCK; j < std::min((b + 1) * BLOCK, p.y.ld); ++j) {
         p.beta[j] = p.bx[j] = p.g[j] = j < p.y.count ? T(0) : Range<T>::nowhere;
@@ -49,16 +64,16 @@ struct Iteration {
     team.each(1, [&](int64_t) { std::fill(p.alpha + p.x.groups, p.alpha + p.x.ld, Range<T>::nowhere); });
     if (!p.resident) return;
     // Each chunk becomes a kernel while it is in the cache, if the first one's spread says that all will.
-    const T s = static_cast<T>(1 / p.options.eps);
+    const T s = static_cast<T>(1 / p.call.eps);
     const double most = Range<T>::spread / static_cast<double>(s);
-    const auto fill = [&](int64_t chunk, T* strip, int64_t i, int64_t rows) {
-      p.cost(team, p.x.features + i * p.dim, rows, p.y.ld, p.stride, strip);
-      p.sums[chunk] = p.options.ipot ? 0 : p.kernel.row_spread(strip, p.stride, rows, p.y.count, s, p.f + i);
+    const auto first_cost = [&](int64_t chunk, T* strip, int64_t i, int64_t rows) {
+      fill(strip, i, rows);
+      p.sums[chunk] = p.ipot ? 0 : p.kernel.row_spread(strip, p.stride, rows, p.y.count, s, p.f + i);
     };
-    team.each(1, [&](int64_t) { fill(0, p.matrix, 0, std::min(p.chunk_rows, p.x.groups)); });
-    const bool expected = !p.options.ipot && p.sums[0] <= most;
+    team.each(1, [&](int64_t) { first_cost(0, p.matrix, 0, std::min(p.chunk_rows, p.x.groups)); });
+    const bool expected = !p.ipot && p.sums[0] <= most;
     p.each_strip(team, [&](int64_t chunk, T* strip, int64_t i, int64_t rows) {
-      if (chunk > 0) fill(chunk, strip, i, rows);
+      if (chunk > 0) first_cost(chunk, strip, i, rows);
       if (expected) p.kernel.absorb(strip, p.stride, p.y.ld, rows, s, p.f + i, p.g);
     });
     double spread = 0;
@@ -69,9 +84,7 @@ struct Iteration {
 
   // The cost of a resident problem, again.
   void fill_cost() {
-    p.each_strip(team, [&](int64_t, T* strip, int64_t i, int64_t rows) {
-      p.cost(team, p.x.features + i * p.dim, rows, p.y.ld, p.stride, strip);
-    });
+    p.each_strip(team, [&](int64_t, T* strip, int64_t i, int64_t rows) { fill(strip, i, rows); });
   }
 
   // The cost becomes the kernel of f and g.
@@ -124,11 +137,12 @@ struct Iteration {
 
   // One iteration with one exp per cell, on the cost.
   void exp_step(int64_t left) {
-    const bool ipot = p.options.ipot;
+    const bool ipot = p.ipot;
     const T s = scale();
     T* const c = p.c[0];
     const auto sweep = [&](int64_t chunk, T* strip, int64_t i, int64_t rows) {
       if (i == chunk * p.chunk_rows) clear_parts(chunk);
+      if (ipot && p.resident && p.pairs.kappa > 0) p.pairs.reset(strip, p.stride, i, rows, p.bonus(state.scale));
       // ipot's potentials grow by about as much from one step to the next: a shift that follows keeps exponents small.
       for (int64_t k = i; k < i + rows; ++k) {
         const T now = p.f[k];
@@ -139,7 +153,7 @@ struct Iteration {
                         p.parts + chunk * p.y.ld, p.group_scratch(team));
       for (int64_t k = i; k < i + rows; ++k) p.alpha[k] = p.x.weight[k] > 0 ? p.f[k] : Range<T>::nowhere;
     };
-    p.each_strip(team, sweep, state.iterations % 2 == 0);
+    each_strip(sweep, state.iterations % 2 == 0);
     state.peak = false;
     p.each_block(team, [&](int64_t block, int64_t first, int64_t last) {
       p.column_safe[block] = p.kernel.exp_columns(p.parts, p.chunks, p.y.ld, p.y.count, first, last, c);
@@ -173,7 +187,7 @@ struct Iteration {
   // c and bx such that bx + log(b / c) is the column step, from each column's maximum.
   void columns_by_maxima(T s) {
     T* const c = p.c[0];
-    p.each_strip(team, [&](int64_t chunk, T* strip, int64_t i, int64_t rows) {
+    each_strip([&](int64_t chunk, T* strip, int64_t i, int64_t rows) {
       if (i == chunk * p.chunk_rows) clear_parts(chunk, Range<T>::nowhere);
       p.kernel.column_peaks(strip, p.stride, p.y.ld, rows, s, p.alpha + i, p.parts + chunk * p.y.ld);
     });
@@ -185,7 +199,7 @@ struct Iteration {
         p.c[1][j] = top;
       }
     });
-    p.each_strip(team, [&](int64_t chunk, T* strip, int64_t i, int64_t rows) {
+    each_strip([&](int64_t chunk, T* strip, int64_t i, int64_t rows) {
       if (i == chunk * p.chunk_rows) clear_parts(chunk);
       p.kernel.column_sums(strip, p.stride, p.y.ld, rows, s, p.alpha + i, p.c[1], p.parts + chunk * p.y.ld);
     });
@@ -197,7 +211,7 @@ struct Iteration {
   // sum_i |row sum_i - a_i| of the current plan.
   double row_error() {
     const T s = scale();
-    p.each_strip(team, [&](int64_t chunk, T* strip, int64_t i, int64_t rows) {
+    each_strip([&](int64_t chunk, T* strip, int64_t i, int64_t rows) {
       if (i == chunk * p.chunk_rows) p.sums[chunk] = 0;
       p.sums[chunk] +=
           state.stored

@@ -1,9 +1,9 @@
-// The inner loops of the Sinkhorn solver for each instruction set, as one table of functions per REAL.
+// The inner loops of the Sinkhorn solver as one table of functions per REAL; it is made for each instruction set
+// (simd_kernels.h).
 #pragma once
 #include <cstdint>
 
 #include "../common/defines.h"
-#include "simd.h"
 
 namespace wcf {
 
@@ -13,7 +13,7 @@ constexpr int64_t PACK = ABLOCK * (256 + 16);  // elements of a product's scratc
 constexpr int64_t PAD_BYTES = 128;             // rows of a strip are padded to this, the widest tile
 
 template <class T>
-struct Kernels {
+struct SinkhornKernels {
   int tile_columns;
   void (*pack_b)(const T* b, int64_t step, int64_t stride, const T* centre, int64_t valid, int64_t width, int64_t k,
                  int64_t first, int64_t last, T* packed);
@@ -60,9 +60,5 @@ struct Range<double> {
   static constexpr double spread = 600;
   static constexpr double drift = 207;
 };
-
-// The table of the instruction set in use.
-template <class T>
-const Kernels<T>& kernels();
 
 }  // namespace wcf

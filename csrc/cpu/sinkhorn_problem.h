@@ -3,8 +3,9 @@
 #pragma once
 #include <atomic>
 
-#include "sinkhorn.h"
-#include "sinkhorn_side.h"
+#include "../common/sinkhorn.h"
+#include "sinkhorn_cost.h"
+#include "sinkhorn_pairs.h"
 
 namespace wcf {
 
@@ -19,15 +20,16 @@ struct Wanted {
 
 template <class T>
 struct Problem {
-  const Kernels<T>& kernel;
-  const OtOptions& options;
+  const SinkhornKernels<T>& kernel;
+  const OtSolve& call;
+  const bool cosine, ipot, dual;
   Wanted want;
   bool resident;
   Side<T> x, y;
   int64_t dim, chunk_rows, chunks, blocks, strip_rows;
   int64_t stride;  // from one row of `matrix` to the next
   T* matrix;       // [n, stride] C, then K or P (resident), or [threads, strip_rows, stride] (streaming)
-  T* packed;       // one side packed for the cost (resident: later for the gradient)
+  Cost<T> cost;    // its packed side is of use to the gradient later (resident)
   T* packed_y;     // the other factor of the gradient's product (streaming)
   T* scratch;      // [threads, GROUP, ld] exponentials and [threads, PACK] of the products
   T* parts;        // [chunks, ld] partial column sums
@@ -39,9 +41,17 @@ struct Problem {
   bool* row_safe;                               // [2, MOST_CHUNKS]
   bool* column_safe;                            // [blocks]
   std::atomic<bool>* bad;
+  Pairs<T> pairs;
 
-  Problem(const OtOptions& solve, const Wanted& wanted, bool stored)
-      : kernel(kernels<T>()), options(solve), want(wanted), resident(stored) {}
+  Problem(const OtSolve& solve, const Wanted& wanted, bool stored)
+      : kernel(sinkhorn_kernels<T>()),
+        call(solve),
+        cosine(solve.cost == OT_COSINE),
+        ipot(solve.solver == OT_IPOT),
+        dual(solve.value == OT_DUAL),
+        want(wanted),
+        resident(stored),
+        cost{kernel, cosine, solve.dim, nullptr} {}
 
   // Rows of a strip that is recomputed: enough to use the packed side well, few enough to stay in L2.
   static int64_t streaming_rows(int64_t ld) {
@@ -54,9 +64,9 @@ struct Problem {
     return ld * static_cast<int64_t>(sizeof(T)) % 1024 == 0 ? ld + Side<T>::PAD : ld;
   }
 
-  void place(Arena* arena, const OtShape& shape, int threads) {
-    const int64_t n = shape.n, m = shape.m;
-    dim = shape.dim;
+  void place(Arena* arena, int threads) {
+    const int64_t n = call.n, m = call.m;
+    dim = call.dim;
     x.place(arena, n, dim);
     y.place(arena, m, dim);
     const int64_t wide = std::max(x.ld, y.ld), padded_dim = (dim + Side<T>::PAD - 1) / Side<T>::PAD * Side<T>::PAD;
@@ -66,7 +76,7 @@ struct Problem {
     strip_rows = streaming_rows(wide);
     stride = spaced(resident ? y.ld : wide);
     matrix = arena->take<T>((resident ? (n + GROUP - 1) / GROUP * GROUP : threads * strip_rows) * stride);
-    packed = arena->take<T>(std::max(wide * dim, resident && gradient ? std::max(n, m) * padded_dim : 0));
+    cost.packed = arena->take<T>(std::max(wide * dim, resident && gradient ? std::max(n, m) * padded_dim : 0));
     packed_y = arena->take<T>(!resident && gradient ? std::max(n, m) * padded_dim : 0);
     scratch = arena->take<T>(threads * scratch_size());
     parts = arena->take<T>(chunks * y.ld);
@@ -91,12 +101,16 @@ struct Problem {
   }
 
   // The inputs of problem `at`; false if one is not acceptable.
-  bool read(const Team& team, const OtTensors<T>& tensors, int64_t at) {
+  bool read(const Team& team, int64_t at) {
     if (team.rank == 0) {
       new (bad) std::atomic<bool>(false);
-      x.read_masses(tensors.x + at * x.n * dim, tensors.a ? tensors.a + at * x.n : nullptr);
-      y.read_masses(tensors.y + at * y.n * dim, tensors.b ? tensors.b + at * y.n : nullptr);
-      if (x.good && y.good) chunks_of(x.groups), blocks = (y.ld + BLOCK - 1) / BLOCK;
+      const T *const a = static_cast<const T*>(call.a), *const b = static_cast<const T*>(call.b);
+      x.read_masses(static_cast<const T*>(call.x) + at * x.n * dim, a ? a + at * x.n : nullptr, call.sum_tolerance);
+      y.read_masses(static_cast<const T*>(call.y) + at * y.n * dim, b ? b + at * y.n : nullptr, call.sum_tolerance);
+      if (x.good && y.good) {
+        chunks_of(x.groups), blocks = (y.ld + BLOCK - 1) / BLOCK;
+        find_pairs(at);
+      }
     }
     team.barrier();
     if (!x.good || !y.good) return false;
@@ -106,40 +120,33 @@ struct Problem {
         const int64_t rows = std::min(CHUNK_ROWS, side->n - first);
         if (!kernel.all_finite(side->raw + first * dim, rows * dim)) *bad = true;
         const int64_t last = std::min(first + CHUNK_ROWS, side->groups);
-        if (!side->read_rows(kernel, options.cosine, first, last)) *bad = true;
+        if (!cost.read_rows(*side, first, last)) *bad = true;
       });
     }
     return !*bad;
   }
 
-  // Panels of `side` as the columns of a cost, into `packed`.
-  void pack_cost(const Team& team, const Side<T>& side) {
-    const int64_t panels = side.ld / kernel.tile_columns;
-    team.each(panels, [&](int64_t p) {
-      kernel.pack_b(side.features, 1, dim, nullptr, side.count, side.ld, dim, p, p + 1, packed);
-    });
+  void find_pairs(int64_t at) {
+    const bool given = call.row_labels != nullptr;
+    pairs.find(x, given ? call.row_labels + at * x.n : nullptr, y, given ? call.column_labels + at * y.n : nullptr,
+               call.rho, want.y && !resident, resident && ipot);
   }
 
-  // Panels of `side` as the second factor of P times its features, into `to`.
-  void pack_features(const Team& team, const Side<T>& side, const T* centre_or_null, T* to) {
-    const int64_t panels = (dim + kernel.tile_columns - 1) / kernel.tile_columns;
-    team.each(panels, [&](int64_t p) {
-      kernel.pack_b(side.features, dim, 1, centre_or_null, dim, panels * kernel.tile_columns, side.count, p, p + 1, to);
-    });
-  }
+  // By how much the pairs are cheaper at scale s.
+  T bonus(double s) const { return static_cast<T>(pairs.kappa / s); }
 
-  // C of `count` rows of features against the packed side, ld columns, rows `apart` apart.
-  void cost(const Team& team, const T* features, int64_t count, int64_t ld, int64_t apart, T* out) const {
-    kernel.product(features, dim, 1, packed, count, ld, dim, !options.cosine, options.cosine ? T(1) : T(0),
-                   options.cosine ? T(-1) : T(1), out, apart, pack_scratch(team));
+  // Rows i .. i+rows-1 of C, into a strip.
+  void cost_rows(const Team& team, int64_t i, int64_t rows, T* strip) const {
+    cost.rows(x, i, rows, y.ld, stride, strip, pack_scratch(team));
   }
 
   T* strip_of(const Team& team) const { return matrix + team.rank * strip_rows * stride; }
 
   // work(chunk, strip, first row, rows) for every strip of the cost (or of what has become of it), then a barrier.
-  // Backwards in every other sweep, so that a sweep begins with what the one before it has left in the cache.
+  // Backwards in every other sweep, so that a sweep begins with what the one before it has left in the cache. The pairs
+  // of a recomputed strip are `by` cheaper.
   template <class F>
-  void each_strip(const Team& team, F work, bool backwards = false) {
+  void each_strip(const Team& team, F work, bool backwards = false, T by = 0) {
     const auto on_chunk = [&](int64_t chunk) {
       const int64_t first = chunk * chunk_rows, last = std::min(first + chunk_rows, x.groups);
       if (resident) {
@@ -149,7 +156,8 @@ struct Problem {
       T* const strip = strip_of(team);
       for (int64_t i = first; i < last; i += strip_rows) {
         const int64_t rows = std::min(strip_rows, last - i);
-        cost(team, x.features + i * dim, rows, y.ld, stride, strip);
+        cost_rows(team, i, rows, strip);
+        if (by != 0) pairs.lower(pairs.of_rows, strip, stride, i, rows, by);
         work(chunk, strip, i, rows);
       }
     };

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <limits>
 
-#include "sinkhorn_kernels.h"
+#include "simd_kernels.h"
 
 namespace wcf {
 
@@ -51,7 +51,6 @@ struct Team {
 template <class T>
 struct Side {
   static constexpr int64_t PAD = PAD_BYTES / static_cast<int64_t>(sizeof(T));
-  static constexpr double MASS_TOLERANCE = 1e-4;
 
   const T* raw;   // [n, d]
   const T* mass;  // [n] or null
@@ -76,7 +75,7 @@ struct Side {
   }
 
   // Masses first, by one thread: they say which rows there are.
-  void read_masses(const T* rows, const T* masses) {
+  void read_masses(const T* rows, const T* masses, double sum_tolerance) {
     raw = rows, mass = masses;
     good = true;
     if (!mass) {
@@ -92,7 +91,7 @@ struct Side {
         weight[count] = mass[i];
         count += mass[i] > 0;
       }
-      good &= std::fabs(sum - 1.0) <= MASS_TOLERANCE;
+      good &= std::fabs(sum - 1.0) <= sum_tolerance;
     }
     for (int64_t i = 0; i < count; ++i) {
       log_weight[i] = i > 0 && weight[i] == weight[i - 1] ? log_weight[i - 1] : std::log(weight[i]);
@@ -104,20 +103,6 @@ struct Side {
 
   // The row of the caller's tensor that is row i here.
   int64_t source(int64_t i) const { return count == n ? i : index[i]; }
-
-  // Rows [first, last) of `features`; false if one is not acceptable.
-  bool read_rows(const Kernels<T>& kernel, bool cosine, int64_t first, int64_t last) {
-    bool fine = true;
-    for (int64_t i = first; i < last; ++i) {
-      const T* const from = raw + source(std::min(i, count - 1)) * dim;
-      if (cosine) {
-        fine &= kernel.unit_row(from, dim, features + i * dim, length + i);
-      } else {
-        std::copy_n(from, dim, features + i * dim);
-      }
-    }
-    return fine;
-  }
 
   // Spreads `values` [count, width], which lie at its front, over [n, width]; rows without mass get `without`.
   void spread(T* values, int64_t width, T without) const {

@@ -1,5 +1,5 @@
 // Vectors of one instruction set: W lanes of float or double, loads from every storage type, sums and extremes.
-// Included once per set, by bank_set.inl and sinkhorn_set.inl. Plain arithmetic is the compiler's own on vector types;
+// Included once per set. Plain arithmetic is the compiler's own on vector types;
 // exp and log, which each op needs in its own range, are in bank_terms.inl and sinkhorn_math.inl.
 
 constexpr int VEC_BYTES = WCF_AVX512 ? 64 : WCF_AVX2 ? 32 : 16;

@@ -16,7 +16,7 @@
 // own, in their order, and scores 32 of them at a time; so rows are read and multiplied for the held draws alone. For
 // whole banks the queue is not in the machine code.
 #include "cuda.h"
-#include "gather.h"
+#include "bank_gather.h"
 
 namespace wcf {
 namespace {
@@ -35,7 +35,7 @@ struct Layout {
   static constexpr int PACKS = DIM / (LANES * ITEMS);        // loads per lane and row
   static constexpr int ELEMENTS = DIM / LANES;               // per lane and row
   static constexpr int ROWS = ROW_REGISTERS / (4 * PACKS) < LANES ? ROW_REGISTERS / (4 * PACKS) : LANES;
-  static constexpr size_t ANCHOR_AT = (sizeof(Walk) + 15) / 16 * 16;                   // float [2][DIM]
+  static constexpr size_t ANCHOR_AT = (sizeof(NegativeReader) + 15) / 16 * 16;         // float [2][DIM]
   static constexpr size_t GRAD_AT = ANCHOR_AT + MAX_DIRECTIONS * DIM * sizeof(float);  // float [WARPS][2][DIM]
   static constexpr size_t TALLY_AT = GRAD_AT + GATHER_WARPS * MAX_DIRECTIONS * DIM * sizeof(float);
   static constexpr size_t QUEUE_AT = TALLY_AT + GATHER_WARPS * MAX_DIRECTIONS * sizeof(Tally<float>);
@@ -51,7 +51,7 @@ __device__ __forceinline__ float item(const Pack& p, int i, Half) {
 // Sums of N values over the 8 lanes of a row; lane l ends with that of v[l * N / 8]. A step halves the values that a
 // lane holds as long as it holds several: 4 values take 4 shuffles, not 12.
 template <int N>
-__device__ __forceinline__ float row_sum(float (&v)[N], int lane) {
+__device__ __forceinline__ float sum_over_row(float (&v)[N], int lane) {
   int held = N;
   WCF_UNROLL
   for (int step = LANES / 2; step > 0; step /= 2) {
@@ -72,7 +72,7 @@ __device__ __forceinline__ float row_sum(float (&v)[N], int lane) {
 
 // Scores the 32 rows that the lanes hold against one anchor x [DIM] (shared); those not in `live` get weight 0.
 template <class Bank, int DIM>
-__device__ __forceinline__ void score_tile(const GatherArgs& a, const void* bank, int64_t stride, const float* x,
+__device__ __forceinline__ void score_tile(const BankScore& a, const void* bank, int64_t stride, const float* x,
                                            float inverse_tau, float offset, uint32_t row, unsigned live,
                                            Tally<float>* tally, float (&grad)[Layout<Bank, DIM>::ELEMENTS]) {
   using L = Layout<Bank, DIM>;
@@ -100,9 +100,9 @@ __device__ __forceinline__ void score_tile(const GatherArgs& a, const void* bank
         }
       }
     }
-    const float score = row_sum(dot, lane);
+    const float score = sum_over_row(dot, lane);
     const int mine = first + group * L::ROWS + place * L::ROWS / LANES;  // the draw whose score this lane holds
-    const float slope = (live >> mine & 1u) ? add_score(a.score, score, inverse_tau, offset, tally) : 0.0f;
+    const float slope = (live >> mine & 1u) ? add_score(a.op, score, inverse_tau, offset, tally) : 0.0f;
     if (!a.partial_grad) continue;
     WCF_UNROLL
     for (int u = 0; u < L::ROWS; ++u) {
@@ -116,21 +116,22 @@ __device__ __forceinline__ void score_tile(const GatherArgs& a, const void* bank
   }
 }
 
-// Up to 32 rows that a part holds, from a warp's steps of the walk: 32 steps at a time, from `step` on, `stride` apart.
+// Up to 32 rows that a part holds, of a warp's steps through the negatives: 32 steps at a time, from `step` on,
+// `stride` apart.
 struct HeldRows {
   uint32_t* queue;  // [64], this warp's
   int queued;       // the same in all lanes, as all below
   int64_t step, last;
 };
 
-// Lane l's row, and in *live which lanes have one: 0 at the end of the walk. Lanes without one repeat a row.
-__device__ __forceinline__ uint32_t held_rows(const WalkArgs& a, const Walk& w, int64_t b, int64_t stride, HeldRows* h,
-                                              unsigned* live, bool* bad) {
+// Lane l's row, and in *live which lanes have one: 0 at the end. Lanes without one repeat a row.
+__device__ __forceinline__ uint32_t held_rows(const NegativeSpec& a, const NegativeReader& w, int64_t b, int64_t stride,
+                                              HeldRows* h, unsigned* live, bool* bad) {
   const int lane = threadIdx.x % WARP;
   for (; h->queued < WARP && h->step < h->last; h->step += stride) {
     uint32_t local = 0;
     const int64_t k = h->step + lane;
-    const bool held = k < h->last && walk_local(a, w, b, k, &local, bad);
+    const bool held = k < h->last && reader_local(a, w, b, k, &local, bad);
     const unsigned who = __ballot_sync(FULL_WARP, held);
     if (held) h->queue[h->queued + __popc(who & ((1u << lane) - 1))] = local;
     h->queued += __popc(who);
@@ -148,15 +149,15 @@ __device__ __forceinline__ uint32_t held_rows(const WalkArgs& a, const Walk& w, 
 
 // grid = B * splits.
 template <class Bank, int DIM, bool PART>
-__global__ void __launch_bounds__(GATHER_THREADS, DIM <= 128 ? 2 : 1) gather_rows_kernel(GatherArgs a) {
+__global__ void __launch_bounds__(GATHER_THREADS, DIM <= 128 ? 2 : 1) gather_rows_kernel(BankScore a) {
   using L = Layout<Bank, DIM>;
   if (nothing_to_do<float>(a)) return;
-  Walk* const walk = shared_ptr<Walk>(0);
+  NegativeReader* const reader = shared_ptr<NegativeReader>(0);
   float* const anchor = shared_ptr<float>(L::ANCHOR_AT);
-  const int64_t b = blockIdx.x / a.splits, split = blockIdx.x % a.splits, num_anchors = a.walk.draw.num_anchors;
-  walk_open(a.walk, b, walk);
-  if (walk->kind == WALK_INVALID) {
-    if (threadIdx.x == 0) report(FLAG_INDEX, a.status);
+  const int64_t b = blockIdx.x / a.splits, split = blockIdx.x % a.splits, num_anchors = a.rows.draws.num_anchors;
+  reader_open(a.rows, b, reader);
+  if (reader->kind == NEGATIVES_INVALID) {
+    if (threadIdx.x == 0) report(FLAG_INDEX, a.flags);
     poison_split<float>(a, b, split);
     return;
   }
@@ -164,23 +165,23 @@ __global__ void __launch_bounds__(GATHER_THREADS, DIM <= 128 ? 2 : 1) gather_row
     const int s = i / DIM;
     const float value = static_cast<const float*>(a.anchors)[(s * num_anchors + b) * DIM + i % DIM];
     anchor[i] = value;
-    if (!finite(value)) atomicOr(&walk->flags, FLAG_ANCHOR << s);
+    if (!finite(value)) atomicOr(&reader->flags, FLAG_ANCHOR << s);
   }
   __syncthreads();
 
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   const int64_t first = split * a.chunk;
-  const int64_t steps = PART ? walk_steps(a.walk, *walk) : walk->count;
+  const int64_t steps = PART ? reader_steps(a.rows, *reader) : reader->count;
   const int64_t last = first + a.chunk < steps ? first + a.chunk : steps;
   const float inverse_tau = static_cast<float>(1.0 / a.temperature);
   float offset[MAX_DIRECTIONS] = {}, grad[MAX_DIRECTIONS][L::ELEMENTS] = {};
-  Tally<float> tally[MAX_DIRECTIONS] = {tally_empty<float>(a.score), tally_empty<float>(a.score)};
-  if (a.score == SCORE_NCE) {
-    const double charged = charged_of(a, walk->count), num_data = static_cast<double>(a.walk.draw.num_data);
+  Tally<float> tally[MAX_DIRECTIONS] = {tally_empty<float>(a.op), tally_empty<float>(a.op)};
+  if (a.op == BANK_NCE) {
+    const double charged = charged_of(a, reader->count), num_data = static_cast<double>(a.rows.draws.num_data);
     const float* const log_z = static_cast<const float*>(a.log_z);
     WCF_UNROLL
     for (int s = 0; s < MAX_DIRECTIONS; ++s) {
-      if (s < a.directions) offset[s] = static_cast<float>(nce_offset(charged, num_data, log_z[s]));
+      if (s < a.directions) offset[s] = static_cast<float>(nce_offset(charged, num_data, log_z[s], a.nce_eps));
     }
   }
 
@@ -198,13 +199,13 @@ __global__ void __launch_bounds__(GATHER_THREADS, DIM <= 128 ? 2 : 1) gather_row
     HeldRows held{shared_ptr<uint32_t>(L::QUEUE_AT) + warp * 2 * WARP, 0, first + warp * WARP, last};
     unsigned live;
     do {
-      const uint32_t row = held_rows(a.walk, *walk, b, GATHER_THREADS, &held, &live, &bad);
+      const uint32_t row = held_rows(a.rows, *reader, b, GATHER_THREADS, &held, &live, &bad);
       if (live != 0) score(row, live);
     } while (held.queued > 0 || held.step < last);
   } else {
     // The tail of the last tile repeats the last draw, with weight 0. The next draws are made before the rows are
     // waited for, so that their table look-ups are on the way too.
-    const auto draw = [&](int64_t k) { return walk_row(a.walk, *walk, b, k < last ? k : last - 1, &bad); };
+    const auto draw = [&](int64_t k) { return reader_row(a.rows, *reader, b, k < last ? k : last - 1, &bad); };
     int64_t k = first + threadIdx.x;
     uint32_t row = k - lane < last ? draw(k) : 0;
     for (; k - lane < last; k += GATHER_THREADS) {
@@ -214,7 +215,7 @@ __global__ void __launch_bounds__(GATHER_THREADS, DIM <= 128 ? 2 : 1) gather_row
       row = next;
     }
   }
-  if (bad) atomicOr(&walk->flags, FLAG_INDEX);
+  if (bad) atomicOr(&reader->flags, FLAG_INDEX);
 
   // Over the row groups of each warp, then over the warps, always in the same order.
   float* const grads = shared_ptr<float>(L::GRAD_AT);
@@ -222,7 +223,7 @@ __global__ void __launch_bounds__(GATHER_THREADS, DIM <= 128 ? 2 : 1) gather_row
   WCF_UNROLL
   for (int s = 0; s < MAX_DIRECTIONS; ++s) {
     if (s >= a.directions) continue;
-    if (lane % (LANES / L::ROWS) != 0) tally[s] = tally_empty<float>(a.score);  // copies of another lane's terms
+    if (lane % (LANES / L::ROWS) != 0) tally[s] = tally_empty<float>(a.op);  // copies of another lane's terms
     const Tally<float> total = tally_warp(tally[s]);
     if (lane == 0) tallies[warp * MAX_DIRECTIONS + s] = total;
     if (!a.partial_grad) continue;
@@ -236,47 +237,48 @@ __global__ void __launch_bounds__(GATHER_THREADS, DIM <= 128 ? 2 : 1) gather_row
     }
   }
   __syncthreads();
-  if (threadIdx.x == 0) report(walk->flags, a.status);
+  if (threadIdx.x == 0) report(reader->flags, a.flags);
   for (int i = threadIdx.x; a.partial_grad && i < a.directions * DIM; i += GATHER_THREADS) {
     const int s = i / DIM;
     float sum = 0;
     for (int w = 0; w < GATHER_WARPS; ++w) sum += grads[w * MAX_DIRECTIONS * DIM + i];
     const int64_t at = (s * num_anchors + b) * a.splits + split;
-    static_cast<float*>(a.partial_grad)[at * DIM + i % DIM] = flagged(walk->flags, s) ? nan_of<float>() : sum;
+    static_cast<float*>(a.partial_grad)[at * DIM + i % DIM] = flagged(reader->flags, s) ? nan_of<float>() : sum;
   }
   const int s = threadIdx.x;
   if (s < a.directions) {
     Tally<float> total = tallies[s];
     for (int w = 1; w < GATHER_WARPS; ++w) total = tally_join(total, tallies[w * MAX_DIRECTIONS + s]);
     static_cast<float*>(a.partial)[(s * num_anchors + b) * a.splits + split] =
-        flagged(walk->flags, s) ? nan_of<float>() : tally_value(a.score, total);
+        flagged(reader->flags, s) ? nan_of<float>() : tally_value(a.op, total);
   }
 }
 
 template <class Bank, int DIM>
-cudaError_t launch_rows(const GatherArgs& a, cudaStream_t stream) {
+cudaError_t launch_rows(const BankScore& a) {
   using L = Layout<Bank, DIM>;
-  const bool part = a.walk.part();
+  const bool part = is_part(a.rows);
   const auto kernel = part ? gather_rows_kernel<Bank, DIM, true> : gather_rows_kernel<Bank, DIM, false>;
-  const dim3 grid(static_cast<unsigned>(a.walk.draw.num_anchors * a.splits));
-  return launch(kernel, grid, dim3(GATHER_THREADS), L::QUEUE_AT + (part ? L::QUEUE_BYTES : 0), stream, false, a);
+  const dim3 grid(static_cast<unsigned>(a.rows.draws.num_anchors * a.splits));
+  return launch(kernel, grid, dim3(GATHER_THREADS), L::QUEUE_AT + (part ? L::QUEUE_BYTES : 0), stream_of(a.place),
+                false, a);
 }
 
 template <class Bank>
-bool launch_dim(const GatherArgs& a, cudaStream_t stream, cudaError_t* error) {
+bool launch_dim(const BankScore& a, cudaError_t* error) {
   for (int s = 0; s < a.directions; ++s) {
     const auto address = reinterpret_cast<uintptr_t>(a.bank[s]);
     if (address % sizeof(Pack) != 0 || a.bank_stride[s] * sizeof(Bank) % sizeof(Pack) != 0) return false;
   }
   switch (a.dim) {
     case 64:
-      *error = launch_rows<Bank, 64>(a, stream);
+      *error = launch_rows<Bank, 64>(a);
       return true;
     case 128:
-      *error = launch_rows<Bank, 128>(a, stream);
+      *error = launch_rows<Bank, 128>(a);
       return true;
     case 256:
-      *error = launch_rows<Bank, 256>(a, stream);
+      *error = launch_rows<Bank, 256>(a);
       return true;
     default:
       return false;
@@ -285,15 +287,15 @@ bool launch_dim(const GatherArgs& a, cudaStream_t stream, cudaError_t* error) {
 
 }  // namespace
 
-bool gather_rows(const GatherArgs& a, int32_t bank_dtype, bool fp64, cudaStream_t stream, cudaError_t* error) {
-  if (fp64) return false;
-  switch (bank_dtype) {
+bool gather_rows(const BankScore& a, cudaError_t* error) {
+  if (a.wide) return false;
+  switch (a.bank_dtype[0]) {
     case DTYPE_F32:
-      return launch_dim<float>(a, stream, error);
+      return launch_dim<float>(a, error);
     case DTYPE_BF16:
-      return launch_dim<Bf16>(a, stream, error);
+      return launch_dim<Bf16>(a, error);
     case DTYPE_F16:
-      return launch_dim<F16>(a, stream, error);
+      return launch_dim<F16>(a, error);
     default:
       return false;
   }

@@ -9,9 +9,21 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../common/defines.h"
+#include "../common/record.h"
+
 namespace wcf {
 
+constexpr int WARP = 32;
 constexpr unsigned FULL_WARP = 0xFFFFFFFFu;
+
+// Sum over the warp, the same value and the same order of additions in every lane.
+template <class T>
+__device__ __forceinline__ T warp_sum(T x) {
+  WCF_UNROLL
+  for (int step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(FULL_WARP, x, step);
+  return x;
+}
 
 // The dynamic shared memory of this block, `offset` bytes in (keep offsets multiples of 16).
 template <class T>
@@ -102,6 +114,11 @@ cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shar
   return cuda_on_cpu::launch(kernel, grid, block, shared_bytes, stream, cooperative, static_cast<Params>(args)...);
 #endif
 }
+
+inline cudaStream_t stream_of(const Place& a) { return static_cast<cudaStream_t>(a.stream); }
+
+// Sets bits of the device's status word.
+__device__ __forceinline__ void raise(const Status& flags, int32_t bits) { atomicOr(flags.status, bits); }
 
 // The error of the launch, or the sticky error that a launch clears from the runtime.
 inline int error_code(cudaError_t e) {

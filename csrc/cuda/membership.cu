@@ -1,6 +1,6 @@
-// Which rows each anchor draws, as a bit mask or as counts: what the dense plan weights its scores with.
+// Which rows each anchor draws, as a bit mask or as counts: the weights of the dense plan's scores.
 #include "cuda.h"
-#include "walk.h"
+#include "negatives.h"
 
 namespace wcf {
 namespace {
@@ -10,13 +10,10 @@ constexpr int64_t SHARED_BYTES = 160 * 1024;  // an sm_80 block may have 163 KB
 constexpr int64_t BLOCKS = 256;               // enough for every SM of an A100 or H100
 constexpr int64_t LEAST_DRAWS = 1024;         // per block: repays opening the anchor
 
-// The order of these names is the order in wcord_fast/ops/bank/membership.py.
-enum Kind : int32_t { KIND_MASK, KIND_COUNT_16, KIND_COUNT_32 };
-
 __device__ __forceinline__ void tick(uint32_t* words, int32_t kind, uint32_t row) {
-  if (kind == KIND_MASK) {
+  if (kind == MEMBERSHIP_MASK) {
     atomicOr(&words[row / 32], 1u << (row % 32));
-  } else if (kind == KIND_COUNT_16) {
+  } else if (kind == MEMBERSHIP_COUNT_16) {
     atomicAdd(&words[row / 2], 1u << (16 * (row % 2)));  // never carries into the upper count: K <= 32767
   } else {
     atomicAdd(&words[row], 1u);
@@ -32,39 +29,41 @@ __global__ void __launch_bounds__(THREADS) zero_kernel(uint32_t* words, int64_t 
 // memory if the anchor's words fit there (`local`). A single split then writes its words as they are, 4 bytes per word
 // and nothing read; several merge those that are not 0 into `out`, zeroed before. Integer atomics commute, so their
 // order does not matter. PART: only what a part of the rows holds is ticked; for all rows nothing is compared.
-// out [B, words]; grid = B * splits.
+// grid = B * splits.
 template <bool PART>
 __global__ void __launch_bounds__(THREADS, 2)
-    membership_kernel(WalkArgs a, int32_t kind, int64_t words, int64_t splits, int64_t chunk, bool local, uint32_t* out,
-                      int32_t* status) {
-  Walk* const walk = shared_ptr<Walk>(0);
+    membership_kernel(Membership call, int64_t splits, int64_t chunk, bool local) {
+  const NegativeSpec& a = call.rows;
+  const int32_t kind = call.kind;
+  const int64_t words = call.words;
+  NegativeReader* const reader = shared_ptr<NegativeReader>(0);
   const int64_t b = blockIdx.x / splits, split = blockIdx.x % splits;
-  uint32_t* const mine = out + b * words;
-  uint32_t* const to = local ? shared_ptr<uint32_t>((sizeof(Walk) + 15) / 16 * 16) : mine;
+  uint32_t* const mine = call.out + b * words;
+  uint32_t* const to = local ? shared_ptr<uint32_t>((sizeof(NegativeReader) + 15) / 16 * 16) : mine;
   for (int64_t i = threadIdx.x; local && i < words; i += THREADS) to[i] = 0;
-  walk_open(a, b, walk);
-  const bool valid = walk->kind != WALK_INVALID;
-  const int64_t steps = PART ? walk_steps(a, *walk) : walk->count;
+  reader_open(a, b, reader);
+  const bool valid = reader->kind != NEGATIVES_INVALID;
+  const int64_t steps = PART ? reader_steps(a, *reader) : reader->count;
   const int64_t end = (split + 1) * chunk < steps ? (split + 1) * chunk : steps;
   bool skipped = !valid;
   for (int64_t k = split * chunk + threadIdx.x; valid && k < end; k += THREADS) {
     bool bad = false, held = true;
     uint32_t row;
     if constexpr (PART) {
-      held = walk_local(a, *walk, b, k, &row, &bad);
+      held = reader_local(a, *reader, b, k, &row, &bad);
     } else {
-      row = walk_row(a, *walk, b, k, &bad);
+      row = reader_row(a, *reader, b, k, &bad);
     }
     if (held && !bad) tick(to, kind, row);
     skipped |= bad;
   }
-  if (skipped) atomicOr(status, STATUS_INDEX);
+  if (skipped) raise(call.flags, call.flags.index_bit);
   if (!local) return;
   __syncthreads();
   for (int64_t i = threadIdx.x; i < words; i += THREADS) {
     if (splits == 1) {
       mine[i] = to[i];
-    } else if (to[i] != 0 && kind == KIND_MASK) {
+    } else if (to[i] != 0 && kind == MEMBERSHIP_MASK) {
       atomicOr(&mine[i], to[i]);
     } else if (to[i] != 0) {
       atomicAdd(&mine[i], to[i]);
@@ -77,37 +76,30 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 }  // namespace
 }  // namespace wcf
 
-int wcf_cuda_membership(int device, uintptr_t stream, uintptr_t index, int index_bytes, int64_t num_anchors,
-                        int64_t num_draws, int64_t num_data, int64_t anchor_offset, int source, int replacement,
-                        uintptr_t state, uintptr_t label, uintptr_t order, uintptr_t rank, uintptr_t class_start,
-                        uintptr_t threshold, uintptr_t alias, uintptr_t given, int given_bytes, int64_t given_stride,
-                        int whole_pool, int64_t first_row, int64_t num_rows, int kind, int64_t words, uintptr_t out,
-                        uintptr_t status) {
+int wcf_cuda_membership(const wcf::Membership* record) {
   using namespace wcf;
-  const DeviceGuard guard(device);
+  const NegativeSpec& rows = record->rows;
+  const int64_t num_anchors = rows.draws.num_anchors, words = record->words;
+  if (!record->flags.status) return static_cast<int>(cudaErrorInvalidValue);
+  const DeviceGuard guard(record->place.device);
   if (guard.error != cudaSuccess) return error_code(guard.error);
-  const WalkArgs a = walk_args(index, index_bytes, num_anchors, num_draws, num_data, anchor_offset, source, replacement,
-                               state, label, order, rank, class_start, threshold, alias, given, given_bytes,
-                               given_stride, whole_pool, first_row, num_rows);
-  const int64_t draws = whole_pool ? num_rows : num_draws;
+  const int64_t draws = rows.negatives == NEGATIVES_POOL ? rows.num_rows : rows.draws.num_draws;
   const int64_t most = ceil_div(draws, LEAST_DRAWS), wanted = ceil_div(BLOCKS, num_anchors);
   const int64_t splits = most < wanted ? most : wanted, chunk = ceil_div(draws, splits);
   if (num_anchors * splits > INT32_MAX) return static_cast<int>(cudaErrorInvalidConfiguration);
-  const size_t walk_bytes = (sizeof(Walk) + 15) / 16 * 16;
-  const bool local = static_cast<int64_t>(walk_bytes) + 4 * words <= SHARED_BYTES;
-  const cudaStream_t queue = reinterpret_cast<cudaStream_t>(stream);
-  uint32_t* const to = reinterpret_cast<uint32_t*>(out);
+  const size_t reader_bytes = (sizeof(NegativeReader) + 15) / 16 * 16;
+  const bool local = static_cast<int64_t>(reader_bytes) + 4 * words <= SHARED_BYTES;
+  const cudaStream_t stream = stream_of(record->place);
   cudaError_t error = cudaSuccess;
   if (!local || splits > 1) {
     const int64_t blocks = ceil_div(num_anchors * words, THREADS);
-    error = launch(zero_kernel, dim3(static_cast<unsigned>(blocks < 4096 ? blocks : 4096)), dim3(THREADS), 0, queue,
-                   false, to, num_anchors * words);
+    error = launch(zero_kernel, dim3(static_cast<unsigned>(blocks < 4096 ? blocks : 4096)), dim3(THREADS), 0, stream,
+                   false, record->out, num_anchors * words);
   }
   if (error == cudaSuccess) {
-    const auto kernel = a.part() ? membership_kernel<true> : membership_kernel<false>;
+    const auto kernel = is_part(rows) ? membership_kernel<true> : membership_kernel<false>;
     error = launch(kernel, dim3(static_cast<unsigned>(num_anchors * splits)), dim3(THREADS),
-                   walk_bytes + (local ? 4 * words : 0), queue, false, a, kind, words, splits, chunk, local, to,
-                   reinterpret_cast<int32_t*>(status));
+                   reader_bytes + (local ? 4 * words : 0), stream, false, *record, splits, chunk, local);
   }
   return error_code(error);
 }

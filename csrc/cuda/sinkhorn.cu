@@ -11,7 +11,7 @@
 // Strips have at least 8 rows: fewer would only add blocks to the barrier. Products: a block reads all of y, then of x,
 // from L2 (4 m D bytes), which is what bounds them on strips this thin. P is written once, 4 n m bytes in L2, because
 // the gradient of y needs it by columns.
-#include "sinkhorn_entry.h"
+#include "cuda.h"
 #include "sinkhorn_launch.h"
 
 namespace wcf::ot {
@@ -28,25 +28,27 @@ int strip_rows(int n, int m, int sms, int64_t shared_limit) {
 }
 
 template <class Real>
-cudaError_t plan(int device, int64_t n, int64_t m, int64_t* out) {
+cudaError_t plan(OtPlan& call) {
+  const int device = call.place.device;
   int sms = 0, shared = 0, cooperative = 0, per_sm = 0;
   cudaError_t error = cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (error == cudaSuccess) error = cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, device);
   if (error != cudaSuccess) return error;
-  out[0] = PLAN_NONE;
-  out[1] = out[2] = 0;
-  out[3] = sms;
-  out[4] = shared;
-  if (m > MAX_COLUMNS || n > INT32_MAX / GROUP) return cudaSuccess;
+  const int64_t n = call.n, m = call.m;
+  call.regime = OT_NONE;
+  call.blocks = call.rows = 0;
+  call.sms = sms;
+  call.shared_bytes = shared;
+  if (m > OT_CUDA_MAX_COLUMNS || n > INT32_MAX / GROUP || call.dim > OT_CUDA_MAX_DIM) return cudaSuccess;
   const int rows = static_cast<int>(n), columns = static_cast<int>(m);
   if (n * leading(columns) <= shared && shared_bytes<Real>(Layout(rows, columns)) <= shared) {
     error = resident_occupancy<Real>(rows, columns, &per_sm);
     if (error != cudaSuccess) return error;
     if (per_sm > 0) {
-      out[0] = PLAN_RESIDENT;
-      out[1] = static_cast<int64_t>(per_sm) * sms;
-      out[2] = rows;
+      call.regime = OT_RESIDENT;
+      call.blocks = static_cast<int64_t>(per_sm) * sms;
+      call.rows = rows;
       return cudaSuccess;
     }
   }
@@ -55,90 +57,54 @@ cudaError_t plan(int device, int64_t n, int64_t m, int64_t* out) {
   if (strip == 0) return cudaSuccess;
   error = blocks_per_sm(kernel_for<Real, true>(m), THREADS, shared_bytes<Real>(Layout(strip, columns)), &per_sm);
   if (error != cudaSuccess || per_sm == 0) return error;
-  out[0] = PLAN_COOPERATIVE;
-  out[1] = (n + strip - 1) / strip;
-  out[2] = strip;
+  call.regime = OT_COOPERATIVE;
+  call.blocks = (n + strip - 1) / strip;
+  call.rows = strip;
   return cudaSuccess;
 }
 
+// Bytes of device memory that the plan's call needs.
 template <class Real>
-cudaError_t run(Args<Real> args, int regime, int64_t blocks, cudaStream_t stream) {
-  if (regime == PLAN_RESIDENT) {
-    return resident_launch(args, static_cast<int>(blocks < args.problems ? blocks : args.problems), stream);
+void memory(OtPlan& call) {
+  const bool grid = call.regime == OT_COOPERATIVE;
+  const int64_t each =
+      Scratch(call.n, call.m, round_up(call.dim, 4), grid ? call.blocks : 1, grid && call.want_grad_y).size;
+  const int64_t copies = grid ? 1 : call.blocks < call.problems ? call.blocks : call.problems;
+  call.scratch_bytes = each * copies * static_cast<int64_t>(sizeof(Real));
+  call.zeroed_bytes = grid ? 8 * zeroed_words(call.m, Fixed<Real>::WORDS) : 0;
+}
+
+template <class Real>
+cudaError_t run(const OtSolve& call) {
+  const Args<Real> args(call);
+  const cudaStream_t stream = stream_of(call.place);
+  if (call.regime == OT_RESIDENT) {
+    return resident_launch(args, static_cast<int>(call.blocks < call.problems ? call.blocks : call.problems), stream);
   }
-  if (blocks > MAX_BLOCKS || blocks * args.at.rows < args.n) return cudaErrorInvalidConfiguration;
-  return launch(kernel_for<Real, true>(args.m), dim3(static_cast<unsigned>(blocks)), dim3(THREADS),
+  if (call.blocks > MAX_BLOCKS || call.blocks * call.rows < call.n) return cudaErrorInvalidConfiguration;
+  return launch(kernel_for<Real, true>(args.m), dim3(static_cast<unsigned>(call.blocks)), dim3(THREADS),
                 shared_bytes<Real>(args.at), stream, true, args);
 }
 
 }  // namespace wcf::ot
 
-int wcf_cuda_sinkhorn_plan(int device, int fp64, int64_t n, int64_t m, uintptr_t out) {
+int wcf_cuda_ot_plan(wcf::OtPlan* record) {
   using namespace wcf;
-  int64_t* const to = reinterpret_cast<int64_t*>(out);
-  const DeviceGuard guard(device);
+  const DeviceGuard guard(record->place.device);
   if (guard.error != cudaSuccess) return error_code(guard.error);
-  return error_code(fp64 ? ot::plan<double>(device, n, m, to) : ot::plan<float>(device, n, m, to));
+  return error_code(record->dtype == DTYPE_F64 ? ot::plan<double>(*record) : ot::plan<float>(*record));
 }
 
-void wcf_cuda_sinkhorn_memory(int regime, int fp64, int64_t blocks, int64_t problems, int64_t n, int64_t m, int64_t dim,
-                              int grad_y, uintptr_t out) {
-  using namespace wcf;
-  const bool grid = regime == PLAN_COOPERATIVE;
-  const int64_t each = ot::Scratch(n, m, ot::round_up(dim, 4), grid ? blocks : 1, grid && grad_y).size;
-  int64_t* const to = reinterpret_cast<int64_t*>(out);
-  to[0] = each * (grid ? 1 : blocks < problems ? blocks : problems) * (fp64 ? 8 : 4);
-  to[1] = grid ? 8 * ot::zeroed_words(m, fp64 ? 2 : 1) : 0;
+void wcf_cuda_ot_memory(wcf::OtPlan* record) {
+  record->dtype == wcf::DTYPE_F64 ? wcf::ot::memory<double>(*record) : wcf::ot::memory<float>(*record);
 }
 
-int wcf_cuda_sinkhorn(int device, uintptr_t stream, int regime, int64_t blocks, int64_t rows, uintptr_t x, uintptr_t y,
-                      int dtype, uintptr_t a, uintptr_t b, int64_t problems, int64_t n, int64_t m, int64_t dim,
-                      int cost, int solver, double eps, int64_t iters, double tol, int value, uintptr_t out_value,
-                      uintptr_t alpha, uintptr_t beta, uintptr_t scale, uintptr_t error, uintptr_t iterations,
-                      uintptr_t grad_x, uintptr_t grad_y, uintptr_t grad_a, uintptr_t grad_b, uintptr_t scratch,
-                      uintptr_t zeroed, uintptr_t status) {
+int wcf_cuda_ot_solve(const wcf::OtSolve* record) {
   using namespace wcf;
-  if (dim > ot::MAX_DIM) return static_cast<int>(cudaErrorInvalidValue);
-  const DeviceGuard guard(device);
+  if (!record->flags.status || record->dim > OT_CUDA_MAX_DIM || record->check_every < 1) {
+    return static_cast<int>(cudaErrorInvalidValue);
+  }
+  const DeviceGuard guard(record->place.device);
   if (guard.error != cudaSuccess) return error_code(guard.error);
-  const auto solve = [&](auto type) {
-    using Real = decltype(type);
-    const auto real = [](uintptr_t at) { return reinterpret_cast<Real*>(at); };
-    ot::Args<Real> args{};
-    args.x = reinterpret_cast<const void*>(x);
-    args.y = reinterpret_cast<const void*>(y);
-    args.a = real(a);
-    args.b = real(b);
-    args.problems = problems;
-    args.dim = static_cast<int32_t>(dim);
-    args.dim_pad = static_cast<int32_t>(ot::round_up(dim, 4));
-    args.n = static_cast<int32_t>(n);
-    args.m = static_cast<int32_t>(m);
-    args.dtype = dtype;
-    const bool grid = regime == PLAN_COOPERATIVE;
-    args.at = ot::Layout(rows, m);
-    args.in = ot::Scratch(n, m, args.dim_pad, grid ? blocks : 1, grid && grad_y);
-    args.cost = cost;
-    args.solver = solver;
-    args.value = value;
-    args.iters = static_cast<int32_t>(iters);
-    args.eps = eps;
-    args.inv_eps = 1 / eps;
-    args.tol = tol;
-    args.out_value = real(out_value);
-    args.alpha = real(alpha);
-    args.beta = real(beta);
-    args.scale = real(scale);
-    args.error = real(error);
-    args.iterations = reinterpret_cast<int32_t*>(iterations);
-    args.grad_x = real(grad_x);
-    args.grad_y = real(grad_y);
-    args.grad_a = real(grad_a);
-    args.grad_b = real(grad_b);
-    args.scratch = real(scratch);
-    args.zeroed = reinterpret_cast<unsigned long long*>(zeroed);
-    args.status = reinterpret_cast<int32_t*>(status);
-    return error_code(ot::run(args, regime, blocks, reinterpret_cast<cudaStream_t>(stream)));
-  };
-  return dtype == DTYPE_F64 ? solve(double{}) : solve(float{});
+  return error_code(record->dtype == DTYPE_F64 ? ot::run<double>(*record) : ot::run<float>(*record));
 }

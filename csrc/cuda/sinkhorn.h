@@ -1,29 +1,20 @@
-// What the optimal-transport kernels are told, and where a block keeps what. Host and device.
+// The arguments of the optimal-transport kernels, and where a block keeps its data. Host and device.
 #pragma once
 #include "../common/defines.h"
+#include "../common/sinkhorn.h"
+#include "launch.h"
 
 namespace wcf::ot {
 
-// The codes that Python passes (wcord_fast/ops/sinkhorn/native_cuda.py).
-enum Cost : int32_t { COSINE, SQEUCLIDEAN };
-enum Solver : int32_t { SINKHORN, IPOT };
-enum Value : int32_t { COST, DUAL };
-
-// Bits of the device's status word (wcord_fast/ops/status.py).
-constexpr int32_t BAD_INPUT = 8, ZERO_ROW = 16, BAD_MASS = 32;
-constexpr double SUM_TOLERANCE = 1e-4;  // how far a marginal's sum may be from 1, as in reference.py
-
-constexpr int WARP = 32;
 constexpr int THREADS = 512;  // 16 warps: four for each scheduler of an SM, and up to 128 registers a thread
 constexpr int WARPS = THREADS / WARP;
-constexpr int WIDE = 8;                           // columns per lane in the sweep of a wide matrix
-constexpr int NARROW = 2;                         // and of one of at most 64 columns
-constexpr int MAX_COLUMNS = WARPS * WARP * WIDE;  // one sweep holds a row in the registers of the block
-constexpr int64_t MAX_DIM = 1 << 27;              // GROUP rows are addressed with 32 bits
-constexpr int MAX_BLOCKS = 256;                   // of a cooperative grid: see FIXED_LIMIT
-constexpr int GROUP = 8;                          // rows per thread in the products
-constexpr int CHECK_EVERY = 10;                   // iterations between two tests of tol
-constexpr int PART = 128;                         // row sums of the column groups, two turns of at most 64
+constexpr int WIDE = 8;    // columns per lane in the sweep of a wide matrix
+constexpr int NARROW = 2;  // and of one of at most 64 columns
+static_assert(OT_CUDA_MAX_COLUMNS == WARPS * WARP * WIDE, "one sweep holds a row in the registers of the block");
+constexpr int MAX_BLOCKS = 256;  // of a cooperative grid: see FIXED_LIMIT
+constexpr int GROUP = 8;         // rows per thread in the products
+static_assert(OT_CUDA_MAX_DIM * GROUP <= int64_t{1} << 30, "GROUP rows are addressed with 32 bits");
+constexpr int PART = 128;  // row sums of the column groups, two turns of at most 64
 
 WCF_HD int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 WCF_HD int leading(int m) { return static_cast<int>(round_up(m, GROUP)); }
@@ -61,7 +52,8 @@ struct Layout {
   }
 };
 
-// The same for device memory: one problem in the making, for D padded to a multiple of 4 with zeros.
+// Where the parts of a problem's scratch in device memory start, in elements. Dp is D rounded up to a multiple of 4;
+// the features are padded to it with zeros.
 struct Scratch {
   int64_t unit_x, unit_y, unit_yt, factor_x, factor_y, slots, plan, size;
 
@@ -84,22 +76,60 @@ struct Scratch {
 constexpr int64_t MARK_WORD = 16, TOTAL_WORDS = 32;
 inline int64_t zeroed_words(int64_t m, int words) { return TOTAL_WORDS + 3 * words * round_up(m, GROUP); }
 
+// An OtSolve (common/sinkhorn.h) as the kernels take it: typed, with sizes in 32 bits, and where things lie.
 template <class Real>
 struct Args {
-  const void *x, *y;  // [G, n, D], [G, m, D] of `dtype`
-  const Real *a, *b;  // [G, n], [G, m]; null is uniform
+  const void *x, *y;
+  const Real *a, *b;
   int64_t problems;
   int32_t n, m, dim, dim_pad, dtype;
   Layout at;
   Scratch in;
-  int32_t cost, solver, value, iters;
-  double eps, inv_eps, tol;                        // tol < 0: none
-  Real *out_value, *alpha, *beta, *scale, *error;  // [G], [G, n], [G, m], [G], [G]
-  int32_t* iterations;                             // [G]
-  Real *grad_x, *grad_y, *grad_a, *grad_b;         // as x, y, a, b; null if not asked for
-  Real* scratch;                                   // of each block if resident, of the grid if cooperative
-  unsigned long long* zeroed;                      // cooperative only
-  int32_t* status;                                 // the device's status word
+  int32_t cost, solver, value, iters, check_every;
+  double eps, inv_eps, tol, sum_tolerance;
+  Real *out_value, *alpha, *beta, *scale, *error;
+  int32_t* iterations;
+  Real *grad_x, *grad_y, *grad_a, *grad_b;
+  Real* scratch;               // of each block if resident, of the grid if cooperative
+  unsigned long long* zeroed;  // cooperative only
+  Status flags;
+
+  explicit Args(const OtSolve& call)
+      : x(call.x),
+        y(call.y),
+        a(static_cast<const Real*>(call.a)),
+        b(static_cast<const Real*>(call.b)),
+        problems(call.problems),
+        n(static_cast<int32_t>(call.n)),
+        m(static_cast<int32_t>(call.m)),
+        dim(static_cast<int32_t>(call.dim)),
+        dim_pad(static_cast<int32_t>(round_up(call.dim, 4))),
+        dtype(call.dtype),
+        at(call.rows, call.m),
+        in(call.n, call.m, dim_pad, call.regime == OT_COOPERATIVE ? call.blocks : 1,
+           call.regime == OT_COOPERATIVE && call.grad_y),
+        cost(call.cost),
+        solver(call.solver),
+        value(call.value),
+        iters(static_cast<int32_t>(call.iters < INT32_MAX ? call.iters : INT32_MAX)),
+        check_every(static_cast<int32_t>(call.check_every)),
+        eps(call.eps),
+        inv_eps(1 / call.eps),
+        tol(call.tol),
+        sum_tolerance(call.sum_tolerance),
+        out_value(static_cast<Real*>(call.out_value)),
+        alpha(static_cast<Real*>(call.out_alpha)),
+        beta(static_cast<Real*>(call.out_beta)),
+        scale(static_cast<Real*>(call.out_scale)),
+        error(static_cast<Real*>(call.out_error)),
+        iterations(call.out_iterations),
+        grad_x(static_cast<Real*>(call.grad_x)),
+        grad_y(static_cast<Real*>(call.grad_y)),
+        grad_a(static_cast<Real*>(call.grad_a)),
+        grad_b(static_cast<Real*>(call.grad_b)),
+        scratch(static_cast<Real*>(call.scratch)),
+        zeroed(static_cast<unsigned long long*>(call.zeroed)),
+        flags(call.flags) {}
 };
 
 }  // namespace wcf::ot

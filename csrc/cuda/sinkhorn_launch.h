@@ -1,6 +1,6 @@
 // The host side that both regimes share.
 #pragma once
-#include "sinkhorn_solve.h"
+#include "sinkhorn_kernel.h"
 
 namespace wcf::ot {
 

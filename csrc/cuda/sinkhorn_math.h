@@ -3,7 +3,6 @@
 #include <cmath>
 
 #include "../common/dtype.h"
-#include "launch.h"
 #include "sinkhorn.h"
 
 namespace wcf::ot {
@@ -43,14 +42,6 @@ struct alignas(16) Pack {
 template <class Real>
 __device__ __forceinline__ Pack<Real> load_pack(const Real* at) {
   return *reinterpret_cast<const Pack<Real>*>(at);
-}
-
-// The same value in every lane, by the same order of additions in each.
-template <class Real>
-__device__ __forceinline__ Real warp_sum(Real x) {
-  WCF_UNROLL
-  for (int step = WARP / 2; step > 0; step /= 2) x += __shfl_xor_sync(FULL_WARP, x, step);
-  return x;
 }
 
 template <class Real>

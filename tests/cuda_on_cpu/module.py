@@ -13,17 +13,20 @@ from wcord_fast.ops import native_module, status
 
 
 class EmulatedModule:
-    """`cuda_*` functions that call `wcf_cuda_*` of a library compiled by build.py."""
+    """The native module, but its `cuda_*` functions call `wcf_cuda_*` of a library compiled by build.py.
+
+    Records, codes and constants are the native module's own: both are compiled from the same headers.
+    """
 
     def __init__(self, library: ctypes.CDLL):
         self.library = library
+        self.native = native_module.module()
 
     def __getattr__(self, name: str):
+        if not name.startswith("cuda_"):
+            return getattr(self.native, name)
         function = getattr(self.library, f"wcf_{name}")
-        # On the CPUs that tests run on an integer argument takes a full word, whatever its declared width.
-        return lambda *args: function(
-            *(ctypes.c_double(a) if isinstance(a, float) else ctypes.c_int64(a) for a in args)
-        )
+        return lambda record: function(ctypes.c_void_p(record.address))
 
     @staticmethod
     def cuda_error_string(code: int) -> str:
@@ -40,7 +43,8 @@ def emulated(library: ctypes.CDLL, seed: int = 1) -> Iterator[None]:
     library.cuda_on_cpu_seed(ctypes.c_uint64(seed))
     deterministic = torch.are_deterministic_algorithms_enabled()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native_module, "module", lambda: EmulatedModule(library))
+        module = EmulatedModule(library)
+        patch.setattr(native_module, "module", lambda: module)
         patch.setattr(native_module, "stream_of", lambda tensor: (0, 0))
         patch.setattr(status, "_words", {})
         torch.use_deterministic_algorithms(True)

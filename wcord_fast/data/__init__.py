@@ -7,28 +7,44 @@
 
     train = data.TrainBatches(cifar.to("cuda"), batch_size=64, seed=1)
     for epoch in range(240):
-        for images, labels, index in train.epoch(epoch):    # [B, C, H, W] normalised, int64 [B], int64 [B]
+        for batch in train.epoch(epoch):    # a Batch: images [B, C, H, W] normalised, labels int64 [B], index int64 [B]
             ...
     for images, labels, index in data.TestBatches(cifar.to("cuda"), batch_size=500):
         ...
 
-`index` is the row in the training set: what the banks of the distillation losses are addressed by. Shuffle
-and augmentation are functions of (seed, epoch) alone, the same on every device: to resume in the middle of an
-epoch, call `train.epoch(epoch, start=batches_done)`; there is no state to save.
+A `Batch` is what the methods of `wcord_fast.distill` take; it also unpacks like a tuple. `index` is the row in the
+training set: what the banks of the distillation losses are addressed by. Shuffle and augmentation are functions of
+(seed, epoch) alone, the same on every device: to resume in the middle of an epoch, call
+`train.epoch(epoch, start=batches_done)`; there is no state to save.
 
 "imagenet" is the one that is not held: a `LazyFolder`, of which `train_batches` and `test_batches` make batches that
 are decoded by worker processes.
 """
 
-# ruff: noqa: E402
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from ..extras import require_train
-
-require_train("wcord_fast.data", "PIL")
-
-from .batches import Batch, TestBatches, TrainBatches
+from .batch import Batch
+from .batches import TestBatches, TrainBatches
 from .dataset import Dataset
-from .lazy_folder import LazyBatches, LazyFolder
-from .registry import load, names, test_batches, train_batches
+
+if TYPE_CHECKING:
+    from .lazy_batches import LazyBatches
+    from .lazy_folder import LazyFolder
+    from .registry import held_names, load, names, test_batches, train_batches
+
+READERS = {  # what reads files, by a package that only the extra `train` brings: imported when it is used
+    "LazyBatches": "lazy_batches",
+    "LazyFolder": "lazy_folder",
+    "held_names": "registry",
+    "load": "registry",
+    "names": "registry",
+    "test_batches": "registry",
+    "train_batches": "registry",
+}
 
 __all__ = [
     "Batch",
@@ -37,8 +53,16 @@ __all__ = [
     "LazyFolder",
     "TestBatches",
     "TrainBatches",
+    "held_names",
     "load",
     "names",
     "test_batches",
     "train_batches",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in READERS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    require_train(f"wcord_fast.data.{name}", "PIL")
+    return getattr(import_module(f".{READERS[name]}", __name__), name)

@@ -26,6 +26,7 @@ class Dataset:
         mean, std: per channel, of pixels scaled to [0, 1]; batches are normalised by them.
         padding: how far random crops shift the image by default, in pixels.
         flip: whether training images are mirrored at random by default (wrong for digits and text).
+        skipped: files of the set that could not be read and are left out.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Dataset:
     std: tuple[float, ...]
     padding: int = 4
     flip: bool = True
+    skipped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _, c, h, w = checks.tensor(

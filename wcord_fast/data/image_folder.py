@@ -1,6 +1,6 @@
 """Any images in one folder per class, decoded once into one uint8 tensor.
 
-    root/train/<class>/*.png and root/test/<class>/*.png (or root/val/)
+    root/train/<class>/*.png and root/test/<class>/*.png, or other usual names of splits, see `split_folders`
     root/<class>/*.png, or only root/train/ (then a fixed share of every class is set aside for testing)
 
 The whole set is held in memory: N * channels * size^2 bytes. `lazy_folder` is for sets that are too large for that.
@@ -9,9 +9,6 @@ The whole set is held in memory: N * channels * size^2 bytes. `lazy_folder` is f
 from __future__ import annotations
 
 import os
-import warnings
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,9 +18,11 @@ from torch import Tensor
 from ..ops import checks
 from . import split
 from .dataset import Dataset, channel_statistics
+from .decode import read_all
+from .folders import class_names, existing, list_images, shown
+from .skipping import require_all, skip, without
+from .split_folders import find_splits
 
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-TEST_FOLDERS = ("test", "val")
 MODES = {1: "L", 3: "RGB"}
 
 
@@ -33,6 +32,7 @@ def load(
     *,
     channels: int = 3,
     test_fraction: float = 0.2,
+    skip_corrupt: bool = False,
 ) -> Dataset:
     """The images under `root`. Labels number the class folders in alphabetical order.
 
@@ -43,26 +43,28 @@ def load(
         channels: 3 (colour) or 1 (grey).
         test_fraction: the share of images set aside, every class in proportion, where there is no test
             folder.
+        skip_corrupt: go on without the files that cannot be read; `skipped` of the result has them.
 
     Raises:
         FileNotFoundError: root is not a folder.
-        ValueError: no classes, a class without images, a test class that is not in train, an unreadable image
-            (named), an option out of range.
+        ValueError: no classes, a class without images, a test class that is not in train, folders that look like
+            splits of unknown names, unreadable images (all counted, the first named), an option out of range.
     """
     checks.integer("image_size", image_size, least=8)
     checks.choice("channels", channels, tuple(MODES))
     if not 0 < checks.fraction("test_fraction", test_fraction) < 1:
         raise ValueError(f"test_fraction: expected a number inside (0, 1), got {test_fraction}")
     top = existing(root)
-    train_dir, test_dir = top / "train", test_folder(top)
-    if not train_dir.is_dir():
-        if test_dir is not None:
-            raise ValueError(f"data_dir: {test_dir} is there but {train_dir} is not")
-        train_dir = top
-
+    train_dir, test_dir = find_splits(top)
     classes = class_names(train_dir)
     files, labels = list_images(train_dir, classes)
-    images = _decode(files, image_size, MODES[channels])
+    test_files, test_labels = ([], labels[:0]) if test_dir is None else list_images(test_dir, classes)
+    images, bad = _decode(files, image_size, MODES[channels])
+    test_images, bad_tests = _decode(test_files, image_size, MODES[channels])
+    skipped = skip([*files, *test_files], bad | {len(files) + i: why for i, why in bad_tests.items()}, skip_corrupt)
+    images, labels = without(bad, images), without(bad, labels)
+    test_images, test_labels = without(bad_tests, test_images), without(bad_tests, test_labels)
+    require_all(classes, labels, train_dir)
     if test_dir is None:
         n_test = max(1, round(len(labels) * test_fraction))
         try:
@@ -71,12 +73,11 @@ def load(
             raise ValueError(f"test_fraction: {test_fraction} of {len(labels)} images: {error}") from None
         test_images, test_labels = images[test], labels[test]
         images, labels = images[train], labels[train]
-    else:
-        test_files, test_labels = list_images(test_dir, classes)
-        test_images = _decode(test_files, image_size, MODES[channels])
+    elif not len(test_labels):
+        raise ValueError(f"{test_dir}: no image in it can be read")
     mean, std = channel_statistics(images)
     return Dataset(
-        name=top.resolve().name,
+        name=shown(top.resolve().name),
         train_images=images,
         train_labels=labels,
         test_images=test_images,
@@ -85,72 +86,17 @@ def load(
         mean=mean,
         std=std,
         padding=image_size // 8,
+        skipped=skipped,
     )
 
 
-def existing(root: str | os.PathLike[str]) -> Path:
-    """The folder `root`, or the FileNotFoundError that says what should be there."""
-    top = Path(root).expanduser()
-    if not top.is_dir():
-        raise FileNotFoundError(f"data_dir: {top} is not a folder; expected {top}/train/<class>/<image> in it")
-    return top
+def _decode(files: list[str], size: int, mode: str) -> tuple[Tensor, dict[int, str]]:
+    """uint8 [N, C, size, size], and {i: why} of the files that cannot be read, whose images are black."""
+    out = np.zeros((len(files), size, size, len(Image.new(mode, (1, 1)).getbands())), np.uint8)
 
-
-def test_folder(top: Path) -> Path | None:
-    """The folder of test images in `top`, if there is one."""
-    return next((top / t for t in TEST_FOLDERS if (top / t).is_dir()), None)
-
-
-def class_names(train_dir: Path) -> tuple[str, ...]:
-    """The classes: names of the folders in `train_dir`, at least two, in alphabetical order."""
-    found = _folders(train_dir)
-    if len(found) < 2:
-        raise ValueError(f"{train_dir}: expected at least two class folders, got only {found[0]!r}")
-    return found
-
-
-def _folders(folder: Path) -> tuple[str, ...]:
-    found = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")))
-    if not found:
-        raise ValueError(f"{folder}: no class folders in it; expected {folder}/<class>/<image>")
-    return found
-
-
-def list_images(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], Tensor]:
-    """Image files of the class folders in `folder`, and their labels int64 [N]: places in `classes`."""
-    present = _folders(folder)
-    if unknown := sorted(set(present) - set(classes)):
-        raise ValueError(f"{folder / unknown[0]}: class {unknown[0]!r} is not among the training classes")
-    files: list[Path] = []
-    labels: list[int] = []
-    ignored = 0
-    for name in present:
-        inside = sorted(p for p in (folder / name).rglob("*") if p.is_file())
-        images = [p for p in inside if p.suffix.lower() in SUFFIXES]
-        if not images:
-            raise ValueError(f"{folder / name}: no images in it ({', '.join(sorted(SUFFIXES))})")
-        ignored += len(inside) - len(images)
-        files += images
-        labels += [classes.index(name)] * len(images)
-    if ignored:
-        warnings.warn(f"{folder}: {ignored} files that are not images were ignored", stacklevel=4)
-    return files, torch.tensor(labels, dtype=torch.int64)
-
-
-def _decode(files: list[Path], size: int, mode: str) -> Tensor:
-    """uint8 [N, C, size, size]; Pillow releases the interpreter lock, so threads help."""
-    out = np.empty((len(files), size, size, len(Image.new(mode, (1, 1)).getbands())), np.uint8)
-
-    def one(i: int) -> None:
-        try:
-            with Image.open(files[i]) as image:
-                if image.mode[0] in "IF":
-                    raise ValueError(f"mode {image.mode}, expected 8 bits per channel")
-                small = image.convert(mode).resize((size, size), Image.Resampling.BILINEAR)
-        except Exception as err:  # a damaged image can raise nearly anything
-            raise ValueError(f"{files[i]}: cannot be read as an image: {err}") from err
+    def take(i: int, image: Image.Image) -> None:
+        small = image.resize((size, size), Image.Resampling.BILINEAR)
         out[i] = np.asarray(small).reshape(out.shape[1:])
 
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(one, range(len(files))))  # list() raises the first error
-    return torch.from_numpy(out).permute(0, 3, 1, 2).contiguous()
+    bad, _ = read_all(files, mode, take)
+    return torch.from_numpy(out).permute(0, 3, 1, 2).contiguous(), bad

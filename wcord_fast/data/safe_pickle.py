@@ -1,8 +1,8 @@
 """Reads the pickles of CIFAR without running anything that a pickle may name.
 
 A pickle is a program: `pickle.load` of a downloaded file can run any command. The published files need lists,
-dicts, strings, numbers and one uint8 array, so only the array's three globals resolve, and to the stand-ins
-below, which build that array from its bytes and nothing else.
+dicts, strings, numbers and one uint8 array, so only the array's few globals resolve, and to the stand-ins
+below, which build that array from its bytes and nothing else. Protocols 0 to 5, without out-of-band buffers.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -40,6 +40,13 @@ def _reconstruct(*_: Any) -> _Array:
     return _Array()
 
 
+def _frombuffer(raw: Any, dtype: Any, shape: Any, order: str) -> _Array:
+    """How protocol 5 writes a contiguous array."""
+    array = _Array()
+    array.__setstate__((1, shape, dtype, order == "F", bytes(raw) if isinstance(raw, bytearray) else raw))
+    return array
+
+
 def _latin1(text: str, encoding: str) -> bytes:
     """How Python 3 writes bytes in the old protocols."""
     return text.encode("latin1")
@@ -50,6 +57,8 @@ _GLOBALS = {
     ("numpy", "dtype"): _Dtype,
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy.core.numeric", "_frombuffer"): _frombuffer,
+    ("numpy._core.numeric", "_frombuffer"): _frombuffer,
     ("_codecs", "encode"): _latin1,
 }
 
@@ -69,9 +78,14 @@ def load(path: Path) -> dict[str, Any]:
         ValueError: the file is truncated or corrupt, is no dict, or names anything but what such a file
             needs.
     """
+    with path.open("rb") as file:
+        return read(file, str(path))
+
+
+def read(file: IO[bytes], path: str) -> dict[str, Any]:
+    """`load` of an open file; `path` is its name in messages."""
     try:
-        with path.open("rb") as file:
-            found = _Unpickler(file, encoding="bytes").load()
+        found = _Unpickler(file, encoding="bytes").load()
     except OSError:
         raise
     except Exception as err:  # a damaged pickle can raise nearly anything

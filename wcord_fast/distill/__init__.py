@@ -1,6 +1,6 @@
 """Distillation methods: one file each, behind one protocol (`base.Method`) and one registry."""
 
-from .base import Batch, Loss, Method, Options, Outputs, Pair, check_ranges
+from .base import Batch, Loss, Method, Options, Outputs, Pair, check_ranges, described
 from .registry import METHODS, PLUS_KD, CannotServe, build, create, names, options_for, pair_of, parse, probe, sections
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "build",
     "check_ranges",
     "create",
+    "described",
     "names",
     "options_for",
     "pair_of",

@@ -7,6 +7,7 @@ parameters (embeddings, regressors) are optimised with the student's; its buffer
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, fields
@@ -15,12 +16,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..data import Batch
 from ..nn.kd import KDLoss
 from ..ops import checks
 from .modes import eval_mode
 
 if TYPE_CHECKING:
     from .stage import Stage
+
+
+def later(default: Any) -> Any:
+    """The default of an option that came after the first runs: at its default it is no part of what a run is, so that
+    their checkpoints go on."""
+    return dataclasses.field(default=default, metadata={"later": True})
+
+
+def described(options: Any) -> dict[str, Any]:
+    """The options of a run in plain values; those of `later` only where they differ from their default."""
+    told = {f.name: (getattr(options, f.name), f) for f in fields(options)}
+    return {name: v for name, (v, f) in told.items() if not (f.metadata.get("later") and v == f.default)}
 
 
 class Outputs(NamedTuple):
@@ -32,15 +46,6 @@ class Outputs(NamedTuple):
 
     feats: list[Tensor]
     logits: Tensor
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One mini-batch of the training set."""
-
-    images: Tensor  # [B, C, H, W]
-    labels: Tensor  # int64 [B]
-    index: Tensor  # int64 [B], the images' rows in the training set
 
 
 class Loss(NamedTuple):
@@ -110,6 +115,8 @@ class Method(nn.Module):
 
     uses_features = False  # True in methods that read the teacher's features
     stage: Stage | None = None  # set by a method that pre-trains something before the student's own training
+    fills_banks = False  # True: before training, `fill_banks` is called once with every training image
+    scheduled = False  # True: `at_step` is called before every training batch
 
     def __init__(self, pair: Pair, options: Options) -> None:
         super().__init__()
@@ -162,6 +169,20 @@ class Method(nn.Module):
         if self.options.kd_weight:
             parts["kd"] = self.options.kd_weight * self.kd(student.logits, teacher.logits)
         return parts
+
+    def fill_banks(self, student: Outputs, teacher: Outputs, index: Tensor) -> None:
+        """Take the bank rows `index` from the outputs of both networks in eval mode; in eval mode itself."""
+        raise NotImplementedError(f"{type(self).__name__} has no banks")
+
+    def at_step(self, done: int, per_epoch: int, epochs: int) -> None:
+        """Set what changes in training for the batch after `done` ones, of `per_epoch` in each of `epochs`.
+
+        It must depend on these numbers alone, so that resuming is exact, and may not synchronise with the device.
+        """
+
+    def probe(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """Measures of one batch for the logs, beside the terms' shares of the gradient; called in eval mode."""
+        return {}
 
     def feature_loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> Loss:
         """The weighted loss on the features and its unweighted terms."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from ..nn.crd import CRDLoss
 from ..ops import checks
-from .base import Batch, Loss, Method, Options, Outputs, Pair
+from .base import Batch, Loss, Method, Options, Outputs, Pair, later
+from .schedule import check_ramp, check_z, module_z, ramp_factor, ramp_steps
 
 PUBLISHED_NEGATIVES = 16384
 
@@ -26,8 +28,12 @@ class CRDOptions(Options):
         momentum: share of the old row when a bank row is updated.
         exclude: which rows are no negatives: "class", "self" or "none"; default: class when labels are known.
         replacement: draw with replacement; default: only when there are fewer rows than negatives.
-        z: normalising constant from the "first" batch, or a moving average ("ema").
+        z: normalising constant from the "first" batch, a moving average ("ema"), or from the first batch and once more
+            from the first one after the "ramp".
         shard: "rank": with several processes, each holds a part of the banks' rows; default: each holds all.
+        ramp: the weight grows from 0 over so many epochs, or below 1 over that part of all epochs; 0: it is constant.
+        init_banks: fill the banks with the features of both networks before training, by one pass over the training
+            images as they are; without it they begin as noise.
     """
 
     weight: float = 0.8
@@ -37,23 +43,32 @@ class CRDOptions(Options):
     momentum: float = 0.5
     exclude: Literal["class", "self", "none"] | None = None
     replacement: bool | None = None
-    z: Literal["first", "ema"] = "first"
+    z: Literal["first", "ema", "ramp"] = "first"
     shard: Literal["rank"] | None = None
+    ramp: float = later(0.0)
+    init_banks: bool = later(False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.non_negative("weight", self.weight)
         check_contrast(self)
+        check_ramp("ramp", self.ramp)
+        check_z(self.z, "ramp", self.ramp)
 
 
 class CRD(Method):
     """CE + weight * CRD on the penultimate features."""
 
     uses_features = True
+    _factor: Tensor | None
 
     def __init__(self, pair: Pair, options: CRDOptions) -> None:
         super().__init__(pair, options)
         self.weight = options.weight
+        self.fills_banks, self.scheduled = options.init_banks, options.ramp > 0
+        self._ramp, self._z = options.ramp, options.z
+        factor = torch.ones(()) if self.scheduled else None  # a tensor, which a CUDA graph reads anew
+        self.register_buffer("_factor", factor, persistent=False)
         self.crd = CRDLoss(
             pair.student_width,
             pair.teacher_width,
@@ -65,14 +80,26 @@ class CRD(Method):
             labels=pair.labels,
             exclude=options.exclude,
             replacement=options.replacement,
-            z=options.z,
+            z=module_z(options.z),
             shard=options.shard,
             seed=pair.seed,
         )
 
     def feature_loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> Loss:
         crd: Tensor = self.crd(student.feats[-1], teacher.feats[-1], batch.index)
-        return Loss(self.weight * crd, {"crd": crd.detach()})
+        weight = self.weight if self._factor is None else self.weight * self._factor
+        return Loss(weight * crd, {"crd": crd.detach()})
+
+    def fill_banks(self, student: Outputs, teacher: Outputs, index: Tensor) -> None:
+        self.crd.init_banks(student.feats[-1], teacher.feats[-1], index)
+
+    @torch.no_grad()
+    def at_step(self, done: int, per_epoch: int, epochs: int) -> None:
+        steps = ramp_steps(self._ramp, per_epoch, epochs)
+        if self._factor is not None and done <= steps:
+            self._factor.fill_(ramp_factor(done, steps))
+        if done == steps and self._z == "ramp":
+            self.crd.reset_z()
 
 
 def negatives_for(asked: int | str | None, num_data: int) -> int | str:
@@ -89,5 +116,5 @@ def check_contrast(options) -> None:
     checks.fraction("momentum", options.momentum)
     checks.choice("exclude", options.exclude, (None, "class", "self", "none"))
     checks.choice("replacement", options.replacement, (None, True, False))
-    checks.choice("z", options.z, ("first", "ema"))
+    checks.boolean("init_banks", options.init_banks)
     checks.choice("shard", options.shard, (None, "rank"))

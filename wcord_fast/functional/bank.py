@@ -244,9 +244,8 @@ def _class_sums(owners, spec: DrawSpec) -> list[Tensor]:
     """The class sums of the banks, or [] where there are none to be had."""
     if torch.compiler.is_compiling() or any(isinstance(bank, Tensor) for bank in owners):
         return []
-    label = spec.table("label") if spec.source == "class" else None
-    num_classes = spec.table("class_start").shape[0] - 1 if spec.source == "class" else 1
-    return [bank.class_sums(label, num_classes).sums for bank in owners]
+    tables = [spec.table("label"), spec.table("class_start")] if spec.source == "class" else [None, None]
+    return [bank.class_sums(*tables).sums for bank in owners]
 
 
 def _in_range(index: Tensor, num_data: int) -> Tensor:

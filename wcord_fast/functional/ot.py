@@ -8,18 +8,22 @@ Feydy et al. (AISTATS 2019).
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ..ops import checks, dispatch
 from ..ops.sinkhorn import autograd as op
-from ..ops.sinkhorn.reference import accumulation_dtype
+from ..ops.sinkhorn.reference import Pairs, accumulation_dtype, log_reference, masses
 
 COSTS = ("cosine", "sqeuclidean")
+DIAGONAL = "diagonal"
+DEFAULT_RHO = 0.9
 DEFAULT_EPS = {"ipot": 0.5, "sinkhorn": 0.05}
 VALUES = ("cost", "dual")
+
+KnownPairs: TypeAlias = str | tuple[Tensor, Tensor] | None
 
 
 class OTSolution(NamedTuple):
@@ -92,6 +96,8 @@ def ot_cost(
     tol: float | None = None,
     value: str = "cost",
     debias: bool = False,
+    pairs: KnownPairs = None,
+    rho: float = DEFAULT_RHO,
     backend: str = "auto",
 ) -> Tensor:
     """Transport cost between the rows of x and the rows of y, differentiable in both.
@@ -117,9 +123,17 @@ def ot_cost(
         solver: "ipot" (the plan is fed back: tends to the unregularised cost) or "sinkhorn".
         eps: regularisation > 0, in units of the cost; None is 0.5 for ipot and 0.05 for sinkhorn.
         iters: iterations, at least 1.
-        tol: stop a problem when sum_i |sum_j P_ij - a_i| <= tol, tested after iterations 10, 20, ...; None runs all.
+        tol: stop a problem when sum_i |sum_j P_ij - a_i| <= tol, tested after iterations 10, 20, ...; None runs all. If
+            `iters` are not enough for it, a warning says so, once per line of the caller (of `wcord_fast.check` on
+            CUDA).
         value: "cost" or "dual".
         debias: subtract the two self terms. (That the result is >= 0 is a theorem for the converged dual value.)
+        pairs: what is known of who belongs to whom: "diagonal" (row i of x and row i of y), or int64 labels (of x's
+            rows [n] or [G, n], of y's rows [m] or [G, m]): rows of equal label are a pair, a negative label has none.
+            The plan is then drawn to a reference plan R in place of a b^T: sinkhorn adds eps * KL(P | R), ipot starts
+            from R. "cost" stays <P, C> with C as it is, "dual" is <P, C> + eps * sum P log(P / R).
+        rho: mass that R has on the pairs, in [0, 1), the rest being spread as a b^T: 0 is the problem without pairs, to
+            the bit, and towards 1 the plan keeps to the pairs.
         backend: "auto", "reference", "native" or "triton".
 
     Returns:
@@ -129,7 +143,8 @@ def ot_cost(
         TypeError, ValueError: wrong type, dtype, shape, device, option, or (on the CPU) NaN or inf in x or y, a zero
             row with mass under "cosine", masses negative, not finite or of wrong sum. On CUDA such a problem's cost
             is NaN and `wcord_fast.check()` raises.
-        NotImplementedError: gradient of a or b with value="cost"; an explicit backend that does not support the case.
+        NotImplementedError: gradient of a or b with value="cost" or with pairs; debias with pairs; an explicit backend
+            that does not support the case (pairs on CUDA: only "reference").
     Not supported: second derivatives (backward of backward raises), forward-mode AD, vmap.
     """
     return ot_solve(
@@ -144,6 +159,8 @@ def ot_cost(
         tol=tol,
         value=value,
         debias=debias,
+        pairs=pairs,
+        rho=rho,
         backend=backend,
     ).cost
 
@@ -161,6 +178,8 @@ def ot_solve(
     tol: float | None = None,
     value: str = "cost",
     debias: bool = False,
+    pairs: KnownPairs = None,
+    rho: float = DEFAULT_RHO,
     backend: str = "auto",
 ) -> OTSolution:
     """`ot_cost` together with the potentials, the marginal error and the number of iterations.
@@ -171,17 +190,20 @@ def ot_solve(
     debias = checks.boolean("debias", debias)
     batched = x.dim() == 3 if a is None and b is None and _is_plain(x, y) else _check_problem(x, y, a, b)
     checks.divisor("eps", options.eps, accumulation_dtype(x.dtype), options.iters if options.solver == "ipot" else 1)
-    if options.value == "cost" and torch.is_grad_enabled():
+    known = None if pairs is None else _known_pairs(x, y, pairs, rho, debias)
+    if (options.value == "cost" or known is not None) and torch.is_grad_enabled():
         for name, mass in (("a", a), ("b", b)):
             if mass is not None and mass.requires_grad:
+                without = "value='cost' has" if known is None else "known pairs have"
                 raise NotImplementedError(
-                    f"{name} requires grad, but value='cost' has no gradient for masses; "
-                    f"use value='dual' or {name}.detach()"
+                    f"{name} requires grad, but {without} no gradient for masses; use "
+                    + ("value='dual' or " if known is None else "")
+                    + f"{name}.detach()"
                 )
     if batched:
         a, b = (None if mass is None else mass.expand(rows.shape[:-1]) for mass, rows in ((a, x), (b, y)))
     a, b = _masses(a), _masses(b)
-    solved = OTSolution(*op.ot_solve(x, y, a, b, *options))
+    solved = OTSolution(*op.ot_solve(x, y, a, b, *options, known))
     if debias:
         self_x = op.ot_solve(x, x, a, a, *options)[0]
         self_y = op.ot_solve(y, y, b, b, *options)[0]
@@ -202,6 +224,8 @@ def ot_plan(
     tol: float | None = None,
     value: str = "cost",
     debias: bool = False,
+    pairs: KnownPairs = None,
+    rho: float = DEFAULT_RHO,
     backend: str = "auto",
 ) -> Tensor:
     """The transport plan P [n, m] (or [G, n, m]) of `ot_cost` with the same arguments, for problems that fit in memory.
@@ -222,9 +246,49 @@ def ot_plan(
             iters=iters,
             tol=tol,
             value=value,
+            pairs=pairs,
+            rho=rho,
             backend=backend,
         )
-        return op.ot_plan_op(x.detach(), y.detach(), *solved[1:4], cost, backend)
+        plan = op.ot_plan_op(x.detach(), y.detach(), *solved[1:4], cost, backend)
+        return plan if pairs is None or rho == 0 else plan * _reference_factor(x, y, a, b, pairs, rho)
+
+
+def _known_pairs(x: Tensor, y: Tensor, pairs: KnownPairs, rho: float, debias: bool) -> Pairs:
+    """The pairs with labels of x's leading shape, checked."""
+    rho = checks.fraction("rho", rho)
+    if rho == 1:
+        raise ValueError("rho: expected a number in [0, 1), got 1: a plan on the pairs alone needs no solver")
+    if debias:
+        raise NotImplementedError("debias: the self terms of known pairs are not defined; expected debias=False")
+    lead = x.shape[:-2]
+    if isinstance(pairs, str):
+        checks.choice("pairs", pairs, (DIAGONAL,))
+        sides = tuple(torch.arange(t.shape[-2], device=x.device) for t in (x, y))
+    else:
+        if not isinstance(pairs, tuple | list) or len(pairs) != 2:
+            told = f"{type(pairs).__name__}"
+            raise TypeError(f"pairs: expected 'diagonal' or (labels of x's rows, labels of y's rows), got {told}")
+        sides = tuple(pairs)
+        for name, label, rows in (("pairs[0]", sides[0], x), ("pairs[1]", sides[1], y)):
+            one = isinstance(label, Tensor) and label.dim() == 1
+            shape = tuple(rows.shape[-2:-1] if one else rows.shape[:-1])
+            checks.tensor(name, label, shape=shape, dtypes=(torch.int64,))
+        checks.same_device(x=x, **{"pairs[0]": sides[0], "pairs[1]": sides[1]})
+    rows, columns = (label.expand(*lead, t.shape[-2]) for label, t in zip(sides, (x, y), strict=True))
+    return Pairs(rows, columns, rho)
+
+
+def _reference_factor(x, y, a, b, pairs, rho) -> Tensor:
+    """R / (a b^T) [(G,) n, m] up to its constant: what the exponent of a plan has beside potentials and cost."""
+    known, batched = _known_pairs(x, y, pairs, rho, False), x.dim() == 3
+    if not batched:
+        x, y, known = x.unsqueeze(0), y.unsqueeze(0), Pairs(known.rows[None], known.columns[None], known.rho)
+    a, b = (
+        masses(None if mass is None else _masses(mass.expand(rows.shape[:-1])), rows) for mass, rows in ((a, x), (b, y))
+    )
+    factor = log_reference(a, b, known).exp_()
+    return factor if batched else factor[0]
 
 
 @functools.lru_cache(maxsize=64, typed=True)

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..distributed.ranks import gather_rows, lower, not_compiled, ranks, scatter_sums, sizes_of
 from ..ops.bank import shares
 from ..ops.bank.autograd import attach, wants_grad
+from ..ops.bank.class_sums import excluded_rows
 from ..ops.bank.op import checked
 from ..ops.bank.part import Part
 from ..ops.bank.reference import accumulate_dtype, normalised
@@ -74,7 +75,7 @@ def nce(anchors, shards, index, log_z, spec: DrawSpec, temperature, plan, backen
 def mean_score(anchors, shards, index, spec: DrawSpec, plan, backend, sums, joined: Joined | None = None) -> Tensor:
     """Mean negative scores [S, B_r] of this rank's anchors: `mean_score_pair` for shards.
 
-    `sums`: the class sums of this rank's rows, S x fp64 [C, D], for a whole pool by O(B * D); or [].
+    `sums`: the class sums of this rank's rows, S x fp64 [G, D], for a whole pool by O(B * D); or [].
     """
     call = _Call(anchors, shards, index, spec, joined)
     if sums:
@@ -150,10 +151,10 @@ def _share_of_pool_mean(call: _Call, sums: list[Tensor]) -> Tensor:
     means = []
     for rows, by_class in zip(call.rows, sums, strict=True):
         pool = by_class.sum(0).expand(len(call.index), -1)
-        if spec.source == "class":
-            pool = pool - by_class[spec.table("label")[call.index].long()]
-        elif spec.source == "self" and height:
-            held = part.holds(call.index, height)[:, None]
-            pool = pool - rows[part.local(call.index, height)].to(torch.float64) * held
+        if spec.source != "none" and height:
+            own = rows[part.local(call.index, height)].to(torch.float64) * part.holds(call.index, height)[:, None]
+            if spec.source == "class":
+                own = excluded_rows(by_class, own, spec.table("label")[call.index], size == part.num_data - 1)
+            pool = pool - own
         means.append(pool / size)
     return torch.stack(means).to(accumulate_dtype(call.anchors, *call.rows))

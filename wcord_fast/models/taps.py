@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import difflib
+import threading
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ..ops import checks
+from .answer import logits_of
 from .base import global_pool
+from .hooks import After, Before, call
+
+LAST = ""  # the tap of the penultimate vector
+
+
+class _Found(NamedTuple):
+    """What a tap met in a forward: a module's output, its version then, and a copy of it if one was made."""
+
+    tensor: Tensor
+    version: int
+    copy: Tensor | None
+    lost: bool  # it ran without gradients although the forward has them and the module trains
 
 
 class Tapped(nn.Module):
@@ -19,26 +34,39 @@ class Tapped(nn.Module):
         net = Tapped(torchvision.models.resnet18(), features=("layer1", "layer2", "layer3", "layer4"))
 
     Args:
-        network: any module with `network(images) -> logits [B, classes]`.
+        network: any module with `network(images) -> logits [B, classes]`, or an object that holds them as `.logits`
+            or ["logits"] (Hugging Face; torchvision's Inception and GoogLeNet in training).
         features: names of modules (as in `network.named_modules()`) whose outputs are the features, in order.
         penultimate: name of the module whose *input* is the penultimate vector, appended as the last feature; by
             default the last `nn.Linear`. None appends the global average of the last feature instead.
+        copy: keep a copy of every feature. By default only of those that the network changes in place afterwards
+            (`ReLU(inplace=True)`, `+=`): PyTorch's version counters tell which, in the first forward of each mode.
 
-    The state dict is the network's own, without a prefix. Outputs that are no tensors, and modules that run more than
-    once or not at all in a forward, are refused. `torch.compile` breaks its graph at the hooks.
+    A feature is what its module gave, also where the network then changes that tensor in place. The hooks are on the
+    network only while `return_features=True` is answered: the bare network, other `Tapped` round it, copies and
+    pickles of it know nothing of them. Threads may call one `Tapped` at the same time. The state dict is the network's
+    own, without a prefix. `torch.compile` traces it whole.
+
+    Outputs that are no tensors, and modules that run more than once or not at all in the calling thread's forward, are
+    refused; so are modules inside a checkpoint with `use_reentrant=True`, where they run without gradients.
 
     Raises:
         ValueError: no module of that name; the message suggests the nearest, and lists the names at the top.
     """
 
     def __init__(
-        self, network: nn.Module, features: str | Sequence[str] = (), penultimate: str | None = "auto"
+        self,
+        network: nn.Module,
+        features: str | Sequence[str] = (),
+        penultimate: str | None = "auto",
+        copy: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(network, nn.Module):
             raise TypeError(f"network: expected a torch.nn.Module, got {type(network).__name__}")
         self.network = network
         self.taps = (features,) if isinstance(features, str) else tuple(features)
+        self.copy = checks.boolean("copy", copy)
         modules = dict(network.named_modules())
         if penultimate == "auto":
             linears = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
@@ -53,12 +81,9 @@ class Tapped(nn.Module):
         for argument, name in [("features", n) for n in self.taps] + [("penultimate", n) for n in [penultimate] if n]:
             if name not in modules or name == "":
                 raise ValueError(f"{argument}: {_no_such_module(name, modules)}")
-        self._found: dict[str, Tensor] = {}
-        # Bound methods and not lambdas: a deep copy's hooks are then the copy's own, and a Tapped can be pickled.
-        for name in self.taps:
-            modules[name].register_forward_hook(partial(self._keep_output, name))
-        if penultimate:
-            modules[penultimate].register_forward_pre_hook(self._keep_input)
+        self._found: dict[tuple[int, str], _Found] = {}  # by thread and tap; empty but during a forward
+        self._changed: set[str] = set()  # taps that were changed in place: copied from then on
+        self._known: set[tuple[bool, bool]] = set()  # modes in which a forward has shown which those are
         self.register_state_dict_post_hook(_without_prefix)
         self.register_load_state_dict_pre_hook(_with_prefix)
 
@@ -69,31 +94,96 @@ class Tapped(nn.Module):
 
     def forward(self, x: Tensor, return_features: bool = False) -> Tensor | tuple[list[Tensor], Tensor]:
         """Logits, or (features, logits); the last feature is a vector [B, D] per image."""
-        self._found.clear()
+        if not return_features:
+            return logits_of(self.network(x))
+        traced = torch.compiler.is_compiling()
+        thread = 0 if traced else threading.get_ident()
+        mode = (self.training, torch.is_grad_enabled())
+        learn = traced or self.copy or mode not in self._known
+        keep = partial(self._keep, thread, mode[1], learn)
+        taps = [*self.taps, LAST] if self.penultimate else list(self.taps)
+        after: After = {
+            self.network.get_submodule(name): partial(_output, keep, name) for name in dict.fromkeys(self.taps)
+        }
+        before: Before = {self.head: partial(_input, keep)} if self.head is not None else {}
         try:
-            logits = self.network(x)
-            missing = [name for name in (*self.taps, *([""] if self.penultimate else [])) if name not in self._found]
-            if missing:
-                raise RuntimeError(f"features: {missing[0] or self.penultimate!r} did not run in this forward")
-            found = [self._found[name] for name in self.taps]
-            last = self._found[""].flatten(1) if self.penultimate else _vector(found[-1])
+            logits = logits_of(call(self.network, x, after, before))
+            found = [self._feature(thread, name, logits) for name in taps]
         finally:
-            self._found.clear()
-        return ([*found, last], logits) if return_features else logits
+            for name in taps:
+                self._found.pop((thread, name), None)
+        if learn and not traced:
+            self._known.add(mode)
+        last = found.pop().flatten(1) if self.penultimate else _vector(found[-1])
+        return [*found, last], logits
 
-    def _keep_output(self, name: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
-        self._keep(name, output)
-
-    def _keep_input(self, _module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self._keep("", inputs[0])
-
-    def _keep(self, name: str, value: Any) -> None:
+    def _keep(self, thread: int, grad: bool, copy: bool, name: str, module: nn.Module, value: Any) -> None:
+        """Called by the hooks: `value` is what the tap `name` met."""
+        if thread and thread != threading.get_ident():
+            return  # another thread's forward of the same module
         shown = name or self.penultimate
-        if not isinstance(value, torch.Tensor):
+        if not isinstance(value, Tensor):
             raise TypeError(f"features: expected {shown!r} to give one tensor, got {type(value).__name__}")
-        if name in self._found:
+        if (thread, name) in self._found:
             raise RuntimeError(f"features: {shown!r} runs more than once in a forward")
-        self._found[name] = value
+        lost = grad and not torch.is_grad_enabled() and self._trains(module, shown)
+        counted = bool(thread) and not value.is_inference()  # a compiler and inference mode count no versions
+        copied = value.clone() if copy or not counted or name in self._changed else None
+        self._found[thread, name] = _Found(value, value._version if counted else -1, copied, lost)
+
+    def _feature(self, thread: int, name: str, logits: Tensor) -> Tensor:
+        """The feature of a tap after the forward: the tensor itself, or the copy if it was changed since."""
+        shown = name or self.penultimate
+        found = self._found.get((thread, name))
+        if found is None:
+            raise RuntimeError(f"features: {shown!r} did not run in this forward (in the thread that called it)")
+        if found.lost and _has_function(logits):
+            raise RuntimeError(
+                f"features: {shown!r} trains, but runs without gradients inside a function that differentiates itself, "
+                "so that no loss on its feature would reach it; use torch.utils.checkpoint with use_reentrant=False"
+            )
+        if found.version == -1:
+            assert found.copy is not None
+            return found.copy
+        if found.tensor._version == found.version:
+            return found.tensor
+        self._changed.add(name)
+        if found.copy is None:
+            raise RuntimeError(
+                f"features: {shown!r} was changed in place after it ran, which no earlier forward did, so that it is "
+                "lost; it is copied from the next forward on. Where that depends on the data: Tapped(..., copy=True)"
+            )
+        return found.copy
+
+    def _trains(self, module: nn.Module, name: str | None) -> bool:
+        """Whether a parameter of the module, or of the nearest round it that has any, gets gradients."""
+        parameters = list(module.parameters())
+        while not parameters and name:
+            name = name.rpartition(".")[0]
+            parameters = list(self.network.get_submodule(name).parameters())
+        return any(p.requires_grad for p in parameters)
+
+
+def _output(keep: Any, name: str, module: nn.Module, _inputs: Any, output: Any) -> None:
+    keep(name, module, output)
+
+
+def _input(keep: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    keep(LAST, module, next(iter((*args, *kwargs.values())), None))
+
+
+def _has_function(output: Tensor) -> bool:
+    """Whether `output` comes from an autograd.Function written in Python, as a reentrant checkpoint is."""
+    nodes, seen = [output.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            return True
+        seen.add(node)
+        nodes += [before for before, _ in node.next_functions]
+    return False
 
 
 def _vector(feature: Tensor) -> Tensor:

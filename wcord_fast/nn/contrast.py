@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..distributed.alike import require_alike
 from ..distributed.ddp import own_state
@@ -18,22 +18,24 @@ from ..ops import checks
 from ..ops.bank.plan import PLANS
 from ..ops.bank.reference import counts
 from ..ops.dispatch import BACKENDS
-from ..ops.sampling.spec import ALL, DrawSpec
+from ..ops.sampling.spec import DrawSpec
 from .embed import Embed, check_features
+from .loading import repdistiller_params, replace_misfits, replace_misfits_of_loss
 from .memory_bank import MemoryBank
 from .sampler import NegativeSampler, replacement_option, seed_bits
+from .state import Record, StateModule
 
 EMA = 0.99  # weight of the old Z under z="ema"
 Z_RULES = ("first", "ema")
-SMALLEST, LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
 
 
-class Contrast(nn.Module):
+class Contrast(StateModule):
     """Student and teacher banks, the sampler and log Z. Direction 0: student anchors on the teacher's bank.
 
-    State-dict names are RepDistiller's (`params` = [K, T, Z1, Z2, momentum], negative Z = unset, `memory_v1`,
-    `memory_v2`) plus `log_z` and `sampler.state`, which are optional on load and win when present (Z itself is cut to
-    the range of fp32, log Z is not). `log_z` is fp32, fp64 by default dtype or after `.double()`, and never narrower.
+    Every name in the state dict is a buffer's. RepDistiller's names (`params` = [K, T, Z1, Z2, momentum], negative Z =
+    unset, `memory_v1`, `memory_v2`), which earlier versions wrote, load as well; `log_z` and `sampler.state` win over
+    `params` when both are there. `made_with` records temperature and momentum, the sampler's its options and labels.
+    `log_z` is fp32, fp64 by default dtype or after `.double()`, and never narrower.
 
     In a process group a training step is collective and does what one process would do with the batches of all ranks
     joined in rank order: the anchors' numbers (and so the draws), log Z and the updates of the banks are the same.
@@ -42,7 +44,11 @@ class Contrast(nn.Module):
     """
 
     log_z: Tensor
+    made_with: Tensor
     keeps_own_state = True  # see distributed.ddp
+    wide = ("log_z",)
+    constants = ("made_with",)
+    beside = "log_z"
 
     def __init__(
         self,
@@ -73,8 +79,9 @@ class Contrast(nn.Module):
         self.memory_v2 = MemoryBank(n_data, feat_dim, momentum, bank_dtype, seed=seed, bank_id=1, shard=shard)
         dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
         self.register_buffer("log_z", torch.full((2,), math.nan, dtype=dtype))
-        self.register_state_dict_post_hook(_to_repdistiller)
-        self.register_load_state_dict_pre_hook(_from_repdistiller)
+        self.record = Record(temperature=self.temperature, momentum=self.memory_v1.momentum)
+        self.register_buffer("made_with", self.moved(self.record.tensor("cpu")))
+        self.register_load_state_dict_pre_hook(_fit_contrast)
 
     @property
     def sharded(self) -> bool:
@@ -129,15 +136,14 @@ class Contrast(nn.Module):
             else:
                 bank.update_joined_(joined, side, momentum)
 
+    def reset_parameters(self) -> None:
+        """As when it was made: the banks' first rows, log Z unset, step 0. `made_with` never changes."""
+        for module in (self.sampler, self.memory_v1, self.memory_v2):
+            module.reset_parameters()
+        self.log_z.fill_(math.nan)
+
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, z={self.z!r}, plan={self.plan!r}, backend={self.backend!r}"
-
-    def _apply(self, fn, recurse=True):
-        log_z = self.log_z
-        super()._apply(fn, recurse)
-        if self.log_z.itemsize < log_z.itemsize:
-            self.log_z = log_z.to(self.log_z.device, torch.float32)
-        return self
 
     def _joint_log_z(self, log_z, anchors, banks, positive, spec: DrawSpec, joined: Joined | None) -> Tensor:
         """`log_z` with its NaN entries replaced by the estimates over the anchors of all ranks."""
@@ -193,8 +199,13 @@ def check_options(temperature, momentum, replacement, z, bank_dtype, plan, backe
         seed_bits(seed)
 
 
-class ContrastiveLoss(nn.Module):
-    """Two embeddings and, where the loss scores a bank, a `Contrast`: the base of CRDLoss and WCoRDLoss."""
+class ContrastiveLoss(StateModule):
+    """Two embeddings and, where the loss scores a bank, a `Contrast`: the base of CRDLoss and WCoRDLoss.
+
+    A state dict made with other labels, another `exclude`, K, temperature or momentum, or with other sizes, is refused
+    by name; `load_state_dict(..., strict=False)` takes what fits of it and warns: everything but tensors of other sizes
+    and a log Z that belongs to another temperature or to banks of other sizes.
+    """
 
     embed_s: Embed
     embed_t: Embed
@@ -204,7 +215,8 @@ class ContrastiveLoss(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._alike = False
-        self.register_load_state_dict_pre_hook(_refuse_misfits)
+        self._filled = True
+        self.register_load_state_dict_pre_hook(_fit_loss)
         self.register_load_state_dict_post_hook(_unsure)
 
     @property
@@ -225,6 +237,59 @@ class ContrastiveLoss(nn.Module):
             anchors = torch.stack((self.embed_s(f_s), self.embed_t(f_t)))
             self.contrast.update_(anchors, idx, join(anchors, idx) if ranks().world > 1 else None, momentum=0.0)
 
+    def reset_z(self) -> None:
+        """Forget log Z: the next training batch estimates it anew, as after a ramp of the weight. A loss without a bank
+        has none."""
+        if self.contrast is not None:
+            self.contrast.log_z.fill_(math.nan)
+
+    def reset_parameters(self) -> None:
+        """As when it was made: the banks from their seed, the embeddings from torch's default generator.
+
+        With this, a loss made on meta is whole after `to_empty`; a reset of its modules one by one does the same.
+        """
+        self.embed_s.reset_parameters()
+        self.embed_t.reset_parameters()
+        if self.contrast is not None:
+            self.contrast.reset_parameters()
+        self._alike = False
+
+    def repdistiller_state_dict(self) -> dict[str, Tensor]:
+        """A copy of the state under the names that RepDistiller's CRDLoss loads with `strict=True`.
+
+        embed_s.linear.*, embed_t.linear.* (weights divided by their spectral norm where they have one),
+        contrast.params = [K, T, Z1, Z2, momentum], contrast.memory_v1 and contrast.memory_v2, in fp32 or fp64. Log Z
+        beyond the range of fp32 is cut, the sampler's seed and step are not in it: `state_dict` holds everything.
+        With sharded banks or parameters all ranks call it, and each gets everything.
+
+        Raises:
+            ValueError: this loss scores no bank.
+        """
+        if self.contrast is None:
+            raise ValueError("repdistiller_state_dict: this loss scores no bank, and RepDistiller's always does")
+        state: dict[str, Tensor] = {}
+        for name in ("embed_s", "embed_t"):
+            weight, bias = getattr(self, name).linear.frozen()
+            state |= {f"{name}.linear.weight": weight.clone(), f"{name}.linear.bias": bias.clone()}
+        state["contrast.params"] = repdistiller_params(self.contrast)
+        for name in ("memory_v1", "memory_v2"):
+            rows = getattr(self.contrast, name).all_rows()
+            state[f"contrast.{name}"] = rows.to(torch.promote_types(rows.dtype, torch.float32), copy=True)
+        return state
+
+    def require_filled(self) -> None:
+        """RuntimeError if a buffer of this loss holds what `to_empty` left there."""
+        for module in self.modules():
+            if module is not self and isinstance(module, StateModule):
+                module.require_filled()
+        super().require_filled()
+        self._filled = True
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        self._filled = not any(isinstance(module, StateModule) and module._empty for module in self.modules())
+        return self
+
     def require_alike(self) -> None:
         """ValueError, on every rank, unless all ranks have made this loss alike: options, labels, seed, step.
 
@@ -244,6 +309,8 @@ class ContrastiveLoss(nn.Module):
 
     def _check(self, f_s: Tensor, f_t: Tensor, idx: Tensor, contrast_idx: Tensor | None) -> None:
         """Everything that can be said before any work: a refused call has changed nothing."""
+        if not self._filled:
+            self.require_filled()
         check_features("f_s", f_s, self.embed_s)
         batch = f_s.shape[0]
         check_features("f_t", f_t, self.embed_t, batch)
@@ -265,55 +332,16 @@ class ContrastiveLoss(nn.Module):
             self.require_alike()
 
 
-def _to_repdistiller(module: Contrast, state_dict, prefix, *_):
-    for name in ("memory_v1", "memory_v2"):
-        state_dict[f"{prefix}{name}"] = state_dict.pop(f"{prefix}{name}.rows")
-    z = module.log_z.double().exp().clamp(SMALLEST, LARGEST).nan_to_num(-1.0)
-    params = torch.tensor([module.sampler.k, module.temperature, 0, 0, module.memory_v1.momentum], device=z.device)
-    params[2:4] = z
-    state_dict[f"{prefix}params"] = params.float()
+def _fit_contrast(module: Contrast, state_dict, prefix, _metadata, _strict, _missing, unexpected_keys, _errors) -> None:
+    module.say_misfits(replace_misfits(module, state_dict, prefix), unexpected_keys)
 
 
-def _refuse_misfits(module: ContrastiveLoss, state_dict, prefix, *_):
-    """A state dict of another shape or other options is refused before anything of it is copied."""
-    errors = []
-    mine = module.state_dict()
-    for name, value in mine.items():
-        theirs = state_dict.get(f"{prefix}{name}")
-        if theirs is None and name.endswith("parametrizations.weight.original"):  # a plain weight is taken as well
-            theirs = state_dict.get(f"{prefix}{name.removesuffix('parametrizations.weight.original')}weight")
-        if isinstance(theirs, Tensor) and theirs.shape != value.shape:
-            errors.append(f"size mismatch for {prefix}{name}: {list(theirs.shape)} there, {list(value.shape)} here")
-    params = state_dict.get(f"{prefix}contrast.params")
-    if module.contrast is not None and isinstance(params, Tensor) and params.shape == (5,):
-        errors += _other_options(module.contrast, f"{prefix}contrast.", params)
-    if errors:
-        raise RuntimeError("\n\t".join([f"Error(s) in loading state_dict for {type(module).__name__}:", *errors]))
+def _fit_loss(module: ContrastiveLoss, state_dict, prefix, _metadata, _strict, _missing, unexpected_keys, _errors):
+    """A state of other sizes or options is refused, or what fits of it is taken, before anything is copied."""
+    for embed, name in ((module.embed_s, "embed_s"), (module.embed_t, "embed_t")):
+        embed.linear.rename_to_ours(state_dict, f"{prefix}{name}.linear.")
+    module.say_misfits(replace_misfits_of_loss(module, state_dict, prefix), unexpected_keys)
 
 
 def _unsure(module: ContrastiveLoss, _keys) -> None:
     module._alike = False
-
-
-def _from_repdistiller(module: Contrast, state_dict, prefix, _metadata, _strict, _missing, _unexpected, error_msgs):
-    for name in ("memory_v1", "memory_v2"):
-        if f"{prefix}{name}" in state_dict:
-            state_dict[f"{prefix}{name}.rows"] = state_dict.pop(f"{prefix}{name}")
-    params = state_dict.pop(f"{prefix}params", None)
-    if params is not None:
-        error_msgs += _other_options(module, prefix, params)
-        z = params[2:4].to(module.log_z)
-        state_dict.setdefault(f"{prefix}log_z", torch.where(z < 0, math.nan, z.clamp(SMALLEST, LARGEST).log()))
-    state_dict.setdefault(f"{prefix}sampler.state", module.sampler.state.clone())
-
-
-def _other_options(module: Contrast, prefix: str, params: Tensor) -> list[str]:
-    """What is different in `params` = [K, T, Z1, Z2, momentum] of a state dict."""
-    errors: list[str] = []
-    k, temperature, momentum = (float(params[i]) for i in (0, 1, 4))
-    mine = {"K": module.sampler.k, "temperature": module.temperature, "momentum": module.memory_v1.momentum}
-    for (name, own), value in zip(mine.items(), (k, temperature, momentum), strict=True):
-        if not math.isclose(own, value, rel_tol=1e-5):
-            there, here = ("all" if v == ALL and name == "K" else f"{v:g}" for v in (value, own))
-            errors.append(f"{prefix}params: the state dict was made with {name} = {there}, this loss has {here}")
-    return errors

@@ -26,6 +26,7 @@ class CRDLoss(ContrastiveLoss):
         nce_t: temperature tau.
         nce_m: momentum of the banks.
         labels: class of each training image [N]; then negatives come from other classes, as RepDistiller's loader does.
+            A label below 0 is unknown, see `NegativeSampler`.
         exclude, replacement: see `NegativeSampler`.
         z: "first" (the constant of the first training batch, RepDistiller's) or "ema" (decay 0.99).
         bank_dtype: torch.float32 or a half type for half the memory; arithmetic stays fp32.
@@ -36,7 +37,8 @@ class CRDLoss(ContrastiveLoss):
 
     A training forward embeds, sets log Z if unset, scores, updates both banks and advances the sampler, so each
     micro-batch is a step and activation checkpointing round this module (which runs it twice) is not supported. In eval
-    mode it only scores, with the batch's own Z estimate while Z is unset. The teacher's features are detached.
+    mode it only scores, with the batch's own Z estimate while Z is unset. As in RepDistiller, the teacher's features
+    are not detached: where no gradient is wanted, pass detached ones or run the teacher under `torch.no_grad`.
 
     In a process group a training forward is collective, and the loss is the mean over this rank's images: weighted by
     W * B_rank / B, DDP's average of the gradients is that of one process with the joined batch.
@@ -111,7 +113,7 @@ class CRDLoss(ContrastiveLoss):
                 the others those of the negatives. Its width is K for this call, whatever nce_k is.
         """
         self._check(f_s, f_t, idx, contrast_idx)
-        anchors = torch.stack((self.embed_s(f_s), self.embed_t(f_t.detach())))  # [2, B, D]
+        anchors = torch.stack((self.embed_s(f_s), self.embed_t(f_t)))  # [2, B, D]
         joined = self.contrast.join(anchors, idx)
         loss = self.contrast.nce(anchors, idx, contrast_idx, joined).mean(1).sum()
         if self.training:

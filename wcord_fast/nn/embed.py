@@ -3,64 +3,62 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
-from torch.nn.utils.parametrizations import spectral_norm
 
 from ..ops import checks
 from ..ops.status import Code
+from .linear import CriticLinear
 
 NORMS = ("sphere", "ball")
 
 
 class Embed(nn.Module):
-    """z = W flatten(f) + b, then z / |z| ("sphere") or z / max(1, |z|) ("ball"), in the weight's dtype (fp32).
+    """z = W flatten(f) + b, then z / |z| ("sphere") or z / max(1, |z|) ("ball"), in fp32 (fp64 for fp64 weights).
 
     Args:
         in_dim: width of the flattened features.
         out_dim: D, width of the embedding.
-        spectral: spectrally normalise W (one power iteration per training forward, 15 at construction).
+        spectral: spectrally normalise W (one power iteration per training forward), see `CriticLinear`.
         norm: "sphere" divides by the L2 norm, which cancels sigma except against the bias: spectrally normalised, but
             not 1-Lipschitz; "ball" is 1-Lipschitz in each argument of g = <e_T, e_S>.
 
-    A state dict with a plain `linear.weight` loads into a spectrally normalised embedding.
+    State dicts that this class wrote with torch's parametrization, and those with a plain weight, load.
     """
 
     def __init__(self, in_dim: int, out_dim: int, *, spectral: bool = False, norm: str = "sphere"):
         super().__init__()
         self.in_dim = checks.integer("in_dim", in_dim, least=1)
         self.norm = checks.choice("embed_norm", norm, NORMS)
-        self.linear = nn.Linear(in_dim, checks.integer("feat_dim", out_dim, least=1))
-        if spectral:
-            spectral_norm(self.linear)
-            self.register_load_state_dict_pre_hook(_plain_weight_to_spectral)
+        self.linear = CriticLinear(in_dim, checks.integer("feat_dim", out_dim, least=1), spectral=spectral)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """[B, ...] -> [B, D]."""
-        return self.project(features, *self.weights())
+    def forward(self, features: Tensor, frozen_too: bool = False) -> Any:
+        """[B, ...] -> [B, D]; with `frozen_too` two of them, the second without gradient to weight and bias."""
+        with autocast_off(features.device):
+            found = self.linear(features.flatten(1), frozen_too)
+            return tuple(map(self._normed, found)) if frozen_too else self._normed(found)
 
-    def weights(self) -> tuple[Tensor, Tensor]:
-        """(W, b), to be taken once per forward: each access of a spectral W in training is a power iteration."""
-        return self.linear.weight, self.linear.bias
+    @torch.no_grad()
+    def frozen(self, features: Tensor) -> Tensor:
+        """The embedding of eval mode, without gradient, in any mode."""
+        with autocast_off(features.device):
+            weight, bias = self.linear.frozen()
+            return self._normed(nn.functional.linear(features.flatten(1).to(weight.dtype), weight, bias))
 
     def frozen_weight(self) -> Tensor:
-        """W as it is, detached, without a power iteration."""
-        if not parametrize.is_parametrized(self.linear, "weight"):
-            return self.linear.weight.detach()
-        inner = cast(Any, self.linear.parametrizations).weight
-        original = inner.original.detach()
-        return original / torch.dot(inner[0]._u, original @ inner[0]._v)
+        """W (over sigma) as it is, detached, without a power iteration."""
+        return self.linear.frozen()[0]
 
-    def project(self, features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """The embedding by the given weights, outside autocast."""
-        with autocast_off(features.device):
-            z = nn.functional.linear(features.flatten(1).to(weight.dtype), weight, bias)
-            # Squares in fp64: those of fp32 overflow from |z| = 2e19 on, and the embedding would be 0.
-            length = torch.linalg.vector_norm(z, dim=1, keepdim=True, dtype=torch.float64)
-            return (z / length.clamp_min(1e-12 if self.norm == "sphere" else 1.0)).to(z.dtype)
+    def reset_parameters(self) -> None:
+        """As when it was made, from torch's default generator."""
+        self.linear.reset_parameters()
+
+    def _normed(self, z: Tensor) -> Tensor:
+        # Squares in fp64: those of fp32 overflow from |z| = 2e19 on, and the embedding would be 0.
+        length = torch.linalg.vector_norm(z, dim=1, keepdim=True, dtype=torch.float64)
+        return (z / length.clamp_min(1e-12 if self.norm == "sphere" else 1.0)).to(z.dtype)
 
 
 def autocast_off(device: torch.device) -> AbstractContextManager[Any]:
@@ -93,26 +91,15 @@ def check_features(name: str, features: Tensor, embed: Embed, batch: int | None 
 
 def _refuse_overflow(name: str, rows: Tensor, embed: Embed) -> None:
     """A ValueError naming the first of `rows` whose W row + b overflows; looked at only where it might."""
-    bias = embed.linear.bias.detach()
-    limit = torch.finfo(bias.dtype).max
-    if float(rows.abs().max()) * embed.in_dim <= limit**0.5:
-        return
+    dtype = torch.promote_types(embed.linear.bias.dtype, torch.float32)
+    limit = torch.finfo(dtype).max
+    if float(rows.abs().max()) * embed.in_dim <= limit**0.5 or hasattr(embed.linear.weight, "full_tensor"):
+        return  # a sharded weight would be gathered, and the other ranks do not look
+    weight, bias = embed.linear.frozen()
     with torch.autocast("cpu", enabled=False):
-        z = nn.functional.linear(rows.double(), embed.frozen_weight().double(), bias.double())
+        z = nn.functional.linear(rows.double(), weight.double(), bias.double())
     bad = (z.abs().amax(1) > limit) | (rows.abs().amax(1) > limit)
     if bad.any():
         at = int(bad.nonzero()[0])
         value = float(rows[at].abs().max())
-        raise ValueError(f"{name}: row {at} holds values up to {value:g}; its embedding overflows {bias.dtype}")
-
-
-def _plain_weight_to_spectral(module, state_dict, prefix, *_):
-    """Map `linear.weight` onto the parametrization's `original`, with its exact leading singular vectors."""
-    plain, inner = f"{prefix}linear.weight", f"{prefix}linear.parametrizations.weight"
-    if plain not in state_dict or not parametrize.is_parametrized(module.linear, "weight"):
-        return
-    weight = state_dict.pop(plain)
-    u, _, vh = torch.linalg.svd(weight.double(), full_matrices=False)
-    state_dict[f"{inner}.original"] = weight
-    state_dict[f"{inner}.0._u"] = u[:, 0].to(weight.dtype)
-    state_dict[f"{inner}.0._v"] = vh[0].to(weight.dtype)
+        raise ValueError(f"{name}: row {at} holds values up to {value:g}; its embedding overflows {dtype}")

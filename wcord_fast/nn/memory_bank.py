@@ -6,9 +6,9 @@ from os import PathLike
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..distributed.ranks import Ranks, ranks, share_of
+from ..distributed.ranks import Ranks, gather_rows, ranks, share_of
 from ..functional.bank import bank_update_, update_rows_
 from ..functional.sharded import Joined, Shard, held_rows
 from ..ops import checks
@@ -16,11 +16,12 @@ from ..ops.bank.class_sums import ClassSums
 from ..ops.bank.init import bank_init_
 from ..ops.bank.part import Part
 from .sampler import MAX_ROWS, seed_bits
+from .state import StateModule, whole
 
 CHUNK_ROWS = 1 << 16  # copied from a file at a time
 
 
-class MemoryBank(nn.Module):
+class MemoryBank(StateModule):
     """Rows [N, D], one per training image, updated by momentum and kept at unit norm.
 
     Initialised uniform(-s, s), s = 1 / sqrt(D / 3), as CRD does, from a counter-based generator: row r of a bank is
@@ -37,7 +38,9 @@ class MemoryBank(nn.Module):
             equal parts of ceil(N / W), and everything done with the bank is collective. Rank r makes and stores its own
             rows only, and they are the same as those of one process.
 
-    The rows are a buffer and carry no gradient. In a process group, all ranks must construct it.
+    The rows are a buffer and carry no gradient. In a process group, all ranks must construct it. In a state dict those
+    of a sharded bank are one DTensor: torch.distributed.checkpoint writes every rank's, and any number of ranks reads
+    them. A load takes that, all N rows, or the rank's own.
     """
 
     rows: Tensor
@@ -66,17 +69,55 @@ class MemoryBank(nn.Module):
         self.ranks = Ranks(0, 1) if shard is None else ranks()
         own = share_of(self.num_data, self.ranks)
         self.first_row = own.start
-        rows = torch.empty(len(own), self.dim, dtype=dtype)
-        bank_init_(rows, seed_bits(seed), checks.integer("bank_id", bank_id, least=0, below=2**32), self.first_row)
-        self.register_buffer("rows", rows)
+        self._seed = seed_bits(seed)
+        self._bank_id = checks.integer("bank_id", bank_id, least=0, below=2**32)
+        self.register_buffer("rows", torch.empty(len(own), self.dim, dtype=dtype))
+        bank_init_(self.rows, self._seed, self._bank_id, self.first_row)
         self._sums: ClassSums | None = None
         self._labels: tuple[Tensor, Tensor] | None = None  # of all rows, as given, and of those held
 
+    def reset_parameters(self) -> None:
+        """The first rows, from the seed that it was made with."""
+        self._sums = None
+        if not self.rows.is_meta:
+            bank_init_(self.rows, self._seed, self._bank_id, self.first_row)
+            self._empty = {}
+
     def held(self) -> Tensor | Shard:
         """The rows [N, D], or what this rank holds of them."""
+        self.require_filled()
         if self.ranks.world == 1:
             return self.rows
         return Shard(self.rows, Part(self.first_row, self.num_data))
+
+    def all_rows(self) -> Tensor:
+        """The rows [N, D]; of a sharded bank joined from all ranks, which all call it."""
+        self.require_filled()
+        if self.ranks.world == 1:
+            return self.rows
+        sizes = [len(share_of(self.num_data, Ranks(rank, self.ranks.world))) for rank in range(self.ranks.world)]
+        return gather_rows([self.rows], sizes)[0]
+
+    def global_rows(self) -> Tensor:
+        """The rows [N, D]; of a sharded bank a DTensor of which this rank holds its part, in the same memory."""
+        if self.ranks.world == 1:
+            return self.rows
+        from torch.distributed.device_mesh import init_device_mesh  # takes a while to import
+        from torch.distributed.tensor import DTensor, Shard
+
+        mesh = init_device_mesh(self.rows.device.type, (self.ranks.world,))
+        shape = torch.Size((self.num_data, self.dim))
+        return DTensor.from_local(self.rows, mesh, [Shard(0)], run_check=False, shape=shape, stride=(self.dim, 1))
+
+    def own_rows(self, value: Tensor) -> Tensor:
+        """What this rank holds of `value`, rows from a state dict: all N, its own, or a DTensor of all."""
+        if hasattr(value, "to_local"):
+            if self.ranks.world > 1 and value.to_local().shape == self.rows.shape:
+                return value.to_local()
+            value = whole(value)
+        if self.ranks.world > 1 and value.dim() == 2 and len(value) == self.num_data:
+            return value[self.first_row : self.first_row + len(self.rows)]
+        return value
 
     @torch.no_grad()
     def load_rows_(self, file: str | PathLike) -> MemoryBank:
@@ -109,6 +150,7 @@ class MemoryBank(nn.Module):
                 row = self.first_row + lo + int(finite.int().argmin())
                 raise ValueError(f"file: row {row} holds NaN, or a value that is infinite in {self.rows.dtype}")
             self.rows[lo:hi] = part
+        self._empty = {}
         return self
 
     def update_(self, index: Tensor, rows: Tensor, momentum: float | None = None) -> MemoryBank:
@@ -128,12 +170,12 @@ class MemoryBank(nn.Module):
         if len(index):
             update_rows_(self, self.rows, index, rows, self.momentum if momentum is None else momentum)
 
-    def class_sums(self, label: Tensor | None, num_classes: int) -> ClassSums:
+    def class_sums(self, label: Tensor | None, class_start: Tensor | None = None) -> ClassSums:
         """The fp64 sums of the rows of each class, kept up to date by every update from the first call on.
 
         Args:
             label: int32 [N], class of each row, or None for one class. Of a shard, its own rows are summed.
-            num_classes: C.
+            class_start: [C+1], first rank of each class, as in the class tables of a sampler.
         Rebuilt, by one pass over the bank, when the rows were written in any other way (a state dict, a move).
         """
         if label is not None and self.ranks.world > 1:
@@ -141,7 +183,7 @@ class MemoryBank(nn.Module):
                 self._labels = label, label[self.first_row : self.first_row + len(self.rows)]
             label = self._labels[1]
         if self._sums is None or not self._sums.belongs_to(self.rows, label):
-            self._sums = ClassSums(self.rows, label, num_classes)
+            self._sums = ClassSums(self.rows, label, class_start)
         return self._sums
 
     def current_sums(self) -> ClassSums | None:
@@ -151,15 +193,25 @@ class MemoryBank(nn.Module):
         return self._sums if self._sums.belongs_to(self.rows, self._sums.label) else None
 
     def __getstate__(self):
-        return self.__dict__ | {"_sums": None, "_labels": None}  # of a copy, or what is pickled: its rows are others
+        return super().__getstate__() | {
+            "_sums": None,
+            "_labels": None,
+        }
 
     def _apply(self, fn, recurse=True):
         self._sums = None  # the rows may become another tensor, whose count of writes says nothing of these
         return super()._apply(fn, recurse)
 
-    def _load_from_state_dict(self, *args):
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.ranks.world > 1:
+            destination[f"{prefix}rows"] = self.global_rows()
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
         self._sums = None
-        super()._load_from_state_dict(*args)
+        if f"{prefix}rows" in state_dict:
+            state_dict[f"{prefix}rows"] = self.own_rows(state_dict[f"{prefix}rows"])
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         shard = "" if self.shard is None else f", shard={self.shard!r}"

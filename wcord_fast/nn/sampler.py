@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..distributed.ranks import same_on_all
 from ..ops import checks
@@ -18,12 +18,14 @@ from ..ops.sampling.draws import draw_op
 from ..ops.sampling.reference import pool_row, pool_size
 from ..ops.sampling.spec import ALL, TABLES, DrawSpec
 from ..ops.warn import warn
+from .loading import replace_record
+from .state import Record, StateModule
 
 MAX_ROWS = 2**31 - 1  # row numbers are int32 in the class tables
 MAX_DRAWS = 2**33  # two draws per 32-bit counter
 
 
-class NegativeSampler(nn.Module):
+class NegativeSampler(StateModule):
     """Negatives as a pure function of (seed, step, anchor): no index tensor is needed, on any backend.
 
     Anchor b = anchor_offset + position in the batch draws K rows from its pool: all rows (`exclude="none"`), all but
@@ -33,8 +35,9 @@ class NegativeSampler(nn.Module):
     Args:
         num_data: N, rows of the bank, 1 .. 2^31 - 1.
         k: K, negatives per anchor, or "all" (every pool row once, K_b = P_b).
-        labels: integer class of each row, length N. Needed for `exclude="class"`.
-        exclude: "class" (default with labels of more than two classes), "self" (default otherwise) or "none".
+        labels: integer class of each row, length N. Needed for `exclude="class"`. A label below 0 says that the class
+            is unknown: under "class" such a row is no negative of itself, and may be one of every other row.
+        exclude: "class" (default with labels of more than two known classes), "self" (default otherwise) or "none".
         replacement: None (default: without, except for an anchor whose pool is smaller than K; warned once), False
             (K > pool is an error) or True.
         weights: non-negative weight of each row, length N: draws with replacement in proportion to it, by an alias
@@ -44,7 +47,9 @@ class NegativeSampler(nn.Module):
         seed: 64-bit integer; None takes one from torch's default generator (rank 0's; then all ranks construct it).
 
     The state (seed, t) is a buffer `state`, int64 [2], so that resume is exact and CUDA graphs replay. Functions that
-    take `negatives` read t and never advance it; `advance()` does, once per training step.
+    take `negatives` read t and never advance it; `advance()` does, once per training step. A buffer `made_with`, uint8,
+    records options and a checksum of labels or weights: a state dict of others is refused, with `strict=False` taken
+    with a warning; one without it is taken.
 
     Raises:
         ValueError: an empty pool, K > pool with `replacement=False`, labels or weights of the wrong length or value,
@@ -55,7 +60,9 @@ class NegativeSampler(nn.Module):
     """
 
     state: Tensor
+    made_with: Tensor
     keeps_own_state = True  # see distributed.ddp
+    beside = "state"
 
     def __init__(
         self,
@@ -85,9 +92,21 @@ class NegativeSampler(nn.Module):
         if weights is not None:
             tables["threshold"], tables["alias"] = alias_table(_weights(weights, self.num_data))
         self.replacement = self._replacement_rule(replacement, tables)
-        self.register_buffer("state", torch.tensor([seed_bits(seed), 0], dtype=torch.int64))
+        self._seed = seed_bits(seed)
+        self.register_buffer("state", torch.tensor([self._seed, 0], dtype=torch.int64))
         for name, table in tables.items():
-            self.register_buffer(name, self._beside_state(table), persistent=False)
+            self.register_buffer(name, self.moved(table), persistent=False)
+        self.record = Record(
+            num_data=self.num_data,
+            k=self.k,
+            source=list(TABLES).index(self.source),
+            replacement=("no", "yes", "auto").index(self.replacement),
+            expected=int(self.expected),
+            tables=zlib.crc32(b"".join(t.numpy().tobytes() for t in tables.values())),
+        )
+        self.register_buffer("made_with", self.moved(self.record.tensor("cpu")))
+        self.constants = ("made_with", *tables)
+        self.register_load_state_dict_pre_hook(_fit)
 
     @property
     def step(self) -> Tensor:
@@ -129,6 +148,7 @@ class NegativeSampler(nn.Module):
 
     def spec(self, anchor_offset: int = 0) -> DrawSpec:
         """What an op needs to know of this sampler in the current step."""
+        self.require_filled()
         offset = checks.integer("anchor_offset", anchor_offset, least=0, below=2**32)
         tables = [getattr(self, name) for name in TABLES[self.source]]
         return DrawSpec(self.source, self.k, self.replacement, self.expected, offset, tables)
@@ -144,18 +164,10 @@ class NegativeSampler(nn.Module):
         rule = f"exclude={self.exclude!r}, replacement={self.replacement!r}, expected={self.expected}"
         return f"num_data={self.num_data}, k={k}, {rule}"
 
-    def _apply(self, fn, recurse=True):
-        """Moves the tables but never loses their values, as `to_empty` would: kernels read rows by them."""
-        tables = {name: getattr(self, name) for name in TABLES[self.source][1:]}
-        for name in tables:
-            del self._buffers[name]
-        super()._apply(fn, recurse)
-        for name, table in tables.items():
-            self._buffers[name] = self._beside_state(table)
-        return self
-
-    def _beside_state(self, table: Tensor | None) -> Tensor | None:
-        return table if table is None or self.state.device.type == "meta" else table.to(self.state.device)
+    def reset_parameters(self) -> None:
+        """The seed that it was made with, and step 0; its tables and `made_with` never change."""
+        if not self.state.is_meta:
+            self.state.copy_(torch.tensor([self._seed, 0], dtype=torch.int64, device="cpu"))
 
     def _whole_pool(self, index: Tensor, spec: DrawSpec) -> Tensor:
         checks.rows_in_range("index", index, self.num_data)
@@ -212,6 +224,10 @@ class NegativeSampler(nn.Module):
         return "yes" if self.k > largest else "auto"
 
 
+def _fit(module: NegativeSampler, state_dict, prefix, _metadata, _strict, _missing, unexpected_keys, _errors) -> None:
+    module.say_misfits(replace_record(module, state_dict, prefix), unexpected_keys)
+
+
 def check_count(name: str, k: int | str) -> int:
     """A number of negatives, or ALL for "all"."""
     if isinstance(k, str) and k != "all":
@@ -230,10 +246,14 @@ def replacement_option(replacement: bool | None) -> bool | None:
 
 
 def exclusion_rule(exclude: str | None, labels: Any, num_data: int) -> tuple[str, np.ndarray | None]:
-    """The rule in force ("class" by default with more than two classes, else "self") and int32 classes [N] or None."""
-    classes = None if labels is None else _classes(labels, num_data)
+    """The rule in force and int32 classes [N] or None.
+
+    By default "class" with labels of more than two known classes, else "self". A row of unknown class is a class of
+    its own; those follow the known classes, in the order of the rows.
+    """
+    classes, known = (None, 0) if labels is None else _classes(labels, num_data)
     if exclude is None:
-        exclude = "class" if classes is not None and classes.max() > 1 else "self"
+        exclude = "class" if known > 2 else "self"
     checks.choice("exclude", exclude, ("class", "self", "none"))
     if exclude == "class" and classes is None:
         raise ValueError("exclude='class' needs labels, one integer per row; got labels=None")
@@ -244,8 +264,8 @@ def _draw_args(spec: DrawSpec) -> tuple:
     return spec.tables, spec.source, spec.k, spec.replacement, spec.anchor_offset
 
 
-def _classes(labels: Any, num_data: int) -> np.ndarray:
-    """Labels as int32 classes 0 .. C-1, [N]."""
+def _classes(labels: Any, num_data: int) -> tuple[np.ndarray, int]:
+    """Labels as int32 classes 0 .. C-1, [N], and how many of them are known; see `exclusion_rule`."""
     try:
         array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
     except (TypeError, ValueError, RuntimeError) as error:  # bfloat16, meta, rows of unequal length
@@ -254,7 +274,12 @@ def _classes(labels: Any, num_data: int) -> np.ndarray:
         raise TypeError(f"labels: expected integers, got dtype {array.dtype}")
     if array.shape != (num_data,):
         raise ValueError(f"labels: expected one per row, shape [{num_data}], got {list(array.shape)}")
-    return np.unique(array, return_inverse=True)[1].astype(np.int32)
+    known = array >= 0
+    values, of_known = np.unique(array[known], return_inverse=True)
+    classes = np.empty(num_data, np.int32)
+    classes[known] = of_known
+    classes[~known] = np.arange(len(values), len(values) + num_data - len(of_known))
+    return classes, len(values)
 
 
 def _weights(weights: Sequence[float] | Tensor, num_data: int) -> Tensor:

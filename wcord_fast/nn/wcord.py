@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..distributed.ranks import gather_rows, lower, ranks, sizes_of
-from ..functional.ot import ot_cost
+from ..distributed.ranks import ranks
+from ..functional.ot import DEFAULT_RHO
 from ..functional.sharded import Joined, join
 from ..ops import checks
 from .contrast import Contrast, ContrastiveLoss, check_options
 from .embed import NORMS, Embed, autocast_off
+from .local_term import LocalTerm
 from .sampler import check_count, exclusion_rule
 
 CRITICS = ("nce_sn", "nce", "dual")
-SCOPES = ("rank", "global")
 
 
 class WCoRDLoss(ContrastiveLoss):
@@ -44,9 +44,15 @@ class WCoRDLoss(ContrastiveLoss):
             batch, the other side detached) and "bank_negatives" (batch positives, bank negatives). Under "dual" the two
             bank forms compare rows of different age, can be told apart by age alone, and drift to collapse.
         embed_norm: "sphere" or "ball", see `Embed`.
-        lckt_features: "embed" (the critic's embeddings) or "raw" (the features, equal widths only).
+        lckt_features: "embed" (the critic's embeddings), "raw" (the features, equal widths only) or "mapped" (a trained
+            linear map takes the student's features to the teacher's width).
         lckt_reduction: "mean" (a plan of mass 1) or "sum" (times the batch size). With mass 1 and weight 0.05 its
             gradient is below 1 % of the cross-entropy's.
+        lckt_pairs: "none" (the paper's: the plan does not know which rows are of one image), "prior" (it starts from a
+            reference plan that does) or "only" (no plan: the mean cost of the pairs, the limit lckt_rho -> 1).
+        lckt_rho: mass of that reference plan on the pairs, see `functional.ot_cost`.
+        lckt_pairs_by: under "prior", rows of one "image" (equal idx) are pairs, or rows of one "class" (labels).
+        lckt_center: "batch" takes the mean over the batch off both sides first: raw features share a large component.
         lckt_trains_embed: False keeps LCKT's gradient from the embedding's weights (Algorithm 1's student-only step).
         ot_solver, ot_eps, ot_iters, ot_cost: see `functional.ot_cost`.
         ot_scope: "rank", the process's own batch, or "global", the batch of all ranks: the value of one process
@@ -54,11 +60,19 @@ class WCoRDLoss(ContrastiveLoss):
             average.
         labels, exclude, replacement, z, bank_dtype, plan, backend, seed, shard: as in `CRDLoss`.
 
-    `terms` holds the detached "gckt" and "lckt" of the last call. Steps, eval mode and the teacher are as in `CRDLoss`.
+    The defaults are the paper's. `ramp` scales the two weights from then on, `reset_z` and `init_banks` see
+    `ContrastiveLoss`: with them a training loop has the schedules of the driver.
+
+    `terms` holds the detached "gckt" and "lckt" of the last call. Steps and eval mode are as in `CRDLoss`. The
+    teacher's features are detached (Algorithm 1).
     """
 
     _terms: Tensor
+    _factors: Tensor | None
+    _classes: Tensor
     _group: Tensor
+    beside = "_terms"
+    scratch = ("_terms",)
 
     def __init__(
         self,
@@ -80,6 +94,10 @@ class WCoRDLoss(ContrastiveLoss):
         lckt_features: str = "embed",
         lckt_reduction: str = "mean",
         lckt_trains_embed: bool = True,
+        lckt_pairs: str = "none",
+        lckt_rho: float = DEFAULT_RHO,
+        lckt_pairs_by: str = "image",
+        lckt_center: str = "none",
         ot_solver: str = "ipot",
         ot_eps: float = 0.5,
         ot_iters: int = 50,
@@ -114,19 +132,14 @@ class WCoRDLoss(ContrastiveLoss):
         if self.negatives != "bank" and critic != "dual":
             raise ValueError(f"negatives: {negatives!r} needs critic='dual', got critic={critic!r}")
         checks.choice("embed_norm", embed_norm, NORMS)
-        self.lckt_features = checks.choice("lckt_features", lckt_features, ("embed", "raw"))
-        if lckt_features == "raw" and s_dim != t_dim:
-            raise ValueError(f"lckt_features='raw' needs equal widths, got s_dim={s_dim} and t_dim={t_dim}")
-        self.lckt_reduction = checks.choice("lckt_reduction", lckt_reduction, ("mean", "sum"))
         self.lckt_trains_embed = checks.boolean("lckt_trains_embed", lckt_trains_embed)
-        self.ot = {
+        ot = {
             "cost": checks.choice("ot_cost", ot_cost, ("cosine", "sqeuclidean")),
             "solver": checks.choice("ot_solver", ot_solver, ("ipot", "sinkhorn")),
             "iters": checks.integer("ot_iters", ot_iters, least=1, below=2**31),
             "eps": checks.divisor("ot_eps", ot_eps, dividend=ot_iters if ot_solver == "ipot" else 1),
             "backend": backend,
         }
-        self.ot_scope = checks.choice("ot_scope", ot_scope, SCOPES)
         checks.choice("shard", shard, (None, "rank"))
         spectral = critic != "nce"
         self.embed_s = Embed(s_dim, feat_dim, spectral=spectral, norm=embed_norm)
@@ -138,6 +151,7 @@ class WCoRDLoss(ContrastiveLoss):
             self._exclude = exclude_rule
             group = np.arange(self.n_data) if self._exclude != "class" or classes is None else classes
             self.register_buffer("_group", torch.from_numpy(group), persistent=False)
+            self.constants = ("_group",)
         elif self.lambda_gckt:
             self.contrast = Contrast(
                 n_data,
@@ -155,7 +169,38 @@ class WCoRDLoss(ContrastiveLoss):
                 seed=seed,
                 shard=shard,
             )
+        self.local = LocalTerm(
+            s_dim,
+            t_dim,
+            features=lckt_features,
+            reduction=lckt_reduction,
+            pairs=lckt_pairs,
+            rho=lckt_rho,
+            pairs_by=lckt_pairs_by,
+            labelled=classes is not None,
+            center=lckt_center,
+            scope=ot_scope,
+            ot=ot,
+        )
+        if lckt_pairs_by == "class" and classes is not None:
+            self.register_buffer("_classes", torch.from_numpy(classes.astype(np.int64)), persistent=False)
+            self.constants = (*self.constants, "_classes")
+        # What no term reads has no gradient, for which DDP would wait.
+        if self.lambda_gckt == 0 and lckt_features != "embed":
+            self.embed_s.requires_grad_(False)
+        if self.lambda_lckt == 0:
+            self.local.requires_grad_(False)
         self.register_buffer("_terms", torch.zeros(2), persistent=False)
+        self.register_buffer("_factors", None, persistent=False)
+        self.register_load_state_dict_post_hook(_place_terms)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if self.local.map is not None:
+            self.local.map.reset_parameters()
+        self._terms.zero_()
+        if self._factors is not None:
+            self._factors.fill_(1)
 
     def train(self, mode: bool = True) -> WCoRDLoss:
         """As of any module, but a frozen embed_t stays in eval mode: its spectral norm takes no power iterations."""
@@ -169,6 +214,31 @@ class WCoRDLoss(ContrastiveLoss):
         """The detached GCKT and LCKT of the last call, scalars on the device, before their weights."""
         return {"gckt": self._terms[0], "lckt": self._terms[1]}
 
+    @torch.no_grad()
+    def ramp(self, *, gckt: float = 1.0, lckt: float = 1.0) -> None:
+        """From now on the weights are these times lambda_gckt and lambda_lckt.
+
+        The factors are one tensor on the loss's device, changed in place without synchronisation: a compiled step or a
+        CUDA graph that was made after the first call follows them. They are no part of the state dict.
+        """
+        for name, factor in (("gckt", gckt), ("lckt", lckt)):
+            checks.non_negative(name, factor)
+        if self._factors is None:
+            self._factors = torch.ones_like(self._terms)
+        self._factors[0].fill_(gckt)
+        self._factors[1].fill_(lckt)
+
+    @torch.no_grad()
+    def lckt_on_pairs(self, f_s: Tensor, f_t: Tensor, idx: Tensor) -> Tensor:
+        """Mass that LCKT's plan of this batch has on rows of one image (class, with lckt_pairs_by="class"): a scalar.
+
+        It changes no state, and costs what the term costs.
+        """
+        self._check(f_s, f_t, idx, None)
+        e_s, e_t = self.embed_s.frozen(f_s), self.embed_t.frozen(f_t)
+        with autocast_off(f_s.device):
+            return self.local.on_pairs(*self._local_sides(f_s, f_t, e_s, e_t), self._key(idx))
+
     def forward(self, f_s: Tensor, f_t: Tensor, idx: Tensor, contrast_idx: Tensor | None = None) -> Tensor:
         """The weighted loss of one batch, a scalar. Arguments as in `CRDLoss.forward`."""
         if contrast_idx is not None and self.negatives == "batch":
@@ -176,14 +246,17 @@ class WCoRDLoss(ContrastiveLoss):
         self._check(f_s, f_t, idx, contrast_idx)
         self._refuse_zero_rows(f_s, f_t)
         f_t = f_t.detach()
-        weight, bias = self.embed_s.weights()
-        e_s, e_t = self.embed_s.project(f_s, weight, bias), self.embed_t(f_t)
+        frozen_too = not self.lckt_trains_embed and self.lambda_lckt > 0 and self.local.features == "embed"
+        e_s = self.embed_s(f_s, frozen_too)
+        e_s, x = e_s if frozen_too else (e_s, e_s)  # x: what LCKT moves
+        e_t = self.embed_t(f_t)
         with autocast_off(f_s.device):
-            return self._weighted_terms(f_s, f_t, e_s, e_t, weight, bias, idx, contrast_idx)
+            return self._weighted_terms(f_s, f_t, e_s, x, e_t, idx, contrast_idx)
 
     def _refuse_zero_rows(self, f_s: Tensor, f_t: Tensor) -> None:
         """Said here, on the CPU, by the names of our arguments and before anything has changed; the op checks again."""
-        used = self.lambda_lckt and self.lckt_features == "raw" and self.ot["cost"] == "cosine"
+        local = self.local
+        used = self.lambda_lckt and local.features == "raw" and local.ot["cost"] == "cosine" and local.center == "none"
         if not used or f_s.device.type != "cpu" or torch.compiler.is_compiling():
             return
         for name, features in (("f_s", f_s), ("f_t", f_t)):
@@ -191,22 +264,33 @@ class WCoRDLoss(ContrastiveLoss):
             if zero.any():
                 raise ValueError(f"{name}: row {int(zero.nonzero()[0])} is zero, which has no direction for the cosine")
 
-    def _weighted_terms(self, f_s, f_t, e_s, e_t, weight, bias, idx, contrast_idx) -> Tensor:
+    def _weighted_terms(self, f_s, f_t, e_s, x, e_t, idx, contrast_idx) -> Tensor:
         loss = e_s.new_zeros(())
         if self.lambda_lckt:  # first: should it refuse its input, banks and log Z are as they were
-            x = e_s if self.lckt_trains_embed else self.embed_s.project(f_s, weight.detach(), bias.detach())
-            lckt = self._lckt(*((x, e_t) if self.lckt_features == "embed" else (f_s.flatten(1), f_t.flatten(1))))
+            lckt = self.local(*self._local_sides(f_s, f_t, x, e_t), self._key(idx))
             self._terms[1].copy_(lckt.detach())
-            loss = loss + self.lambda_lckt * lckt
+            loss = loss + self._weight(1, self.lambda_lckt) * lckt
         if self.lambda_gckt:
             anchors = torch.stack((e_s, e_t))  # [2, B, D]
             joined = self._join(anchors, idx)
             gckt = self._gckt(anchors, idx, contrast_idx, joined)
             self._terms[0].copy_(gckt.detach())
-            loss = loss - self.lambda_gckt * gckt
+            loss = loss - self._weight(0, self.lambda_gckt) * gckt
             if self.training and self.contrast is not None:
                 self.contrast.finish_step(anchors, idx, joined)
         return loss
+
+    def _weight(self, term: int, weight: float) -> float | Tensor:
+        return weight if self._factors is None else weight * self._factors[term]
+
+    def _key(self, idx: Tensor) -> Tensor:
+        """int64 [B]: rows with equal keys are LCKT's pairs."""
+        if self.local.pairs_by == "image":
+            return idx.long()
+        return self._classes[idx.long().clamp(0, self.n_data - 1)]  # on a device nothing can be said here
+
+    def _local_sides(self, f_s: Tensor, f_t: Tensor, e_s: Tensor, e_t: Tensor) -> tuple[Tensor, Tensor]:
+        return (e_s, e_t) if self.local.features == "embed" else (f_s.flatten(1), f_t.flatten(1))
 
     def _join(self, anchors: Tensor, idx: Tensor) -> Joined | None:
         """The batch of all ranks, where this call needs it."""
@@ -247,28 +331,16 @@ class WCoRDLoss(ContrastiveLoss):
         positive = score.diagonal(first, dim1=1, dim2=2) * (count > 0)
         return torch.where(inside, positive, torch.nan), negative, count
 
-    def _lckt(self, x: Tensor, y: Tensor) -> Tensor:
-        dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
-        x, y = x.to(dtype), y.detach().to(dtype)
-        if self.ot_scope == "global" and ranks().world > 1:
-            x, y = _of_all_ranks(x, y)
-        value = ot_cost(x, y, **self.ot)
-        return value * len(x) if self.lckt_reduction == "sum" else value
-
     def extra_repr(self) -> str:
         return (
             f"critic={self.critic!r}, lambda_gckt={self.lambda_gckt}, lambda_lckt={self.lambda_lckt}, "
-            f"negatives={self.negatives!r}, lckt_features={self.lckt_features!r}, "
-            f"lckt_reduction={self.lckt_reduction!r}, ot_scope={self.ot_scope!r}"
+            f"negatives={self.negatives!r}"
         )
 
 
-def _of_all_ranks(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """x and y of all ranks, joined in rank order; the gradient of this rank's rows of x is taken times B / B_rank."""
-    sizes = sizes_of(len(x), x.device)
-    others, y = gather_rows([x, y], sizes)
-    first = lower(sizes)
-    own = x.view_as(x)
-    if own.requires_grad:
-        own.register_hook(lambda grad: grad * (len(y) / len(x)))
-    return torch.cat((others[:first], own, others[first + len(x) :])), y
+def _place_terms(module: WCoRDLoss, _keys) -> None:
+    """`_terms` is in no state dict, so `assign` leaves it on meta."""
+    if module._terms.is_meta and not module.embed_s.linear.bias.is_meta:
+        module._terms = torch.zeros(2, device=module.embed_s.linear.bias.device)
+        for name in module.constants:
+            setattr(module, name, module.moved(getattr(module, name)))

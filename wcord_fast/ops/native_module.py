@@ -17,12 +17,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import status
+from .status import Code
 from .warn import warn
 
-# The dtype codes of csrc/common/dtype.h.
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
-
 _PROBE = 0x5EED
+_STATUS_BITS = {
+    "index_bit": int(Code.INDEX),
+    "anchor_bit": int(Code.ANCHOR),
+    "update_row_bit": int(Code.UPDATE_ROW),
+    "ot_input_bit": int(Code.OT_INPUT),
+    "zero_row_bit": int(Code.ZERO_ROW),
+    "marginal_bit": int(Code.MARGINAL),
+}
 _NAME = f"{__package__.rpartition('.')[0]}._native"
 _RECORD = Path(__file__).resolve().parent.parent / "_build_info.json"
 
@@ -87,16 +94,42 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+def dtype_code(dtype: torch.dtype) -> int:
+    """The native code's number for a dtype that it knows."""
+    return _dtype_codes()[dtype]
+
+
 def stream_of(tensor: Tensor) -> tuple[int, int]:
     """(device index, address of the current stream) for a launch on a CUDA tensor's device."""
     index = tensor.device.index
     return index, torch.cuda.current_stream(index).cuda_stream
 
 
+def on_cpu() -> dict[str, int]:
+    """The fields of a record that say where a call on the CPU runs."""
+    return {"threads": threads()}
+
+
+def on_device(tensor: Tensor) -> dict[str, int]:
+    """The fields of a record that say where a launch for a CUDA tensor runs."""
+    device, stream = stream_of(tensor)
+    return {"device": device, "stream": stream}
+
+
+def on_cuda(tensor: Tensor) -> dict[str, int]:
+    """`on_device`, and the fields that say where and by which bits the kernels flag bad values."""
+    return {**on_device(tensor), "status": status.word(tensor.device).data_ptr(), **_STATUS_BITS}
+
+
 def check_launch(op: str, code: int) -> None:
     """Raise RuntimeError naming the op if a launcher returned a CUDA error code."""
     if code:
         raise RuntimeError(f"{op}: CUDA error {code}: {module().cuda_error_string(code)}")
+
+
+@functools.cache
+def _dtype_codes() -> dict[torch.dtype, int]:
+    return {getattr(torch, name): code for name, code in module().DTYPES.items()}
 
 
 @functools.cache
@@ -118,7 +151,7 @@ def _why_not_cuda() -> str | None:
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
     out = torch.zeros(1, dtype=torch.int32, device="cuda")
-    code = native.cuda_probe(*stream_of(out), out.data_ptr(), _PROBE)
+    code = native.cuda_probe(native.Probe(out=out.data_ptr(), value=_PROBE, **on_device(out)))
     if code:
         return f"a one-element kernel failed on {out.device}: CUDA error {code}: {native.cuda_error_string(code)}"
     return None if int(out.item()) == _PROBE else f"a one-element kernel left no result on {out.device}"

@@ -13,6 +13,8 @@ from enum import IntFlag
 import torch
 from torch import Tensor
 
+from .warn import warn_once
+
 
 class Code(IntFlag):
     """Bits of the device status word."""
@@ -37,14 +39,34 @@ MESSAGES = {
 }
 
 _words: dict[torch.device, Tensor] = {}
+_unreached: dict[torch.device, Tensor] = {}
 
 
 def word(device: torch.device) -> Tensor:
     """The status word of `device`: int32 [1], made on first use (so use it once before a graph capture)."""
     device = _indexed(device)
     found = _words.get(device)
-    # Of threads that come here at once all get the one word that stays: what another one flags would be lost.
-    return found if found is not None else _words.setdefault(device, torch.zeros(1, dtype=torch.int32, device=device))
+    return found if found is not None else _first(_words, device, (1,), torch.int32)
+
+
+def note_unreached(error: Tensor, iters: int) -> None:
+    """Keep the largest marginal error of the transport problems that have not reached their `tol`, and its `iters`.
+
+    Args:
+        error: scalar on a device, 0 where all problems have reached it.
+    """
+    device = _indexed(error.device)
+    kept = _unreached.get(device)
+    if kept is None:
+        kept = _first(_unreached, device, (2,), torch.float64)
+    wide = error.double()
+    kept.copy_(torch.where(wide > kept[0], torch.stack((wide, torch.full_like(wide, iters))), kept))
+    check_if_asked(device)
+
+
+def unreached(error: float, iters: int) -> str:
+    """What a warning says of them."""
+    return f"the marginal error is {error:.3g} after {iters} iterations; give more iters, a larger eps or a larger tol"
 
 
 def guard(bad: Tensor, code: Code, describe) -> None:
@@ -75,16 +97,23 @@ def check_if_asked(device: torch.device) -> None:
 def check(device: torch.device | str | None = None) -> None:
     """Raise the error that a device has flagged since the last call, and clear the flag (synchronises).
 
+    A `tol` of optimal transport that was not reached on a device is a warning, as it is on the CPU.
+
     Args:
         device: the device to look at; None looks at every device that has been used.
     Raises:
         ValueError: a kernel met a bad value (the message says which kind), or there is no such device.
     """
     try:
-        devices = list(_words) if device is None else [_indexed(torch.device(device))]
+        devices = list(_words | _unreached) if device is None else [_indexed(torch.device(device))]
     except (RuntimeError, TypeError, AssertionError) as e:
         raise ValueError(f"device: expected one of this machine, got {device!r}: {str(e).splitlines()[0]}") from None
     for dev in devices:
+        if dev in _unreached:
+            error, iters = _unreached[dev].tolist()
+            if error:
+                _unreached[dev].zero_()
+                warn_once(f"on {dev}: the tol of a transport call was not reached: {unreached(error, int(iters))}")
         if dev not in _words:
             continue
         flags = int(_words[dev].item())
@@ -92,6 +121,15 @@ def check(device: torch.device | str | None = None) -> None:
             _words[dev].zero_()
             told = "; ".join(MESSAGES[c] for c in Code if c & flags)
             raise ValueError(f"on {dev}: {told} (WCORD_FAST_CHECK=1 checks after every call)")
+
+
+def _first(kept: dict[torch.device, Tensor], device: torch.device, shape: tuple[int, ...], dtype) -> Tensor:
+    """Zeros, made on first use; they may be written to also where that was in inference mode.
+
+    Of threads that come here at once all get the one tensor that stays: what another one flags would be lost.
+    """
+    with torch.inference_mode(False):
+        return kept.setdefault(device, torch.zeros(shape, dtype=dtype, device=device))
 
 
 def _indexed(device: torch.device) -> torch.device:

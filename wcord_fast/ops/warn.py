@@ -5,13 +5,36 @@ from __future__ import annotations
 import sys
 import warnings
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
-_PACKAGE = str(Path(__file__).resolve().parent.parent)
+import torch
+
+_PASSED_OVER = (str(Path(__file__).resolve().parent.parent), str(Path(torch.__file__).resolve().parent), "<frozen")
+
+# Where `warn_once` has warned -> the filters that were in force. They are another list within `catch_warnings`, which
+# sees what is told within it whatever has been told before.
+_told: dict[tuple[str, int], Any] = {}
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn at the nearest frame outside this package."""
-    level, frame = 1, sys._getframe()
-    while frame is not None and str(Path(frame.f_code.co_filename)).startswith((_PACKAGE, "<frozen")):
-        level, frame = level + 1, frame.f_back  # type: ignore[assignment]
+    """Warn at the nearest frame outside this package and torch (whose `Module.__call__` stands before `forward`)."""
+    warnings.warn(message, category, stacklevel=_caller()[0])
+
+
+def warn_once(message: str, category: type[Warning] = UserWarning) -> None:
+    """`warn`, but once per line of the caller, whatever numbers the message holds."""
+    level, frame = _caller()
+    place = ("", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)
+    if _told.get(place) is warnings.filters:
+        return
     warnings.warn(message, category, stacklevel=level)
+    _told[place] = warnings.filters  # not where a filter has made the warning an error: that is told every time
+
+
+def _caller() -> tuple[int, FrameType | None]:
+    """The stack level, for the caller of this, of the nearest frame outside, and that frame."""
+    level, frame = 0, sys._getframe()
+    while frame is not None and frame.f_code.co_filename.startswith(_PASSED_OVER):
+        level, frame = level + 1, frame.f_back  # type: ignore[assignment]
+    return level, frame

@@ -19,7 +19,7 @@ import yaml
 from torch import Tensor, nn
 
 from .. import distill
-from ..data import Dataset, TestBatches
+from ..data import Dataset, TestBatches, held_names
 from ..ops import checks
 from ..train import report
 from ..train.arguments import seeds_of, share_of, usage
@@ -54,7 +54,7 @@ that there are), and the methods. Finished runs are skipped and broken ones resu
   --methods METHODS  default crd,wcord
   --seeds SEEDS      by comma, default 0; the teacher is trained once, with the first
   --labelled SHARE   of the student's training images that have labels, for scratch and the probes; default 0.1
-  --data cifar100|digits|folder, --data-dir DIR; digits are grey: see the package's tasks/crossmodal.py
+  --data cifar100|cifar10|digits|folder, --data-dir DIR; digits are grey: see the package's tasks/crossmodal.py
   --output-dir DIR   default runs/crossmodal
   --dry-run          print the configuration
 
@@ -97,8 +97,8 @@ def prepare(config: Config, share: float) -> CrossModal:
     Raises:
         ValueError: fewer than four classes, a data set that is not held in memory, a share that leaves a class bare.
     """
-    if config.data == "imagenet":
-        raise ValueError("data: this task holds its images in memory; expected digits, cifar100 or folder")
+    if config.data not in held_names():
+        raise ValueError(f"data: this task holds its images in memory; expected {' or '.join(held_names())}")
     data = load_data(data_spec(config), config.data_dir)
     assert isinstance(data, Dataset)
     if data.num_classes < 4:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ..data import Dataset
+from ..data import Dataset, held_names
 from ..models import least_size
 from ..ops import checks
 from ..train.config import Config
@@ -66,8 +66,8 @@ def prepare(config: Config, positive: str | None, student_size: int | None, teac
     Raises:
         ValueError: no such class, or one that must be named; a data set that is not held in memory.
     """
-    if config.data == "imagenet":
-        raise ValueError("data: this task holds its images in memory; expected digits, cifar100 or folder")
+    if config.data not in held_names():
+        raise ValueError(f"data: this task holds its images in memory; expected {' or '.join(held_names())}")
     size = config.image_size or DEFAULT_SIZE.get(config.data, 32)
     small = max(1, size // SHRINK) if student_size is None else checks.integer("student_size", student_size, least=1)
     if teacher_data_dir is not None and config.data != "folder":

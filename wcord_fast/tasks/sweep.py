@@ -55,7 +55,7 @@ skipped and broken ones resumed, so the same command can be given again and agai
   --positive CLASS    what the student has to find; default: 8 of the digits, the second of two classes
   --image-size N      pixels per side that the teacher sees: 16 of the digits, 32 else
   --student-size N    those that the student sees: default a quarter
-  --data digits|cifar100|folder, --data-dir DIR
+  --data digits|cifar10|cifar100|folder, --data-dir DIR
   --teacher-data-dir DIR   another image folder, with its own classes, to train the teacher on
   --output-dir DIR    default runs/sweep
   --dry-run           print the configuration and the runs

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..distill import Batch, Method, Outputs
+from ..distill.modes import eval_mode
 
 
 def detached(outputs: Outputs) -> tuple[list[Tensor], Tensor]:
@@ -35,6 +36,14 @@ def gradient_shares(
     norms = {name: _gradient_norm(part, student.feats[-1]) for name, part in parts.items()}
     total = sum(norms.values()) or 1.0
     return {f"grad_{name}": norm / total for name, norm in norms.items()}
+
+
+def probed(method: Method, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, float]:
+    """The method's own measures of this batch."""
+    if teacher is None or not method.uses_features:
+        return {}
+    with eval_mode(method):
+        return {name: float(value) for name, value in method.probe(student, teacher, batch).items()}
 
 
 def _gradient_norm(part: Tensor, feature: Tensor) -> float:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import nn
 
-from . import files
+from . import files, foreign
 from .extend import lengthened
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing, damaged, or no checkpoint of this package.
     """
-    state = read(path)
+    state = _read_plain(path)
     if not isinstance(state, dict) or "format" not in state or "spec" not in state:
         raise CheckpointError(
             f"{path}: not a checkpoint of this package (it holds no 'format' and 'spec'); a run's is its {CURRENT}"
@@ -151,22 +152,38 @@ def require_finite(path: Path, weights: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> Any:
-    """What `torch.save` wrote to `path`, on the CPU: tensors and plain values only, nothing that runs code.
+    """What `torch.save` or safetensors wrote to `path`, on the CPU, nothing of which runs code.
+
+    Beside tensors and plain values a file of another program may hold any objects: stand-ins take their place, and
+    whole modules become their state dicts (see `foreign.load`).
 
     Raises:
-        CheckpointError: no such file, or one that is damaged (checksums are verified) or holds other objects.
+        CheckpointError: no such file, or one that is damaged (checksums are verified) or hostile.
     """
+    return _read(path, foreign.load)
+
+
+def _read_plain(path: Path) -> Any:
+    """`read` for our own files, which hold tensors and plain values only."""
+    return _read(path, lambda path: torch.load(path, map_location="cpu", weights_only=True))
+
+
+def _read(path: Path, load: Callable[[Path], Any]) -> Any:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
+        if foreign.is_safetensors(path):
+            return safetensors.torch.load_file(path)
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 bad = archive.testzip()
             if bad:
                 raise CheckpointError(f"{path}: damaged, the checksum of {bad} is wrong")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load(path)
     except CheckpointError:
         raise
+    except foreign.HostileFile as error:
+        raise CheckpointError(f"{path}: refused, {error}") from None
     except Exception as error:  # a damaged pickle can fail in any way
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         if "weights_only" in reason or "Weights only" in reason:  # never pass on the advice to load it unsafely

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import logging
 import os
 import sys
@@ -35,6 +36,8 @@ log = logging.getLogger("wcord_fast")
 def main(argv: list[str] | None = None) -> int:
     """Run `wcord-fast`; 0 on success, 2 for what was typed wrong, 1 for what went wrong, 130 when interrupted, 141 when
     its output was closed."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the screen has no letters for
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help", "help", "--version"):
         return command.main(arguments)
@@ -84,6 +87,7 @@ def distill(argv: list[str]) -> int:
     results = [*students, teacher]
     lines = report.lines_of(results)
     said = report.notes(results, len(bench.data.test_labels), config.batch_size)
+    said += report.left_out(len(bench.data.skipped))
     if not is_main():
         return 0
     files = report.write(config.directory, results, lines, said)
@@ -105,7 +109,7 @@ def teacher(argv: list[str]) -> int:
         raise UsageError("--teacher-checkpoint is for distill; this command trains a teacher")
     bench = _start(config)
     result = bench.teacher()
-    print(f"\n{report.text_table(report.lines_of([result]))}\n")
+    print(f"\n{report.text_table(report.lines_of([result]))}\n{report.left_out(len(bench.data.skipped))}")
     print(f"Checkpoint: {config.directory / 'teacher' / checkpoint.CURRENT}")
     return 0
 

@@ -26,10 +26,13 @@ class Config:
     """What to train on what, how, and where to leave the results.
 
     Attributes:
-        data: data set: "digits" (embedded), "cifar100", "folder" (in memory) or "imagenet" (a folder read as needed).
+        data: data set: "digits" (embedded), "cifar10", "cifar100", "folder" (in memory) or "imagenet" (a folder read as
+            needed).
         data_dir: where its files are.
         image_size: height and width of the images, where the data set has a choice.
         limit_train: train on this many images only, every class in proportion.
+        skip_corrupt: leave out image files that cannot be read (of "folder" and "imagenet"; the latter is read once
+            to find them).
         teacher: name of the teacher's architecture.
         student: name of the student's architecture.
         teacher_checkpoint: use this trained teacher (a checkpoint, a run's directory or a state dict).
@@ -67,6 +70,7 @@ class Config:
     data_dir: str | None = None
     image_size: int | None = None
     limit_train: int | None = None
+    skip_corrupt: bool = False
     teacher: str = "resnet32x4"
     student: str = "resnet8x4"
     teacher_checkpoint: str | None = None

@@ -15,8 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..data import LazyBatches, TrainBatches
-from ..distill import Batch
+from ..data import Batch, LazyBatches, TrainBatches
 from .meters import GraphWatch, Stopwatch, Watch
 
 WARM_UP = 3  # steps taken eagerly first: libraries choose their algorithms and make their workspaces
@@ -31,7 +30,8 @@ class GraphedStep:
         step: (batch, watch) -> values, scalars on the device; it leaves gradients in `parameters`, whose gradients are
             None when it is called, and never synchronises. `watch` times a part of it.
         parameters: every parameter that gets a gradient.
-        train: the batches; one of another size than theirs (an epoch's last) is taken eagerly.
+        train: the batches; one of another size than theirs (an epoch's last,
+            smaller or larger) is taken eagerly.
         record: a function that is recorded without being run -> its outputs, and what replays it.
         warm: runs a step before the recording.
         inside: makes the watch that is recorded with the step.
@@ -64,7 +64,7 @@ class GraphedStep:
         if self._graph is None:
             self._graph = self._recorded(batch)
         graph = self._graph
-        for static, given in zip(_tensors(graph.batch), _tensors(batch), strict=True):
+        for static, given in zip(graph.batch, batch, strict=True):
             static.copy_(given)
         graph.replay()
         watch.replayed(graph.watch)
@@ -73,7 +73,7 @@ class GraphedStep:
         return graph.values
 
     def _recorded(self, batch: Batch) -> Graph:
-        static, inside = Batch(*(t.clone() for t in _tensors(batch))), self._inside()
+        static, inside = Batch(*(t.clone() for t in batch)), self._inside()
         values, replay = self._record(lambda: self._step(static, inside))
         return Graph(replay, static, values, [p.grad for p in self._parameters], inside)
 
@@ -86,10 +86,6 @@ class Graph(NamedTuple):
     values: Values
     grads: list[Tensor | None]
     watch: GraphWatch
-
-
-def _tensors(batch: Batch) -> list[Tensor]:
-    return [batch.images, batch.labels, batch.index]
 
 
 def record_on_cuda(function: Function) -> tuple[Values, Callable[[], None]]:

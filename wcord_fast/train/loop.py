@@ -18,11 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data import LazyBatches, TestBatches, TrainBatches
-from ..distill import Batch, Method, Outputs
+from ..data import Batch, LazyBatches, TestBatches, TrainBatches
+from ..distill import Method, Outputs
 from ..ops.status import check
 from . import checkpoint, shards
-from .backward import backward, detached, gradient_shares
+from .backward import backward, detached, gradient_shares, probed
+from .banks import fill_banks
 from .config import learning_rate
 from .cuda_graph import GraphedStep
 from .evaluate import autocast, evaluate
@@ -132,6 +133,8 @@ def _fit(run: Run) -> list[Row]:
     )
     resume(run, optimizer)
     first = len(run.history)
+    if run.method.fills_banks and run.teacher is not None and not first:
+        fill_banks(run, run.teacher)
     if first == recipe["epochs"]:
         log.info("%s: finished earlier, %d epochs (%s)", run.name, first, run.directory)
     else:
@@ -208,7 +211,9 @@ def train_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> Row:
     for step, batch in enumerate(bar):
         probe = run.log_grad_norms and step == len(run.train) // 2
         part = micro_batch(step, len(run.train), run.recipe["accumulate"])
-        shares |= train_step(run, optimizer, Batch(*batch), meters, watch, probe, part, run.train.weight(step))
+        if run.method.scheduled:
+            run.method.at_step(epoch * len(run.train) + step, len(run.train), run.recipe["epochs"])
+        shares |= train_step(run, optimizer, batch, meters, watch, probe, part, run.train.weight(step))
         if (step + 1) % run.log_every == 0:
             bar.show(meters.means())
             watch.sample()
@@ -289,7 +294,10 @@ def gradients(
     cross_entropy = F.cross_entropy(student.logits.float(), batch.labels)
     ce = run.method.options.ce_weight * cross_entropy
     correct = (student.logits.argmax(1) == batch.labels).double().mean()
-    shares = gradient_shares(run.method, ce, student, teacher, batch) if probe else {}
+    shares: dict[str, float] = {}
+    if probe:
+        shares = gradient_shares(run.method, ce, student, teacher, batch)
+        shares |= probed(run.method, student, teacher, batch)
     with watch:
         leaves = Outputs(*detached(student))
         try:

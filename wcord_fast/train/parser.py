@@ -26,6 +26,7 @@ INERT = {"teacher": ("student", "teacher_checkpoint", "methods", "epochs", "lr")
 ELSEWHERE = {"table": ("pair", "seeds", "budget")}  # options that are taken before the configuration's
 PACKAGED = {
     "digits": "digits",
+    "cifar10": "cifar10",
     "cifar100": "cifar100_resnet32x4_resnet8x4",
     "imagenet": "imagenet_resnet34_resnet18",
 }

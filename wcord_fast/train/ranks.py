@@ -110,6 +110,15 @@ def from_main(make: Callable[[], T]) -> T:
     return box[0]
 
 
+def require_equal(message: str, make: Callable[[], object]) -> None:
+    """ValueError with `message` on every rank if what `make` returns is not the same on all; alone, nothing is made."""
+    if ranks().world > 1:
+        everyone: list[Any] = [None] * ranks().world
+        dist.all_gather_object(everyone, make())
+        if len(set(everyone)) > 1:
+            raise ValueError(f"{message} (fingerprints {', '.join(map(str, everyone))})")
+
+
 def to_main(value: T) -> list[T]:
     """`value` of every rank, in rank order, on rank 0; elsewhere nothing."""
     rank, world = ranks()

@@ -70,6 +70,11 @@ def notes(results: list[Result], test_images: int, batch_size: int) -> str:
     )
 
 
+def left_out(skipped: int) -> str:
+    """How many image files a data set is without, as a sentence to be added; nothing if none."""
+    return f" {skipped:,} image files could not be read and are left out." if skipped else ""
+
+
 def write_table(directory: Path, name: str, text: str, lines: list[Line], said: str) -> list[str]:
     """`text` as NAME.txt, the table and what is said of it as NAME.md, the table as NAME.csv; these three names."""
     files.make_directory(directory)

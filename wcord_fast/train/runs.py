@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from .config import Config
 from .evaluate import evaluate
 from .logs import Row
 from .loop import Run, fit
+from .ranks import from_main, require_equal
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class Workbench:
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # as the published recipe does: shapes repeat
         self.data = load_data(data_spec(config), config.data_dir).to(self.device) if data is None else data
+        require_equal("data_dir: the processes read different images", lambda: self.data.fingerprint)
         for option in ("compile", "cuda_graph"):
             if getattr(config, option) and ranks().world > 1:
                 raise ValueError(f"{option}: expected one process, got {ranks().world}; not supported with several")
@@ -110,7 +112,7 @@ class Workbench:
                 "train_images": len(self.data.train_labels),
                 "fingerprint": self.data.fingerprint,
             },
-            "method": {"name": method, **asdict(self.config.method_options(method))},
+            "method": {"name": method, **distill.described(self.config.method_options(method))},
             "recipe": self.config.recipe(role),
         }
 
@@ -159,14 +161,23 @@ class Workbench:
 
 def data_spec(config: Config) -> dict[str, Any]:
     """What a run remembers of its data set."""
-    return {"name": config.data, "image_size": config.image_size, "limit_train": config.limit_train}
+    spec = {"name": config.data, "image_size": config.image_size, "limit_train": config.limit_train}
+    return spec | ({"skip_corrupt": True} if config.skip_corrupt else {})
 
 
-def load_data(spec: Mapping[str, Any], data_dir: str | None) -> Dataset | LazyFolder:
-    """The data set of a `data_spec`."""
-    return datasets.load(
-        spec["name"], data_dir=data_dir, image_size=spec["image_size"], limit_train=spec["limit_train"]
-    )
+def load_data(spec: Mapping[str, Any], data_dir: str | None, test_only: bool = False) -> Dataset | LazyFolder:
+    """The data set of a `data_spec`; of files that are skipped, all processes skip those that the first one finds.
+
+    Args:
+        test_only: training images are not asked for: then none is looked at to find out whether it can be read.
+    """
+    name, skip = spec["name"], spec.get("skip_corrupt", False)
+    held = name in datasets.held_names()
+    found = datasets.load(name, data_dir=data_dir, image_size=spec["image_size"], skip_corrupt=skip and held)
+    if skip and isinstance(found, LazyFolder):
+        lazy = found
+        found = lazy.without(from_main(lambda: lazy.unreadable(train=not test_only)))
+    return found if spec["limit_train"] is None else found.limit_train(spec["limit_train"])
 
 
 def create_network(
@@ -217,7 +228,11 @@ def fingerprint(network: nn.Module) -> str:
 
 def _identity(data: Mapping[str, Any]) -> dict[str, Any]:
     """What a teacher's data set must share with the student's: everything but the images that were used."""
-    return {key: value for key, value in data.items() if key not in ("limit_train", "train_images", "fingerprint")}
+    return {
+        key: value
+        for key, value in data.items()
+        if key not in ("limit_train", "skip_corrupt", "train_images", "fingerprint")
+    }
 
 
 def _require_same_teacher(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

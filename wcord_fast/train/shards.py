@@ -17,11 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed.checkpoint as dcp
-from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Shard
+from torch import nn
 
 from ..distributed.ranks import ranks
 from ..nn.memory_bank import MemoryBank
@@ -47,7 +44,7 @@ def save(directory: Path, state: dict[str, Any], method: nn.Module) -> None:
     if banks:
         folder = f"{FOLDER}{state['epoch']:06d}"
         listed = _write(directory / folder, banks)
-        rest = {name: value for name, value in state["method"].items() if name not in banks}
+        rest = {name: value for name, value in state["method"].items() if name.removesuffix(".rows") not in banks}
         state = {**state, "method": rest, "banks": {"folder": folder, "files": listed}}
     if is_main():
         checkpoint.save(directory, state)
@@ -64,7 +61,7 @@ def load_latest(
         return state
     with checkpoint.usable(directory):
         _read(directory / state["banks"]["folder"], banks)
-        state["method"] |= {name: bank.rows for name, bank in banks.items()}
+        state["method"] |= {f"{name}.rows": bank.rows for name, bank in banks.items()}
     return state
 
 
@@ -94,7 +91,7 @@ def _write(folder: Path, banks: dict[str, MemoryBank]) -> dict[str, list[int]]:
     try:
         writer = dcp.FileSystemWriter(str(folder), single_file_per_rank=True, sync_files=True)
         with _alone_is_fine():
-            parts = {n: _global(b) for n, b in banks.items()}
+            parts = {n: b.global_rows() for n, b in banks.items()}
             metadata = dcp.save(parts, storage_writer=writer, no_dist=ranks().world == 1)
     except (dcp.CheckpointException, OSError) as error:
         if is_main():
@@ -113,7 +110,7 @@ def _write(folder: Path, banks: dict[str, MemoryBank]) -> dict[str, list[int]]:
 def _read(folder: Path, banks: dict[str, MemoryBank]) -> None:
     reader = dcp.FileSystemReader(str(folder))
     with _alone_is_fine():
-        dcp.load({n: _global(b) for n, b in banks.items()}, storage_reader=reader, no_dist=ranks().world == 1)
+        dcp.load({n: b.global_rows() for n, b in banks.items()}, storage_reader=reader, no_dist=ranks().world == 1)
 
 
 @contextmanager
@@ -124,17 +121,8 @@ def _alone_is_fine() -> Iterator[None]:
         yield
 
 
-def _global(bank: MemoryBank) -> Tensor:
-    """The rows as one tensor [N, D], of which each rank holds its part."""
-    if bank.ranks.world == 1:
-        return bank.rows
-    mesh = init_device_mesh(bank.rows.device.type, (bank.ranks.world,))
-    shape = torch.Size((bank.num_data, bank.dim))
-    return DTensor.from_local(bank.rows, mesh, [Shard(0)], run_check=False, shape=shape, stride=(bank.dim, 1))
-
-
 def _sharded(method: nn.Module) -> dict[str, MemoryBank]:
-    """The sharded banks of `method`, by the names that their rows have in its state dict."""
+    """The sharded banks of `method`, by their names, under which their rows are written."""
     return {n: m for n, m in method.named_modules() if isinstance(m, MemoryBank) and m.shard is not None}
 
 

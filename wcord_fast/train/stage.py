@@ -70,7 +70,7 @@ def _epoch(run, teacher, stage: Stage, trained, optimizer, epoch: int, epochs: i
     meters = Meters(epoch)
     batches = run.train.whole()  # one process does it, see `loop.fit`
     bar = Progress(batches.epoch(epoch), len(batches), f"{run.name} stage {epoch + 1}/{epochs}", run.quiet)
-    for step, (images, *_) in enumerate(bar):
+    for step, (images, _, _) in enumerate(bar):
         device, precision = images.device, run.recipe["precision"]
         with torch.no_grad(), autocast(device, precision):
             wanted = _features(teacher, images, stage.preact)

@@ -108,9 +108,10 @@ def table(argv: list[str]) -> str:
         return _plan(asked, configs)
     to_screen(next(iter(configs.values())).quiet)
     for pair, config in configs.items():
-        rows, images = _pair(pair, config, asked)
+        rows, images, skipped = _pair(pair, config, asked)
         lines += [_line(pair, row, papers[pair]) for row in rows]
         remarks |= {remark: None for remark in [not_comparable(pair, config, images)] if remark}
+        remarks |= {remark: None for remark in [report.left_out(skipped).strip()] if remark}
         remarks |= {f"{pair}: {row.method} is n/a. {row.refused}": None for row in rows if row.refused}
         remarks |= {f"{pair}: {row.method} failed with {why}": None for row in rows for why in row.failed}
     said = "\n".join(
@@ -219,8 +220,9 @@ def _plan(asked: argparse.Namespace, configs: dict[str, Config]) -> str:
     return yaml.safe_dump({"pairs": told, "runs": state}, sort_keys=False, width=120).rstrip()
 
 
-def _pair(pair: str, config: Config, asked: argparse.Namespace) -> tuple[list[Row], int]:
-    """Every method with every seed, from one teacher, which all pairs with that teacher share; and how many images."""
+def _pair(pair: str, config: Config, asked: argparse.Namespace) -> tuple[list[Row], int, int]:
+    """Every method with every seed, from one teacher, which all pairs with that teacher share; and how many training
+    images there are, and files left out."""
     first = Workbench(_teacher_run(config, asked))
     teacher = first.teacher()
     rows = [Row(method) for method in asked.methods]
@@ -237,7 +239,11 @@ def _pair(pair: str, config: Config, asked: argparse.Namespace) -> tuple[list[Ro
             except NonFiniteLoss as error:
                 row.failed.append(f"seed {seed}: {error}")
                 log.warning("%s: %s", row.method, error)
-    return [Row("teacher", [teacher.history[-1]["test_top1"]]), *rows], len(first.data.train_labels)
+    return (
+        [Row("teacher", [teacher.history[-1]["test_top1"]]), *rows],
+        len(first.data.train_labels),
+        len(first.data.skipped),
+    )
 
 
 def _line(pair: str, row: Row, paper: dict[str, list[float]]) -> report.Line:

@@ -25,7 +25,7 @@ class Trained:
         epoch: after which it was written.
         classes: names, in the order of the logits.
         precision: in which it was trained and tested.
-        data: name, image_size and limit_train of its data set.
+        data: name, image_size, limit_train and, if it was given, skip_corrupt of its data set.
         history: one row per epoch.
     """
 
@@ -42,7 +42,7 @@ class Trained:
 
     def dataset(self, data_dir: str | None) -> Dataset | LazyFolder:
         """The data set that it was trained on, on the CPU; CheckpointError if what is here has other classes."""
-        data = load_data(self.data, data_dir)
+        data = load_data(self.data, data_dir, test_only=True)
         if list(data.classes) != self.classes:
             raise CheckpointError(
                 f"{self.path}: trained on {len(self.classes)} classes {self.classes[:5]} ..., "
@@ -88,7 +88,8 @@ def load(path: Path) -> Trained:
             epoch=state["epoch"],
             classes=list(spec["data"]["classes"]),
             precision=spec["recipe"]["precision"],
-            data={key: spec["data"][key] for key in ("name", "image_size", "limit_train")},
+            data={key: spec["data"][key] for key in ("name", "image_size", "limit_train")}
+            | {key: value for key, value in spec["data"].items() if key == "skip_corrupt"},
             history=state["history"],
             _weights=state["student"],
             _input=state.get("images"),

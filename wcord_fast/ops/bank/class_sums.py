@@ -18,16 +18,21 @@ CHUNK_ROWS = 1 << 16  # converted to fp64 at a time
 
 
 class ClassSums:
-    """Sums [C, D] of a bank's rows, and what tells that they still belong to it.
+    """Sums [G, D] of a bank's rows, and what tells that they still belong to it.
+
+    The last classes, as long as they hold one row each, share one sum: a pool that excludes one row needs that row
+    alone. So rows of unknown class, each a class of its own, take no memory here.
 
     Attributes:
         label: int32 [N], class of each row, or None: all rows are one class.
-        sums: fp64 [C, D].
+        sums: fp64 [G, D]; class c is in sum min(c, G - 1).
     """
 
-    def __init__(self, rows: Tensor, label: Tensor | None, num_classes: int):
+    def __init__(self, rows: Tensor, label: Tensor | None, class_start: Tensor | None = None):
+        """`class_start`: [C+1], of the class tables that `label` is from; those of all rows where `rows` is a shard."""
         self.label = label
-        self.sums = torch.zeros(num_classes, rows.shape[1], dtype=torch.float64, device=rows.device)
+        num_sums = 1 if class_start is None else _num_sums(class_start)
+        self.sums = torch.zeros(num_sums, rows.shape[1], dtype=torch.float64, device=rows.device)
         for lo in range(0, rows.shape[0], CHUNK_ROWS):
             part = rows[lo : lo + CHUNK_ROWS].to(torch.float64)
             self._add(torch.arange(lo, lo + part.shape[0], device=rows.device), part)
@@ -44,8 +49,30 @@ class ClassSums:
         self._version = _version(rows)
 
     def _add(self, index: Tensor, values: Tensor) -> None:
-        group = torch.zeros_like(index) if self.label is None else self.label[index].long()
+        if self.label is None:
+            group = torch.zeros_like(index)
+        else:
+            group = self.label[index].long().clamp(max=len(self.sums) - 1)
         self.sums.index_put_((group,), values, accumulate=True)  # in ascending b on every device
+
+
+def excluded_rows(by_class: Tensor, own: Tensor, label: Tensor, alone: Tensor) -> Tensor:
+    """Sum of the rows of each anchor's class: fp64 [B, D].
+
+    Args:
+        by_class: fp64 [G, D], see `ClassSums`.
+        own: [B, D], the anchors' own rows.
+        label: integer [B], their classes.
+        alone: bool [B, 1], True where the class holds that row alone.
+    """
+    return torch.where(alone, own.to(torch.float64), by_class[label.long().clamp(max=len(by_class) - 1)])
+
+
+def _num_sums(class_start: Tensor) -> int:
+    """G: one for each class up to the last that holds more than one row, and one for all classes after it."""
+    several = (class_start.diff() > 1).nonzero()
+    first_alone = int(several[-1]) + 1 if len(several) else 0
+    return min(first_alone + 1, len(class_start) - 1)
 
 
 def _version(rows: Tensor) -> int | None:

@@ -17,13 +17,10 @@ from .. import dispatch, native_module, status
 from ..sampling import draws
 from ..sampling.spec import DrawSpec
 from . import reference
-from .native_cuda import walk_args
+from .native_fields import negative_fields
 from .part import Part
 
 MOST_INT16 = 2**15 - 1
-
-# The codes of csrc/cuda/membership.cu.
-_MASK, _COUNT_16, _COUNT_32 = range(3)
 
 
 Held = tuple[int, int] | None
@@ -66,7 +63,7 @@ def mask_native(index: Tensor, num_data: int, spec: DrawSpec, held: Held = None)
     """`draw_mask` by the CUDA kernel, which also makes the draws."""
     first, n = held or (0, num_data)
     out = torch.empty((index.shape[0], (n + 31) // 32), dtype=torch.int32, device=index.device)
-    return _fill(out, _MASK, out.shape[1], index, spec, Part(first, num_data), n)
+    return _fill(out, "mask", out.shape[1], index, spec, Part(first, num_data), n)
 
 
 def counts_native(index: Tensor, num_data: int, spec: DrawSpec, held: Held = None) -> Tensor:
@@ -77,7 +74,7 @@ def counts_native(index: Tensor, num_data: int, spec: DrawSpec, held: Held = Non
     out = _empty_counts(index, n, spec)
     narrow = out.dtype == torch.int16
     words = out.shape[1] // 2 if narrow else out.shape[1]
-    return _fill(out, _COUNT_16 if narrow else _COUNT_32, words, index, spec, Part(first, num_data), n)
+    return _fill(out, "count_16" if narrow else "count_32", words, index, spec, Part(first, num_data), n)
 
 
 def _by_kernel(index: Tensor, backend: str) -> bool:
@@ -91,14 +88,19 @@ def _empty_counts(index: Tensor, rows: int, spec: DrawSpec) -> Tensor:
     return torch.empty((index.shape[0], rows + rows % 2), dtype=dtype, device=index.device)
 
 
-def _fill(out: Tensor, kind: int, words: int, index: Tensor, spec: DrawSpec, part: Part, height: int) -> Tensor:
+def _fill(out: Tensor, kind: str, words: int, index: Tensor, spec: DrawSpec, part: Part, height: int) -> Tensor:
     if out.numel() == 0:
         return out
     index = index.contiguous()
-    walked, _alive = walk_args(index, spec, part, height)
-    where = native_module.stream_of(out)
-    word = status.word(out.device)
-    code = native_module.module().cuda_membership(*where, *walked, kind, words, out.data_ptr(), word.data_ptr())
-    native_module.check_launch("draw_mask" if kind == _MASK else "draw_counts", code)
+    native = native_module.module()
+    negatives, _alive = negative_fields(index, spec, part, height)
+    record = native.Membership(
+        **negatives,
+        kind=native.MEMBERSHIP_KINDS[kind],
+        words=words,
+        out=out.data_ptr(),
+        **native_module.on_cuda(out),
+    )
+    native_module.check_launch("draw_mask" if kind == "mask" else "draw_counts", native.cuda_membership(record))
     status.check_if_asked(out.device)
     return out

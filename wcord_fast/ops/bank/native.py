@@ -1,4 +1,4 @@
-"""The bank's own writes in compiled code: csrc/cpu/bank.cpp for CPU tensors, csrc/cuda/bank.cu for CUDA tensors."""
+"""The bank's own writes in compiled code: csrc/cpu/bank_update.cpp (CPU tensors), csrc/cuda/bank_update.cu (CUDA)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import checks, native_module, status
 from ..status import Code
-from .reference import accumulate_dtype, mixed
+from .reference import MIN_NORM, accumulate_dtype, mixed
 
 
 def bank_update_(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> None:
@@ -34,23 +34,28 @@ def bank_update_(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> 
     acc = accumulate_dtype(bank)
     if bank.device.type != "cpu" and rows.dtype == torch.float64:
         rows = rows.to(acc)  # what overflows there is infinite, hence skipped and flagged
-    where = (bank.data_ptr(), native_module.DTYPES[bank.dtype], *bank.shape)
-    what = (
-        index.data_ptr(),
-        index.element_size(),
-        index.shape[0],
-        rows.data_ptr(),
-        native_module.DTYPES[rows.dtype],
+    on_cpu = bank.device.type == "cpu"
+    record = native.BankUpdate(
+        bank=bank.data_ptr(),
+        bank_dtype=native_module.dtype_code(bank.dtype),
+        num_data=bank.shape[0],
+        dim=bank.shape[1],
+        index=index.data_ptr(),
+        index_bytes=index.element_size(),
+        batch=index.shape[0],
+        rows=rows.data_ptr(),
+        rows_dtype=native_module.dtype_code(rows.dtype),
+        momentum=momentum,
+        min_norm=MIN_NORM,
+        **(native_module.on_cpu() if on_cpu else native_module.on_cuda(bank)),
     )
-    if bank.device.type == "cpu":
-        bad = native.cpu_bank_update(*where, *what, momentum, native_module.threads())
+    if on_cpu:
+        bad = native.cpu_bank_update(record)
         if bad >= 0:
             _refuse(bank, index, rows, momentum, bad)
         _written(bank)
         return
-    word = status.word(bank.device)
-    code = native.cuda_bank_update(*native_module.stream_of(bank), *where, *what, momentum, word.data_ptr())
-    native_module.check_launch("bank_update", code)
+    native_module.check_launch("bank_update", native.cuda_bank_update(record))
     _written(bank)
     status.check_if_asked(bank.device)
 
@@ -89,9 +94,18 @@ def bank_init_(rows: Tensor, seed: int, bank_id: int, first_row: int = 0) -> Non
     native = native_module.module()
     if rows.numel() == 0:
         return
-    args = (rows.data_ptr(), native_module.DTYPES[rows.dtype], *rows.shape, seed % 2**64, bank_id, first_row)
-    if rows.device.type == "cpu":
-        native.cpu_bank_init(*args, native_module.threads())
+    on_cpu = rows.device.type == "cpu"
+    record = native.BankInit(
+        out=rows.data_ptr(),
+        dtype=native_module.dtype_code(rows.dtype),
+        num_rows=rows.shape[0],
+        dim=rows.shape[1],
+        seed=seed % 2**64,
+        bank_id=bank_id,
+        first_row=first_row,
+        **(native_module.on_cpu() if on_cpu else native_module.on_device(rows)),
+    )
+    if on_cpu:
+        native.cpu_bank_init(record)
         return
-    code = native.cuda_bank_init(*native_module.stream_of(rows), *args)
-    native_module.check_launch("bank_init", code)
+    native_module.check_launch("bank_init", native.cuda_bank_init(record))

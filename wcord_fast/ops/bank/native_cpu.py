@@ -1,43 +1,38 @@
 """The bank ops in compiled code on the CPU (csrc/cpu/bank_*): signatures and results of `reference`.
 
-Each plan is one native call: draws, scores, critic terms and gradients of all directions. README.md has the layouts and
-the memory formulas.
+A call is one native call: draws, scores, critic terms and gradients of up to two directions. README.md has the layouts
+and the memory formulas.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import native_module
-from ..sampling.native import REPLACEMENTS, SOURCES, draw_args
+from ..sampling.native import nothing_to_draw
 from ..sampling.reference import pool_size
 from ..sampling.spec import DrawSpec
+from .native_fields import bank_fields, negative_fields
 from .part import Part, whole
 from .reference import EPS, accumulate_dtype, counts, normalised
-
-# The codes of csrc/cpu/bank_kernels.h and bank_ops.h.
-OPS = {"nce": 0, "row_sum": 1, "log_z": 2}
-ROWS = {"drawn": 0, "given": 1, "pool": 2}
-MAX_ROWS = 2**31
 
 
 def bank_nce(
     anchors, banks, index, log_z, spec, temperature, needs_grad, plan, draw_backend, part: Part | None = None
 ) -> tuple[Tensor, Tensor]:
     """CRD's NCE loss per anchor and its gradient: ([S, B], [S, B, D] or empty)."""
-    call = Call("nce", anchors, banks, index, spec, needs_grad, temperature, log_z, part)
-    loss = call.run(plan)
-    return loss, call.grad
+    return _score("nce", anchors, banks, index, spec, plan, part, needs_grad, temperature, log_z)
 
 
 def bank_mean_score(
     anchors, banks, index, spec, needs_grad, plan, draw_backend, part: Part | None = None
 ) -> tuple[Tensor, Tensor]:
     """Mean score of the negatives and its gradient, the mean negative row: ([S, B], [S, B, D] or empty)."""
-    call = Call("row_sum", anchors, banks, index, spec, True, part=part)
-    mean = call.run(plan)
-    return mean, call.grad if needs_grad and call.grad is not None else mean.new_empty(0)
+    mean, grad = _score("mean_score", anchors, banks, index, spec, plan, part, True)
+    return mean, grad if needs_grad else mean.new_empty(0)
 
 
 def bank_log_z(anchors, banks, index, spec, temperature, plan, draw_backend) -> Tensor:
@@ -48,12 +43,29 @@ def bank_log_z(anchors, banks, index, spec, temperature, plan, draw_backend) -> 
 
 def bank_log_sum_exp(anchors, banks, index, spec, temperature, plan, draw_backend, part: Part | None = None) -> Tensor:
     """log of the sum of exp(score / tau) over all anchors and their K_b + 1 scores, fp64 [S]."""
-    call = Call("log_z", anchors, banks, index, spec, False, temperature, part=part)
-    return call.run(plan).double().logsumexp(1)
+    each, _ = _score("log_z", anchors, banks, index, spec, plan, part, False, temperature)  # [S, B]
+    return each.double().logsumexp(1)
+
+
+def _score(
+    op, anchors, banks, index, spec, plan, part, needs_grad, temperature=1.0, log_z=None
+) -> tuple[Tensor, Tensor]:
+    """The op's value [S, B] and gradient; more directions than the native code takes at once are several calls."""
+    most, results = native_module.module().MAX_DIRECTIONS, []
+    for lo in range(0, len(banks), most):
+        some = slice(lo, lo + most)
+        known = None if log_z is None else log_z[some]
+        call = Call(op, anchors[some], banks[some], index, spec, needs_grad, temperature, known, part)
+        results.append((call.run(plan), call.grad))
+    if len(results) == 1:
+        return results[0]
+    acc = accumulate_dtype(anchors, *banks)
+    value, grad = (torch.cat([t.to(acc) for t in tensors]) for tensors in zip(*results, strict=True))
+    return value, grad
 
 
 class Call:
-    """One call of a bank op: its tensors, kept alive, and their addresses as the native `BankArgs`."""
+    """One call of a bank op: its tensors, kept alive until it has run."""
 
     def __init__(
         self,
@@ -68,64 +80,57 @@ class Call:
         part: Part | None = None,
     ):
         part = part or whole(banks)
-        self.op, self.spec, self.threads = op, spec, native_module.threads()
-        self.native = native_module.module()
+        self.op, self.spec, self.temperature = op, spec, temperature
         self.dtype = accumulate_dtype(anchors, *banks)
         self.anchors = anchors.to(self.dtype).contiguous()  # [S, B, D]
         self.banks = [bank.contiguous() for bank in banks]
         self.index = index.contiguous()
-        self.num_data, self.dim = part.num_data, banks[0].shape[1]
-        if self.num_data > MAX_ROWS:
-            raise NotImplementedError(f"bank: the native CPU code takes up to 2^31 rows, got {self.num_data}")
+        self.part, self.num_data = part, part.num_data
+        most = native_module.module().MAX_POOL
+        if self.num_data > most:
+            raise NotImplementedError(f"bank: the native CPU code takes up to {most} rows, got {self.num_data}")
         self.charge = counts(index, self.num_data, spec, torch.float64)  # [B], K_b
         pool = pool_size(index, self.num_data, spec).double()
         self.share = spec.k / pool if spec.expected else torch.ones_like(pool)  # [B], in fp64
-        sides, batch = anchors.shape[:2]
+        directions, batch = anchors.shape[:2]
         self.offset = None if log_z is None else torch.log(self.charge / self.num_data + EPS) + log_z.double()[:, None]
-        self.value = torch.empty(sides, batch, 2, dtype=torch.float64)
+        self.partial = torch.empty(directions, batch, 2, dtype=torch.float64)
+        self.value = torch.empty(directions, batch, dtype=self.dtype)
         self.grad = torch.empty_like(self.anchors) if needs_grad else self.anchors.new_empty(0)
-        rows = (ROWS["pool" if spec.whole_pool else "drawn"], 0, 0, 0)
-        if spec.source == "given":
-            given = spec.table("indices")
-            self.given = given if given.stride(1) == 1 else given.contiguous()  # contrast_idx[:, 1:] is read in place
-            rows = (ROWS["given"], self.given.data_ptr(), given.element_size(), self.given.stride(0))
-        self.args = self.native.BankArgs(
-            OPS[op],
-            self.dtype == torch.float64,
-            self._draw_args(),
-            rows,
-            (part.first, banks[0].shape[0]),
-            [(bank.data_ptr(), native_module.DTYPES[bank.dtype]) for bank in self.banks],
-            self.dim,
-            self.anchors.data_ptr(),
-            0 if self.offset is None else self.offset.data_ptr(),
-            1 / temperature,
-            self.value.data_ptr(),
-            self.grad.data_ptr() if needs_grad else 0,
-            self.threads,
-        )
 
     def run(self, plan: str) -> Tensor:
         """The op's result [S, B]; the gradient is in `self.grad`."""
-        walk = self.native.cpu_bank_gather if plan == "gather" else self.native.cpu_bank_dense
-        self._valid(walk(self.args))
-        out = torch.empty(self.anchors.shape[:2], dtype=self.dtype)
-        self.native.cpu_bank_finish(self.args, self.share.data_ptr(), self.charge.data_ptr(), out.data_ptr())
-        return out
-
-    def _draw_args(self) -> tuple[int, ...]:
-        if self.spec.source != "given":
-            return draw_args(self.index, self.num_data, self.spec)
-        sizes = (self.index.shape[0], self.spec.k, self.num_data)
-        codes = (0, SOURCES["none"], REPLACEMENTS["no"])
-        return (self.index.data_ptr(), self.index.element_size(), *sizes, *codes, *(0,) * 7)
-
-    def _valid(self, invalid: int) -> None:
+        record, _alive = self.record(plan)
+        invalid = native_module.module().cpu_bank_score(record)
         if invalid >= 0:
-            raise ValueError(
-                f"index[{invalid}] = {int(self.index[invalid])} with N = {self.num_data}: no {self.spec.k} rows can be "
-                f"drawn for it (source={self.spec.source!r}, replacement={self.spec.replacement!r})"
-            )
+            raise nothing_to_draw(self.index, invalid, self.num_data, self.spec)
+        return self.value
+
+    def record(self, plan: str) -> tuple[Any, Tensor | None]:
+        """(the call as the native `BankScore`, a tensor to keep until it has run)."""
+        native = native_module.module()
+        negatives, alive = negative_fields(self.index, self.spec, self.part, self.banks[0].shape[0])
+        record = native.BankScore(
+            **negatives,
+            op=native.BANK_OPS[self.op],
+            plan=native.BANK_PLANS[plan],
+            wide=self.dtype == torch.float64,
+            directions=len(self.banks),
+            dim=self.banks[0].shape[1],
+            anchors=self.anchors.data_ptr(),
+            **bank_fields(self.banks),
+            temperature=self.temperature,
+            charged=self.spec.k,
+            nce_eps=EPS,
+            charge=self.charge.data_ptr(),
+            share=self.share.data_ptr(),
+            offset=0 if self.offset is None else self.offset.data_ptr(),
+            partial=self.partial.data_ptr(),
+            value=self.value.data_ptr(),
+            grad=self.grad.data_ptr(),  # 0 where it is not wanted: it is empty
+            **native_module.on_cpu(),
+        )
+        return record, alive
 
 
 def gather_bytes(
@@ -134,20 +139,36 @@ def gather_bytes(
     k: int,
     dim: int,
     *,
-    sides: int = 2,
+    directions: int = 2,
     dtype: torch.dtype = torch.float32,
     needs_grad: bool = True,
     threads: int = 1,
 ) -> int:
     """What one gather call allocates beside its results, for banks of `dtype`; at most 16 MB + 8 * B * D."""
     native = native_module.module()
-    wide, nowhere = dtype == torch.float64, 0
-    draws = (nowhere, 8, batch, k, num_data, *(0,) * 10)
-    banks = [(nowhere, native_module.DTYPES[dtype])] * sides
-    grad = 64 if needs_grad else nowhere  # an address that is not null; nothing is read or written
-    rows = (ROWS["drawn"], nowhere, 0, 0)
-    return native.cpu_bank_gather_bytes(
-        native.BankArgs(
-            OPS["nce"], wide, draws, rows, (0, num_data), banks, dim, nowhere, nowhere, 1.0, nowhere, grad, threads
-        )
+    code = native_module.dtype_code(dtype)
+    sizes = native.BankScore(
+        **dict.fromkeys(("index", "anchor_offset", "first_row", "anchors", "partial"), 0),
+        index_bytes=8,
+        source=native.SOURCES["none"],
+        replacement=native.REPLACEMENTS["no"],
+        negatives=native.NEGATIVES["drawn"],
+        num_anchors=batch,
+        num_draws=k,
+        num_data=num_data,
+        num_rows=num_data,
+        op=native.BANK_OPS["nce"],
+        plan=native.BANK_PLANS["gather"],
+        wide=dtype == torch.float64,
+        directions=directions,
+        dim=dim,
+        **{f"bank_{s}": 0 for s in range(directions)},
+        **{f"bank_dtype_{s}": code for s in range(directions)},
+        **{f"bank_stride_{s}": dim for s in range(directions)},
+        temperature=1.0,
+        charged=k,
+        nce_eps=EPS,
+        grad=64 if needs_grad else 0,  # an address that is not null; nothing is read or written
+        threads=threads,
     )
+    return native.cpu_bank_score_bytes(sizes)

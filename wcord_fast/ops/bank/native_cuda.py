@@ -1,4 +1,4 @@
-"""The bank ops by the gather plan in CUDA C++: csrc/cuda/bank_gather.cu, bank_gather_any.cu, bank_finish.cu.
+"""The bank ops by the gather plan in CUDA C++: csrc/cuda/bank_gather.cu, bank_gather_general.cu, bank_finish.cu.
 
 Same signatures and results as reference.py with plan="gather". Two launches (three for log Z) on the current stream:
 nothing is read back, and the seed and the step are read on the device, so a captured graph draws anew at each replay
@@ -15,33 +15,28 @@ import torch
 from torch import Tensor
 
 from .. import native_module, status
-from ..sampling.native import draw_args
-from ..sampling.spec import DrawSpec
+from .native_fields import bank_fields, negative_fields
 from .part import Part, whole
-from .reference import accumulate_dtype
-
-# The codes of csrc/cuda/gather.h.
-_NCE, _MEAN, _LOG_Z = range(3)
+from .reference import EPS, accumulate_dtype
 
 # How the negatives are cut up over blocks: a function of B and K alone, so that every device adds up in the same order.
 BLOCKS = 1024  # wanted in all: four waves of two blocks per SM
 LEAST = 512  # negatives per split, which repay opening the anchor
 MOST_SPLITS = 256
-STEP = 256  # negatives that one block scores at a time
 
 
 def bank_nce(
     anchors, banks, index, log_z, spec, temperature, needs_grad, plan, draw_backend, part: Part | None = None
 ) -> tuple[Tensor, Tensor]:
     """CRD's NCE loss per anchor and its gradient: ([S, B], [S, B, D] or empty)."""
-    return _score(_NCE, anchors, banks, index, spec, plan, part, temperature, log_z, needs_grad)
+    return _score("nce", anchors, banks, index, spec, plan, part, temperature, log_z, needs_grad)
 
 
 def bank_mean_score(
     anchors, banks, index, spec, needs_grad, plan, draw_backend, part: Part | None = None
 ) -> tuple[Tensor, Tensor]:
     """Mean score of the negatives and its gradient, the mean negative row: ([S, B], [S, B, D] or empty)."""
-    return _score(_MEAN, anchors, banks, index, spec, plan, part, needs_grad=needs_grad)
+    return _score("mean_score", anchors, banks, index, spec, plan, part, needs_grad=needs_grad)
 
 
 def bank_log_z(anchors, banks, index, spec, temperature, plan, draw_backend, known: Tensor | None = None) -> Tensor:
@@ -51,19 +46,20 @@ def bank_log_z(anchors, banks, index, spec, temperature, plan, draw_backend, kno
         known: [S] or None: a direction that is not NaN here keeps this value, and when none is NaN the kernels return
             at once. The choice is made on the device.
     """
-    return _score(_LOG_Z, anchors, banks, index, spec, plan, None, temperature, known)[0]
+    return _score("log_z", anchors, banks, index, spec, plan, None, temperature, known)[0]
 
 
 def bank_log_sum_exp(anchors, banks, index, spec, temperature, plan, draw_backend, part: Part | None = None) -> Tensor:
     """log of the sum of exp(score / tau) over all anchors and their K_b + 1 scores, fp64 [S]."""
-    each = _score(_LOG_Z, anchors, banks, index, spec, plan, part, temperature, per_anchor=True)[0]  # [S, B]
+    each = _score("log_z", anchors, banks, index, spec, plan, part, temperature, per_anchor=True)[0]  # [S, B]
     return each.double().logsumexp(1)
 
 
 def split(batch: int, negatives: int) -> tuple[int, int]:
     """(number of splits, negatives per split) for B anchors of at most `negatives` each."""
+    step = native_module.module().GATHER_THREADS  # negatives that one block scores at a time
     splits = max(1, min(-(-BLOCKS // batch), -(-negatives // LEAST), MOST_SPLITS))
-    chunk = -(-negatives // (splits * STEP)) * STEP
+    chunk = -(-negatives // (splits * step)) * step
     return -(-negatives // chunk), chunk
 
 
@@ -73,14 +69,14 @@ def scratch_bytes(directions: int, batch: int, dim: int, negatives: int, item: i
 
 
 def _score(
-    score, anchors, banks, index, spec, plan, part, temperature=1.0, log_z=None, needs_grad=False, per_anchor=False
+    op, anchors, banks, index, spec, plan, part, temperature=1.0, log_z=None, needs_grad=False, per_anchor=False
 ):
-    """(value, gradient); with `per_anchor` _LOG_Z gives the log-sum-exp of each anchor's scores, [S, B]."""
+    """(value, gradient); with `per_anchor` log_z gives the log-sum-exp of each anchor's scores, [S, B]."""
     if plan != "gather":
         raise NotImplementedError(f"plan={plan!r}: the CUDA C++ kernels walk the draws, expected plan='gather'")
     if len(banks) > 2 or any(bank.dtype != banks[0].dtype for bank in banks):  # never so in the modules
         one = [
-            _score(score, anchors[s : s + 1], [b], index, spec, plan, part, temperature, known, needs_grad, per_anchor)
+            _score(op, anchors[s : s + 1], [b], index, spec, plan, part, temperature, known, needs_grad, per_anchor)
             for s, (b, known) in enumerate(zip(banks, _each(log_z, banks), strict=True))
         ]
         acc = accumulate_dtype(anchors, *banks)
@@ -91,7 +87,7 @@ def _score(
     part, height = part or whole(banks), banks[0].shape[0]
     x = anchors.to(acc).contiguous()
     log_z = None if log_z is None else log_z.to(acc).contiguous()
-    value = x.new_empty(directions) if score == _LOG_Z and not per_anchor else x.new_empty(directions, batch)
+    value = x.new_empty(directions) if op == "log_z" and not per_anchor else x.new_empty(directions, batch)
     grad = torch.empty_like(x) if needs_grad else x.new_empty(0)
     if batch == 0:
         return value.fill_(torch.nan), grad
@@ -100,50 +96,32 @@ def _score(
     partial_grad = x.new_empty(directions, batch, splits, dim) if needs_grad else x.new_empty(0)
     rows = [bank if bank.stride(-1) == 1 else bank.contiguous() for bank in banks]
     index = index.contiguous()
-    walked, _alive = walk_args(index, spec, part, height)
-    code = native_module.module().cuda_bank_gather(
-        *native_module.stream_of(x),
-        *walked,
-        score,
-        directions,
-        x.data_ptr(),
-        int(acc == torch.float64),
-        dim,
-        rows[0].data_ptr(),
-        rows[-1].data_ptr(),
-        native_module.DTYPES[rows[0].dtype],
-        rows[0].stride(0),
-        rows[-1].stride(0),
-        temperature,
-        0 if log_z is None else log_z.data_ptr(),
-        splits,
-        chunk,
-        partial.data_ptr(),
-        partial_grad.data_ptr() if needs_grad else 0,
-        0 if per_anchor else value.data_ptr(),
-        grad.data_ptr() if needs_grad else 0,
-        status.word(x.device).data_ptr(),
+    native = native_module.module()
+    negatives, _alive = negative_fields(index, spec, part, height)
+    record = native.BankScore(
+        **negatives,
+        op=native.BANK_OPS[op],
+        plan=native.BANK_PLANS["gather"],
+        wide=acc == torch.float64,
+        directions=directions,
+        dim=dim,
+        anchors=x.data_ptr(),
+        **bank_fields(rows),
+        temperature=temperature,
+        charged=spec.k,
+        nce_eps=EPS,
+        log_z=0 if log_z is None else log_z.data_ptr(),
+        splits=splits,
+        chunk=chunk,
+        partial=partial.data_ptr(),
+        partial_grad=partial_grad.data_ptr(),  # 0 without a gradient: it is empty
+        value=0 if per_anchor else value.data_ptr(),
+        grad=grad.data_ptr(),
+        **native_module.on_cuda(x),
     )
-    native_module.check_launch(("bank_nce", "bank_mean_score", "bank_log_z")[score], code)
+    native_module.check_launch(f"bank_{op}", native.cuda_bank_score(record))
     status.check_if_asked(x.device)
     return partial[..., 0] if per_anchor else value, grad
-
-
-def walk_args(index: Tensor, spec: DrawSpec, part: Part, height: int) -> tuple[tuple[int, ...], Tensor | None]:
-    """The integers that stand for `WalkArgs` of csrc/cuda/walk.h, and a tensor to keep until the launch.
-
-    The banks hold the `height` rows of the `part`.
-    `index` must be contiguous. Explicit rows need not be: those of `contrast_idx[:, 1:]` are read in place.
-    """
-    num_data, held = part.num_data, (part.first, height)
-    if num_data >= 2**32:
-        raise ValueError(f"bank: expected fewer than 2^32 rows, got {num_data}")
-    if spec.source != "given":
-        return (*draw_args(index, num_data, spec), 0, 0, 0, int(spec.whole_pool), *held), None
-    rows = spec.table("indices")
-    rows = rows if rows.stride(1) == 1 else rows.contiguous()
-    draws = (index.data_ptr(), index.element_size(), index.shape[0], rows.shape[1], num_data, *(0,) * 10)
-    return (*draws, rows.data_ptr(), rows.element_size(), rows.stride(0), 0, *held), rows
 
 
 def _each(log_z: Tensor | None, banks: list[Tensor]) -> list[Tensor | None]:

@@ -12,13 +12,14 @@ from .. import checks, library
 from ..sampling.reference import pool_size
 from ..sampling.spec import DrawSpec
 from ..status import Code
+from .class_sums import excluded_rows
 from .reference import accumulate_dtype
 
 
 def pool_mean(
     anchors: Tensor,  # [S, B, D]
     banks: list[Tensor],  # S x [N, D]
-    sums: list[Tensor],  # S x fp64 [C, D]
+    sums: list[Tensor],  # S x fp64 [G, D], see ClassSums
     index: Tensor,  # [B]
     tables: list[Tensor],
     source: str,
@@ -37,7 +38,7 @@ def pool_mean(
         if source == "self":
             pool = pool - bank[index].to(torch.float64)
         elif source == "class":
-            pool = pool - by_class[spec.table("label")[index].long()]
+            pool = pool - excluded_rows(by_class, bank[index], spec.table("label")[index], size == num_data - 1)
         means.append((pool / size).expand(len(index), -1))
     mean = torch.stack(means).to(accumulate_dtype(anchors, *banks))
     return mean if ok.device.type == "cpu" else torch.where(ok[..., None], mean, torch.nan)

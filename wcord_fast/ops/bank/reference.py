@@ -20,6 +20,7 @@ from ..sampling.spec import ALL, DrawSpec
 from .part import Part, whole
 
 EPS = 1e-7  # CRD's own constant
+MIN_NORM = 1e-12  # a bank row is divided by its norm, or by this if that is more
 CHUNK_BYTES = 64 << 20
 
 # A block of scored negatives: anchors [lo, hi), weights [b, n] or None (all 1), and for each direction the scores
@@ -113,7 +114,7 @@ def bank_update_(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> 
     """Rows `index` of `bank` become normalise(momentum * row + (1 - momentum) * rows); the last duplicate wins."""
     new, norm = mixed(bank, index, rows, momentum)
     keep = checks.norms_in_range("rows", rows, norm, new.dtype) & last_of_each(index)
-    new = new / norm.to(new.dtype).clamp_min(1e-12)
+    new = new / norm.to(new.dtype).clamp_min(MIN_NORM)
     bank[index[keep]] = new[keep].to(bank.dtype)
 
 

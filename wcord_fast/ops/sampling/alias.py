@@ -23,7 +23,7 @@ def alias_table(weights: Tensor) -> tuple[Tensor, Tensor]:
         return _by_python(share)
     threshold, alias = (torch.empty(len(w), dtype=d, device="cpu") for d in (torch.int64, torch.int32))
     native = native_module.module()
-    native.cpu_alias_table(share.ctypes.data, len(w), threshold.data_ptr(), alias.data_ptr())
+    native.cpu_alias_table(share=share.ctypes.data, n=len(w), threshold=threshold.data_ptr(), alias=alias.data_ptr())
     return threshold, alias
 
 

@@ -11,11 +11,6 @@ from torch import Tensor
 from .. import native_module, status
 from .spec import TABLES, DrawSpec
 
-# The codes of csrc/common/draw.h.
-SOURCES = {"none": 0, "self": 1, "class": 2, "weighted": 3}
-REPLACEMENTS = {"no": 0, "yes": 1, "auto": 2}
-_POINTERS = ("state", "label", "order", "rank", "class_start", "threshold", "alias")
-
 
 def draw(index: Tensor, num_data: int, spec: DrawSpec) -> Tensor:
     """Rows of the K negatives of each anchor.
@@ -35,34 +30,49 @@ def draw(index: Tensor, num_data: int, spec: DrawSpec) -> Tensor:
     out = torch.empty((index.shape[0], spec.k), dtype=torch.int64, device=index.device)
     if out.numel() == 0:
         return out
-    args = draw_args(index, num_data, spec)
-    if index.device.type == "cpu":
-        invalid = native.cpu_draw(args, out.data_ptr(), native_module.threads())
+    on_cpu = index.device.type == "cpu"
+    record = native.Draw(
+        **draw_fields(index, num_data, spec),
+        out=out.data_ptr(),
+        **(native_module.on_cpu() if on_cpu else native_module.on_cuda(index)),
+    )
+    if on_cpu:
+        invalid = native.cpu_draw(record)
         if invalid >= 0:
-            raise ValueError(
-                f"index[{invalid}] = {int(index[invalid])} with N = {num_data}: no {spec.k} rows can be drawn for it "
-                f"(source={spec.source!r}, replacement={spec.replacement!r})"
-            )
+            raise nothing_to_draw(index, invalid, num_data, spec)
         return out
-    word = status.word(index.device)
-    code = native.cuda_draw(*native_module.stream_of(index), *args, out.data_ptr(), word.data_ptr())
-    native_module.check_launch("draw", code)
+    native_module.check_launch("draw", native.cuda_draw(record))
     status.check_if_asked(index.device)
     return out
 
 
-def draw_args(index: Tensor, num_data: int, spec: DrawSpec) -> tuple[int, ...]:
-    """The integers that stand for `DrawArgs` of csrc/common/draw.h; `index` and the tables must outlive the call."""
-    tables = dict(zip(TABLES[spec.source], spec.tables, strict=True))
-    pointers = (tables[name].data_ptr() if name in tables else 0 for name in _POINTERS)
-    return (
-        index.data_ptr(),
-        index.element_size(),
-        index.shape[0],
-        spec.k,
-        num_data,
-        spec.anchor_offset,
-        SOURCES[spec.source],
-        REPLACEMENTS[spec.replacement],
-        *pointers,
+def draw_fields(index: Tensor, num_data: int, spec: DrawSpec) -> dict[str, int]:
+    """The fields of the `DrawSpec` of csrc/common/draw.h; `index` and the tables must outlive the call."""
+    native = native_module.module()
+    tables = zip(TABLES[spec.source], spec.tables, strict=True)
+    return {
+        **index_fields(index, num_data),
+        "source": native.SOURCES[spec.source],
+        "replacement": native.REPLACEMENTS[spec.replacement],
+        "num_draws": spec.k,
+        "anchor_offset": spec.anchor_offset,
+        **{name: table.data_ptr() for name, table in tables},
+    }
+
+
+def index_fields(index: Tensor, num_data: int) -> dict[str, int]:
+    """Those of them that every source has: the anchors' own rows, and their sizes."""
+    return {
+        "index": index.data_ptr(),
+        "index_bytes": index.element_size(),
+        "num_anchors": index.shape[0],
+        "num_data": num_data,
+    }
+
+
+def nothing_to_draw(index: Tensor, anchor: int, num_data: int, spec: DrawSpec) -> ValueError:
+    """The error of an anchor that has nothing valid to draw from."""
+    return ValueError(
+        f"index[{anchor}] = {int(index[anchor])} with N = {num_data}: no {spec.k} rows can be drawn for it "
+        f"(source={spec.source!r}, replacement={spec.replacement!r})"
     )

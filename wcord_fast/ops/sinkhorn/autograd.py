@@ -15,17 +15,17 @@ from torch.autograd.forward_ad import unpack_dual
 
 from ..differentiable_once import differentiable_once
 from ..library import register
-from . import backends
-from .reference import Asked, Solved, accumulation_dtype, unwritten
+from . import backends, unreached
+from .reference import Asked, Pairs, Solved, accumulation_dtype, unwritten
 
 _NOT_TWICE = "the gradient of an optimal-transport cost cannot be differentiated again: its plan is detached"
 
 
 def _solve(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, *rest: Any) -> Solved:
     """`backends.solve`; on the CPU, finite features that overflow the arithmetic are an error."""
-    *options, backend = rest
-    asked = Asked(*options)
-    solved = backends.solve(x, y, a, b, asked, backend)
+    asked, backend, *labels = Asked(*rest[:10]), *rest[10:]  # trailing defaults are not passed
+    pairs = Pairs(*labels) if labels and labels[0] is not None else None
+    solved = backends.solve(x, y, a, b, asked, backend, pairs)
     if x.device.type == "cpu" and not all(map(math.isfinite, solved[0].view(-1).tolist())):
         peak = {name: t.detach().abs().max().item() for name, t in (("x", x), ("y", y))}
         name = max(peak, key=lambda name: peak[name])
@@ -33,12 +33,13 @@ def _solve(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, *rest: Any)
             f"{name}: values up to {peak[name]:g} overflow {accumulation_dtype(x.dtype)} in the cost {asked.cost!r} or "
             f"in cost / eps (eps = {asked.eps:g}); scale the features, or use float64 or a larger eps"
         )
+    unreached.tell(Solved(*solved), asked)
     return Solved(*solved)
 
 
 def _solve_fake(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, *rest: Any) -> Solved:
     like = x.new_empty(0, dtype=accumulation_dtype(x.dtype))
-    return unwritten(like, x.shape[:-2], x.shape[-2], y.shape[-2], x.shape[-1], Asked(*rest[:-1]))
+    return unwritten(like, x.shape[:-2], x.shape[-2], y.shape[-2], x.shape[-1], Asked(*rest[:10]))
 
 
 def _plan_fake(
@@ -50,7 +51,8 @@ def _plan_fake(
 # Scalar and SymInt, not float and int: a compiled step whose eps is annealed is then traced once, not per value.
 ot_solve_op = register(
     "ot_solve(Tensor x, Tensor y, Tensor? a, Tensor? b, str cost, str solver, Scalar eps, SymInt iters, "
-    "Scalar? tol, str value, bool need_x, bool need_y, bool need_a, bool need_b, str backend) -> "
+    "Scalar? tol, str value, bool need_x, bool need_y, bool need_a, bool need_b, str backend, Tensor? rows=None, "
+    "Tensor? columns=None, Scalar rho=0) -> "
     "(Tensor value, Tensor alpha, Tensor beta, Tensor scale, Tensor marginal_error, Tensor iterations, "
     "Tensor grad_x, Tensor grad_y, Tensor grad_a, Tensor grad_b)",
     _solve,
@@ -106,21 +108,23 @@ def ot_solve(
     tol: float | None,
     value: str,
     backend: str,
+    pairs: Pairs | None = None,
 ) -> tuple[Tensor, ...]:
     """Differentiable solve of checked arguments: value, alpha, beta, scale, marginal error, iterations.
 
     Second derivatives are not defined (P is detached) and raise.
     """
     options = (cost, solver, eps, iters, tol, value)
+    paired = () if pairs is None else pairs
     recording = torch.is_grad_enabled()
     needs = tuple([recording and t is not None and t.requires_grad for t in (x, y, a, b)])
     if True not in needs:
-        out = ot_solve_op(x, y, a, b, *options, *needs, backend)
+        out = ot_solve_op(x, y, a, b, *options, *needs, backend, *paired)
         if not _has_tangent(x, y, a, b):
             return out[:6]
     else:
         with torch.no_grad():
-            out = ot_solve_op(x, y, a, b, *options, *needs, backend)
+            out = ot_solve_op(x, y, a, b, *options, *needs, backend, *paired)
     # The same tensor twice (a self term) cannot be traced through one autograd.Function.
     y = y.view_as(y) if y is x else y
     b = b.view_as(b) if b is not None and b is a else b

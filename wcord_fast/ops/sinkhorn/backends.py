@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import dispatch
 from ..dispatch import Choice
 from . import reference
-from .reference import Asked, Solved
+from .reference import Asked, Pairs, Solved
 
 # Which module is which backend on which kind of device ("any": all that have no line of their own). A module has
 # - `ot_solve`, with the signature and result of reference.ot_solve (batches, masses that are tensors, values that have
@@ -36,25 +36,37 @@ def module_of(backend: str, device: str) -> ModuleType:
     return importlib.import_module(f".{name}", __package__)
 
 
-def choose(x: Tensor, y: Tensor, backend: str = "auto") -> Choice:
+NO_PAIRS = "known pairs are not supported yet on CUDA but by the reference"
+
+
+def choose(x: Tensor, y: Tensor, backend: str = "auto", paired: bool = False) -> Choice:
     """The backend for x [.., n, d] and y [.., m, d]: what `dispatch.resolve` says of those that can take such sizes."""
     index = x.device.index
-    return choose_for(x.shape[-2], y.shape[-2], x.shape[-1], x.dtype, x.device.type, backend, index)
+    return choose_for(x.shape[-2], y.shape[-2], x.shape[-1], x.dtype, x.device.type, backend, index, paired)
 
 
 def choose_for(
-    n: int, m: int, dim: int, dtype: torch.dtype, kind: str, backend: str = "auto", index: int | None = None
+    n: int,
+    m: int,
+    dim: int,
+    dtype: torch.dtype,
+    kind: str,
+    backend: str = "auto",
+    index: int | None = None,
+    paired: bool = False,
 ) -> Choice:
-    """`choose` from sizes; `index`: number of the CUDA device, None for the current one."""
+    """`choose` from sizes; `index`: number of the CUDA device, None for the current one; `paired`: with known pairs."""
 
     def unfit(candidate: str) -> str | None:
+        if paired and candidate != "reference" and (candidate, kind) != ("native", "cpu"):
+            return NO_PAIRS
         if candidate == "triton":
             return module_of("triton", kind).unsupported(dtype)
         if (candidate, kind) == ("native", "cuda"):
             return module_of("native", kind).why_not(n, m, dim, dtype, index)
         return None
 
-    return dispatch.resolve("ot", device=kind, backend=backend, unfit=None if kind == "cpu" else unfit)
+    return dispatch.resolve("ot", device=kind, backend=backend, unfit=None if kind == "cpu" and not paired else unfit)
 
 
 def solve(
@@ -64,20 +76,23 @@ def solve(
     b: Tensor | None,  # [m] or [G, m]
     asked: Asked,
     backend: str,
+    pairs: Pairs | None = None,  # labels of x's leading shape
 ) -> tuple[Tensor, ...]:
     """The op: a `Solved` of x's leading shape, [] or [G]; gradients not asked for have shape [0]."""
     kind = x.device.type
-    module = module_of(choose(x, y, backend).backend, kind)
+    paired: tuple[Pairs, ...] = () if pairs is None else (pairs,)  # most modules know of none
+    module = module_of(choose(x, y, backend, bool(paired)).backend, kind)
     if hasattr(module, "solve_op"):
-        return module.solve_op(x, y, a, b, asked)
+        return module.solve_op(x, y, a, b, asked, *paired)
     batched = x.dim() == 3
     if not batched:
         x, y = x.unsqueeze(0), y.unsqueeze(0)
         a, b = (None if mass is None else mass.unsqueeze(0) for mass in (a, b))
+        paired = tuple(p._replace(rows=p.rows.unsqueeze(0), columns=p.columns.unsqueeze(0)) for p in paired)
     x, y = x.contiguous(), y.contiguous()
     a, b = reference.masses(a, x), reference.masses(b, y)
     bad = reference.flag_inputs(x, y, a, b, asked.cost)
-    solved = module.ot_solve(x, y, a, b, asked)
+    solved = module.ot_solve(x, y, a, b, asked, *paired)
     if kind != "cpu":
         solved = reference.poison(bad, solved)
     return solved if batched else Solved(*(t.squeeze(0) if t.numel() or t.dim() > 1 else t for t in solved))

@@ -7,13 +7,15 @@ batch), *streaming* keeps none and recomputes strips of it in every sweep. READM
 from __future__ import annotations
 
 import os
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import checks, native_module
 from . import reference
-from .reference import Asked, Solved, accumulation_dtype
+from .native_fields import option_fields, pair_fields, problem_fields, result_fields
+from .reference import Asked, Pairs, Solved, accumulation_dtype
 
 DEFAULT_BUDGET = 1 << 30  # bytes of stored matrices: n = m = 16384 in fp32
 
@@ -24,6 +26,7 @@ def solve_op(
     a: Tensor | None,  # [n] or [G, n]; None is uniform
     b: Tensor | None,  # [m] or [G, m]
     asked: Asked,
+    pairs: Pairs | None = None,
 ) -> Solved:
     """As `reference.ot_solve`, in x's leading shape, and raising what `reference.flag_inputs` raises.
 
@@ -33,27 +36,18 @@ def solve_op(
     x, y = _ready(x, dtype), _ready(y, dtype)
     a, b = a if a is None else _ready(a, dtype), b if b is None else _ready(b, dtype)
     g, n, m, d = x.shape[:-2], x.shape[-2], y.shape[-2], x.shape[-1]
+    labels, _alive = pair_fields(pairs)
     solved = reference.unwritten(x, g, n, m, d, asked)
-    fine = native_module.module().cpu_ot_solve(
-        native_module.DTYPES[dtype],
-        g[0] if g else 1,
-        n,
-        m,
-        d,
-        x.data_ptr(),
-        y.data_ptr(),
-        0 if a is None else a.data_ptr(),
-        0 if b is None else b.data_ptr(),
-        *[t.data_ptr() for t in solved],  # 0 for a gradient that is not needed: it is empty
-        asked.cost == "cosine",
-        asked.solver == "ipot",
-        asked.eps,
-        asked.iters,
-        -1.0 if asked.tol is None else asked.tol,
-        asked.value == "dual",
-        budget(),
-        native_module.threads(),
+    native = native_module.module()
+    record = native.OtSolve(
+        **problem_fields(x, y, a, b, g[0] if g else 1),
+        **option_fields(asked),
+        **result_fields(solved),
+        **labels,
+        budget=budget(),
+        **native_module.on_cpu(),
     )
+    fine = native.cpu_ot_solve(record)
     if not fine:
         x, y = (t if g else t.unsqueeze(0) for t in (x, y))
         a, b = (t if g or t is None else t.unsqueeze(0) for t in (a, b))
@@ -73,14 +67,23 @@ def ot_plan(x: Tensor, y: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor, co
     dtype = alpha.dtype
     x, y, alpha, beta, scale = (t.to(dtype).contiguous() for t in (x, y, alpha, beta, scale))
     plan = x.new_empty((x.shape[0], x.shape[1], y.shape[1]))
-    native_module.module().cpu_ot_plan_matrix(
-        native_module.DTYPES[dtype],
-        *plan.shape,
-        x.shape[2],
-        *(t.data_ptr() for t in (x, y, alpha, beta, scale, plan)),
-        cost == "cosine",
-        native_module.threads(),
+    native = native_module.module()
+    record = native.OtPlanMatrix(
+        dtype=native_module.dtype_code(dtype),
+        problems=x.shape[0],
+        n=x.shape[1],
+        m=y.shape[1],
+        dim=x.shape[2],
+        x=x.data_ptr(),
+        y=y.data_ptr(),
+        alpha=alpha.data_ptr(),
+        beta=beta.data_ptr(),
+        scale=scale.data_ptr(),
+        cost=native.OT_COSTS[cost],
+        out=plan.data_ptr(),
+        **native_module.on_cpu(),
     )
+    native.cpu_ot_plan_matrix(record)
     return plan
 
 
@@ -97,13 +100,47 @@ def budget() -> int:
 
 def regime(n: int, m: int, dim: int, dtype: torch.dtype = torch.float32, problems: int = 1) -> tuple[str, str]:
     """(name, why) of the way a call with these shapes would be solved."""
-    code = native_module.DTYPES[accumulation_dtype(dtype)]
     limit = budget()
-    resident, per_thread, scratch = native_module.module().cpu_ot_plan(
-        code, problems, n, m, dim, True, True, limit, native_module.threads()
+    found = layout(n, m, dim, dtype, problems, budget=limit)
+    size = n * m * accumulation_dtype(dtype).itemsize
+    sign = "<=" if found.regime == "resident" else ">"
+    how = "each thread solves problems of its own" if found.per_thread else "all threads share one problem"
+    scratch = f"scratch {found.scratch_bytes:,} bytes"
+    return found.regime, f"{n} x {m} matrix of {size:,} bytes {sign} budget {limit:,}; {how}; {scratch}"
+
+
+class Layout(NamedTuple):
+    """How a call with some shapes is solved."""
+
+    regime: str  # "resident" or "streaming"
+    per_thread: bool  # each thread solves problems of its own
+    scratch_bytes: int
+
+
+def layout(
+    n: int,
+    m: int,
+    dim: int,
+    dtype: torch.dtype = torch.float32,
+    problems: int = 1,
+    *,
+    gradients: bool = True,
+    budget: int = DEFAULT_BUDGET,
+    threads: int | None = None,
+) -> Layout:
+    """What the native code chooses: for gradients of both x and y or none, `budget` bytes and a number of threads."""
+    native = native_module.module()
+    plan = native.OtPlan(
+        dtype=native_module.dtype_code(accumulation_dtype(dtype)),
+        problems=problems,
+        n=n,
+        m=m,
+        dim=dim,
+        want_grad_x=gradients,
+        want_grad_y=gradients,
+        budget=budget,
+        threads=native_module.threads() if threads is None else threads,
     )
-    size = n * m * (8 if accumulation_dtype(dtype) == torch.float64 else 4)
-    name = "resident" if resident else "streaming"
-    sign = "<=" if resident else ">"
-    how = "each thread solves problems of its own" if per_thread else "all threads share one problem"
-    return name, f"{n} x {m} matrix of {size:,} bytes {sign} budget {limit:,}; {how}; scratch {scratch:,} bytes"
+    native.cpu_ot_plan(plan)
+    (regime,) = (name for name, code in native.OT_REGIMES.items() if code == plan.regime)
+    return Layout(regime, bool(plan.per_thread), plan.scratch_bytes)

@@ -15,21 +15,14 @@ from torch import Tensor
 
 from .. import native_module, status
 from . import reference
+from .native_fields import option_fields, problem_fields, result_fields
 from .reference import Asked, Solved, accumulation_dtype
-
-# The codes of csrc/cuda/sinkhorn.h and sinkhorn_entry.h.
-COSTS = {"cosine": 0, "sqeuclidean": 1}
-SOLVERS = {"sinkhorn": 0, "ipot": 1}
-VALUES = {"cost": 0, "dual": 1}
-REGIMES = ("none", "resident", "cooperative")
-MAX_COLUMNS = 4096
-MAX_DIM = 2**27
 
 
 class Plan(NamedTuple):
-    """How a device solves n x m; `regime` is a place in REGIMES."""
+    """How a device solves n x m."""
 
-    regime: int
+    regime: str  # "none" (it cannot), "resident" or "cooperative"
     blocks: int  # of the grid; resident: at most
     rows: int  # of the cost matrix in each block
     sms: int
@@ -55,46 +48,32 @@ def ot_solve(
     """
     dtype = accumulation_dtype(x.dtype)
     g, n, m, d = x.shape[:-2], x.shape[-2], y.shape[-2], x.shape[-1]
-    device, stream = native_module.stream_of(x)
+    device, _stream = native_module.stream_of(x)
     reason = why_not(n, m, d, x.dtype, device)
     if reason:
         raise NotImplementedError(f"backend='native': {reason}")
-    chosen = plan(device, n, m, dtype == torch.float64)
+    chosen = plan(device, n, m, dtype)
     x, y = x.contiguous(), y.contiguous()
     a, b = (None if mass is None else mass.to(dtype).contiguous() for mass in (a, b))
     like = x if x.dtype == dtype else x.new_empty(0, dtype=dtype)
     solved = reference.unwritten(like, g, n, m, d, asked)
     problems = g[0] if g else 1
-    scratch_bytes, zeroed_bytes = memory(chosen, dtype == torch.float64, problems, n, m, d, asked.need_y)
+    scratch_bytes, zeroed_bytes = memory(chosen, dtype, problems, n, m, d, asked.need_y)
     scratch = torch.empty(scratch_bytes, dtype=torch.uint8, device=x.device)
     zeroed = torch.zeros(zeroed_bytes // 8, dtype=torch.int64, device=x.device)
-    code = native_module.module().cuda_sinkhorn(
-        device,
-        stream,
-        chosen.regime,
-        chosen.blocks,
-        chosen.rows,
-        x.data_ptr(),
-        y.data_ptr(),
-        native_module.DTYPES[x.dtype],
-        0 if a is None else a.data_ptr(),
-        0 if b is None else b.data_ptr(),
-        problems,
-        n,
-        m,
-        d,
-        COSTS[asked.cost],
-        SOLVERS[asked.solver],
-        float(asked.eps),
-        min(asked.iters, 2**31 - 1),
-        -1.0 if asked.tol is None else float(asked.tol),
-        VALUES[asked.value],
-        *[t.data_ptr() for t in solved],  # 0 for a gradient that is not needed: it is empty
-        scratch.data_ptr(),
-        zeroed.data_ptr(),
-        status.word(x.device).data_ptr(),
+    native = native_module.module()
+    record = native.OtSolve(
+        **problem_fields(x, y, a, b, problems),
+        **option_fields(asked),
+        **result_fields(solved),
+        regime=native.OT_REGIMES[chosen.regime],
+        blocks=chosen.blocks,
+        rows=chosen.rows,
+        scratch=scratch.data_ptr(),
+        zeroed=zeroed.data_ptr(),
+        **native_module.on_cuda(x),
     )
-    native_module.check_launch("ot_solve", code)
+    native_module.check_launch("ot_solve", native.cuda_ot_solve(record))
     status.check_if_asked(x.device)
     return solved
 
@@ -104,12 +83,14 @@ solve_op = ot_solve  # layouts, missing masses and bad values are its own busine
 
 def why_not(n: int, m: int, dim: int, dtype: torch.dtype = torch.float32, device: int | None = None) -> str | None:
     """Why n x m cannot be solved here on a device (None: the current one), or None if it can."""
-    if m > MAX_COLUMNS:
-        return f"m = {m} is above the {MAX_COLUMNS} columns that one block sweeps"
-    if dim > MAX_DIM:
-        return f"D = {dim} is above {MAX_DIM}"
-    found = plan(torch.cuda.current_device() if device is None else device, n, m, _wide(dtype))
-    if found.regime:
+    native = native_module.module()
+    if m > native.OT_CUDA_MAX_COLUMNS:
+        return f"m = {m} is above the {native.OT_CUDA_MAX_COLUMNS} columns that one block sweeps"
+    if dim > native.OT_CUDA_MAX_DIM:
+        return f"D = {dim} is above {native.OT_CUDA_MAX_DIM}"
+    device = torch.cuda.current_device() if device is None else device
+    found = plan(device, n, m, accumulation_dtype(dtype))
+    if found.regime != "none":
         return None
     return (
         f"a {n} x {m} matrix of {_size(n, m, dtype):,} bytes fits neither in one block "
@@ -121,9 +102,9 @@ def regime(n: int, m: int, dim: int, dtype: torch.dtype = torch.float32, problem
     """(name, why) of the way a call with these shapes is solved on the current device; ("none", why) if it is not."""
     reason = why_not(n, m, dim, dtype)
     if reason:
-        return REGIMES[0], reason
-    found = plan(torch.cuda.current_device(), n, m, _wide(dtype))
-    name = REGIMES[found.regime]
+        return "none", reason
+    found = plan(torch.cuda.current_device(), n, m, accumulation_dtype(dtype))
+    name = found.regime
     matrix = f"{n} x {m} matrix of {_size(n, m, dtype):,} bytes"
     if name == "resident":
         return name, f"{matrix} in one block; up to {found.blocks} of {problems} problems at once"
@@ -131,27 +112,30 @@ def regime(n: int, m: int, dim: int, dtype: torch.dtype = torch.float32, problem
 
 
 @functools.lru_cache(maxsize=1024)
-def plan(device: int, n: int, m: int, fp64: bool) -> Plan:
-    """What the launchers choose for n x m on a device; asks the driver, not the device."""
-    out = torch.empty(5, dtype=torch.int64)
-    code = native_module.module().cuda_sinkhorn_plan(device, int(fp64), n, m, out.data_ptr())
-    native_module.check_launch("ot_solve", code)
-    return Plan(*out.tolist())
+def plan(device: int, n: int, m: int, dtype: torch.dtype) -> Plan:
+    """What the launchers choose for n x m on a device, to calculate in `dtype`; asks the driver, not the device."""
+    native = native_module.module()
+    record = native.OtPlan(**_sizes(dtype, 1, n, m, 1, False), device=device)
+    native_module.check_launch("ot_solve", native.cuda_ot_plan(record))
+    (regime,) = (name for name, code in native.OT_REGIMES.items() if code == record.regime)
+    return Plan(regime, record.blocks, record.rows, record.sms, record.shared_bytes)
 
 
 @functools.lru_cache(maxsize=1024)
-def memory(chosen: Plan, fp64: bool, problems: int, n: int, m: int, dim: int, need_y: bool) -> tuple[int, int]:
+def memory(chosen: Plan, dtype: torch.dtype, problems: int, n: int, m: int, dim: int, need_y: bool) -> tuple[int, int]:
     """Bytes of a call's own memory: scratch; the barrier and column totals of a cooperative grid, zero at the start."""
-    out = torch.empty(2, dtype=torch.int64)
-    sizes = chosen.regime, int(fp64), chosen.blocks, problems, n, m, dim, int(need_y)
-    native_module.module().cuda_sinkhorn_memory(*sizes, out.data_ptr())
-    scratch, zeroed = out.tolist()
-    return scratch, zeroed
+    native = native_module.module()
+    regime = native.OT_REGIMES[chosen.regime]
+    record = native.OtPlan(**_sizes(dtype, problems, n, m, dim, need_y), regime=regime, blocks=chosen.blocks)
+    native.cuda_ot_memory(record)
+    return record.scratch_bytes, record.zeroed_bytes
 
 
-def _wide(dtype: torch.dtype) -> bool:
-    return accumulation_dtype(dtype) == torch.float64
+def _sizes(dtype: torch.dtype, problems: int, n: int, m: int, dim: int, need_y: bool) -> dict[str, int]:
+    code = native_module.dtype_code(dtype)
+    sizes = {"dtype": code, "problems": problems, "n": n, "m": m, "dim": dim}
+    return {**sizes, "want_grad_x": True, "want_grad_y": need_y}
 
 
 def _size(n: int, m: int, dtype: torch.dtype) -> int:
-    return n * m * (8 if _wide(dtype) else 4)
+    return n * m * accumulation_dtype(dtype).itemsize

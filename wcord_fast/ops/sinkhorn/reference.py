@@ -34,6 +34,19 @@ class Asked(NamedTuple):
     need_b: bool
 
 
+class Pairs(NamedTuple):
+    """Known pairs: rows and columns with equal labels, a negative label having none; `rho` as in `log_ratio`."""
+
+    rows: Tensor  # int64 [G, n], or [n] of one problem
+    columns: Tensor  # int64 [G, m]
+    rho: float = 0.0
+
+    def mask(self) -> Tensor:
+        """bool [G, n, m]."""
+        rows, columns = self.rows.unsqueeze(-1), self.columns.unsqueeze(-2)
+        return (rows == columns) & (rows >= 0)
+
+
 class Solved(NamedTuple):
     """What every backend of the op returns, in this order; gradients not asked for have shape [0]."""
 
@@ -86,20 +99,25 @@ def ot_solve(
     a: Tensor,  # [G, n] in the accumulation dtype
     b: Tensor,  # [G, m]
     asked: Asked,
+    pairs: Pairs | None = None,
 ) -> Solved:
     """Solve G problems and differentiate their values with respect to what is needed."""
     x, y = x.to(a.dtype), y.to(a.dtype)
     costs = cost_matrix(x, y, asked.cost)  # [G, n, m]
-    alpha, beta, scale, iterations = iterate(costs, a, b, asked.solver, asked.eps, asked.iters, asked.tol)
-    p = plan(costs, alpha, beta, scale)  # [G, n, m]
+    log_r = log_reference(a, b, pairs) if pairs is not None and pairs.rho > 0 else None  # [G, n, m]
+    alpha, beta, scale, iterations = iterate(costs, a, b, asked.solver, asked.eps, asked.iters, asked.tol, log_r)
+    p = plan(costs, alpha, beta, scale, log_r)  # [G, n, m]
     rows, columns = p.sum(-1), p.sum(-2)
 
     none = [p.new_empty(0) for _ in range(4)]
     grad_a, grad_b = none[2:]
     if asked.value == "dual":
-        f, g = potentials(costs, a, b, alpha, beta, asked.eps)
+        f, g = potentials(costs, a, b, alpha, beta, asked.eps, log_r)
         # <P, C> + eps * sum P log(P / ab), and eps * log(P_ij / a_i b_j) = f_i + g_j - C_ij.
         result = (rows * f).sum(-1) + (columns * g).sum(-1)
+        if log_r is not None and pairs is not None:  # a reference plan is that much below a b^T off the pairs
+            below = asked.eps * math.log1p(-pairs.rho)
+            result = torch.where(log_ratio(a, b, pairs) > 0, result - below, result)
         grad_a, grad_b = f if asked.need_a else grad_a, g if asked.need_b else grad_b
     else:
         result = (p * costs).sum((-2, -1))
@@ -141,6 +159,7 @@ def iterate(
     eps: float,
     iters: int,
     tol: float | None,
+    log_r: Tensor | None = None,  # [G, n, m] added to every exponent, see `log_reference`
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """alpha [G, n], beta [G, m], scale [G] and iterations [G] after at most `iters` iterations."""
     extrapolate = solver == "ipot"
@@ -154,35 +173,59 @@ def iterate(
         s = (t if extrapolate else 1) / eps
         # Never extrapolate a masked column: 2 * (-inf) - (-inf) is NaN.
         bx = torch.where(b > 0, 2 * beta - beta_prev, beta) if extrapolate else beta
-        alpha_new = log_a - torch.logsumexp(torch.sub(bx.unsqueeze(-2), costs, alpha=s), -1)
-        beta_new = log_b - torch.logsumexp(torch.sub(alpha_new.unsqueeze(-1), costs, alpha=s), -2)
+        alpha_new = log_a - torch.logsumexp(_exponent(bx.unsqueeze(-2), costs, s, log_r), -1)
+        beta_new = log_b - torch.logsumexp(_exponent(alpha_new.unsqueeze(-1), costs, s, log_r), -2)
         beta_prev = beta
         alpha = torch.where(active.unsqueeze(-1), alpha_new, alpha)
         beta = torch.where(active.unsqueeze(-1), beta_new, beta)
         scale = torch.where(active, s, scale)
         iterations += active
         if tol is not None and t % CHECK_EVERY == 0 and t < iters:
-            error = _row_error(plan(costs, alpha, beta, scale).sum(-1), a)
+            error = _row_error(plan(costs, alpha, beta, scale, log_r).sum(-1), a)
             active = active & ~(error <= tol)
             if active.device.type == "cpu" and not active.any():
                 break
     return alpha, beta, scale, iterations
 
 
-def plan(costs: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor) -> Tensor:
-    """P = exp(alpha_i + beta_j - s * C_ij), [G, n, m]; exactly 0 where a marginal is."""
+def log_ratio(a: Tensor, b: Tensor, pairs: Pairs) -> Tensor:
+    """kappa [G]: log of how much more the reference plan has on a pair than a b^T would have beside the pairs.
+
+    R = rho * (a b^T on the pairs, over its mass mu) + (1 - rho) a b^T, so kappa = log(1 + rho / ((1 - rho) mu)). 0
+    if no row with mass has a partner with mass: then there is nothing to prefer.
+    """
+    mass = (pairs.mask() * (a.unsqueeze(-1) * b.unsqueeze(-2))).sum((-2, -1))
+    return torch.where(mass > 0, torch.log1p(pairs.rho / ((1 - pairs.rho) * mass)), 0)
+
+
+def log_reference(a: Tensor, b: Tensor, pairs: Pairs) -> Tensor:
+    """log(R / (a b^T)) [G, n, m] up to the constant log(1 - rho): kappa on the pairs, else 0."""
+    return pairs.mask() * log_ratio(a, b, pairs)[:, None, None]
+
+
+def _exponent(potential: Tensor, costs: Tensor, s: float, log_r: Tensor | None) -> Tensor:
+    exponent = torch.sub(potential, costs, alpha=s)
+    return exponent if log_r is None else exponent.add_(log_r)
+
+
+def plan(costs: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor, log_r: Tensor | None = None) -> Tensor:
+    """P = exp(alpha_i + beta_j - s * C_ij + log_r_ij), [G, n, m]; exactly 0 where a marginal is."""
     exponent = torch.mul(costs, -scale[:, None, None])
+    if log_r is not None:
+        exponent.add_(log_r)
     return exponent.add_(alpha.unsqueeze(-1)).add_(beta.unsqueeze(-2)).exp_()
 
 
-def potentials(costs: Tensor, a: Tensor, b: Tensor, alpha: Tensor, beta: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def potentials(
+    costs: Tensor, a: Tensor, b: Tensor, alpha: Tensor, beta: Tensor, eps: float, log_r: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """f = eps * (alpha - log a) [G, n] and g = eps * (beta - log b) [G, m], sinkhorn only.
 
     Where a mass is zero the potential is its c-transform extension, f_i = -eps * LSE_j(beta_j - C_ij / eps), finite
     and at convergence the limit of f_i as the mass goes to zero.
     """
-    f_extended = -torch.logsumexp(torch.sub(beta.unsqueeze(-2), costs, alpha=1 / eps), -1)
-    g_extended = -torch.logsumexp(torch.sub(alpha.unsqueeze(-1), costs, alpha=1 / eps), -2)
+    f_extended = -torch.logsumexp(_exponent(beta.unsqueeze(-2), costs, 1 / eps, log_r), -1)
+    g_extended = -torch.logsumexp(_exponent(alpha.unsqueeze(-1), costs, 1 / eps, log_r), -2)
     f = torch.where(a > 0, alpha - a.log(), f_extended)
     g = torch.where(b > 0, beta - b.log(), g_extended)
     return f.mul_(eps), g.mul_(eps)

@@ -1,0 +1,71 @@
+"""What `python -m bench accuracy` trains: each variant's method and options of `wcord-fast distill`."""
+
+from __future__ import annotations
+
+Variants = dict[str, tuple[str, list[str]]]
+
+DUAL = ["--wcord.critic", "dual", "--wcord.dual-scale"]
+RAMP = 0.25  # part of the epochs
+FILLED = {name: [f"--{name}.init-banks", "true"] for name in ("crd", "wcord")}
+RAMPED = {"crd": ["--crd.ramp", str(RAMP)], "wcord": ["--wcord.ramp-gckt", str(RAMP)]}
+Z = {name: [f"--{name}.z", "ramp"] for name in ("crd", "wcord")}
+BOTH = {name: [*FILLED[name], *RAMPED[name], *Z[name]] for name in ("crd", "wcord")}
+CENTRED = ["--wcord.lckt-features", "raw", "--wcord.lckt-center", "batch"]
+
+
+def local(pairs: str, weight: float, rho: float | None = None, eps: float = 0.05) -> list[str]:
+    """Options of the local term on centred raw features; with `rho`, sinkhorn, whose reference plan keeps its part."""
+    told = [*CENTRED, "--wcord.lckt-pairs", pairs, "--wcord.lambda-lckt", f"{weight:g}"]
+    if rho is None:
+        return told
+    return [*told, "--wcord.lckt-rho", f"{rho:g}", "--wcord.ot-solver", "sinkhorn", "--wcord.ot-eps", f"{eps:g}"]
+
+
+def _all() -> Variants:
+    found: Variants = {
+        "plain": ("ce", []),
+        "KD": ("kd", []),
+        "CRD": ("crd", []),
+        "GCKT nce_sn": ("gckt", []),
+        "GCKT nce": ("gckt", ["--wcord.critic", "nce"]),
+        "GCKT dual, scale 1": ("gckt", [*DUAL, "1"]),
+        "GCKT dual, scale 4": ("gckt", [*DUAL, "4"]),
+        "GCKT dual, scale 14": ("gckt", [*DUAL, "14"]),
+        "LCKT mean": ("lckt", []),
+        "LCKT sum": ("lckt", ["--wcord.lckt-reduction", "sum"]),
+        "WCoRD": ("wcord", []),
+    }
+    for name, method, section in (("CRD", "crd", "crd"), ("GCKT", "gckt", "wcord")):
+        found[f"{name} banks"] = (method, FILLED[section])
+        found[f"{name} ramp"] = (method, RAMPED[section])
+        found[f"{name} banks, ramp"] = (method, [*FILLED[section], *RAMPED[section]])
+        found[f"{name} banks, ramp, z"] = (method, BOTH[section])
+    for weight in (1, 3, 10):
+        found[f"LCKT none, weight {weight}"] = ("lckt", local("none", weight))
+        found[f"LCKT only, weight {weight}"] = ("lckt", local("only", weight))
+        for rho in (0.5, 0.9, 0.99):
+            found[f"LCKT prior {rho}, weight {weight}"] = ("lckt", local("prior", weight, rho))
+    found["LCKT only uncentred, weight 3"] = ("lckt", [*local("only", 3), "--wcord.lckt-center", "none"])
+    found["LCKT only mapped, weight 3"] = ("lckt", [*local("only", 3), "--wcord.lckt-features", "mapped"])
+    found["LCKT only embed, weight 3"] = (
+        "lckt",
+        ["--wcord.lckt-pairs", "only", "--wcord.lambda-lckt", "3", "--wcord.lckt-center", "batch"],
+    )
+    for eps in (0.1, 0.2):
+        found[f"LCKT prior 0.9, eps {eps}, weight 3"] = ("lckt", local("prior", 3, 0.9, eps))
+    found["LCKT prior 0.9, ipot, weight 3"] = ("lckt", [*local("prior", 3), "--wcord.lckt-rho", "0.9"])
+    for weight in (3, 10):
+        found[f"WCoRD only, weight {weight}"] = ("wcord", [*BOTH["wcord"], *local("only", weight)])
+        for rho in (0.9, 0.99):
+            found[f"WCoRD prior {rho}, weight {weight}"] = ("wcord", [*BOTH["wcord"], *local("prior", weight, rho)])
+    for name in ("FitNet", "SP", "RKD", "PKT", "AT"):
+        found[name] = (name.lower(), [])
+    return found | {
+        f"{name}+KD": (f"{method}+kd", options)
+        for name, (method, options) in found.items()
+        if method not in ("ce", "kd")
+    }
+
+
+VARIANTS: Variants = _all()
+PUBLISHED = [*list(VARIANTS)[:11], "WCoRD+KD"]  # what the paper and its critics' forms say

@@ -1,0 +1,114 @@
+// The optimal-transport ops: G problems of n x m, D-dimensional features or, later, costs that are given.
+#pragma once
+#include "dtype.h"
+
+namespace wcf {
+
+#define WCF_OT_COSTS(CODE)  \
+  CODE(OT_COSINE, "cosine") \
+  CODE(OT_SQEUCLIDEAN, "sqeuclidean")
+WCF_CODES(OtCost, WCF_OT_COSTS)
+
+#define WCF_OT_SOLVERS(CODE)    \
+  CODE(OT_SINKHORN, "sinkhorn") \
+  CODE(OT_IPOT, "ipot")
+WCF_CODES(OtSolver, WCF_OT_SOLVERS)
+
+// What a solve reports: <P, C>, or the dual problem's value <P, C> + eps * sum P log(P / R), R = ab without pairs.
+#define WCF_OT_VALUES(CODE) \
+  CODE(OT_COST, "cost")     \
+  CODE(OT_DUAL, "dual")
+WCF_CODES(OtValue, WCF_OT_VALUES)
+
+// How a solve is laid out.
+#define WCF_OT_REGIMES(CODE)                                                                                 \
+  CODE(OT_NONE, "none")               /* it cannot be */                                                     \
+  CODE(OT_RESIDENT, "resident")       /* the n x m matrix is kept (CUDA: in the shared memory of a block) */ \
+  CODE(OT_COOPERATIVE, "cooperative") /* CUDA: in strips in the shared memory of all SMs */                  \
+  CODE(OT_STREAMING, "streaming")     /* CPU: strips of it are made again in every sweep */
+WCF_CODES(OtRegime, WCF_OT_REGIMES)
+
+// Real is fp64 if x and y are, else fp32. G, n, m, D are sizes; a null marginal is uniform, a null gradient not wanted.
+#define WCF_OT_SOLVE(NEEDED, OPTIONAL, EACH, PART)                                                        \
+  NEEDED(int32_t, dtype)    /* of x and y; CPU: fp32 or fp64 */                                           \
+  NEEDED(int64_t, problems) /* G */                                                                       \
+  NEEDED(int64_t, n)                                                                                      \
+  NEEDED(int64_t, m)                                                                                      \
+  NEEDED(int64_t, dim)     /* D */                                                                        \
+  NEEDED(const void*, x)   /* [G, n, D] */                                                                \
+  NEEDED(const void*, y)   /* [G, m, D] */                                                                \
+  OPTIONAL(const void*, a) /* [G, n] Real */                                                              \
+  OPTIONAL(const void*, b) /* [G, m] Real */                                                              \
+  NEEDED(int32_t, cost)    /* OtCost */                                                                   \
+  NEEDED(int32_t, solver)  /* OtSolver */                                                                 \
+  NEEDED(int32_t, value)   /* OtValue */                                                                  \
+  NEEDED(double, eps)                                                                                     \
+  NEEDED(int64_t, iters)                                                                                  \
+  NEEDED(double, tol)                     /* < 0: none */                                                 \
+  NEEDED(int64_t, check_every)            /* iterations between two tests of tol */                       \
+  NEEDED(double, sum_tolerance)           /* how far a marginal's sum may be from 1 */                    \
+  NEEDED(void*, out_value)                /* [G] Real */                                                  \
+  NEEDED(void*, out_alpha)                /* [G, n] Real */                                               \
+  NEEDED(void*, out_beta)                 /* [G, m] Real */                                               \
+  NEEDED(void*, out_scale)                /* [G] Real */                                                  \
+  NEEDED(void*, out_error)                /* [G] Real */                                                  \
+  NEEDED(int32_t*, out_iterations)        /* [G] */                                                       \
+  OPTIONAL(void*, grad_x)                 /* [G, n, D] Real */                                            \
+  OPTIONAL(void*, grad_y)                 /* [G, m, D] Real */                                            \
+  OPTIONAL(void*, grad_a)                 /* [G, n] Real */                                               \
+  OPTIONAL(void*, grad_b)                 /* [G, m] Real */                                               \
+  OPTIONAL(const int64_t*, row_labels)    /* CPU: [G, n]; rows and columns of equal label are pairs, a */ \
+  OPTIONAL(const int64_t*, column_labels) /*   negative one has none: [G, m]; or null */                  \
+  OPTIONAL(double, rho)                   /* CPU: the reference plan's mass on the pairs, in [0, 1) */    \
+  OPTIONAL(int64_t, budget)               /* CPU: bytes that kept matrices may take */                    \
+  OPTIONAL(int32_t, regime)               /* CUDA: these five from an OtPlan of the same sizes */         \
+  OPTIONAL(int64_t, blocks)                                                                               \
+  OPTIONAL(int64_t, rows)                                                                                 \
+  OPTIONAL(void*, scratch) /*   scratch_bytes */                                                          \
+  OPTIONAL(void*, zeroed)  /*   zeroed_bytes, all zero at the start */                                    \
+  PART(Place, place)                                                                                      \
+  PART(Status, flags)
+WCF_RECORD(OtSolve, WCF_OT_SOLVE)
+
+// How a solve of these sizes would run: the fields from `regime` on are written by the op.
+#define WCF_OT_PLAN(NEEDED, OPTIONAL, EACH, PART)                                   \
+  NEEDED(int32_t, dtype)                                                            \
+  NEEDED(int64_t, problems)                                                         \
+  NEEDED(int64_t, n)                                                                \
+  NEEDED(int64_t, m)                                                                \
+  NEEDED(int64_t, dim)                                                              \
+  NEEDED(int32_t, want_grad_x)                                                      \
+  NEEDED(int32_t, want_grad_y)                                                      \
+  OPTIONAL(int64_t, budget) /* CPU */                                               \
+  PART(Place, place)                                                                \
+  OPTIONAL(int32_t, regime)       /* OtRegime */                                    \
+  OPTIONAL(int32_t, per_thread)   /* CPU: each thread solves problems of its own */ \
+  OPTIONAL(int64_t, blocks)       /* CUDA: of the grid; resident: at most */        \
+  OPTIONAL(int64_t, rows)         /* CUDA: of the cost matrix in each block */      \
+  OPTIONAL(int64_t, sms)          /* CUDA: of the device */                         \
+  OPTIONAL(int64_t, shared_bytes) /* CUDA: that a block can have */                 \
+  OPTIONAL(int64_t, scratch_bytes)                                                  \
+  OPTIONAL(int64_t, zeroed_bytes) /* CUDA: the barrier and column totals of a cooperative grid */
+WCF_RECORD(OtPlan, WCF_OT_PLAN)
+
+// The transport plan P of solved problems: out [G, n, m], from features and scalings as OtSolve has them.
+#define WCF_OT_PLAN_MATRIX(NEEDED, OPTIONAL, EACH, PART) \
+  NEEDED(int32_t, dtype)                                 \
+  NEEDED(int64_t, problems)                              \
+  NEEDED(int64_t, n)                                     \
+  NEEDED(int64_t, m)                                     \
+  NEEDED(int64_t, dim)                                   \
+  NEEDED(const void*, x)                                 \
+  NEEDED(const void*, y)                                 \
+  NEEDED(const void*, alpha)                             \
+  NEEDED(const void*, beta)                              \
+  NEEDED(const void*, scale)                             \
+  NEEDED(int32_t, cost)                                  \
+  NEEDED(void*, out)                                     \
+  PART(Place, place)
+WCF_RECORD(OtPlanMatrix, WCF_OT_PLAN_MATRIX)
+
+constexpr int64_t OT_CUDA_MAX_COLUMNS = 4096;          // one sweep holds a row in the registers of the block
+constexpr int64_t OT_CUDA_MAX_DIM = int64_t{1} << 27;  // GROUP rows are addressed with 32 bits
+
+}  // namespace wcf

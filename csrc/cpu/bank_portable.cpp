@@ -1,7 +1,0 @@
-#include "bank_set.h"
-
-#define WCF_AVX2 0
-#define WCF_AVX512 0
-namespace wcf::portable {
-#include "bank_set.inl"
-}

@@ -1,0 +1,29 @@
+// Everything that is compiled once per instruction set, and the table of it. Included by simd_portable.cpp,
+// simd_avx2.cpp and simd_avx512.cpp, each inside its namespace and with its target switched on.
+#include "vec.inl"
+
+#include "draw_block.inl"
+
+#include "bank_terms.inl"
+
+#include "bank_gather.inl"
+
+#include "bank_dense.inl"
+
+#include "sinkhorn_math.inl"
+
+#include "product.inl"
+
+#include "sinkhorn_sweep.inl"
+
+#include "sinkhorn_columns.inl"
+
+template <class T>
+constexpr SinkhornKernels<T> SINKHORN = {
+    TILE_COLUMNS<T>, pack_b<T>,        product<T>,       scale_rows<T>,      scaled_row_error<T>,
+    exp_rows<T>,     exp_row_error<T>, column_peaks<T>,  column_sums<T>,     row_spread<T>,
+    absorb<T>,       finish_cost<T>,   finish_kernel<T>, scale_columns<T>,   exp_columns<T>,
+    step_columns<T>, all_finite<T>,    unit_row<T>,      finish_gradient<T>,
+};
+
+const SimdKernels KERNELS = {draw_block, pick_visit, pick_dense, SINKHORN<float>, SINKHORN<double>};

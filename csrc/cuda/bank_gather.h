@@ -1,0 +1,136 @@
+// What the kernels of the bank's gather plan share: the critic term, and sums over lanes and warps.
+//
+// A call is two launches. `gather_rows_kernel` or `gather_any_kernel`, one block per anchor and split of its K
+// negatives, writes the split's sum of terms and of weighted rows; `gather_finish_kernel`, one block per anchor and
+// direction, adds the splits up in ascending order and then the positive. For log Z `log_z_kernel` follows. No float is
+// ever added atomically, so results do not depend on scheduling.
+#pragma once
+#include "../common/bank_score.h"
+#include "../common/critic.h"
+#include "../common/dtype.h"
+#include "negatives.h"
+
+namespace wcf {
+
+constexpr int GATHER_WARPS = GATHER_THREADS / WARP;
+
+// Bits of NegativeReader::flags: what made the results of this anchor invalid.
+constexpr int32_t FLAG_ANCHOR = 1;                   // << direction
+constexpr int32_t FLAG_INDEX = 1 << MAX_DIRECTIONS;  // of all directions
+
+template <class Real>
+__device__ __forceinline__ Real nan_of() {
+  return static_cast<Real>(bits_float(0x7FC00000u));
+}
+
+__device__ __forceinline__ bool flagged(int32_t flags, int s) { return (flags & (FLAG_INDEX | FLAG_ANCHOR << s)) != 0; }
+
+__device__ __forceinline__ void report(int32_t flags, const Status& to) {
+  if (flags & FLAG_INDEX) raise(to, to.index_bit);
+  if (flags & (FLAG_INDEX - 1)) raise(to, to.anchor_bit);
+}
+
+// True when an estimate of log Z was asked for and every direction has one already: the launches return at once.
+template <class Real>
+__device__ __forceinline__ bool nothing_to_do(const BankScore& a) {
+  if (a.op != BANK_LOG_Z || !a.log_z) return false;
+  const Real* const known = static_cast<const Real*>(a.log_z);
+  for (int s = 0; s < a.directions; ++s) {
+    if (known[s] != known[s]) return false;
+  }
+  return true;
+}
+
+// K_b, how many negatives anchor b is charged for, and the weight of each that is scored.
+__device__ __forceinline__ double charged_of(const BankScore& a, int64_t count) {
+  return static_cast<double>(a.charged < 0 ? count : a.charged);
+}
+__device__ __forceinline__ double weight_of(const BankScore& a, int64_t count) {
+  return a.rows.negatives == NEGATIVES_POOL && a.charged >= 0
+             ? static_cast<double>(a.charged) / static_cast<double>(count)
+             : 1.0;
+}
+
+// A running sum of terms, or for BANK_LOG_Z of exponentials: the value is sum * exp(top). For plain sums top stays 0.
+template <class Real>
+struct Tally {
+  Real top;
+  Real sum;
+};
+
+// For a log-sum-exp the lowest finite number stands for -inf, so that no difference of two tops is NaN.
+template <class Real>
+__device__ __forceinline__ Tally<Real> tally_empty(int32_t op) {
+  return Tally<Real>{op == BANK_LOG_Z ? static_cast<Real>(-3.4e38f) : Real(0), Real(0)};
+}
+
+template <class Real>
+__device__ __forceinline__ Tally<Real> tally_join(Tally<Real> a, Tally<Real> b) {
+  const Real top = a.top < b.top ? b.top : a.top;
+  return Tally<Real>{top, a.sum * real_exp(a.top - top) + b.sum * real_exp(b.top - top)};
+}
+
+// Sum over the warp; lane 0's order of additions is always the same.
+template <class Real>
+__device__ __forceinline__ Tally<Real> tally_warp(Tally<Real> t) {
+  for (int step = WARP / 2; step > 0; step /= 2) {
+    const Tally<Real> other{__shfl_xor_sync(FULL_WARP, t.top, step), __shfl_xor_sync(FULL_WARP, t.sum, step)};
+    t = tally_join(t, other);
+  }
+  return t;
+}
+
+template <class Real>
+__device__ __forceinline__ Real tally_value(int32_t op, Tally<Real> t) {
+  return op == BANK_LOG_Z ? t.top + real_log(t.sum) : t.sum;
+}
+
+// Adds the term of one scored negative; returns the factor of its row in the gradient (1 / tau comes at the end).
+template <class Real>
+__device__ __forceinline__ Real add_score(int32_t op, Real s, Real inverse_tau, Real offset, Tally<Real>* tally) {
+  if (op == BANK_MEAN_SCORE) {
+    tally->sum += s;
+    return Real(1);
+  }
+  if (op == BANK_NCE) {
+    const Term<Real> term = softplus(s * inverse_tau - offset);
+    tally->sum += term.value;
+    return term.slope;
+  }
+  *tally = tally_join(*tally, Tally<Real>{s * inverse_tau, Real(1)});
+  return Real(0);
+}
+
+// A split of an anchor without valid negatives: NaN for all directions, nothing read.
+template <class Real>
+__device__ __forceinline__ void poison_split(const BankScore& a, int64_t b, int64_t split) {
+  for (int s = 0; s < a.directions; ++s) {
+    const int64_t at = (s * a.rows.draws.num_anchors + b) * a.splits + split;
+    if (threadIdx.x == 0) static_cast<Real*>(a.partial)[at] = nan_of<Real>();
+    if (!a.partial_grad) continue;
+    for (int64_t d = threadIdx.x; d < a.dim; d += blockDim.x) {
+      static_cast<Real*>(a.partial_grad)[at * a.dim + d] = nan_of<Real>();
+    }
+  }
+}
+
+// The launchers, each in its own file. gather_rows: false if this kernel is not made for these rows.
+bool gather_rows(const BankScore& a, cudaError_t* error);
+cudaError_t gather_general(const BankScore& a);
+cudaError_t gather_finish(const BankScore& a);
+
+// launch_for<Bank, Real>(a) for the bank's dtype and the type that is calculated in.
+template <class LaunchFor>
+cudaError_t with_types(const BankScore& a, LaunchFor launch_for) {
+  cudaError_t error = cudaErrorInvalidValue;  // an unknown dtype
+  with_dtype(a.bank_dtype[0], [&](auto bank) {
+    if (a.wide) {
+      error = launch_for(bank, double{});
+    } else if constexpr (sizeof(bank) < sizeof(double)) {
+      error = launch_for(bank, float{});
+    }
+  });
+  return error;
+}
+
+}  // namespace wcf

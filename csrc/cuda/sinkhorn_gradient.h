@@ -1,0 +1,187 @@
+// What makes the gradient: sum_j P_ij dC_ij / dx_i, for the rows of either side.
+#pragma once
+#include "sinkhorn_cost.h"
+
+namespace wcf::ot {
+
+// One side of the problem, seen from the rows whose gradient is made.
+template <class Real>
+struct Side {
+  const Real* plan;    // P; [rows, ld], or with TRANSPOSED [others, ld] whose columns are the rows
+  int ld, others;      // others: a multiple of 4 unless TRANSPOSED, with zeros in P from the last one on
+  const Real* own;     // [rows, Dp]
+  const Real* other;   // [others, Dp]
+  const Real* factor;  // [rows, 2]
+  Real* out;           // [rows, D]
+  int rows;
+  int first, step;  // this block makes groups first, first + step, ... of GROUP rows
+};
+
+// A thread makes one dimension of GROUP rows: a coalesced load of the other side for GROUP multiply-adds with numbers
+// of P that the warp shares, read 16 bytes at a time. When there are fewer groups than threads could serve, the sum
+// over the other side is cut into slices, which meet in `work` [slices, GROUP, width] in their order.
+// Squared distances are differentiated as sum_j P_ij (x_i - y_j): near points lose nothing to a common offset.
+template <bool TRANSPOSED, bool SQUARES, class Real>
+__device__ __forceinline__ void gradient_sums(const Side<Real>& s, int dim, int dim_pad, Real* work) {
+  constexpr int STEP = Pack<Real>::SIZE;
+  const int groups = (s.rows + GROUP - 1) / GROUP;
+  const int mine = groups > s.first ? (groups - s.first + s.step - 1) / s.step : 0;
+  const int width = dim < THREADS ? dim : THREADS;
+  const int seats = THREADS / width;
+  const int slices = mine >= seats || mine == 0 ? 1 : seats / mine;
+  const int at_once = seats / slices;
+  const int slice_size = static_cast<int>(round_up((s.others + slices - 1) / slices, 4));
+  const int seat = threadIdx.x / width, slice = seat % slices;
+  WCF_ROLLED
+  for (int turn = 0; turn < mine; turn += at_once) {
+    WCF_ROLLED
+    for (int d0 = 0; d0 < dim; d0 += width) {
+      const int d = d0 + threadIdx.x % width;
+      const int local = turn + seat / slices;
+      const bool busy = seat < at_once * slices && local < mine && d < dim;
+      const int row = (s.first + local * s.step) * GROUP;
+      Real sum[GROUP], own[GROUP];
+      WCF_UNROLL
+      for (int r = 0; r < GROUP; ++r) sum[r] = own[r] = 0;
+      if (busy) {
+        if constexpr (SQUARES) {
+          const Real* from = s.own + static_cast<int64_t>(row) * dim_pad + d;
+          WCF_UNROLL
+          for (int r = 0; r < GROUP; ++r) {
+            own[r] = *from;
+            if (row + r + 1 < s.rows) from += dim_pad;
+          }
+        }
+        const auto add = [&](int r, Real p, Real v) { sum[r] = multiply_add(p, SQUARES ? own[r] - v : v, sum[r]); };
+        const int end = (slice + 1) * slice_size < s.others ? (slice + 1) * slice_size : s.others;
+        const Real* v = s.other + static_cast<int64_t>(slice) * slice_size * dim_pad + d;
+        if constexpr (TRANSPOSED) {
+          const Real* p = s.plan + static_cast<int64_t>(slice) * slice_size * s.ld + row;
+          WCF_UNROLL_BY(16 / sizeof(Real))  // loads of the other side in flight
+          for (int k = slice * slice_size; k < end; ++k, v += dim_pad, p += s.ld) {
+            WCF_UNROLL
+            for (int r = 0; r < GROUP; r += STEP) {
+              const Pack<Real> of_rows = load_pack(p + r);
+              WCF_UNROLL
+              for (int q = 0; q < STEP; ++q) add(r + q, of_rows.v[q], *v);
+            }
+          }
+        } else {
+          const int last = s.rows - 1 - row;
+          const Real* p = s.plan + row * s.ld + slice * slice_size;  // in shared memory
+          Real next[STEP];
+          WCF_UNROLL
+          for (int q = 0; q < STEP; ++q, v += dim_pad) next[q] = slice * slice_size < end ? *v : Real(0);
+          WCF_ROLLED
+          for (int k = slice * slice_size; k < end; k += STEP, p += STEP) {
+            Real of_other[STEP];
+            WCF_UNROLL
+            for (int q = 0; q < STEP; ++q, v += dim_pad) {  // as in fill_cost
+              of_other[q] = next[q];
+              if (k + STEP < end) next[q] = *v;
+            }
+            WCF_UNROLL
+            for (int r = 0; r < GROUP; ++r) {
+              const Pack<Real> of_row = load_pack(p + (r < last ? r : last) * s.ld);
+              WCF_UNROLL
+              for (int q = 0; q < STEP; ++q) add(r, of_row.v[q], of_other[q]);
+            }
+          }
+        }
+      }
+      if (slices > 1) {  // the same in the whole block
+        __syncthreads();
+        const int column = threadIdx.x % width;
+        WCF_UNROLL
+        for (int r = 0; r < GROUP; ++r) {
+          if (busy) work[(seat * GROUP + r) * width + column] = sum[r];
+        }
+        __syncthreads();
+        if (busy && slice == 0) {
+          WCF_UNROLL
+          for (int r = 0; r < GROUP; ++r) {
+            WCF_ROLLED
+            for (int q = 1; q < slices; ++q) sum[r] += work[((seat + q) * GROUP + r) * width + column];
+          }
+        }
+      }
+      if (busy && slice == 0) {
+        Real* to = s.out + static_cast<int64_t>(row) * dim + d;
+        WCF_UNROLL
+        for (int r = 0; r < GROUP; ++r, to += dim) {
+          if (row + r < s.rows) *to = SQUARES ? 2 * sum[r] : -sum[r];
+        }
+      }
+    }
+  }
+}
+
+// The cosine's gradient at the unit rows becomes that at the rows: (g - <g, u> u) / |x|, one warp per row.
+template <class Real>
+__device__ __forceinline__ void project(const Side<Real>& s, int dim, int dim_pad) {
+  const int lane = threadIdx.x % WARP;
+  WCF_ROLLED
+  for (int local = threadIdx.x / WARP;; local += WARPS) {
+    const int row = (s.first + local / GROUP * s.step) * GROUP + local % GROUP;
+    if (row >= round_up(s.rows, GROUP)) return;
+    if (row >= s.rows) continue;
+    Real* const out = s.out + static_cast<int64_t>(row) * dim;
+    const Real* const unit = s.own + static_cast<int64_t>(row) * dim_pad;
+    Real along = 0;
+    WCF_ROLLED
+    for (int d = lane; d < dim; d += WARP) along = multiply_add(out[d], unit[d], along);
+    along = warp_sum(along);
+    const Real one = s.factor[2 * row], two = s.factor[2 * row + 1];
+    WCF_ROLLED
+    for (int d = lane; d < dim; d += WARP) out[d] = multiply_add(-along, unit[d], out[d]) * one * two;
+  }
+}
+
+template <bool TRANSPOSED, class Real>
+__device__ __forceinline__ void gradient(const Args<Real>& args, const Side<Real>& s, Real* work) {
+  if (args.cost == OT_SQEUCLIDEAN) {
+    gradient_sums<TRANSPOSED, true>(s, args.dim, args.dim_pad, work);
+  } else {
+    gradient_sums<TRANSPOSED, false>(s, args.dim, args.dim_pad, work);
+    __syncthreads();
+    project(s, args.dim, args.dim_pad);
+  }
+  __syncthreads();
+}
+
+// The gradient of the strip's rows of x, from P in the strip.
+template <class Real>
+__device__ __forceinline__ void gradient_of_x(const Args<Real>& args, const Tile<Real>& t, const Real* scratch,
+                                              int64_t g) {
+  Side<Real> side;
+  side.plan = t.cost;
+  side.ld = side.others = t.ld;
+  side.own = scratch + args.in.unit_x + static_cast<int64_t>(t.first_row) * args.dim_pad;
+  side.other = scratch + args.in.unit_y;
+  side.factor = scratch + args.in.factor_x + 2 * t.first_row;
+  side.out = args.grad_x + (g * args.n + t.first_row) * args.dim;
+  side.rows = t.rows;
+  side.first = 0;
+  side.step = 1;
+  gradient<false>(args, side, t.work);
+}
+
+// The gradient of this block's rows of y, from the whole P [n, ld].
+template <class Real>
+__device__ __forceinline__ void gradient_of_y(const Args<Real>& args, const Tile<Real>& t, const Real* scratch,
+                                              const Real* plan, int64_t g, int block, int blocks) {
+  Side<Real> side;
+  side.plan = plan;
+  side.ld = t.ld;
+  side.others = args.n;
+  side.own = scratch + args.in.unit_y;
+  side.other = scratch + args.in.unit_x;
+  side.factor = scratch + args.in.factor_y;
+  side.out = args.grad_y + g * args.m * args.dim;
+  side.rows = args.m;
+  side.first = block;
+  side.step = blocks;
+  gradient<true>(args, side, t.work);
+}
+
+}  // namespace wcf::ot

@@ -1,0 +1,95 @@
+// What iterates: from the masses and the first potentials to those at which the solve ends.
+#pragma once
+#include "sinkhorn_sweep.h"
+
+namespace wcf::ot {
+
+// Masses, and potentials before the first iteration: 0, or -inf without mass; the first alpha is expected near
+// s * min_j C_ij. Needs C; ends with a barrier.
+template <class Real>
+__device__ __forceinline__ void start(const Args<Real>& args, const Tile<Real>& t, int64_t g, Real scale) {
+  const int lane = threadIdx.x % WARP;
+  WCF_ROLLED
+  for (int j = threadIdx.x; j < t.m; j += THREADS) {
+    const Real mass = mass_of(args.b, g, args.m, j);
+    t.b[j] = mass;
+    t.beta[j] = t.ahead[j] = t.column_base[j] = mass > 0 ? Real(0) : minus_infinity<Real>();
+    t.column_factor[j] = 0;
+  }
+  WCF_ROLLED
+  for (int i = threadIdx.x / WARP; i < t.rows; i += WARPS) {
+    Real least = static_cast<Real>(INFINITY);
+    WCF_UNROLL_BY(4)
+    for (int j = lane; j < t.m; j += WARP) least = fmin(least, t.cost[i * t.ld + j]);
+    least = -warp_max(-least);
+    if (lane == 0) {
+      const Real mass = mass_of(args.a, g, args.n, t.first_row + i);
+      t.a[i] = mass;
+      t.alpha[i] = t.row_base[i] = mass > 0 ? Real(0) : minus_infinity<Real>();
+      t.row_factor[i] = 0;
+      t.guess[i] = mass > 0 ? scale * least : minus_infinity<Real>();
+    }
+  }
+  __syncthreads();
+}
+
+// The sum of one number per block of a cooperative grid, in one order for every thread; `slots` [blocks].
+template <class Real>
+__device__ __forceinline__ Real slots_sum(const Real* slots) {
+  Real sum = 0;
+  WCF_ROLLED
+  for (unsigned i = threadIdx.x % WARP; i < gridDim.x; i += WARP) sum += slots[i];
+  return warp_sum(sum);
+}
+
+// sum_i |row sum_i - a_i| of the strip.
+template <class Real>
+__device__ __forceinline__ Real row_error(const Tile<Real>& t, Real scale) {
+  Real error = 0;
+  WCF_ROLLED
+  for (int i = threadIdx.x / WARP; i < t.rows; i += WARPS) {
+    Real sum = 0;
+    WCF_ROLLED
+    for (int j = threadIdx.x % WARP; j < t.m; j += WARP) sum += t.plan(i, j, t.cost[i * t.ld + j], scale);
+    error += fabs(warp_sum(sum) - t.a[i]);
+  }
+  return block_sum(error, t.sums);
+}
+
+// Where the iterations ended.
+template <class Real>
+struct Ended {
+  int step;    // how many were made
+  Real scale;  // s of the last one, in units of log 2
+};
+
+// Needs C in the strip. Ends with a barrier. `slots` [3, blocks] of a cooperative grid.
+template <class Real, int K, int U, bool GRID>
+__device__ __forceinline__ Ended<Real> iterate(const Args<Real>& args, const Tile<Real>& t, Grid& grid, int64_t g,
+                                               Real* slots, int block, int blocks) {
+  const bool ipot = args.solver == OT_IPOT;
+  const double unit_scale = args.inv_eps * LOG2E;  // s of one step, per log 2
+  start(args, t, g, static_cast<Real>(unit_scale));
+  int step = 0;
+  Real scale;
+  WCF_ROLLED
+  for (;;) {
+    ++step;
+    scale = static_cast<Real>(ipot ? step * unit_scale : unit_scale);
+    sweep<K, U>(t, scale, ipot);
+    columns<K, GRID>(t, grid, scale, ipot);
+    if (step == args.iters) break;
+    if (args.tol >= 0 && step % args.check_every == 0) {
+      Real error = row_error(t, scale);
+      if constexpr (GRID) {
+        if (threadIdx.x == 0) slots[2 * blocks + block] = error;
+        grid.sync();
+        error = slots_sum(slots + 2 * blocks);
+      }
+      if (error <= static_cast<Real>(args.tol)) break;  // the same number in the whole grid
+    }
+  }
+  return Ended<Real>{step, scale};
+}
+
+}  // namespace wcf::ot

@@ -1,0 +1,93 @@
+// A whole solve: what makes the cost, what iterates, the results, what makes the gradient. The kernel and its launch.
+#pragma once
+#include "sinkhorn_gradient.h"
+#include "sinkhorn_results.h"
+
+namespace wcf::ot {
+
+template <class Real, int K, int U, bool GRID>
+__device__ __forceinline__ void solve(const Args<Real>& args, int64_t g, Grid& grid) {
+  const int block = GRID ? static_cast<int>(blockIdx.x) : 0, blocks = GRID ? static_cast<int>(gridDim.x) : 1;
+  const Tile<Real> t(args, block);
+  Real* const scratch = args.scratch + (GRID ? 0 : blockIdx.x * args.in.size);
+  Real* const slots = scratch + args.in.slots;
+
+  int32_t bad = stage_cost(args, scratch, g, block * WARPS + threadIdx.x / WARP, blocks * WARPS);
+  if (block == 0) bad |= check_masses(args, args.a, g, args.n, t.sums) | check_masses(args, args.b, g, args.m, t.sums);
+  if (bad) raise(args.flags, bad);
+  if constexpr (GRID) {
+    if (bad) atomicOr(&args.zeroed[MARK_WORD + g % 2], 1ull);
+    grid.sync();
+    bad = args.zeroed[MARK_WORD + g % 2] != 0;
+    if (block == 0 && threadIdx.x == 0) args.zeroed[MARK_WORD + (g + 1) % 2] = 0;
+  } else {
+    bad = __syncthreads_or(bad);
+  }
+  if (bad) {  // the same in the whole grid
+    poison(args, g, block, blocks);
+    return;
+  }
+  make_cost(args, t, scratch);
+  const Ended<Real> ended = iterate<Real, K, U, GRID>(args, t, grid, g, slots, block, blocks);
+  const Real scale = ended.scale;
+
+  Real value = 0, error = 0, of_columns = 0;
+  if (args.value == OT_DUAL) of_columns = column_potentials<GRID>(args, t, grid, g, scale);
+  __syncthreads();
+  Real* const plan = GRID && args.grad_y ? scratch + args.in.plan : nullptr;
+  finish(args, t, g, scale, plan, &value, &error);
+  const Real ln2 = static_cast<Real>(LN2);
+  WCF_ROLLED
+  for (int i = threadIdx.x; i < t.rows; i += THREADS) args.alpha[g * args.n + t.first_row + i] = t.alpha[i] * ln2;
+  WCF_ROLLED
+  for (int j = threadIdx.x; j < t.m && block == 0; j += THREADS) args.beta[g * args.m + j] = t.beta[j] * ln2;
+  if (args.grad_x) gradient_of_x(args, t, scratch, g);
+  value += of_columns;
+  if constexpr (GRID) {
+    if (threadIdx.x == 0) {
+      slots[block] = value;
+      slots[blocks + block] = error;
+    }
+    grid.sync();  // P is complete too
+    value = slots_sum(slots);
+    error = slots_sum(slots + blocks);
+  }
+  if (block == 0 && threadIdx.x == 0) {
+    args.out_value[g] = value;
+    args.error[g] = error;
+    args.scale[g] = static_cast<Real>((args.solver == OT_IPOT ? ended.step : 1) / args.eps);
+    args.iterations[g] = ended.step;
+  }
+  if (args.grad_y) gradient_of_y(args, t, scratch, GRID ? plan : t.cost, g, block, blocks);
+}
+
+// GRID: a cooperative grid solves one problem after another (sinkhorn.cu); else each block solves problems of its own
+// (sinkhorn_resident.cu). A lane holds K columns of U rows in the sweep.
+template <class Real, int K, int U, bool GRID>
+__global__ void __launch_bounds__(THREADS) sinkhorn_kernel(const Args<Real> args) {
+  Grid grid{args.zeroed, Fixed<Real>::WORDS * args.at.ld, 0};
+  WCF_ROLLED
+  for (int64_t g = GRID ? 0 : blockIdx.x; g < args.problems; g += GRID ? 1 : gridDim.x) {
+    solve<Real, K, U, GRID>(args, g, grid);
+    if constexpr (GRID) {
+      if (g + 1 < args.problems) grid.sync();  // the next problem takes over the scratch
+    } else {
+      __syncthreads();
+    }
+  }
+}
+
+template <class Real>
+using Kernel = void (*)(Args<Real>);
+
+// The kernel for m columns.
+template <class Real, bool GRID>
+Kernel<Real> kernel_for(int64_t m) {
+  if constexpr (sizeof(Real) == 8) {
+    return sinkhorn_kernel<Real, WIDE, 1, GRID>;
+  } else {
+    return m <= WARP * NARROW ? sinkhorn_kernel<Real, NARROW, 4, GRID> : sinkhorn_kernel<Real, WIDE, 2, GRID>;
+  }
+}
+
+}  // namespace wcf::ot

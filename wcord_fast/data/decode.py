@@ -1,0 +1,144 @@
+"""Image files to upright 8-bit images: one way for all loaders, so that the same file is the same image to all.
+
+- A photo's EXIF orientation is obeyed.
+- 16-bit grey (PNG, PGM, TIFF, JPEG 2000) is scaled so that the format's white, 65535 or what the TIFF's bits hold,
+  becomes 255. (Pillow by itself cuts all above 255.) 12-bit values kept in a 16-bit file are dark: its white is 65535.
+- 16-bit colour keeps the upper 8 bits, which is how Pillow reads it. CMYK is converted without colour profiles.
+- Transparency is ignored: a transparent pixel has the colour that is stored for it. Of an animation, the first frame.
+- Floating-point and 32-bit images are refused: nothing says which value is white.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import numpy as np
+from PIL import ExifTags, Image, ImageFile
+
+NAMED = 10  # unreadable files that a message names; the rest is counted
+CHUNK = 4096  # files that wait for a thread at a time
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+NOT_DECODED = {"EPS", "MPEG"}  # needs Ghostscript; is recognised, no more
+BITS, PHOTOMETRIC = 258, 262  # TIFF tags
+
+
+class Unreadable(ValueError):
+    """A file is damaged, or no image that can be used; the message names it."""
+
+
+@cache
+def suffixes() -> frozenset[str]:
+    """What an image file's name may end with, in lower case: the formats that this Pillow decodes."""
+    found = Image.registered_extensions()  # loads all of Pillow's formats
+    return frozenset(suffix for suffix, name in found.items() if _decodes(name))
+
+
+def _decodes(name: str) -> bool:
+    factory = Image.OPEN.get(name, (None,))[0]
+    if name in ("MPO",):  # several JPEGs in a file, opened as the first
+        return True
+    stub = isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile)
+    return factory is not None and not stub and name not in NOT_DECODED
+
+
+def read(path: str, mode: str = "RGB") -> Image.Image:
+    """The image in `path`, see the top of this file.
+
+    Args:
+        mode: "RGB", or "L" for grey.
+
+    Raises:
+        Unreadable: it is damaged, missing, or of a kind that is refused.
+        OSError: the machine failed, not the file (no permission, too many open files).
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            found = _eight_bits(_upright(image))
+            found.info.pop("transparency", None)
+            if 0 in found.size:
+                raise ValueError("it has no pixels")
+            return found if found.mode == mode else found.convert(mode)
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged image can raise nearly anything
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.ELOOP):
+            raise
+        reason = str(error).replace(repr(path), "it") or type(error).__name__
+        raise Unreadable(f"{path}: cannot be read as an image: {reason}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # damaged EXIF: the pixels are good all the same
+        return image
+    return image.transpose(TURNS[turn]) if turn in TURNS else image
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """`image` itself, or 16-bit grey as 8-bit grey."""
+    wide = image.mode == "I" and image.format in ("PNG", "PPM")  # Pillow's mode for their 16 bits, in some releases
+    if not image.mode.startswith("I;16") and not wide:
+        if image.mode in ("I", "F"):
+            raise ValueError(f"mode {image.mode}, expected 8 or 16 bits per channel: nothing says which value is white")
+        return image
+    tags: Mapping[int, object] = getattr(image, "tag_v2", {})
+    bits = tags.get(BITS)
+    white = 2 ** (bits[0] if isinstance(bits, tuple) else 16) - 1
+    grey = np.asarray(image).astype(np.uint32).clip(0, white)
+    if tags.get(PHOTOMETRIC) == 0:  # white is zero
+        grey = white - grey
+    return Image.fromarray(((grey * 255 + white // 2) // white).astype(np.uint8))
+
+
+def read_all(
+    files: Sequence[str], mode: str, use: Callable[[int, Image.Image], None], patience: float = math.inf
+) -> tuple[dict[int, str], int]:
+    """Call `use(i, image)` for every file that can be read, in threads: Pillow decodes without the interpreter's lock.
+
+    Args:
+        patience: seconds after which no more files are begun.
+
+    Returns:
+        {i: why} of the files that cannot be read, and how many were looked at, from the first.
+    """
+
+    def one(i: int) -> str | None:
+        try:
+            image = read(files[i], mode)
+        except Unreadable as error:
+            return str(error)
+        use(i, image)
+        return None
+
+    bad: dict[int, str] = {}
+    began = time.monotonic()
+    with ThreadPoolExecutor() as pool:
+        for first in range(0, len(files), CHUNK):
+            chunk = range(first, min(first + CHUNK, len(files)))
+            bad |= {i: why for i, why in zip(chunk, pool.map(one, chunk), strict=True) if why is not None}
+            if time.monotonic() - began > patience:
+                return bad, chunk.stop
+    return bad, len(files)
+
+
+def told(whys: Sequence[str], looked: int, total: int) -> str:
+    """One sentence on `whys`, the messages of the unreadable ones among the first `looked` of `total` files."""
+    some, more = "; ".join(whys[:NAMED]), len(whys) - NAMED
+    of = f"{looked:,} image files" if looked == total else f"the first {looked:,} of {total:,} image files"
+    rest = f"; and {more:,} more" if more > 0 else ""
+    return f"{len(whys):,} of {of} cannot be read: {some}{rest}"

@@ -1,0 +1,129 @@
+"""State dicts of the losses: RepDistiller's names and those of earlier versions, and states that do not fit.
+
+Everything here works on the copy of the state dict that a load has made, before anything of it is copied into a module.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..ops.sampling.spec import ALL, TABLES
+
+if TYPE_CHECKING:
+    from .contrast import Contrast, ContrastiveLoss
+    from .sampler import NegativeSampler
+
+BANKS = ("memory_v1", "memory_v2")
+SMALLEST, LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+
+
+def repdistiller_params(contrast: Contrast) -> Tensor:
+    """RepDistiller's `params` = [K, T, Z1, Z2, momentum], fp32; negative Z = unset, others cut to the range of fp32."""
+    z = contrast.log_z.detach().double().exp().clamp(SMALLEST, LARGEST).nan_to_num(-1.0)
+    params = torch.zeros(5, dtype=torch.float64, device=z.device)
+    params[0], params[1], params[4] = contrast.sampler.k, contrast.temperature, contrast.memory_v1.momentum
+    params[2:4] = z
+    return params.float()
+
+
+def rename_to_ours(contrast: Contrast, state_dict, prefix: str) -> list[str]:
+    """Names of RepDistiller and of earlier versions become ours, in place; what their `params` say otherwise."""
+    for name in BANKS:
+        if f"{prefix}{name}" in state_dict:
+            state_dict.setdefault(f"{prefix}{name}.rows", state_dict.pop(f"{prefix}{name}"))
+    misfits: list[str] = []
+    params = state_dict.pop(f"{prefix}params", None)
+    if isinstance(params, Tensor) and params.shape == (5,):
+        k, temperature, z1, z2, momentum = params.double().tolist()
+        z = torch.tensor([z1, z2], device=contrast.log_z.device, dtype=contrast.log_z.dtype)
+        state_dict.setdefault(f"{prefix}log_z", torch.where(z < 0, math.nan, z.clamp(SMALLEST, LARGEST).log()))
+        misfits = _other_options(
+            contrast, state_dict, prefix, {"k": k, "temperature": temperature, "momentum": momentum}
+        )
+    for name in ("made_with", "sampler.made_with", "sampler.state"):
+        state_dict.setdefault(f"{prefix}{name}", contrast.get_buffer(name))
+    return misfits
+
+
+def replace_misfits_of_loss(loss: ContrastiveLoss, state_dict, prefix: str) -> list[str]:
+    """What of a loss's state dict does not fit becomes the loss's own, in place; sentences that say what."""
+    misfits = []
+    for side in ("embed_s", "embed_t"):
+        misfits += _replace_other_sizes(getattr(loss, side).linear, state_dict, f"{prefix}{side}.linear.")
+    if loss.contrast is not None:
+        misfits += replace_misfits(loss.contrast, state_dict, f"{prefix}contrast.")
+    return misfits
+
+
+def replace_misfits(contrast: Contrast, state_dict, prefix: str) -> list[str]:
+    """The same for the banks, log Z and the sampler. Banks of other sizes take log Z with them: it is their scale."""
+    misfits = rename_to_ours(contrast, state_dict, prefix)
+    sizes = []
+    for name in BANKS:
+        bank, key = getattr(contrast, name), f"{prefix}{name}.rows"
+        there = state_dict.get(key)
+        if isinstance(there, Tensor):
+            state_dict[key] = bank.own_rows(there)
+            sizes += _replace_other_sizes(bank, state_dict, f"{prefix}{name}.")
+    if sizes:
+        for name in (*(f"{n}.rows" for n in BANKS), "log_z"):
+            state_dict[f"{prefix}{name}"] = contrast.get_buffer(name)
+        misfits += sizes
+    facts = contrast.record.differences(state_dict[f"{prefix}made_with"])
+    state_dict[f"{prefix}made_with"] = contrast.record.tensor(contrast.made_with.device)
+    misfits += _other_options(contrast, state_dict, prefix, facts)
+    return misfits + replace_record(contrast.sampler, state_dict, f"{prefix}sampler.")
+
+
+def replace_record(sampler: NegativeSampler, state_dict, prefix: str) -> list[str]:
+    """The sampler's record in the state dict becomes its own; what the one there says otherwise."""
+    key = f"{prefix}made_with"
+    facts = sampler.record.differences(state_dict.get(key))
+    state_dict[key] = sampler.record.tensor(sampler.made_with.device)
+    own = sampler.record.facts
+    said = []
+    if "num_data" in facts:
+        said.append(f"num_data = {facts['num_data']}, here {own['num_data']}")
+    if "k" in facts:
+        there, here = ("all" if v == ALL else v for v in (facts["k"], own["k"]))
+        said.append(f"K = {there}, this loss has {here}")
+    if "source" in facts:
+        there, here = (list(TABLES)[int(v)] for v in (facts["source"], own["source"]))
+        said.append(f"exclude = {there!r}, here {here!r}: it drew other negatives")
+    elif "tables" in facts and "num_data" not in facts:
+        what = "weights" if sampler.source == "weighted" else "labels"
+        said.append(f"other {what}: it drew other negatives")
+    if "replacement" in facts:
+        said.append("another rule of replacement: it drew other negatives")
+    if "expected" in facts:
+        said.append(f"expected = {bool(facts['expected'])}, here {bool(own['expected'])}")
+    return [f"{prefix}made_with: the state dict was made with {s}" for s in said]
+
+
+def _other_options(contrast: Contrast, state_dict, prefix: str, facts) -> list[str]:
+    """Sentences on K, temperature and momentum of a state; a Z of another temperature is not taken."""
+    own = {"k": contrast.sampler.k, "temperature": contrast.temperature, "momentum": contrast.memory_v1.momentum}
+    misfits = []
+    for name, value in facts.items():
+        if math.isclose(own[name], value, rel_tol=1e-5):
+            continue
+        label = "K" if name == "k" else name
+        there, here = ("all" if v == ALL and name == "k" else f"{v:g}" for v in (value, own[name]))
+        misfits.append(f"{prefix}{name}: the state dict was made with {label} = {there}, this loss has {here}")
+        if name == "temperature":
+            state_dict[f"{prefix}log_z"] = contrast.log_z
+    return misfits
+
+
+def _replace_other_sizes(module, state_dict, prefix: str) -> list[str]:
+    misfits = []
+    for name, mine in {**module._parameters, **module._buffers}.items():
+        there = state_dict.get(f"{prefix}{name}")
+        if mine is not None and isinstance(there, Tensor) and there.shape != mine.shape:
+            state_dict[f"{prefix}{name}"] = mine.detach()
+            misfits.append(f"size mismatch for {prefix}{name}: {list(there.shape)} there, {list(mine.shape)} here")
+    return misfits

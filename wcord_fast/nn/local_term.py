@@ -1,0 +1,140 @@
+"""LCKT, the local term of WCoRD: how far the student's and the teacher's features of one batch are apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..distributed.ranks import gather_rows, lower, ranks, sizes_of
+from ..functional.ot import KnownPairs, ot_cost, ot_plan
+from ..ops import checks
+from .embed import autocast_off
+
+FEATURES = ("embed", "raw", "mapped")
+SCOPES = ("rank", "global")
+PAIRS = ("none", "prior", "only")
+PAIRS_BY = ("image", "class")
+CENTERS = ("none", "batch")
+
+
+class LocalTerm(nn.Module):
+    """Transport cost, or cost of the known pairs, between two batches of features; the teacher's side is detached.
+
+    Args:
+        s_dim, t_dim: widths of the features.
+        features: "embed" (the caller's embeddings), "raw" (equal widths only) or "mapped" (a trained linear map takes
+            the student's features to the teacher's width).
+        pairs: "none" (transport that does not know which rows are of one image), "prior" (transport from a reference
+            plan with mass `rho` on the pairs) or "only" (the mean cost of row i and row i: the limit rho -> 1).
+        rho: see `functional.ot_cost`.
+        pairs_by: under "prior", rows of one "image" are pairs (all its copies in the batch), or those of one "class".
+        labelled: whether the caller knows the classes, which pairs_by="class" needs.
+        center: "batch" takes each side's mean over the batch off (all ranks' with scope="global"), gradient included. A
+            batch of one image then says nothing: its loss is 0.
+        reduction, scope, ot: see `WCoRDLoss`; `ot` holds the options of `functional.ot_cost`.
+    """
+
+    def __init__(
+        self,
+        s_dim: int,
+        t_dim: int,
+        *,
+        features: str,
+        reduction: str,
+        pairs: str,
+        rho: float,
+        pairs_by: str,
+        labelled: bool,
+        center: str,
+        scope: str,
+        ot: dict[str, Any],
+    ):
+        super().__init__()
+        self.features = checks.choice("lckt_features", features, FEATURES)
+        if features == "raw" and s_dim != t_dim:
+            raise ValueError(
+                f"lckt_features='raw' needs equal widths, got s_dim={s_dim} and t_dim={t_dim}; use 'mapped' or 'embed'"
+            )
+        self.reduction = checks.choice("lckt_reduction", reduction, ("mean", "sum"))
+        self.pairs = checks.choice("lckt_pairs", pairs, PAIRS)
+        self.rho = checks.fraction("lckt_rho", rho)
+        if self.rho == 1:
+            raise ValueError("lckt_rho: expected a number in [0, 1), got 1; use lckt_pairs='only'")
+        self.pairs_by = checks.choice("lckt_pairs_by", pairs_by, PAIRS_BY)
+        if pairs_by == "class" and pairs != "prior":
+            raise ValueError(f"lckt_pairs_by='class' needs lckt_pairs='prior', got {pairs!r}")
+        if pairs_by == "class" and not labelled:
+            raise ValueError("lckt_pairs_by='class' needs labels, one integer per row; got labels=None")
+        self.center = checks.choice("lckt_center", center, CENTERS)
+        self.scope = checks.choice("ot_scope", scope, SCOPES)
+        self.ot = ot
+        self.map = nn.Linear(s_dim, t_dim) if features == "mapped" else None
+
+    def forward(self, x: Tensor, y: Tensor, key: Tensor) -> Tensor:
+        """The unweighted term, a scalar, of x [B, d] and y [B, d] (x [B, s_dim] where it is mapped).
+
+        Rows with equal `key`, int64 [B], are pairs.
+        """
+        x, y, key = self._prepared(x, y, key)
+        if self.center != "none" and len(x) == 1:
+            return x.sum() * 0
+        if self.pairs == "only":
+            value = pair_cost(x, y, self.ot["cost"])
+        else:
+            value = ot_cost(x, y, pairs=self._labels(key), rho=self.rho, **self.ot)
+        return value * len(x) if self.reduction == "sum" else value
+
+    @torch.no_grad()
+    def on_pairs(self, x: Tensor, y: Tensor, key: Tensor) -> Tensor:
+        """Mass that the plan of this batch has on rows of the same image (or class): a scalar in [0, 1]."""
+        x, y, key = self._prepared(x, y, key)
+        if self.pairs == "only" or len(x) == 1:
+            return x.new_ones(())
+        plan = ot_plan(x, y, pairs=self._labels(key), rho=self.rho, **self.ot)
+        return (plan * (key[:, None] == key[None])).sum()
+
+    def _prepared(self, x: Tensor, y: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Both sides and the rows' keys as the cost sees them: mapped, of all ranks, centred, in one wide dtype."""
+        if self.map is not None:
+            with autocast_off(x.device):
+                x = self.map(x.to(self.map.weight.dtype))
+        dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+        x, y = x.to(dtype), y.detach().to(dtype)
+        if self.scope == "global" and ranks().world > 1:
+            x, y, key = _of_all_ranks(x, y, key)
+        if self.center == "batch":
+            x, y = x - x.mean(0), y - y.mean(0)
+        return x, y, key
+
+    def _labels(self, key: Tensor) -> KnownPairs:
+        return (key, key) if self.pairs == "prior" else None
+
+    def extra_repr(self) -> str:
+        known = f", rho={self.rho}, pairs_by={self.pairs_by!r}" if self.pairs == "prior" else ""
+        return (
+            f"features={self.features!r}, pairs={self.pairs!r}{known}, center={self.center!r}, "
+            f"reduction={self.reduction!r}, scope={self.scope!r}"
+        )
+
+
+def pair_cost(x: Tensor, y: Tensor, cost: str) -> Tensor:
+    """Mean over i of the cost of x_i [n, d] and y_i: 1 - <x, y> / (|x| |y|) ("cosine") or |x - y|^2."""
+    if cost == "sqeuclidean":
+        return (x - y).square().sum(-1).mean()
+    # The largest entry is divided out first: squares then neither overflow nor vanish, and the cosine is as it was.
+    x, y = (t / t.detach().abs().amax(-1, keepdim=True).clamp_min(torch.finfo(t.dtype).tiny) for t in (x, y))
+    return 1 - (F.normalize(x, dim=-1) * F.normalize(y, dim=-1)).sum(-1).mean()
+
+
+def _of_all_ranks(x: Tensor, y: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x, y and keys of all ranks, in rank order; the gradient of this rank's rows of x is taken times B / B_rank."""
+    sizes = sizes_of(len(x), x.device)
+    others, y, key = gather_rows([x, y, key], sizes)
+    first = lower(sizes)
+    own = x.view_as(x)
+    if own.requires_grad:
+        own.register_hook(lambda grad: grad * (len(y) / len(x)))
+    return torch.cat((others[:first], own, others[first + len(x) :])), y, key

@@ -1,0 +1,142 @@
+"""What a module's buffers hold: values that cannot be lost, or are known to be lost, and what they belong to."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..ops.warn import warn
+
+
+class StateModule(nn.Module):
+    """A module that knows which of its buffers hold values.
+
+    - Buffers made on meta hold none after `to_empty`. Using them raises, until `reset_parameters` of this module has
+      made them, or a state dict, or anything else, has written them.
+    - `constants` are buffers that a cast leaves alone and `to_empty` does not lose: they follow buffer `beside`.
+    - `scratch` are those that begin as zeros and mean nothing between calls.
+    - `wide` are floating buffers that a cast of the module never makes narrower than fp32.
+    """
+
+    wide: tuple[str, ...] = ()
+    scratch: ClassVar[tuple[str, ...]] = ()
+    constants: tuple[str, ...] = ()
+    beside: ClassVar[str] = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._empty: dict[str, tuple[Tensor, int]] = {}  # and their counts of writes, when they became so
+        self._strict: bool | None = None  # of a load that begins at this module
+        self._said: list[str] = []  # of the last one
+
+    def require_filled(self) -> None:
+        """RuntimeError if a buffer holds what `to_empty` left there."""
+        if not self._empty:
+            return
+        left = [n for n, (t, writes) in self._empty.items() if self._buffers.get(n) is t and _writes(t) == writes]
+        if left:
+            raise RuntimeError(
+                f"{type(self).__name__}: {', '.join(left)} hold no values since to_empty; call reset_parameters() of "
+                "every module that has it, or load a state dict"
+            )
+        self._empty = {}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
+        """As of any module; `strict=False` also loads what fits of a state of other sizes or options, and warns."""
+        self._strict, self._said = strict, []
+        try:
+            keys = super().load_state_dict(state_dict, strict, assign)
+        finally:
+            self._strict = None
+        if self._said:
+            warn(f"{type(self).__name__}: what fits of the state dict is loaded; {'; '.join(self._said)}")
+        return keys
+
+    def say_misfits(self, misfits: list[str], unexpected_keys: list[str]) -> None:
+        """A state that was made otherwise: RuntimeError under `strict=True`, else a warning."""
+        if not misfits:
+            return
+        said = [*misfits, "with strict=False the rest is loaded"]
+        if self._strict:
+            raise RuntimeError("\n\t".join([f"Error(s) in loading state_dict for {type(self).__name__}:", *said]))
+        if self._strict is None:  # torch tells modules below the first nothing of `strict`, but raises for these if so
+            unexpected_keys += misfits
+        self._said = misfits
+
+    def __getstate__(self):
+        return self.__dict__ | {"_strict": None}
+
+    def _apply(self, fn, recurse=True):
+        buffers: dict[str, Any] = self._buffers
+        before = dict(buffers)
+        kept = {name: buffers[name] for name in self.constants}
+        buffers.update(dict.fromkeys(kept))  # None is left alone, and keeps its place
+        super()._apply(fn, recurse)
+        for name in self.wide:
+            old, new = before[name], buffers[name]
+            if new.itemsize < min(old.itemsize, torch.float32.itemsize):
+                buffers[name] = old.to(new.device, torch.float32)
+        for name, value in kept.items():
+            buffers[name] = self.moved(value)
+        for name, value in buffers.items():
+            old = before[name]
+            if value is not None and old.is_meta and not value.is_meta:
+                if name in self.scratch:
+                    value.zero_()
+                else:
+                    self._empty[name] = value, _writes(value)
+        return self
+
+    def _load_from_state_dict(self, *args):
+        super()._load_from_state_dict(*args)
+        for name in self.constants:  # `assign` may have put the others on another device
+            setattr(self, name, self.moved(getattr(self, name)))
+
+    def moved(self, value: Tensor) -> Tensor:
+        """A constant, on the device of the buffer that it stays beside; meta takes none away."""
+        device = self.get_buffer(self.beside).device
+        return value if device.type == "meta" else value.to(device)
+
+
+class Record:
+    """Named numbers as bytes: a uint8 tensor that any cast, average or checkpoint leaves as it is.
+
+    Args:
+        facts: name -> an int of 64 bits, or a float. Their order is the layout.
+    """
+
+    def __init__(self, **facts: int | float):
+        self.facts = facts
+
+    def tensor(self, device: torch.device | str) -> Tensor:
+        """uint8 [8 * number of facts]."""
+        packed = b"".join(struct.pack("<d" if isinstance(v, float) else "<q", v) for v in self.facts.values())
+        return torch.tensor(list(packed), dtype=torch.uint8, device=device)
+
+    def differences(self, there: Any) -> dict[str, int | float]:
+        """The facts of another record's tensor that are not these; none of what is no such record."""
+        if not isinstance(there, Tensor) or there.dtype != torch.uint8 or there.is_meta:
+            return {}
+        packed = bytes(there.detach().cpu().flatten().tolist())
+        found = {}
+        for at, (name, mine) in enumerate(self.facts.items()):
+            part = packed[8 * at : 8 * at + 8]
+            if len(part) == 8:
+                value = struct.unpack("<d" if isinstance(mine, float) else "<q", part)[0]
+                if not math.isclose(value, mine, rel_tol=1e-5 if isinstance(mine, float) else 0.0):
+                    found[name] = value
+        return found
+
+
+def _writes(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A DTensor's whole value (collective); any other tensor as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

@@ -1,0 +1,62 @@
+"""A solve as fields of the `OtSolve` record of csrc/common/sinkhorn.h."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .. import native_module
+from .reference import CHECK_EVERY, SUM_TOLERANCE, Asked, Pairs, Solved
+
+
+def problem_fields(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, problems: int) -> dict[str, int]:
+    """What is solved: contiguous features [..., n, D], [..., m, D] and marginals, which must outlive the call."""
+    return {
+        "dtype": native_module.dtype_code(x.dtype),
+        "problems": problems,
+        "n": x.shape[-2],
+        "m": y.shape[-2],
+        "dim": x.shape[-1],
+        "x": x.data_ptr(),
+        "y": y.data_ptr(),
+        "a": 0 if a is None else a.data_ptr(),
+        "b": 0 if b is None else b.data_ptr(),
+    }
+
+
+def option_fields(asked: Asked) -> dict[str, int | float]:
+    native = native_module.module()
+    return {
+        "cost": native.OT_COSTS[asked.cost],
+        "solver": native.OT_SOLVERS[asked.solver],
+        "value": native.OT_VALUES[asked.value],
+        "eps": asked.eps,
+        "iters": asked.iters,
+        "tol": -1.0 if asked.tol is None else asked.tol,
+        "check_every": CHECK_EVERY,
+        "sum_tolerance": SUM_TOLERANCE,
+    }
+
+
+def pair_fields(pairs: Pairs | None) -> tuple[dict[str, int | float], tuple[Tensor, ...]]:
+    """(Known pairs, tensors to keep until the call has read them)."""
+    if pairs is None:
+        return {}, ()
+    labels = pairs.rows.contiguous(), pairs.columns.contiguous()
+    rows, columns = labels
+    return {"row_labels": rows.data_ptr(), "column_labels": columns.data_ptr(), "rho": pairs.rho}, labels
+
+
+def result_fields(solved: Solved) -> dict[str, int]:
+    """Where the results go; a gradient that is not needed is empty, so its address is 0."""
+    return {
+        "out_value": solved.value.data_ptr(),
+        "out_alpha": solved.alpha.data_ptr(),
+        "out_beta": solved.beta.data_ptr(),
+        "out_scale": solved.scale.data_ptr(),
+        "out_error": solved.marginal_error.data_ptr(),
+        "out_iterations": solved.iterations.data_ptr(),
+        "grad_x": solved.grad_x.data_ptr(),
+        "grad_y": solved.grad_y.data_ptr(),
+        "grad_a": solved.grad_a.data_ptr(),
+        "grad_b": solved.grad_b.data_ptr(),
+    }

@@ -1,0 +1,32 @@
+"""Banks filled before training: one pass of both networks over the training images."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import nn
+
+from ..distill.modes import eval_mode
+from ..ops.status import check
+from .evaluate import autocast
+from .forwards import plain
+
+log = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def fill_banks(run, teacher: nn.Module) -> None:
+    """Give every bank row of `run.method` the features of its image, not augmented, both networks in eval mode.
+
+    It draws nothing, so a run whose banks are filled sees the batches of one whose are not; with several processes each
+    passes a part of the images, and the banks are those of one process.
+    """
+    device, precision = run.train.dataset.device, run.recipe["precision"]
+    student, teacher_outputs = plain(run.student), plain(teacher)
+    with eval_mode(run.student), eval_mode(run.method):
+        for images, _, index in run.train.once():
+            with autocast(device, precision):
+                run.method.fill_banks(student(images), teacher_outputs(images), index)
+    check()
+    log.info("%-10s banks filled with the features of %d images", run.name, run.train.images)
