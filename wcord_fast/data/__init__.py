@@ -26,8 +26,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ..batch import Batch
 from ..extras import require_train
-from .batch import Batch
 from .batches import TestBatches, TrainBatches
 from .dataset import Dataset
 
