@@ -71,6 +71,7 @@ def test_interpreted_kernels_equal_the_reference():
 
 
 @needs_triton
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", SHARED_LIMIT)
 def test_kernels_compile_without_a_spill(capability, tmp_path):
     cases = [case for case in CASES if case["capability"] == capability]

@@ -19,7 +19,7 @@ from .crd_oracle import PublishedCRD
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SMALL = {
-    "replace_crd_loss.py": ["--epochs", "2", "--teacher-epochs", "1"],
+    "replace_crd_loss.py": ["--epochs", "4", "--teacher-epochs", "1"],
     "ot_between_batches.py": ["--steps", "60"],
     "ten_million_rows.py": ["--rows", "100000", "--negatives", "2048", "--steps", "2"],
 }
@@ -57,12 +57,12 @@ class Compared(CRDLoss):
         self.published.w_s, self.published.w_t = weights(self.embed_s), weights(self.embed_t)
         expected = self.published.step(f_s.detach().double(), f_t.double(), idx, contrast_idx)
         loss = super().forward(f_s, f_t, idx)
-        self.found.append((float(loss), float(expected)))
+        self.found.append((loss.item(), expected.item()))
         return loss
 
 
 def test_the_replaced_loss_is_repdistillers_along_the_run(monkeypatch, capsys):
-    """Not its accuracy, which no release of PyTorch promises: banks, Z and loss of every step, and that it falls."""
+    """Not its accuracy, which no release of PyTorch promises: banks, Z and loss of every step, and that it trains."""
     spec = importlib.util.spec_from_file_location("replace_crd_loss", EXAMPLES / "replace_crd_loss.py")
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
@@ -71,10 +71,10 @@ def test_the_replaced_loss_is_repdistillers_along_the_run(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["replace_crd_loss.py", *SMALL["replace_crd_loss.py"]])
     example.main()
     ours, published = map(torch.tensor, zip(*Compared.found, strict=True))
-    assert len(ours) == 2 * 45 and bool(ours.isfinite().all())  # 1,437 images in batches of 32
+    assert len(ours) == 4 * 7 and bool(ours.isfinite().all())  # 200 images in batches of 32
     torch.testing.assert_close(ours, published, rtol=2e-4, atol=0)
-    losses = [float(x) for x in re.findall(r"loss (\S+)", capsys.readouterr().out)][-2:]
-    assert losses[1] < 0.9 * losses[0], losses
+    losses = [float(x) for x in re.findall(r"cross entropy ([\d.]+), CRD [1-9]", capsys.readouterr().out)]
+    assert len(losses) == 4 and losses[-1] < 0.8 * losses[0], losses
 
 
 def test_the_replaced_loss_runs_as_printed():

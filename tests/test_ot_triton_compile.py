@@ -19,6 +19,7 @@ SHARED = {80: 100 << 10, 90: 228 << 10}  # bytes of an SM (of sm_86 and sm_89 to
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90])
 def test_kernels_fit(capability, tmp_path):
     command = [sys.executable, "-m", "tests.triton_interpret.ot_usage", str(capability)]
