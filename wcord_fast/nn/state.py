@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -105,8 +105,8 @@ class StateModule(nn.Module):
 
     def moved(self, value: Tensor) -> Tensor:
         """A constant, on the device of the buffer that it stays beside; meta takes none away."""
-        device = self.get_buffer(self.beside).device
-        return value if device.type == "meta" else value.to(device)
+        beside = cast(Tensor, self._buffers[self.beside])  # as it is: reading an attribute may restore what was written
+        return value if beside.is_meta else value.to(beside.device)
 
 
 class Record:
