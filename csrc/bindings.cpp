@@ -144,7 +144,6 @@ void def_cpu(py::module_& m) {
 
 #if WCF_WITH_CUDA
 void def_cuda(py::module_& m) {
-  using release = py::call_guard<py::gil_scoped_release>;
   m.def("cuda_error_string", [](int code) { return cudaGetErrorString(static_cast<cudaError_t>(code)); });
   def_op(m, "cuda_probe", &wcf_cuda_probe);
   def_op(m, "cuda_draw", &wcf_cuda_draw);

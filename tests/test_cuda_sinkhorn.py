@@ -180,7 +180,7 @@ def test_every_problem_stops_when_it_has_converged(regime):
 
 @pytest.mark.parametrize("problems", [1, 5])
 def test_more_problems_than_blocks(kernels, monkeypatch, problems):
-    monkeypatch.setattr(native_cuda, "plan", lambda device, n, m, fp64: Plan(1, 2, n, 8, 0))
+    monkeypatch.setattr(native_cuda, "plan", lambda device, n, m, dtype: Plan("resident", 2, n, 8, 0))
     Problem(6, 9, 3, problems=problems).check(cost="sqeuclidean", iters=6)
 
 

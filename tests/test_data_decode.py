@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image
 
 from wcord_fast import data
 from wcord_fast.data import decode
@@ -23,8 +23,11 @@ def saved(tmp_path, image, name, **options):
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm", "a.jp2"])
 def test_sixteen_bits_are_scaled_by_the_format_s_white(tmp_path, name):
-    options = {"irreversible": False} if name.endswith("jp2") else {}
-    path = saved(tmp_path, Image.fromarray(RAMP), name, **options)
+    if name == "a.pgm":  # which old releases of Pillow do not write
+        path = tmp_path / name
+        path.write_bytes(b"P5 60 40 65535\n" + RAMP.astype(">u2").tobytes())
+    else:
+        path = saved(tmp_path, Image.fromarray(RAMP), name)
     want = np.round(RAMP / 257).astype(np.uint8)
     assert np.array_equal(pixels(path, "L"), want)
     assert np.array_equal(pixels(path), np.repeat(want[..., None], 3, 2))
@@ -94,6 +97,18 @@ def test_cmyk_one_bit_and_sixteen_bit_colour(tmp_path):
     assert pixels(tmp_path / "deep.ppm").tolist() == [[[0, 255, 128], [0, 0, 0]]]
 
 
+UPRIGHT = {  # what EXIF's orientations ask for
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: np.rot90,
+}
+
+
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.webp"])
 @pytest.mark.parametrize("turn", range(1, 9))
 def test_photos_are_upright(tmp_path, turn, name):
@@ -103,10 +118,8 @@ def test_photos_are_upright(tmp_path, turn, name):
     exif[0x0112] = turn
     options = {"quality": 100} if name.endswith(("jpg", "webp")) else {}
     path = saved(tmp_path, Image.fromarray(corner), name, exif=exif, **options)
-    with Image.open(path) as image:
-        want = np.asarray(ImageOps.exif_transpose(image).convert("RGB")).astype(int)
-    assert np.abs(pixels(path) - want).max() < 8 and want.shape == ((48, 32, 3) if turn > 4 else (32, 48, 3))
-    assert name != "a.jpg" or turn == 1 or np.abs(want[:32, :32] - corner[:32, :32]).max() > 100
+    want = UPRIGHT[turn](corner).astype(int)
+    assert pixels(path).shape == want.shape and np.abs(pixels(path) - want).max() < 8
 
 
 def test_damaged_exif_does_not_make_the_pixels_unreadable(tmp_path):

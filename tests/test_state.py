@@ -24,11 +24,13 @@ def make(kind, **options):
     options = {"feat_dim": D, "labels": LABELS, "seed": 9} | options
     if kind == "crd":
         return CRDLoss(S_DIM, T_DIM, N, **({"nce_k": K} | options))
+    if kind == "mapped":
+        return WCoRDLoss(S_DIM, T_DIM, N, num_negatives=K, lckt_features="mapped", **options)
     critic, _, negatives = kind.partition(" ")
     return WCoRDLoss(S_DIM, T_DIM, N, critic=critic, **({"num_negatives": K, "negatives": negatives or None} | options))
 
 
-KINDS = ["crd", "nce_sn", "nce", "dual", "dual bank"]
+KINDS = ["crd", "nce_sn", "nce", "dual", "dual bank", "mapped"]
 BANKED = ["crd", "nce_sn", "dual bank"]
 
 
@@ -150,6 +152,17 @@ def test_a_state_of_other_sizes_is_refused_by_name_and_what_fits_is_taken_if_ask
     taken = "embed_t.linear.weight" if what != "d" else "contrast.sampler.state"
     assert form != "ours" or torch.equal(now[taken], theirs.state_dict()[taken])
     module(*batch())
+
+
+def test_a_map_of_another_size_is_left_as_it_is_if_asked():
+    theirs, mine = (
+        WCoRDLoss(S_DIM, t_dim, N, feat_dim=D, critic="dual", lckt_features="mapped") for t_dim in (9, T_DIM)
+    )
+    with pytest.raises(RuntimeError, match=r"size mismatch for local.map.weight: \[9, 5\] there, \[6, 5\] here"):
+        mine.load_state_dict(theirs.state_dict())
+    with pytest.warns(UserWarning, match="size mismatch for local.map.bias"):
+        mine.load_state_dict(theirs.state_dict(), strict=False)
+    assert torch.equal(mine.embed_s.linear.weight, theirs.embed_s.linear.weight)
 
 
 @pytest.mark.parametrize("what", ["labels", "exclude", "k"])

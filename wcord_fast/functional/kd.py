@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ops import checks
+from ..ops.first_order import transforms_active
 
 CLASS_DIM = {2: 1, 3: -1, 4: 1}  # number of dimensions -> which one holds the classes
 
@@ -91,7 +92,7 @@ def _check_logits(s: Tensor, t: Tensor, dim: int | None) -> int:
 
 def _refuse_undefined(name: str, logits: Tensor, mask: Tensor | None, dim: int) -> None:
     """A ValueError for the first position that counts, on the CPU, whose softmax is not defined."""
-    if logits.device.type != "cpu" or torch.compiler.is_compiling():
+    if logits.device.type != "cpu" or torch.compiler.is_compiling() or transforms_active():
         return
     peak = logits.amax(dim)  # NaN if any is
     bad = ~torch.isfinite(peak)

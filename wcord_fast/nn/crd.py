@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..ops import checks
+from ..ops.first_order import first_order
 from .contrast import Contrast, ContrastiveLoss
 from .embed import Embed
 from .sampler import check_count
@@ -102,6 +103,7 @@ class CRDLoss(ContrastiveLoss):
         keywords = {name: getattr(opt, name) for name in names[3:]} | options
         return cls(opt.s_dim, opt.t_dim, opt.n_data, **keywords)
 
+    @first_order
     def forward(self, f_s: Tensor, f_t: Tensor, idx: Tensor, contrast_idx: Tensor | None = None) -> Tensor:
         """The loss of one batch, a scalar.
 

@@ -92,6 +92,12 @@ class StateModule(nn.Module):
                     self._empty[name] = value, _writes(value)
         return self
 
+    def _save_to_state_dict(self, *args):
+        record, held = getattr(self, "record", None), self._buffers.get("made_with")
+        if record is not None and held is not None and not held.is_meta:  # an average of buffers may have cut its bytes
+            held.copy_(record.tensor(held.device))
+        super()._save_to_state_dict(*args)
+
     def _load_from_state_dict(self, *args):
         super()._load_from_state_dict(*args)
         for name in self.constants:  # `assign` may have put the others on another device

@@ -12,6 +12,7 @@ from ..distributed.ranks import ranks
 from ..functional.ot import DEFAULT_RHO
 from ..functional.sharded import Joined, join
 from ..ops import checks
+from ..ops.first_order import first_order
 from .contrast import Contrast, ContrastiveLoss, check_options
 from .embed import NORMS, Embed, autocast_off
 from .local_term import LocalTerm
@@ -239,6 +240,7 @@ class WCoRDLoss(ContrastiveLoss):
         with autocast_off(f_s.device):
             return self.local.on_pairs(*self._local_sides(f_s, f_t, e_s, e_t), self._key(idx))
 
+    @first_order
     def forward(self, f_s: Tensor, f_t: Tensor, idx: Tensor, contrast_idx: Tensor | None = None) -> Tensor:
         """The weighted loss of one batch, a scalar. Arguments as in `CRDLoss.forward`."""
         if contrast_idx is not None and self.negatives == "batch":
