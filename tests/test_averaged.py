@@ -63,6 +63,18 @@ def test_tables_are_not_averaged():
     assert [name for name, _ in weighted.named_buffers()] == ["state", "made_with"]
 
 
+@pytest.mark.parametrize("options", [{"critic": "dual"}, {"lckt_pairs": "prior", "lckt_pairs_by": "class"}])
+def test_classes_of_a_batch_are_not_averaged(options):
+    loss = WCoRDLoss(6, 5, N, num_negatives=7, feat_dim=4, labels=torch.arange(N) % 5, seed=SEED, **options).eval()
+    averaged = AveragedModel(loss, use_buffers=True, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    for _ in range(20):
+        averaged.update_parameters(loss)
+    for name, table in loss.tables.items():
+        assert torch.equal(averaged.module.tables[name], table)
+    assert {"group", "class"} & set(loss.tables)
+    assert torch.equal(averaged(*batch(9)), averaged(*batch(9)))
+
+
 def test_a_seed_is_changed_by_a_state_dict_only():
     sampler, other = NegativeSampler(N, 4, seed=SEED), NegativeSampler(N, 4, seed=5)
     sampler.state[:] = torch.tensor([1, 7])

@@ -93,7 +93,7 @@ class NegativeSampler(StateModule):
             tables["threshold"], tables["alias"] = alias_table(_weights(weights, self.num_data))
         self.replacement = self._replacement_rule(replacement, tables)
         self._seed = seed_bits(seed)
-        self._tables = tables  # no buffers, which averages round: on the device of `state`, see `_table`
+        self.tables = tables
         self._current = self._seed  # what a state dict has brought since
         self._buffers["state"] = torch.tensor([self._seed, 0], dtype=torch.int64)
         self._note()
@@ -164,12 +164,12 @@ class NegativeSampler(StateModule):
         self.require_filled()
         offset = checks.integer("anchor_offset", anchor_offset, least=0, below=2**32)
         state = self.state
-        tables = [state, *(self._table(name, state.device) for name in TABLES[self.source][1:])]
+        tables = [state, *(self.table(name, state.device) for name in TABLES[self.source][1:])]
         return DrawSpec(self.source, self.k, self.replacement, self.expected, offset, tables)
 
     def fingerprint(self) -> str:
         """A line that tells samplers of other labels or weights apart."""
-        tables = [self._tables[name] for name in TABLES[self.source][1:]]
+        tables = [self.tables[name] for name in TABLES[self.source][1:]]
         sums = [zlib.crc32(t.cpu().contiguous().numpy().data) for t in tables]
         return f"{self.source}, checksums of its tables {sums}"
 
@@ -184,12 +184,6 @@ class NegativeSampler(StateModule):
             self._current = self._seed
             self._held().copy_(torch.tensor([self._seed, 0], dtype=torch.int64, device="cpu"))
             self._note()
-
-    def _table(self, name: str, device: torch.device) -> Tensor:
-        table = self._tables[name]
-        if table.device != device and device.type != "meta":
-            self._tables[name] = table = table.to(device)
-        return table
 
     def _held(self) -> Tensor:
         return cast(Tensor, self._buffers["state"])

@@ -21,6 +21,7 @@ class StateModule(nn.Module):
     - `constants` are buffers that a cast leaves alone and `to_empty` does not lose: they follow buffer `beside`.
     - `scratch` are those that begin as zeros and mean nothing between calls.
     - `wide` are floating buffers that a cast of the module never makes narrower than fp32.
+    - `tables` are integers that follow the batches' device and are no buffers: averages of buffers would round them.
     """
 
     wide: tuple[str, ...] = ()
@@ -33,6 +34,7 @@ class StateModule(nn.Module):
         self._empty: dict[str, tuple[Tensor, int]] = {}  # and their counts of writes, when they became so
         self._strict: bool | None = None  # of a load that begins at this module
         self._said: list[str] = []  # of the last one
+        self.tables: dict[str, Tensor] = {}
 
     def require_filled(self) -> None:
         """RuntimeError if a buffer holds what `to_empty` left there."""
@@ -102,6 +104,13 @@ class StateModule(nn.Module):
         super()._load_from_state_dict(*args)
         for name in self.constants:  # `assign` may have put the others on another device
             setattr(self, name, self.moved(getattr(self, name)))
+
+    def table(self, name: str, device: torch.device) -> Tensor:
+        """One of `tables`, on `device`; meta takes none away."""
+        table = self.tables[name]
+        if table.device != device and device.type != "meta":
+            self.tables[name] = table = table.to(device)
+        return table
 
     def moved(self, value: Tensor) -> Tensor:
         """A constant, on the device of the buffer that it stays beside; meta takes none away."""
