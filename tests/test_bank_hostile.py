@@ -80,13 +80,6 @@ def test_log_z_is_never_narrower_than_fp32(default, dtype):
         torch.set_default_dtype(before)
 
 
-@pytest.mark.parametrize(("transform", "shape"), [(torch.func.grad, (B, D)), (torch.func.vmap, (2, B, D))])
-def test_transforms_of_functions_are_refused(transform, shape):
-    bank, s = torch.randn(N, D), NegativeSampler(N, K, seed=0)
-    with pytest.raises(RuntimeError, match=r"functorch transforms"):
-        transform(lambda a: F.bank_nce(a, bank, INDEX, negatives=s, log_z=2.0).sum())(torch.randn(shape))
-
-
 def test_a_negated_view_is_scored_and_not_updated():
     bank, x = torch.randn(N, D), torch.randn(B, D)
     s = NegativeSampler(N, K, seed=0)

@@ -17,13 +17,11 @@ import pytest
 import wcord_fast
 from wcord_fast.ops import dispatch
 
-from .triton_release import release, why_not_interpreted
+from .triton_release import judge, why_not_interpreted
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_LIMIT = {80: 99 << 10, 90: 227 << 10}  # bytes a block; 99 KB is what sm_86 and sm_89 have of the sm_80 table
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-TUNED = (3, 7)  # the release of Triton with which no kernel of the table spills
-SPILL_LIMIT = 256  # bytes a thread with others: at most 56 seen with 3.6, 192 with 3.9 (counts on sm_90)
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
 
 # The rows of `triton_launch.blocks` at their largest tiles, and the other two kernels once.
@@ -73,6 +71,7 @@ def test_interpreted_kernels_equal_the_reference():
 
 
 @needs_triton
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", SHARED_LIMIT)
 def test_kernels_compile_without_a_spill(capability, tmp_path):
     cases = [case for case in CASES if case["capability"] == capability]
@@ -84,7 +83,9 @@ def test_kernels_compile_without_a_spill(capability, tmp_path):
     assert done.returncode == 0, done.stderr
     results = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(results) == len(cases)
-    allowed = 0 if release("triton") == TUNED else SPILL_LIMIT
+    spilled = []
     for result in results:
-        assert max(result["stack"], result["stores"], result["loads"]) <= allowed, result
-        assert result["shared"] <= SHARED_LIMIT[capability], result
+        assert result["shared"] <= SHARED_LIMIT[capability], result  # else it cannot be launched
+        if worst := max(result["stack"], result["stores"], result["loads"]):
+            spilled.append(f"{worst} bytes spilled: {result}")
+    judge(spilled)

@@ -52,7 +52,9 @@ def test_sums_follow_many_updates_with_duplicates(source, dtype):
         bank.update_(index, torch.randn(B, D, generator=g))
         assert_right(bank, negatives, step)
         assert bank._sums is kept  # followed, not rebuilt
-    exact = ClassSums(bank.rows, *((negatives.label, negatives.class_start) if source == "class" else (None,))).sums
+    exact = ClassSums(
+        bank.rows, *(map(negatives.spec().table, ("label", "class_start")) if source == "class" else (None,))
+    ).sums
     torch.testing.assert_close(kept.sums, exact, rtol=0, atol=1e-13)
 
 

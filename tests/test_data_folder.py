@@ -63,15 +63,15 @@ def test_split_of_a_single_folder(tmp_path, inner):
     assert got.image_size == (32, 32)
 
 
-def test_other_files_are_ignored_and_counted(tmp_path):
+def test_other_files_are_ignored_and_counted(tmp_path, caplog):
     write(tmp_path / "train", {"cat": 2, "dog": 2})
     write(tmp_path / "test", {"cat": 1})
-    for name in ("notes.txt", "thumbs.db", ".hidden"):
+    for name in ("notes.txt", "thumbs.db", ".hidden", "a.csv", "b.csv"):
         (tmp_path / "train" / "cat" / name).write_text("x")
     (tmp_path / "train" / ".cache").mkdir()
     (tmp_path / "train" / "labels.csv").write_text("x")
-    with pytest.warns(UserWarning, match="3 files that are not images were ignored"):
-        got = data.load("folder", data_dir=tmp_path)
+    got = data.load("folder", data_dir=tmp_path)
+    assert "train: 3 files that are not images are ignored: 2 .csv, 1 .txt" in caplog.text
     assert got.classes == ("cat", "dog")
     assert len(got.train_labels) == 4
 
@@ -108,8 +108,8 @@ def break_truncated(root):
     path.write_bytes(path.read_bytes()[:2000])
 
 
-def break_sixteen_bit(root):
-    Image.fromarray(np.full((9, 9), 40000, np.uint16)).save(root / "train" / "cat" / "deep.png")
+def break_float(root):
+    Image.fromarray(np.zeros((9, 9), np.float32)).save(root / "train" / "cat" / "deep.tif")
 
 
 def break_no_train(root):
@@ -126,7 +126,7 @@ def break_no_train(root):
         (break_unknown_class, ValueError, "'emu' is not among the training classes"),
         (break_text_as_image, ValueError, r"bad\.png: cannot be read"),
         (break_truncated, ValueError, r"000\.png: cannot be read"),
-        (break_sixteen_bit, ValueError, r"deep\.png: .*8 bits"),
+        (break_float, ValueError, r"deep\.tif: .*8 or 16 bits"),
         (break_no_train, ValueError, "train is not"),
     ],
 )

@@ -7,7 +7,7 @@ from PIL import Image
 
 from tests.test_data_folder import write
 from wcord_fast import data
-from wcord_fast.data import lazy_folder
+from wcord_fast.data import lazy_batches
 from wcord_fast.train.cli import main
 
 
@@ -30,7 +30,7 @@ def test_labels_and_order(folder):
     found = data.load("imagenet", data_dir=folder, image_size=16)
     assert found.classes == ("cat", "dog", "emu") and found.image_size == (16, 16) and found.num_classes == 3
     assert torch.bincount(found.train_labels).tolist() == [9, 14, 8] and found.test_labels.tolist() == [0] * 3 + [2] * 4
-    batches = lazy_folder.LazyBatches(found, 8, seed=1, workers=0)
+    batches = lazy_batches.LazyBatches(found, 8, seed=1, workers=0)
     images, labels, index = gathered(batches.epoch(0))
     assert len(batches) == 4 and images.shape == (31, 3, 16, 16) and sorted(index.tolist()) == list(range(31))
     assert torch.equal(labels, found.train_labels[index])
@@ -44,9 +44,9 @@ def test_labels_and_order(folder):
 def test_batches_do_not_depend_on_workers_or_the_start(folder):
     found = data.load("imagenet", data_dir=folder, image_size=12)
     before = torch.get_rng_state()
-    alone = list(lazy_folder.LazyBatches(found, 10, seed=3, workers=0).epoch(2))
-    helped = list(lazy_folder.LazyBatches(found, 10, seed=3, workers=2).epoch(2))
-    later = list(lazy_folder.LazyBatches(found, 10, seed=3, workers=0).epoch(2, start=2))
+    alone = list(lazy_batches.LazyBatches(found, 10, seed=3, workers=0).epoch(2))
+    helped = list(lazy_batches.LazyBatches(found, 10, seed=3, workers=2).epoch(2))
+    later = list(lazy_batches.LazyBatches(found, 10, seed=3, workers=0).epoch(2, start=2))
     assert torch.equal(before, torch.get_rng_state())
     for a, b in [*zip(alone, helped, strict=True), *zip(alone[2:], later, strict=True)]:
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
@@ -54,9 +54,9 @@ def test_batches_do_not_depend_on_workers_or_the_start(folder):
 
 def test_a_place_that_is_none_is_refused(folder):
     found = data.load("imagenet", data_dir=folder, image_size=12)
-    batches = lazy_folder.LazyBatches(found, 10, seed=3, workers=0)  # four of them
-    assert list(batches.epoch(0, start=4)) == []
-    for epoch, start, said in ((0, 5, "start: expected at most 4"), (0, -1, "start: expected"), (-1, 0, "epoch: exp")):
+    batches = lazy_batches.LazyBatches(found, 10, seed=3, workers=0)  # three of them
+    assert list(batches.epoch(0, start=3)) == []
+    for epoch, start, said in ((0, 4, "start: expected at most 3"), (0, -1, "start: expected"), (-1, 0, "epoch: exp")):
         with pytest.raises(ValueError, match=said):
             list(batches.epoch(epoch, start))
     with pytest.raises(TypeError, match="training batches come by epoch"):  # not test images with training labels
@@ -79,26 +79,42 @@ def test_random_crops_are_parts_of_the_image():
     image = Image.fromarray(np.stack([rows, columns, rows * 0], -1))
     areas, mirrored = [], 0
     for seed in range(200):
-        crop = np.asarray(lazy_folder.random_crop(image, 32, np.random.default_rng(seed))).astype(float)
+        crop = np.asarray(lazy_batches.random_crop(image, 32, np.random.default_rng(seed))).astype(float)
         height, width = (np.ptp(crop[..., c]) * 32 / 31 for c in (0, 1))  # from pixel centre to pixel centre
         areas.append(height * width / 20_000)
         mirrored += bool(crop[0, 0, 1] > crop[0, -1, 1])
         assert 0.7 < width / height < 1.45
     assert 70 < mirrored < 130 and min(areas) < 0.12 and 0.4 < max(areas) < 1.05
     sliver = Image.new("RGB", (400, 4))
-    assert lazy_folder.random_crop(sliver, 16, np.random.default_rng(0)).size == (16, 16)
+    assert lazy_batches.random_crop(sliver, 16, np.random.default_rng(0)).size == (16, 16)
 
 
-def test_a_damaged_file_is_named_in_one_line(folder, tmp_path):
-    write(tmp_path / "train", {"cat": 2, "dog": 2})
-    write(tmp_path / "val", {"cat": 1})
-    (tmp_path / "train" / "dog" / "bad.png").write_text("not an image")
-    batches = lazy_folder.LazyBatches(data.load("imagenet", data_dir=tmp_path), 2, seed=0, workers=1)
-    with pytest.raises(ValueError, match=r"^\S+bad\.png: cannot be read as an image") as told:
-        list(batches.epoch(0))
+def test_a_last_batch_of_one_image_joins_the_one_before(folder):
+    found = data.load("imagenet", data_dir=folder, image_size=12)  # 31 and 7 images
+    for size, sizes in ((10, [10, 10, 11]), (9, [9, 9, 9, 4])):
+        batches = lazy_batches.LazyBatches(found, size, seed=3, workers=0)
+        assert [len(b.index) for b in batches.epoch(0)] == sizes and len(batches) == len(sizes)
+    assert [len(b.index) for b in lazy_batches.LazyBatches(found, 6, seed=None, workers=0)] == [6, 1]
+    parts = [lazy_batches.LazyBatches(found, 14, seed=3, workers=0, part=(r, 2)) for r in range(2)]
+    assert [[len(b.index) for b in p.epoch(0)] for p in parts] == [[7, 8], [7, 9]]
+    index = torch.cat([b.index for p in parts for b in p.epoch(0)])
+    assert sorted(index.tolist()) == list(range(31))
+
+
+def test_what_the_machine_cannot_do_is_told_in_one_line(folder, monkeypatch):
+    def fails(path):
+        raise OSError(24, "Too many open files", path)
+
+    monkeypatch.setattr(lazy_batches, "read", fails)
+    found = data.load("imagenet", data_dir=folder, image_size=12)
+    with pytest.raises(OSError, match=r"Too many open files: '.*'$") as told:
+        list(lazy_batches.LazyBatches(found, 4, seed=0, workers=1).epoch(0))
     assert "\n" not in str(told.value)
+
+
+def test_a_folder_without_its_splits_is_refused(folder):
     with pytest.raises(ValueError, match=r"expected .*/train and .*/val"):
-        data.load("imagenet", data_dir=tmp_path / "train")
+        data.load("imagenet", data_dir=folder / "train")
     with pytest.raises(ValueError, match="'imagenet' needs the folder"):
         data.load("imagenet")
 

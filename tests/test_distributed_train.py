@@ -45,6 +45,7 @@ def whole_state(run):
     for name, bank in shards._sharded(run.method).items():
         parts = [None] * ranks().world
         torch.distributed.all_gather_object(parts, bank.rows) if ranks().world > 1 else parts.__setitem__(0, bank.rows)
+        assert hasattr(method[f"{name}.rows"], "to_local") or ranks().world == 1
         method[f"{name}.rows"] = torch.cat(parts)
     return {"student": run.student.state_dict(), "method": method}
 
@@ -102,6 +103,18 @@ def test_all_ranks_end_equal_and_a_stopped_run_resumes_to_the_same_end(pools, tm
     assert names == {".lock", "checkpoint.pt", "checkpoint.prev.pt", "metrics.csv", "student.pt"} | banks
 
 
+def test_images_that_join_the_batch_before_are_trained_on_and_resumed(pools, tmp_path):
+    """44 images in batches of 21: each of two processes would get one of the last 2. They make the last batch 23."""
+    options = {**REPLICATED, "batch_size": 21}
+    whole, *_ = pools[2].run(train, tmp_path / "whole", "wcord", options)
+    pools[2].run(train, tmp_path / "stopped", "wcord", options, True)
+    (history, state), *_ = pools[2].run(train, tmp_path / "stopped", "wcord", options)
+    assert values(history) == values(whole[0]) and [row["epoch"] for row in history] == [1, 2]
+    assert_same(state, whole[1])
+    step = state["method"]["wcord.contrast.sampler.state"].tolist()
+    assert 2 * 2 in step  # two batches in each of two epochs
+
+
 def test_the_joined_epoch_is_that_of_one_process():
     for world in (2, 3, 5):
         parts = [TrainBatches(dataset(), 16, seed=3, part=(r, world)) for r in range(world)]
@@ -113,8 +126,9 @@ def test_the_joined_epoch_is_that_of_one_process():
             sizes = [len(e[i][2]) for e in epochs]
             assert max(sizes) - min(sizes) <= 1 and sum(p.weight(i) for p in parts) == pytest.approx(world)
             assert parts[0].weight(i) == pytest.approx(world * sizes[0] / sum(sizes))
-    assert len(TrainBatches(dataset(), 21, seed=0, part=(0, 3))) == 2  # the last batch of 2 is left out
-    assert TRAIN == 44 and len(TrainBatches(dataset(), 21, seed=0, part=(0, 3)).whole()) == 3
+    three = [TrainBatches(dataset(), 21, seed=0, part=(r, 3)) for r in range(3)]
+    assert [[len(b.index) for b in p.epoch(0)] for p in three] == [[7, 7], [7, 8], [7, 8]]  # 2 images join the last 21
+    assert TRAIN == 44 and len(three[0].whole()) == 3
     with pytest.raises(ValueError, match="batch_size"):
         TrainBatches(dataset(), 2, seed=0, part=(0, 3))
 

@@ -41,7 +41,7 @@ def test_a_step_never_waits_for_the_device(tmp_path):
     run = on_gpu(tmp_path, "wcord+kd", epochs=1)
     optimizer = torch.optim.SGD(run.parameters(), lr=0.01)
     meters, watch = loop.Meters(0), loop.Stopwatch(torch.device("cuda"))
-    batches = [loop.Batch(*b) for b in run.train.epoch(0)]
+    batches = list(run.train.epoch(0))
     part = loop.micro_batch(0, 1, 1)
     loop.train_step(run, optimizer, batches[0], meters, watch, False, part)  # workspaces, choices of algorithms
     torch.cuda.set_sync_debug_mode("error")

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from wcord_fast import distill
+from wcord_fast.distill.stage import feature_modules
 from wcord_fast.models import Tapped
 
 X = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -174,6 +175,8 @@ def test_activation_boundaries_see_negative_neurons():
         features = [net(X, return_features=True)[0] for net in pair]
         assert bool((features[0][1] < 0).any())
         values.append(method.stage.loss(*features))
+        trained = {id(p) for module in feature_modules(pair[0]) for p in module.parameters()}
+        assert trained == {id(p) for p in student.parameters()} - {id(p) for p in student.fc.parameters()}
     assert torch.equal(values[0], values[1])
 
 
@@ -256,7 +259,7 @@ def test_activation_checkpointing(reentrant):
 def test_a_part_without_gradients_is_taken():
     def forward(net, x):
         with torch.no_grad():
-            frozen = net.flat(x)
+            frozen = net.flat(2 * x)
         return frozen + x
 
     assert not Tapped(Net(forward), features="flat")(X, return_features=True)[0][0].requires_grad

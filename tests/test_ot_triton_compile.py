@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from .triton_release import judge
+
 pytest.importorskip("triton")
 
 REGISTERS = 65536  # of an SM
@@ -17,6 +19,7 @@ SHARED = {80: 100 << 10, 90: 228 << 10}  # bytes of an SM (of sm_86 and sm_89 to
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90])
 def test_kernels_fit(capability, tmp_path):
     command = [sys.executable, "-m", "tests.triton_interpret.ot_usage", str(capability)]
@@ -25,8 +28,14 @@ def test_kernels_fit(capability, tmp_path):
     assert done.returncode == 0, done.stderr[-4000:]
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert {kernel["name"].split()[0] for kernel in found} == {"sweep", "combine", "finish"}
+    problems = []
     for kernel in found:
-        assert (kernel["stack"], kernel["stores"], kernel["loads"]) == (0, 0, 0), kernel
-        assert kernel["resident"] * (kernel["shared"] + 1024) <= SHARED[capability], kernel
+        assert kernel["shared"] + 1024 <= SHARED[capability], kernel  # else it cannot be launched
+        if spilled := max(kernel["stack"], kernel["stores"], kernel["loads"]):
+            problems.append(f"{kernel['name']} spills {spilled} bytes")
         per_warp = -(-kernel["registers"] * 32 // 256) * 256  # allocated in units of 256
-        assert kernel["resident"] * kernel["warps"] * per_warp <= REGISTERS, kernel
+        shared = kernel["resident"] * (kernel["shared"] + 1024) <= SHARED[capability]
+        registers = kernel["resident"] * kernel["warps"] * per_warp <= REGISTERS
+        if not (shared and registers):
+            problems.append(f"{kernel['name']} leaves no room for {kernel['resident']} blocks: {kernel}")
+    judge(problems)

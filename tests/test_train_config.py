@@ -88,7 +88,7 @@ def test_the_teacher_may_have_its_own_epochs_and_rate():
         (["--epochs", "0"], "epochs: expected an int of at least 1, got 0"),
         (["--lr", "-1"], "lr: expected a positive finite number, got -1"),
         (["--seed", "-1"], "seed: expected an int of at least 0, got -1"),
-        (["--data", "cifar10"], "data: expected one of .* got 'cifar10'; did you mean 'cifar100'"),
+        (["--data", "cifar1000"], "data: expected one of .* got 'cifar1000'; did you mean 'cifar100'"),
         (["--student", "resnt8"], "student: expected one of .* got 'resnt8'; did you mean 'resnet8'"),
         (["--methods", "ce,wrod"], "methods: expected one of .* got 'wrod'; did you mean 'wcord'"),
         (["--methods", "ce,CE"], "methods: ce is named twice"),

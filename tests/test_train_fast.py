@@ -176,7 +176,7 @@ def test_the_recorded_batch_is_refilled(tmp_path):
     graphed = GraphedStep(step, [], run.train, record, lambda f: f(), NoWatch)
     watch = loop.Stopwatch(torch.device("cpu"))
     for epoch in range(3):
-        for batch in (loop.Batch(*b) for b in run.train.epoch(epoch)):
+        for batch in run.train.epoch(epoch):
             assert graphed(batch, watch)["first"] == batch.index[0]
     assert len({id(b) for b in seen[-6:]}) < 6
     watch.sample()

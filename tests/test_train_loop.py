@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.utils.tensorboard import SummaryWriter  # noqa: F401  (imported here, so that its second is not a test's)
 
 from tests.train_tiny import CLASSES, TEST, TRAIN, make_run
-from wcord_fast.distill import Batch, Outputs
+from wcord_fast.distill import Outputs
 from wcord_fast.train import checkpoint, loop
 from wcord_fast.train.evaluate import evaluate
 from wcord_fast.train.logs import TIMING
@@ -91,7 +91,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path, caplog):
 def test_the_gradient_is_that_of_one_joint_backward(tmp_path):
     run = make_run(tmp_path, "wcord+kd")
     run.student.double(), run.method.double(), run.teacher.double()
-    batch = Batch(*next(run.train.epoch(0)))
+    batch = next(run.train.epoch(0))
     images = batch.images.double()
     with torch.no_grad():
         teacher = Outputs(*run.teacher(images, return_features=True))
@@ -223,7 +223,7 @@ def test_accumulated_gradients_are_those_of_the_averaged_loss(tmp_path, accumula
     run = make_run(tmp_path / "run", "ce", epochs=1, accumulate=accumulate, **config)
     other = make_run(tmp_path / "other", "ce", epochs=1, **config)
     fit(run)
-    batches = [Batch(*b) for b in other.train.epoch(0)]  # five, the last one smaller
+    batches = list(other.train.epoch(0))  # five, the last one smaller
     other.student.train()
     for begin in range(0, len(batches), accumulate):
         group = batches[begin : begin + accumulate]

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from wcord_fast.train.cli import COMMANDS, USAGE, main
+from wcord_fast.command import USAGE
+from wcord_fast.train.cli import COMMANDS, main
 from wcord_fast.train.completion import tree
 
 MISSPELT = {
@@ -15,7 +16,7 @@ MISSPELT = {
     "distill --methods=ce,crdd+kd": "crd",
     "distill --teacher=resnet32x5": "resnet32x4",
     "distill --student=ShufleV1": "ShuffleV1",
-    "distill --data=cifar10": "cifar100",
+    "distill --data=cifar1000": "cifar100",
     "distill --config=cifar100_vgg13_vgg9": "cifar100_vgg13_vgg8",
     "distill --wcord.critic=nce_sm": "nce_sn",
     "distill --wcord.critc=nce": "--wcord.critic",

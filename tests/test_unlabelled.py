@@ -88,7 +88,7 @@ def test_the_mean_by_class_sums(expected):
         torch.testing.assert_close(value, want, rtol=1e-11, atol=1e-13)
         bank.update_(ANCHORS, x)
         x = x.flip(0)
-    exact = ClassSums(bank.rows, sampler.label, sampler.class_start).sums
+    exact = ClassSums(bank.rows, *map(sampler.spec().table, ("label", "class_start"))).sums
     torch.testing.assert_close(bank._sums.sums, exact, rtol=0, atol=1e-13)
 
 
@@ -115,7 +115,7 @@ def unsigned(labels):
 
 def test_without_a_label_below_0_nothing_changes():
     labels = torch.tensor([7, 2, 40, 2, 7, 7, 2**40, 40])
-    assert NegativeSampler(8, 2, labels=labels).label.tolist() == [1, 0, 2, 0, 1, 1, 3, 2]
+    assert NegativeSampler(8, 2, labels=labels).spec().table("label").tolist() == [1, 0, 2, 0, 1, 1, 3, 2]
     draws = [NegativeSampler(8, 3, labels=given, seed=1).draw(torch.arange(8)) for given in (labels, unsigned(labels))]
     assert torch.equal(*draws)
 

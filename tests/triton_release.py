@@ -1,8 +1,10 @@
-"""What the installed release of Triton can do for these tests; imports neither Triton nor torch."""
+"""What tests may ask of the installed release of Triton; imports neither Triton nor torch."""
 
 from __future__ import annotations
 
 from importlib import metadata
+
+import pytest
 
 
 def release(package: str) -> tuple[int, int]:
@@ -12,6 +14,22 @@ def release(package: str) -> tuple[int, int]:
     except metadata.PackageNotFoundError:
         return 0, 0
     return int(major), int(minor)
+
+
+TUNED = (3, 7)  # the release of Triton that the kernels' tiles were chosen with, and whose machine code tests judge
+
+
+def judge(problems: list[str]) -> None:
+    """Fail for `problems` of the machine code (spills, occupancy) with the release that the tiles were chosen with.
+
+    Another release makes other code: there they are reported as a skip. `python -m bench.gpu` measures what they cost.
+    """
+    if not problems:
+        return
+    if release("triton") == TUNED:
+        pytest.fail("\n".join(problems))
+    major, minor = release("triton")
+    pytest.skip(f"Triton {major}.{minor}, reported and not judged: {'; '.join(problems)}")
 
 
 def why_not_interpreted() -> str | None:

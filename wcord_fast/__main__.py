@@ -2,6 +2,6 @@
 
 import sys
 
-from wcord_fast.train.cli import main
+from wcord_fast.command import main
 
 sys.exit(main())

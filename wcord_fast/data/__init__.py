@@ -21,12 +21,30 @@ training set: what the banks of the distillation losses are addressed by. Shuffl
 are decoded by worker processes.
 """
 
-from .batch import Batch
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ..batch import Batch
+from ..extras import require_train
 from .batches import TestBatches, TrainBatches
 from .dataset import Dataset
-from .lazy_batches import LazyBatches
-from .lazy_folder import LazyFolder
-from .registry import held_names, load, names, test_batches, train_batches
+
+if TYPE_CHECKING:
+    from .lazy_batches import LazyBatches
+    from .lazy_folder import LazyFolder
+    from .registry import held_names, load, names, test_batches, train_batches
+
+READERS = {  # what reads files, by a package that only the extra `train` brings: imported when it is used
+    "LazyBatches": "lazy_batches",
+    "LazyFolder": "lazy_folder",
+    "held_names": "registry",
+    "load": "registry",
+    "names": "registry",
+    "test_batches": "registry",
+    "train_batches": "registry",
+}
 
 __all__ = [
     "Batch",
@@ -41,3 +59,10 @@ __all__ = [
     "test_batches",
     "train_batches",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in READERS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    require_train(f"wcord_fast.data.{name}", "PIL")
+    return getattr(import_module(f".{READERS[name]}", __name__), name)

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..batch import Batch
 from ..ops import checks
 from .augment import Normalise, crop_flip
-from .batch import Batch
 from .dataset import Dataset
 from .parts import Parts
 

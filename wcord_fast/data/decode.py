@@ -82,6 +82,8 @@ def read(path: str, mode: str = "RGB") -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    if image.format == "TIFF":  # Pillow has turned it, and in some releases still says that it is to be turned
+        return image
     try:
         turn = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # damaged EXIF: the pixels are good all the same

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from ..extras import require_train
 from ..ops import checks
 from . import split
 from .dataset import Dataset, channel_statistics
@@ -25,9 +26,8 @@ def load(image_size: int | None = None) -> Dataset:
     Args:
         image_size: height and width, at least 8 (the original); larger ones are bilinear. Default 16.
     """
-    from sklearn.datasets import (
-        load_digits,
-    )  # not at the top: it costs a second that other data sets need not pay
+    require_train("data 'digits': these images come with scikit-learn and loading them", "sklearn")
+    from sklearn.datasets import load_digits  # not at the top: it costs a second that other data sets need not pay
 
     size = checks.integer("image_size", IMAGE_SIZE if image_size is None else image_size, least=8)
     bunch = load_digits()

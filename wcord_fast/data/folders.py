@@ -62,7 +62,13 @@ def subfolders(folder: Path) -> list[Path]:
 
 def holds_images(folder: Path) -> bool:
     """Whether an image lies in `folder` itself."""
-    return any(_suffix(e.name) in suffixes() for e in os.scandir(folder) if not is_helper(e.name) and not _is_folder(e))
+    return any(True for _ in _images_in(folder))
+
+
+def _images_in(folder: Path) -> Iterator[str]:
+    for entry in os.scandir(folder):
+        if _suffix(entry.name) in suffixes() and not is_helper(entry.name) and not _is_folder(entry):
+            yield entry.name
 
 
 def _suffix(file: str) -> str:
@@ -134,6 +140,8 @@ def list_images(folder: Path, classes: tuple[str, ...]) -> tuple[list[str], Tens
         ignored += others
         files += images
         labels += [classes.index(name)] * len(images)
+    if strays := sorted(_images_in(folder)):
+        log.warning("%s: %d images are in no class folder and not read: %s ...", folder, len(strays), strays[0])
     if ignored:
         log.warning("%s: %d files that are not images are ignored: %s", folder, ignored.total(), _list(ignored))
     return files, torch.tensor(labels, dtype=torch.int64)

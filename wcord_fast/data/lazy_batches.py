@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from ..batch import Batch
 from ..ops import checks
 from .augment import Normalise
-from .batch import Batch
 from .decode import Unreadable, read, read_all, told
 from .lazy_folder import LazyFolder
 from .parts import Parts

@@ -35,10 +35,11 @@ def find_splits(top: Path) -> tuple[Path, Path | None]:
     """
     top = _entered(top)
     inside = subfolders(top)
-    flat = [folder for folder in inside if kind_of(folder.name) and _is_class(folder)]
+    flat = [folder for folder in inside if kind_of(folder.name) and not _is_split(folder, inside)]
     kinds: dict[str | None, list[Path]] = {None: []}
     for folder in inside:
-        kinds.setdefault(None if folder in flat else kind_of(folder.name), []).append(folder)
+        if folder not in flat:
+            kinds.setdefault(kind_of(folder.name), []).append(folder)
     held_out = next((kinds[kind] for kind in ("test", "val") if any(map(subfolders, kinds.get(kind, [])))), None)
     held_out = held_out or kinds.get("test") or kinds.get("val")
     if "train" not in kinds:
@@ -64,7 +65,7 @@ def _entered(top: Path) -> Path:
     """`top`, or the folder in it that all is in."""
     for _ in range(DEEPEST):
         inside = subfolders(top)
-        if len(inside) != 1 or kind_of(inside[0].name) or _is_class(inside[0]) or not subfolders(inside[0]):
+        if len(inside) != 1 or kind_of(inside[0].name) or holds_images(inside[0]) or not subfolders(inside[0]):
             break
         top = inside[0]
         log.info("reading %s", top)
@@ -89,22 +90,27 @@ def _alike(name: str) -> str | None:
     return next((kind for word in words if (kind := kind_of(word))), None)
 
 
-def _is_class(folder: Path) -> bool:
-    """Whether images lie in it: then it is a class, whatever its name ("train", of vehicles)."""
-    return holds_images(folder)
+def _is_split(folder: Path, beside: list[Path]) -> bool:
+    """Whether a folder of a split's name is one. Images in it make it a class ("train", of vehicles), or strays among
+    its class folders, where another split is beside it or nothing that would be a class."""
+    if not holds_images(folder):
+        return True
+    others = [other for other in beside if other != folder]
+    another = any(kind_of(other.name) and subfolders(other) for other in others)
+    return bool(subfolders(folder)) and (another or not any(map(holds_images, others)))
 
 
 def _inner(split: Path) -> Path:
     """`split`, or the folder that is alone in it and has folders of its own: training_set/training_set/<class>."""
     inside = subfolders(split)
-    if len(inside) == 1 and not _is_class(inside[0]) and kind_of(inside[0].name) and subfolders(inside[0]):
+    if len(inside) == 1 and not holds_images(inside[0]) and kind_of(inside[0].name) and subfolders(inside[0]):
         return inside[0]
     return split
 
 
 def _require_classes(top: Path, inside: list[Path]) -> None:
     """ValueError if the folders in `top` look like something else than classes."""
-    flat = [folder for folder in inside if _is_class(folder)]
+    flat = [folder for folder in inside if holds_images(folder)]
     named = [folder for folder in flat if kind_of(folder.name)]
     if len({kind_of(folder.name) for folder in named}) > 1:
         raise ValueError(

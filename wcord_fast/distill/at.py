@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .base import Pair
-from .maps import same_size, stage_maps
+from .maps import require_same_aspect, same_size, stage_maps
 from .one_term import OneTerm, WeightedOptions
 
 
@@ -35,7 +35,7 @@ class AT(OneTerm):
 
     def __init__(self, pair: Pair, options: ATOptions) -> None:
         super().__init__(pair, options)
-        stage_maps("at", pair)
+        require_same_aspect("at", stage_maps("at", pair))
 
     def distance(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
         stages = zip(student[1:-1], teacher[1:-1], strict=True)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..data import Batch
+from ..batch import Batch
 from ..nn.kd import KDLoss
 from ..ops import checks
 from .modes import eval_mode

@@ -45,6 +45,12 @@ class FSP(Method):
             )
         if len(s) < 2:
             raise ValueError("fsp: compares consecutive feature maps, but there is only one")
+        for low, high in (*pairwise(s), *pairwise(t)):
+            if (low[1] - high[1]) * (low[2] - high[2]) < 0:
+                raise ValueError(
+                    "fsp: multiplies consecutive maps position by position, the larger averaged to the smaller, but "
+                    f"{list(low)} is followed by {list(high)}"
+                )
         self.stage = Stage(self.flow_loss, (), trains_student=True)
 
     def flow_loss(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ..ops import checks
 from .at import attention
 from .base import Pair
-from .maps import require_maps, same_size
+from .maps import require_maps, require_same_aspect, same_size
 from .one_term import OneTerm
 from .stage import Stage, StageOptions
 
@@ -65,6 +65,7 @@ class FT(OneTerm):
         require_maps("ft", shapes)
         if len(shapes) < 2:
             raise ValueError("ft: compares the features before the last, but one of the networks has only one feature")
+        require_same_aspect("ft", [(shapes[0], shapes[1])])
         (s_channels, *_), (t_channels, *_) = shapes
         factors = int(t_channels * options.rate)
         if factors < 1:

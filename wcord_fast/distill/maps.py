@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -9,12 +12,31 @@ from .base import Pair
 
 
 def same_size(s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps [B, C, H, W]: the larger one averaged down to the height of the smaller (square, as published)."""
-    if s.shape[2] > t.shape[2]:
-        s = F.adaptive_avg_pool2d(s, t.shape[2:])  # type: ignore[arg-type]
-    elif s.shape[2] < t.shape[2]:
-        t = F.adaptive_avg_pool2d(t, s.shape[2:])  # type: ignore[arg-type]
-    return s, t
+    """Maps [B, C, H, W]: the larger one averaged down to the size of the smaller."""
+    size_s, size_t = s.shape[2:], t.shape[2:]
+    if size_s == size_t:
+        return s, t
+    if size_s[0] >= size_t[0] and size_s[1] >= size_t[1]:
+        return F.adaptive_avg_pool2d(s, size_t), t  # type: ignore[arg-type]
+    if size_s[0] <= size_t[0] and size_s[1] <= size_t[1]:
+        return s, F.adaptive_avg_pool2d(t, size_s)  # type: ignore[arg-type]
+    raise ValueError(f"expected one map to be the smaller in height and width, got {[*size_s]} and {[*size_t]}")
+
+
+def require_same_aspect(method: str, pairs: Iterable[tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
+    """ValueError unless the shapes [C, H, W] of every (student, teacher) show the whole image at one aspect ratio.
+
+    A network's map is the image's size over its stride, up to a pixel; so one factor must lead from the student's
+    height and width to the teacher's, each taken up to a pixel. Published code compares square maps only.
+    """
+    for s, t in pairs:
+        low = max(s[i] / (t[i] + 1) for i in (1, 2))
+        high = min(s[i] / (t[i] - 1) if t[i] > 1 else math.inf for i in (1, 2))
+        if s[1:] != t[1:] and low >= high:
+            raise ValueError(
+                f"{method}: compares maps position by position, which needs one aspect ratio, but the student's is "
+                f"{list(s)} and the teacher's {list(t)}"
+            )
 
 
 def stage_maps(method: str, pair: Pair) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:

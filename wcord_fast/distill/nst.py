@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .base import Pair
-from .maps import same_size, stage_maps
+from .maps import require_same_aspect, same_size, stage_maps
 from .one_term import OneTerm, WeightedOptions
 
 
@@ -39,7 +39,7 @@ class NST(OneTerm):
 
     def __init__(self, pair: Pair, options: NSTOptions) -> None:
         super().__init__(pair, options)
-        stage_maps("nst", pair)
+        require_same_aspect("nst", stage_maps("nst", pair))
 
     def distance(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
         stages = zip(student[1:-1], teacher[1:-1], strict=True)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..models.answer import class_logits_of
 from ..ops import checks
 from .ab import AB, ABOptions
 from .at import AT, ATOptions
@@ -171,8 +172,8 @@ def pair_of(
     """What a method may know of these networks, by one forward of `example` [B, C, H, W] through each."""
     num_data = checks.integer("num_data", num_data, least=1)
     rows = None if labels is None else _labels(labels, num_data)
-    s = probe(student, example)
-    t = None if teacher is None else probe(teacher, example)
+    s = probe(student, example, "student")
+    t = None if teacher is None else probe(teacher, example, "teacher")
     return Pair(
         student_shapes=tuple(tuple(f.shape[1:]) for f in s.feats),
         teacher_shapes=() if t is None else tuple(tuple(f.shape[1:]) for f in t.feats),
@@ -184,10 +185,30 @@ def pair_of(
     )
 
 
-def probe(network: nn.Module, images: Tensor) -> Outputs:
-    """A network's outputs in eval mode, without gradient; every module's mode is restored."""
+def probe(network: nn.Module, images: Tensor, name: str = "network") -> Outputs:
+    """A network's outputs in eval mode, without gradient; every module's mode is restored.
+
+    Raises:
+        TypeError, ValueError: it does not answer with (features, logits [B, classes]), all tensors; `name` is in the
+            message.
+    """
     with eval_mode(network), torch.no_grad():
-        return Outputs(*network(images, return_features=True))
+        answer = network(images, return_features=True)
+    if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[0], (list, tuple)):
+        raise TypeError(
+            f"{name}: expected it to answer return_features=True with (features, logits), got {type(answer).__name__}; "
+            "models.Tapped(network, features=...) makes any network do so"
+        )
+    features, logits = answer
+    for i, feature in enumerate(features):
+        if not isinstance(feature, Tensor):
+            raise TypeError(f"{name}: expected its features to be tensors, but feature {i} is {type(feature).__name__}")
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"{name}: expected its logits, beside the features, to be a tensor [B, classes], got "
+            f"{type(logits).__name__}; models.Tapped takes the logits of an object that holds them"
+        )
+    return Outputs(list(features), class_logits_of(logits, name))
 
 
 def _labels(given: Tensor | np.ndarray | Sequence[int], num_data: int) -> Tensor:

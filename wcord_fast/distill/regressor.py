@@ -10,7 +10,7 @@ class ConvRegressor(nn.Module):
     """A convolution from the student's shape [C, H, W] to the teacher's, with batch norm and, by default, ReLU.
 
     Raises:
-        ValueError: the student's map is the smaller one, and not by a factor of 2.
+        ValueError: the student's map is smaller in height or width, and not in both by a factor of 2.
     """
 
     def __init__(self, student: tuple[int, ...], teacher: tuple[int, ...], relu: bool = True) -> None:
@@ -18,16 +18,16 @@ class ConvRegressor(nn.Module):
         (s_c, s_h, s_w), (t_c, t_h, t_w) = student, teacher
         self.relu = relu
         self.conv: nn.Module
-        if s_h == 2 * t_h:
+        if s_h == 2 * t_h and (s_w + 1) // 2 == t_w:
             self.conv = nn.Conv2d(s_c, t_c, kernel_size=3, stride=2, padding=1)
-        elif 2 * s_h == t_h:
+        elif 2 * s_h == t_h and 2 * s_w == t_w:
             self.conv = nn.ConvTranspose2d(s_c, t_c, kernel_size=4, stride=2, padding=1)
         elif s_h >= t_h and s_w >= t_w:
             self.conv = nn.Conv2d(s_c, t_c, kernel_size=(1 + s_h - t_h, 1 + s_w - t_w))
         else:
             raise ValueError(
-                f"the student's map {list(student)} cannot be brought to the teacher's {list(teacher)}: it is smaller, "
-                "and not by a factor of 2"
+                f"the student's map {list(student)} cannot be brought to the teacher's {list(teacher)}: it is smaller "
+                "in height or width, and not in both by a factor of 2"
             )
         self.bn = nn.BatchNorm2d(t_c)
 

@@ -49,6 +49,18 @@ class Stage:
 
 
 def feature_modules(student: nn.Module) -> list[nn.Module]:
-    """The parts of a network that make its features: all of it but its head, where it says which that is."""
-    head = getattr(student, "head", None)
-    return [child for child in student.children() if all(m is not head for m in child.modules())]
+    """The parts of a network that make its features: all of it but its head, where it says which that is.
+
+    A part that the head is in, as a `Tapped` student's network is, is taken apart.
+    """
+    return _parts(student, getattr(student, "head", None))
+
+
+def _parts(module: nn.Module, head: nn.Module | None) -> list[nn.Module]:
+    found: list[nn.Module] = []
+    for child in module.children():
+        if all(m is not head for m in child.modules()):
+            found.append(child)
+        elif child is not head:
+            found += _parts(child, head)
+    return found

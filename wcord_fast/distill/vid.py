@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ..ops import checks
 from .base import Pair
-from .maps import same_size, stage_maps
+from .maps import require_same_aspect, same_size, stage_maps
 from .one_term import OneTerm, WeightedOptions
 
 
@@ -70,8 +70,10 @@ class VID(OneTerm):
 
     def __init__(self, pair: Pair, options: VIDOptions) -> None:
         super().__init__(pair, options)
+        stages = stage_maps("vid", pair)
+        require_same_aspect("vid", stages)
         self.stages = nn.ModuleList(
-            Likelihood(s[0], t[0], options.initial_variance, options.epsilon) for s, t in stage_maps("vid", pair)
+            Likelihood(s[0], t[0], options.initial_variance, options.epsilon) for s, t in stages
         )
 
     def distance(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:

@@ -1,6 +1,7 @@
 """The functions of the library; every one is also a name of this package."""
 
 from .bank import bank_log_z, bank_mean_score, bank_nce, bank_update_
+from .kd import kd_loss
 from .ot import OTSolution, ot_cost, ot_plan, ot_solve
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "bank_mean_score",
     "bank_nce",
     "bank_update_",
+    "kd_loss",
     "ot_cost",
     "ot_plan",
     "ot_solve",

@@ -2,7 +2,7 @@
 
 All take `negatives`, a `NegativeSampler` or explicit rows, and a bank as a tensor [N, D] or a `MemoryBank`. Losses are
 per anchor, in fp32 (fp64 if the anchors or the bank are fp64); gradients are in the anchors' dtype. The bank carries no
-gradient. Double backward, forward-mode differentiation and the transforms of `torch.func` are refused.
+gradient. Double backward, forward-mode differentiation and the transforms of `torch.func` raise NotImplementedError.
 
 With a `MemoryBank(shard="rank")` every function is collective: all ranks call it, each with its own anchors, and get
 what one process would get for the joined batch, in rank order (leave anchor_offset at 0).
@@ -22,6 +22,7 @@ from ..ops.bank.plan import PLANS
 from ..ops.bank.pool_mean import pool_mean_op
 from ..ops.bank.reference import accumulate_dtype
 from ..ops.dispatch import BACKENDS
+from ..ops.first_order import first_order
 from ..ops.sampling.spec import DrawSpec
 from ..ops.status import Code
 from . import sharded
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from ..nn import MemoryBank, NegativeSampler
 
 
+@first_order
 def bank_nce(
     anchor: Tensor,
     bank: Tensor | MemoryBank,
@@ -77,6 +79,7 @@ def bank_nce(
     return nce_pair(anchor[None], [rows], index, log_z.detach()[None], spec, temperature, plan, backend)[0]
 
 
+@first_order
 def bank_mean_score(
     anchor: Tensor,
     bank: Tensor | MemoryBank,
@@ -97,6 +100,7 @@ def bank_mean_score(
     return mean_score_pair(anchor[None], [rows], index, spec, plan, backend, [bank])[0]
 
 
+@first_order
 def bank_log_z(
     anchor: Tensor,
     bank: Tensor | MemoryBank,
@@ -121,6 +125,7 @@ def bank_log_z(
     return log_z_pair(unset, anchor[None], [rows], index, spec, temperature, plan, backend)[0]
 
 
+@first_order
 def bank_update_(
     bank: Tensor | MemoryBank, index: Tensor, rows: Tensor, momentum: float | None = None
 ) -> Tensor | MemoryBank:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..ops import checks, dispatch
+from ..ops.first_order import first_order
 from ..ops.sinkhorn import autograd as op
 from ..ops.sinkhorn.reference import Pairs, accumulation_dtype, log_reference, masses
 
@@ -83,6 +84,7 @@ class OTOptions(NamedTuple):
         return cls(cost, solver, eps, iters, tol, value, backend)
 
 
+@first_order
 def ot_cost(
     x: Tensor,
     y: Tensor,
@@ -114,10 +116,11 @@ def ot_cost(
 
     Args:
         x: [n, d] or [G, n, d], fp16, bf16, fp32 or fp64; any strides, never modified.
-        y: [m, d] or [G, m, d], dtype and device of x.
-        a: [n] or [G, n], masses of x's rows, >= 0 with sum 1 (to 1e-4, not renormalised), in x's dtype or in fp32
-            for narrower x; None is uniform. In fp16 or bf16 a sum of 1 to that rounding is enough: it is then made 1 in
-            fp32. A row of zero mass moves nothing and has zero gradient.
+        y: [m, d] or [G, m, d], on the device of x. Where the dtypes of x, y and masses differ, they are promoted as by
+            `torch.promote_types` (masses in fp32 leave narrower features as they are).
+        a: [n] or [G, n], masses of x's rows, >= 0 with sum 1 (to 1e-4, not renormalised); None is uniform. In fp16 or
+            bf16 a sum of 1 to that rounding is enough: it is then made 1 in fp32. A row of zero mass moves nothing and
+            has zero gradient.
         b: [m] or [G, m], masses of y's rows.
         cost: "cosine" or "sqeuclidean".
         solver: "ipot" (the plan is fed back: tends to the unregularised cost) or "sinkhorn".
@@ -145,7 +148,8 @@ def ot_cost(
             is NaN and `wcord_fast.check()` raises.
         NotImplementedError: gradient of a or b with value="cost" or with pairs; debias with pairs; an explicit backend
             that does not support the case (pairs on CUDA: only "reference").
-    Not supported: second derivatives (backward of backward raises), forward-mode AD, vmap.
+    Not supported, and raising NotImplementedError: second derivatives (when they are reached), forward-mode
+    differentiation, the transforms of `torch.func` (grad, vmap, ...).
     """
     return ot_solve(
         x,
@@ -165,6 +169,7 @@ def ot_cost(
     ).cost
 
 
+@first_order
 def ot_solve(
     x: Tensor,
     y: Tensor,
@@ -188,7 +193,11 @@ def ot_solve(
     """
     options = _options(cost, solver, eps, iters, tol, value, backend)
     debias = checks.boolean("debias", debias)
-    batched = x.dim() == 3 if a is None and b is None and _is_plain(x, y) else _check_problem(x, y, a, b)
+    if a is None and b is None and _is_plain(x, y):
+        batched = x.dim() == 3
+    else:
+        batched = _check_problem(x, y, a, b)
+        x, y = _promoted(x, y, a, b)
     checks.divisor("eps", options.eps, accumulation_dtype(x.dtype), options.iters if options.solver == "ipot" else 1)
     known = None if pairs is None else _known_pairs(x, y, pairs, rho, debias)
     if (options.value == "cost" or known is not None) and torch.is_grad_enabled():
@@ -202,7 +211,7 @@ def ot_solve(
                 )
     if batched:
         a, b = (None if mass is None else mass.expand(rows.shape[:-1]) for mass, rows in ((a, x), (b, y)))
-    a, b = _masses(a), _masses(b)
+    a, b = _masses(a, x), _masses(b, x)
     solved = OTSolution(*op.ot_solve(x, y, a, b, *options, known))
     if debias:
         self_x = op.ot_solve(x, x, a, a, *options)[0]
@@ -211,6 +220,7 @@ def ot_solve(
     return solved
 
 
+@first_order
 def ot_plan(
     x: Tensor,
     y: Tensor,
@@ -250,7 +260,8 @@ def ot_plan(
             rho=rho,
             backend=backend,
         )
-        plan = op.ot_plan_op(x.detach(), y.detach(), *solved[1:4], cost, backend)
+        x, y = _promoted(x.detach(), y.detach(), a, b)
+        plan = op.ot_plan_op(x, y, *solved[1:4], cost, backend)
         return plan if pairs is None or rho == 0 else plan * _reference_factor(x, y, a, b, pairs, rho)
 
 
@@ -285,7 +296,8 @@ def _reference_factor(x, y, a, b, pairs, rho) -> Tensor:
     if not batched:
         x, y, known = x.unsqueeze(0), y.unsqueeze(0), Pairs(known.rows[None], known.columns[None], known.rho)
     a, b = (
-        masses(None if mass is None else _masses(mass.expand(rows.shape[:-1])), rows) for mass, rows in ((a, x), (b, y))
+        masses(None if mass is None else _masses(mass.expand(rows.shape[:-1]), rows), rows)
+        for mass, rows in ((a, x), (b, y))
     )
     factor = log_reference(a, b, known).exp_()
     return factor if batched else factor[0]
@@ -324,11 +336,24 @@ def _is_plain(x: Tensor, y: Tensor) -> bool:
     )
 
 
-def _masses(mass: Tensor | None) -> Tensor | None:
-    """Half-precision masses, whose sum is 1 to their rounding only, in fp32 with sum 1; what is further off is kept."""
-    if mass is None or mass.dtype.itemsize > 2:
-        return mass
-    wide = mass.float()
+def _promoted(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor]:
+    """x and y in one dtype, that of all four; the solver is wide enough for fp32 masses without that."""
+    dtype = torch.promote_types(x.dtype, y.dtype)
+    if any(mass is not None and mass.dtype == torch.float64 for mass in (a, b)):
+        dtype = torch.float64
+    return x.to(dtype), y.to(dtype)
+
+
+def _masses(mass: Tensor | None, features: Tensor) -> Tensor | None:
+    """Masses in the dtype that the solver accumulates in.
+
+    Those in half precision, whose sum is 1 to their rounding only, get the sum 1; what is further off is kept.
+    """
+    if mass is None:
+        return None
+    wide = mass.to(accumulation_dtype(features.dtype))
+    if mass.dtype.itemsize > 2:
+        return wide
     total = wide.detach().sum(-1, keepdim=True)
     return wide / torch.where((total - 1).abs() <= torch.finfo(mass.dtype).eps, total, 1)
 
@@ -339,18 +364,13 @@ def _check_problem(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> 
         raise ValueError(f"x: expected shape [n, d] or [G, n, d], got {list(x.shape)}")
     batched = isinstance(x, Tensor) and x.dim() == 3
     checks.tensor("x", x, shape=("G", "n", "d") if batched else ("n", "d"))
-    checks.tensor("y", y, shape=(x.shape[0], "m", x.shape[2]) if batched else ("m", x.shape[1]), dtypes=(x.dtype,))
+    checks.tensor("y", y, shape=(x.shape[0], "m", x.shape[2]) if batched else ("m", x.shape[1]))
     tensors = {"x": x, "y": y}
     for name, mass, rows in (("a", a, x), ("b", b, y)):
         if mass is None:
             continue
         one = isinstance(mass, Tensor) and mass.dim() == 1 and batched  # one set of masses for all problems
-        checks.tensor(
-            name,
-            mass,
-            shape=tuple(rows.shape[1:-1] if one else rows.shape[:-1]),
-            dtypes=dict.fromkeys((x.dtype, accumulation_dtype(x.dtype))),
-        )
+        checks.tensor(name, mass, shape=tuple(rows.shape[1:-1] if one else rows.shape[:-1]))
         tensors[name] = mass
     checks.same_device(**tensors)
     return batched

@@ -7,8 +7,8 @@
 
 `features[-1]` is the flat penultimate vector [B, net.feature_dim] (what WCoRD and CRD take), `features[1:-1]`
 the stage outputs [B, C_i, H_i, W_i], `features[0]` the stem's output. With `preact=True` the stage outputs
-are taken before their activation. State-dict keys are those of RepDistiller's models; `load_weights` reads its
-checkpoints and mdistiller's. `Tapped(any_network, features=[...])` makes any other network look like these.
+are taken before their activation. State-dict keys are those of RepDistiller's models; `load_weights` finds
+the weights in any program's checkpoint. `Tapped(any_network, features=[...])` makes any other network look like these.
 """
 
 from .base import FeatureNet

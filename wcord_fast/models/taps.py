@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..ops import checks
 from .answer import logits_of
 from .base import global_pool
-from .hooks import call
+from .hooks import After, Before, call
 
 LAST = ""  # the tap of the penultimate vector
 
@@ -102,8 +102,10 @@ class Tapped(nn.Module):
         learn = traced or self.copy or mode not in self._known
         keep = partial(self._keep, thread, mode[1], learn)
         taps = [*self.taps, LAST] if self.penultimate else list(self.taps)
-        after = {self.network.get_submodule(name): partial(_output, keep, name) for name in dict.fromkeys(self.taps)}
-        before = {self.network.get_submodule(self.penultimate): partial(_input, keep)} if self.penultimate else {}
+        after: After = {
+            self.network.get_submodule(name): partial(_output, keep, name) for name in dict.fromkeys(self.taps)
+        }
+        before: Before = {self.head: partial(_input, keep)} if self.head is not None else {}
         try:
             logits = logits_of(call(self.network, x, after, before))
             found = [self._feature(thread, name, logits) for name in taps]

@@ -18,6 +18,7 @@ from ..ops import checks
 from ..ops.bank.plan import PLANS
 from ..ops.bank.reference import counts
 from ..ops.dispatch import BACKENDS
+from ..ops.first_order import first_order
 from ..ops.sampling.spec import DrawSpec
 from .embed import Embed, check_features
 from .loading import repdistiller_params, replace_misfits, replace_misfits_of_loss
@@ -224,6 +225,7 @@ class ContrastiveLoss(StateModule):
         """What DistributedDataParallel reads of a module that it wraps."""
         return own_state(self)
 
+    @first_order
     def init_banks(self, f_s: Tensor, f_t: Tensor, idx: Tensor) -> None:
         """Replace the random initial rows `idx` of both banks by the embeddings of these features.
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..ops import checks
+from ..ops.first_order import first_order
 from .contrast import Contrast, ContrastiveLoss
 from .embed import Embed
 from .sampler import check_count
@@ -37,8 +38,8 @@ class CRDLoss(ContrastiveLoss):
 
     A training forward embeds, sets log Z if unset, scores, updates both banks and advances the sampler, so each
     micro-batch is a step and activation checkpointing round this module (which runs it twice) is not supported. In eval
-    mode it only scores, with the batch's own Z estimate while Z is unset. As in RepDistiller, the teacher's features get
-    their gradient: where none is wanted, pass detached ones or run the teacher under `torch.no_grad`.
+    mode it only scores, with the batch's own Z estimate while Z is unset. As in RepDistiller, the teacher's features
+    are not detached: where no gradient is wanted, pass detached ones or run the teacher under `torch.no_grad`.
 
     In a process group a training forward is collective, and the loss is the mean over this rank's images: weighted by
     W * B_rank / B, DDP's average of the gradients is that of one process with the joined batch.
@@ -102,6 +103,7 @@ class CRDLoss(ContrastiveLoss):
         keywords = {name: getattr(opt, name) for name in names[3:]} | options
         return cls(opt.s_dim, opt.t_dim, opt.n_data, **keywords)
 
+    @first_order
     def forward(self, f_s: Tensor, f_t: Tensor, idx: Tensor, contrast_idx: Tensor | None = None) -> Tensor:
         """The loss of one batch, a scalar.
 

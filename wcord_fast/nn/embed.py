@@ -21,7 +21,7 @@ class Embed(nn.Module):
     Args:
         in_dim: width of the flattened features.
         out_dim: D, width of the embedding.
-        spectral: spectrally normalise W (one power iteration per training forward, 15 at construction).
+        spectral: spectrally normalise W (one power iteration per training forward), see `CriticLinear`.
         norm: "sphere" divides by the L2 norm, which cancels sigma except against the bias: spectrally normalised, but
             not 1-Lipschitz; "ball" is 1-Lipschitz in each argument of g = <e_T, e_S>.
 

@@ -1,65 +1,39 @@
-"""Hinton's knowledge distillation: the temperature-softened divergence of teacher and student logits."""
+"""Hinton's knowledge distillation as a loss module."""
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..functional.kd import _kd_loss, check_temperature
 from ..ops import checks
 
 
 class KDLoss(nn.Module):
-    """T^2 * KL(softmax(teacher / T) || softmax(student / T)), mean over the batch (WCoRD, eq. 1, times T^2).
+    """T^2 * KL(softmax(teacher / T) || softmax(student / T)), mean over the positions (WCoRD, eq. 1, times T^2).
 
     Args:
         temperature: T > 0, of a size that T^2 neither overflows nor vanishes in fp32.
+        dim: the class dimension, not the first; default: the last of [B, T, V], dimension 1 of [B, C] and [B, C, H, W].
     """
 
-    def __init__(self, temperature: float = 4.0) -> None:
+    def __init__(self, temperature: float = 4.0, dim: int | None = None) -> None:
         super().__init__()
-        self.temperature = checks.positive("temperature", temperature)
-        limits = torch.finfo(torch.float32)
-        if not limits.tiny**0.5 <= self.temperature <= limits.max**0.5:
-            raise ValueError(f"temperature: expected a number whose square is finite in float32, got {temperature:g}")
+        self.temperature = check_temperature(temperature)
+        self.dim = None if dim is None else checks.integer("dim", dim, least=-8)
+        if dim == 0:
+            raise ValueError("dim: expected the class dimension, got 0, the batch")
 
-    def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    def forward(self, student_logits: Tensor, teacher_logits: Tensor, mask: Tensor | None = None) -> Tensor:
         """The loss, a scalar in fp32 (fp64 for fp64 logits), under autocast too.
 
         Args:
-            student_logits: [B, C], any float dtype.
-            teacher_logits: [B, C], same classes in the same order; it receives no gradient. A logit of -inf masks a
-                class: where the teacher's probability is 0 the class adds nothing.
+            student_logits: [B, C], tokens' [B, T, V] or maps' [B, C, H, W], any float dtype.
+            teacher_logits: the same shape, same classes in the same order; it receives no gradient.
+            mask: bool [B], [B, T] or [B, H, W]: the positions that count.
         Raises:
-            ValueError: the shapes differ (KD needs one label set), or a dimension is empty; on the CPU also a row that
-                holds NaN, inf or nothing but -inf.
+            TypeError, ValueError: as `wcord_fast.functional.kd_loss`, which says more of all three.
         """
-        s = checks.tensor("student_logits", student_logits, shape=("B", "C"))
-        t = checks.tensor("teacher_logits", teacher_logits, shape=("B", "C"))
-        if s.shape != t.shape:
-            raise ValueError(
-                f"teacher_logits: expected the shape of student_logits {list(s.shape)}, got {list(t.shape)}; "
-                "KD needs both networks to score the same classes"
-            )
-        checks.same_device(student_logits=s, teacher_logits=t)
-        for name, logits in (("student_logits", s), ("teacher_logits", t)):
-            _refuse_undefined(name, logits.detach())
-        dtype = torch.promote_types(torch.promote_types(s.dtype, t.dtype), torch.float32)
-        log_s = F.log_softmax(s.to(dtype) / self.temperature, dim=1)
-        log_t = F.log_softmax(t.detach().to(dtype) / self.temperature, dim=1)
-        p = log_t.exp()
-        divergence = p * torch.where(p > 0, log_t - log_s, 0)  # 0 * (-inf + inf) is 0 here
-        return divergence.sum() / len(s) * self.temperature**2
+        return _kd_loss(student_logits, teacher_logits, self.temperature, mask, self.dim)
 
     def extra_repr(self) -> str:
-        return f"temperature={self.temperature}"
-
-
-def _refuse_undefined(name: str, logits: Tensor) -> None:
-    """A ValueError for the first row, on the CPU, whose softmax is not defined."""
-    if logits.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    peak = logits.amax(1)  # NaN if any is
-    if not torch.isfinite(peak).all():
-        row = int((~torch.isfinite(peak)).nonzero()[0])
-        raise ValueError(f"{name}: row {row} has the largest value {peak[row].item()}; expected a finite one")
+        return f"temperature={self.temperature}" + (f", dim={self.dim}" if self.dim is not None else "")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .state import StateModule, whole
 
-ITERATIONS = 15  # of the power method when the vectors are made
+ITERATIONS = 15 + 1  # of the power method when the vectors are made: torch's 15, and one as it registers them
 TINY = 1e-12
 OLD = "parametrizations.weight."  # where torch's parametrization kept weight and vectors
 
@@ -20,9 +20,9 @@ class CriticLinear(nn.Linear, StateModule):
     Args:
         in_features, out_features: widths.
         spectral: divide W by an estimate sigma of its largest singular value: u^T W v, where `u` [out] and `v` [in]
-            move by one iteration of the power method in each training forward, and by 15 when they are made. In eval
-            mode they stay. They are constants for the gradient: Miyato et al. (ICLR 2018), and the same values as
-            `torch.nn.utils.parametrizations.spectral_norm`.
+            move by one iteration of the power method in each training forward, and by 16 when they are made. In eval
+            mode they stay. They are constants for the gradient (Miyato et al., ICLR 2018). Values and gradients are
+            those of `torch.nn.utils.parametrizations.spectral_norm`, the first ones too.
 
     State dicts of torch's parametrization load, and so does a plain `weight`, whose exact singular vectors are taken.
     """

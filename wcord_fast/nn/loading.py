@@ -52,8 +52,9 @@ def rename_to_ours(contrast: Contrast, state_dict, prefix: str) -> list[str]:
 def replace_misfits_of_loss(loss: ContrastiveLoss, state_dict, prefix: str) -> list[str]:
     """What of a loss's state dict does not fit becomes the loss's own, in place; sentences that say what."""
     misfits = []
-    for side in ("embed_s", "embed_t"):
-        misfits += _replace_other_sizes(getattr(loss, side).linear, state_dict, f"{prefix}{side}.linear.")
+    for name, module in loss.named_modules():
+        if name and name.split(".")[0] != "contrast":
+            misfits += _replace_other_sizes(module, state_dict, f"{prefix}{name}.")
     if loss.contrast is not None:
         misfits += replace_misfits(loss.contrast, state_dict, f"{prefix}contrast.")
     return misfits

@@ -38,7 +38,9 @@ class MemoryBank(StateModule):
             equal parts of ceil(N / W), and everything done with the bank is collective. Rank r makes and stores its own
             rows only, and they are the same as those of one process.
 
-    The rows are a buffer and carry no gradient. In a process group, all ranks must construct it.
+    The rows are a buffer and carry no gradient. In a process group, all ranks must construct it. In a state dict those
+    of a sharded bank are one DTensor: torch.distributed.checkpoint writes every rank's, and any number of ranks reads
+    them. A load takes that, all N rows, or the rank's own.
     """
 
     rows: Tensor
@@ -95,6 +97,17 @@ class MemoryBank(StateModule):
             return self.rows
         sizes = [len(share_of(self.num_data, Ranks(rank, self.ranks.world))) for rank in range(self.ranks.world)]
         return gather_rows([self.rows], sizes)[0]
+
+    def global_rows(self) -> Tensor:
+        """The rows [N, D]; of a sharded bank a DTensor of which this rank holds its part, in the same memory."""
+        if self.ranks.world == 1:
+            return self.rows
+        from torch.distributed.device_mesh import init_device_mesh  # takes a while to import
+        from torch.distributed.tensor import DTensor, Shard
+
+        mesh = init_device_mesh(self.rows.device.type, (self.ranks.world,))
+        shape = torch.Size((self.num_data, self.dim))
+        return DTensor.from_local(self.rows, mesh, [Shard(0)], run_check=False, shape=shape, stride=(self.dim, 1))
 
     def own_rows(self, value: Tensor) -> Tensor:
         """What this rank holds of `value`, rows from a state dict: all N, its own, or a DTensor of all."""
@@ -189,9 +202,16 @@ class MemoryBank(StateModule):
         self._sums = None  # the rows may become another tensor, whose count of writes says nothing of these
         return super()._apply(fn, recurse)
 
-    def _load_from_state_dict(self, *args):
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.ranks.world > 1:
+            destination[f"{prefix}rows"] = self.global_rows()
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
         self._sums = None
-        super()._load_from_state_dict(*args)
+        if f"{prefix}rows" in state_dict:
+            state_dict[f"{prefix}rows"] = self.own_rows(state_dict[f"{prefix}rows"])
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         shard = "" if self.shard is None else f", shard={self.shard!r}"

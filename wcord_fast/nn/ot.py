@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ..functional.ot import OTOptions, ot_cost
 from ..ops import checks
+from ..ops.first_order import first_order
 
 
 class OTLoss(nn.Module):
@@ -38,6 +39,7 @@ class OTLoss(nn.Module):
         self.debias = checks.boolean("debias", debias)
         self.reduction = checks.choice("reduction", reduction, ("mean", "sum"))
 
+    @first_order
     def forward(self, x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> Tensor:
         """Scalar loss of x [n, d] or [G, n, d] and y [m, d] or [G, m, d], averaged over G.
 

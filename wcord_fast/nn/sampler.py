@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from ..distributed.ranks import same_on_all
 from ..ops import checks
 from ..ops.dispatch import BACKENDS
+from ..ops.first_order import first_order
 from ..ops.sampling.alias import alias_table
 from ..ops.sampling.draws import draw_op
 from ..ops.sampling.reference import pool_row, pool_size
@@ -59,7 +60,6 @@ class NegativeSampler(StateModule):
     Source: CRD (Tian et al., ICLR 2020) samples the same way on the host, with numpy.
     """
 
-    state: Tensor
     made_with: Tensor
     keeps_own_state = True  # see distributed.ddp
     beside = "state"
@@ -93,9 +93,10 @@ class NegativeSampler(StateModule):
             tables["threshold"], tables["alias"] = alias_table(_weights(weights, self.num_data))
         self.replacement = self._replacement_rule(replacement, tables)
         self._seed = seed_bits(seed)
-        self.register_buffer("state", torch.tensor([self._seed, 0], dtype=torch.int64))
-        for name, table in tables.items():
-            self.register_buffer(name, self.moved(table), persistent=False)
+        self.tables = tables
+        self._current = self._seed  # what a state dict has brought since
+        self._buffers["state"] = torch.tensor([self._seed, 0], dtype=torch.int64)
+        self._note()
         self.record = Record(
             num_data=self.num_data,
             k=self.k,
@@ -105,8 +106,17 @@ class NegativeSampler(StateModule):
             tables=zlib.crc32(b"".join(t.numpy().tobytes() for t in tables.values())),
         )
         self.register_buffer("made_with", self.moved(self.record.tensor("cpu")))
-        self.constants = ("made_with", *tables)
+        self.constants = ("made_with",)
         self.register_load_state_dict_pre_hook(_fit)
+
+    @property
+    def state(self) -> Tensor:
+        """(seed, t), int64 [2]; a seed that was overwritten in place, as averages of buffers do, is restored first."""
+        state = self._held()
+        if not torch.compiler.is_compiling() and self._overwritten(state):
+            state[0] = self._current
+            self._note()
+        return state
 
     @property
     def step(self) -> Tensor:
@@ -116,16 +126,19 @@ class NegativeSampler(StateModule):
     @step.setter
     def step(self, value: int) -> None:
         self.state[1] = checks.integer("step", value, least=0, below=2**63)
+        self._note()
 
     @property
     def seed(self) -> int:
-        """The seed as an unsigned 64-bit integer (reads the device)."""
-        return int(self.state[0]) & 0xFFFFFFFFFFFFFFFF
+        """The seed as an unsigned 64-bit integer: what was given or loaded."""
+        return self._current & 0xFFFFFFFFFFFFFFFF
 
     def advance(self) -> None:
         """t <- t + 1, in place on the device."""
         self.state[1] += 1
+        self._note()
 
+    @first_order
     def draw(self, index: Tensor, anchor_offset: int = 0, *, backend: str = "auto") -> Tensor:
         """The rows that the bank functions score in this step.
 
@@ -150,13 +163,14 @@ class NegativeSampler(StateModule):
         """What an op needs to know of this sampler in the current step."""
         self.require_filled()
         offset = checks.integer("anchor_offset", anchor_offset, least=0, below=2**32)
-        tables = [getattr(self, name) for name in TABLES[self.source]]
+        state = self.state
+        tables = [state, *(self.table(name, state.device) for name in TABLES[self.source][1:])]
         return DrawSpec(self.source, self.k, self.replacement, self.expected, offset, tables)
 
     def fingerprint(self) -> str:
         """A line that tells samplers of other labels or weights apart."""
-        tables = [getattr(self, name) for name in TABLES[self.source][1:]]
-        sums = [zlib.crc32(t.cpu().contiguous().numpy().data) for t in tables if t is not None]
+        tables = [self.tables[name] for name in TABLES[self.source][1:]]
+        sums = [zlib.crc32(t.cpu().contiguous().numpy().data) for t in tables]
         return f"{self.source}, checksums of its tables {sums}"
 
     def extra_repr(self) -> str:
@@ -167,7 +181,47 @@ class NegativeSampler(StateModule):
     def reset_parameters(self) -> None:
         """The seed that it was made with, and step 0; its tables and `made_with` never change."""
         if not self.state.is_meta:
-            self.state.copy_(torch.tensor([self._seed, 0], dtype=torch.int64, device="cpu"))
+            self._current = self._seed
+            self._held().copy_(torch.tensor([self._seed, 0], dtype=torch.int64, device="cpu"))
+            self._note()
+
+    def _held(self) -> Tensor:
+        return cast(Tensor, self._buffers["state"])
+
+    def _note(self) -> None:
+        """Whatever has been written to the state so far was meant."""
+        if not torch.compiler.is_compiling():
+            state = self._held()
+            self._noted = (state, None if state.is_inference() else state._version)
+
+    def _overwritten(self, state: Tensor) -> bool:
+        noted, version = self._noted
+        return noted is state and version is not None and state._version != version and not _capturing(state)
+
+    def _apply(self, fn, recurse=True):
+        """Moves the state, and does not lose it to `to_empty` unless that comes from meta."""
+        before = self.state
+        super()._apply(fn, recurse)
+        after = self._held()
+        if after is not before and not before.is_meta and not after.is_meta:
+            after.copy_(before)
+        self._note()
+        return self
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self._note()
+
+    def _save_to_state_dict(self, *args):
+        _ = self.state  # restores it
+        super()._save_to_state_dict(*args)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        state = self._held()
+        if f"{prefix}state" in state_dict and not state.is_meta:
+            self._current = int(state[0])
+        self._note()
 
     def _whole_pool(self, index: Tensor, spec: DrawSpec) -> Tensor:
         checks.rows_in_range("index", index, self.num_data)
@@ -226,6 +280,11 @@ class NegativeSampler(StateModule):
 
 def _fit(module: NegativeSampler, state_dict, prefix, _metadata, _strict, _missing, unexpected_keys, _errors) -> None:
     module.say_misfits(replace_record(module, state_dict, prefix), unexpected_keys)
+
+
+def _capturing(state: Tensor) -> bool:
+    """Whether a CUDA graph is being captured: it would write the seed of today at every replay."""
+    return state.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def check_count(name: str, k: int | str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,13 @@ class StateModule(nn.Module):
     - Buffers made on meta hold none after `to_empty`. Using them raises, until `reset_parameters` of this module has
       made them, or a state dict, or anything else, has written them.
     - `constants` are buffers that a cast leaves alone and `to_empty` does not lose: they follow buffer `beside`.
+    - `scratch` are those that begin as zeros and mean nothing between calls.
     - `wide` are floating buffers that a cast of the module never makes narrower than fp32.
+    - `tables` are integers that follow the batches' device and are no buffers: averages of buffers would round them.
     """
 
     wide: tuple[str, ...] = ()
+    scratch: ClassVar[tuple[str, ...]] = ()
     constants: tuple[str, ...] = ()
     beside: ClassVar[str] = ""
 
@@ -31,6 +34,7 @@ class StateModule(nn.Module):
         self._empty: dict[str, tuple[Tensor, int]] = {}  # and their counts of writes, when they became so
         self._strict: bool | None = None  # of a load that begins at this module
         self._said: list[str] = []  # of the last one
+        self.tables: dict[str, Tensor] = {}
 
     def require_filled(self) -> None:
         """RuntimeError if a buffer holds what `to_empty` left there."""
@@ -72,7 +76,8 @@ class StateModule(nn.Module):
     def _apply(self, fn, recurse=True):
         buffers: dict[str, Any] = self._buffers
         before = dict(buffers)
-        kept = {name: buffers.pop(name) for name in self.constants}
+        kept = {name: buffers[name] for name in self.constants}
+        buffers.update(dict.fromkeys(kept))  # None is left alone, and keeps its place
         super()._apply(fn, recurse)
         for name in self.wide:
             old, new = before[name], buffers[name]
@@ -83,18 +88,34 @@ class StateModule(nn.Module):
         for name, value in buffers.items():
             old = before[name]
             if value is not None and old.is_meta and not value.is_meta:
-                self._empty[name] = value, _writes(value)
+                if name in self.scratch:
+                    value.zero_()
+                else:
+                    self._empty[name] = value, _writes(value)
         return self
+
+    def _save_to_state_dict(self, *args):
+        record, held = getattr(self, "record", None), self._buffers.get("made_with")
+        if record is not None and held is not None and not held.is_meta:  # an average of buffers may have cut its bytes
+            held.copy_(record.tensor(held.device))
+        super()._save_to_state_dict(*args)
 
     def _load_from_state_dict(self, *args):
         super()._load_from_state_dict(*args)
         for name in self.constants:  # `assign` may have put the others on another device
             setattr(self, name, self.moved(getattr(self, name)))
 
+    def table(self, name: str, device: torch.device) -> Tensor:
+        """One of `tables`, on `device`; meta takes none away."""
+        table = self.tables[name]
+        if table.device != device and device.type != "meta":
+            self.tables[name] = table = table.to(device)
+        return table
+
     def moved(self, value: Tensor) -> Tensor:
         """A constant, on the device of the buffer that it stays beside; meta takes none away."""
-        device = self.get_buffer(self.beside).device
-        return value if device.type == "meta" else value.to(device)
+        beside = cast(Tensor, self._buffers[self.beside])  # as it is: reading an attribute may restore what was written
+        return value if beside.is_meta else value.to(beside.device)
 
 
 class Record:

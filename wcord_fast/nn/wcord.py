@@ -12,6 +12,7 @@ from ..distributed.ranks import ranks
 from ..functional.ot import DEFAULT_RHO
 from ..functional.sharded import Joined, join
 from ..ops import checks
+from ..ops.first_order import first_order
 from .contrast import Contrast, ContrastiveLoss, check_options
 from .embed import NORMS, Embed, autocast_off
 from .local_term import LocalTerm
@@ -69,9 +70,8 @@ class WCoRDLoss(ContrastiveLoss):
 
     _terms: Tensor
     _factors: Tensor | None
-    _classes: Tensor
-    _group: Tensor
     beside = "_terms"
+    scratch = ("_terms",)
 
     def __init__(
         self,
@@ -149,8 +149,7 @@ class WCoRDLoss(ContrastiveLoss):
         if self.negatives == "batch":  # anchors of one group are not each other's negatives
             self._exclude = exclude_rule
             group = np.arange(self.n_data) if self._exclude != "class" or classes is None else classes
-            self.register_buffer("_group", torch.from_numpy(group), persistent=False)
-            self.constants = ("_group",)
+            self.tables["group"] = torch.from_numpy(group)
         elif self.lambda_gckt:
             self.contrast = Contrast(
                 n_data,
@@ -182,8 +181,7 @@ class WCoRDLoss(ContrastiveLoss):
             ot=ot,
         )
         if lckt_pairs_by == "class" and classes is not None:
-            self.register_buffer("_classes", torch.from_numpy(classes.astype(np.int64)), persistent=False)
-            self.constants = (*self.constants, "_classes")
+            self.tables["class"] = torch.from_numpy(classes.astype(np.int64))
         # What no term reads has no gradient, for which DDP would wait.
         if self.lambda_gckt == 0 and lckt_features != "embed":
             self.embed_s.requires_grad_(False)
@@ -238,6 +236,7 @@ class WCoRDLoss(ContrastiveLoss):
         with autocast_off(f_s.device):
             return self.local.on_pairs(*self._local_sides(f_s, f_t, e_s, e_t), self._key(idx))
 
+    @first_order
     def forward(self, f_s: Tensor, f_t: Tensor, idx: Tensor, contrast_idx: Tensor | None = None) -> Tensor:
         """The weighted loss of one batch, a scalar. Arguments as in `CRDLoss.forward`."""
         if contrast_idx is not None and self.negatives == "batch":
@@ -286,7 +285,8 @@ class WCoRDLoss(ContrastiveLoss):
         """int64 [B]: rows with equal keys are LCKT's pairs."""
         if self.local.pairs_by == "image":
             return idx.long()
-        return self._classes[idx.long().clamp(0, self.n_data - 1)]  # on a device nothing can be said here
+        rows = idx.long().clamp(0, self.n_data - 1)  # on a device nothing can be said here of those out of range
+        return self.table("class", idx.device)[rows]
 
     def _local_sides(self, f_s: Tensor, f_t: Tensor, e_s: Tensor, e_t: Tensor) -> tuple[Tensor, Tensor]:
         return (e_s, e_t) if self.local.features == "embed" else (f_s.flatten(1), f_t.flatten(1))
@@ -320,7 +320,8 @@ class WCoRDLoss(ContrastiveLoss):
         inside = (idx >= 0) & (idx < self.n_data)  # on the CPU all are; elsewhere the others' losses are NaN
         if idx.device.type != "cpu" and not torch.compiler.is_compiling():
             checks.rows_in_range("idx", idx, self.n_data)
-        group, among = (self._group[i.long().clamp(0, self.n_data - 1)] for i in (idx, index))
+        table = self.table("group", idx.device)
+        group, among = (table[i.long().clamp(0, self.n_data - 1)] for i in (idx, index))
         eligible = group[:, None] != among[None]
         if self._exclude == "none":
             eligible = torch.ones_like(eligible)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 import operator
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -134,10 +135,10 @@ def _whole(name: str, value: Any) -> int:
 
 
 def path(name: str, value: Any) -> str:
-    """`value` as it is, if it can name a file or a folder."""
+    """`value`, if it can name a file or a folder, with a leading `~` or `~user` replaced by that home directory."""
     if not isinstance(value, str) or not value.strip() or "\0" in value:
         raise ValueError(f"{name}: expected the name of a file or a folder, got {value!r}")
-    return value
+    return os.path.expanduser(value)
 
 
 def choice(name: str, value: Any, options: Iterable[Any]) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .first_order import INSTEAD
+
 
 def graph_handle(source: Tensor | None) -> Tensor | None:
     """An empty tensor that depends on `source` in the graph and holds none of its memory; None where nothing does.
@@ -22,7 +24,7 @@ def differentiable_once(grads: list[Tensor | None], why: str, *sources: Tensor |
 
     Args:
         grads: what backward returns.
-        why: the message of the RuntimeError.
+        why: the message of the NotImplementedError, to which what to do instead is added.
         sources: grad_output and the `graph_handle` of every input that the gradients depend on. Without the inputs, a
             second differentiation with respect to named tensors would not meet the node, and lose its term in silence.
     """
@@ -43,4 +45,4 @@ class _Refuse(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *_):
-        raise RuntimeError(ctx.why)
+        raise NotImplementedError(f"{ctx.why}; {INSTEAD}")

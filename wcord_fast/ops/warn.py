@@ -10,7 +10,12 @@ from typing import Any
 
 import torch
 
-_PASSED_OVER = (str(Path(__file__).resolve().parent.parent), str(Path(torch.__file__).resolve().parent), "<frozen")
+_PASSED_OVER = (
+    str(Path(__file__).resolve().parent.parent),
+    str(Path(torch.__file__).resolve().parent),
+    "<frozen",
+    "<eval_with_key",
+)
 
 # Where `warn_once` has warned -> the filters that were in force. They are another list within `catch_warnings`, which
 # sees what is told within it whatever has been told before.

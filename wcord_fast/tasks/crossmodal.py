@@ -129,7 +129,7 @@ def crossmodal(argv: list[str]) -> str:
         return HELP.rstrip()
     asked, rest = arguments.take_options(argv, OPTIONS)
     seeds, share = seeds_of(asked.seeds), share_of("labelled", asked.labelled)
-    usage(checks.path, "output_dir", asked.output_dir)
+    asked.output_dir = usage(checks.path, "output_dir", asked.output_dir)
     config = _config(rest)
     if asked.dry_run:
         asked_for = {"seeds": seeds, "labelled": share, "output_dir": asked.output_dir}

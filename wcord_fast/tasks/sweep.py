@@ -143,7 +143,9 @@ def sweep(argv: list[str]) -> str:
         return HELP.format(tables=", ".join(TABLES), stand_in=STAND_IN).rstrip()
     asked, rest = arguments.take_options(argv, OPTIONS)
     tables, seeds = arguments.choices("tables", asked.tables, TABLES), seeds_of(asked.seeds)
-    usage(checks.path, "output_dir", asked.output_dir)
+    asked.output_dir = usage(checks.path, "output_dir", asked.output_dir)
+    if asked.teacher_data_dir is not None:
+        asked.teacher_data_dir = usage(checks.path, "teacher_data_dir", asked.teacher_data_dir)
     studies: dict[str, Study] = {}
     points: list[Point] = []
     remarks: list[str] = []

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
+from ..ops import checks
 from .parser import UsageError
 
 
@@ -23,18 +24,28 @@ class Arguments(argparse.ArgumentParser):
             self.error(f"unknown option {unknown[0].split('=')[0]!r}{self._nearest(unknown[0])}")
         return found
 
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        """As argparse's; what is none of `choices` is answered with the nearest."""
+        if "choices" in options:
+            options.setdefault("type", _one_of(options["choices"]))
+        return super().add_argument(*names, **options)
+
     def error(self, message: str) -> NoReturn:
-        """Raise UsageError, with a suggestion where a choice was misspelt."""
-        choice = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
-        if choice:
-            near = difflib.get_close_matches(choice[1], re.findall(r"[\w.]+", choice[2]), n=1)
-            message += f"; did you mean {near[0]!r}?" if near else ""
+        """Raise UsageError."""
         raise UsageError(message)
 
     def _nearest(self, word: str) -> str:
         known = [option for action in self._actions for option in action.option_strings]
         near = difflib.get_close_matches(word.split("=")[0], known, n=1) if word.startswith("-") else []
         return f"; did you mean {near[0]!r}?" if near else "; see --help"
+
+
+def path(text: str) -> Path:
+    """The type of an option that names a file or a folder."""
+    try:
+        return Path(checks.path("path", text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("path: ")) from None
 
 
 def usage(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
@@ -66,6 +77,17 @@ def distinct(name: str, found: list) -> list:
     if len(set(found)) < len(found):
         raise UsageError(f"{name}: expected different ones, got {', '.join(map(str, found))}")
     return found
+
+
+def _one_of(choices: Iterable[str]) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        try:
+            chosen: str = checks.choice("choice", text, choices)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error).removeprefix("choice: ")) from None
+        return chosen
+
+    return read
 
 
 def _seed(text: str) -> int:

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import nn
 
-from . import files
+from . import files, foreign
+from .extend import lengthened
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +50,10 @@ def save_state_dict(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_latest(
-    directory: Path, spec: dict[str, Any], also: Callable[[Path, dict[str, Any]], None] | None = None
+    directory: Path,
+    spec: dict[str, Any],
+    also: Callable[[Path, dict[str, Any]], None] | None = None,
+    extend: bool = False,
 ) -> dict[str, Any] | None:
     """The directory's checkpoint, or the previous one if the last cannot be read; None if there is none.
 
@@ -58,6 +63,7 @@ def load_latest(
         directory: of the run.
         spec: what the run is: nested plain values that must equal those in the checkpoint.
         also: raises CheckpointError where a file that belongs to a checkpoint is damaged.
+        extend: take the checkpoint of a run of fewer epochs, too.
     Raises:
         CheckpointError: every file there is damaged, or the checkpoint is of another run (the message names the
             first values that differ).
@@ -76,7 +82,7 @@ def load_latest(
             continue
         for line in damage:
             log.warning("%s; going on from %s (epoch %d)", line, path, state["epoch"])
-        require_same(path, state["spec"], spec)
+        require_same(path, lengthened(state["spec"], spec) if extend else state["spec"], spec)
         if damage:
             _promote(path, directory / CURRENT)
         return state
@@ -98,7 +104,7 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing, damaged, or no checkpoint of this package.
     """
-    state = read(path)
+    state = _read_plain(path)
     if not isinstance(state, dict) or "format" not in state or "spec" not in state:
         raise CheckpointError(
             f"{path}: not a checkpoint of this package (it holds no 'format' and 'spec'); a run's is its {CURRENT}"
@@ -146,22 +152,38 @@ def require_finite(path: Path, weights: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> Any:
-    """What `torch.save` wrote to `path`, on the CPU: tensors and plain values only, nothing that runs code.
+    """What `torch.save` or safetensors wrote to `path`, on the CPU, nothing of which runs code.
+
+    Beside tensors and plain values a file of another program may hold any objects: stand-ins take their place, and
+    whole modules become their state dicts (see `foreign.load`).
 
     Raises:
-        CheckpointError: no such file, or one that is damaged (checksums are verified) or holds other objects.
+        CheckpointError: no such file, or one that is damaged (checksums are verified) or hostile.
     """
+    return _read(path, foreign.load)
+
+
+def _read_plain(path: Path) -> Any:
+    """`read` for our own files, which hold tensors and plain values only."""
+    return _read(path, lambda path: torch.load(path, map_location="cpu", weights_only=True))
+
+
+def _read(path: Path, load: Callable[[Path], Any]) -> Any:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
+        if foreign.is_safetensors(path):
+            return safetensors.torch.load_file(path)
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 bad = archive.testzip()
             if bad:
                 raise CheckpointError(f"{path}: damaged, the checksum of {bad} is wrong")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load(path)
     except CheckpointError:
         raise
+    except foreign.HostileFile as error:
+        raise CheckpointError(f"{path}: refused, {error}") from None
     except Exception as error:  # a damaged pickle can fail in any way
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         if "weights_only" in reason or "Weights only" in reason:  # never pass on the advice to load it unsafely
@@ -176,9 +198,10 @@ def require_same(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> N
     if differ:
         told = "; ".join(f"{key} was {theirs.get(key)!r}, now {ours.get(key)!r}" for key in differ[:3])
         more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+        longer = differ == ["recipe.epochs"] and lengthened(found, wanted) != found
         raise CheckpointError(
             f"{path} was made with another configuration: {told}{more}. Use another --output-dir to keep it, "
-            "or --restart to train every run in it anew"
+            f"{'--extend to go on with it, ' if longer else ''}or --restart to train every run in it anew"
         )
 
 

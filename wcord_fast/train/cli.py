@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 import yaml
 
-from .. import __version__
+from .. import command
 from ..distributed import ranks
 from . import checkpoint, report
 from . import table as tables
@@ -32,22 +32,6 @@ from .runs import Workbench
 
 log = logging.getLogger("wcord_fast")
 
-USAGE = """usage: wcord-fast COMMAND [options]
-
-  distill     train students from a teacher, compare them in a table and a plot
-              (without options: a two-minute demonstration on embedded images)
-  teacher     train one network with labels only and keep its checkpoint
-  table       published pairs x methods x seeds, beside the paper's numbers
-  sweep       privileged distillation by method and by loss weight, by area under the ROC curve
-  crossmodal  luminance teacher, chrominance student without labels, linear probes on its blocks
-  evaluate    accuracy and AUC of a checkpoint on the test images
-  export      a checkpoint's network as a state dict, safetensors, torch.export or ONNX file
-  info        versions, devices and backends of this installation
-  completion  a script that completes all of this in bash, zsh or tcsh
-
-wcord-fast COMMAND --help lists a command's options, --dry-run prints the configuration that they amount to.
-"""
-
 
 def main(argv: list[str] | None = None) -> int:
     """Run `wcord-fast`; 0 on success, 2 for what was typed wrong, 1 for what went wrong, 130 when interrupted, 141 when
@@ -55,12 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the screen has no letters for
     arguments = sys.argv[1:] if argv is None else argv
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(USAGE, end="")
-        return 0
-    if arguments[0] == "--version":
-        print(f"wcord-fast {__version__}")
-        return 0
+    if not arguments or arguments[0] in ("-h", "--help", "help", "--version"):
+        return command.main(arguments)
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)

@@ -62,6 +62,7 @@ class Config:
         tensorboard: write TensorBoard logs beside the CSV.
         quiet: no progress bar, warnings only.
         restart: start over where the output directory holds an earlier run.
+        extend: go on with an earlier run of fewer epochs, by the schedule of the new number.
         options: the methods' own options, one section each.
     """
 
@@ -99,6 +100,7 @@ class Config:
     tensorboard: bool = True
     quiet: bool = False
     restart: bool = False
+    extend: bool = False
     options: dict[str, distill.Options] = field(default_factory=_default_options)
 
     def __post_init__(self) -> None:
@@ -110,7 +112,7 @@ class Config:
                 checks.integer(name, getattr(self, name), least=1)
         for name in ("data_dir", "teacher_checkpoint", "output_dir"):
             if getattr(self, name) is not None:
-                checks.path(name, getattr(self, name))
+                setattr(self, name, checks.path(name, getattr(self, name)))
         if checks.integer("seed", self.seed, least=0) >= 2**63:
             raise ValueError(f"seed: expected an int below 2^63, got {self.seed}")
         most = max(256, 4 * (os.cpu_count() or 1))
@@ -130,6 +132,10 @@ class Config:
         if self.cuda_graph and self.accumulate > 1:
             raise ValueError(
                 f"cuda_graph: a replay overwrites the gradients; expected accumulate=1, got {self.accumulate}"
+            )
+        if self.extend and self.restart:
+            raise ValueError(
+                "extend: goes on with an earlier run, which restart=True starts over; expected one of them"
             )
         if not isinstance(self.milestones, list):
             raise TypeError(f"milestones: expected a list of numbers, got {self.milestones!r}")
@@ -210,8 +216,12 @@ def from_dict(values: dict[str, Any]) -> Config:
 
 def learning_rate(recipe: dict[str, Any], epoch: int) -> float:
     """The rate of epoch `epoch` (from 0): lr * lr_decay^(milestones passed); those count epochs from 1."""
-    ends = [round(m * recipe["epochs"]) if m < 1 else m for m in recipe["milestones"]]
-    return recipe["lr"] * recipe["lr_decay"] ** sum(epoch + 1 > end for end in ends)
+    return recipe["lr"] * recipe["lr_decay"] ** sum(epoch + 1 > end for end in decay_epochs(recipe))
+
+
+def decay_epochs(recipe: dict[str, Any]) -> list[float]:
+    """The epochs, counted from 1, after which the rate decays."""
+    return [round(m * recipe["epochs"]) if m < 1 else m for m in recipe["milestones"]]
 
 
 def _methods(asked: Any) -> list[str]:

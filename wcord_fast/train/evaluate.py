@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..data import LazyBatches, TestBatches
 from ..distill.modes import eval_mode
+from ..models.answer import class_logits_of
 
 
 @torch.no_grad()
@@ -27,7 +28,7 @@ def _evaluate(network: nn.Module, batches: TestBatches | LazyBatches, precision:
     top5 = torch.zeros_like(top1)
     for images, labels, _ in batches:
         with autocast(device, precision):
-            logits = network(images)
+            logits = class_logits_of(network(images))
         logits = logits.float()  # [B, C]
         loss += F.cross_entropy(logits, labels, reduction="sum")
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices  # [B, 5]
@@ -51,7 +52,7 @@ def predictions(
     with eval_mode(network):
         for images, wanted, _ in batches:
             with autocast(images.device, precision):
-                logits.append(network(images))
+                logits.append(class_logits_of(network(images)))
             labels.append(wanted)
     return torch.cat(logits).float().cpu(), torch.cat(labels).cpu()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from ..data import test_batches
 from . import report, trained
-from .arguments import Arguments
+from .arguments import Arguments, path
 from .checkpoint import CheckpointError
 from .config import require_device
 from .evaluate import predictions
@@ -56,9 +55,9 @@ def evaluate_checkpoint(argv: list[str]) -> int:
 def arguments() -> Arguments:
     """The command's options."""
     parser = Arguments("evaluate", evaluate_checkpoint.__doc__)
-    parser.add_argument("checkpoint", type=Path, help="a checkpoint.pt, or the directory of a run")
+    parser.add_argument("checkpoint", type=path, help="a checkpoint.pt, or the directory of a run")
     parser.add_argument("--data", help="refuse a checkpoint that was trained on another data set")
-    parser.add_argument("--data-dir", help="where the data set's files are")
+    parser.add_argument("--data-dir", type=path, help="where the data set's files are")
     parser.add_argument("--batch-size", type=int, default=500, help="images per forward pass (default 500)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--per-class", action="store_true", help="also the top-1 accuracy of every class")

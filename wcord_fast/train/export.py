@@ -7,7 +7,6 @@ written, whole, and read back. A file that does not give the network's logits is
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from .. import __version__, models
 from . import files, trained
-from .arguments import Arguments
+from .arguments import Arguments, path
 from .checkpoint import CURRENT, PREVIOUS, CheckpointError
 from .formats import FORMATS, Format
 from .parser import UsageError
@@ -80,15 +79,17 @@ def export(argv: list[str]) -> int:
 def arguments() -> Arguments:
     """The command's options."""
     parser = Arguments("export", export.__doc__)
-    parser.add_argument("checkpoint", type=Path, help="a checkpoint.pt, or the directory of a run")
+    parser.add_argument("checkpoint", type=path, help="a checkpoint.pt, or the directory of a run")
     parser.add_argument("--format", default="state_dict", choices=list(FORMATS), help="default: state_dict")
-    parser.add_argument("--output", type=Path, help="the file to write; default: MODEL.SUFFIX beside the checkpoint")
+    parser.add_argument("--output", type=path, help="the file to write; default: MODEL.SUFFIX beside the checkpoint")
     parser.add_argument(
         "--with-normalisation",
         action="store_true",
         help="put the normalisation in front: the input is pixels in [0, 1] (torch.export and onnx)",
     )
-    parser.add_argument("--data-dir", help="where the data set's files are, for a checkpoint of an older version")
+    parser.add_argument(
+        "--data-dir", type=path, help="where the data set's files are, for a checkpoint of an older version"
+    )
     return parser
 
 

@@ -27,6 +27,7 @@ from .banks import fill_banks
 from .config import learning_rate
 from .cuda_graph import GraphedStep
 from .evaluate import autocast, evaluate
+from .extend import announcement
 from .files import locked
 from .forwards import Forward, compiled, plain
 from .logs import CSV, Progress, Row, TensorBoard, epoch_line, write_csv
@@ -50,7 +51,7 @@ class Run:
         teacher: the frozen network, or None if the method needs none at all.
         train, test: the data; test None if the labels mean nothing: then no accuracy is measured.
         export: name of the file that gets the student's state dict when the run is finished.
-        log_every, log_grad_norms, tensorboard, quiet, restart: see `Config`.
+        log_every, log_grad_norms, tensorboard, quiet, restart, extend: see `Config`.
         network: the student as it is called in training: under DDP where there are several processes.
     """
 
@@ -68,6 +69,7 @@ class Run:
     tensorboard: bool = True
     quiet: bool = False
     restart: bool = False
+    extend: bool = False
     history: list[Row] = field(default_factory=list)
     network: nn.Module = field(init=False)
 
@@ -184,9 +186,12 @@ def one_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> None:
 
 def resume(run: Run, optimizer: torch.optim.Optimizer) -> None:
     """Put `run` where its directory's checkpoint left it; without one, do nothing."""
-    state = None if run.restart else shards.load_latest(run.directory, run.spec, run.method)
+    state = None if run.restart else shards.load_latest(run.directory, run.spec, run.method, run.extend)
     if state is None:
         return
+    begun = state["spec"]["recipe"]
+    if begun["epochs"] < run.recipe["epochs"]:
+        log.warning("%s: %s (%s)", run.name, announcement(begun, run.recipe, state["epoch"]), run.directory)
     checkpoint.restore(run.directory, state, run.student, run.method, optimizer)
     run.history = state["history"]
     if state["epoch"] < run.recipe["epochs"]:

@@ -140,6 +140,7 @@ class Workbench:
             tensorboard=config.tensorboard,
             quiet=config.quiet,
             restart=config.restart,
+            extend=config.extend,
         )
 
     @property

@@ -17,11 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed.checkpoint as dcp
-from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Shard
+from torch import nn
 
 from ..distributed.ranks import ranks
 from ..nn.memory_bank import MemoryBank
@@ -55,9 +52,11 @@ def save(directory: Path, state: dict[str, Any], method: nn.Module) -> None:
             _prune(directory)
 
 
-def load_latest(directory: Path, spec: dict[str, Any], method: nn.Module) -> dict[str, Any] | None:
+def load_latest(
+    directory: Path, spec: dict[str, Any], method: nn.Module, extend: bool = False
+) -> dict[str, Any] | None:
     """`checkpoint.load_latest` on every rank, the banks verified and `method`'s rows filled from them."""
-    state = from_main(lambda: checkpoint.load_latest(directory, spec, also=verify))
+    state = from_main(lambda: checkpoint.load_latest(directory, spec, also=verify, extend=extend))
     if state is None or not (banks := _sharded(method)):
         return state
     with checkpoint.usable(directory):
@@ -92,7 +91,7 @@ def _write(folder: Path, banks: dict[str, MemoryBank]) -> dict[str, list[int]]:
     try:
         writer = dcp.FileSystemWriter(str(folder), single_file_per_rank=True, sync_files=True)
         with _alone_is_fine():
-            parts = {n: _global(b) for n, b in banks.items()}
+            parts = {n: b.global_rows() for n, b in banks.items()}
             metadata = dcp.save(parts, storage_writer=writer, no_dist=ranks().world == 1)
     except (dcp.CheckpointException, OSError) as error:
         if is_main():
@@ -111,7 +110,7 @@ def _write(folder: Path, banks: dict[str, MemoryBank]) -> dict[str, list[int]]:
 def _read(folder: Path, banks: dict[str, MemoryBank]) -> None:
     reader = dcp.FileSystemReader(str(folder))
     with _alone_is_fine():
-        dcp.load({n: _global(b) for n, b in banks.items()}, storage_reader=reader, no_dist=ranks().world == 1)
+        dcp.load({n: b.global_rows() for n, b in banks.items()}, storage_reader=reader, no_dist=ranks().world == 1)
 
 
 @contextmanager
@@ -120,15 +119,6 @@ def _alone_is_fine() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
-
-
-def _global(bank: MemoryBank) -> Tensor:
-    """The rows as one tensor [N, D], of which each rank holds its part."""
-    if bank.ranks.world == 1:
-        return bank.rows
-    mesh = init_device_mesh(bank.rows.device.type, (bank.ranks.world,))
-    shape = torch.Size((bank.num_data, bank.dim))
-    return DTensor.from_local(bank.rows, mesh, [Shard(0)], run_check=False, shape=shape, stride=(bank.dim, 1))
 
 
 def _sharded(method: nn.Module) -> dict[str, MemoryBank]:

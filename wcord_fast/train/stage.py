@@ -40,7 +40,7 @@ def pretrain(run, teacher: nn.Module) -> list[Row]:
 
 
 def _pretrain(run, teacher: nn.Module, stage: Stage, trained, optimizer, directory: Path, spec: dict) -> list[Row]:
-    state = None if run.restart else checkpoint.load_latest(directory, spec)
+    state = None if run.restart else checkpoint.load_latest(directory, spec, extend=run.extend)
     history: list[Row] = []
     epochs = spec["stage"]["epochs"]
     if state is not None:

@@ -154,7 +154,7 @@ def _arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     except argparse.ArgumentError as error:
         raise UsageError(str(error)) from None
     try:
-        checks.path("output_dir", asked.output_dir)
+        asked.output_dir = checks.path("output_dir", asked.output_dir)
         asked.pair = _choices("pair", asked.pair, tuple(published()), default=cifar_pairs())
         known = ALL_METHODS if asked.methods == "all" else asked.methods.split(",")
         if "all" in known:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.forward_ad import unpack_dual
 
 from ..differentiable_once import differentiable_once
 from ..library import register
@@ -119,21 +118,11 @@ def ot_solve(
     recording = torch.is_grad_enabled()
     needs = tuple([recording and t is not None and t.requires_grad for t in (x, y, a, b)])
     if True not in needs:
+        return ot_solve_op(x, y, a, b, *options, *needs, backend, *paired)[:6]
+    with torch.no_grad():
         out = ot_solve_op(x, y, a, b, *options, *needs, backend, *paired)
-        if not _has_tangent(x, y, a, b):
-            return out[:6]
-    else:
-        with torch.no_grad():
-            out = ot_solve_op(x, y, a, b, *options, *needs, backend, *paired)
     # The same tensor twice (a self term) cannot be traced through one autograd.Function.
     y = y.view_as(y) if y is x else y
     b = b.view_as(b) if b is not None and b is a else b
     grads = [g for g, needed in zip(out[6:], needs, strict=True) if needed]
     return _WithGradient.apply(x, y, a, b, out[0], needs, *grads)[0], *out[1:6]
-
-
-def _has_tangent(*tensors: Tensor | None) -> bool:
-    """Whether forward-mode differentiation is on: the Function refuses it, the op would drop it silently."""
-    if torch.compiler.is_compiling():
-        return False
-    return any(t is not None and unpack_dual(t).tangent is not None for t in tensors)

@@ -1,0 +1,49 @@
+"""`~` is the home directory wherever a path is read: options, YAML, arguments."""
+
+import pytest
+import yaml
+
+from wcord_fast.train import evaluate_command, export
+from wcord_fast.train.cli import main
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "work").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "work")
+    yield tmp_path / "home"
+    assert not list((tmp_path / "work").iterdir()), "a folder named ~ was made"
+
+
+def shown(capsys, *argv):
+    assert main([*argv, "--dry-run"]) == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("option", ["output_dir", "data_dir", "teacher_checkpoint"])
+def test_options_and_files(option, home, capsys):
+    assert shown(capsys, "distill", f"--{option.replace('_', '-')}", "~/x")[option] == f"{home}/x"
+    (home / "mine.yaml").write_text(f"{option}: ~/y\n")
+    assert shown(capsys, "distill", "--config=~/mine.yaml")[option] == f"{home}/y"
+
+
+def test_the_commands_with_output_directories_of_their_own(home, capsys):
+    assert all(run.startswith(f"{home}/t/") for run in shown(capsys, "table", "--output-dir=~/t")["runs"])
+    assert shown(capsys, "crossmodal", "--output-dir", "~/c")["crossmodal"]["output_dir"] == f"{home}/c"
+    sweep = ["sweep", "--output-dir=~/s", "--teacher-epochs=1", "--epochs=1"]
+    assert main([*sweep, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert f"{home}/s/" in said and "~" not in said
+
+
+@pytest.mark.parametrize("command", ["evaluate", "export"])
+def test_checkpoints_and_outputs(command, home, capsys):
+    assert main([command, "~/run"]) == 1
+    assert f"{home}/run" in capsys.readouterr().err
+    parser = {"evaluate": evaluate_command, "export": export}[command].arguments()
+    asked = ["~/run", "--data-dir=~/d", *(["--output=~/o"] if command == "export" else [])]
+    found = vars(parser.parse_args(asked))
+    assert str(found["checkpoint"]) == f"{home}/run" and str(found["data_dir"]) == f"{home}/d"
+    assert str(found.get("output", f"{home}/o")) == f"{home}/o"

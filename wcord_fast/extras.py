@@ -1,0 +1,36 @@
+"""The extra `train`: packages that the driver needs and the losses do not."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+TRAIN = {  # module: its package
+    "PIL": "pillow",
+    "jsonargparse": "jsonargparse",
+    "matplotlib": "matplotlib",
+    "safetensors": "safetensors",
+    "sklearn": "scikit-learn",
+    "tensorboard": "tensorboard",
+    "tqdm": "tqdm",
+    "yaml": "pyyaml",
+}
+
+
+class MissingExtra(ImportError):
+    """Packages of the extra `train` are not installed; the message names them and the command that installs them."""
+
+
+def require_train(who: str, *modules: str) -> None:
+    """Nothing if `modules`, by default all of the extra `train`, are installed.
+
+    Args:
+        who: what needs them, the message's first words.
+        modules: names in TRAIN.
+    Raises:
+        MissingExtra: some are not.
+    """
+    lacking = [TRAIN[name] for name in modules or TRAIN if find_spec(name) is None]
+    if lacking:
+        raise MissingExtra(
+            f"{who} needs {', '.join(lacking)}, not installed here; install the extra: pip install 'wcord-fast[train]'"
+        )

@@ -1,0 +1,36 @@
+"""`--extend`: a run that goes on to more epochs than it was begun with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .config import decay_epochs, learning_rate
+
+
+def lengthened(found: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """The spec `found` of a checkpoint with the epochs of `wanted` where those are more; else as it is."""
+    old, new = (spec.get("recipe", {}).get("epochs") for spec in (found, wanted))
+    if isinstance(old, int) and isinstance(new, int) and old < new:
+        return {**found, "recipe": {**found["recipe"], "epochs": new}}
+    return found
+
+
+def announcement(old: dict[str, Any], new: dict[str, Any], done: int) -> str:
+    """What follows from going on after epoch `done` by the recipe `new`, begun by the shorter `old`; for the user."""
+    ends = ", ".join(map(str, dict.fromkeys(decay_epochs(new)))) or "none"
+    total = new["epochs"]
+    said = (
+        f"extended from {old['epochs']} to {total} epochs after epoch {done}. From here on the schedule is that of "
+        f"{total} epochs: decays after epochs {ends}, next rate {learning_rate(new, done):g}"
+    )
+    other = [e + 1 for e in range(done) if learning_rate(old, e) != learning_rate(new, e)]
+    if other:
+        return f"{said}. An uninterrupted run of {total} epochs has other rates in epochs {_ranges(other)}"
+    return f"{said}. The epochs so far had the rates of an uninterrupted run of {total}"
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Ascending numbers, 3-5 for those that follow one another."""
+    begins = [n for n in numbers if n - 1 not in numbers]
+    ends = [n for n in numbers if n + 1 not in numbers]
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(begins, ends, strict=True))
