@@ -146,7 +146,7 @@ def corrupted(name: str, call: dict) -> list[object]:
     common = [None, "five", object()]
     if name in "xy":
         bad = [rows.long(), rows.bool(), rows.to_sparse(), rows[0], rows[None, None], rows[:0], rows[:, :0], rows.numpy]
-        bad += [rows.to("meta"), rows[:, :-1] if rows.shape[1] > 1 else rows.repeat(1, 2), rows.double(), rows[None]]
+        bad += [rows.to("meta"), rows[:, :-1] if rows.shape[1] > 1 else rows.repeat(1, 2), rows[None]]
         bad += [rows.tolist(), rows + 1j]
         for wrong in (math.nan, math.inf, -math.inf):
             for at in ((0, 0), (-1, -1)):
@@ -156,7 +156,7 @@ def corrupted(name: str, call: dict) -> list[object]:
     elif name in "ab":
         common, even = common[1:], torch.full((count,), 1 / count)
         bad = [even.long(), even[None, None], even[:0], torch.full((count + 1,), 1 / (count + 1)), even.to("meta")]
-        bad += [even * 1.01, even * 0, even * math.nan, even * math.inf, even.tolist(), even.double(), 1.0]
+        bad += [even * 1.01, even * 0, even * math.nan, even * math.inf, even.tolist(), 1.0]
         bad.append(torch.cat((torch.tensor([-0.5, 1.5]), even[2:] * 0)) if count > 1 else -even)
     elif name == "cost":
         bad = ["Cosine", "euclidean", "", 3]

@@ -62,6 +62,6 @@ def test_guard_raises_the_first_bad_position_on_the_cpu():
 
 def test_every_launcher_that_hands_out_the_word_checks_it_when_asked():
     launchers = [f.read_text() for f in Path(status.__file__).parent.rglob("*.py") if "check_launch(" in f.read_text()]
-    flagging = [text for text in launchers if "status.word(" in text]
+    flagging = [text for text in launchers if "native_module.on_cuda(" in text]
     assert len(flagging) >= 5
-    assert all(text.count("status.word(") == text.count("status.check_if_asked(") for text in flagging)
+    assert all(text.count("native_module.on_cuda(") == text.count("status.check_if_asked(") for text in flagging)

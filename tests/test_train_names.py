@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from wcord_fast.command import USAGE
 from wcord_fast.train.cli import COMMANDS, main
 from wcord_fast.train.completion import tree
+from wcord_fast.usage import USAGE
 
 MISSPELT = {
     "distill --methods=wcrd": "wcord",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,6 +60,7 @@ class NegativeSampler(StateModule):
     Source: CRD (Tian et al., ICLR 2020) samples the same way on the host, with numpy.
     """
 
+    state: Tensor
     made_with: Tensor
     keeps_own_state = True  # see distributed.ddp
     beside = "state"
@@ -95,7 +96,7 @@ class NegativeSampler(StateModule):
         self._seed = seed_bits(seed)
         self.tables = tables
         self._current = self._seed  # what a state dict has brought since
-        self._buffers["state"] = torch.tensor([self._seed, 0], dtype=torch.int64)
+        self.register_buffer("state", torch.tensor([self._seed, 0], dtype=torch.int64))
         self._note()
         self.record = Record(
             num_data=self.num_data,
@@ -110,31 +111,25 @@ class NegativeSampler(StateModule):
         self.register_load_state_dict_pre_hook(_fit)
 
     @property
-    def state(self) -> Tensor:
-        """(seed, t), int64 [2]; a seed that was overwritten in place, as averages of buffers do, is restored first."""
-        state = self._held()
-        if not torch.compiler.is_compiling() and self._overwritten(state):
-            state[0] = self._current
-            self._note()
-        return state
-
-    @property
     def step(self) -> Tensor:
         """t, the step whose rows are drawn: int64 scalar on the sampler's device (`int(...)` reads it on the host)."""
         return self.state[1]
 
     @step.setter
     def step(self, value: int) -> None:
+        self._undo_average()
         self.state[1] = checks.integer("step", value, least=0, below=2**63)
         self._note()
 
     @property
     def seed(self) -> int:
         """The seed as an unsigned 64-bit integer: what was given or loaded."""
+        self._undo_average()
         return self._current & 0xFFFFFFFFFFFFFFFF
 
     def advance(self) -> None:
         """t <- t + 1, in place on the device."""
+        self._undo_average()
         self.state[1] += 1
         self._note()
 
@@ -163,6 +158,7 @@ class NegativeSampler(StateModule):
         """What an op needs to know of this sampler in the current step."""
         self.require_filled()
         offset = checks.integer("anchor_offset", anchor_offset, least=0, below=2**32)
+        self._undo_average()
         state = self.state
         tables = [state, *(self.table(name, state.device) for name in TABLES[self.source][1:])]
         return DrawSpec(self.source, self.k, self.replacement, self.expected, offset, tables)
@@ -182,27 +178,38 @@ class NegativeSampler(StateModule):
         """The seed that it was made with, and step 0; its tables and `made_with` never change."""
         if not self.state.is_meta:
             self._current = self._seed
-            self._held().copy_(torch.tensor([self._seed, 0], dtype=torch.int64, device="cpu"))
+            self.state.copy_(torch.tensor([self._seed, 0], dtype=torch.int64, device="cpu"))
             self._note()
-
-    def _held(self) -> Tensor:
-        return cast(Tensor, self._buffers["state"])
 
     def _note(self) -> None:
         """Whatever has been written to the state so far was meant."""
         if not torch.compiler.is_compiling():
-            state = self._held()
-            self._noted = (state, None if state.is_inference() else state._version)
+            self._noted = (self.state, _writes(self.state))
 
-    def _overwritten(self, state: Tensor) -> bool:
-        noted, version = self._noted
-        return noted is state and version is not None and state._version != version and not _capturing(state)
+    def _undo_average(self) -> None:
+        """The seed as it was, if others have written an average of it, rounded, into the state; else theirs is taken.
+
+        An average of buffers (`AveragedModel(use_buffers=True)`) goes through fp32, which has no room for a seed.
+        """
+        if torch.compiler.is_compiling():
+            return
+        state = self.state
+        known, writes = self._noted
+        if (known is state and writes == _writes(state)) or state.is_meta or _capturing(state):
+            return
+        seed = int(state[0])
+        if seed != self._current and abs(seed - self._current) <= max(1, abs(self._current) >> 10):
+            state[0] = self._current
+        else:
+            self._current = seed
+        self._note()
 
     def _apply(self, fn, recurse=True):
         """Moves the state, and does not lose it to `to_empty` unless that comes from meta."""
+        self._undo_average()
         before = self.state
         super()._apply(fn, recurse)
-        after = self._held()
+        after = self.state
         if after is not before and not before.is_meta and not after.is_meta:
             after.copy_(before)
         self._note()
@@ -213,14 +220,13 @@ class NegativeSampler(StateModule):
         self._note()
 
     def _save_to_state_dict(self, *args):
-        _ = self.state  # restores it
+        self._undo_average()
         super()._save_to_state_dict(*args)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         super()._load_from_state_dict(state_dict, prefix, *args)
-        state = self._held()
-        if f"{prefix}state" in state_dict and not state.is_meta:
-            self._current = int(state[0])
+        if f"{prefix}state" in state_dict and not self.state.is_meta:
+            self._current = int(self.state[0])
         self._note()
 
     def _whole_pool(self, index: Tensor, spec: DrawSpec) -> Tensor:
@@ -280,6 +286,10 @@ class NegativeSampler(StateModule):
 
 def _fit(module: NegativeSampler, state_dict, prefix, _metadata, _strict, _missing, unexpected_keys, _errors) -> None:
     module.say_misfits(replace_record(module, state_dict, prefix), unexpected_keys)
+
+
+def _writes(state: Tensor) -> int | None:
+    return None if state.is_inference() else state._version
 
 
 def _capturing(state: Tensor) -> bool:

@@ -14,8 +14,8 @@ from collections.abc import Callable
 import torch
 import yaml
 
-from .. import command
 from ..distributed import ranks
+from ..usage import answer
 from . import checkpoint, report
 from . import table as tables
 from .arguments import Arguments
@@ -39,8 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the screen has no letters for
     arguments = sys.argv[1:] if argv is None else argv
-    if not arguments or arguments[0] in ("-h", "--help", "help", "--version"):
-        return command.main(arguments)
+    if answer(arguments):
+        return 0
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
