@@ -29,6 +29,7 @@ def test_every_public_name_is_documented(module):
                 assert inspect.getdoc(getattr(value, method)), f"{module}.{name}.{method} has no docstring"
 
 
+@pytest.mark.slow
 def test_the_pages_are_made(tmp_path):
     pytest.importorskip("pdoc")
     command = [sys.executable, "-m", "pdoc", "-d", "google", "-o", str(tmp_path), "wcord_fast", "!wcord_fast.ops"]

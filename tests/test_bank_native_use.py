@@ -81,6 +81,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("name", ["none", "replaced"])
 def test_no_tensor_of_the_size_of_the_scores(plan, name):

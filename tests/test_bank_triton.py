@@ -62,6 +62,7 @@ def test_the_reason_is_told():
     assert wcord_fast.explain("bank_nce", plan="dense", device="cpu").backend != "triton"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(why_not_interpreted() is not None, reason=str(why_not_interpreted()))
 def test_interpreted_kernels_equal_the_reference():
     """tests/triton_interpret/check_bank.py, some forty tests."""

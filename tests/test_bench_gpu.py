@@ -61,6 +61,7 @@ def test_transport_of_every_provider():
         assert row["value_error"] < (2e-2 if row["provider"] == "GeomLoss" else 1e-4), row
 
 
+@pytest.mark.slow
 def test_the_profile_names_the_steps_ops(tmp_path):
     gpu.profile(tmp_path, CPU, steps=1)
     assert "conv" in (tmp_path / "gpu-profile.log").read_text()

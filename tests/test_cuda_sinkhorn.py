@@ -22,7 +22,7 @@ SOURCES = [build.CSRC / "cuda" / f"{name}.cu" for name in ("sinkhorn", "sinkhorn
 F32, F64 = torch.float32, torch.float64
 POTENTIALS, GRADIENTS = ("alpha", "beta"), ("grad_x", "grad_y", "grad_a", "grad_b")
 
-pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")]
 
 
 @pytest.fixture(scope="module")

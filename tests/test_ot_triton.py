@@ -17,7 +17,7 @@ CASES = Path(__file__).parent / "triton_interpret" / "ot_cases.py"
 ACCURACY = "accuracy"
 
 
-@pytest.mark.parametrize("keyword", [ACCURACY, f"not {ACCURACY}"])
+@pytest.mark.parametrize("keyword", [ACCURACY, pytest.param(f"not {ACCURACY}", marks=pytest.mark.slow)])
 def test_interpreted(keyword):
     """In a process of its own: triton decides at import whether it interprets."""
     command = [

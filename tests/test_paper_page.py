@@ -43,7 +43,12 @@ def test_the_relative_improvement():
     assert f"{mean:.1f} % (mean of" in PAGE and f"{100 * sum(gains) / sum(steps):.1f} % (ratio of the sums)" in PAGE
 
 
-@pytest.mark.parametrize("command", re.findall(r"`wcord-fast ([^`]*)`", PAGE))
+def commands():
+    for command in re.findall(r"`wcord-fast ([^`]*)`", PAGE):
+        yield pytest.param(command, marks=[pytest.mark.slow] * ("--pair all" in command))
+
+
+@pytest.mark.parametrize("command", commands())
 def test_the_commands(command, tmp_path, capsys):
     words = shlex.split(command.replace("DIR", str(tmp_path)))
     if words[:2] == ["sweep", "--data"] or words[0] == "crossmodal":  # these read the data before they answer

@@ -91,6 +91,7 @@ def test_a_forked_process_does_not_wait_for_threads_that_it_has_not(tmp_path, op
     run(FORK, tmp_path, op)
 
 
+@pytest.mark.slow
 @needs_native
 @needs_fork
 @pytest.mark.parametrize("context", ["fork", "spawn"])

@@ -152,6 +152,7 @@ def test_teacher_alone_is_the_teacher_that_distill_finds(capsys, tmp_path):
     assert "teacher: finished earlier, 2 epochs" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_killed_with_sigkill_and_resumed_equals_the_uninterrupted_run(finished, capsys, tmp_path):
     out, _ = finished
     arguments = ["distill", *TINY, *WCORD, "--epochs=12", "--methods=wcord", "--quiet"]

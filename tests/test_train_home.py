@@ -29,6 +29,7 @@ def test_options_and_files(option, home, capsys):
     assert shown(capsys, "distill", "--config=~/mine.yaml")[option] == f"{home}/y"
 
 
+@pytest.mark.slow
 def test_the_commands_with_output_directories_of_their_own(home, capsys):
     assert all(run.startswith(f"{home}/t/") for run in shown(capsys, "table", "--output-dir=~/t")["runs"])
     assert shown(capsys, "crossmodal", "--output-dir", "~/c")["crossmodal"]["output_dir"] == f"{home}/c"

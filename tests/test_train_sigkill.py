@@ -49,6 +49,7 @@ def killed(tmp_path_factory):
     return home
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_it_goes_on_as_if_nothing_had_happened(killed, tmp_path, method):
     assert everything(killed / method)["epoch"] == 2
