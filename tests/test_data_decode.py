@@ -57,6 +57,14 @@ def test_values_without_a_white_are_refused(tmp_path, values, name, mode):
         decode.read(str(path))
 
 
+def test_a_reason_does_not_say_the_path_again(tmp_path):
+    path = tmp_path / "text.png"
+    for reason in (r"\[Errno 2\] No such file or directory", "cannot identify image file"):
+        with pytest.raises(decode.Unreadable, match=rf"text\.png: cannot be read as an image: {reason}$"):
+            decode.read(str(path))
+        path.write_text("no image")
+
+
 @pytest.mark.parametrize("loader", ["folder", "imagenet"])
 def test_both_loaders_read_deep_images_alike_and_refuse_alike(tmp_path, loader):
     for part, name in ((p, c) for p in ("train", "val") for c in "ab"):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from wcord_fast import data
+from wcord_fast import data, distill, models
 from wcord_fast.train.evaluate import evaluate
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
@@ -26,3 +26,14 @@ def test_a_users_networks_are_distilled_by_hooks():
     assert set(method.wcord.terms) == {"gckt", "lckt"}
     steps = 5 * len(names["batches"])
     assert int(method.wcord.contrast.sampler.step) == steps
+
+
+def test_the_methods_that_the_loop_leaves_half_done_are_those_that_are_named():
+    net, images, labels = models.create("resnet8", num_classes=10), torch.rand(2, 3, 32, 32), torch.arange(8) % 2
+    staged = set()
+    for name in set(distill.names()) - {"crd", "wcord", "gckt", "lckt"}:
+        method = distill.create(name, student=net, teacher=net, example=images, num_data=8, labels=labels)
+        if method.stage is not None:
+            staged.add(name)
+    named = re.search(r"^(.*) pre-train something first", README, re.M)[1]
+    assert staged == set(re.findall(r"`(\w+)`", named))

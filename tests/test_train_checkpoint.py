@@ -157,6 +157,15 @@ def test_no_code_in_a_file_is_run(tmp_path):
     assert not (tmp_path / "boom").exists()
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("read", [checkpoint.load, checkpoint.read])
+def test_a_text_file_is_refused_in_words(tmp_path, read):
+    path = tmp_path / "text.pt"
+    path.write_text("hello")
+    with pytest.raises(CheckpointError, match=r"damaged or not a PyTorch file \([^0-9]*[a-z][^0-9]*\)"):
+        read(path)
+
+
 def test_random_generators_go_on_where_they_were(tmp_path):
     def draw():
         return (

@@ -77,7 +77,7 @@ def read(path: str, mode: str = "RGB") -> Image.Image:
     except Exception as error:  # a damaged image can raise nearly anything
         if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.ELOOP):
             raise
-        reason = str(error).replace(repr(path), "it") or type(error).__name__
+        reason = str(error).replace(f" {path!r}", "").rstrip(": ") or type(error).__name__  # the path is said before
         raise Unreadable(f"{path}: cannot be read as an image: {reason}") from error
 
 

@@ -188,6 +188,8 @@ def _read(path: Path, load: Callable[[Path], Any]) -> Any:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         if "weights_only" in reason or "Weights only" in reason:  # never pass on the advice to load it unsafely
             reason = "it holds more than tensors and plain values, and such a file can run code"
+        if isinstance(error, KeyError):  # all that the unpickler says of a byte that is no instruction is its number
+            reason = "it is no pickle"
         raise CheckpointError(f"{path}: damaged or not a PyTorch file ({reason})") from None
 
 
