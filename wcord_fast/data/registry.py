@@ -73,7 +73,7 @@ def load(
             raise ValueError(f"image_size: {CIFARS[key].title} is {CIFAR_SIZE}x{CIFAR_SIZE}, got {image_size}")
         found = CIFARS[key].load(data_dir)
     elif data_dir is None:
-        raise ValueError(f"data_dir: the data set {key!r} needs the folder of images, got None")
+        raise ValueError(f"data_dir: the data set {key!r} needs the folder of images (--data-dir DIR), got None")
     elif key == "imagenet":
         found = lazy_folder.load(data_dir, image_size, skip_corrupt=skip_corrupt)
     else:
