@@ -35,6 +35,8 @@ class CriticLinear(nn.Linear, StateModule):
         super().__init__(in_features, out_features)
         if spectral:
             self.spectral, self.wide = True, ("u", "v")
+            # Behind the bias, where torch's parametrization had it: optimisers' states go by the order of parameters.
+            self._parameters["weight"] = self._parameters.pop("weight")
             dtype = torch.promote_types(self.weight.dtype, torch.float32)
             self.register_buffer("u", torch.empty(out_features, dtype=dtype))
             self.register_buffer("v", torch.empty(in_features, dtype=dtype))
