@@ -134,7 +134,7 @@ def ot_cost(
         pairs: what is known of who belongs to whom: "diagonal" (row i of x and row i of y), or int64 labels (of x's
             rows [n] or [G, n], of y's rows [m] or [G, m]): rows of equal label are a pair, a negative label has none.
             The plan is then drawn to a reference plan R in place of a b^T: sinkhorn adds eps * KL(P | R), ipot starts
-            from R. "cost" stays <P, C> with C as it is, "dual" is <P, C> + eps * sum P log(P / R).
+            from R / (a b^T). "cost" stays <P, C> with C as it is, "dual" is <P, C> + eps * sum P log(P / R).
         rho: mass that R has on the pairs, in [0, 1), the rest being spread as a b^T: 0 is the problem without pairs, to
             the bit, and towards 1 the plan keeps to the pairs.
         backend: "auto", "reference", "native" or "triton".

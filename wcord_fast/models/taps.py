@@ -40,7 +40,8 @@ class Tapped(nn.Module):
         penultimate: name of the module whose *input* is the penultimate vector, appended as the last feature; by
             default the last `nn.Linear`. None appends the global average of the last feature instead.
         copy: keep a copy of every feature. By default only of those that the network changes in place afterwards
-            (`ReLU(inplace=True)`, `+=`): PyTorch's version counters tell which, in the first forward of each mode.
+            (`ReLU(inplace=True)`, `+=`): PyTorch's version counters tell which, in the first forward of each mode. They
+            do not see writes through `.data` or numpy: there, copy=True.
 
     A feature is what its module gave, also where the network then changes that tensor in place. The hooks are on the
     network only while `return_features=True` is answered: the bare network, other `Tapped` round it, copies and
