@@ -233,6 +233,33 @@ def test_threads_share_a_network():
     assert not wrong and hooks_of(net) == []
 
 
+def test_a_hook_that_another_thread_removes_during_a_call_is_harmless():
+    net = Net(CHANGES["module"][0]).eval()
+    tapped, other = Tapped(net, features="norm"), Tapped(net, features="norm")
+    wanted = tapped(X, return_features=True)
+    inside, leave = threading.Event(), threading.Event()
+
+    def first(module, args):  # runs before the hooks of `tapped`, which PyTorch has listed already
+        if threading.current_thread() is not worker:
+            leave.set()
+            worker.join()
+
+    def wait(net, x):
+        if threading.current_thread() is worker:
+            inside.set()
+            leave.wait(60)
+        return net.relu(x)
+
+    worker = threading.Thread(target=lambda: other(X, return_features=True))
+    net.then = wait
+    worker.start()
+    assert inside.wait(60)
+    handle = net.fc.register_forward_pre_hook(first, prepend=True)
+    features, logits = tapped(X, return_features=True)
+    handle.remove()
+    assert all(map(torch.equal, [*features, logits], [*wanted[0], wanted[1]])) and hooks_of(net) == []
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_activation_checkpointing(reentrant):
     def then(net, x):

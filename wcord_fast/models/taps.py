@@ -169,8 +169,9 @@ def _output(keep: Any, name: str, module: nn.Module, _inputs: Any, output: Any) 
     keep(name, module, output)
 
 
-def _input(keep: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    keep(LAST, module, next(iter((*args, *kwargs.values())), None))
+def _input(keep: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+    # PyTorch gives no kwargs where another thread, whose hook this is, has removed it since this call began.
+    keep(LAST, module, next(iter((*args, *(kwargs or {}).values())), None))
 
 
 def _has_function(output: Tensor) -> bool:
