@@ -14,6 +14,7 @@ import math
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from wcord_fast.train import checkpoint, loop, shards
@@ -52,8 +53,9 @@ def arrange(where: str, which: str) -> None:
 
     def write(folder, banks):
         if where == "banks" and folder.name.endswith("000002"):
-            folder.mkdir(exist_ok=True)
-            (folder / f"__{os.environ['RANK']}_0.distcp").write_bytes(b"half")
+            with suppress(OSError):  # another rank may be removing the folder at this moment
+                folder.mkdir(exist_ok=True)
+                (folder / f"__{os.environ['RANK']}_0.distcp").write_bytes(b"half")
             here()
         return original_write(folder, banks)
 
