@@ -25,7 +25,7 @@ EVERY_SOURCE = [
     ("weighted", "yes"), ("given", "no"), ("whole", "no"), ("expected", "no"),
 ]  # fmt: skip
 
-pytestmark = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")]
 
 
 @pytest.fixture(scope="module")
