@@ -89,7 +89,7 @@ def test_weighted_draws_follow_the_weights():
 def test_alias_table_reproduces_the_weights_exactly():
     weights = torch.rand(501, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     threshold, alias = alias_table(weights)
-    keep = threshold.numpy().view(np.uint64).astype(np.float64) / 2**64
+    keep = threshold.numpy().view(np.uint64).astype(np.float64) / 2.0**64
     share = keep.copy()
     np.add.at(share, alias.numpy(), 1 - keep)
     np.testing.assert_allclose(share / 501, (weights / weights.sum()).numpy(), rtol=1e-12)

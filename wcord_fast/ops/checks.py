@@ -126,7 +126,7 @@ def integer(name: str, value: Any, *, least: int, below: int | None = None) -> i
 
 def _whole(name: str, value: Any) -> int:
     """What stands for an int exactly: not bools, not 2.7, nor an array or a tensor of it, which int() would cut."""
-    if not isinstance(value, bool) and not (isinstance(value, Tensor) and value.dtype == torch.bool):
+    if not isinstance(value, bool | np.bool_) and not (isinstance(value, Tensor) and value.dtype == torch.bool):
         try:
             return operator.index(value)
         except (TypeError, ValueError, RuntimeError):  # RuntimeError: on the meta device
