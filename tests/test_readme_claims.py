@@ -51,7 +51,6 @@ def test_quoted_messages_are_the_sources(quote):
 
 
 def test_a_message_that_nobody_says_is_noticed():
-    assert len(QUOTED) > 12
     assert not said("wcord_fast runs without its native module, quicker") and not said("no C++ compiler was ... nvcc")
 
 
