@@ -33,10 +33,7 @@ WCF_CODES(BankPlan, WCF_BANK_PLANS)
   NEEDED(double, temperature)     /* tau */                                                                 \
   NEEDED(int64_t, charged)        /* K, the negatives that an anchor is charged for; -1: all of its pool */ \
   NEEDED(double, nce_eps)         /* the constant in CRD's probability */                                   \
-  OPTIONAL(const double*, charge) /* CPU: [B] what `charged` is for each anchor */                          \
-  OPTIONAL(const double*, share)  /* CPU: [B] what each scored row counts */                                \
-  OPTIONAL(const double*, offset) /* CPU: [S, B], u = score / tau - offset (nce) */                         \
-  OPTIONAL(const void*, log_z)    /* CUDA: [S] Real; for log_z what is known of it (NaN: unset), or null */ \
+  OPTIONAL(const void*, log_z)    /* [S], CPU: double, CUDA: Real (NaN: unset) or null */                   \
   OPTIONAL(int64_t, splits)       /* CUDA: parts of an anchor's negatives, and how many each has: */        \
   OPTIONAL(int64_t, chunk)        /*   splits * chunk >= the negatives, or for a pool >= num_rows */        \
   NEEDED(void*, partial)          /* CPU: [S, B, 2] double; CUDA: [S, B, splits] Real */                    \

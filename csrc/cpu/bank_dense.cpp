@@ -18,7 +18,7 @@ constexpr int64_t MAX_LANES = 64;
 
 class Dense {
  public:
-  explicit Dense(const BankScore& args) : args_(args), plan_(args), partials_(args, plan_.segments) {
+  explicit Dense(const BankCall& args) : args_(args), plan_(args), partials_(args, plan_.segments) {
     if (masked()) mask_.reset(new uint32_t[static_cast<size_t>(plan_.groups * group_words())]);
   }
 
@@ -136,7 +136,7 @@ class Dense {
     simd_kernels().pick_dense(args_.op, args_.bank_dtype[s], args_.wide != 0, draws.num_anchors).run(u);
   }
 
-  const BankScore& args_;
+  const BankCall& args_;
   const DensePlan plan_;
   Partials partials_;
   std::unique_ptr<uint32_t[]> mask_;  // [groups, span] words of 32 anchors' bits, or [groups, span, 32] counts
@@ -167,6 +167,6 @@ DensePlan::DensePlan(const BankScore& a) {
           (segments > 1 ? Partials::bytes(a, segments) : 0);
 }
 
-int64_t bank_dense(const BankScore& args) { return Dense(args).run(); }
+int64_t bank_dense(const BankCall& args) { return Dense(args).run(); }
 
 }  // namespace wcf

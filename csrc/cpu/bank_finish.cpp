@@ -1,6 +1,5 @@
 // The end of a bank op: one term per anchor, O(S * B * D), in fp64 and in a fixed order.
 #include <cmath>
-#include <stdexcept>
 
 #include "../common/critic.h"
 #include "bank_ops.h"
@@ -19,22 +18,23 @@ double dot(const A* a, const B* b, int64_t n) {
 // One (direction, anchor): x and grad [D], row [D] its positive or null if the banks do not hold it, value [2] what the
 // plan left.
 template <class Real, class Bank>
-Real finish_one(const BankScore& a, int64_t unit, int64_t b, const Bank* row, double share, double charge) {
+Real finish_one(const BankCall& a, int64_t unit, int64_t b, const Bank* row) {
+  const double weight = a.weight[b], charge = a.charge[b];
   const double scale = scale_of(a);
   const Real* const x = static_cast<const Real*>(a.anchors) + unit * a.dim;
   Real* const grad = a.grad ? static_cast<Real*>(a.grad) + unit * a.dim : nullptr;
   const double* const value = partial_of(a) + 2 * unit;
   if (a.op == BANK_MEAN_SCORE) {
-    const Real weight = static_cast<Real>(share / charge);
-    for (int64_t d = 0; d < a.dim; ++d) grad[d] *= weight;
+    const Real each = static_cast<Real>(weight / charge);
+    for (int64_t d = 0; d < a.dim; ++d) grad[d] *= each;
     return static_cast<Real>(dot(x, grad, a.dim));
   }
-  const Real slope_of_others = static_cast<Real>(share * scale);
-  const double others = a.op == BANK_LOG_Z ? value[0] + std::log(share * value[1]) : 0.0;
+  const Real slope_of_others = static_cast<Real>(weight * scale);
+  const double others = a.op == BANK_LOG_Z ? value[0] + std::log(weight * value[1]) : 0.0;
   if (!row) {
     if (a.op == BANK_LOG_Z) return static_cast<Real>(others);
     for (int64_t d = 0; grad && d < a.dim; ++d) grad[d] *= slope_of_others;
-    return static_cast<Real>(share * value[0]);
+    return static_cast<Real>(weight * value[0]);
   }
   const double score = dot(x, row, a.dim) * scale;
   if (a.op == BANK_LOG_Z) {
@@ -47,12 +47,12 @@ Real finish_one(const BankScore& a, int64_t unit, int64_t b, const Bank* row, do
     for (int64_t d = 0; d < a.dim; ++d) grad[d] = slope_of_others * grad[d] - slope * static_cast<Real>(load(row[d]));
   }
   const double constant = nce_constant(charge, static_cast<double>(a.rows.draws.num_data), a.nce_eps);
-  return static_cast<Real>(own.value + constant + share * value[0]);
+  return static_cast<Real>(own.value + constant + weight * value[0]);
 }
 
 }  // namespace
 
-void bank_finish(const BankScore& a) {
+void bank_finish(const BankCall& a) {
   const int64_t batch = a.rows.draws.num_anchors;
 #pragma omp parallel for schedule(static) num_threads(threads_of(a.place)) if (threads_of(a.place) > 1)
   for (int64_t unit = 0; unit < a.directions * batch; ++unit) {
@@ -62,25 +62,12 @@ void bank_finish(const BankScore& a) {
       const auto* const bank = static_cast<const decltype(type)*>(a.bank[s]);
       const auto* const row = holds(a.rows, index) ? bank + local_row(a.rows, index) * a.dim : nullptr;
       if (a.wide) {
-        static_cast<double*>(a.value)[unit] = finish_one<double>(a, unit, b, row, a.share[b], a.charge[b]);
+        static_cast<double*>(a.value)[unit] = finish_one<double>(a, unit, b, row);
       } else {
-        static_cast<float*>(a.value)[unit] = finish_one<float>(a, unit, b, row, a.share[b], a.charge[b]);
+        static_cast<float*>(a.value)[unit] = finish_one<float>(a, unit, b, row);
       }
     });
   }
-}
-
-int64_t cpu_bank_score(const BankScore& args) {
-  for (int64_t s = 0; s < args.directions; ++s) {
-    if (!with_dtype(args.bank_dtype[s], [](auto) {})) throw std::invalid_argument("unknown dtype code");
-  }
-  const int64_t invalid = args.plan == PLAN_DENSE ? bank_dense(args) : bank_gather(args);
-  if (invalid < 0) bank_finish(args);
-  return invalid;
-}
-
-int64_t cpu_bank_score_bytes(const BankScore& args) {
-  return args.plan == PLAN_DENSE ? DensePlan(args).bytes : GatherPlan(args).bytes;
 }
 
 }  // namespace wcf

@@ -36,7 +36,7 @@ void prefetch(const void* from, int64_t bytes) {
 
 class Gather {
  public:
-  explicit Gather(const BankScore& args)
+  explicit Gather(const BankCall& args)
       : args_(args),
         plan_(args),
         partials_(args, plan_.segments),
@@ -205,7 +205,7 @@ class Gather {
     return v;
   }
 
-  const BankScore& args_;
+  const BankCall& args_;
   const GatherPlan plan_;
   Partials partials_;
   VisitFn visits_[MAX_DIRECTIONS];
@@ -238,6 +238,6 @@ GatherPlan::GatherPlan(const BankScore& a) {
           (segments > 1 ? Partials::bytes(a, segments) : 0);
 }
 
-int64_t bank_gather(const BankScore& args) { return Gather(args).run(); }
+int64_t bank_gather(const BankCall& args) { return Gather(args).run(); }
 
 }  // namespace wcf

@@ -9,6 +9,13 @@ inline int64_t real_bytes(const BankScore& a) { return a.wide ? 8 : 4; }
 inline double scale_of(const BankScore& a) { return 1.0 / a.temperature; }                 // 1 / tau
 inline double* partial_of(const BankScore& a) { return static_cast<double*>(a.partial); }  // [S, B, 2], see Visit
 
+// A call, and what follows from its record for each anchor.
+struct BankCall : BankScore {
+  const double* charge;  // [B] K_b, the negatives that an anchor is charged for
+  const double* weight;  // [B] what each scored row counts: 1, or K / P_b for the expectation of K draws
+  const double* offset;  // [S, B] u = score / tau - offset (nce), or null
+};
+
 // Sizes of one gather call. All but `sorters` and `bytes` are functions of the shapes alone.
 //
 // The rows of an anchor are cut into pieces of at most `piece`; a chunk is `slots` consecutive pieces, binned together:
@@ -39,13 +46,13 @@ struct DensePlan {
 };
 
 // Each plan writes `partial` and `grad`, and returns the first anchor with nothing valid to draw from, or -1.
-int64_t bank_gather(const BankScore& args);
-int64_t bank_dense(const BankScore& args);
+int64_t bank_gather(const BankCall& args);
+int64_t bank_dense(const BankCall& args);
 
 // Makes the op's results, in `value` [S, B] Real and `grad`, of the sums that a plan has left in `partial` and `grad`:
 // adds the positive's term and the constants, applies the scales. Where the banks are a part of the N rows, positive
 // and constants belong to the part that holds the positive: losses, mean scores and gradients of all parts add up to
 // the whole's. For log Z the value is each anchor's log-sum-exp of all its scores / tau, the positive's too.
-void bank_finish(const BankScore& args);
+void bank_finish(const BankCall& args);
 
 }  // namespace wcf

@@ -11,7 +11,8 @@ namespace wcf {
 // Returns the first anchor with nothing valid to draw from, or -1.
 int64_t cpu_draw(const Draw& args);
 
-// The same; then `value` and `grad` are not defined.
+// Returns the first anchor that cannot be scored, or -1: an index or an explicit row out of [0, N), an embedding that
+// is not finite, nothing valid to draw from. Then `value` and `grad` are not defined.
 int64_t cpu_bank_score(const BankScore& args);
 
 // What the call would allocate beside its results, in bytes. No address of the record is read.

@@ -6,18 +6,18 @@ and the memory formulas.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from .. import native_module
+from .. import checks, native_module
 from ..sampling.native import nothing_to_draw
-from ..sampling.reference import pool_size
 from ..sampling.spec import DrawSpec
+from ..status import Code
 from .native_fields import bank_fields, negative_fields
 from .part import Part, whole
-from .reference import EPS, accumulate_dtype, counts, normalised
+from .reference import EPS, accumulate_dtype, normalised
 
 
 def bank_nce(
@@ -89,11 +89,8 @@ class Call:
         most = native_module.module().MAX_POOL
         if self.num_data > most:
             raise NotImplementedError(f"bank: the native CPU code takes up to {most} rows, got {self.num_data}")
-        self.charge = counts(index, self.num_data, spec, torch.float64)  # [B], K_b
-        pool = pool_size(index, self.num_data, spec).double()
-        self.share = spec.k / pool if spec.expected else torch.ones_like(pool)  # [B], in fp64
         directions, batch = anchors.shape[:2]
-        self.offset = None if log_z is None else torch.log(self.charge / self.num_data + EPS) + log_z.double()[:, None]
+        self.log_z = None if log_z is None else log_z.double().contiguous()  # [S]
         self.partial = torch.empty(directions, batch, 2, dtype=torch.float64)
         self.value = torch.empty(directions, batch, dtype=self.dtype)
         self.grad = torch.empty_like(self.anchors) if needs_grad else self.anchors.new_empty(0)
@@ -101,9 +98,9 @@ class Call:
     def run(self, plan: str) -> Tensor:
         """The op's result [S, B]; the gradient is in `self.grad`."""
         record, _alive = self.record(plan)
-        invalid = native_module.module().cpu_bank_score(record)
-        if invalid >= 0:
-            raise nothing_to_draw(self.index, invalid, self.num_data, self.spec)
+        unfit = native_module.module().cpu_bank_score(record)
+        if unfit >= 0:
+            refuse(self.anchors, self.index, unfit, self.num_data, self.spec)
         return self.value
 
     def record(self, plan: str) -> tuple[Any, Tensor | None]:
@@ -122,15 +119,22 @@ class Call:
             temperature=self.temperature,
             charged=self.spec.k,
             nce_eps=EPS,
-            charge=self.charge.data_ptr(),
-            share=self.share.data_ptr(),
-            offset=0 if self.offset is None else self.offset.data_ptr(),
+            log_z=0 if self.log_z is None else self.log_z.data_ptr(),
             partial=self.partial.data_ptr(),
             value=self.value.data_ptr(),
             grad=self.grad.data_ptr(),  # 0 where it is not wanted: it is empty
             **native_module.on_cpu(),
         )
         return record, alive
+
+
+def refuse(anchors: Tensor, index: Tensor, anchor: int, num_data: int, spec: DrawSpec) -> NoReturn:
+    """Say why the native code has not scored `anchor`, the first that it could not."""
+    checks.rows_in_range("index", index, num_data)
+    if spec.source == "given":
+        checks.rows_in_range("negatives", spec.table("indices"), num_data)
+    checks.finite_rows("anchor", anchors, Code.ANCHOR)
+    raise nothing_to_draw(index, anchor, num_data, spec)
 
 
 def gather_bytes(

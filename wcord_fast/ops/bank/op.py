@@ -34,8 +34,8 @@ _MODULES: dict[tuple[str, str, str], Any] = {
 _UPDATE = {"reference": reference.bank_update_, "native": native.bank_update_}
 
 
-# Modules whose kernels check values themselves (a flagged anchor's result is NaN), and that skip a log Z that is set.
-_CHECK_THEMSELVES = (native_cuda,)
+# Modules that check values themselves (on a device a flagged anchor's result is NaN), and that skip a log Z that is set.
+_CHECK_THEMSELVES = (native_cpu, native_cuda)
 _SKIP_KNOWN = (native_cuda, triton)
 
 
