@@ -82,6 +82,7 @@ void def_interface(py::module_& m) {
   def_record<BankUpdate>(m, "BankUpdate");
   def_record<BankInit>(m, "BankInit");
   def_record<BankScore>(m, "BankScore");
+  def_record<ContrastStep>(m, "ContrastStep");
   def_record<Membership>(m, "Membership");
   def_record<OtSolve>(m, "OtSolve");
   def_record<OtPlan>(m, "OtPlan");
@@ -111,6 +112,9 @@ void def_cpu(py::module_& m) {
   def_op(m, "cpu_bank_init", &cpu_bank_init);
   def_op(m, "cpu_bank_score", &cpu_bank_score);
   def_op(m, "cpu_bank_score_bytes", &cpu_bank_score_bytes);
+  def_op(m, "cpu_contrast_score", &cpu_contrast_score);
+  def_op(m, "cpu_contrast_gradient", &cpu_contrast_gradient);
+  def_op(m, "cpu_contrast_finish", &cpu_contrast_finish);
   def_op(m, "cpu_ot_solve", &cpu_ot_solve);
   def_op(m, "cpu_ot_plan_matrix", &cpu_ot_plan_matrix);
   m.def("cpu_ot_plan", [](const py::object& plan) { cpu_ot_plan(record_of<OtPlan>(plan)); });

@@ -1,6 +1,9 @@
 // The bank ops on the CPU. Real is float, or double if `wide`.
 #pragma once
+#include <vector>
+
 #include "../common/bank_score.h"
+#include "../common/bank_update.h"
 #include "bank_kernels.h"
 
 namespace wcf {
@@ -54,5 +57,10 @@ int64_t bank_dense(const BankCall& args);
 // and constants belong to the part that holds the positive: losses, mean scores and gradients of all parts add up to
 // the whole's. For log Z the value is each anchor's log-sum-exp of all its scores / tau, the positive's too.
 void bank_finish(const BankCall& args);
+
+// An update in two steps: the norms [B] of all new rows, which tell of everything that cannot be written, then the
+// writes. The first returns what cpu_bank_update does.
+int64_t update_norms(const BankUpdate& args, std::vector<double>* norms);
+void write_update(const BankUpdate& args, const std::vector<double>& norms);
 
 }  // namespace wcf

@@ -7,6 +7,7 @@
 
 #include "../common/bank_update.h"
 #include "../common/dtype.h"
+#include "bank_ops.h"
 #include "cpu.h"
 
 namespace wcf {
@@ -53,47 +54,66 @@ struct Mix {
   }
 };
 
-// The update: first the norms of all new rows, which tell of everything that cannot be written, then the writes.
-template <class Bank, class Row>
-int64_t update_rows(const BankUpdate& a) {
-  Bank* const bank = static_cast<Bank*>(a.bank);
-  const Row* const rows = static_cast<const Row*>(a.rows);
-  const int64_t dim = a.dim, batch = a.batch;
-  const int threads = threads_of(a.place);
-  using Real = typename Compute<Bank>::type;
-  const Real keep = static_cast<Real>(a.momentum), take = static_cast<Real>(1.0 - a.momentum);
-  std::vector<Real> norm(static_cast<size_t>(batch));
-  int64_t bad = batch;
-#pragma omp parallel for schedule(static) num_threads(threads) reduction(min : bad) if (threads > 1)
-  for (int64_t b = 0; b < batch; ++b) {
-    const int64_t row = index_at(a.index, a.index_bytes, b);
-    const bool inside = row >= 0 && row < a.num_data;
-    if (inside) norm[b] = Mix<Bank, Row>{bank + row * dim, rows + b * dim, keep, take}.norm(dim);
-    if (!inside || !std::isfinite(norm[b])) bad = std::min(bad, b);
-  }
-  if (bad < batch) return bad;
-  const std::vector<uint8_t> writes = last_of_each(a.index, a.index_bytes, batch);
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int64_t b = 0; b < batch; ++b) {
-    if (!writes[b]) continue;
-    Bank* const to = bank + index_at(a.index, a.index_bytes, b) * dim;
-    const Mix<Bank, Row> mixed{to, rows + b * dim, keep, take};
-    const Real size = std::max(norm[b], static_cast<Real>(a.min_norm));
-    for (int64_t d = 0; d < dim; ++d) store(&to[d], mixed(d) / size);
-  }
-  return -1;
+// use(bank dtype, row dtype) with a value of each type.
+template <class Use>
+void with_types(const BankUpdate& a, Use use) {
+  bool known = false;
+  with_dtype(a.bank_dtype, [&](auto bank) { known = with_dtype(a.rows_dtype, [&](auto row) { use(bank, row); }); });
+  if (!known) throw std::invalid_argument("unknown dtype code");
 }
 
 }  // namespace
 
-int64_t cpu_bank_update(const BankUpdate& a) {
-  int64_t bad = -1;
-  bool known = false;
-  with_dtype(a.bank_dtype, [&](auto bank_type) {
-    known =
-        with_dtype(a.rows_dtype, [&](auto row_type) { bad = update_rows<decltype(bank_type), decltype(row_type)>(a); });
+int64_t update_norms(const BankUpdate& a, std::vector<double>* norms) {
+  const int64_t dim = a.dim, batch = a.batch;
+  const int threads = threads_of(a.place);
+  norms->resize(static_cast<size_t>(batch));
+  int64_t bad = batch;
+  with_types(a, [&](auto bank_type, auto row_type) {
+    using Bank = decltype(bank_type);
+    using Row = decltype(row_type);
+    using Real = typename Compute<Bank>::type;
+    const Bank* const bank = static_cast<const Bank*>(a.bank);
+    const Row* const rows = static_cast<const Row*>(a.rows);
+    const Real keep = static_cast<Real>(a.momentum), take = static_cast<Real>(1.0 - a.momentum);
+#pragma omp parallel for schedule(static) num_threads(threads) reduction(min : bad) if (threads > 1)
+    for (int64_t b = 0; b < batch; ++b) {
+      const int64_t row = index_at(a.index, a.index_bytes, b);
+      const bool inside = row >= 0 && row < a.num_data;
+      const Real norm = inside ? Mix<Bank, Row>{bank + row * dim, rows + b * dim, keep, take}.norm(dim) : Real(0);
+      if (!inside || !std::isfinite(norm)) bad = std::min(bad, b);
+      (*norms)[static_cast<size_t>(b)] = static_cast<double>(norm);
+    }
   });
-  if (!known) throw std::invalid_argument("unknown dtype code");
+  return bad < batch ? bad : -1;
+}
+
+void write_update(const BankUpdate& a, const std::vector<double>& norms) {
+  const int64_t dim = a.dim, batch = a.batch;
+  const int threads = threads_of(a.place);
+  const std::vector<uint8_t> writes = last_of_each(a.index, a.index_bytes, batch);
+  with_types(a, [&](auto bank_type, auto row_type) {
+    using Bank = decltype(bank_type);
+    using Row = decltype(row_type);
+    using Real = typename Compute<Bank>::type;
+    Bank* const bank = static_cast<Bank*>(a.bank);
+    const Row* const rows = static_cast<const Row*>(a.rows);
+    const Real keep = static_cast<Real>(a.momentum), take = static_cast<Real>(1.0 - a.momentum);
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    for (int64_t b = 0; b < batch; ++b) {
+      if (!writes[static_cast<size_t>(b)]) continue;
+      Bank* const to = bank + index_at(a.index, a.index_bytes, b) * dim;
+      const Mix<Bank, Row> mixed{to, rows + b * dim, keep, take};
+      const Real size = std::max(static_cast<Real>(norms[static_cast<size_t>(b)]), static_cast<Real>(a.min_norm));
+      for (int64_t d = 0; d < dim; ++d) store(&to[d], mixed(d) / size);
+    }
+  });
+}
+
+int64_t cpu_bank_update(const BankUpdate& a) {
+  std::vector<double> norms;
+  const int64_t bad = update_norms(a, &norms);
+  if (bad < 0) write_update(a, norms);
   return bad;
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 #include "../common/bank_score.h"
 #include "../common/bank_update.h"
+#include "../common/contrast_step.h"
 #include "../common/draw.h"
 #include "../common/sinkhorn.h"
 
@@ -23,6 +24,12 @@ int64_t cpu_bank_score_bytes(const BankScore& args);
 int64_t cpu_bank_update(const BankUpdate& args);
 
 void cpu_bank_init(const BankInit& args);
+
+// The parts of a step, in this order; contrast_step.h says what each does. The first and the last return the first
+// image that stands against it, or -1: then the results are not defined, and nothing of the module has been written.
+int64_t cpu_contrast_score(const ContrastStep& args);
+void cpu_contrast_gradient(const ContrastStep& args);
+int64_t cpu_contrast_finish(const ContrastStep& args);
 
 // Solves every problem. False: some value is not acceptable (NaN, inf, a negative mass, masses that do not sum to 1, a
 // zero row with mass under the cosine cost), nothing in the results means anything, and the caller has to say which.

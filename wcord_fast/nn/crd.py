@@ -11,6 +11,7 @@ from ..ops import checks
 from ..ops.first_order import first_order
 from .contrast import Contrast, ContrastiveLoss
 from .embed import Embed
+from .native_step import native_step
 from .sampler import check_count
 
 
@@ -114,6 +115,9 @@ class CRDLoss(ContrastiveLoss):
             contrast_idx: int64 or int32 [B, K + 1], in place of our draws: column 0 holds the rows of the positives,
                 the others those of the negatives. Its width is K for this call, whatever nce_k is.
         """
+        native = native_step(self, f_s, f_t, idx, contrast_idx)
+        if native is not None:
+            return native[0]
         self._check(f_s, f_t, idx, contrast_idx)
         anchors = torch.stack((self.embed_s(f_s), self.embed_t(f_t)))  # [2, B, D]
         joined = self.contrast.join(anchors, idx)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..ops.bank.contrast_step import Spectral
 from .state import StateModule, whole
 
 ITERATIONS = 15 + 1  # of the power method when the vectors are made: torch's 15, and one as it registers them
@@ -83,6 +84,19 @@ class CriticLinear(nn.Linear, StateModule):
 
     def extra_repr(self) -> str:
         return super().extra_repr() + (", spectral=True" if self.spectral else "")
+
+    @torch.no_grad()
+    def leading(self) -> Spectral:
+        """sigma, u and v as a forward takes them: in training after one iteration of the power method, not yet kept."""
+        self.require_filled()
+        weight = self.weight
+        if not self.training:
+            u, v = self.u.to(weight.dtype), self.v.to(weight.dtype)
+            return Spectral(float(torch.dot(u, torch.mv(weight, v))), u.clone(), v.clone())
+        u = _unit(torch.mv(weight, self.v.to(weight.dtype)))
+        row = torch.mv(weight.t(), u)
+        sigma = torch.linalg.vector_norm(row)
+        return Spectral(float(sigma), u, row / sigma.clamp_min(TINY))
 
     def _sigma(self, weight: Tensor) -> Tensor:
         self.require_filled()

@@ -16,6 +16,7 @@ from ..ops.first_order import first_order
 from .contrast import Contrast, ContrastiveLoss, check_options
 from .embed import NORMS, Embed, autocast_off
 from .local_term import LocalTerm
+from .native_step import native_step
 from .sampler import check_count, exclusion_rule
 
 CRITICS = ("nce_sn", "nce", "dual")
@@ -241,6 +242,9 @@ class WCoRDLoss(ContrastiveLoss):
         """The weighted loss of one batch, a scalar. Arguments as in `CRDLoss.forward`."""
         if contrast_idx is not None and self.negatives == "batch":
             raise ValueError("contrast_idx: negatives='batch' takes no bank rows as negatives; expected None")
+        native = self._native(f_s, f_t, idx, contrast_idx)
+        if native is not None:
+            return native
         self._check(f_s, f_t, idx, contrast_idx)
         self._refuse_zero_rows(f_s, f_t)
         f_t = f_t.detach()
@@ -250,6 +254,31 @@ class WCoRDLoss(ContrastiveLoss):
         e_t = self.embed_t(f_t)
         with autocast_off(f_s.device):
             return self._weighted_terms(f_s, f_t, e_s, x, e_t, idx, contrast_idx)
+
+    def _native(self, f_s: Tensor, f_t: Tensor, idx: Tensor, contrast_idx: Tensor | None) -> Tensor | None:
+        """The forward by native code, or None: see `native_step`. LCKT has to be of the embeddings, or off."""
+        if self.critic == "dual" or not self.lambda_gckt or not isinstance(f_t, Tensor):
+            return None
+        if self.lambda_lckt and (self.local.features != "embed" or not self.lckt_trains_embed):
+            return None
+        gckt, lckt = (1.0, 1.0) if self._factors is None else self._factors.tolist()
+        found = 0.0
+
+        def local(e_s: Tensor, e_t: Tensor, needs_grad: bool) -> tuple[float, Tensor | None]:
+            nonlocal found
+            with torch.set_grad_enabled(needs_grad):
+                x = e_s.detach().requires_grad_(needs_grad)
+                value = self.local(x, e_t, self._key(idx))
+            grad = torch.autograd.grad(value, x)[0].mul_(self.lambda_lckt * lckt) if needs_grad else None
+            found = float(value)
+            return self.lambda_lckt * lckt * found, grad
+
+        term = local if self.lambda_lckt else None
+        native = native_step(self, f_s, f_t.detach(), idx, contrast_idx, self.lambda_gckt * gckt, term)
+        if native is None:
+            return None
+        self._terms.copy_(torch.tensor((-native[1], found)))
+        return native[0]
 
     def _refuse_zero_rows(self, f_s: Tensor, f_t: Tensor) -> None:
         """Said here, on the CPU, by the names of our arguments and before anything has changed; the op checks again."""

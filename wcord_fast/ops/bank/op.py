@@ -15,7 +15,7 @@ from ..sampling.spec import ALL, DrawSpec
 from ..status import Code
 from . import native, native_cpu, native_cuda, reference, triton, triton_launch
 from .part import Part, whole
-from .plan import Problem, choose
+from .plan import Problem, choose, chosen
 
 # How a DrawSpec travels through a schema, and what follows it in every op.
 _SPEC = "Tensor[] tables, str source, SymInt k, str replacement, bool expected, SymInt anchor_offset"
@@ -34,7 +34,7 @@ _MODULES: dict[tuple[str, str, str], Any] = {
 _UPDATE = {"reference": reference.bank_update_, "native": native.bank_update_}
 
 
-# Modules that check values themselves (on a device a flagged anchor's result is NaN), and that skip a log Z that is set.
+# Modules that check values themselves (on a device a flagged anchor's result is NaN); that skip a log Z that is set.
 _CHECK_THEMSELVES = (native_cpu, native_cuda)
 _SKIP_KNOWN = (native_cuda, triton)
 
@@ -52,7 +52,10 @@ def select(
     asked = dispatch.requested(backend)
     k = ALL if spec.whole_pool else max(1, round(spec.k * height / part.num_data))  # draws that the banks hold
     problem = Problem(anchors.shape[1], height, k, anchors.shape[2])
-    found = choose(op, plan, problem, device, asked, None if device == "cpu" else unfit)
+    if device == "cpu":
+        found = chosen(op, plan, problem, device, asked)
+    else:
+        found = choose(op, plan, problem, device, asked, unfit)
     module = _MODULES.get((found.backend, found.plan, device)) or _MODULES[found.backend, found.plan, "any"]
     return module, found.plan, asked  # an explicit backend draws for itself, `auto` draws by the fastest
 

@@ -6,6 +6,7 @@ the cells by membership (cost ~ B * N * D). Both give the same result to roundin
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -96,6 +97,16 @@ def choose(
     else:
         found, why = _cheapest(fast, problem)
     return replace(found, reason=f"{found.reason}; plan {found.plan}: {why}")
+
+
+def chosen(op: str, plan: str, problem: Problem, device: str, backend: str) -> Choice:
+    """`choose` where nothing depends on the call's tensors, remembered; `backend` as `dispatch.requested` gives it."""
+    return _chosen(op, plan, problem, device, backend, dispatch.cannot_run)
+
+
+@functools.lru_cache(maxsize=256)
+def _chosen(op, plan, problem, device, backend, _cannot_run) -> Choice:
+    return choose(op, plan, problem, device, backend)
 
 
 def _cheapest(choices: list[Choice], problem: Problem) -> tuple[Choice, str]:

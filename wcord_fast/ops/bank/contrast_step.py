@@ -1,0 +1,179 @@
+"""A training step of CRD's loss in compiled code on the CPU (csrc/cpu/contrast_step.cpp), under one autograd Function.
+
+From features to the scalar loss: two linear maps, then one native call that normalises, draws, scores and gives the
+gradient. Value and gradient are known when forward ends, so backward only multiplies. `finish` writes the banks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import native_module
+from ..differentiable_once import differentiable_once
+from ..sampling.spec import DrawSpec
+from .native_fields import bank_fields, negative_fields
+from .part import whole
+from .reference import EPS, MIN_NORM
+
+_NOT_TWICE = "the gradient of a bank score cannot be differentiated again: only the first one is computed"
+
+
+class Unfit(Exception):
+    """A value stands against this call; nothing has been written. Whoever takes the long way is told which."""
+
+
+class Spectral(NamedTuple):
+    """A weight's largest singular value and vectors, as the power method has them: constants for the gradient."""
+
+    sigma: float
+    u: Tensor  # [out]
+    v: Tensor  # [in]
+
+
+@dataclass
+class Step:
+    """One batch on its way through the native code.
+
+    Attributes:
+        banks: (teacher's, student's) rows [N, D], contiguous: those that direction 0 and 1 score.
+        positive: [B] rows of the positives; contiguous.
+        index: [B] the images' own rows, contiguous: those that are updated.
+        spec: the negatives.
+        log_z: log Z of both directions, set.
+        temperature, least_length, momentum: see `ContrastStep` in csrc/common.
+        plan: "gather" or "dense".
+        factor: weight of the loss.
+        spectral: of the student's and the teacher's map, or None where a map has no spectral norm.
+        local: from the embeddings [B, D] of student and teacher, and whether a gradient is wanted, to another weighted
+            term's value and its gradient at the student's; or None.
+    """
+
+    banks: tuple[Tensor, Tensor]
+    positive: Tensor
+    index: Tensor
+    spec: DrawSpec
+    log_z: list[float]
+    temperature: float
+    least_length: float
+    momentum: float
+    plan: str
+    factor: float = 1.0
+    spectral: tuple[Spectral | None, Spectral | None] = (None, None)
+    local: Callable[[Tensor, Tensor, bool], tuple[float, Tensor | None]] | None = None
+    nce: float = 0.0  # unweighted, once scored
+    _record: Any = None
+    _alive: list[Any] = field(default_factory=list)  # what the record has addresses of
+
+    def score(self, embedded: tuple[Tensor, Tensor], needs_grad: bool) -> tuple[float, Tensor]:
+        """(the weighted loss, its gradient [2, B, D] at `embedded`, which are what the linear maps have returned).
+
+        Raises:
+            Unfit: an index, an explicit row or an embedding is not acceptable.
+        """
+        native = native_module.module()
+        (batch, dim), dtype = embedded[0].shape, embedded[0].dtype
+        anchors, grad = torch.empty(2, 2, batch, dim, dtype=dtype).unbind()
+        sums = torch.empty(6 * batch + 3, dtype=torch.float64)  # partial [2, B, 2], length [2, B], loss [1], log Z [2]
+        sums[-2:] = torch.tensor(self.log_z, dtype=torch.float64)
+        value = torch.empty(2, batch, dtype=dtype)
+        at = sums.data_ptr()
+        negatives, rows = negative_fields(self.positive, self.spec, whole([*self.banks]), self.banks[0].shape[0])
+        record = native.ContrastStep(
+            **negatives,
+            op=native.BANK_OPS["nce"],
+            plan=native.BANK_PLANS[self.plan],
+            wide=dtype == torch.float64,
+            directions=2,
+            dim=dim,
+            anchors=anchors.data_ptr(),
+            **bank_fields([*self.banks]),
+            temperature=self.temperature,
+            charged=self.spec.k,
+            nce_eps=EPS,
+            log_z=at + 8 * (6 * batch + 1),
+            partial=at,
+            value=value.data_ptr(),
+            grad=grad.data_ptr() if needs_grad else 0,
+            **native_module.on_cpu(),
+            embedded_0=embedded[0].data_ptr(),
+            embedded_1=embedded[1].data_ptr(),
+            least_length=self.least_length,
+            length=at + 8 * 4 * batch,
+            loss=at + 8 * 6 * batch,
+            factor=self.factor,
+            update_index=self.index.data_ptr(),
+            update_index_bytes=self.index.element_size(),
+            momentum=self.momentum,
+            min_norm=MIN_NORM,
+        )
+        if native.cpu_contrast_score(record) >= 0:
+            raise Unfit
+        self.nce = float(sums[6 * batch])
+        total = self.factor * self.nce
+        self._record, self._alive = record, [anchors, sums, value, rows]
+        if self.local is not None:
+            other, local_grad = self.local(anchors[0], anchors[1], needs_grad)
+            total += other
+            if local_grad is not None:
+                self._alive.append(local_grad)
+                record.local_grad = local_grad.data_ptr()
+        if needs_grad:
+            native.cpu_contrast_gradient(record)
+        return total, grad
+
+    def finish(self, state: Tensor) -> bool:
+        """Update both banks and advance t of `state` = (seed, t); False: a row of a bank stands against it, nothing is
+        written."""
+        self._record.step = state[1:].data_ptr()
+        if native_module.module().cpu_contrast_finish(self._record) >= 0:
+            return False
+        for bank in self.banks:
+            if not bank.is_inference():
+                torch.autograd.graph.increment_version(bank)
+        return True
+
+
+class ContrastStep(torch.autograd.Function):
+    """The weighted loss of a `Step`, a scalar, of features [B, ...] and weights [D, d] and biases [D] of both maps."""
+
+    @staticmethod
+    def forward(ctx, f_s, f_t, w_s, b_s, w_t, b_t, step: Step):
+        ctx.set_materialize_grads(False)
+        embedded = _linear(f_s, w_s, b_s, step.spectral[0]), _linear(f_t, w_t, b_t, step.spectral[1])
+        total, grad = step.score(embedded, any(ctx.needs_input_grad))
+        ctx.save_for_backward(grad, f_s, f_t, w_s, w_t)
+        ctx.spectral = step.spectral
+        return torch.full((), total, dtype=grad.dtype)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        if grad_output is None:
+            return (None,) * 7
+        grad, f_s, f_t, w_s, w_t = ctx.saved_tensors
+        scaled = grad * grad_output
+        wanted = ctx.needs_input_grad
+        grads: list[Tensor | None] = [None] * 7
+        for side, (f, weight, spectral) in enumerate(zip((f_s, f_t), (w_s, w_t), ctx.spectral, strict=True)):
+            own, quotient = scaled[side], 1.0 if spectral is None else 1.0 / spectral.sigma
+            if wanted[side]:
+                grads[side] = torch.mm(own, weight).mul_(quotient).to(f.dtype).view(f.shape)
+            if wanted[2 + 2 * side]:
+                product = torch.mm(own.t(), f.flatten(1).to(own.dtype))
+                if spectral is not None:
+                    along = float((product * weight).sum()) * quotient * quotient
+                    product = product.mul_(quotient).addr_(spectral.u, spectral.v, alpha=-along)
+                grads[2 + 2 * side] = product
+            if wanted[3 + 2 * side]:
+                grads[3 + 2 * side] = own.sum(0)
+        return tuple(differentiable_once(grads, _NOT_TWICE, grad_output, f_s, f_t, w_s, w_t))
+
+
+def _linear(features: Tensor, weight: Tensor, bias: Tensor, spectral: Spectral | None) -> Tensor:
+    """x W^T + b, or x (W / sigma)^T + b: [B, D]."""
+    x = features.flatten(1).to(weight.dtype)
+    return torch.addmm(bias, x, weight.t(), alpha=1.0 if spectral is None else 1.0 / spectral.sigma)
