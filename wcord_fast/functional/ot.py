@@ -151,22 +151,12 @@ def ot_cost(
     Not supported, and raising NotImplementedError: second derivatives (when they are reached), forward-mode
     differentiation, the transforms of `torch.func` (grad, vmap, ...).
     """
-    return ot_solve(
-        x,
-        y,
-        a=a,
-        b=b,
-        cost=cost,
-        solver=solver,
-        eps=eps,
-        iters=iters,
-        tol=tol,
-        value=value,
-        debias=debias,
-        pairs=pairs,
-        rho=rho,
-        backend=backend,
-    ).cost
+    options = _options(cost, solver, eps, iters, tol, value, backend)
+    plain = a is None and b is None and pairs is None and tol is None and debias is False and _is_plain(x, y)
+    if plain and op.runs_natively(x, y, options.backend):
+        _check_eps(x, options)
+        return op.native_cost(x, y, *options[:4], options.value)
+    return _solve(x, y, a, b, options, debias, pairs, rho).cost
 
 
 @first_order
@@ -192,32 +182,7 @@ def ot_solve(
     Arguments and errors are those of `ot_cost`; see `OTSolution` for what comes back. Only `.cost` has a gradient.
     """
     options = _options(cost, solver, eps, iters, tol, value, backend)
-    debias = checks.boolean("debias", debias)
-    if a is None and b is None and _is_plain(x, y):
-        batched = x.dim() == 3
-    else:
-        batched = _check_problem(x, y, a, b)
-        x, y = _promoted(x, y, a, b)
-    checks.divisor("eps", options.eps, accumulation_dtype(x.dtype), options.iters if options.solver == "ipot" else 1)
-    known = None if pairs is None else _known_pairs(x, y, pairs, rho, debias)
-    if (options.value == "cost" or known is not None) and torch.is_grad_enabled():
-        for name, mass in (("a", a), ("b", b)):
-            if mass is not None and mass.requires_grad:
-                without = "value='cost' has" if known is None else "known pairs have"
-                raise NotImplementedError(
-                    f"{name} requires grad, but {without} no gradient for masses; use "
-                    + ("value='dual' or " if known is None else "")
-                    + f"{name}.detach()"
-                )
-    if batched:
-        a, b = (None if mass is None else mass.expand(rows.shape[:-1]) for mass, rows in ((a, x), (b, y)))
-    a, b = _masses(a, x), _masses(b, x)
-    solved = OTSolution(*op.ot_solve(x, y, a, b, *options, known))
-    if debias:
-        self_x = op.ot_solve(x, x, a, a, *options)[0]
-        self_y = op.ot_solve(y, y, b, b, *options)[0]
-        solved = solved._replace(cost=solved.cost - 0.5 * (self_x + self_y))
-    return solved
+    return _solve(x, y, a, b, options, debias, pairs, rho)
 
 
 @first_order
@@ -245,24 +210,66 @@ def ot_plan(
     """
     checks.boolean("debias", debias)
     with torch.no_grad():
-        solved = ot_solve(
-            x,
-            y,
-            a=a,
-            b=b,
-            cost=cost,
-            solver=solver,
-            eps=eps,
-            iters=iters,
-            tol=tol,
-            value=value,
-            pairs=pairs,
-            rho=rho,
-            backend=backend,
-        )
+        options = _options(cost, solver, eps, iters, tol, value, backend)
+        solved = _solve(x, y, a, b, options, False, pairs, rho)
         x, y = _promoted(x.detach(), y.detach(), a, b)
         plan = op.ot_plan_op(x, y, *solved[1:4], cost, backend)
         return plan if pairs is None or rho == 0 else plan * _reference_factor(x, y, a, b, pairs, rho)
+
+
+def _solve(
+    x: Tensor,
+    y: Tensor,
+    a: Tensor | None,
+    b: Tensor | None,
+    options: OTOptions,
+    debias: bool,
+    pairs: KnownPairs,
+    rho: float,
+) -> OTSolution:
+    """The public functions, once their options are checked."""
+    debias = checks.boolean("debias", debias)
+    if a is None and b is None and _is_plain(x, y):
+        batched = x.dim() == 3
+    else:
+        batched = _check_problem(x, y, a, b)
+        x, y = _promoted(x, y, a, b)
+    _check_eps(x, options)
+    known = None if pairs is None else _known_pairs(x, y, pairs, rho, debias)
+    if (options.value == "cost" or known is not None) and torch.is_grad_enabled():
+        for name, mass in (("a", a), ("b", b)):
+            if mass is not None and mass.requires_grad:
+                without = "value='cost' has" if known is None else "known pairs have"
+                raise NotImplementedError(
+                    f"{name} requires grad, but {without} no gradient for masses; use "
+                    + ("value='dual' or " if known is None else "")
+                    + f"{name}.detach()"
+                )
+    if batched:
+        a, b = (None if mass is None else mass.expand(rows.shape[:-1]) for mass, rows in ((a, x), (b, y)))
+    a, b = _masses(a, x), _masses(b, x)
+    solved = OTSolution(*op.ot_solve(x, y, a, b, *options, known))
+    if debias:
+        self_x = op.ot_solve(x, x, a, a, *options)[0]
+        self_y = op.ot_solve(y, y, b, b, *options)[0]
+        solved = solved._replace(cost=solved.cost - 0.5 * (self_x + self_y))
+    return solved
+
+
+def native_value_and_gradient(x: Tensor, y: Tensor, options: OTOptions) -> tuple[float, Tensor] | None:
+    """Value and gradient in x of a plain `ot_cost` that need not pass autograd; None where it is not plain."""
+    plain = options.tol is None and _is_plain(x, y) and x.dim() == 2
+    if not plain or not op.runs_natively(x, y, options.backend):
+        return None
+    _check_eps(x, options)
+    asked = op.Asked(*options[:4], None, options.value, True, False, False, False)
+    value, grad, _ = op.value_and_gradients(x, y, asked)
+    return float(value), grad
+
+
+def _check_eps(x: Tensor, options: OTOptions) -> None:
+    """The largest scale of a cost is finite in the dtype that x is solved in."""
+    checks.divisor("eps", options.eps, accumulation_dtype(x.dtype), options.iters if options.solver == "ipot" else 1)
 
 
 def _known_pairs(x: Tensor, y: Tensor, pairs: KnownPairs, rho: float, debias: bool) -> Pairs:

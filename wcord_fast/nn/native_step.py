@@ -19,6 +19,7 @@ from ..functional.bank import draw_spec
 from ..ops import dispatch, native_module
 from ..ops.bank.contrast_step import ContrastStep, Spectral, Step, Unfit
 from ..ops.bank.plan import Problem, chosen
+from ..ops.eager import eager
 from ..ops.sampling.spec import ALL
 from .embed import Embed
 from .linear import CriticLinear
@@ -50,7 +51,7 @@ def native_step(
         local: another term, see `Step`.
     """
     contrast = loss.contrast
-    if contrast is None or not (_eager() and _fits(loss, f_s, f_t, idx)):
+    if contrast is None or not (eager() and not _has_any_global_hook() and _fits(loss, f_s, f_t, idx)):
         return None
     if not loss._filled:
         loss.require_filled()
@@ -79,17 +80,6 @@ def native_step(
                 linear.u.copy_(spectral.u)
                 linear.v.copy_(spectral.v)
     return total, step.nce
-
-
-def _eager() -> bool:
-    """Whether nothing records, transforms or replaces PyTorch's operators."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch._C._is_tracing()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or _has_any_global_hook()
-    )
 
 
 def _fits(loss: ContrastiveLoss, f_s: Tensor, f_t: Tensor, idx: Tensor) -> bool:

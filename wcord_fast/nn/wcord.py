@@ -266,12 +266,12 @@ class WCoRDLoss(ContrastiveLoss):
 
         def local(e_s: Tensor, e_t: Tensor, needs_grad: bool) -> tuple[float, Tensor | None]:
             nonlocal found
-            with torch.set_grad_enabled(needs_grad):
-                x = e_s.detach().requires_grad_(needs_grad)
-                value = self.local(x, e_t, self._key(idx))
-            grad = torch.autograd.grad(value, x)[0].mul_(self.lambda_lckt * lckt) if needs_grad else None
-            found = float(value)
-            return self.lambda_lckt * lckt * found, grad
+            weight, key = self.lambda_lckt * lckt, self._key(idx)
+            if not needs_grad:
+                found = float(self.local(e_s, e_t, key))
+                return weight * found, None
+            found, grad = self.local.value_and_gradient(e_s, e_t, key)
+            return weight * found, grad.mul_(weight)
 
         term = local if self.lambda_lckt else None
         native = native_step(self, f_s, f_t.detach(), idx, contrast_idx, self.lambda_gckt * gckt, term)

@@ -6,6 +6,7 @@ gradient. Value and gradient are known when forward ends, so backward only multi
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -78,10 +79,10 @@ class Step:
         native = native_module.module()
         (batch, dim), dtype = embedded[0].shape, embedded[0].dtype
         anchors, grad = torch.empty(2, 2, batch, dim, dtype=dtype).unbind()
-        sums = torch.empty(6 * batch + 3, dtype=torch.float64)  # partial [2, B, 2], length [2, B], loss [1], log Z [2]
-        sums[-2:] = torch.tensor(self.log_z, dtype=torch.float64)
+        sums = array("d", bytes(48 * batch))  # partial [2, B, 2], length [2, B]
+        ends = array("d", (0.0, *self.log_z))  # loss, log Z [2]
         value = torch.empty(2, batch, dtype=dtype)
-        at = sums.data_ptr()
+        (at, _), (end, _) = sums.buffer_info(), ends.buffer_info()
         negatives, rows = negative_fields(self.positive, self.spec, whole([*self.banks]), self.banks[0].shape[0])
         record = native.ContrastStep(
             **negatives,
@@ -95,7 +96,7 @@ class Step:
             temperature=self.temperature,
             charged=self.spec.k,
             nce_eps=EPS,
-            log_z=at + 8 * (6 * batch + 1),
+            log_z=end + 8,
             partial=at,
             value=value.data_ptr(),
             grad=grad.data_ptr() if needs_grad else 0,
@@ -103,8 +104,8 @@ class Step:
             embedded_0=embedded[0].data_ptr(),
             embedded_1=embedded[1].data_ptr(),
             least_length=self.least_length,
-            length=at + 8 * 4 * batch,
-            loss=at + 8 * 6 * batch,
+            length=at + 32 * batch,
+            loss=end,
             factor=self.factor,
             update_index=self.index.data_ptr(),
             update_index_bytes=self.index.element_size(),
@@ -113,9 +114,9 @@ class Step:
         )
         if native.cpu_contrast_score(record) >= 0:
             raise Unfit
-        self.nce = float(sums[6 * batch])
+        self.nce = ends[0]
         total = self.factor * self.nce
-        self._record, self._alive = record, [anchors, sums, value, rows]
+        self._record, self._alive = record, [anchors, sums, ends, value, rows]
         if self.local is not None:
             other, local_grad = self.local(anchors[0], anchors[1], needs_grad)
             total += other
@@ -148,7 +149,7 @@ class ContrastStep(torch.autograd.Function):
         total, grad = step.score(embedded, any(ctx.needs_input_grad))
         ctx.save_for_backward(grad, f_s, f_t, w_s, w_t)
         ctx.spectral = step.spectral
-        return torch.full((), total, dtype=grad.dtype)
+        return torch.scalar_tensor(total, dtype=grad.dtype)
 
     @staticmethod
     def backward(ctx, grad_output):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..differentiable_once import differentiable_once
+from ..eager import eager
 from ..library import register
 from . import backends, unreached
 from .reference import Asked, Pairs, Solved, accumulation_dtype, unwritten
@@ -24,16 +25,23 @@ def _solve(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, *rest: Any)
     """`backends.solve`; on the CPU, finite features that overflow the arithmetic are an error."""
     asked, backend, *labels = Asked(*rest[:10]), *rest[10:]  # trailing defaults are not passed
     pairs = Pairs(*labels) if labels and labels[0] is not None else None
-    solved = backends.solve(x, y, a, b, asked, backend, pairs)
-    if x.device.type == "cpu" and not all(map(math.isfinite, solved[0].view(-1).tolist())):
-        peak = {name: t.detach().abs().max().item() for name, t in (("x", x), ("y", y))}
-        name = max(peak, key=lambda name: peak[name])
-        raise ValueError(
-            f"{name}: values up to {peak[name]:g} overflow {accumulation_dtype(x.dtype)} in the cost {asked.cost!r} or "
-            f"in cost / eps (eps = {asked.eps:g}); scale the features, or use float64 or a larger eps"
-        )
-    unreached.tell(Solved(*solved), asked)
-    return Solved(*solved)
+    solved = Solved(*backends.solve(x, y, a, b, asked, backend, pairs))
+    if x.device.type == "cpu":
+        _refuse_overflow(solved.value, x, y, asked)
+    unreached.tell(solved, asked)
+    return solved
+
+
+def _refuse_overflow(value: Tensor, x: Tensor, y: Tensor, asked: Asked) -> None:
+    values = value.tolist()
+    if all(map(math.isfinite, values)) if isinstance(values, list) else math.isfinite(values):
+        return
+    peak = {name: t.detach().abs().max().item() for name, t in (("x", x), ("y", y))}
+    name = max(peak, key=lambda name: peak[name])
+    raise ValueError(
+        f"{name}: values up to {peak[name]:g} overflow {accumulation_dtype(x.dtype)} in the cost {asked.cost!r} or "
+        f"in cost / eps (eps = {asked.eps:g}); scale the features, or use float64 or a larger eps"
+    )
 
 
 def _solve_fake(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, *rest: Any) -> Solved:
@@ -64,6 +72,59 @@ ot_plan_op = register(
 )
 
 
+def runs_natively(x: Tensor, y: Tensor, backend: str) -> bool:
+    """Whether a plain solve of x and y may enter the native CPU code at once, past `torch.library`."""
+    return x.is_cpu and type(x) is type(y) is Tensor and eager() and backends.choose(x, y, backend).backend == "native"
+
+
+def value_and_gradients(x: Tensor, y: Tensor, asked: Asked) -> tuple[Tensor, Tensor, Tensor]:
+    """Value, and gradients of x and y where they are asked for, of what `runs_natively`; masses are uniform."""
+    from . import native_cpu
+
+    found = native_cpu.value_and_gradients(x.detach(), y.detach(), asked)
+    _refuse_overflow(found[0], x, y, asked)
+    return found
+
+
+class _Cost(torch.autograd.Function):
+    """`value_and_gradients` as one node of the graph; the second output as in `_WithGradient`."""
+
+    @staticmethod
+    def forward(ctx, x, y, asked: Asked):
+        needs_x, needs_y, _ = ctx.needs_input_grad
+        value, *grads = value_and_gradients(x, y, asked._replace(need_x=needs_x, need_y=needs_y))
+        handle = value.new_empty(0)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(handle, *grads)
+        ctx.dtype = x.dtype
+        return value, handle
+
+    @staticmethod
+    def backward(ctx, grad_value, _):
+        if grad_value is None:
+            return None, None, None
+        handle, *tensors = ctx.saved_tensors
+        grads = [
+            _times(g, grad_value, ctx.dtype) if needed else None
+            for g, needed in zip(tensors, ctx.needs_input_grad[:2], strict=True)
+        ]
+        return *differentiable_once(grads, _NOT_TWICE, grad_value, handle), None
+
+
+def _times(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Multiplied before it is rounded to a narrow dtype, so that loss scaling does its work."""
+    grad = grad * (factor.view(-1, *[1] * (grad.dim() - 1)) if factor.dim() else factor)
+    return grad if grad.dtype is dtype else grad.to(dtype)
+
+
+def native_cost(x: Tensor, y: Tensor, cost: str, solver: str, eps: float, iters: int, value: str) -> Tensor:
+    """The differentiable value of what `runs_natively`, with uniform masses and no `tol`."""
+    asked = Asked(cost, solver, eps, iters, None, value, False, False, False, False)
+    if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad):
+        return _Cost.apply(x, y.view_as(y) if y is x else y, asked)[0]
+    return value_and_gradients(x, y, asked)[0]
+
+
 class _WithGradient(torch.autograd.Function):
     """The value of a solve, and its gradients with respect to x, y, a and b times grad_output in backward.
 
@@ -88,10 +149,7 @@ class _WithGradient(torch.autograd.Function):
         grads: list[Tensor | None] = [None] * 4
         for i, dtype in enumerate(ctx.dtypes):
             if dtype is not None:
-                g = next(saved)
-                factor = grad_value.view(-1, *[1] * (g.dim() - 1)) if grad_value.dim() else grad_value
-                g = g * factor  # before it is rounded to a narrow dtype, so that loss scaling does its work
-                grads[i] = g if g.dtype is dtype else g.to(dtype)
+                grads[i] = _times(next(saved), grad_value, dtype)
         return *differentiable_once(grads, _NOT_TWICE, grad_value, handle), None, None, *(None for _ in tensors)
 
 
@@ -117,10 +175,11 @@ def ot_solve(
     paired = () if pairs is None else pairs
     recording = torch.is_grad_enabled()
     needs = tuple([recording and t is not None and t.requires_grad for t in (x, y, a, b)])
+    solve = _solve if eager() and type(x) is type(y) is Tensor else ot_solve_op
     if True not in needs:
-        return ot_solve_op(x, y, a, b, *options, *needs, backend, *paired)[:6]
+        return solve(x, y, a, b, *options, *needs, backend, *paired)[:6]
     with torch.no_grad():
-        out = ot_solve_op(x, y, a, b, *options, *needs, backend, *paired)
+        out = solve(x, y, a, b, *options, *needs, backend, *paired)
     # The same tensor twice (a self term) cannot be traced through one autograd.Function.
     y = y.view_as(y) if y is x else y
     b = b.view_as(b) if b is not None and b is a else b

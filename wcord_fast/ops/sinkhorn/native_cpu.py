@@ -7,7 +7,7 @@ batch), *streaming* keeps none and recomputes strips of it in every sweep. READM
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -49,13 +49,48 @@ def solve_op(
     )
     fine = native.cpu_ot_solve(record)
     if not fine:
-        x, y = (t if g else t.unsqueeze(0) for t in (x, y))
-        a, b = (t if g or t is None else t.unsqueeze(0) for t in (a, b))
-        reference.flag_inputs(
-            x, y, reference.masses(a, x), reference.masses(b, y), asked.cost
-        )  # names the first bad value
-        raise ValueError(f"a, b: expected masses with sum 1 (to {reference.SUM_TOLERANCE:g})")
+        _refuse(x, y, a, b, asked)
     return solved
+
+
+def _refuse(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, asked: Asked) -> NoReturn:
+    """Name the first value for which the native code has refused a problem."""
+    if x.dim() == 2:
+        x, y = x.unsqueeze(0), y.unsqueeze(0)
+        a, b = (None if mass is None else mass.unsqueeze(0) for mass in (a, b))
+    reference.flag_inputs(x, y, reference.masses(a, x), reference.masses(b, y), asked.cost)
+    raise ValueError(f"a, b: expected masses with sum 1 (to {reference.SUM_TOLERANCE:g})")
+
+
+def value_and_gradients(x: Tensor, y: Tensor, asked: Asked) -> tuple[Tensor, Tensor, Tensor]:
+    """`solve_op` of uniform masses, less what nobody asked for: value [] or [G], gradients [G, n, d] and [G, m, d] or
+    empty. Potentials and errors go to scratch memory."""
+    dtype = accumulation_dtype(x.dtype)
+    x, y = _ready(x, dtype), _ready(y, dtype)
+    lead, n, m = x.shape[:-2], x.shape[-2], y.shape[-2]
+    problems = lead[0] if lead else 1
+    value = x.new_empty(lead)
+    scratch = x.new_empty(problems * (n + m + 3))  # alpha, beta, scale, error, iterations
+    grad_x, grad_y = (t.new_empty(t.shape if needed else 0) for t, needed in ((x, asked.need_x), (y, asked.need_y)))
+    at, size = scratch.data_ptr(), x.element_size() * problems
+    native = native_module.module()
+    record = native.OtSolve(
+        **problem_fields(x, y, None, None, problems),
+        **option_fields(asked),
+        out_value=value.data_ptr(),
+        out_alpha=at,
+        out_beta=at + size * n,
+        out_scale=at + size * (n + m),
+        out_error=at + size * (n + m + 1),
+        out_iterations=at + size * (n + m + 2),
+        grad_x=grad_x.data_ptr(),
+        grad_y=grad_y.data_ptr(),
+        budget=budget(),
+        **native_module.on_cpu(),
+    )
+    if not native.cpu_ot_solve(record):
+        _refuse(x, y, None, None, asked)
+    return value, grad_x, grad_y
 
 
 def _ready(t: Tensor, dtype: torch.dtype) -> Tensor:
