@@ -175,7 +175,8 @@ def ot_solve(
     paired = () if pairs is None else pairs
     recording = torch.is_grad_enabled()
     needs = tuple([recording and t is not None and t.requires_grad for t in (x, y, a, b)])
-    solve = _solve if eager() and type(x) is type(y) is Tensor else ot_solve_op
+    autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")  # which the op switches off
+    solve = _solve if eager() and not autocast and type(x) is type(y) is Tensor else ot_solve_op
     if True not in needs:
         return solve(x, y, a, b, *options, *needs, backend, *paired)[:6]
     with torch.no_grad():
