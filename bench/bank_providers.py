@@ -14,7 +14,7 @@ from torch import Tensor
 
 from wcord_fast import NegativeSampler
 from wcord_fast import functional as F
-from wcord_fast.functional.bank import nce_pair
+from wcord_fast.ops.bank import directions
 
 TAU, MOMENTUM, EPS = 0.07, 0.5, 1e-7
 CLASSES = 100
@@ -167,7 +167,7 @@ class Ours(Form):
         case = self.case
         x = case.anchors.clone().requires_grad_()
         spec = case.sampler.spec()
-        loss = nce_pair(x, self.banks, case.index, case.log_z, spec, TAU, self.plan, self.backend)
+        loss = directions.nce(x, self.banks, case.index, case.log_z, spec, TAU, self.plan, self.backend)
         loss.sum().backward()
         return loss.detach(), x.grad
 

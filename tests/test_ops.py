@@ -9,8 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import wcord_fast
 from wcord_fast import CRDLoss, NegativeSampler, WCoRDLoss, use_backend
 from wcord_fast import functional as F
-from wcord_fast.functional.bank import spec_args
 from wcord_fast.ops import dispatch
+from wcord_fast.ops.bank.autograd import spec_args
 from wcord_fast.ops.bank.op import log_z_op, mean_score_op, nce_op, update_op
 from wcord_fast.ops.sampling.draws import draw_op
 

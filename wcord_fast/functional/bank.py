@@ -16,17 +16,14 @@ import torch
 from torch import Tensor
 
 from ..ops import checks
-from ..ops.bank.autograd import mean_score, nce, spec_args, wants_grad
-from ..ops.bank.op import log_z_op, update_op
+from ..ops.bank import directions, sharded
 from ..ops.bank.plan import PLANS
-from ..ops.bank.pool_mean import pool_mean_op
 from ..ops.bank.reference import accumulate_dtype
+from ..ops.bank.sharded import Shard
 from ..ops.dispatch import BACKENDS
 from ..ops.first_order import first_order
 from ..ops.sampling.spec import DrawSpec
 from ..ops.status import Code
-from . import sharded
-from .sharded import Shard
 
 if TYPE_CHECKING:
     from ..nn import MemoryBank, NegativeSampler
@@ -76,7 +73,7 @@ def bank_nce(
         log_z = torch.full((), checks.unset_or_finite("log_z", log_z, acc), dtype=acc, device=anchor.device)
     checks.tensor("log_z", log_z, shape=())
     checks.same_device(anchor=anchor, log_z=log_z)
-    return nce_pair(anchor[None], [rows], index, log_z.detach()[None], spec, temperature, plan, backend)[0]
+    return directions.nce(anchor[None], [rows], index, log_z.detach()[None], spec, temperature, plan, backend)[0]
 
 
 @first_order
@@ -97,7 +94,7 @@ def bank_mean_score(
     Other arguments, dtypes and errors as for `bank_nce`. Returns [B], differentiable with respect to `anchor`.
     """
     rows, spec = _inputs(anchor, bank, index, negatives, anchor_offset, plan, backend)
-    return mean_score_pair(anchor[None], [rows], index, spec, plan, backend, [bank])[0]
+    return directions.mean_score(anchor[None], [rows], index, spec, plan, backend, [bank])[0]
 
 
 @first_order
@@ -122,7 +119,7 @@ def bank_log_z(
     acc = accumulate_dtype(anchor, _values(rows))
     temperature = checks.divisor("temperature", temperature, acc)
     unset = torch.full((1,), torch.nan, dtype=acc, device=anchor.device)
-    return log_z_pair(unset, anchor[None], [rows], index, spec, temperature, plan, backend)[0]
+    return directions.log_z(unset, anchor[None], [rows], index, spec, temperature, plan, backend)[0]
 
 
 @first_order
@@ -168,59 +165,15 @@ def bank_update_(
         rows = joined.anchors[0, at]
         if len(at) == 0:
             return bank
-    update_rows_(bank, matrix, index, rows, momentum)
+    directions.update_rows_(bank, matrix, index, rows, momentum)
     return bank
-
-
-def update_rows_(bank: Tensor | MemoryBank, matrix: Tensor, index: Tensor, rows: Tensor, momentum: float) -> None:
-    """`bank_update_` of `matrix`, the rows of `bank` that this process holds, by their numbers within it."""
-    sums = None if isinstance(bank, Tensor) else bank.current_sums()
-    old = None if sums is None else matrix[_in_range(index, matrix.shape[0])]
-    update_op(matrix, index, rows.detach(), momentum, "auto")
-    if sums is not None and old is not None:
-        sums.followed(matrix, _in_range(index, matrix.shape[0]), old)
-
-
-# The modules' door: S directions with one set of draws. Arguments are checked by the callers. Banks are all tensors or
-# all shards; `joined` is the batch of all ranks, where the caller has it already.
-
-
-def nce_pair(
-    anchors, banks, index, log_z, spec: DrawSpec, temperature, plan="auto", backend="auto", joined=None
-) -> Tensor:
-    """Losses [S, B] of anchors [S, B, D] against S banks with log_z [S]."""
-    if isinstance(banks[0], Shard):
-        return sharded.nce(anchors, banks, index, log_z, spec, temperature, plan, backend, joined)
-    return nce(anchors, banks, index, log_z, spec_args(spec), temperature, wants_grad(anchors), plan, backend)
-
-
-def mean_score_pair(
-    anchors, banks, index, spec: DrawSpec, plan="auto", backend="auto", owners=(), joined=None
-) -> Tensor:
-    """Mean negative scores [S, B] of anchors [S, B, D] against S banks, which may be rows of MemoryBanks `owners`."""
-    sums = _class_sums(owners, spec) if plan == "auto" and spec.whole_pool else []
-    if isinstance(banks[0], Shard):
-        return sharded.mean_score(anchors, banks, index, spec, plan, backend, sums, joined)
-    if sums:
-        mean = pool_mean_op(anchors.detach(), banks, sums, index, spec.tables, spec.source, spec.k)
-        return (anchors.to(mean.dtype) * mean).sum(-1)
-    return mean_score(anchors, banks, index, spec_args(spec), wants_grad(anchors), plan, backend)
-
-
-def log_z_pair(
-    log_z, anchors, banks, index, spec: DrawSpec, temperature, plan="auto", backend="auto", joined=None
-) -> Tensor:
-    """`log_z` [S] with its NaN entries replaced by this batch's estimates; computes nothing when none is NaN."""
-    if isinstance(banks[0], Shard):
-        return sharded.log_z(log_z, anchors, banks, index, spec, temperature, plan, backend, joined)
-    return log_z_op(log_z, anchors.detach(), banks, index, *spec_args(spec), temperature, plan, backend)
 
 
 def draw_spec(negatives: NegativeSampler | Tensor, batch: int, num_data: int, anchor_offset: int = 0) -> DrawSpec:
     """The record of `negatives` for a batch on a bank of `num_data` rows."""
     if isinstance(negatives, Tensor):
         checks.tensor("negatives", negatives, shape=(batch, "K"), dtypes=checks.INDICES)
-        return DrawSpec("given", negatives.shape[1], "no", False, 0, [negatives])
+        return directions.given(negatives)
     if not hasattr(negatives, "spec"):
         raise TypeError(
             f"negatives: expected a NegativeSampler or an integer tensor [B, K], got {type(negatives).__name__}"
@@ -243,19 +196,6 @@ def _inputs(anchor, bank, index, negatives, anchor_offset, plan, backend) -> tup
     rows = _values(matrix)
     checks.same_device(anchor=anchor, bank=rows, index=index, negatives=spec.tables[0])
     return matrix, spec
-
-
-def _class_sums(owners, spec: DrawSpec) -> list[Tensor]:
-    """The class sums of the banks, or [] where there are none to be had."""
-    if torch.compiler.is_compiling() or any(isinstance(bank, Tensor) for bank in owners):
-        return []
-    tables = [spec.table("label"), spec.table("class_start")] if spec.source == "class" else [None, None]
-    return [bank.class_sums(*tables).sums for bank in owners]
-
-
-def _in_range(index: Tensor, num_data: int) -> Tensor:
-    """`index` with what is out of range (the op has flagged it, or will) moved to row 0 or N - 1."""
-    return index.long().clamp(0, num_data - 1)
 
 
 def _bank_rows(bank) -> Tensor | Shard:

@@ -12,11 +12,11 @@ from torch import Tensor
 from ..distributed.alike import require_alike
 from ..distributed.ddp import own_state
 from ..distributed.ranks import gather_rows, ranks
-from ..functional.bank import draw_spec, log_z_pair, mean_score_pair, nce_pair
-from ..functional.sharded import Joined, Shard, fetch, join
 from ..ops import checks
+from ..ops.bank import directions
 from ..ops.bank.plan import PLANS
 from ..ops.bank.reference import counts
+from ..ops.bank.sharded import Joined, Shard, fetch, join
 from ..ops.dispatch import BACKENDS
 from ..ops.first_order import first_order
 from ..ops.sampling.spec import DrawSpec
@@ -108,7 +108,7 @@ class Contrast(StateModule):
             log_z = self._joint_log_z(self.log_z, *args, spec, joined)
             if self.training:
                 self.log_z.copy_(log_z)
-        return nce_pair(*args, log_z, spec, *self._options(), joined)
+        return directions.nce(*args, log_z, spec, *self._options(), joined)
 
     def scores(
         self, anchors: Tensor, idx: Tensor, contrast_idx: Tensor | None, joined: Joined | None
@@ -116,7 +116,9 @@ class Contrast(StateModule):
         """Scores of the bank's positives [2, B], mean scores of its negatives [2, B]."""
         positive, spec = self._negatives(idx, contrast_idx, joined)
         owners = (self.memory_v2, self.memory_v1)
-        negative = mean_score_pair(anchors, self._banks(), positive, spec, self.plan, self.backend, owners, joined)
+        negative = directions.mean_score(
+            anchors, self._banks(), positive, spec, self.plan, self.backend, owners, joined
+        )
         return (anchors * self._rows(positive, joined).to(anchors.dtype)).sum(-1), negative
 
     def num_negatives(self, idx: Tensor, contrast_idx: Tensor | None) -> Tensor:
@@ -148,7 +150,7 @@ class Contrast(StateModule):
 
     def _joint_log_z(self, log_z, anchors, banks, positive, spec: DrawSpec, joined: Joined | None) -> Tensor:
         """`log_z` with its NaN entries replaced by the estimates over the anchors of all ranks."""
-        own = log_z_pair(log_z, anchors, banks, positive, spec, *self._options(), joined)
+        own = directions.log_z(log_z, anchors, banks, positive, spec, *self._options(), joined)
         unset = torch.isnan(log_z)
         if joined is None or self.sharded or (unset.device.type == "cpu" and not bool(unset.any())):
             return own
@@ -183,7 +185,7 @@ class Contrast(StateModule):
     ) -> tuple[Tensor, DrawSpec]:
         if contrast_idx is None:  # a sharded bank numbers the anchors of all ranks by itself
             return idx, self.sampler.spec(0 if joined is None or self.sharded else joined.own.start)
-        return contrast_idx[:, 0], draw_spec(contrast_idx[:, 1:], len(idx), self.memory_v1.num_data)
+        return contrast_idx[:, 0], directions.given(contrast_idx[:, 1:])
 
 
 def check_options(temperature, momentum, replacement, z, bank_dtype, plan, backend, seed) -> None:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from ..distributed.ranks import Ranks, gather_rows, ranks, share_of
-from ..functional.bank import bank_update_, update_rows_
-from ..functional.sharded import Joined, Shard, held_rows
+from ..functional.bank import bank_update_
 from ..ops import checks
 from ..ops.bank.class_sums import ClassSums
+from ..ops.bank.directions import update_rows_
 from ..ops.bank.init import bank_init_
 from ..ops.bank.part import Part
+from ..ops.bank.sharded import Joined, Shard, held_rows
 from .sampler import MAX_ROWS, seed_bits
 from .state import StateModule, whole
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from ..distributed.ranks import ranks
-from ..functional.bank import draw_spec
 from ..ops import dispatch, native_module
 from ..ops.bank.contrast_step import ContrastStep, Spectral, Step, Unfit
+from ..ops.bank.directions import given
 from ..ops.bank.plan import Problem, chosen
-from ..ops.eager import eager
+from ..ops.eager import PLAIN, eager
 from ..ops.sampling.spec import ALL
 from .embed import Embed
 from .linear import CriticLinear
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 LEAST_LENGTH = {"sphere": 1e-12, "ball": 1.0}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_PLAIN = (Tensor, nn.Parameter)
 _NATIVE = ("auto", "native")
 
 LocalTerm = Callable[[Tensor, Tensor, bool], tuple[float, Tensor | None]]
@@ -84,7 +83,7 @@ def native_step(
 
 def _fits(loss: ContrastiveLoss, f_s: Tensor, f_t: Tensor, idx: Tensor) -> bool:
     """Whether tensors and maps are plain ones on the CPU, of shapes that fit."""
-    if type(f_s) not in _PLAIN or type(f_t) not in _PLAIN or type(idx) not in _PLAIN:
+    if type(f_s) not in PLAIN or type(f_t) not in PLAIN or type(idx) not in PLAIN:
         return False
     batch = idx.shape[0] if idx.dim() == 1 and idx.dtype in (torch.int64, torch.int32) and idx.is_cpu else 0
     dtype = loss.embed_s.linear.weight.dtype
@@ -97,7 +96,7 @@ def _fits(loss: ContrastiveLoss, f_s: Tensor, f_t: Tensor, idx: Tensor) -> bool:
         if type(embed) is not Embed or type(linear) is not CriticLinear or _touched(embed) or _touched(linear):
             return False
         for p in (linear.weight, linear.bias):
-            if type(p) not in _PLAIN or p.dtype is not dtype or not p.is_cpu:
+            if type(p) not in PLAIN or p.dtype is not dtype or not p.is_cpu:
                 return False
     return dtype in (torch.float32, torch.float64)
 
@@ -116,7 +115,7 @@ def _step(contrast: Contrast, loss: ContrastiveLoss, idx: Tensor, contrast_idx: 
     banks = contrast.memory_v2.rows, contrast.memory_v1.rows
     wide = loss.embed_s.linear.weight.dtype is torch.float64
     for memory, rows in ((contrast.memory_v2, banks[0]), (contrast.memory_v1, banks[1])):
-        if memory._sums is not None or type(rows) not in _PLAIN or not rows.is_cpu or not rows.is_contiguous():
+        if memory._sums is not None or type(rows) not in PLAIN or not rows.is_cpu or not rows.is_contiguous():
             return None
         if rows.requires_grad or rows.is_neg() or (rows.dtype is torch.float64 and not wide):
             return None
@@ -129,11 +128,11 @@ def _step(contrast: Contrast, loss: ContrastiveLoss, idx: Tensor, contrast_idx: 
         if spec.tables[0].device.type != "cpu":
             return None
     else:
-        if type(contrast_idx) not in _PLAIN or not contrast_idx.is_cpu or contrast_idx.dim() != 2:
+        if type(contrast_idx) not in PLAIN or not contrast_idx.is_cpu or contrast_idx.dim() != 2:
             return None
         if contrast_idx.shape[0] != len(idx) or contrast_idx.shape[1] < 2 or contrast_idx.is_floating_point():
             return None
-        positive, spec = contrast_idx[:, 0].contiguous(), draw_spec(contrast_idx[:, 1:], len(idx), num_data)
+        positive, spec = contrast_idx[:, 0].contiguous(), given(contrast_idx[:, 1:])
     k = ALL if spec.whole_pool else spec.k
     found = chosen("bank_nce", contrast.plan, Problem(len(idx), num_data, k, dim), "cpu", asked)
     if found.backend != "native":

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..distributed.ranks import ranks
 from ..functional.ot import DEFAULT_RHO
-from ..functional.sharded import Joined, join
 from ..ops import checks
+from ..ops.bank.sharded import Joined, join
 from ..ops.first_order import first_order
 from .contrast import Contrast, ContrastiveLoss, check_options
 from .embed import NORMS, Embed, autocast_off

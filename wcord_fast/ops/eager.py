@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
 
 
 def eager() -> bool:
@@ -13,3 +14,16 @@ def eager() -> bool:
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
     )
+
+
+PLAIN = (Tensor, nn.Parameter)
+
+
+def calls_directly(*tensors: Tensor) -> bool:
+    """Whether an op of ours on these tensors may be called past `torch.library`.
+
+    That would switch autocast off, make views with a lazy minus sign plain, and give shapes only on meta.
+    """
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda") or not eager():
+        return False
+    return all(type(t) in PLAIN and not t.is_meta and not t.is_neg() for t in tensors)

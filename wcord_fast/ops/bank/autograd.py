@@ -1,4 +1,4 @@
-"""Autograd of the bank ops: forward computes value and anchor gradient in one pass, backward scales the latter.
+"""Autograd of the bank ops: value and anchor gradient are known after one pass, and attached; backward multiplies.
 
 Only the gradient [S, B, D] is saved (and an empty tensor, see `graph_handle`): never the bank, the draws or the seed,
 so a bank that is updated between forward and backward, or a sampler that has moved on, cannot change a gradient.
@@ -6,46 +6,17 @@ so a bank that is updated between forward and backward, or a sampler that has mo
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..differentiable_once import differentiable_once, graph_handle
+from ..eager import calls_directly
 from ..sampling.spec import DrawSpec
-from .op import mean_score_op, nce_op
+from . import op
 
 _NOT_TWICE = "the gradient of a bank score cannot be differentiated again: only the first one is computed"
-
-
-class BankNCE(torch.autograd.Function):
-    """NCE loss per anchor [S, B] of anchors [S, B, D]."""
-
-    @staticmethod
-    def forward(ctx, anchors, handle, banks, index, log_z, spec_args, temperature, needs_grad, plan, backend):
-        loss, grad = nce_op(anchors, banks, index, log_z, *spec_args, temperature, needs_grad, plan, backend)
-        ctx.save_for_backward(grad, handle)
-        ctx.dtype = anchors.dtype
-        return loss
-
-    @staticmethod
-    def backward(ctx, grad_output):
-        grad, handle = ctx.saved_tensors
-        return _scaled(grad, handle, grad_output, ctx.dtype), *(None,) * 9
-
-
-class BankMeanScore(torch.autograd.Function):
-    """Mean score of the negatives per anchor [S, B] of anchors [S, B, D]."""
-
-    @staticmethod
-    def forward(ctx, anchors, handle, banks, index, spec_args, needs_grad, plan, backend):
-        mean, grad = mean_score_op(anchors, banks, index, *spec_args, needs_grad, plan, backend)
-        ctx.save_for_backward(grad, handle)
-        ctx.dtype = anchors.dtype
-        return mean
-
-    @staticmethod
-    def backward(ctx, grad_output):
-        grad, handle = ctx.saved_tensors
-        return _scaled(grad, handle, grad_output, ctx.dtype), *(None,) * 7
 
 
 class Attached(torch.autograd.Function):
@@ -60,23 +31,27 @@ class Attached(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output):
         grad, handle = ctx.saved_tensors
-        return _scaled(grad, handle, grad_output, ctx.dtype), None, None, None
+        # Multiplied before it is rounded to a narrow dtype, so that loss scaling does its work.
+        grads: list[Tensor | None] = [(grad_output[..., None] * grad).to(ctx.dtype)]
+        return differentiable_once(grads, _NOT_TWICE, grad_output, handle)[0], None, None, None
 
 
-def _scaled(grad: Tensor, handle: Tensor | None, grad_output: Tensor, dtype: torch.dtype) -> Tensor | None:
-    # Multiplied before it is rounded to a narrow dtype, so that loss scaling does its work.
-    grads: list[Tensor | None] = [(grad_output[..., None] * grad).to(dtype)]
-    return differentiable_once(grads, _NOT_TWICE, grad_output, handle)[0]
+def nce(anchors: Tensor, banks, index, log_z, spec: DrawSpec, temperature, plan, backend) -> Tensor:
+    """NCE losses [S, B] of anchors [S, B, D]."""
+    needs_grad = wants_grad(anchors)
+    run: Any = op.nce if calls_directly(anchors, log_z, *banks) else op.nce_op
+    with torch.no_grad():
+        found = run(anchors, banks, index, log_z, *spec_args(spec), temperature, needs_grad, plan, backend)
+    return attach(anchors, *found)
 
 
-def nce(anchors: Tensor, *args) -> Tensor:
-    """`BankNCE` of anchors [S, B, D]; the other arguments are those of its forward after `handle`."""
-    return BankNCE.apply(anchors, graph_handle(anchors), *args)
-
-
-def mean_score(anchors: Tensor, *args) -> Tensor:
-    """`BankMeanScore` of anchors [S, B, D]; the other arguments are those of its forward after `handle`."""
-    return BankMeanScore.apply(anchors, graph_handle(anchors), *args)
+def mean_score(anchors: Tensor, banks, index, spec: DrawSpec, plan, backend) -> Tensor:
+    """Mean scores of the negatives [S, B] of anchors [S, B, D]."""
+    needs_grad = wants_grad(anchors)
+    run: Any = op.mean_score if calls_directly(anchors, *banks) else op.mean_score_op
+    with torch.no_grad():
+        found = run(anchors, banks, index, *spec_args(spec), needs_grad, plan, backend)
+    return attach(anchors, *found)
 
 
 def attach(anchors: Tensor, value: Tensor, grad: Tensor) -> Tensor:

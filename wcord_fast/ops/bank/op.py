@@ -87,7 +87,7 @@ def _finish(ok: Tensor, value: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     return value, (torch.where(ok[..., None], grad, torch.nan) if grad.numel() else grad)
 
 
-def _nce(
+def nce(
     anchors,
     banks,
     index,
@@ -111,7 +111,7 @@ def _nce(
     return _finish(ok, *module.bank_nce(anchors, banks, index, log_z, spec, temperature, needs_grad, plan, drawer))
 
 
-def _mean_score(
+def mean_score(
     anchors, banks, index, tables, source, k, replacement, expected, anchor_offset, needs_grad, plan, backend
 ):
     spec = DrawSpec(source, k, replacement, expected, anchor_offset, tables)
@@ -122,7 +122,7 @@ def _mean_score(
     return _finish(ok, *module.bank_mean_score(anchors, banks, index, spec, needs_grad, plan, drawer))
 
 
-def _log_z(
+def log_z(
     log_z,
     anchors,
     banks,
@@ -173,19 +173,19 @@ def _per_anchor_fake(anchors, *rest):
 nce_op = library.register(
     f"bank_nce(Tensor anchors, Tensor[] banks, Tensor index, Tensor log_z, {_SPEC}, float temperature, "
     "bool needs_grad, str plan, str backend) -> (Tensor, Tensor)",
-    _nce,
+    nce,
     _per_anchor_fake,
 )
 mean_score_op = library.register(
     f"bank_mean_score(Tensor anchors, Tensor[] banks, Tensor index, {_SPEC}, bool needs_grad, str plan, str backend) "
     "-> (Tensor, Tensor)",
-    _mean_score,
+    mean_score,
     _per_anchor_fake,
 )
 log_z_op = library.register(
     f"bank_log_z(Tensor log_z, Tensor anchors, Tensor[] banks, Tensor index, {_SPEC}, float temperature, str plan, "
     "str backend) -> Tensor",
-    _log_z,
+    log_z,
     lambda log_z, *rest: torch.empty_like(log_z),
 )
 update_op = library.register(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..differentiable_once import differentiable_once
-from ..eager import eager
+from ..eager import calls_directly, eager
 from ..library import register
 from . import backends, unreached
 from .reference import Asked, Pairs, Solved, accumulation_dtype, unwritten
@@ -74,7 +74,8 @@ ot_plan_op = register(
 
 def runs_natively(x: Tensor, y: Tensor, backend: str) -> bool:
     """Whether a plain solve of x and y may enter the native CPU code at once, past `torch.library`."""
-    return x.is_cpu and type(x) is type(y) is Tensor and eager() and backends.choose(x, y, backend).backend == "native"
+    plain = x.is_cpu and type(x) is type(y) is Tensor and not (x.is_neg() or y.is_neg()) and eager()
+    return plain and backends.choose(x, y, backend).backend == "native"
 
 
 def value_and_gradients(x: Tensor, y: Tensor, asked: Asked) -> tuple[Tensor, Tensor, Tensor]:
@@ -175,8 +176,7 @@ def ot_solve(
     paired = () if pairs is None else pairs
     recording = torch.is_grad_enabled()
     needs = tuple([recording and t is not None and t.requires_grad for t in (x, y, a, b)])
-    autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")  # which the op switches off
-    solve = _solve if eager() and not autocast and type(x) is type(y) is Tensor else ot_solve_op
+    solve = _solve if calls_directly(x, y) else ot_solve_op
     if True not in needs:
         return solve(x, y, a, b, *options, *needs, backend, *paired)[:6]
     with torch.no_grad():

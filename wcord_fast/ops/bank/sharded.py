@@ -1,6 +1,6 @@
 """Scores against banks whose rows are split over the ranks: every rank scores the anchors of all ranks.
 
-Anchors and their row numbers are all-gathered, each rank scores them against its own rows (ops/bank/shares.py), and
+Anchors and their row numbers are all-gathered, each rank scores them against its own rows (partials.py), and
 values and gradients are reduce-scattered in rank order: O(B * D) bytes, whatever K and N are. Draws need no
 communication. Both collectives happen in forward; backward multiplies.
 
@@ -15,15 +15,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..distributed.ranks import gather_rows, lower, not_compiled, ranks, scatter_sums, sizes_of
-from ..ops.bank import shares
-from ..ops.bank.autograd import attach, wants_grad
-from ..ops.bank.class_sums import excluded_rows
-from ..ops.bank.op import checked
-from ..ops.bank.part import Part
-from ..ops.bank.reference import accumulate_dtype, normalised
-from ..ops.sampling.reference import pool_size
-from ..ops.sampling.spec import DrawSpec
+from ...distributed.ranks import gather_rows, lower, not_compiled, ranks, scatter_sums, sizes_of
+from ..sampling.reference import pool_size
+from ..sampling.spec import DrawSpec
+from . import partials
+from .autograd import attach, wants_grad
+from .class_sums import excluded_rows
+from .op import checked
+from .part import Part
+from .reference import accumulate_dtype, normalised
 
 
 class Shard(NamedTuple):
@@ -63,26 +63,26 @@ def join(anchors: Tensor, index: Tensor) -> Joined:
 
 @not_compiled
 def nce(anchors, shards, index, log_z, spec: DrawSpec, temperature, plan, backend, joined: Joined | None = None):
-    """Losses [S, B_r] of this rank's anchors against all rows of the banks: `nce_pair` for shards."""
+    """Losses [S, B_r] of this rank's anchors against all rows of the banks: `directions.nce` for shards."""
     call = _Call(anchors, shards, index, spec, joined)
     log_z = log_z.to(accumulate_dtype(anchors, *call.rows))
     needs_grad = wants_grad(anchors)
     args = (call.anchors, call.rows, call.part, call.index, log_z, call.spec, temperature, needs_grad, plan, backend)
-    return call.scatter(anchors, *shares.nce(*args))
+    return call.scatter(anchors, *partials.nce(*args))
 
 
 @not_compiled
 def mean_score(anchors, shards, index, spec: DrawSpec, plan, backend, sums, joined: Joined | None = None) -> Tensor:
-    """Mean negative scores [S, B_r] of this rank's anchors: `mean_score_pair` for shards.
+    """Mean negative scores [S, B_r] of this rank's anchors: `directions.mean_score` for shards.
 
     `sums`: the class sums of this rank's rows, S x fp64 [G, D], for a whole pool by O(B * D); or [].
     """
     call = _Call(anchors, shards, index, spec, joined)
     if sums:
-        mean = _share_of_pool_mean(call, sums)
+        mean = _partial_pool_mean(call, sums)
         return call.scatter(anchors, (call.anchors.to(mean.dtype) * mean).sum(-1), mean)
     args = (call.anchors, call.rows, call.part, call.index, call.spec, wants_grad(anchors), plan, backend)
-    return call.scatter(anchors, *shares.mean_score(*args))
+    return call.scatter(anchors, *partials.mean_score(*args))
 
 
 @not_compiled
@@ -93,7 +93,7 @@ def log_z(log_z, anchors, shards, index, spec: DrawSpec, temperature, plan, back
         return log_z.clone()
     call = _Call(anchors, shards, index, spec, joined)
     args = (call.anchors, call.rows, call.part, call.index, call.spec, temperature, plan, backend)
-    own = shares.log_sum_exp(*args).double()[None]  # [1, S]
+    own = partials.log_sum_exp(*args).double()[None]  # [1, S]
     (everyone,) = gather_rows([own], [1] * ranks().world)  # [W, S]
     estimate = normalised(everyone.logsumexp(0), call.index, call.part.num_data, call.spec)
     estimate = torch.where(call.ok.all(), estimate, torch.nan)
@@ -144,8 +144,8 @@ class _Call:
         return attach(anchors, both[..., 0].contiguous(), both[..., 1:].contiguous())
 
 
-def _share_of_pool_mean(call: _Call, sums: list[Tensor]) -> Tensor:
-    """This rank's share of the mean row of each anchor's whole pool, [S, B, D]; see ops/bank/pool_mean.py."""
+def _partial_pool_mean(call: _Call, sums: list[Tensor]) -> Tensor:
+    """This rank's partial of the mean row of each anchor's whole pool, [S, B, D]; see pool_mean.py."""
     spec, part, height = call.spec, call.part, call.rows[0].shape[0]
     size = pool_size(call.index, part.num_data, spec)[:, None]  # [B, 1]
     means = []

@@ -1,4 +1,4 @@
-"""What a part of a bank contributes to the scores of anchors against all of it; see part.py."""
+"""Partials: what a part of a bank contributes to the scores of anchors against all of it; see part.py."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from .reference import accumulate_dtype
 
 
 def nce(anchors, banks, part: Part, index, log_z, spec: DrawSpec, temperature, needs_grad, plan, backend):
-    """This part's share of the losses and their gradients: ([S, B], [S, B, D] or empty)."""
+    """This part's partials of the losses and their gradients: ([S, B], [S, B, D] or empty)."""
     if banks[0].shape[0] == 0:
-        return _nothing(anchors, banks, needs_grad)
+        return _of_no_rows(anchors, banks, needs_grad)
     module, plan, drawer = select("bank_nce", anchors, banks, spec, plan, backend, part)
     return module.bank_nce(anchors, banks, index, log_z, spec, temperature, needs_grad, plan, drawer, part)
 
 
 def mean_score(anchors, banks, part: Part, index, spec: DrawSpec, needs_grad, plan, backend):
-    """This part's share of the mean negative scores and their gradients: ([S, B], [S, B, D] or empty)."""
+    """This part's partials of the mean negative scores and their gradients: ([S, B], [S, B, D] or empty)."""
     if banks[0].shape[0] == 0:
-        return _nothing(anchors, banks, needs_grad)
+        return _of_no_rows(anchors, banks, needs_grad)
     module, plan, drawer = select("bank_mean_score", anchors, banks, spec, plan, backend, part)
     return module.bank_mean_score(anchors, banks, index, spec, needs_grad, plan, drawer, part)
 
 
 def log_sum_exp(anchors, banks, part: Part, index, spec: DrawSpec, temperature, plan, backend) -> Tensor:
-    """log of the sum of exp(score / tau) over all anchors and this part's share of their K_b + 1 scores: [S]."""
+    """log of the sum of exp(score / tau) over all anchors and this part's scores among their K_b + 1 scores: [S]."""
     if banks[0].shape[0] == 0:
-        return _nothing(anchors, banks, False)[0].new_full((len(banks),), -torch.inf)
+        return _of_no_rows(anchors, banks, False)[0].new_full((len(banks),), -torch.inf)
     module, plan, drawer = select("bank_log_z", anchors, banks, spec, plan, backend, part)
     return module.bank_log_sum_exp(anchors, banks, index, spec, temperature, plan, drawer, part)
 
 
-def _nothing(anchors, banks, needs_grad) -> tuple[Tensor, Tensor]:
+def _of_no_rows(anchors, banks, needs_grad) -> tuple[Tensor, Tensor]:
     acc = accumulate_dtype(anchors, *banks)
     value = torch.zeros(anchors.shape[:2], dtype=acc, device=anchors.device)
     return value, torch.zeros(anchors.shape if needs_grad else (0,), dtype=acc, device=anchors.device)
