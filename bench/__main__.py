@@ -12,8 +12,8 @@ import subprocess
 import sys
 import time
 
-SUBJECTS = ("accuracy", "bank", "baselines", "critic", "ot", "plan", "report", "sharded", "step", "update")
-QUICK = ("bank", "critic", "update", "ot", "baselines", "step")
+SUBJECTS = ("accuracy", "bank", "baselines", "critic", "host", "ot", "plan", "report", "sharded", "step", "update")
+QUICK = ("bank", "critic", "host", "update", "ot", "baselines", "step")
 
 
 def quick(arguments: list[str]) -> int:

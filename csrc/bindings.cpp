@@ -83,6 +83,7 @@ void def_interface(py::module_& m) {
   def_record<BankInit>(m, "BankInit");
   def_record<BankScore>(m, "BankScore");
   def_record<ContrastStep>(m, "ContrastStep");
+  def_record<Spectral>(m, "Spectral");
   def_record<Membership>(m, "Membership");
   def_record<OtSolve>(m, "OtSolve");
   def_record<OtPlan>(m, "OtPlan");
@@ -115,6 +116,8 @@ void def_cpu(py::module_& m) {
   def_op(m, "cpu_contrast_score", &cpu_contrast_score);
   def_op(m, "cpu_contrast_gradient", &cpu_contrast_gradient);
   def_op(m, "cpu_contrast_finish", &cpu_contrast_finish);
+  def_op(m, "cpu_spectral_iterate", &cpu_spectral_iterate);
+  def_op(m, "cpu_spectral_gradient", &cpu_spectral_gradient);
   def_op(m, "cpu_ot_solve", &cpu_ot_solve);
   def_op(m, "cpu_ot_plan_matrix", &cpu_ot_plan_matrix);
   m.def("cpu_ot_plan", [](const py::object& plan) { cpu_ot_plan(record_of<OtPlan>(plan)); });

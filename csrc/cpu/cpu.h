@@ -6,6 +6,7 @@
 #include "../common/contrast_step.h"
 #include "../common/draw.h"
 #include "../common/sinkhorn.h"
+#include "../common/spectral.h"
 
 namespace wcf {
 
@@ -30,6 +31,10 @@ void cpu_bank_init(const BankInit& args);
 int64_t cpu_contrast_score(const ContrastStep& args);
 void cpu_contrast_gradient(const ContrastStep& args);
 int64_t cpu_contrast_finish(const ContrastStep& args);
+
+// Returns sigma; `gradient` needs it, and the u and v that it belongs to.
+double cpu_spectral_iterate(const Spectral& args);
+void cpu_spectral_gradient(const Spectral& args);
 
 // Solves every problem. False: some value is not acceptable (NaN, inf, a negative mass, masses that do not sum to 1, a
 // zero row with mass under the cosine cost), nothing in the results means anything, and the caller has to say which.

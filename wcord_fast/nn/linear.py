@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..ops.bank.contrast_step import Spectral
+from ..ops.spectral import Spectral, leading
 from .state import StateModule, whole
 
 ITERATIONS = 15 + 1  # of the power method when the vectors are made: torch's 15, and one as it registers them
@@ -87,16 +87,18 @@ class CriticLinear(nn.Linear, StateModule):
 
     @torch.no_grad()
     def leading(self) -> Spectral:
-        """sigma, u and v as a forward takes them: in training after one iteration of the power method, not yet kept."""
+        """sigma, u and v as a forward takes them: in training after one iteration of the power method, not yet kept.
+
+        By compiled code, of a weight in fp32 or fp64 on the CPU.
+        """
         self.require_filled()
-        weight = self.weight
-        if not self.training:
-            u, v = self.u.to(weight.dtype), self.v.to(weight.dtype)
-            return Spectral(float(torch.dot(u, torch.mv(weight, v))), u.clone(), v.clone())
-        u = _unit(torch.mv(weight, self.v.to(weight.dtype)))
-        row = torch.mv(weight.t(), u)
-        sigma = torch.linalg.vector_norm(row)
-        return Spectral(float(sigma), u, row / sigma.clamp_min(TINY))
+        weight = self.weight.contiguous()
+        return leading(weight, self.u.to(weight.dtype), self.v.to(weight.dtype), TINY, self.training)
+
+    def keep(self, spectral: Spectral) -> None:
+        """Take the vectors of `leading` as those of the next forward."""
+        self.u.copy_(spectral.u)
+        self.v.copy_(spectral.v)
 
     def _sigma(self, weight: Tensor) -> Tensor:
         self.require_filled()

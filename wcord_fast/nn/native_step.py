@@ -16,11 +16,12 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from ..distributed.ranks import ranks
 from ..ops import dispatch, native_module
-from ..ops.bank.contrast_step import ContrastStep, Spectral, Step, Unfit
+from ..ops.bank.contrast_step import ContrastStep, Step, Unfit
 from ..ops.bank.directions import given
 from ..ops.bank.plan import Problem, chosen
 from ..ops.eager import PLAIN, eager
 from ..ops.sampling.spec import ALL
+from ..ops.spectral import Spectral
 from .embed import Embed
 from .linear import CriticLinear
 
@@ -76,8 +77,7 @@ def native_step(
             return None
         for linear, spectral in zip(linears, moved, strict=True):
             if spectral is not None and linear.training:
-                linear.u.copy_(spectral.u)
-                linear.v.copy_(spectral.v)
+                linear.keep(spectral)
     return total, step.nce
 
 
@@ -110,7 +110,8 @@ def _step(contrast: Contrast, loss: ContrastiveLoss, idx: Tensor, contrast_idx: 
     if contrast.z != "first" or contrast.sharded or ranks().world > 1:
         return None
     asked = dispatch.requested(contrast.backend)
-    if asked not in _NATIVE or dispatch.requested() not in _NATIVE or native_module.why_not("cpu") is not None:
+    updates = asked if contrast.backend == "auto" else dispatch.requested()
+    if asked not in _NATIVE or updates not in _NATIVE or native_module.why_not("cpu") is not None:
         return None
     banks = contrast.memory_v2.rows, contrast.memory_v1.rows
     wide = loss.embed_s.linear.weight.dtype is torch.float64

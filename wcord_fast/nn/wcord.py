@@ -277,7 +277,7 @@ class WCoRDLoss(ContrastiveLoss):
         native = native_step(self, f_s, f_t.detach(), idx, contrast_idx, self.lambda_gckt * gckt, term)
         if native is None:
             return None
-        self._terms.copy_(torch.tensor((-native[1], found), dtype=self._terms.dtype))
+        self._terms.numpy()[:] = -native[1], found
         return native[0]
 
     def _refuse_zero_rows(self, f_s: Tensor, f_t: Tensor) -> None:

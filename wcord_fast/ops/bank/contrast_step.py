@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import native_module
 from ..differentiable_once import differentiable_once
 from ..sampling.spec import DrawSpec
+from ..spectral import Spectral
 from .native_fields import bank_fields, negative_fields
 from .part import whole
 from .reference import EPS, MIN_NORM
@@ -26,14 +27,6 @@ _NOT_TWICE = "the gradient of a bank score cannot be differentiated again: only 
 
 class Unfit(Exception):
     """A value stands against this call; nothing has been written. Whoever takes the long way is told which."""
-
-
-class Spectral(NamedTuple):
-    """A weight's largest singular value and vectors, as the power method has them: constants for the gradient."""
-
-    sigma: float
-    u: Tensor  # [out]
-    v: Tensor  # [in]
 
 
 @dataclass
@@ -160,15 +153,13 @@ class ContrastStep(torch.autograd.Function):
         wanted = ctx.needs_input_grad
         grads: list[Tensor | None] = [None] * 7
         for side, (f, weight, spectral) in enumerate(zip((f_s, f_t), (w_s, w_t), ctx.spectral, strict=True)):
-            own, quotient = scaled[side], 1.0 if spectral is None else 1.0 / spectral.sigma
+            own = scaled[side]
+            divided = own if spectral is None else own / spectral.sigma
             if wanted[side]:
-                grads[side] = torch.mm(own, weight).mul_(quotient).to(f.dtype).view(f.shape)
+                grads[side] = torch.mm(divided, weight).to(f.dtype).view(f.shape)
             if wanted[2 + 2 * side]:
-                product = torch.mm(own.t(), f.flatten(1).to(own.dtype))
-                if spectral is not None:
-                    along = float((product * weight).sum()) * quotient * quotient
-                    product = product.mul_(quotient).addr_(spectral.u, spectral.v, alpha=-along)
-                grads[2 + 2 * side] = product
+                product = torch.mm(divided.t(), _rows(f, own.dtype))
+                grads[2 + 2 * side] = product if spectral is None else spectral.gradient_(product, weight)
             if wanted[3 + 2 * side]:
                 grads[3 + 2 * side] = own.sum(0)
         return tuple(differentiable_once(grads, _NOT_TWICE, grad_output, f_s, f_t, w_s, w_t))
@@ -176,5 +167,11 @@ class ContrastStep(torch.autograd.Function):
 
 def _linear(features: Tensor, weight: Tensor, bias: Tensor, spectral: Spectral | None) -> Tensor:
     """x W^T + b, or x (W / sigma)^T + b: [B, D]."""
-    x = features.flatten(1).to(weight.dtype)
-    return torch.addmm(bias, x, weight.t(), alpha=1.0 if spectral is None else 1.0 / spectral.sigma)
+    alpha = 1.0 if spectral is None else 1.0 / spectral.sigma
+    return torch.addmm(bias, _rows(features, weight.dtype), weight.t(), alpha=alpha)
+
+
+def _rows(features: Tensor, dtype: torch.dtype) -> Tensor:
+    """[B, d] in `dtype`."""
+    rows = features if features.dim() == 2 else features.flatten(1)
+    return rows if rows.dtype is dtype else rows.to(dtype)
