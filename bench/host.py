@@ -28,11 +28,11 @@ QUICK = (4, 4, 50)
 S_DIM, T_DIM, FEAT_DIM = 16, 24, 128
 OT_SIZES = (4, 64)
 CALLS = 20  # in one timed step where a step is short
-LIMIT = 1e-5
+LIMIT = {"naive": 1e-3, "ours": 1e-5}  # fp32 logarithms of numbers near 1 lose up to 5e-4 of naive's
 
 
 class NaiveCRD(nn.Module):
-    """CRD in plain PyTorch, as RepDistiller computes it, with rows [B, K + 1] that are given; Z is a constant."""
+    """CRD in plain PyTorch, as RepDistiller computes it: rows [B, K + 1] are given, its constants live in a buffer."""
 
     def __init__(self, num_data: int):
         super().__init__()
@@ -41,24 +41,27 @@ class NaiveCRD(nn.Module):
         s = 1 / math.sqrt(FEAT_DIM / 3)
         for name in ("memory_v1", "memory_v2"):
             self.register_buffer(name, torch.rand(num_data, FEAT_DIM).mul_(2 * s).sub_(s))
+        self.register_buffer("params", torch.tensor([TAU, num_data, num_data, MOMENTUM]))  # tau, Z of both, momentum
 
     def forward(self, f_s: Tensor, f_t: Tensor, idx: Tensor, rows: Tensor) -> Tensor:
         v1, v2 = (linear(f) for linear, f in ((self.embed_s, f_s), (self.embed_t, f_t)))
         v1, v2 = (v / v.pow(2).sum(1, keepdim=True).pow(0.5) for v in (v1, v2))
-        loss = self._side(v1, self.memory_v2, rows) + self._side(v2, self.memory_v1, rows)
+        tau, z_v1, z_v2, _ = (self.params[i].item() for i in range(4))
+        loss = self._side(v1, self.memory_v2, rows, tau, z_v1) + self._side(v2, self.memory_v1, rows, tau, z_v2)
         with torch.no_grad():
             index_copy_update(self.memory_v1, idx, v1)
             index_copy_update(self.memory_v2, idx, v2)
         return loss
 
-    def _side(self, x: Tensor, bank: Tensor, rows: Tensor) -> Tensor:
+    def _side(self, x: Tensor, bank: Tensor, rows: Tensor, tau: float, z: float) -> Tensor:
         batch, k = rows.shape[0], rows.shape[1] - 1
         weight = torch.index_select(bank, 0, rows.view(-1)).view(batch, k + 1, FEAT_DIM)
-        p = torch.exp(torch.bmm(weight, x.unsqueeze(2)) / TAU) / self.num_data
-        c = k / self.num_data
-        positive = torch.div(p[:, 0], p[:, 0] + c + 1e-7).log()
-        negative = torch.div(torch.full_like(p[:, 1:], c), p[:, 1:] + c + 1e-7).log()
-        return -(positive.sum() + negative.sum()) / batch
+        p = torch.exp(torch.div(torch.bmm(weight, x.view(batch, FEAT_DIM, 1)), tau))
+        p, c = torch.div(p, z).contiguous(), k / self.num_data
+        first, others = p.select(1, 0), p.narrow(1, 1, k)
+        positive = torch.div(first, first.add(c + 1e-7)).log_()
+        negative = torch.div(others.clone().fill_(c), others.add(c + 1e-7)).log_()
+        return -(positive.sum(0) + negative.view(-1, 1).sum(0)).sum() / batch
 
 
 class Step:
@@ -165,7 +168,7 @@ def _crd(loss: NaiveCRD, f_s: Tensor, f_t: Tensor, rows: Tensor) -> Tensor:
 
 
 def _right(error: dict[str, dict[str, float]]) -> dict[str, bool]:
-    return {name: e["loss"] <= LIMIT for name, e in error.items()}
+    return {name: e["loss"] <= LIMIT[name] for name, e in error.items()}
 
 
 def contests(shapes: list[tuple[int, int, int]], sizes: tuple[int, ...] = OT_SIZES) -> Iterator[Contest]:
