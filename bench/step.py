@@ -20,12 +20,12 @@ import torch
 from bench.measure import interleaved
 from bench.options import keep, parsed, parser
 from wcord_fast import distill
+from wcord_fast.cli.config import Config
+from wcord_fast.cli.workbench import create_network
 from wcord_fast.data import Dataset, TestBatches, TrainBatches
-from wcord_fast.train.config import Config
 from wcord_fast.train.cuda_graph import WARM_UP
 from wcord_fast.train.loop import Run, micro_batch, train_step
 from wcord_fast.train.meters import Meters, Stopwatch
-from wcord_fast.train.runs import create_network
 
 FORMS: dict[str, dict[str, Any]] = {
     "eager": {},

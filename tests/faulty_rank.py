@@ -17,8 +17,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from wcord_fast.train import checkpoint, loop, shards
-from wcord_fast.train.cli import main
+from wcord_fast.cli.main import main
+from wcord_fast.train import bank_files, checkpoint, loop
 
 
 def run(fault: str, argv: list[str]) -> int:
@@ -30,7 +30,7 @@ def run(fault: str, argv: list[str]) -> int:
 def arrange(where: str, which: str) -> None:
     """Set the accident up in this process."""
     steps = 0
-    original_step, original_write, original_save = loop.train_step, shards._write, checkpoint.torch.save
+    original_step, original_write, original_save = loop.train_step, bank_files._write, checkpoint.torch.save
     original_replace, original_evaluate = os.replace, loop.evaluate
 
     def me() -> bool:
@@ -77,7 +77,7 @@ def arrange(where: str, which: str) -> None:
             here()
         return original_evaluate(*args)
 
-    loop.train_step, shards._write, checkpoint.torch.save = train_step, write, save
+    loop.train_step, bank_files._write, checkpoint.torch.save = train_step, write, save
     os.replace, loop.evaluate = replace, evaluate
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 
 PATIENCE = 120  # seconds
-PRELOAD = ("wcord_fast.train.cli", "torch.distributed.tensor", "torch.distributed.checkpoint", "torch._dynamo")
+PRELOAD = ("wcord_fast.cli.main", "torch.distributed.tensor", "torch.distributed.checkpoint", "torch._dynamo")
 
 
 def _context():

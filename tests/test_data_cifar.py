@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from wcord_fast import data
+from wcord_fast.cli.main import main
 from wcord_fast.data import archive, cifar10, cifar100
-from wcord_fast.train.cli import main
 
 KINDS = {"cifar10": cifar10.CIFAR10, "cifar100": cifar100.CIFAR100}
 

@@ -7,8 +7,8 @@ from PIL import Image
 
 from tests.test_data_folder import write
 from wcord_fast import data
+from wcord_fast.cli.main import main
 from wcord_fast.data import lazy_batches
-from wcord_fast.train.cli import main
 
 
 @pytest.fixture(scope="module")

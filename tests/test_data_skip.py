@@ -11,9 +11,10 @@ from PIL import Image
 
 from tests.test_data_folder import write
 from wcord_fast import data
+from wcord_fast.cli import workbench
+from wcord_fast.cli.main import main
 from wcord_fast.data import decode, lazy_batches, lazy_folder
-from wcord_fast.train import ranks, runs
-from wcord_fast.train.cli import main
+from wcord_fast.train import ranks
 
 
 def damaged(root, names):
@@ -122,12 +123,12 @@ def test_one_process_looks_for_all_and_all_skip_the_same(folder, monkeypatch):
     looked = []
     monkeypatch.setattr(lazy_folder.LazyFolder, "unreadable", lambda self, train=True: looked.append(train) or ())
     gone = (f"{folder}/train/cat/bad.png", f"{folder}/val/emu/bad.png")
-    monkeypatch.setattr(runs, "from_main", lambda make: gone)
+    monkeypatch.setattr(workbench, "from_main", lambda make: gone)
     spec = {"name": "imagenet", "image_size": 12, "limit_train": None, "skip_corrupt": True}
-    found = runs.load_data(spec, str(folder))
+    found = workbench.load_data(spec, str(folder))
     assert found.skipped == gone and len(found.train_labels) == 16 and not looked
-    monkeypatch.setattr(runs, "from_main", lambda make: make())
-    runs.load_data(spec, str(folder), test_only=True)
+    monkeypatch.setattr(workbench, "from_main", lambda make: make())
+    workbench.load_data(spec, str(folder), test_only=True)
     assert looked == [False]  # evaluate does not read the training images
     assert pickle.loads(pickle.dumps(found)).skipped == gone
 

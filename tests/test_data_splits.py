@@ -215,7 +215,7 @@ def test_class_folders_of_any_encoding(tmp_path):
 
 
 def test_a_run_on_such_names_is_evaluated_by_class(tmp_path, capsys, monkeypatch):
-    from wcord_fast.train.cli import main
+    from wcord_fast.cli.main import main
 
     for name in ("café".encode("latin-1"), "猫".encode()):
         mkdir_bytes(tmp_path / "set" / "train", name)

@@ -13,10 +13,10 @@ import torch
 
 from wcord_fast.data import TrainBatches
 from wcord_fast.distributed import ranks
-from wcord_fast.train import loop, shards
-from wcord_fast.train.banks import fill_banks
+from wcord_fast.train import bank_files, loop
 from wcord_fast.train.checkpoint import CheckpointError, load
 from wcord_fast.train.files import OutputError
+from wcord_fast.train.fill_banks import fill_banks
 
 from .rank_pool import Pool
 from .train_tiny import TRAIN, dataset, make_run
@@ -42,7 +42,7 @@ def pools():
 def whole_state(run):
     """The student's and the method's state; sharded banks gathered."""
     method = run.method.state_dict()
-    for name, bank in shards._sharded(run.method).items():
+    for name, bank in bank_files._sharded(run.method).items():
         parts = [None] * ranks().world
         torch.distributed.all_gather_object(parts, bank.rows) if ranks().world > 1 else parts.__setitem__(0, bank.rows)
         assert hasattr(method[f"{name}.rows"], "to_local") or ranks().world == 1
@@ -204,7 +204,7 @@ def goes_on(source, directory):
     assert [row["epoch"] for row in history] == [1, 2]
     for epoch, name in ((2, "checkpoint.pt"), (1, "checkpoint.prev.pt")):
         state = load(directory / name)
-        shards.verify(directory / name, state)
+        bank_files.verify(directory / name, state)
         assert state["epoch"] == epoch
     assert len(list(directory.glob("banks-*"))) == 2
 
@@ -263,7 +263,7 @@ def saved_over_a_left_folder(directory):
     """Whether the folder of an interrupted run was still there when this rank began to write; rank 0 is slow."""
     run = make_run(directory, "wcord", **SHARDED)
     folder = directory / "banks-000001"
-    remove, save, found = shutil.rmtree, shards.dcp.save, []
+    remove, save, found = shutil.rmtree, bank_files.dcp.save, []
 
     def slowly(path, **options):
         time.sleep(0.3)
@@ -273,11 +273,11 @@ def saved_over_a_left_folder(directory):
         found.append((folder / "left").exists())
         return save(*args, **kwargs)
 
-    shutil.rmtree, shards.dcp.save = slowly, look
+    shutil.rmtree, bank_files.dcp.save = slowly, look
     try:
-        shards.save(directory, {"epoch": 1, "method": {}}, run.method)
+        bank_files.save(directory, {"epoch": 1, "method": {}}, run.method)
     finally:
-        shutil.rmtree, shards.dcp.save = remove, save
+        shutil.rmtree, bank_files.dcp.save = remove, save
     return found
 
 
@@ -302,7 +302,7 @@ def written_apart(directory):
     run = make_run(directory / str(ranks().rank), "wcord", **SHARDED)
     (directory / str(ranks().rank)).mkdir()
     try:
-        shards.save(run.directory, {"epoch": 1, "method": {}}, run.method)
+        bank_files.save(run.directory, {"epoch": 1, "method": {}}, run.method)
     except OutputError as error:
         return str(error)
     return ""

@@ -67,7 +67,7 @@ def test_what_needs_no_driver_works_without(argv, words):
 def test_scikit_learn_is_imported_for_the_digits_only():
     code = "import wcord_fast.data as d; "
     assert "scikit-learn" in slim(code + "d.load('digits')", "sklearn").stderr.splitlines()[-1]
-    done = slim("import wcord_fast.train.cli; print('sklearn' in sys.modules, 'matplotlib' in sys.modules)", "nothing")
+    done = slim("import wcord_fast.cli.main; print('sklearn' in sys.modules, 'matplotlib' in sys.modules)", "nothing")
     assert done.stdout.split() == ["False", "False"], done.stderr
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from wcord_fast import data, distill
 from wcord_fast.models import Tapped
-from wcord_fast.train.evaluate import evaluate, predictions
+from wcord_fast.train.evaluation import evaluate, predictions
 
 Named = namedtuple("Named", "logits aux_logits")
 

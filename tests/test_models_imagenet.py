@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from wcord_fast import models
+from wcord_fast.cli.main import main
 from wcord_fast.models.torchvision_import import torchvision_models
-from wcord_fast.train.cli import main
 
 REPO = Path(__file__).resolve().parents[1]
 

@@ -10,11 +10,11 @@ import torch
 import yaml
 
 from wcord_fast import WCoRDLoss, functional
-from wcord_fast.train import table
-from wcord_fast.train.cli import main
+from wcord_fast.cli import table
+from wcord_fast.cli.main import main
 
 PAGE = (Path(__file__).parents[1] / "docs/paper.md").read_text()
-PAIRS = yaml.safe_load((Path(table.__file__).parent / "published.yaml").read_text())
+PAIRS = yaml.safe_load(table.PUBLISHED.read_text())
 SAME_ARCHITECTURE = list(PAIRS)[:7]  # Table 1 comes first
 NUMBERS = set(re.findall(r"\d+\.\d+", PAGE))
 CODE = dict.fromkeys(re.findall(r"`([^`\n]+)`", PAGE))

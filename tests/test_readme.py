@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from wcord_fast import data, distill, models
-from wcord_fast.train.evaluate import evaluate
+from wcord_fast.train.evaluation import evaluate
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 

@@ -9,11 +9,11 @@ import yaml
 
 from tests.test_data_folder import write
 from wcord_fast import data, models
-from wcord_fast.tasks import privileged, sweep
+from wcord_fast.cli import privileged, sweep
+from wcord_fast.cli.main import main
+from wcord_fast.cli.parser import parse
+from wcord_fast.cli.table import spread
 from wcord_fast.train import metrics
-from wcord_fast.train.cli import main
-from wcord_fast.train.parser import parse
-from wcord_fast.train.table import spread
 
 TINY = ["--teacher=resnet8", "--students=resnet8,wrn_10_1", "--limit-train=60", "--image-size=8", "--student-size=4"]
 TINY += ["--epochs=1", "--teacher-epochs=2", "--batch-size=20", "--quiet", "--no-tensorboard", "--threads=1"]

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from wcord_fast import data, models
-from wcord_fast.tasks import views
+from wcord_fast.train import views
 
 # L, a, b of sRGB colours under D65, as published tables of the colour space have them.
 COLOURS = {

@@ -14,7 +14,7 @@ import yaml
 
 from tests.test_train_loop import assert_equal, everything
 from wcord_fast import data, models
-from wcord_fast.train.cli import main
+from wcord_fast.cli.main import main
 from wcord_fast.train.logs import TIMING
 
 REPO = Path(__file__).resolve().parents[1]
@@ -122,7 +122,7 @@ def test_evaluate_refuses_what_it_cannot_use(finished, capsys, tmp_path, monkeyp
         assert words in capsys.readouterr().err
     other = data.load("digits")
     renamed = type(other)(**{**vars(other), "classes": tuple("abcdefghij")})
-    monkeypatch.setattr("wcord_fast.train.trained.load_data", lambda *_, **__: renamed)
+    monkeypatch.setattr("wcord_fast.cli.trained.load_data", lambda *_, **__: renamed)
     assert main(["evaluate", str(out / "wcord")]) == 1
     assert "trained on 10 classes ['0', '1'" in capsys.readouterr().err
 

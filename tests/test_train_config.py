@@ -6,9 +6,11 @@ import pytest
 import yaml
 
 from wcord_fast import distill
+from wcord_fast.cli.config import Config, from_dict
+from wcord_fast.cli.parser import CONFIGS, help_of, parse
+from wcord_fast.cli.usage import UsageError
 from wcord_fast.models.torchvision_import import torchvision_models
-from wcord_fast.train.config import Config, from_dict, learning_rate
-from wcord_fast.train.parser import CONFIGS, UsageError, help_of, parse
+from wcord_fast.train.schedule import learning_rate
 
 
 def config(*argv):

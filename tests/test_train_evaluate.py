@@ -6,12 +6,12 @@ import pytest
 import torch
 from sklearn.metrics import log_loss, roc_auc_score, top_k_accuracy_score
 
-from wcord_fast.train import trained
-from wcord_fast.train.cli import main
-from wcord_fast.train.config import Config
-from wcord_fast.train.evaluate import predictions
-from wcord_fast.train.evaluate_command import measures
-from wcord_fast.train.runs import Workbench
+from wcord_fast.cli import trained
+from wcord_fast.cli.config import Config
+from wcord_fast.cli.evaluate import measures
+from wcord_fast.cli.main import main
+from wcord_fast.cli.workbench import Workbench
+from wcord_fast.train.evaluation import predictions
 
 TINY = {"image_size": 8, "batch_size": 10, "tensorboard": False, "quiet": True, "epochs": 2, "limit_train": 60}
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from wcord_fast import models
-from wcord_fast.train import checkpoint, export, files, formats, trained
-from wcord_fast.train.cli import main
-from wcord_fast.train.config import Config
-from wcord_fast.train.runs import Workbench
+from wcord_fast.cli import export, export_formats, trained
+from wcord_fast.cli.config import Config
+from wcord_fast.cli.main import main
+from wcord_fast.cli.workbench import Workbench
+from wcord_fast.train import checkpoint, files
 
 TINY = {"image_size": 8, "batch_size": 10, "tensorboard": False, "quiet": True, "epochs": 1, "limit_train": 40}
 
@@ -107,7 +108,7 @@ def test_onnx(run, tmp_path, images, logits, runtime, monkeypatch, capsys):
     onnx.checker.check_model(model)
     metadata = {p.key: p.value for p in model.metadata_props}
     assert metadata["model"] == "resnet8" and json.loads(metadata["image_shape"]) == [1, 8, 8]
-    run_again = formats.FORMATS["onnx"].read(path.read_bytes(), None)
+    run_again = export_formats.FORMATS["onnx"].read(path.read_bytes(), None)
     metadata = {name: json.loads(metadata[name]) for name in ("mean", "std")}
     for n in (7, 1):
         torch.testing.assert_close(run_again(normalised(images[:n], metadata)), logits[:n], rtol=1e-4, atol=1e-5)
@@ -123,14 +124,14 @@ def test_without_onnx_it_says_what_to_install(run, tmp_path, monkeypatch, capsys
 
 @pytest.mark.parametrize("damage", ["weights", "nan", "shape"])
 def test_a_file_that_computes_something_else_is_never_written(run, tmp_path, monkeypatch, capsys, damage):
-    form = formats.FORMATS["torch.export"]
+    form = export_formats.FORMATS["torch.export"]
 
     def other(content, fresh):
         network = form.read(content, fresh)
         changed = {"weights": lambda y: y + 0.01, "nan": lambda y: y * torch.nan, "shape": lambda y: y[:, :1]}[damage]
         return lambda images: changed(network(images))
 
-    monkeypatch.setitem(formats.FORMATS, "torch.export", dataclasses.replace(form, read=other))
+    monkeypatch.setitem(export_formats.FORMATS, "torch.export", dataclasses.replace(form, read=other))
     (tmp_path / "net.pt2").write_text("the earlier one")
     assert main(["export", str(run), "--format=torch.export", f"--output={tmp_path / 'net.pt2'}"]) == 1
     assert "the exported file gives other logits than the network" in capsys.readouterr().err
@@ -138,7 +139,7 @@ def test_a_file_that_computes_something_else_is_never_written(run, tmp_path, mon
 
 
 def test_weights_must_be_the_very_same_bits(run):
-    form, found = formats.FORMATS["state_dict"], trained.load(run)
+    form, found = export_formats.FORMATS["state_dict"], trained.load(run)
     rounded = form.write(found.network(1).bfloat16().float(), None, {})
     with pytest.raises(checkpoint.CheckpointError, match="gives other logits than the network"):
         export.difference(form, rounded, found.network(1), [torch.rand(2, 1, 8, 8)], found, 1)

@@ -3,8 +3,8 @@
 import pytest
 
 from tests.test_train_loop import assert_equal, everything
-from wcord_fast.train import extend
-from wcord_fast.train.cli import main
+from wcord_fast.cli.main import main
+from wcord_fast.train import schedule
 
 TINY = ["distill", "--image-size=8", "--limit-train=40", "--batch-size=20", "--teacher=resnet8", "--student=resnet8"]
 TINY += ["--teacher-epochs=1", "--methods=crd", "--crd.num-negatives=8", "--crd.feat-dim=8", "--no-tensorboard"]
@@ -47,16 +47,16 @@ def test_what_it_cannot_extend_is_refused_as_without(tmp_path, capsys):
 
 
 def test_the_schedule_is_told():
-    said = extend.announcement(recipe(4), recipe(8), done=4)
+    said = schedule.announcement(recipe(4), recipe(8), done=4)
     assert "decays after epochs 4, 6, next rate 0.5" in said
     assert "other rates in epochs 3-4" in said  # of the shorter schedule, which decayed after 2 and 3
-    assert "had the rates of an uninterrupted run of 8" in extend.announcement(recipe(4), recipe(8), done=2)
-    assert "decays after epochs none" in extend.announcement(recipe(2, ()), recipe(8, ()), done=2)
+    assert "had the rates of an uninterrupted run of 8" in schedule.announcement(recipe(4), recipe(8), done=2)
+    assert "decays after epochs none" in schedule.announcement(recipe(2, ()), recipe(8, ()), done=2)
 
 
 @pytest.mark.parametrize("old, new, taken", [(2, 5, True), (5, 2, False), (2, 2, False), (None, 5, False)])
 def test_only_more_epochs_lengthen_a_checkpoint(old, new, taken):
     found = {"recipe": {"epochs": old, "lr": 1}, "model": "a"}
     wanted = {"recipe": {"epochs": new, "lr": 1}, "model": "a"}
-    assert (extend.lengthened(found, wanted) == wanted) == (taken or old == new)
+    assert (schedule.lengthened(found, wanted) == wanted) == (taken or old == new)
     assert found["recipe"]["epochs"] == old

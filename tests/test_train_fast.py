@@ -11,8 +11,8 @@ from torch._dynamo.utils import counters
 
 from tests.test_train_loop import assert_equal, everything
 from tests.train_tiny import CLASSES, TRAIN, make_run
+from wcord_fast.cli.config import Config
 from wcord_fast.train import cuda_graph, loop
-from wcord_fast.train.config import Config
 from wcord_fast.train.cuda_graph import WARM_UP, GraphedStep
 from wcord_fast.train.loop import fit
 
@@ -197,7 +197,7 @@ def test_a_graph_without_cuda_is_refused(options, said, monkeypatch):
 
 
 def test_a_graph_of_accumulated_gradients_is_refused(monkeypatch):
-    monkeypatch.setattr("wcord_fast.train.config.require_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr("wcord_fast.cli.config.require_device", lambda name: torch.device("cuda"))
     Config(cuda_graph=True)
     with pytest.raises(ValueError, match="cuda_graph: a replay overwrites the gradients; expected accumulate=1, got 2"):
         Config(cuda_graph=True, accumulate=2)

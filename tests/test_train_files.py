@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tests.train_tiny import make_run
-from wcord_fast.train import checkpoint, files, report
+from wcord_fast.cli import report
+from wcord_fast.train import checkpoint, files
 from wcord_fast.train.files import DirectoryInUse, OutputError, locked, replacing
 from wcord_fast.train.logs import write_csv
 from wcord_fast.train.loop import fit

@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
-from wcord_fast.train import evaluate_command, export
-from wcord_fast.train.cli import main
+from wcord_fast.cli import evaluate, export
+from wcord_fast.cli.main import main
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +43,7 @@ def test_the_commands_with_output_directories_of_their_own(home, capsys):
 def test_checkpoints_and_outputs(command, home, capsys):
     assert main([command, "~/run"]) == 1
     assert f"{home}/run" in capsys.readouterr().err
-    parser = {"evaluate": evaluate_command, "export": export}[command].arguments()
+    parser = {"evaluate": evaluate, "export": export}[command].arguments()
     asked = ["~/run", "--data-dir=~/d", *(["--output=~/o"] if command == "export" else [])]
     found = vars(parser.parse_args(asked))
     assert str(found["checkpoint"]) == f"{home}/run" and str(found["data_dir"]) == f"{home}/d"

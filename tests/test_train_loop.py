@@ -11,7 +11,7 @@ from torch.utils.tensorboard import SummaryWriter  # noqa: F401  (imported here,
 from tests.train_tiny import CLASSES, TEST, TRAIN, make_run
 from wcord_fast.distill import Outputs
 from wcord_fast.train import checkpoint, loop
-from wcord_fast.train.evaluate import evaluate
+from wcord_fast.train.evaluation import evaluate
 from wcord_fast.train.logs import TIMING
 from wcord_fast.train.loop import backward, detached, fit
 from wcord_fast.train.meters import NonFiniteLoss

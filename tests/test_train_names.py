@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from wcord_fast.train.cli import COMMANDS, main
-from wcord_fast.train.completion import tree
-from wcord_fast.usage import USAGE
+from wcord_fast.cli.completion import tree
+from wcord_fast.cli.main import main
+from wcord_fast.cli.usage import COMMANDS, USAGE
 
 MISSPELT = {
     "distill --methods=wcrd": "wcord",

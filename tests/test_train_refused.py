@@ -5,8 +5,9 @@ import pickle
 import numpy as np
 import pytest
 
+from wcord_fast.cli import evaluate
+from wcord_fast.cli.main import main
 from wcord_fast.data import cifar100
-from wcord_fast.train import cli
 
 
 @pytest.mark.parametrize("label", [2**70, -(2**70), 100, -1])
@@ -33,16 +34,16 @@ def test_memory_and_backends_are_told_in_one_line(monkeypatch, capsys, error):
     def fails(_):
         raise error
 
-    monkeypatch.setitem(cli.COMMANDS, "info", fails)
-    assert cli.main(["info"]) == 1
+    monkeypatch.setattr(evaluate, "run", fails)
+    assert main(["evaluate"]) == 1
     said = capsys.readouterr().err
-    assert said == f"wcord-fast info: {str(error) or 'out of memory'}\n"
+    assert said == f"wcord-fast evaluate: {str(error) or 'out of memory'}\n"
 
 
 def test_a_defect_is_a_traceback(monkeypatch):
     def fails(_):
         raise RuntimeError("shape mismatch")
 
-    monkeypatch.setitem(cli.COMMANDS, "info", fails)
+    monkeypatch.setattr(evaluate, "run", fails)
     with pytest.raises(RuntimeError, match="shape mismatch"):
-        cli.main(["info"])
+        main(["evaluate"])

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 
 from tests.test_train_loop import assert_equal, everything
+from wcord_fast.cli.config import Config
+from wcord_fast.cli.main import main
+from wcord_fast.cli.workbench import Workbench
 from wcord_fast.train import checkpoint
 from wcord_fast.train.checkpoint import CheckpointError
-from wcord_fast.train.cli import main
-from wcord_fast.train.config import Config
-from wcord_fast.train.evaluate import evaluate
-from wcord_fast.train.runs import Workbench
+from wcord_fast.train.evaluation import evaluate
 
 TINY = {"image_size": 8, "batch_size": 10, "tensorboard": False, "quiet": True, "epochs": 1, "limit_train": 40}
 TINY |= {"teacher": "resnet8", "student": "resnet8"}

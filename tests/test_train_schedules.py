@@ -11,8 +11,8 @@ from tests.train_tiny import TRAIN, make_run
 from wcord_fast import distill
 from wcord_fast.distill.schedule import ramp_factor, ramp_steps
 from wcord_fast.train import loop
-from wcord_fast.train.banks import fill_banks
 from wcord_fast.train.cuda_graph import GraphedStep
+from wcord_fast.train.fill_banks import fill_banks
 from wcord_fast.train.loop import fit
 
 CRD = {"crd": {"num_negatives": 9, "feat_dim": 16, "init_banks": True, "ramp": 0.5, "z": "ramp"}}

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from wcord_fast import distill, models
-from wcord_fast.train import table
-from wcord_fast.train.cli import main
-from wcord_fast.train.parser import CONFIGS, parse
+from wcord_fast.cli import table
+from wcord_fast.cli.main import main
+from wcord_fast.cli.parser import CONFIGS, parse
 
 TINY = ["--data=digits", "--limit-train=40", "--image-size=8", "--epochs=1", "--quiet", "--no-tensorboard"]
 TINY += ["--batch-size=20", "--crd.num-negatives=9"]

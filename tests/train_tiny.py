@@ -3,9 +3,9 @@
 import torch
 
 from wcord_fast import distill, models
+from wcord_fast.cli.config import Config, from_dict
 from wcord_fast.data import Dataset, TestBatches, TrainBatches
 from wcord_fast.distributed import ranks
-from wcord_fast.train.config import Config, from_dict
 from wcord_fast.train.loop import Run
 
 SMALL = {"wcord": {"num_negatives": 9, "feat_dim": 16}, "crd": {"num_negatives": 9, "feat_dim": 16}}

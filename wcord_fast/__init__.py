@@ -1,25 +1,27 @@
 """wcord_fast: fused contrastive and optimal-transport knowledge distillation for PyTorch.
 
-Importing it compiles nothing and needs neither a GPU nor Triton. Models, data, methods and the training driver are
-subpackages that are imported when named: `wcord_fast.models`, `wcord_fast.data`, `wcord_fast.distill`,
-`wcord_fast.train`.
+Importing it imports nothing else, not even PyTorch: each name and subpackage is imported when it is first used.
+Nothing is compiled, and neither a GPU nor Triton is needed.
 """
 
 from __future__ import annotations
 
 import importlib
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from . import _info, functional
-from .explain import explain
-from .nn import CRDLoss, KDLoss, MemoryBank, NegativeSampler, OTLoss, WCoRDLoss
-from .ops.dispatch import use_backend
-from .ops.status import check
-
 if TYPE_CHECKING:
-    from . import data, distill, models, train
+    from . import data, distill, functional, models, train
+    from .explanation import explain
+    from .info import report as info
+    from .nn import CRDLoss, KDLoss, MemoryBank, NegativeSampler, OTLoss, WCoRDLoss
+    from .ops.dispatch import use_backend
+    from .ops.status import check
 
-__version__ = _info.__version__
+try:
+    __version__ = version("wcord-fast")
+except PackageNotFoundError:  # a source tree on the path
+    __version__ = "0+unknown"
 
 __all__ = [
     "CRDLoss",
@@ -38,14 +40,19 @@ __all__ = [
     "train",
     "use_backend",
 ]
-
-
-def info() -> str:
-    """Versions, build, devices and the support table, as text (`python -m wcord_fast.info` prints it)."""
-    return _info.report()
+_HOMES = {"check": "ops.status", "explain": "explanation", "use_backend": "ops.dispatch"}
+_SUBPACKAGES = ("data", "distill", "distributed", "functional", "info", "models", "nn", "ops", "train")
 
 
 def __getattr__(name: str):
-    if name in ("data", "distill", "models", "train"):
+    if name in _SUBPACKAGES:
         return importlib.import_module(f".{name}", __name__)
+    if name in __all__:
+        found = getattr(importlib.import_module(f".{_HOMES.get(name, 'nn')}", __name__), name)
+        globals()[name] = found
+        return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_SUBPACKAGES})

@@ -2,6 +2,6 @@
 
 import sys
 
-from wcord_fast.command import main
+from wcord_fast.cli.main import main
 
 sys.exit(main())

@@ -1,15 +1,55 @@
-"""`python -m wcord_fast.info` prints what `wcord_fast.info()` returns."""
+"""What is installed, what was built, what can run here: `wcord_fast.info()`, `python -m wcord_fast.info`."""
 
+from __future__ import annotations
+
+import platform
 import sys
 from types import ModuleType
 
-from ._info import report
+import torch
+
+from . import __version__
+from .ops import dispatch, native_module
+
+
+def report() -> str:
+    """Versions, build, devices and the support table, as text."""
+    lines = [
+        f"wcord_fast {__version__}, python {platform.python_version()}, torch {torch.__version__}",
+        platform.platform(),
+        f"threads: {torch.get_num_threads()}",
+        *_devices(),
+        *_native(),
+        "",
+        "op               plan    device  backend    here",
+    ]
+    for row in dispatch.SUPPORT:
+        kind = "cpu" if row.device == "any" else row.device
+        why = dispatch.cannot_run(row.backend, kind)
+        here = f"yes: {row.note}" if why is None else f"no: {why}"
+        lines.append(f"{row.op:<16} {row.plan:<7} {row.device:<7} {row.backend:<10} {here}")
+    return "\n".join(lines)
+
+
+def _devices() -> list[str]:
+    if not torch.cuda.is_available():
+        return ["cuda: no device visible to torch"]
+    return [f"cuda:{i}: {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
+
+
+def _native() -> list[str]:
+    module = native_module.load()
+    if module is None:
+        return [f"native module: absent: {native_module.why_not('cpu')}"]
+    built = ", ".join(f"{key} {value}" for key, value in module.build_info().items())
+    return [f"native module: {built}"]
 
 
 class _Info(ModuleType):
-    """Importing this submodule puts it in the place of the function `wcord_fast.info`: so it can be called too."""
+    """`wcord_fast.info` is this module, and is called as a function."""
 
     def __call__(self) -> str:
+        """Versions, build, devices and the support table, as text."""
         return report()
 
 

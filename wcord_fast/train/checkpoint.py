@@ -16,8 +16,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from . import files, foreign
-from .extend import lengthened
+from . import files, safe_load
+from .schedule import lengthened
 
 log = logging.getLogger(__name__)
 
@@ -155,12 +155,12 @@ def read(path: Path) -> Any:
     """What `torch.save` or safetensors wrote to `path`, on the CPU, nothing of which runs code.
 
     Beside tensors and plain values a file of another program may hold any objects: stand-ins take their place, and
-    whole modules become their state dicts (see `foreign.load`).
+    whole modules become their state dicts (see `safe_load.load`).
 
     Raises:
         CheckpointError: no such file, or one that is damaged (checksums are verified) or hostile.
     """
-    return _read(path, foreign.load)
+    return _read(path, safe_load.load)
 
 
 def _read_plain(path: Path) -> Any:
@@ -172,7 +172,7 @@ def _read(path: Path, load: Callable[[Path], Any]) -> Any:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
-        if foreign.is_safetensors(path):
+        if safe_load.is_safetensors(path):
             return safetensors.torch.load_file(path)
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
@@ -182,7 +182,7 @@ def _read(path: Path, load: Callable[[Path], Any]) -> Any:
         return load(path)
     except CheckpointError:
         raise
-    except foreign.HostileFile as error:
+    except safe_load.HostileFile as error:
         raise CheckpointError(f"{path}: refused, {error}") from None
     except Exception as error:  # a damaged pickle can fail in any way
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,6 +1,6 @@
 """The training loop: one network, one objective, one data set, resumable after every epoch.
 
-A step differentiates the distillation loss by itself (see backward.py), so the time of the loss, forward and backward
+A step differentiates the distillation loss by itself (see step.py), so the time of the loss, forward and backward
 and bank update, is measured in every step for free.
 """
 
@@ -21,19 +21,18 @@ from torch import Tensor, nn
 from ..data import Batch, LazyBatches, TestBatches, TrainBatches
 from ..distill import Method, Outputs
 from ..ops.status import check
-from . import checkpoint, shards
-from .backward import backward, detached, gradient_shares, probed
-from .banks import fill_banks
-from .config import learning_rate
+from . import bank_files, checkpoint
 from .cuda_graph import GraphedStep
-from .evaluate import autocast, evaluate
-from .extend import announcement
+from .evaluation import autocast, evaluate
 from .files import locked
+from .fill_banks import fill_banks
 from .forwards import Forward, compiled, plain
 from .logs import CSV, Progress, Row, TensorBoard, epoch_line, write_csv
 from .meters import Meters, Stopwatch, Watch
 from .ranks import average_gradients, average_statistics, copy_from_main, from_main, is_main, join_meters, sync_if, wrap
+from .schedule import announcement, learning_rate
 from .stage import pretrain
+from .step import backward, detached, gradient_shares, probed
 
 log = logging.getLogger(__name__)
 
@@ -179,14 +178,14 @@ def one_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> None:
         "history": run.history,
         "images": {"shape": [data.channels, *data.image_size], "mean": list(data.mean), "std": list(data.std)},
     }
-    shards.save(run.directory, state, run.method)
+    bank_files.save(run.directory, state, run.method)
     if is_main():
         write_csv(run.directory / CSV, run.history)
 
 
 def resume(run: Run, optimizer: torch.optim.Optimizer) -> None:
     """Put `run` where its directory's checkpoint left it; without one, do nothing."""
-    state = None if run.restart else shards.load_latest(run.directory, run.spec, run.method, run.extend)
+    state = None if run.restart else bank_files.load_latest(run.directory, run.spec, run.method, run.extend)
     if state is None:
         return
     begun = state["spec"]["recipe"]

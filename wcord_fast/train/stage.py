@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..distill.stage import Stage, feature_modules
 from ..ops.status import check
 from . import checkpoint
-from .evaluate import autocast
+from .evaluation import autocast
 from .files import locked
 from .logs import Progress, Row
 from .meters import Meters

@@ -9,8 +9,8 @@ from typing import Any
 
 from .. import distill
 from ..ops import checks
-from ..train.arguments import distinct, usage
-from ..train.parser import UsageError
+from .arguments import distinct, usage
+from .usage import UsageError
 
 
 def take_options(argv: list[str], defaults: Mapping[str, Any]) -> tuple[argparse.Namespace, list[str]]:

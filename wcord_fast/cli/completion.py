@@ -9,7 +9,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from .. import data, distill, models
-from . import evaluate_command, export
+from . import crossmodal, evaluate, export, sweep
 from .arguments import Arguments
 from .config import Config
 from .parser import CONFIGS, INERT, help_of
@@ -18,9 +18,9 @@ from .table import ALL_METHODS, published
 SHELLS = ("bash", "zsh", "tcsh")
 
 
-def completion(argv: list[str]) -> int:
+def run(argv: list[str]) -> None:
     """Print the completion script of a shell: eval "$(wcord-fast completion bash)"."""
-    parser = Arguments("completion", completion.__doc__)
+    parser = Arguments("completion", run.__doc__)
     parser.add_argument("shell", choices=SHELLS)
     shell = parser.parse_args(argv).shell
     try:
@@ -30,13 +30,10 @@ def completion(argv: list[str]) -> int:
             'completion: needs the package shtab; install it: pip install "wcord-fast[completion]" (or shtab)'
         ) from None
     print(shtab.complete(tree(shtab.FILE, shtab.DIRECTORY), shell))
-    return 0
 
 
 def tree(file: Any, directory: Any) -> argparse.ArgumentParser:
     """Every command with its options and the names that they take; `file` and `directory` mark what takes a path."""
-    from ..tasks import crossmodal, sweep  # they need the driver, of which this is a part
-
     top = argparse.ArgumentParser(prog="wcord-fast")
     commands = top.add_subparsers()
 
@@ -67,7 +64,7 @@ def tree(file: Any, directory: Any) -> argparse.ArgumentParser:
     command("table", of_table)
     command("sweep", of_task(sweep.OPTIONS))
     command("crossmodal", of_task(crossmodal.OPTIONS))
-    for name, own in (("evaluate", evaluate_command.arguments()), ("export", export.arguments())):
+    for name, own in (("evaluate", evaluate.arguments()), ("export", export.arguments())):
         parser = commands.add_parser(name, help=name, parents=[own], add_help=False)
         for action in parser._actions:
             if action.dest in ("checkpoint", "output", "data_dir"):

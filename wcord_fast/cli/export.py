@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__, models
-from . import files, trained
+from ..train import files
+from ..train.checkpoint import CURRENT, PREVIOUS, CheckpointError
+from . import trained
 from .arguments import Arguments, path
-from .checkpoint import CURRENT, PREVIOUS, CheckpointError
-from .formats import FORMATS, Format
-from .parser import UsageError
+from .export_formats import FORMATS, Format
 from .trained import Trained
+from .usage import UsageError
 
 TOLERANCE = 1e-4  # of the largest logit; weights alone must give the very same bits
 BATCHES = (2, 5, 1)  # of the comparison; the first is the one that the network is traced with
@@ -41,7 +42,7 @@ class Normalised(nn.Module):
         return logits
 
 
-def export(argv: list[str]) -> int:
+def run(argv: list[str]) -> None:
     """A checkpoint's network as a file for other programs, compared with the network before it is written."""
     args = arguments().parse_args(argv)
     form = FORMATS[args.format]
@@ -73,12 +74,11 @@ def export(argv: list[str]) -> int:
         f"input: float32 images [batch, {', '.join(map(str, images['shape']))}], {metadata['input']}\n"
         f"largest difference of a logit from the checkpoint's network: {worst:.3g} ({sum(BATCHES)} random images)"
     )
-    return 0
 
 
 def arguments() -> Arguments:
     """The command's options."""
-    parser = Arguments("export", export.__doc__)
+    parser = Arguments("export", run.__doc__)
     parser.add_argument("checkpoint", type=path, help="a checkpoint.pt, or the directory of a run")
     parser.add_argument("--format", default="state_dict", choices=list(FORMATS), help="default: state_dict")
     parser.add_argument("--output", type=path, help="the file to write; default: MODEL.SUFFIX beside the checkpoint")
@@ -106,10 +106,10 @@ def difference(
     def fresh() -> nn.Module:
         return models.create(found.model, num_classes=len(found.classes), in_channels=channels)
 
-    run = form.read(content, fresh)
+    exported = form.read(content, fresh)
     worst = 0.0
     for images in examples:
-        wanted, got = network(images), run(images)
+        wanted, got = network(images), exported(images)
         allowed = 0.0 if form.weights_only else TOLERANCE * max(1.0, float(wanted.abs().max()))
         gap = float((got - wanted).abs().max()) if got.shape == wanted.shape else math.inf
         if not gap <= allowed:  # NaN is not

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ..ops import checks
-from .parser import UsageError
+from .usage import UsageError
 
 
 class Arguments(argparse.ArgumentParser):

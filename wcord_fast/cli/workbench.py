@@ -16,13 +16,13 @@ from .. import data as datasets
 from .. import distill, models
 from ..data import Dataset, LazyFolder
 from ..distributed import ranks
-from . import checkpoint
-from .checkpoint import CheckpointError
+from ..train import checkpoint
+from ..train.checkpoint import CheckpointError
+from ..train.evaluation import evaluate
+from ..train.logs import Row, to_screen
+from ..train.loop import Run, fit
+from ..train.ranks import from_main, require_equal
 from .config import Config
-from .evaluate import evaluate
-from .logs import Row
-from .loop import Run, fit
-from .ranks import from_main, require_equal
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,24 @@ class Workbench:
             self.data, config.batch_size, seed=config.seed, channels_last=layout, part=ranks()
         )
         self.test = datasets.test_batches(self.data, config.eval_batch_size, channels_last=layout)
+
+    @classmethod
+    def start(cls, config: Config) -> Workbench:
+        """A workbench, announced on the screen, to which the package speaks from now on."""
+        to_screen(config.quiet)
+        bench = cls(config)
+        device, threads = bench.device, f" ({torch.get_num_threads()} threads)" if bench.device.type == "cpu" else ""
+        log.info(
+            "%s: %d training and %d test images, %d classes; %s%s; output in %s",
+            bench.data.name,
+            len(bench.data.train_labels),
+            len(bench.data.test_labels),
+            bench.data.num_classes,
+            device,
+            threads,
+            config.directory,
+        )
+        return bench
 
     def require_methods(self) -> None:
         """Build every method once, untrained: CannotServe or ValueError now, not after the teacher's training."""

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Dataset
-from ..train.config import Config
 from ..train.loop import Run
-from ..train.runs import Workbench, create_network
-from .views import View, look_through
+from ..train.views import View, look_through
+from .config import Config
+from .workbench import Workbench, create_network
 
 
 class TaskBench(Workbench):

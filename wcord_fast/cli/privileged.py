@@ -15,12 +15,12 @@ import torch
 from ..data import Dataset, held_names
 from ..models import least_size
 from ..ops import checks
-from ..train.config import Config
-from ..train.evaluate import predictions
+from ..train.evaluation import predictions
 from ..train.metrics import auc
-from ..train.runs import Result, data_spec, load_data
-from .bench import TaskBench
-from .views import resized, unscaled
+from ..train.views import resized, unscaled
+from .config import Config
+from .task_bench import TaskBench
+from .workbench import Result, data_spec, load_data
 
 HARDEST = "8"  # the default question on digits: is it an eight?
 SHRINK = 4  # by default the student sees this part of the teacher's pixels per side

@@ -12,16 +12,17 @@ import yaml
 
 from .. import distill
 from ..ops import checks
+from ..train.logs import to_screen
+from ..train.meters import NonFiniteLoss
 from . import arguments, report
 from .config import Config
-from .logs import to_screen
-from .meters import NonFiniteLoss
-from .parser import CONFIGS, UsageError, parse, take
-from .runs import Workbench, data_spec, load_data
+from .parser import CONFIGS, parse, take
+from .usage import UsageError
+from .workbench import Workbench, data_spec, load_data
 
 log = logging.getLogger(__name__)
 
-PUBLISHED = Path(__file__).parent / "published.yaml"
+PUBLISHED = Path(__file__).parent / "published_pairs.yaml"
 ALL_METHODS = [
     "ce",
     "kd",
@@ -93,19 +94,23 @@ def cifar_pairs() -> list[str]:
     return [pair for pair in published() if recipe(pair).stem.startswith("cifar100")]
 
 
-def table(argv: list[str]) -> str:
-    """Run what `argv` asks for, write table.txt, table.md and table.csv; what to print.
+def run(argv: list[str]) -> None:
+    """Run what `argv` asks for, print and write table.txt, table.md and table.csv.
 
     Raises:
         UsageError: an unknown pair, method or option, or a bad value.
     """
+    if {"-h", "--help"} & set(argv):
+        print(HELP.format(clip=CLIP, pairs=", ".join(published()), methods=", ".join(ALL_METHODS)), end="")
+        return
     asked, rest = _arguments(argv)
     papers = published()
     lines: list[report.Line] = []
     remarks: dict[str, None] = {}  # in order, each once
     configs = {pair: _config(asked, pair, rest) for pair in asked.pair}  # all are checked before the first is run
     if asked.dry_run:
-        return _plan(asked, configs)
+        print(_plan(asked, configs))
+        return
     to_screen(next(iter(configs.values())).quiet)
     for pair, config in configs.items():
         rows, images, skipped = _pair(pair, config, asked)
@@ -122,18 +127,13 @@ def table(argv: list[str]) -> str:
     )
     text, home = f"{report.text_table(lines)}\n\n{said}\n", Path(asked.output_dir)
     written = report.write_table(home, "table", text, lines, said)
-    return f"\n{text}\nWritten: {home}/{', '.join(written)}"
+    print(f"\n{text}\nWritten: {home}/{', '.join(written)}")
 
 
 def spread(values: list[float]) -> str:
     """Mean and, of several values, sample standard deviation."""
     mean = f"{statistics.fmean(values):.2f}"
     return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.2f}"
-
-
-def help_text() -> str:
-    """What `wcord-fast table --help` prints."""
-    return HELP.format(clip=CLIP, pairs=", ".join(published()), methods=", ".join(ALL_METHODS))
 
 
 def over(seeds: list[int]) -> str:

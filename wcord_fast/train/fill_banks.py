@@ -9,7 +9,7 @@ from torch import nn
 
 from ..distill.modes import eval_mode
 from ..ops.status import check
-from .evaluate import autocast
+from .evaluation import autocast
 from .forwards import plain
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..distill.modes import eval_mode
-from ..train.evaluate import autocast
+from .evaluation import autocast
 
 BLOCKS = 4
 WIDEST = 1024  # numbers per image that a probe is given, at most, where the block has no more channels than that

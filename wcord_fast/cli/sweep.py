@@ -13,20 +13,20 @@ import yaml
 
 from .. import distill
 from ..ops import checks
-from ..train import report
-from ..train.arguments import distinct, seeds_of, usage
-from ..train.config import Config
 from ..train.logs import to_screen
 from ..train.meters import NonFiniteLoss
-from ..train.parser import UsageError, parse
-from ..train.runs import Result, Workbench
-from ..train.table import not_comparable, over, spread
-from . import arguments, privileged
+from . import privileged, report, task_options
+from .arguments import distinct, seeds_of, usage
+from .config import Config
+from .parser import parse
 from .sweep_plot import plot
+from .table import not_comparable, over, spread
+from .usage import UsageError
+from .workbench import Result, Workbench
 
 log = logging.getLogger("wcord_fast")
 
-PUBLISHED = Path(__file__).parent / "published.yaml"
+PUBLISHED = Path(__file__).parent / "published_transfers.yaml"
 TABLES = ("methods", "lambda1", "lambda2", "lambda2-cifar100")
 ACCURACY_PAIR = "resnet32x4-resnet8x4"
 STAND_IN = "wrn_16_2"  # for Inception-v3, where the images are too small for it
@@ -133,16 +133,17 @@ class Study:
         return self.found[run]
 
 
-def sweep(argv: list[str]) -> str:
-    """Run what `argv` asks for, write sweep.txt, sweep.md, sweep.csv and the plots; what to print.
+def run(argv: list[str]) -> None:
+    """Run what `argv` asks for, print and write sweep.txt, sweep.md, sweep.csv and the plots.
 
     Raises:
         UsageError: an unknown table, method, class or option, or a bad value.
     """
     if {"-h", "--help"} & set(argv):
-        return HELP.format(tables=", ".join(TABLES), stand_in=STAND_IN).rstrip()
-    asked, rest = arguments.take_options(argv, OPTIONS)
-    tables, seeds = arguments.choices("tables", asked.tables, TABLES), seeds_of(asked.seeds)
+        print(HELP.format(tables=", ".join(TABLES), stand_in=STAND_IN), end="")
+        return
+    asked, rest = task_options.take_options(argv, OPTIONS)
+    tables, seeds = task_options.choices("tables", asked.tables, TABLES), seeds_of(asked.seeds)
     asked.output_dir = usage(checks.path, "output_dir", asked.output_dir)
     if asked.teacher_data_dir is not None:
         asked.teacher_data_dir = usage(checks.path, "teacher_data_dir", asked.teacher_data_dir)
@@ -151,7 +152,7 @@ def sweep(argv: list[str]) -> str:
     remarks: list[str] = []
     if set(tables) - {"lambda2-cifar100"}:
         study, students, remark = _privileged(asked, rest)
-        arguments.methods(",".join(study.config.methods))
+        task_options.methods(",".join(study.config.methods))
         studies |= {table: study for table in tables if table != "lambda2-cifar100"}
         points += [p for table in tables if table in studies for p in _points(table, students, study.config)]
         remarks.append(remark)
@@ -161,10 +162,11 @@ def sweep(argv: list[str]) -> str:
         remarks.append("lambda2-cifar100: top-1 accuracy after the last epoch; the paper's are means of 5 runs.")
         remarks.append(not_comparable(ACCURACY_PAIR, study.config))
     if asked.dry_run:
-        return _plan(asked, studies, points, seeds)
+        print(_plan(asked, studies, points, seeds))
+        return
     to_screen(next(iter(studies.values())).config.quiet)
     values = {p: [studies[p.table].value(p, seed, seeds[0]) for seed in seeds] for p in points}
-    return _report(Path(asked.output_dir), tables, values, remarks, seeds)
+    print(_report(Path(asked.output_dir), tables, values, remarks, seeds))
 
 
 def _privileged(asked: argparse.Namespace, rest: list[str]) -> tuple[Study, list[str], str]:
@@ -174,7 +176,7 @@ def _privileged(asked: argparse.Namespace, rest: list[str]) -> tuple[Study, list
     try:
         config = parse("sweep", ["--config=privileged", *rest], "")
     except UsageError as error:
-        raise arguments.nearest(error, OPTIONS) from None
+        raise task_options.nearest(error, OPTIONS) from None
     if asked.student_size is not None:
         asked.student_size = usage(_whole, "student_size", asked.student_size)
     task = usage(privileged.prepare, config, asked.positive, asked.student_size, asked.teacher_data_dir)
@@ -197,7 +199,7 @@ def _accuracy(asked: argparse.Namespace, rest: list[str]) -> Study:
     try:
         config = parse("sweep", ["--config=cifar100_resnet32x4_resnet8x4", *rest], "")
     except UsageError as error:
-        raise arguments.nearest(error, OPTIONS) from None
+        raise task_options.nearest(error, OPTIONS) from None
     if f"{config.teacher}-{config.student}" != ACCURACY_PAIR:
         raise UsageError(f"teacher: lambda2-cifar100 is of {ACCURACY_PAIR}; ask for it alone, without --teacher")
     home = Path(asked.output_dir) / "cifar100"

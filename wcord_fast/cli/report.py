@@ -7,9 +7,9 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from . import files
-from .logs import write_csv
-from .runs import Result
+from ..train import files
+from ..train.logs import write_csv
+from .workbench import Result
 
 Line = dict[str, str]
 

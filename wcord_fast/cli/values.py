@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from contextlib import suppress
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
-
-class UsageError(ValueError):
-    """What the user typed cannot be used; the message says why."""
+from .usage import did_you_mean
 
 
 class RefusedValue(Exception):
@@ -60,8 +57,7 @@ def convert(hint: Any, value: Any) -> Any:
                 return _plain(kind, form)
     said = " or ".join(map(told, kinds))
     words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
-    near = difflib.get_close_matches(str(value), [str(word) for word in words], n=1)
-    raise _NoFit(f"expected {said}, got {value!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    raise _NoFit(f"expected {said}, got {value!r}{did_you_mean(value, map(str, words))}")
 
 
 def told(hint: Any) -> str:

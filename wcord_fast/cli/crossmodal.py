@@ -21,19 +21,19 @@ from torch import Tensor, nn
 from .. import distill
 from ..data import Dataset, TestBatches, held_names
 from ..ops import checks
-from ..train import report
-from ..train.arguments import seeds_of, share_of, usage
-from ..train.config import Config
+from ..train.linear_probe import BLOCKS, block_features, probe
 from ..train.logs import to_screen
 from ..train.meters import NonFiniteLoss
-from ..train.parser import UsageError, parse
-from ..train.runs import Result, data_spec, load_data
-from ..train.table import over, spread
-from . import arguments
-from .bench import TaskBench
-from .probe import BLOCKS, block_features, probe
+from ..train.views import View, chrominance, coarse, detail, luminance, unscaled
+from . import report, task_options
+from .arguments import seeds_of, share_of, usage
+from .config import Config
+from .parser import parse, show
 from .sweep import PUBLISHED
-from .views import View, chrominance, coarse, detail, luminance, unscaled
+from .table import over, spread
+from .task_bench import TaskBench
+from .usage import UsageError
+from .workbench import Result, data_spec, load_data
 
 log = logging.getLogger("wcord_fast")
 
@@ -54,7 +54,7 @@ that there are), and the methods. Finished runs are skipped and broken ones resu
   --methods METHODS  default crd,wcord
   --seeds SEEDS      by comma, default 0; the teacher is trained once, with the first
   --labelled SHARE   of the student's training images that have labels, for scratch and the probes; default 0.1
-  --data cifar100|cifar10|digits|folder, --data-dir DIR; digits are grey: see the package's tasks/crossmodal.py
+  --data cifar100|cifar10|digits|folder, --data-dir DIR; digits are grey: see the package's cli/crossmodal.py
   --output-dir DIR   default runs/crossmodal
   --dry-run          print the configuration
 
@@ -119,21 +119,23 @@ def prepare(config: Config, share: float) -> CrossModal:
     return CrossModal(theirs, unknown, labelled, *views)
 
 
-def crossmodal(argv: list[str]) -> str:
-    """Run what `argv` asks for, write crossmodal.txt, .md and .csv; what to print.
+def run(argv: list[str]) -> None:
+    """Run what `argv` asks for, print and write crossmodal.txt, .md and .csv.
 
     Raises:
         UsageError: an unknown method or option, or a bad value.
     """
     if {"-h", "--help"} & set(argv):
-        return HELP.rstrip()
-    asked, rest = arguments.take_options(argv, OPTIONS)
+        print(HELP, end="")
+        return
+    asked, rest = task_options.take_options(argv, OPTIONS)
     seeds, share = seeds_of(asked.seeds), share_of("labelled", asked.labelled)
     asked.output_dir = usage(checks.path, "output_dir", asked.output_dir)
     config = _config(rest)
     if asked.dry_run:
         asked_for = {"seeds": seeds, "labelled": share, "output_dir": asked.output_dir}
-        return yaml.safe_dump({**config.resolved(), "crossmodal": asked_for}, sort_keys=False).rstrip()
+        print(show({**config.resolved(), "crossmodal": asked_for}))
+        return
     task = usage(prepare, config, share)
     to_screen(config.quiet)
     home = Path(asked.output_dir)
@@ -153,7 +155,7 @@ def crossmodal(argv: list[str]) -> str:
                 continue
             log.info("%s, seed %d: %s", name, seed, ", ".join(f"{v:.2f} %" for v in rows[name][-1]))
     remarks = [_remark(task, config, teacher), *failed, f"ours: {over(seeds)}."]
-    return _report(home, rows, remarks)
+    print(_report(home, rows, remarks))
 
 
 def probed(task: CrossModal, config: Config, network: nn.Module) -> list[float]:
@@ -183,8 +185,8 @@ def _config(rest: list[str]) -> Config:
     try:
         config = parse("crossmodal", ["--config=crossmodal", *rest], "")
     except UsageError as error:
-        raise arguments.nearest(error, OPTIONS) from None
-    for method in arguments.methods(",".join(config.methods)):
+        raise task_options.nearest(error, OPTIONS) from None
+    for method in task_options.methods(",".join(config.methods)):
         if method == "ce":
             raise UsageError(
                 "methods: 'ce' needs labels, and this task has none; the row 'scratch' is the plain student"

@@ -19,7 +19,8 @@ from jsonargparse import ArgumentParser
 from .. import distill
 from . import yaml_file
 from .config import Config, from_dict
-from .values import Reader, RefusedValue, UsageError
+from .usage import UsageError
+from .values import Reader, RefusedValue
 
 CONFIGS = Path(__file__).parent / "configs"
 INERT = {"teacher": ("student", "teacher_checkpoint", "methods", "epochs", "lr")}  # read from a file, and not used
@@ -152,6 +153,17 @@ def _with_config(argv: list[str]) -> list[str]:
     _require_known(values)
     content = yaml.safe_dump(values, default_flow_style=True, sort_keys=False, width=2**30)
     return [f"--config={content}", *rest] if values else rest
+
+
+def show(values: dict[str, Any]) -> str:
+    """`values` as the YAML that --dry-run prints."""
+    return yaml.safe_dump(values, sort_keys=False, width=120).rstrip()
+
+
+def take_dry_run(argv: list[str]) -> tuple[list[str], bool]:
+    """The other arguments, and whether --dry-run, or its other name --print-config, is among them."""
+    rest = [word for word in argv if word.replace("_", "-") not in ("--dry-run", "--print-config")]
+    return rest, len(rest) < len(argv)
 
 
 def take(option: str, argv: list[str]) -> tuple[str | None, list[str]]:

@@ -214,16 +214,6 @@ def from_dict(values: dict[str, Any]) -> Config:
     return Config(**plain, options=options)
 
 
-def learning_rate(recipe: dict[str, Any], epoch: int) -> float:
-    """The rate of epoch `epoch` (from 0): lr * lr_decay^(milestones passed); those count epochs from 1."""
-    return recipe["lr"] * recipe["lr_decay"] ** sum(epoch + 1 > end for end in decay_epochs(recipe))
-
-
-def decay_epochs(recipe: dict[str, Any]) -> list[float]:
-    """The epochs, counted from 1, after which the rate decays."""
-    return [round(m * recipe["epochs"]) if m < 1 else m for m in recipe["milestones"]]
-
-
 def _methods(asked: Any) -> list[str]:
     if not isinstance(asked, list) or not asked:
         raise ValueError(f"methods: expected at least one of {', '.join(distill.names())}, got {asked!r}")

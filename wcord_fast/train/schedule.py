@@ -1,10 +1,18 @@
-"""`--extend`: a run that goes on to more epochs than it was begun with."""
+"""The learning rate of an epoch, and of a run that goes on to more epochs than it was begun with (`--extend`)."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from .config import decay_epochs, learning_rate
+
+def learning_rate(recipe: dict[str, Any], epoch: int) -> float:
+    """The rate of epoch `epoch` (from 0): lr * lr_decay^(milestones passed); those count epochs from 1."""
+    return recipe["lr"] * recipe["lr_decay"] ** sum(epoch + 1 > end for end in decay_epochs(recipe))
+
+
+def decay_epochs(recipe: dict[str, Any]) -> list[float]:
+    """The epochs, counted from 1, after which the rate decays."""
+    return [round(m * recipe["epochs"]) if m < 1 else m for m in recipe["milestones"]]
 
 
 def lengthened(found: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from torch import nn
 
 from .. import models
 from ..data import Dataset, LazyFolder
-from . import checkpoint
-from .checkpoint import CheckpointError
-from .runs import load_data
+from ..train import checkpoint
+from ..train.checkpoint import CheckpointError
+from .workbench import load_data
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data import test_batches
+from ..train.checkpoint import CheckpointError
+from ..train.evaluation import predictions
+from ..train.metrics import auc
 from . import report, trained
 from .arguments import Arguments, path
-from .checkpoint import CheckpointError
 from .config import require_device
-from .evaluate import predictions
-from .metrics import auc
 
 
-def evaluate_checkpoint(argv: list[str]) -> int:
+def run(argv: list[str]) -> None:
     """Top-1, top-5 and AUC of a checkpoint on the test images of the data set that it was trained on."""
     args = arguments().parse_args(argv)
     found = trained.load(args.checkpoint)
@@ -36,7 +36,7 @@ def evaluate_checkpoint(argv: list[str]) -> int:
         if args.per_class:
             what["per_class"] = dict(zip(found.classes, per_class, strict=True))
         print(json.dumps(what))
-        return 0
+        return
     area = "n/a (a class without a test image)" if measured["auc"] is None else f"{measured['auc']:.2f} %"
     print(
         f"{found.model} ({found.method}, epoch {found.epoch}) on {len(data.test_labels):,} test images of {data.name}: "
@@ -49,12 +49,11 @@ def evaluate_checkpoint(argv: list[str]) -> int:
             for name, c in zip(found.classes, per_class, strict=True)
         ]
         print(report.text_table(lines))
-    return 0
 
 
 def arguments() -> Arguments:
     """The command's options."""
-    parser = Arguments("evaluate", evaluate_checkpoint.__doc__)
+    parser = Arguments("evaluate", run.__doc__)
     parser.add_argument("checkpoint", type=path, help="a checkpoint.pt, or the directory of a run")
     parser.add_argument("--data", help="refuse a checkpoint that was trained on another data set")
     parser.add_argument("--data-dir", type=path, help="where the data set's files are")

@@ -1,0 +1,56 @@
+"""`wcord-fast`, or `python -m wcord_fast`: answers help, and runs a command."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import sys
+
+from ..extras import MissingExtra, require_train
+from .usage import COMMANDS, USAGE, UsageError, did_you_mean
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `wcord-fast`; 0 on success, 2 for what was typed wrong or is not installed, 1 for what went wrong, 130 when
+    interrupted, 141 when its output was closed."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the screen has no letters for
+    name, *options = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    if name == "--version":
+        from .. import __version__
+
+        print(f"wcord-fast {__version__}")
+        return 0
+    if name not in COMMANDS:
+        hint = did_you_mean(name, COMMANDS)
+        print(f"wcord-fast: unknown command {name!r}; expected {', '.join(COMMANDS)}{hint}", file=sys.stderr)
+        return 2
+    try:
+        return _run(name, options)
+    except (MissingExtra, UsageError) as error:
+        print(f"wcord-fast {name}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # whoever read our output has left (`| head`): finished epochs are kept, nobody to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _run(name: str, options: list[str]) -> int:
+    if name == "info":  # needs no package but the library's
+        from .info import run
+
+        run(options)
+        sys.stdout.flush()
+        return 0
+    require_train("this command")
+    from .job import run_job
+
+    return run_job(name, importlib.import_module(f".{name}", __package__).run, options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
