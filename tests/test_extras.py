@@ -38,7 +38,7 @@ def slim(code: str, *lacking: str) -> subprocess.CompletedProcess[str]:
 
 
 def command(*argv: str, lacking: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    return slim(f"from wcord_fast.command import main; sys.exit(main({list(argv)!r}))", *lacking)
+    return slim(f"from wcord_fast.cli.main import main; sys.exit(main({list(argv)!r}))", *lacking)
 
 
 def test_losses_methods_and_models_need_torch_and_numpy_only():
