@@ -264,3 +264,17 @@ BAD = [
 def test_bad_options_are_named(options, error, message):
     with pytest.raises(error, match=message):
         loss_module(**options)
+
+
+@pytest.mark.parametrize("critic", ["nce_sn", "dual"])
+def test_the_weighted_terms_add_up_to_the_loss_with_its_gradient(critic):
+    torch.manual_seed(0)
+    loss = WCoRDLoss(S_DIM, T_DIM, N, critic=critic, num_negatives=8, lambda_lckt=0.5, seed=1).eval()
+    f_s, f_t, idx = torch.randn(6, S_DIM, requires_grad=True), torch.randn(6, T_DIM), torch.arange(6)
+    whole = loss(f_s, f_t, idx)
+    terms = loss.weighted_terms(f_s, f_t, idx)
+    assert set(terms) == {"gckt", "lckt"}
+    torch.testing.assert_close(sum(terms.values()), whole)
+    parts = [torch.autograd.grad(term, f_s, retain_graph=True)[0] for term in terms.values()]
+    torch.testing.assert_close(sum(parts), torch.autograd.grad(whole, f_s)[0], rtol=1e-4, atol=1e-6)
+    assert all(part.abs().max() > 0 for part in parts)

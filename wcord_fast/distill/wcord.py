@@ -171,21 +171,12 @@ class WCoRD(Method):
 
     def feature_loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> Loss:
         value: Tensor = self.wcord(student.feats[-1], teacher.feats[-1], batch.index)
-        return Loss(value, {name: self.wcord.terms[name] for name in self._weighted_terms()})
+        return Loss(value, {name: self.wcord.terms[name] for name in self._weighted()})
 
     def feature_parts(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
-        weights = self._weighted_terms()
-        parts = {}
-        try:
-            for name in weights:
-                for other in weights:
-                    setattr(self.wcord, f"lambda_{other}", weights[other] if other == name else 0.0)
-                parts[name] = self.wcord(student.feats[-1], teacher.feats[-1], batch.index)
-        finally:
-            for name, weight in weights.items():
-                setattr(self.wcord, f"lambda_{name}", weight)
-        return parts
+        terms: dict[str, Tensor] = self.wcord.weighted_terms(student.feats[-1], teacher.feats[-1], batch.index)
+        return {name: terms[name] for name in self._weighted()}
 
-    def _weighted_terms(self) -> dict[str, float]:
+    def _weighted(self) -> tuple[str, ...]:
         weights = {"gckt": self.wcord.lambda_gckt, "lckt": self.wcord.lambda_lckt}
-        return {name: weight for name, weight in weights.items() if weight}
+        return tuple(name for name, weight in weights.items() if weight)

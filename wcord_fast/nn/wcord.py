@@ -245,6 +245,22 @@ class WCoRDLoss(ContrastiveLoss):
         native = self._native(f_s, f_t, idx, contrast_idx)
         if native is not None:
             return native
+        terms = self._weighted_terms(f_s, f_t, idx, contrast_idx)
+        return sum(terms.values(), start=self._terms.new_zeros(()))
+
+    @first_order
+    def weighted_terms(
+        self, f_s: Tensor, f_t: Tensor, idx: Tensor, contrast_idx: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The terms of `forward` apart, each with its weight and sign: scalars "gckt" and "lckt" whose sum is the loss.
+
+        A term of weight 0 is not there. In training this is a step, as `forward` is.
+        """
+        if contrast_idx is not None and self.negatives == "batch":
+            raise ValueError("contrast_idx: negatives='batch' takes no bank rows as negatives; expected None")
+        return self._weighted_terms(f_s, f_t, idx, contrast_idx)
+
+    def _weighted_terms(self, f_s: Tensor, f_t: Tensor, idx: Tensor, contrast_idx: Tensor | None) -> dict[str, Tensor]:
         self._check(f_s, f_t, idx, contrast_idx)
         self._refuse_zero_rows(f_s, f_t)
         f_t = f_t.detach()
@@ -253,7 +269,7 @@ class WCoRDLoss(ContrastiveLoss):
         e_s, x = e_s if frozen_too else (e_s, e_s)  # x: what LCKT moves
         e_t = self.embed_t(f_t)
         with autocast_off(f_s.device):
-            return self._weighted_terms(f_s, f_t, e_s, x, e_t, idx, contrast_idx)
+            return self._terms_of(f_s, f_t, e_s, x, e_t, idx, contrast_idx)
 
     def _native(self, f_s: Tensor, f_t: Tensor, idx: Tensor, contrast_idx: Tensor | None) -> Tensor | None:
         """The forward by native code, or None: see `native_step`. LCKT has to be of the embeddings, or off."""
@@ -291,21 +307,21 @@ class WCoRDLoss(ContrastiveLoss):
             if zero.any():
                 raise ValueError(f"{name}: row {int(zero.nonzero()[0])} is zero, which has no direction for the cosine")
 
-    def _weighted_terms(self, f_s, f_t, e_s, x, e_t, idx, contrast_idx) -> Tensor:
-        loss = e_s.new_zeros(())
+    def _terms_of(self, f_s, f_t, e_s, x, e_t, idx, contrast_idx) -> dict[str, Tensor]:
+        terms = {}
         if self.lambda_lckt:  # first: should it refuse its input, banks and log Z are as they were
             lckt = self.local(*self._local_sides(f_s, f_t, x, e_t), self._key(idx))
             self._terms[1].copy_(lckt.detach())
-            loss = loss + self._weight(1, self.lambda_lckt) * lckt
+            terms["lckt"] = self._weight(1, self.lambda_lckt) * lckt
         if self.lambda_gckt:
             anchors = torch.stack((e_s, e_t))  # [2, B, D]
             joined = self._join(anchors, idx)
             gckt = self._gckt(anchors, idx, contrast_idx, joined)
             self._terms[0].copy_(gckt.detach())
-            loss = loss - self._weight(0, self.lambda_gckt) * gckt
+            terms["gckt"] = -self._weight(0, self.lambda_gckt) * gckt
             if self.training and self.contrast is not None:
                 self.contrast.finish_step(anchors, idx, joined)
-        return loss
+        return terms
 
     def _weight(self, term: int, weight: float) -> float | Tensor:
         return weight if self._factors is None else weight * self._factors[term]
