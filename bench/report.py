@@ -40,6 +40,7 @@ BLOCKS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {  # name -> result 
     "baselines": ("baselines", tables.baselines_table),
     "collapse": ("collapse", lines.collapse),
     "critic": ("critic", lines.critic_table),
+    "host": ("host", lines.host_table),
     "lckt_share": ("accuracy", accuracy.lckt_share),
     "ot": ("ot", tables.ot_table),
     "ot_lost": ("ot", lines.ot_lost),

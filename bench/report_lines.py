@@ -109,3 +109,18 @@ def milliseconds(row: Row, scale: float = 1.0) -> str:
     if "failed" in row:
         return "fails"
     return short(scale * row["ms"]["p50"]) + ("" if row["right"] else " (wrong)")
+
+
+def host_table(rows: list[Row]) -> str:
+    """Milliseconds of one step, naive and ours, and what part of naive's time ours takes."""
+    found = latest([r for r in rows if "failed" not in r], "case", "batch", "k", "num_data", "n", "form")
+    sizes = dict.fromkeys(key[:-1] for key in found)
+    lines = []
+    for size in sizes:
+        naive, ours = (found[*size, form] for form in ("naive", "ours"))
+        case, batch, k, num_data, n = size
+        shape = f"n = {n}" if batch is None else f"B {batch}, K {k:,}, N {num_data:,}"
+        a, b = (row["ms"]["p50"] / row["calls"] for row in (naive, ours))
+        lines.append([f"{case}, {shape}", f"{a:.2f}", f"{b:.2f}", f"{b / a:.2f}"])
+    told = f"{where(found.values())}; processor time, ms. `python -m bench host`."
+    return table(["step", "naive", "ours", "ours / naive"], lines) + f"\n{told}\n"
