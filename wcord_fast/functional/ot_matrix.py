@@ -18,7 +18,7 @@ from .ot import OTOptions, OTSolution, Reach, checked_options, given_masses, mar
 
 @first_order
 def ot_cost_from_matrix(
-    C: Tensor,  # noqa: N803
+    C: Tensor,
     a: Tensor | None = None,
     b: Tensor | None = None,
     *,
@@ -63,7 +63,7 @@ def ot_cost_from_matrix(
 
 @first_order
 def ot_solve_from_matrix(
-    C: Tensor,  # noqa: N803
+    C: Tensor,
     a: Tensor | None = None,
     b: Tensor | None = None,
     *,
@@ -82,7 +82,7 @@ def ot_solve_from_matrix(
 
 @first_order
 def ot_plan_from_matrix(
-    C: Tensor,  # noqa: N803
+    C: Tensor,
     a: Tensor | None = None,
     b: Tensor | None = None,
     *,

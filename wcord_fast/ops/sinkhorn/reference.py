@@ -123,8 +123,10 @@ def ot_solve(
     return core._replace(value=value, grad_x=grad_x, grad_y=grad_y)
 
 
-def solve_costs(costs: Tensor, a: Tensor, b: Tensor, asked: Asked, log_r: Tensor | None = None) -> tuple[Solved, Tensor]:
-    """The solve of costs [G, n, m], or [1, n, m] for all problems, without feature gradients; and the plan [G, n, m]."""
+def solve_costs(
+    costs: Tensor, a: Tensor, b: Tensor, asked: Asked, log_r: Tensor | None = None
+) -> tuple[Solved, Tensor]:
+    """The solve of costs [G, n, m], or [1, n, m] for all problems, without feature gradients; and the plan."""
     alpha, beta, scale, iterations = iterate(costs, a, b, asked, log_r)
     p = plan(costs, alpha, beta, scale, log_r)
     rows, columns = p.sum(-1), p.sum(-2)
@@ -150,7 +152,7 @@ def damping(reach: float | None, eps: float) -> float:
 
 
 def wanted_rows(a: Tensor, alpha: Tensor, asked: Asked) -> Tensor:
-    """The row sums [G, n] that fit `alpha`: a, or a exp(-f / reach) for a relaxed marginal. P has them at convergence."""
+    """The row sums [G, n] that fit `alpha`, which P has at convergence: a, or a exp(-f / reach) if relaxed."""
     if asked.reach_a is None:
         return a
     off = torch.where(a > 0, alpha - a.log(), 0)  # f / eps
@@ -271,8 +273,12 @@ def potentials(
     and at convergence the limit of f_i as the mass goes to zero.
     """
     eps = asked.eps
-    f_extended = -damping(asked.reach_a, eps) * torch.logsumexp(_exponent(beta.unsqueeze(-2), costs, 1 / eps, log_r), -1)
-    g_extended = -damping(asked.reach_b, eps) * torch.logsumexp(_exponent(alpha.unsqueeze(-1), costs, 1 / eps, log_r), -2)
+    f_extended = -damping(asked.reach_a, eps) * torch.logsumexp(
+        _exponent(beta.unsqueeze(-2), costs, 1 / eps, log_r), -1
+    )
+    g_extended = -damping(asked.reach_b, eps) * torch.logsumexp(
+        _exponent(alpha.unsqueeze(-1), costs, 1 / eps, log_r), -2
+    )
     f = torch.where(a > 0, alpha - a.log(), f_extended)
     g = torch.where(b > 0, beta - b.log(), g_extended)
     return f.mul_(eps), g.mul_(eps)
