@@ -108,6 +108,53 @@ WCF_RECORD(OtPlan, WCF_OT_PLAN)
   PART(Place, place)
 WCF_RECORD(OtPlanMatrix, WCF_OT_PLAN_MATRIX)
 
+// CPU: G problems whose cost is one given matrix. Real is the dtype, fp32 or fp64; a gradient that is null is not
+// wanted.
+#define WCF_OT_SHARED(NEEDED, OPTIONAL, EACH, PART)                                                      \
+  NEEDED(int32_t, dtype)                                                                                 \
+  NEEDED(int64_t, problems)                                                                              \
+  NEEDED(int64_t, n)                                                                                     \
+  NEEDED(int64_t, m)                                                                                     \
+  NEEDED(const void*, costs) /* [n, m] Real, >= 0 */                                                     \
+  NEEDED(const void*, a)     /* [G, n] Real */                                                           \
+  NEEDED(const void*, b)     /* [G, m] Real */                                                           \
+  NEEDED(int32_t, solver)                                                                                \
+  NEEDED(int32_t, value)                                                                                 \
+  NEEDED(double, eps)                                                                                    \
+  NEEDED(int64_t, iters)                                                                                 \
+  NEEDED(double, tol) /* < 0: none */                                                                    \
+  NEEDED(int64_t, check_every)                                                                           \
+  NEEDED(double, sum_tolerance)                                                                          \
+  OPTIONAL(double, reach_a) /* weight of a relaxed marginal's KL term; 0: the marginal is met */         \
+  OPTIONAL(double, reach_b)                                                                              \
+  NEEDED(void*, out_value)         /* [G] Real */                                                        \
+  NEEDED(void*, out_alpha)         /* [G, n] */                                                          \
+  NEEDED(void*, out_beta)          /* [G, m] */                                                          \
+  NEEDED(void*, out_scale)         /* [G] */                                                             \
+  NEEDED(void*, out_error)         /* [G] */                                                             \
+  NEEDED(int32_t*, out_iterations) /* [G] */                                                             \
+  NEEDED(int32_t*, out_solved)     /* [G] 1, or 0: scalings left the range of fp64, nothing is written */ \
+  OPTIONAL(void*, grad_a)          /* [G, n] */                                                          \
+  OPTIONAL(void*, grad_b)          /* [G, m] */                                                          \
+  PART(Place, place)
+WCF_RECORD(OtShared, WCF_OT_SHARED)
+
+// CPU: weight_g P_g of given costs and their scalings, summed over g if the costs are shared.
+#define WCF_OT_MATRIX_GRADIENT(NEEDED, OPTIONAL, EACH, PART) \
+  NEEDED(int32_t, dtype)                                     \
+  NEEDED(int32_t, shared)                                    \
+  NEEDED(int64_t, problems)                                  \
+  NEEDED(int64_t, n)                                         \
+  NEEDED(int64_t, m)                                         \
+  NEEDED(const void*, costs) /* [1 or G, n, m] Real */       \
+  NEEDED(const void*, alpha) /* [G, n] */                    \
+  NEEDED(const void*, beta)  /* [G, m] */                    \
+  NEEDED(const void*, scale) /* [G] */                       \
+  NEEDED(const void*, weight) /* [G] */                      \
+  NEEDED(void*, out)         /* like costs */                \
+  PART(Place, place)
+WCF_RECORD(OtMatrixGradient, WCF_OT_MATRIX_GRADIENT)
+
 constexpr int64_t OT_CUDA_MAX_COLUMNS = 4096;          // one sweep holds a row in the registers of the block
 constexpr int64_t OT_CUDA_MAX_DIM = int64_t{1} << 27;  // GROUP rows are addressed with 32 bits
 

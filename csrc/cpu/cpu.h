@@ -47,6 +47,12 @@ void cpu_ot_plan(OtPlan& args);
 // out = exp(alpha_i + beta_j - scale C_ij), from the very C that cpu_ot_solve sees. alpha and beta may be -inf.
 void cpu_ot_plan_matrix(const OtPlanMatrix& args);
 
+// Solves the problems whose scalings fp64 can hold (out_solved). False: a value is not acceptable (a cost or mass that
+// is negative or not finite, a wrong sum), and nothing in the results means anything.
+bool cpu_ot_shared(const OtShared& args);
+
+void cpu_ot_matrix_gradient(const OtMatrixGradient& args);
+
 // Vose's alias method. share [n]: weight * n / sum of weights, destroyed. threshold [n]: the fraction of 2^64 below
 // which a draw keeps its column; alias [n]: the row that it takes otherwise. Equals ops/sampling/alias.py to the bit.
 void cpu_alias_table(double* share, int64_t n, uint64_t* threshold, int32_t* alias);

@@ -12,8 +12,29 @@ constexpr int64_t ABLOCK = 96;                 // rows of A per block of a produ
 constexpr int64_t PACK = ABLOCK * (256 + 16);  // elements of a product's scratch
 constexpr int64_t PAD_BYTES = 128;             // rows of a strip are padded to this, the widest tile
 
+// One half step of problems that share a kernel matrix (sinkhorn_shared.inl): sums = K in, then scaling = mass / sums.
+// A panel holds `tile_columns` problems; arrays are [panels, rows or k, tile_columns].
+template <class T>
+struct SharedStep {
+  const T* kernel;  // packed, [rows up to whole tiles, k]
+  int64_t rows, k, panels;
+  const T* in;       // [panels, k, ..]
+  T* sums;           // [panels, rows, ..]
+  const T* mass;     // null: sums is all that is wanted
+  T* scaling;        // [panels, rows, ..]; the old one on entry
+  T* extended;       // ipot's columns: scaling^2 / the old one; else null
+  T* partial;        // like sums, for k of more than one pass
+  T damp;            // scaling = mass * sums^-damp
+  T* marks;          // [panels, 2, ..] frozen problems (not 0), and those that were always in the safe range (not 0)
+};
+
 template <class T>
 struct SinkhornKernels {
+  int tile_rows;
+  void (*shared_pack)(const T* cost, int64_t n, int64_t m, T s, const T* shift, int64_t first, int64_t last,
+                      bool weighted, T* by_rows, T* by_columns, T* scratch);
+  void (*shared_product)(const SharedStep<T>& step);
+  void (*shared_log)(T* x, int64_t count);
   int tile_columns;
   void (*pack_b)(const T* b, int64_t step, int64_t stride, const T* centre, int64_t valid, int64_t width, int64_t k,
                  int64_t first, int64_t last, T* packed);

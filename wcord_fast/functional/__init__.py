@@ -3,6 +3,7 @@
 from .bank import bank_log_z, bank_mean_score, bank_nce, bank_update_
 from .kd import kd_loss
 from .ot import OTSolution, ot_cost, ot_plan, ot_solve
+from .ot_matrix import ot_cost_from_matrix, ot_plan_from_matrix, ot_solve_from_matrix
 
 __all__ = [
     "OTSolution",
@@ -12,6 +13,9 @@ __all__ = [
     "bank_update_",
     "kd_loss",
     "ot_cost",
+    "ot_cost_from_matrix",
     "ot_plan",
+    "ot_plan_from_matrix",
     "ot_solve",
+    "ot_solve_from_matrix",
 ]

@@ -8,6 +8,7 @@ Feydy et al. (AISTATS 2019).
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -18,13 +19,16 @@ from ..ops.first_order import first_order
 from ..ops.sinkhorn import autograd as op
 from ..ops.sinkhorn.reference import Pairs, accumulation_dtype, log_reference, masses
 
-COSTS = ("cosine", "sqeuclidean")
+COSTS = ("cosine", "sqeuclidean", "euclidean")
 DIAGONAL = "diagonal"
 DEFAULT_RHO = 0.9
 DEFAULT_EPS = {"ipot": 0.5, "sinkhorn": 0.05}
 VALUES = ("cost", "dual")
 
+BALANCED = (None, None)
+
 KnownPairs: TypeAlias = str | tuple[Tensor, Tensor] | None
+Reach: TypeAlias = float | tuple[float, float] | None
 
 
 class OTSolution(NamedTuple):
@@ -35,8 +39,12 @@ class OTSolution(NamedTuple):
         alpha: [G, n] log-scalings of the rows: P = exp(alpha_i + beta_j - scale * C_ij); -inf at zero mass.
         beta: [G, m] log-scalings of the columns.
         scale: [G] 1 / eps for sinkhorn, iterations / eps for ipot.
-        marginal_error: [G] sum_i |sum_j P_ij - a_i|; the columns meet b to rounding.
+        marginal_error: [G] sum_i |sum_j P_ij - a_i| (with `reach`: of the rows' sums from `row_mass`); the columns meet
+            b (`column_mass`) to rounding.
         iterations: [G] int32, how many were run.
+        row_mass: [G, n] the row sums that P has at convergence (`marginal_error` says how far it is from them): a, or
+            a exp(-f / reach) for a relaxed marginal with potential f. None unless `reach` is given.
+        column_mass: [G, m] the column sums of P; their sum is the mass that is moved. None unless `reach` is given.
     With `debias`, `cost` is the debiased value and the other fields belong to the problem (x, y).
     """
 
@@ -46,6 +54,8 @@ class OTSolution(NamedTuple):
     scale: Tensor
     marginal_error: Tensor
     iterations: Tensor
+    row_mass: Tensor | None = None
+    column_mass: Tensor | None = None
 
 
 class OTOptions(NamedTuple):
@@ -57,6 +67,7 @@ class OTOptions(NamedTuple):
     iters: int
     tol: float | None
     value: str
+    reach: tuple[float | None, float | None]  # of rows and columns; None is a marginal that is met
     backend: str
 
     @classmethod
@@ -69,6 +80,7 @@ class OTOptions(NamedTuple):
         iters: int = 50,
         tol: float | None = None,
         value: str = "cost",
+        reach: Reach = None,
         backend: str = "auto",
     ) -> OTOptions:
         """The options, or the ValueError / TypeError that names the wrong one."""
@@ -81,7 +93,11 @@ class OTOptions(NamedTuple):
         eps = DEFAULT_EPS[solver] if eps is None else checks.positive("eps", eps)
         iters = checks.integer("iters", iters, least=1, below=2**31)
         tol = None if tol is None else checks.positive("tol", tol)
-        return cls(cost, solver, eps, iters, tol, value, backend)
+        return cls(cost, solver, eps, iters, tol, value, _checked_reach(reach, solver), backend)
+
+    @property
+    def relaxed(self) -> bool:
+        return self.reach != BALANCED
 
 
 @first_order
@@ -97,6 +113,7 @@ def ot_cost(
     iters: int = 50,
     tol: float | None = None,
     value: str = "cost",
+    reach: Reach = None,
     debias: bool = False,
     pairs: KnownPairs = None,
     rho: float = DEFAULT_RHO,
@@ -122,7 +139,7 @@ def ot_cost(
             bf16 a sum of 1 to that rounding is enough: it is then made 1 in fp32. A row of zero mass moves nothing and
             has zero gradient.
         b: [m] or [G, m], masses of y's rows.
-        cost: "cosine" or "sqeuclidean".
+        cost: "cosine", "sqeuclidean" or "euclidean" (|x_i - y_j|, whose gradient at coincident points is 0).
         solver: "ipot" (the plan is fed back: tends to the unregularised cost) or "sinkhorn".
         eps: regularisation > 0, in units of the cost; None is 0.5 for ipot and 0.05 for sinkhorn.
         iters: iterations, at least 1.
@@ -130,6 +147,11 @@ def ot_cost(
             `iters` are not enough for it, a warning says so, once per line of the caller (of `wcord_fast.check` on
             CUDA).
         value: "cost" or "dual".
+        reach: relax the marginals (unbalanced transport, sinkhorn only): P minimises <P, C> + eps KL(P | a b^T) +
+            reach KL(row sums | a) + reach KL(column sums | b), KL(p | q) = sum p log(p / q) - p + q. One number for
+            both sides or a pair (rows, columns); None or inf is a marginal that is met. Then the masses may have any
+            positive sums, "dual" is the value of this whole problem, and its gradient for a and b is exact at
+            convergence without restriction. `OTSolution` has the marginals of P.
         debias: subtract the two self terms. (That the result is >= 0 is a theorem for the converged dual value.)
         pairs: what is known of who belongs to whom: "diagonal" (row i of x and row i of y), or int64 labels (of x's
             rows [n] or [G, n], of y's rows [m] or [G, m]): rows of equal label are a pair, a negative label has none.
@@ -151,9 +173,9 @@ def ot_cost(
     Not supported, and raising NotImplementedError: second derivatives (when they are reached), forward-mode
     differentiation, the transforms of `torch.func` (grad, vmap, ...).
     """
-    options = _options(cost, solver, eps, iters, tol, value, backend)
-    plain = a is None and b is None and pairs is None and tol is None and debias is False and _is_plain(x, y)
-    if plain and op.runs_natively(x, y, options.backend):
+    options = checked_options(cost, solver, eps, iters, tol, value, reach, backend)
+    plain = a is None and b is None and pairs is None and debias is False and _is_plain(x, y)
+    if plain and _natively(x, y, options):
         _check_eps(x, options)
         return op.native_cost(x, y, *options[:4], options.value)
     return _solve(x, y, a, b, options, debias, pairs, rho).cost
@@ -172,6 +194,7 @@ def ot_solve(
     iters: int = 50,
     tol: float | None = None,
     value: str = "cost",
+    reach: Reach = None,
     debias: bool = False,
     pairs: KnownPairs = None,
     rho: float = DEFAULT_RHO,
@@ -181,7 +204,7 @@ def ot_solve(
 
     Arguments and errors are those of `ot_cost`; see `OTSolution` for what comes back. Only `.cost` has a gradient.
     """
-    options = _options(cost, solver, eps, iters, tol, value, backend)
+    options = checked_options(cost, solver, eps, iters, tol, value, reach, backend)
     return _solve(x, y, a, b, options, debias, pairs, rho)
 
 
@@ -198,6 +221,7 @@ def ot_plan(
     iters: int = 50,
     tol: float | None = None,
     value: str = "cost",
+    reach: Reach = None,
     debias: bool = False,
     pairs: KnownPairs = None,
     rho: float = DEFAULT_RHO,
@@ -210,7 +234,7 @@ def ot_plan(
     """
     checks.boolean("debias", debias)
     with torch.no_grad():
-        options = _options(cost, solver, eps, iters, tol, value, backend)
+        options = checked_options(cost, solver, eps, iters, tol, value, reach, backend)
         solved = _solve(x, y, a, b, options, False, pairs, rho)
         x, y = _promoted(x.detach(), y.detach(), a, b)
         plan = op.ot_plan_op(x, y, *solved[1:4], cost, backend)
@@ -229,6 +253,9 @@ def _solve(
 ) -> OTSolution:
     """The public functions, once their options are checked."""
     debias = checks.boolean("debias", debias)
+    if options.relaxed and (debias or pairs is not None):
+        other = "debias" if debias else "pairs"
+        raise NotImplementedError(f"reach={options.reach}: relaxed marginals are not supported together with {other}")
     if a is None and b is None and _is_plain(x, y):
         batched = x.dim() == 3
     else:
@@ -247,24 +274,32 @@ def _solve(
                 )
     if batched:
         a, b = (None if mass is None else mass.expand(rows.shape[:-1]) for mass, rows in ((a, x), (b, y)))
-    a, b = _masses(a, x), _masses(b, x)
-    solved = OTSolution(*op.ot_solve(x, y, a, b, *options, known))
+    dtype = accumulation_dtype(x.dtype)
+    a, b = (given_masses(mass, dtype, options.relaxed) for mass in (a, b))
+    *rest, reach, backend = options
+    found = op.ot_solve(x, y, a, b, *rest, backend, known, reach)
+    solved = OTSolution(*found, *marginals(found, a, b, options))
     if debias:
-        self_x = op.ot_solve(x, x, a, a, *options)[0]
-        self_y = op.ot_solve(y, y, b, b, *options)[0]
+        self_x = op.ot_solve(x, x, a, a, *rest, backend)[0]
+        self_y = op.ot_solve(y, y, b, b, *rest, backend)[0]
         solved = solved._replace(cost=solved.cost - 0.5 * (self_x + self_y))
     return solved
 
 
 def native_value_and_gradient(x: Tensor, y: Tensor, options: OTOptions) -> tuple[float, Tensor] | None:
     """Value and gradient in x of a plain `ot_cost` that need not pass autograd; None where it is not plain."""
-    plain = options.tol is None and _is_plain(x, y) and x.dim() == 2
-    if not plain or not op.runs_natively(x, y, options.backend):
+    if not _is_plain(x, y) or x.dim() != 2 or not _natively(x, y, options):
         return None
     _check_eps(x, options)
     asked = op.Asked(*options[:4], None, options.value, True, False, False, False)
     value, grad, _ = op.value_and_gradients(x, y, asked)
     return float(value), grad
+
+
+def _natively(x: Tensor, y: Tensor, options: OTOptions) -> bool:
+    """Whether a call with plain x and y, uniform masses and no pairs may enter the native code at once."""
+    supported = options.tol is None and not options.relaxed and options.cost != "euclidean"
+    return supported and op.runs_natively(x, y, options.backend)
 
 
 def _check_eps(x: Tensor, options: OTOptions) -> None:
@@ -303,11 +338,38 @@ def _reference_factor(x, y, a, b, pairs, rho) -> Tensor:
     if not batched:
         x, y, known = x.unsqueeze(0), y.unsqueeze(0), Pairs(known.rows[None], known.columns[None], known.rho)
     a, b = (
-        masses(None if mass is None else _masses(mass.expand(rows.shape[:-1]), rows), rows)
+        masses(None if mass is None else given_masses(mass.expand(rows.shape[:-1]), rows.dtype, False), rows)
         for mass, rows in ((a, x), (b, y))
     )
     factor = log_reference(a, b, known).exp_()
     return factor if batched else factor[0]
+
+
+def _checked_reach(reach: Reach, solver: str) -> tuple[float | None, float | None]:
+    """One number for both sides or one for each; infinity is a marginal that is met, so None."""
+    if reach is None:
+        return BALANCED
+    both = tuple(reach) if isinstance(reach, tuple | list) else (reach, reach)
+    if len(both) != 2:
+        raise ValueError(f"reach: expected a number or a pair of numbers (rows, columns), got {reach!r}")
+    rows, columns = (None if r is None else checks.positive("reach", r, finite=False) for r in both)
+    checked = tuple(None if r == math.inf else r for r in (rows, columns))
+    if checked != BALANCED and solver != "sinkhorn":
+        raise ValueError(f"reach={reach!r}: expected solver='sinkhorn', got solver={solver!r}, which has no fixed eps")
+    return checked[0], checked[1]
+
+
+def marginals(found, a: Tensor | None, b: Tensor | None, options: OTOptions) -> tuple[Tensor, ...]:
+    """`row_mass` and `column_mass` of relaxed problems; nothing of balanced ones."""
+    if not options.relaxed:
+        return ()
+    sides = []
+    for potential, mass, reach in ((found[1], a, options.reach[0]), (found[2], b, options.reach[1])):
+        uniform = torch.full_like(potential, 1 / potential.shape[-1])
+        mass = uniform if mass is None else mass.detach().expand_as(potential)
+        off = 0 if reach is None else torch.where(mass > 0, potential - mass.log(), 0) * (options.eps / reach)
+        sides.append(mass * torch.exp(-off) if reach is not None else mass)
+    return tuple(sides)
 
 
 @functools.lru_cache(maxsize=64, typed=True)
@@ -316,7 +378,7 @@ def _known_options(*options) -> OTOptions:
     return OTOptions.checked(**dict(zip(OTOptions._fields, options, strict=True)))
 
 
-def _options(*options) -> OTOptions:
+def checked_options(*options) -> OTOptions:
     if not torch.compiler.is_compiling():
         try:
             return _known_options(*options)
@@ -351,15 +413,16 @@ def _promoted(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> tuple
     return x.to(dtype), y.to(dtype)
 
 
-def _masses(mass: Tensor | None, features: Tensor) -> Tensor | None:
+def given_masses(mass: Tensor | None, dtype: torch.dtype, relaxed: bool) -> Tensor | None:
     """Masses in the dtype that the solver accumulates in.
 
-    Those in half precision, whose sum is 1 to their rounding only, get the sum 1; what is further off is kept.
+    Those in half precision, whose sum is 1 to their rounding only, get the sum 1; what is further off, or need not be
+    1 (`relaxed`), is kept.
     """
     if mass is None:
         return None
-    wide = mass.to(accumulation_dtype(features.dtype))
-    if mass.dtype.itemsize > 2:
+    wide = mass.to(dtype)
+    if mass.dtype.itemsize > 2 or relaxed:
         return wide
     total = wide.detach().sum(-1, keepdim=True)
     return wide / torch.where((total - 1).abs() <= torch.finfo(mass.dtype).eps, total, 1)

@@ -73,6 +73,8 @@ SUPPORT: tuple[Row, ...] = (
     Row("ot", "-", "cuda", "native", "one launch while the matrix fits in shared memory"),
     Row("ot", "-", "cuda", "triton", "tiles recomputed on the tensor cores, O(n + m) memory"),
     Row("ot", "-", "any", "reference", "plain PyTorch, stored cost matrix"),
+    Row("ot_matrix", "-", "cpu", "native", "C++, shared costs: one product a half step for all problems"),
+    Row("ot_matrix", "-", "any", "reference", "plain PyTorch, some four matrices per problem"),
 )
 
 OPS = tuple(dict.fromkeys(row.op for row in SUPPORT))

@@ -23,30 +23,36 @@ _NOT_TWICE = "the gradient of an optimal-transport cost cannot be differentiated
 
 def _solve(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, *rest: Any) -> Solved:
     """`backends.solve`; on the CPU, finite features that overflow the arithmetic are an error."""
-    asked, backend, *labels = Asked(*rest[:10]), *rest[10:]  # trailing defaults are not passed
+    asked, backend = _asked(rest), rest[10]
+    labels = rest[11:14]  # trailing defaults are not passed
     pairs = Pairs(*labels) if labels and labels[0] is not None else None
     solved = Solved(*backends.solve(x, y, a, b, asked, backend, pairs))
     if x.device.type == "cpu":
-        _refuse_overflow(solved.value, x, y, asked)
+        refuse_overflow(solved.value, {"x": x, "y": y}, asked)
     unreached.tell(solved, asked)
     return solved
 
 
-def _refuse_overflow(value: Tensor, x: Tensor, y: Tensor, asked: Asked) -> None:
+def refuse_overflow(value: Tensor, inputs: dict[str, Tensor], asked: Asked) -> None:
+    """ValueError if a value is not finite: the inputs are, and the one with the largest entry is named."""
     values = value.tolist()
     if all(map(math.isfinite, values)) if isinstance(values, list) else math.isfinite(values):
         return
-    peak = {name: t.detach().abs().max().item() for name, t in (("x", x), ("y", y))}
+    peak = {name: t.detach().abs().max().item() for name, t in inputs.items()}
     name = max(peak, key=lambda name: peak[name])
     raise ValueError(
-        f"{name}: values up to {peak[name]:g} overflow {accumulation_dtype(x.dtype)} in the cost {asked.cost!r} or "
-        f"in cost / eps (eps = {asked.eps:g}); scale the features, or use float64 or a larger eps"
+        f"{name}: values up to {peak[name]:g} overflow {accumulation_dtype(inputs[name].dtype)} in the cost "
+        f"{asked.cost!r} or in cost / eps (eps = {asked.eps:g}); scale them, or use float64 or a larger eps"
     )
+
+
+def _asked(rest: tuple[Any, ...]) -> Asked:
+    return Asked(*rest[:10], *rest[14:])
 
 
 def _solve_fake(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, *rest: Any) -> Solved:
     like = x.new_empty(0, dtype=accumulation_dtype(x.dtype))
-    return unwritten(like, x.shape[:-2], x.shape[-2], y.shape[-2], x.shape[-1], Asked(*rest[:10]))
+    return unwritten(like, x.shape[:-2], x.shape[-2], y.shape[-2], x.shape[-1], _asked(rest))
 
 
 def _plan_fake(
@@ -59,7 +65,7 @@ def _plan_fake(
 ot_solve_op = register(
     "ot_solve(Tensor x, Tensor y, Tensor? a, Tensor? b, str cost, str solver, Scalar eps, SymInt iters, "
     "Scalar? tol, str value, bool need_x, bool need_y, bool need_a, bool need_b, str backend, Tensor? rows=None, "
-    "Tensor? columns=None, Scalar rho=0) -> "
+    "Tensor? columns=None, Scalar rho=0, Scalar? reach_a=None, Scalar? reach_b=None) -> "
     "(Tensor value, Tensor alpha, Tensor beta, Tensor scale, Tensor marginal_error, Tensor iterations, "
     "Tensor grad_x, Tensor grad_y, Tensor grad_a, Tensor grad_b)",
     _solve,
@@ -83,7 +89,7 @@ def value_and_gradients(x: Tensor, y: Tensor, asked: Asked) -> tuple[Tensor, Ten
     from . import native_cpu
 
     found = native_cpu.value_and_gradients(x.detach(), y.detach(), asked)
-    _refuse_overflow(found[0], x, y, asked)
+    refuse_overflow(found[0], {"x": x, "y": y}, asked)
     return found
 
 
@@ -167,6 +173,7 @@ def ot_solve(
     value: str,
     backend: str,
     pairs: Pairs | None = None,
+    reach: tuple[float | None, float | None] = (None, None),
 ) -> tuple[Tensor, ...]:
     """Differentiable solve of checked arguments: value, alpha, beta, scale, marginal error, iterations.
 
@@ -174,6 +181,8 @@ def ot_solve(
     """
     options = (cost, solver, eps, iters, tol, value)
     paired = () if pairs is None else pairs
+    if reach != (None, None):
+        paired = (*(paired or (None, None, 0)), *reach)
     recording = torch.is_grad_enabled()
     needs = tuple([recording and t is not None and t.requires_grad for t in (x, y, a, b)])
     solve = _solve if calls_directly(x, y) else ot_solve_op

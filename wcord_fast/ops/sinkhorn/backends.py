@@ -37,12 +37,24 @@ def module_of(backend: str, device: str) -> ModuleType:
 
 
 NO_PAIRS = "known pairs are not supported yet on CUDA but by the reference"
+NO_REACH = "relaxed marginals (reach) are not supported yet but by the reference"
+NO_EUCLIDEAN = "cost='euclidean' is not supported yet but by the reference"
 
 
-def choose(x: Tensor, y: Tensor, backend: str = "auto", paired: bool = False) -> Choice:
-    """The backend for x [.., n, d] and y [.., m, d]: what `dispatch.resolve` says of those that can take such sizes."""
+def choose(x: Tensor, y: Tensor, backend: str = "auto", paired: bool = False, lacking: str | None = None) -> Choice:
+    """The backend for x [.., n, d] and y [.., m, d]: what `dispatch.resolve` says of those that can take such sizes.
+
+    `paired`: with known pairs. `lacking`: why no backend but the reference takes the call, see `lacking_of`.
+    """
     index = x.device.index
-    return choose_for(x.shape[-2], y.shape[-2], x.shape[-1], x.dtype, x.device.type, backend, index, paired)
+    return choose_for(x.shape[-2], y.shape[-2], x.shape[-1], x.dtype, x.device.type, backend, index, paired, lacking)
+
+
+def lacking_of(asked: Asked) -> str | None:
+    """Why only the reference can do what is asked, or None."""
+    if asked.cost == "euclidean":
+        return NO_EUCLIDEAN
+    return None if asked.reach_a is None and asked.reach_b is None else NO_REACH
 
 
 def choose_for(
@@ -54,10 +66,13 @@ def choose_for(
     backend: str = "auto",
     index: int | None = None,
     paired: bool = False,
+    lacking: str | None = None,
 ) -> Choice:
-    """`choose` from sizes; `index`: number of the CUDA device, None for the current one; `paired`: with known pairs."""
+    """`choose` from sizes; `index`: number of the CUDA device, None for the current one."""
 
     def unfit(candidate: str) -> str | None:
+        if lacking is not None and candidate != "reference":
+            return lacking
         if paired and candidate != "reference" and (candidate, kind) != ("native", "cpu"):
             return NO_PAIRS
         if candidate == "triton":
@@ -66,7 +81,8 @@ def choose_for(
             return module_of("native", kind).why_not(n, m, dim, dtype, index)
         return None
 
-    return dispatch.resolve("ot", device=kind, backend=backend, unfit=None if kind == "cpu" and not paired else unfit)
+    every = kind == "cpu" and not paired and lacking is None  # nothing depends on the call's tensors
+    return dispatch.resolve("ot", device=kind, backend=backend, unfit=None if every else unfit)
 
 
 def solve(
@@ -81,7 +97,7 @@ def solve(
     """The op: a `Solved` of x's leading shape, [] or [G]; gradients not asked for have shape [0]."""
     kind = x.device.type
     paired: tuple[Pairs, ...] = () if pairs is None else (pairs,)  # most modules know of none
-    module = module_of(choose(x, y, backend, bool(paired)).backend, kind)
+    module = module_of(choose(x, y, backend, bool(paired), lacking_of(asked)).backend, kind)
     if hasattr(module, "solve_op"):
         return module.solve_op(x, y, a, b, asked, *paired)
     batched = x.dim() == 3
@@ -91,7 +107,8 @@ def solve(
         paired = tuple(p._replace(rows=p.rows.unsqueeze(0), columns=p.columns.unsqueeze(0)) for p in paired)
     x, y = x.contiguous(), y.contiguous()
     a, b = reference.masses(a, x), reference.masses(b, y)
-    bad = reference.flag_inputs(x, y, a, b, asked.cost)
+    relaxed = asked.reach_a is not None or asked.reach_b is not None
+    bad = reference.flag_inputs(x, y, a, b, asked.cost, relaxed)
     solved = module.ot_solve(x, y, a, b, asked, *paired)
     if kind != "cpu":
         solved = reference.poison(bad, solved)
@@ -100,7 +117,8 @@ def solve(
 
 def plan(x: Tensor, y: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor, cost: str, backend: str = "auto") -> Tensor:
     """P [n, m] or [G, n, m] of potentials that this backend has found."""
-    module = module_of(choose(x, y, backend).backend, x.device.type)
+    lacking = NO_EUCLIDEAN if cost == "euclidean" else None
+    module = module_of(choose(x, y, backend, lacking=lacking).backend, x.device.type)
     run = getattr(module, "ot_plan", reference.ot_plan)
     if x.dim() == 3:
         return run(x, y, alpha, beta, scale, cost)

@@ -7,6 +7,7 @@ with a device; only on the CPU does an early stop end the loop.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -32,6 +33,8 @@ class Asked(NamedTuple):
     need_y: bool
     need_a: bool  # of masses: with value="dual" only
     need_b: bool
+    reach_a: float | None = None  # None: the marginal is met, else as far as this weight of its KL term makes it worth
+    reach_b: float | None = None
 
 
 class Pairs(NamedTuple):
@@ -105,34 +108,78 @@ def ot_solve(
     x, y = x.to(a.dtype), y.to(a.dtype)
     costs = cost_matrix(x, y, asked.cost)  # [G, n, m]
     log_r = log_reference(a, b, pairs) if pairs is not None and pairs.rho > 0 else None  # [G, n, m]
-    alpha, beta, scale, iterations = iterate(costs, a, b, asked.solver, asked.eps, asked.iters, asked.tol, log_r)
-    p = plan(costs, alpha, beta, scale, log_r)  # [G, n, m]
-    rows, columns = p.sum(-1), p.sum(-2)
+    core, p = solve_costs(costs, a, b, asked, log_r)
+    value = core.value
+    if asked.value == "dual" and log_r is not None and pairs is not None:
+        below = asked.eps * math.log1p(-pairs.rho)  # a reference plan is that much below a b^T off the pairs
+        value = torch.where(log_ratio(a, b, pairs) > 0, value - below, value)
+    if asked.cost == "euclidean" and (asked.need_x or asked.need_y):
+        p = torch.where(costs > 0, p / (2 * costs), 0)  # dC = d(C^2) / 2C; 0 where two points coincide
+    grad_x, grad_y = core.grad_x, core.grad_y
+    if asked.need_x:
+        grad_x = feature_grad(p, x, y, asked.cost)
+    if asked.need_y:
+        grad_y = feature_grad(p.mT, y, x, asked.cost)
+    return core._replace(value=value, grad_x=grad_x, grad_y=grad_y)
 
-    none = [p.new_empty(0) for _ in range(4)]
+
+def solve_costs(
+    costs: Tensor, a: Tensor, b: Tensor, asked: Asked, log_r: Tensor | None = None
+) -> tuple[Solved, Tensor]:
+    """The solve of costs [G, n, m], or [1, n, m] for all problems, without feature gradients; and the plan."""
+    alpha, beta, scale, iterations = iterate(costs, a, b, asked, log_r)
+    p = plan(costs, alpha, beta, scale, log_r)
+    rows, columns = p.sum(-1), p.sum(-2)
+    none = [p.new_empty(0) for _ in range(4)]  # not one tensor four times: results of an op are no aliases
     grad_a, grad_b = none[2:]
     if asked.value == "dual":
-        f, g = potentials(costs, a, b, alpha, beta, asked.eps, log_r)
+        f, g = potentials(costs, a, b, alpha, beta, asked, log_r)
         # <P, C> + eps * sum P log(P / ab), and eps * log(P_ij / a_i b_j) = f_i + g_j - C_ij.
-        result = (rows * f).sum(-1) + (columns * g).sum(-1)
-        if log_r is not None and pairs is not None:  # a reference plan is that much below a b^T off the pairs
-            below = asked.eps * math.log1p(-pairs.rho)
-            result = torch.where(log_ratio(a, b, pairs) > 0, result - below, result)
-        grad_a, grad_b = f if asked.need_a else grad_a, g if asked.need_b else grad_b
+        value = (rows * f).sum(-1) + (columns * g).sum(-1)
+        if asked.reach_a is not None or asked.reach_b is not None:
+            value = value + relaxation(rows, columns, a, b, asked).to(value.dtype)
+        grad_a = mass_grad(f, b, asked.reach_a, asked) if asked.need_a else grad_a
+        grad_b = mass_grad(g, a, asked.reach_b, asked) if asked.need_b else grad_b
     else:
-        result = (p * costs).sum((-2, -1))
-    return Solved(
-        result,
-        alpha,
-        beta,
-        scale,
-        _row_error(rows, a),
-        iterations,
-        feature_grad(p, rows, x, y, asked.cost) if asked.need_x else none[0],
-        feature_grad(p.mT, columns, y, x, asked.cost) if asked.need_y else none[1],
-        grad_a,
-        grad_b,
-    )
+        value = (p * costs).sum((-2, -1))
+    error = _row_error(rows, wanted_rows(a, alpha, asked))
+    return Solved(value, alpha, beta, scale, error, iterations, *none[:2], grad_a, grad_b), p
+
+
+def damping(reach: float | None, eps: float) -> float:
+    """The factor of a half step's log-sum-exp: 1 for a marginal that is met."""
+    return 1.0 if reach is None else reach / (reach + eps)
+
+
+def wanted_rows(a: Tensor, alpha: Tensor, asked: Asked) -> Tensor:
+    """The row sums [G, n] that fit `alpha`, which P has at convergence: a, or a exp(-f / reach) if relaxed."""
+    if asked.reach_a is None:
+        return a
+    off = torch.where(a > 0, alpha - a.log(), 0)  # f / eps
+    return a * torch.exp(-off * (asked.eps / asked.reach_a))
+
+
+def relaxation(rows: Tensor, columns: Tensor, a: Tensor, b: Tensor, asked: Asked) -> Tensor:
+    """What the dual value has beyond <P, C> + eps sum P log(P / ab) where a marginal is relaxed, [G].
+
+    The KL terms of both marginals, KL(p | q) = sum p log(p / q) - p + q, and of the plan what is 0 at equal masses.
+    """
+    rows, columns, a, b = (t.double() for t in (rows, columns, a, b))  # differences of nearly equal numbers
+    extra = asked.eps * (a.sum(-1) * b.sum(-1) - rows.sum(-1))
+    for sums, mass, reach in ((rows, a, asked.reach_a), (columns, b, asked.reach_b)):
+        if reach is not None:
+            log_ratio = torch.where((mass > 0) & (sums > 0), (sums / mass).log(), 0)
+            extra = extra + reach * (sums * log_ratio - sums + mass).sum(-1)
+    return extra
+
+
+def mass_grad(potential: Tensor, other: Tensor, reach: float | None, asked: Asked) -> Tensor:
+    """Gradient of the dual value at the masses with this potential; `other` [G, m]: masses of the other marginal."""
+    if asked.reach_a is None and asked.reach_b is None:
+        return potential
+    received = 1.0 if reach is None else torch.exp(-potential / reach)  # row sum over mass, at convergence
+    own = potential if reach is None else reach * (1 - received)
+    return own + asked.eps * (other.sum(-1, keepdim=True) - received)
 
 
 def ot_plan(x: Tensor, y: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor, cost: str) -> Tensor:
@@ -148,21 +195,21 @@ def cost_matrix(x: Tensor, y: Tensor, cost: str) -> Tensor:
     """
     if cost == "cosine":
         return torch.matmul(_unit_rows(x)[0], _unit_rows(y)[0].mT).neg_().add_(1)
-    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square_()
+    distance = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
+    return distance if cost == "euclidean" else distance.square_()
 
 
 def iterate(
-    costs: Tensor,  # [G, n, m]
+    costs: Tensor,  # [G, n, m], or [1, n, m] for all problems
     a: Tensor,  # [G, n]
     b: Tensor,  # [G, m]
-    solver: str,
-    eps: float,
-    iters: int,
-    tol: float | None,
+    asked: Asked,
     log_r: Tensor | None = None,  # [G, n, m] added to every exponent, see `log_reference`
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """alpha [G, n], beta [G, m], scale [G] and iterations [G] after at most `iters` iterations."""
-    extrapolate = solver == "ipot"
+    extrapolate = asked.solver == "ipot"
+    eps, iters, tol = asked.eps, asked.iters, asked.tol
+    damp_a, damp_b = damping(asked.reach_a, eps), damping(asked.reach_b, eps)
     log_a, log_b = a.log(), b.log()  # -inf at zero mass, and so are the potentials there from the start
     alpha = torch.where(a > 0, 0.0, log_a)
     beta = beta_prev = torch.where(b > 0, 0.0, log_b)
@@ -173,15 +220,16 @@ def iterate(
         s = (t if extrapolate else 1) / eps
         # Never extrapolate a masked column: 2 * (-inf) - (-inf) is NaN.
         bx = torch.where(b > 0, 2 * beta - beta_prev, beta) if extrapolate else beta
-        alpha_new = log_a - torch.logsumexp(_exponent(bx.unsqueeze(-2), costs, s, log_r), -1)
-        beta_new = log_b - torch.logsumexp(_exponent(alpha_new.unsqueeze(-1), costs, s, log_r), -2)
+        alpha_new = log_a - damp_a * torch.logsumexp(_exponent(bx.unsqueeze(-2), costs, s, log_r), -1)
+        beta_new = log_b - damp_b * torch.logsumexp(_exponent(alpha_new.unsqueeze(-1), costs, s, log_r), -2)
         beta_prev = beta
         alpha = torch.where(active.unsqueeze(-1), alpha_new, alpha)
         beta = torch.where(active.unsqueeze(-1), beta_new, beta)
         scale = torch.where(active, s, scale)
         iterations += active
         if tol is not None and t % CHECK_EVERY == 0 and t < iters:
-            error = _row_error(plan(costs, alpha, beta, scale, log_r).sum(-1), a)
+            rows = plan(costs, alpha, beta, scale, log_r).sum(-1)
+            error = _row_error(rows, wanted_rows(a, alpha, asked))
             active = active & ~(error <= tol)
             if active.device.type == "cpu" and not active.any():
                 break
@@ -217,37 +265,40 @@ def plan(costs: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor, log_r: Tenso
 
 
 def potentials(
-    costs: Tensor, a: Tensor, b: Tensor, alpha: Tensor, beta: Tensor, eps: float, log_r: Tensor | None = None
+    costs: Tensor, a: Tensor, b: Tensor, alpha: Tensor, beta: Tensor, asked: Asked, log_r: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """f = eps * (alpha - log a) [G, n] and g = eps * (beta - log b) [G, m], sinkhorn only.
 
     Where a mass is zero the potential is its c-transform extension, f_i = -eps * LSE_j(beta_j - C_ij / eps), finite
     and at convergence the limit of f_i as the mass goes to zero.
     """
-    f_extended = -torch.logsumexp(_exponent(beta.unsqueeze(-2), costs, 1 / eps, log_r), -1)
-    g_extended = -torch.logsumexp(_exponent(alpha.unsqueeze(-1), costs, 1 / eps, log_r), -2)
+    eps = asked.eps
+    f_extended = -damping(asked.reach_a, eps) * torch.logsumexp(
+        _exponent(beta.unsqueeze(-2), costs, 1 / eps, log_r), -1
+    )
+    g_extended = -damping(asked.reach_b, eps) * torch.logsumexp(
+        _exponent(alpha.unsqueeze(-1), costs, 1 / eps, log_r), -2
+    )
     f = torch.where(a > 0, alpha - a.log(), f_extended)
     g = torch.where(b > 0, beta - b.log(), g_extended)
     return f.mul_(eps), g.mul_(eps)
 
 
-def feature_grad(p: Tensor, mass: Tensor, x: Tensor, y: Tensor, cost: str) -> Tensor:
-    """sum_j P_ij dC_ij / dx_i, [G, n, d]; `mass` [G, n] holds the row sums of P [G, n, m]."""
+def feature_grad(p: Tensor, x: Tensor, y: Tensor, cost: str) -> Tensor:
+    """sum_j P_ij dC_ij / dx_i, [G, n, d], C being the squared distance for every cost but the cosine."""
     if cost == "cosine":
         unit, length = _unit_rows(x)
         grad = torch.matmul(p, _unit_rows(y)[0]).neg_()  # at the unit row
         return (grad - (grad * unit).sum(-1, keepdim=True) * unit) / length
     centre = y.mean(-2, keepdim=True)  # the gradient sees differences only: take the common offset out first
-    return 2 * (mass.unsqueeze(-1) * (x - centre) - torch.matmul(p, y - centre))
+    return 2 * (p.sum(-1, keepdim=True) * (x - centre) - torch.matmul(p, y - centre))
 
 
-def flag_inputs(x: Tensor, y: Tensor, a: Tensor, b: Tensor, cost: str) -> Tensor:
+def flag_inputs(x: Tensor, y: Tensor, a: Tensor, b: Tensor, cost: str, relaxed: bool = False) -> Tensor:
     """bool [G]: problems with a bad value. On the CPU the first one raises ValueError, naming argument and row."""
     bad = torch.zeros(x.shape[0], dtype=torch.bool, device=x.device)
 
-    def where(name: str, kind: str, at: tuple[int, ...]) -> str:
-        return f"{name}: {kind} {at[1]}" + (f" of problem {at[0]}" if x.shape[0] > 1 else "")
-
+    where = functools.partial(_where, x.shape[0] > 1)
     for name, rows in (("x", x), ("y", y)):
         wrong = ~rows.isfinite().all(-1)  # [G, n]
         status.guard(
@@ -256,27 +307,7 @@ def flag_inputs(x: Tensor, y: Tensor, a: Tensor, b: Tensor, cost: str) -> Tensor
             lambda at, name=name: ValueError(f"{where(name, 'row', at)} holds NaN or inf; expected finite values"),
         )
         bad |= wrong.any(-1)
-    for name, mass in (("a", a), ("b", b)):
-        wrong = ~(mass.isfinite() & (mass >= 0))  # [G, n]
-        status.guard(
-            wrong,
-            status.Code.MARGINAL,
-            lambda at, name=name, mass=mass: ValueError(
-                f"{where(name, 'entry', at)} is {mass[at].item()}; expected a finite mass >= 0"
-            ),
-        )
-        bad |= wrong.any(-1)
-        total = mass.sum(-1)
-        wrong = ~((total - 1).abs() <= SUM_TOLERANCE)  # [G]
-        status.guard(
-            wrong,
-            status.Code.MARGINAL,
-            lambda at, name=name, total=total: ValueError(
-                f"{name}: expected masses with sum 1 (to {SUM_TOLERANCE:g}), got sum {total[at].item():.6g}"
-                + (f" in problem {at[0]}" if x.shape[0] > 1 else "")
-            ),
-        )
-        bad |= wrong
+    bad |= flag_masses(a, b, relaxed)
     if cost == "cosine":
         for name, rows, mass in (("x", x, a), ("y", y, b)):
             wrong = (rows == 0).all(-1) & (mass > 0)  # [G, n]
@@ -290,6 +321,39 @@ def flag_inputs(x: Tensor, y: Tensor, a: Tensor, b: Tensor, cost: str) -> Tensor
             )
             bad |= wrong.any(-1)
     return bad
+
+
+def flag_masses(a: Tensor, b: Tensor, relaxed: bool) -> Tensor:
+    """bool [G]: problems whose masses are not >= 0, finite and of sum 1 (`relaxed`: of a positive, finite sum)."""
+    bad = torch.zeros(a.shape[0], dtype=torch.bool, device=a.device)
+    several = a.shape[0] > 1
+    expected = "a positive, finite sum" if relaxed else f"sum 1 (to {SUM_TOLERANCE:g})"
+    for name, mass in (("a", a), ("b", b)):
+        wrong = ~(mass.isfinite() & (mass >= 0))  # [G, n]
+        status.guard(
+            wrong,
+            status.Code.MARGINAL,
+            lambda at, name=name, mass=mass: ValueError(
+                f"{_where(several, name, 'entry', at)} is {mass[at].item()}; expected a finite mass >= 0"
+            ),
+        )
+        bad |= wrong.any(-1)
+        total = mass.sum(-1)
+        fits = (total > 0) & total.isfinite() if relaxed else (total - 1).abs() <= SUM_TOLERANCE
+        status.guard(
+            ~fits,
+            status.Code.MARGINAL,
+            lambda at, name=name, total=total: ValueError(
+                f"{name}: expected masses with {expected}, got sum {total[at].item():.6g}"
+                + (f" in problem {at[0]}" if several else "")
+            ),
+        )
+        bad |= ~fits
+    return bad
+
+
+def _where(several: bool, name: str, kind: str, at: tuple[int, ...]) -> str:
+    return f"{name}: {kind} {at[1]}" + (f" of problem {at[0]}" if several else "")
 
 
 def poison(bad: Tensor, solved: Solved) -> Solved:

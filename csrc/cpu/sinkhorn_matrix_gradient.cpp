@@ -1,0 +1,175 @@
+// The gradient at given costs: plans P_g = exp(alpha_i + beta_j - s C_ij) times weights, summed where C is shared.
+//
+// The sum over problems of a shared matrix is one product of scalings, K_ij sum_g w_g u_gi v_gj, as long as scalings stay
+// in range; plans of other problems are made one by one.
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+#include <type_traits>
+#include <vector>
+
+#include "cpu.h"
+#include "sinkhorn_kernels.h"
+#include "simd_kernels.h"
+
+namespace wcf {
+namespace {
+
+template <class T>
+constexpr double MOST_LOG = sizeof(T) == 4 ? 62 : 620;  // of a scaling
+template <class T>
+constexpr double MOST_SPREAD = sizeof(T) == 4 ? 69 : 600;  // of s C in a row
+
+template <class S>
+class MatrixGradient {
+ public:
+  explicit MatrixGradient(const OtMatrixGradient& call)
+      : call_(call),
+        n_(call.n),
+        m_(call.m),
+        costs_(static_cast<const S*>(call.costs)),
+        alpha_(static_cast<const S*>(call.alpha)),
+        beta_(static_cast<const S*>(call.beta)),
+        scale_(static_cast<const S*>(call.scale)),
+        weight_(static_cast<const S*>(call.weight)),
+        out_(static_cast<S*>(call.out)),
+        threads_(threads_of(call.place)) {}
+
+  void run() {
+    if (!call_.shared) {
+#pragma omp parallel for num_threads(threads_) schedule(static) if (threads_ > 1)
+      for (int64_t g = 0; g < call_.problems; ++g) one(g, g, 0, n_, false);
+      return;
+    }
+    std::fill_n(out_, n_ * m_, S(0));
+    find_shift();
+    std::vector<int64_t> narrow, wide, alone;
+    for (int64_t g = 0; g < call_.problems; ++g) {
+      if (std::is_same_v<S, float> && fits<float>(g)) {
+        narrow.push_back(g);
+      } else if (fits<double>(g)) {
+        wide.push_back(g);
+      } else {
+        alone.push_back(g);
+      }
+    }
+    if (!narrow.empty()) product<float>(narrow);
+    if (!wide.empty()) product<double>(wide);
+    if (alone.empty()) return;
+    const int64_t blocks = (n_ + ABLOCK - 1) / ABLOCK;
+#pragma omp parallel for num_threads(threads_) schedule(static) if (threads_ > 1)
+    for (int64_t block = 0; block < blocks; ++block) {
+      for (const int64_t g : alone) one(g, 0, block * ABLOCK, std::min((block + 1) * ABLOCK, n_), true);
+    }
+  }
+
+ private:
+  // s min_j C_ij for the scale of the first problem (a shared matrix is solved at one scale, but for a tol of ipot's).
+  void find_shift() {
+    shift_.resize(static_cast<size_t>(n_));
+    for (int64_t i = 0; i < n_; ++i) {
+      const auto [least, most] = std::minmax_element(costs_ + i * m_, costs_ + (i + 1) * m_);
+      shift_[static_cast<size_t>(i)] = static_cast<double>(*least) * static_cast<double>(scale_[0]);
+      spread_ = std::max(spread_, static_cast<double>(*most - *least) * static_cast<double>(scale_[0]));
+    }
+  }
+
+  template <class T>
+  bool fits(int64_t g) const {
+    if (scale_[g] != scale_[0] || !(spread_ <= MOST_SPREAD<T>)) return false;
+    double most = 0;
+    for (int64_t i = 0; i < n_; ++i) {
+      most = std::max(most, static_cast<double>(alpha_[g * n_ + i]) - shift_[static_cast<size_t>(i)]);
+    }
+    for (int64_t j = 0; j < m_; ++j) most = std::max(most, static_cast<double>(beta_[g * m_ + j]));
+    return most <= MOST_LOG<T>;
+  }
+
+  // out += K_ij sum over `problems` of w u_i v_j.
+  template <class T>
+  void product(const std::vector<int64_t>& problems) {
+    const SinkhornKernels<T>& kernel = sinkhorn_kernels<T>();
+    const auto unit = static_cast<int64_t>(PAD_BYTES / sizeof(T));
+    const auto padded = [unit](int64_t k) { return (k + unit - 1) / unit * unit; };
+    const int64_t count = static_cast<int64_t>(problems.size()), ln = padded(n_), lm = padded(m_);
+    std::vector<T> u(static_cast<size_t>(count * ln)), v(static_cast<size_t>(count * lm)), shift(static_cast<size_t>(ln));
+    std::vector<T> zero(static_cast<size_t>(std::max(lm, ln))), packed(static_cast<size_t>(count * lm));
+    for (int64_t i = 0; i < n_; ++i) shift[static_cast<size_t>(i)] = static_cast<T>(-shift_[static_cast<size_t>(i)]);
+    const int64_t blocks = (n_ + ABLOCK - 1) / ABLOCK, panels = lm / kernel.tile_columns;
+#pragma omp parallel num_threads(threads_) if (threads_ > 1)
+    {
+#pragma omp for schedule(static)
+      for (int64_t k = 0; k < count; ++k) {
+        const int64_t g = problems[static_cast<size_t>(k)];
+        T *const own_u = u.data() + k * ln, *const own_v = v.data() + k * lm;
+        std::copy_n(alpha_ + g * n_, n_, own_u);
+        std::copy_n(beta_ + g * m_, m_, own_v);
+        kernel.absorb(own_u, ln, ln, 1, T(-1), zero.data(), shift.data());
+        kernel.absorb(own_v, lm, lm, 1, T(-1), zero.data(), zero.data());
+        const T w = static_cast<T>(weight_[g]);
+        for (int64_t i = 0; i < n_; ++i) own_u[i] *= w;
+      }
+#pragma omp for schedule(static)
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        kernel.pack_b(v.data(), lm, 1, nullptr, lm, lm, count, panel, panel + 1, packed.data());
+      }
+      std::vector<T> sums(static_cast<size_t>(ABLOCK * lm)), strip(static_cast<size_t>(ABLOCK * lm));
+      std::vector<T> scratch(static_cast<size_t>(PACK)), own_shift(static_cast<size_t>(ABLOCK));
+      const T s = static_cast<T>(scale_[0]);
+#pragma omp for schedule(static)
+      for (int64_t block = 0; block < blocks; ++block) {
+        const int64_t first = block * ABLOCK, rows = std::min(ABLOCK, n_ - first);
+        kernel.product(u.data() + first, 1, ln, packed.data(), rows, lm, count, false, T(0), T(1), sums.data(), lm,
+                       scratch.data());
+        for (int64_t i = 0; i < rows; ++i) {
+          std::copy_n(costs_ + (first + i) * m_, m_, strip.data() + i * lm);
+          own_shift[static_cast<size_t>(i)] = static_cast<T>(shift_[static_cast<size_t>(first + i)]);
+        }
+        kernel.absorb(strip.data(), lm, lm, rows, s, own_shift.data(), zero.data());
+        for (int64_t i = 0; i < rows; ++i) {
+          S* const to = out_ + (first + i) * m_;
+          const T *const k = strip.data() + i * lm, *const sum = sums.data() + i * lm;
+          for (int64_t j = 0; j < m_; ++j) to[j] += static_cast<S>(k[j] * sum[j]);
+        }
+      }
+    }
+  }
+
+  // w P of rows [first, last) of problem g into matrix number `to`, or on top of it.
+  void one(int64_t g, int64_t to, int64_t first, int64_t last, bool add) const {
+    const SinkhornKernels<S>& kernel = sinkhorn_kernels<S>();
+    const auto unit = static_cast<int64_t>(PAD_BYTES / sizeof(S));
+    const int64_t ld = (m_ + unit - 1) / unit * unit;
+    std::vector<S> row(static_cast<size_t>(ld)), beta(static_cast<size_t>(ld), Range<S>::nowhere);
+    for (int64_t j = 0; j < m_; ++j) beta[static_cast<size_t>(j)] = std::max(beta_[g * m_ + j], Range<S>::nowhere);
+    for (int64_t i = first; i < last; ++i) {
+      std::copy_n(costs_ + (call_.shared ? 0 : g * n_ * m_) + i * m_, m_, row.data());
+      const S alpha = std::max(alpha_[g * n_ + i], Range<S>::nowhere);
+      S sum = 0;
+      kernel.finish_cost(row.data(), ld, ld, 1, scale_[g], &alpha, beta.data(), true, &sum, nullptr);
+      S* const out = out_ + (to * n_ + i) * m_;
+      for (int64_t j = 0; j < m_; ++j) {
+        const S p = weight_[g] * row[static_cast<size_t>(j)];
+        out[j] = add ? out[j] + p : p;
+      }
+    }
+  }
+
+  const OtMatrixGradient& call_;
+  const int64_t n_, m_;
+  const S *costs_, *alpha_, *beta_, *scale_, *weight_;
+  S* out_;
+  const int threads_;
+  std::vector<double> shift_;
+  double spread_ = 0;
+};
+
+}  // namespace
+
+void cpu_ot_matrix_gradient(const OtMatrixGradient& args) {
+  if (args.dtype == DTYPE_F64) return MatrixGradient<double>(args).run();
+  if (args.dtype == DTYPE_F32) return MatrixGradient<float>(args).run();
+  throw std::invalid_argument("dtype: expected fp32 or fp64");
+}
+
+}  // namespace wcf

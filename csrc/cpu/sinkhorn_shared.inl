@@ -1,0 +1,148 @@
+// Many problems with one cost matrix: products of the kernel K with the scalings of a block of problems. Included once
+// per instruction set.
+//
+// Scalings lie in panels of TILE_COLUMNS problems, [panel][row][problem], so that a product's tile of TILE_ROWS rows and
+// one panel is written where the next product reads it, and mass / sum happens in its registers. K is packed twice, by
+// rows and by columns, as panels [panel][k][TILE_ROWS].
+
+constexpr int64_t SHARED_DEPTH = 4096;  // bytes of one row of a panel of K that a pass goes down
+
+// Safe range of a row's or column's sum. K is between 2^-100 (fp64: 2^-866) and 1, so what underflow takes from a sum is
+// below 2^-36 of the least one (count * 2^-122), and products of two scalings do not overflow.
+template <class T>
+struct SharedRange;
+template <>
+struct SharedRange<float> {
+  static constexpr float least = 0x1p-90f, most = 0x1p90f, normal = 0x1p-126f;
+};
+template <>
+struct SharedRange<double> {
+  static constexpr double least = 0x1p-900, most = 0x1p900, normal = 0x1p-1022;
+};
+
+// K_ij = exp(shift_i - s C_ij) of rows [first, last), a multiple of TILE_ROWS apart, into both packings; times C_ij, by
+// rows only, if `weighted`. scratch [TILE_ROWS, m + WIDTH].
+template <class T>
+void shared_pack(const T* cost, int64_t n, int64_t m, T s, const T* shift, int64_t first, int64_t last, bool weighted,
+                 T* by_rows, T* by_columns, T* scratch) {
+  const int64_t ld = round_up(m, WIDTH<T>);
+  for (int64_t i0 = first; i0 < last; i0 += TILE_ROWS) {
+    for (int64_t r = 0; r < TILE_ROWS; ++r) {
+      T* const e = scratch + r * ld;
+      if (i0 + r >= n) {
+        for (int64_t j = 0; j < ld; ++j) e[j] = 0;
+        continue;
+      }
+      const T* const row = cost + (i0 + r) * m;
+      for (int64_t j = 0; j < m; j += WIDTH<T>) {
+        const Vec<T> c = j + WIDTH<T> <= m ? load_vec<T>(row + j) : load_part<T>(row + j, static_cast<int>(m - j));
+        const Vec<T> k = exp_vec<T>(fma(splat(-s), c, splat(shift[i0 + r])));
+        store_vec(e + j, weighted ? k * c : k);
+      }
+    }
+    T* const to = by_rows + i0 * m;
+    for (int64_t j = 0; j < m; ++j) {
+      WCF_UNROLL
+      for (int r = 0; r < TILE_ROWS; ++r) to[j * TILE_ROWS + r] = scratch[r * ld + j];
+    }
+    if (weighted) continue;
+    for (int64_t r = 0; r < TILE_ROWS && i0 + r < n; ++r) {
+      const T* const e = scratch + r * ld;
+      const int64_t whole = m / TILE_ROWS;
+      for (int64_t p = 0; p < whole; ++p) {
+        __builtin_memcpy(by_columns + (p * n + i0 + r) * TILE_ROWS, e + p * TILE_ROWS, TILE_ROWS * sizeof(T));
+      }
+      for (int64_t j = whole * TILE_ROWS; j < whole * TILE_ROWS + (m > whole * TILE_ROWS ? TILE_ROWS : 0); ++j) {
+        by_columns[(whole * n + i0 + r) * TILE_ROWS + j - whole * TILE_ROWS] = j < m ? e[j] : T(0);
+      }
+    }
+  }
+}
+
+// What a half step does with the sums of one row: scaling = mass / sum (or mass * sum^-damp), and where it is kept.
+template <class T>
+WCF_HD void shared_scale(const SharedStep<T>& step, int64_t at, const Vec<T>* sum, const Vec<T>* frozen, IntVec<T>* safe) {
+  using Range = SharedRange<T>;
+  WCF_UNROLL
+  for (int v = 0; v < 2; ++v) {
+    const int64_t k = at + v * WIDTH<T>;
+    const Vec<T> mass = load_vec<T>(step.mass + k);
+    Vec<T> scaling = step.damp == 1 ? mass / sum[v] : mass * exp_vec<T>(splat(-step.damp) * log_vec<T>(sum[v]));
+    const IntVec<T> keep = frozen[v] != Vec<T>{};
+    const Vec<T> old = load_vec<T>(step.scaling + k);
+    scaling = scaling >= Range::normal ? scaling : Vec<T>{};
+    IntVec<T> fine = (sum[v] >= Range::least) & (sum[v] <= Range::most);
+    if (step.extended) {
+      const Vec<T> ahead = mass > Vec<T>{} ? scaling * (scaling / old) : Vec<T>{};
+      fine &= (ahead <= Range::most) & ((ahead >= Range::least) | (mass < Range::least));
+      store_vec(step.extended + k, ahead);
+    }
+    safe[v] &= fine | keep;
+    store_vec(step.scaling + k, keep ? old : scaling);
+    store_vec(step.sums + k, keep ? load_vec<T>(step.sums + k) : sum[v]);
+  }
+}
+
+template <class T>
+void shared_product(const SharedStep<T>& step) {
+  constexpr int W = TILE_COLUMNS<T>;
+  constexpr int64_t DEPTH = SHARED_DEPTH / static_cast<int64_t>(sizeof(T));
+  for (int64_t k0 = 0; k0 < step.k; k0 += DEPTH) {
+    const int64_t depth = step.k - k0 < DEPTH ? step.k - k0 : DEPTH;
+    const bool last = k0 + depth == step.k;
+    for (int64_t i0 = 0; i0 < step.rows; i0 += TILE_ROWS) {
+      const T* const a = step.kernel + i0 * step.k + k0 * TILE_ROWS;
+      const int64_t rows = step.rows - i0 < TILE_ROWS ? step.rows - i0 : TILE_ROWS;
+      for (int64_t q = 0; q < step.panels; ++q) {
+        const T* const b = step.in + (q * step.k + k0) * W;
+        const int64_t at = (q * step.rows + i0) * W;
+        Vec<T> acc[TILE_ROWS][2];
+        WCF_UNROLL
+        for (int i = 0; i < TILE_ROWS; ++i) acc[i][0] = acc[i][1] = Vec<T>{};
+        for (int64_t k = 0; k < depth; ++k) {
+          const Vec<T> b0 = load_vec<T>(b + k * W), b1 = load_vec<T>(b + k * W + WIDTH<T>);
+          WCF_UNROLL
+          for (int i = 0; i < TILE_ROWS; ++i) {
+            const Vec<T> x = splat(a[k * TILE_ROWS + i]);
+            acc[i][0] = fma(x, b0, acc[i][0]);
+            acc[i][1] = fma(x, b1, acc[i][1]);
+          }
+        }
+        T* const partial = step.partial ? step.partial + at : nullptr;
+        T* const marks = step.marks + q * 2 * W;  // [frozen, safe] of the panel's problems
+        const Vec<T> frozen[2] = {load_vec<T>(marks), load_vec<T>(marks + WIDTH<T>)};
+        IntVec<T> safe[2] = {~IntVec<T>{}, ~IntVec<T>{}};
+        WCF_UNROLL
+        for (int i = 0; i < TILE_ROWS; ++i) {
+          if (i >= rows) continue;
+          if (k0 > 0) {
+            acc[i][0] += load_vec<T>(partial + i * W);
+            acc[i][1] += load_vec<T>(partial + i * W + WIDTH<T>);
+          }
+          if (last && step.mass) {
+            shared_scale(step, at + i * W, acc[i], frozen, safe);
+          } else {
+            T* const to = last ? step.sums + at + i * W : partial + i * W;
+            store_vec(to, acc[i][0]);
+            store_vec(to + WIDTH<T>, acc[i][1]);
+          }
+        }
+        WCF_UNROLL
+        for (int v = 0; v < 2; ++v) {
+          T* const to = marks + W + v * WIDTH<T>;
+          store_vec(to, safe[v] ? load_vec<T>(to) : Vec<T>{});
+        }
+      }
+    }
+  }
+}
+
+// x = log x, and the logarithm of a number at or below 0 is -infinity.
+template <class T>
+void shared_log(T* x, int64_t count) {
+  const Vec<T> nothing = splat(static_cast<T>(-__builtin_inf()));
+  for (int64_t i = 0; i < count; i += WIDTH<T>) {
+    const Vec<T> v = load_vec<T>(x + i);
+    store_vec(x + i, v > Vec<T>{} ? log_vec<T>(v) : nothing);
+  }
+}

@@ -1,0 +1,246 @@
+"""Transport for a given cost matrix: every backend against textbook float64 loops, gradients, shapes, bad input."""
+
+import numpy as np
+import pytest
+import torch
+
+import wcord_fast.functional as F
+from tests import ot_oracles
+from wcord_fast.ops.sinkhorn import matrix
+
+BACKENDS = ("native", "reference")
+N, M, G = 23, 37, 5
+
+
+def costs(*shape, seed=0, dtype=torch.float64):
+    return torch.from_numpy(np.random.default_rng(seed).uniform(0, 1.5, shape)).to(dtype)
+
+
+def masses(seed, *shape, zeros=(), dtype=torch.float64):
+    return ot_oracles.masses(seed, *shape, zeros=zeros, dtype=dtype)
+
+
+def textbook(c, a, b, solver, eps, iters):
+    plan = ot_oracles.PLANS[solver](np.asarray(c), np.asarray(a), np.asarray(b), eps, iters)
+    return float((plan * np.asarray(c)).sum()), torch.from_numpy(plan)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("solver", ["sinkhorn", "ipot"])
+@pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
+@pytest.mark.parametrize("zeros", [(), (0, 7)], ids=["full", "zeros"])
+def test_values_and_plans_are_the_textbooks(backend, solver, own, zeros):
+    c = costs(G, N, M) if own else costs(N, M)
+    a, b = masses(1, G, N, zeros=zeros), masses(2, G, M, zeros=zeros)
+    options = {"solver": solver, "eps": 0.1 if solver == "sinkhorn" else 0.8, "iters": 30, "backend": backend}
+    found = F.ot_solve_from_matrix(c, a, b, **options)
+    plans = F.ot_plan_from_matrix(c, a, b, **options)
+    for g in range(G):
+        value, plan = textbook(c[g] if own else c, a[g], b[g], solver, options["eps"], 30)
+        torch.testing.assert_close(plans[g], plan, rtol=1e-9, atol=1e-13)
+        assert float(found.cost[g]) == pytest.approx(value, rel=1e-10)
+        error = float((plan.sum(1) - a[g]).abs().sum())
+        assert float(found.marginal_error[g]) == pytest.approx(error, rel=1e-6, abs=1e-12)
+    assert found.iterations.tolist() == [30] * G
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("a_shape", [None, (N,), (G, N)])
+@pytest.mark.parametrize("b_shape", [None, (M,), (G, M)])
+@pytest.mark.parametrize("batched", [False, True])
+def test_masses_of_one_problem_serve_all(backend, a_shape, b_shape, batched):
+    c = costs(G, N, M) if batched else costs(N, M)
+    a = None if a_shape is None else masses(1, *a_shape)
+    b = None if b_shape is None else masses(2, *b_shape)
+    several = batched or any(s is not None and len(s) == 2 for s in (a_shape, b_shape))
+    found = F.ot_cost_from_matrix(c, a, b, eps=0.2, backend=backend)
+    assert found.shape == ((G,) if several else ())
+    plan = F.ot_plan_from_matrix(c, a, b, eps=0.2, backend=backend)
+    assert plan.shape == ((G, N, M) if several else (N, M))
+    torch.testing.assert_close(found, (plan * c).sum((-2, -1)), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        plan.sum(-2),
+        torch.full((M,), 1 / M).double().expand(plan.sum(-2).shape) if b is None else b.expand(plan.sum(-2).shape),
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("eps", [0.05, 0.005, 0.0005])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_small_eps_leaves_no_range(backend, eps, dtype):
+    """At eps = .005 the kernel leaves fp32, at .0005 fp64."""
+    c, sharp = costs(N, M, dtype=dtype), 6 * torch.randn(G, N + M, generator=torch.Generator().manual_seed(3))
+    a, b = sharp[:, :N].softmax(-1).to(dtype), sharp[:, N:].softmax(-1).to(dtype)
+    a, b = a / a.sum(-1, keepdim=True), b / b.sum(-1, keepdim=True)
+    c.requires_grad_()
+    found = F.ot_solve_from_matrix(c, a, b, eps=eps, iters=10, backend=backend)
+    found.cost.sum().backward()
+    plans = [
+        ot_oracles.sinkhorn_log(c.detach().double().numpy(), x.double().numpy(), y.double().numpy(), eps, 10)
+        for x, y in zip(a, b, strict=True)
+    ]
+    value = torch.tensor([float((p * c.detach().double().numpy()).sum()) for p in plans])
+    narrow = dtype == torch.float32
+    rounding = 6e-8 * 1.5 / eps if narrow else 1e-12  # of an exponent
+    torch.testing.assert_close(
+        found.cost.double(), value.double(), rtol=max(1e-5, 4 * rounding) if narrow else 1e-9, atol=0
+    )
+    want = torch.from_numpy(sum(plans))
+    assert float((c.grad - want).norm()) <= (max(1e-4, 4 * rounding) if narrow else 1e-9) * float(want.norm())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("reach", [None, 0.4, (0.3, float("inf"))], ids=str)
+@pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
+def test_gradients_of_the_dual_value(backend, reach, own):
+    c = costs(2, 4, 5, seed=4) if own else costs(4, 5, seed=4)
+    a, b = torch.randn(2, 4, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)
+
+    def value(c, a, b):
+        a = a.softmax(-1) if reach is None else 0.3 + a.sigmoid()
+        options = {"value": "dual", "eps": 0.3, "iters": 200, "reach": reach, "backend": backend}
+        return F.ot_cost_from_matrix(c, a, b.softmax(-1), **options)
+
+    inputs = [t.requires_grad_() for t in (c, a, b)]
+    assert torch.autograd.gradcheck(value, inputs, atol=1e-7)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_gradient_of_the_cost_is_the_plan(backend):
+    c, a, b = costs(N, M).requires_grad_(), masses(1, G, N), masses(2, G, M)
+    weight = torch.arange(1.0, G + 1, dtype=torch.float64)
+    (weight * F.ot_cost_from_matrix(c, a, b, backend=backend)).sum().backward()
+    plans = F.ot_plan_from_matrix(c, a, b, backend=backend)
+    torch.testing.assert_close(c.grad, (weight[:, None, None] * plans).sum(0), rtol=1e-9, atol=1e-14)
+
+
+def test_zero_masses_have_finite_gradients_that_the_backends_agree_on():
+    c = costs(N, M)
+    grads = []
+    for backend in BACKENDS:
+        a = masses(1, G, N, zeros=(3,)).requires_grad_()
+        b = masses(2, G, M, zeros=(0, 5)).requires_grad_()
+        F.ot_cost_from_matrix(c, a, b, value="dual", iters=200, backend=backend).sum().backward()
+        grads.append(torch.cat([a.grad, b.grad], -1))
+    assert grads[0].isfinite().all()
+    torch.testing.assert_close(*grads, rtol=1e-8, atol=1e-12)
+
+
+def test_a_problem_does_not_depend_on_its_neighbours_or_on_the_threads():
+    c = costs(N, M, dtype=torch.float32)
+    a, b = masses(1, 40, N, dtype=torch.float32), masses(2, 40, M, dtype=torch.float32)
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            leaf = c.clone().requires_grad_()
+            solved = F.ot_solve_from_matrix(leaf, a, b, backend="native")
+            solved.cost.sum().backward()
+            found.append((*solved[:5], leaf.grad))
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(found[0], other, strict=True))
+    alone = F.ot_solve_from_matrix(c, a[17], b[17], backend="native")
+    assert torch.equal(alone.alpha, found[0][1][17]) and torch.equal(alone.cost, found[0][0][17])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("solver", ["sinkhorn", "ipot"])
+def test_tol_freezes_each_problem_by_itself(backend, solver):
+    c, b = costs(N, M), masses(2, 3, M)
+    a = torch.stack([masses(1, N), masses(5, N), 1e-3 * masses(7, N)])
+    a[2, 0] += 1 - 1e-3
+    options = {"solver": solver, "eps": 0.2, "iters": 200, "backend": backend}
+    found = F.ot_solve_from_matrix(c, a, b, tol=1e-4, **options)
+    assert len(set(found.iterations.tolist())) > 1 and (found.marginal_error <= 1e-4).all()
+    for g, count in enumerate(found.iterations.tolist()):
+        alone = F.ot_solve_from_matrix(c, a[g], b[g], **{**options, "iters": count})
+        torch.testing.assert_close(found.alpha[g], alone.alpha)
+        torch.testing.assert_close(found.cost[g], alone.cost)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_widened(dtype):
+    c, a, b = costs(N, M, dtype=dtype).requires_grad_(), masses(1, G, N).to(dtype), masses(2, G, M).to(dtype)
+    found = F.ot_cost_from_matrix(c, a, b)
+    assert found.dtype == torch.float32
+    found.sum().backward()
+    assert c.grad.dtype == dtype
+    wide = [t.detach().float() for t in (a, b)]
+    want = F.ot_cost_from_matrix(c.detach().float(), *(t / t.sum(-1, keepdim=True) for t in wide))
+    torch.testing.assert_close(found.detach(), want, rtol=1e-5, atol=0)
+
+
+def test_strides_do_not_matter():
+    c, a, b = costs(M, N).T, masses(1, N, G).T.contiguous().T.T, masses(2, G, M)
+    a = masses(1, G, N)
+    spread = torch.zeros(G, 2 * N, dtype=torch.float64)
+    spread[:, ::2] = a
+    want = F.ot_cost_from_matrix(c.contiguous(), a, b)
+    assert torch.equal(F.ot_cost_from_matrix(c, spread[:, ::2], b), want)
+
+
+def test_expanded_grad_output_and_double_backward():
+    c, a, b = costs(N, M).requires_grad_(), masses(1, G, N), masses(2, G, M)
+    value = F.ot_cost_from_matrix(c, a, b)
+    (grad,) = torch.autograd.grad(value, c, torch.ones(()).double().expand(G), create_graph=True)
+    torch.testing.assert_close(grad.detach(), F.ot_plan_from_matrix(c, a, b).sum(0))
+    with pytest.raises(NotImplementedError, match="again"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "named"),
+    [
+        ({"C": -costs(N, M)}, ValueError, r"C\[0, 0\]"),
+        ({"C": costs(N, M).where(costs(N, M) < 1.4, torch.nan)}, ValueError, "C"),
+        ({"C": costs(N)}, ValueError, "C"),
+        ({"C": [[1.0]]}, TypeError, "C"),
+        ({"a": 2 * masses(1, N)}, ValueError, "a"),
+        ({"a": masses(1, M)}, ValueError, "a"),
+        ({"b": -masses(2, M)}, ValueError, "b"),
+        ({"a": masses(1, 2, N), "b": masses(2, 3, M)}, ValueError, "b"),
+        ({"reach": 0.0}, ValueError, "reach"),
+        ({"reach": -1.0}, ValueError, "reach"),
+        ({"reach": (1.0, 2.0, 3.0)}, ValueError, "reach"),
+        ({"reach": "far"}, TypeError, "reach"),
+        ({"reach": 1.0, "solver": "ipot"}, ValueError, "reach"),
+        ({"reach": 1.0, "a": torch.zeros(N).double()}, ValueError, "a"),
+        ({"eps": 0.0}, ValueError, "eps"),
+        ({"iters": 0}, ValueError, "iters"),
+        ({"backend": "triton"}, NotImplementedError, "triton"),
+        ({"a": masses(1, N).requires_grad_()}, NotImplementedError, "a requires grad"),
+    ],
+)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bad_input_is_named(backend, change, error, named):
+    arguments = {"C": costs(N, M), "a": masses(1, N), "b": masses(2, M), "backend": backend, **change}
+    with pytest.raises(error, match=named):
+        F.ot_cost_from_matrix(**arguments)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_opcheck(backend):
+    c, a, b = costs(1, 6, 7, dtype=torch.float32), masses(1, 2, 6).float(), masses(2, 2, 7).float()
+    options = ("sinkhorn", 0.1, 12, None, "dual", 0.5, None, True, True, backend)
+    torch.library.opcheck(matrix.solve_op, (c, a, b, *options))
+    solved = matrix.solve_op(c, a, b, *options)
+    torch.library.opcheck(matrix.gradient_op, (c, *solved[1:4], torch.ones(2), backend))
+
+
+@pytest.mark.parametrize("reach", [None, 0.5])
+def test_compiled_code_gives_the_same_bits(reach):
+    c, a, b = costs(N, M, dtype=torch.float32), masses(1, G, N).float(), masses(2, G, M).float()
+
+    def step(c):
+        return F.ot_cost_from_matrix(c, a, b, eps=0.1, reach=reach, value="dual").mean()
+
+    grads = []
+    for run in (step, torch.compile(step, backend="aot_eager", fullgraph=True)):
+        leaf = c.clone().requires_grad_()
+        value = run(leaf)
+        value.backward()
+        grads.append((value.detach(), leaf.grad))
+    assert torch.equal(grads[0][0], grads[1][0]) and torch.equal(grads[0][1], grads[1][1])

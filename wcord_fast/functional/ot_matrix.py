@@ -1,0 +1,164 @@
+"""Optimal transport for a cost matrix that is given: one for all problems, or one for each.
+
+Sources: Sinkhorn (Cuturi, NeurIPS 2013); the unbalanced problem and its damped iteration of Chizat, Peyre, Schmitzer,
+Vialard (Mathematics of Computation 2018).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..ops import checks
+from ..ops.first_order import first_order
+from ..ops.sinkhorn import matrix as op
+from ..ops.sinkhorn.reference import Asked, accumulation_dtype
+from .ot import OTOptions, OTSolution, Reach, checked_options, given_masses, marginals
+
+
+@first_order
+def ot_cost_from_matrix(
+    C: Tensor,
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    *,
+    solver: str = "sinkhorn",
+    eps: float | None = None,
+    iters: int = 50,
+    tol: float | None = None,
+    value: str = "cost",
+    reach: Reach = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Transport cost between masses a and b where moving a unit from i to j costs C_ij; differentiable in C.
+
+    The problem, its two values, `reach` and `tol` are those of `ot_cost`, with C in place of a cost of features.
+
+    Args:
+        C: [n, m], one matrix for all problems, or [G, n, m]; >= 0 and finite; fp16, bf16, fp32 or fp64; any strides.
+        a: [n] or [G, n], masses of the rows, as in `ot_cost`; None is uniform.
+        b: [m] or [G, m], masses of the columns.
+        solver: "sinkhorn" or "ipot".
+        eps, iters, tol, value, reach: as in `ot_cost`.
+        backend: "auto", "reference" or "native" (CPU).
+
+    G problems with one C cost two matrix products an iteration for all of them together; the gradient in C is one
+    matrix then, the sum over the problems.
+
+    Returns:
+        Scalar, or [G] where C, a or b has a leading dimension; fp32 (fp64 if one of the three is). The gradient in C is
+        P (held fixed, value="cost") or that of the problem's value at convergence (value="dual", which is P too); in a
+        and b, value="dual" only, as in `ot_cost`.
+
+    Raises:
+        TypeError, ValueError: wrong type, dtype, shape, device, option, or (on the CPU) a cost that is negative, NaN or
+            infinite, masses that are negative, not finite or of wrong sum. On CUDA such a problem's cost is NaN and
+            `wcord_fast.check()` raises.
+        NotImplementedError: gradient of a or b with value="cost"; backend="triton", or "native" on CUDA; and the
+            derivatives that `ot_cost` refuses.
+    """
+    options = _options(solver, eps, iters, tol, value, reach, backend)
+    return _solve(C, a, b, options)[0].cost
+
+
+@first_order
+def ot_solve_from_matrix(
+    C: Tensor,
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    *,
+    solver: str = "sinkhorn",
+    eps: float | None = None,
+    iters: int = 50,
+    tol: float | None = None,
+    value: str = "cost",
+    reach: Reach = None,
+    backend: str = "auto",
+) -> OTSolution:
+    """`ot_cost_from_matrix` together with the potentials and the marginals; only `.cost` has a gradient."""
+    options = _options(solver, eps, iters, tol, value, reach, backend)
+    return _solve(C, a, b, options)[0]
+
+
+@first_order
+def ot_plan_from_matrix(
+    C: Tensor,
+    a: Tensor | None = None,
+    b: Tensor | None = None,
+    *,
+    solver: str = "sinkhorn",
+    eps: float | None = None,
+    iters: int = 50,
+    tol: float | None = None,
+    value: str = "cost",
+    reach: Reach = None,
+    backend: str = "auto",
+) -> Tensor:
+    """The plan P [n, m] or [G, n, m] of `ot_cost_from_matrix` with the same arguments; it carries no gradient."""
+    with torch.no_grad():
+        options = _options(solver, eps, iters, tol, value, reach, backend)
+        _, solved, costs, batched = _solve(C, a, b, options)
+        plans = op.plan(costs, solved)
+        return plans if batched else plans[0]
+
+
+def _options(solver, eps, iters, tol, value, reach, backend) -> OTOptions:
+    return checked_options("cosine", solver, eps, iters, tol, value, reach, backend)  # the cost is of no account
+
+
+def _solve(
+    costs: Tensor, a: Tensor | None, b: Tensor | None, options: OTOptions
+) -> tuple[OTSolution, op.MatrixSolved, Tensor, bool]:
+    """The solution in the caller's shape; the op's results, the costs as it saw them, and whether there are G."""
+    problems = _check(costs, a, b)
+    dtype = costs.dtype
+    if any(mass is not None and mass.dtype == torch.float64 for mass in (a, b)):
+        dtype = torch.float64
+    wide = accumulation_dtype(dtype)
+    checks.divisor("eps", options.eps, wide, options.iters if options.solver == "ipot" else 1)
+    if options.value == "cost" and torch.is_grad_enabled():
+        for name, mass in (("a", a), ("b", b)):
+            if mass is not None and mass.requires_grad:
+                raise NotImplementedError(
+                    f"{name} requires grad, but value='cost' has no gradient for masses; use value='dual' or "
+                    f"{name}.detach()"
+                )
+    costs = costs.to(dtype)
+    costs = costs if costs.dim() == 3 else costs.unsqueeze(0)
+    rows, columns = (
+        _masses(given_masses(mass, wide, options.relaxed), size, wide, costs.device)
+        for mass, size in ((a, costs.shape[1]), (b, costs.shape[2]))
+    )
+    asked = Asked("given", *options[1:6], False, False, False, False, *options.reach)
+    solved = op.solve(costs, rows, columns, asked, options.backend)
+    sides = marginals(solved, rows, columns, options)
+    fields = (*solved[:6], *sides)
+    solution = OTSolution(*fields) if problems is not None else OTSolution(*(t[0] for t in fields))
+    return solution, solved, costs, problems is not None
+
+
+def _masses(mass: Tensor | None, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[G, size] or [1, size]."""
+    if mass is None:
+        return torch.full((1, size), 1 / size, dtype=dtype, device=device)
+    return mass if mass.dim() == 2 else mass.unsqueeze(0)
+
+
+def _check(costs: Tensor, a: Tensor | None, b: Tensor | None) -> int | None:
+    """The number of problems, None for one without a leading dimension; raises on what does not fit."""
+    if isinstance(costs, Tensor) and costs.dim() not in (2, 3):
+        raise ValueError(f"C: expected shape [n, m] or [G, n, m], got {list(costs.shape)}")
+    batched = isinstance(costs, Tensor) and costs.dim() == 3
+    checks.tensor("C", costs, shape=("G", "n", "m") if batched else ("n", "m"))
+    problems = costs.shape[0] if batched else None
+    tensors = {"C": costs}
+    for name, mass, size in (("a", a, costs.shape[-2]), ("b", b, costs.shape[-1])):
+        if mass is None:
+            continue
+        many = isinstance(mass, Tensor) and mass.dim() == 2
+        checks.tensor(name, mass, shape=((problems or "G"), size) if many else (size,))
+        if many:
+            problems = mass.shape[0]
+        tensors[name] = mass
+    checks.same_device(**tensors)
+    return problems

@@ -1,0 +1,135 @@
+"""The registered ops for a given cost matrix, and their `autograd.Function`.
+
+The solve returns potentials; the gradient in C is made from them in backward, where the weights of the problems are
+known: for a matrix that is shared it is one matrix, however many problems there are.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import dispatch
+from ..differentiable_once import differentiable_once
+from ..eager import eager
+from ..library import register
+from . import matrix_reference, unreached
+from .autograd import refuse_overflow
+from .matrix_reference import MatrixSolved
+from .reference import Asked, accumulation_dtype
+
+_NOT_TWICE = "the gradient of an optimal-transport cost cannot be differentiated again: its plan is detached"
+
+
+def _module(costs: Tensor, backend: str) -> ModuleType:
+    if dispatch.resolve("ot_matrix", device=costs.device.type, backend=backend).backend == "native":
+        from . import matrix_native
+
+        return matrix_native
+    return matrix_reference
+
+
+def _asked(solver, eps, iters, tol, value, reach_a, reach_b, need_a, need_b) -> Asked:
+    return Asked("given", solver, eps, iters, tol, value, False, False, need_a, need_b, reach_a, reach_b)
+
+
+def _problems(costs: Tensor, a: Tensor, b: Tensor) -> int:
+    return max(costs.shape[0], a.shape[0], b.shape[0])
+
+
+def _solve(costs: Tensor, a: Tensor, b: Tensor, *rest: Any) -> MatrixSolved:
+    *options, backend = rest
+    asked, g = _asked(*options), _problems(costs, a, b)
+    solved = _module(costs, backend).solve(costs, a.expand(g, -1), b.expand(g, -1), asked)
+    if costs.device.type == "cpu":
+        refuse_overflow(solved.value, {"C": costs}, asked)
+    unreached.tell(solved, asked)
+    return solved
+
+
+def _solve_fake(costs: Tensor, a: Tensor, b: Tensor, *rest: Any) -> MatrixSolved:
+    return matrix_reference.unwritten(costs, _problems(costs, a, b), _asked(*rest[:-1]))
+
+
+def _gradient(costs: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor, weight: Tensor, backend: str) -> Tensor:
+    return _module(costs, backend).gradient(costs, alpha, beta, scale, weight)
+
+
+def _gradient_fake(costs: Tensor, alpha: Tensor, *_: Any) -> Tensor:
+    return alpha.new_empty(costs.shape)
+
+
+solve_op = register(
+    "ot_matrix_solve(Tensor costs, Tensor a, Tensor b, str solver, Scalar eps, SymInt iters, Scalar? tol, str value, "
+    "Scalar? reach_a, Scalar? reach_b, bool need_a, bool need_b, str backend) -> (Tensor value, Tensor alpha, "
+    "Tensor beta, Tensor scale, Tensor marginal_error, Tensor iterations, Tensor grad_a, Tensor grad_b)",
+    _solve,
+    _solve_fake,
+)
+gradient_op = register(
+    "ot_matrix_gradient(Tensor costs, Tensor alpha, Tensor beta, Tensor scale, Tensor weight, str backend) -> Tensor",
+    _gradient,
+    _gradient_fake,
+)
+
+
+class _WithGradient(torch.autograd.Function):
+    """The values [G] of a solve; backward makes the gradient in C and multiplies those in a and b."""
+
+    @staticmethod
+    def forward(ctx, costs, a, b, backend, *solved):
+        solved = MatrixSolved(*solved)
+        handle = solved.value.new_empty(0)
+        ctx.set_materialize_grads(False)
+        ctx.backend = backend
+        ctx.dtypes = a.dtype, b.dtype
+        ctx.shapes = a.shape, b.shape
+        ctx.save_for_backward(handle, costs, solved.alpha, solved.beta, solved.scale, solved.grad_a, solved.grad_b)
+        return solved.value.clone(), handle
+
+    @staticmethod
+    def backward(ctx, weight, _):
+        if weight is None:
+            return (None,) * 12
+        handle, costs, alpha, beta, scale, *by_mass = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        grads: list[Tensor | None] = [None] * 3
+        with torch.no_grad():
+            if needs[0]:
+                run = _gradient if eager() and type(costs) is Tensor else gradient_op
+                grads[0] = run(costs, alpha, beta, scale, weight.contiguous(), ctx.backend).to(costs.dtype)
+            for i, grad in enumerate(by_mass):
+                if needs[1 + i]:
+                    grad = weight.unsqueeze(-1) * grad
+                    grads[1 + i] = grad.sum_to_size(ctx.shapes[i]).to(ctx.dtypes[i])
+        return *differentiable_once(grads, _NOT_TWICE, weight, handle), *(None,) * 9
+
+
+def solve(
+    costs: Tensor,  # [G, n, m], or [1, n, m] for all problems
+    a: Tensor,  # [G, n] or [1, n], in the accumulation dtype of costs
+    b: Tensor,  # [G, m] or [1, m]
+    asked: Asked,  # checked; its `need_` fields are set here
+    backend: str,
+) -> MatrixSolved:
+    """Differentiable solve of checked arguments: `value` has a gradient for C, a and b. Second derivatives raise."""
+    recording = torch.is_grad_enabled()
+    need_c, need_a, need_b = (recording and t.requires_grad for t in (costs, a, b))
+    options = (asked.solver, asked.eps, asked.iters, asked.tol, asked.value, asked.reach_a, asked.reach_b)
+    autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")  # which the op switches off
+    run = _solve if eager() and not autocast and type(costs) is type(a) is type(b) is Tensor else solve_op
+    with torch.no_grad():
+        solved = MatrixSolved(*run(costs, a, b, *options, need_a, need_b, backend))
+    if not (need_c or need_a or need_b):
+        return solved
+    return solved._replace(value=_WithGradient.apply(costs, a, b, backend, *solved)[0])
+
+
+def plan(costs: Tensor, solved: MatrixSolved) -> Tensor:
+    """P [G, n, m] of a solve."""
+    from . import reference
+
+    return reference.plan(costs.to(accumulation_dtype(costs.dtype)), solved.alpha, solved.beta, solved.scale)

@@ -1,0 +1,79 @@
+"""Transport for a given cost matrix in plain PyTorch: any device, any float dtype, the oracle.
+
+One matrix C [n, m] may serve all problems. Memory is some four matrices per problem, shared or not.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import status
+from . import reference
+from .reference import Asked
+
+
+class MatrixSolved(NamedTuple):
+    """What every backend returns for G problems, in this order; gradients not asked for have shape [0]."""
+
+    value: Tensor  # [G]
+    alpha: Tensor  # [G, n]
+    beta: Tensor  # [G, m]
+    scale: Tensor  # [G]
+    marginal_error: Tensor  # [G]
+    iterations: Tensor  # [G] int32
+    grad_a: Tensor  # [G, n]
+    grad_b: Tensor  # [G, m]
+
+
+def unwritten(costs: Tensor, problems: int, asked: Asked) -> MatrixSolved:
+    """Memory for the results, on the device of `costs` [1 or G, n, m] and in the accumulation dtype."""
+    dtype, (n, m) = reference.accumulation_dtype(costs.dtype), costs.shape[-2:]
+    dual = asked.value == "dual"
+
+    def new(*shape: int) -> Tensor:
+        return costs.new_empty(shape, dtype=dtype)
+
+    return MatrixSolved(
+        new(problems),
+        new(problems, n),
+        new(problems, m),
+        new(problems),
+        new(problems),
+        costs.new_empty(problems, dtype=torch.int32),
+        new(problems, n) if asked.need_a and dual else new(0),
+        new(problems, m) if asked.need_b and dual else new(0),
+    )
+
+
+def solve(costs: Tensor, a: Tensor, b: Tensor, asked: Asked) -> MatrixSolved:
+    """Solve G problems: costs [G, n, m], or [1, n, m] for all; masses a [G, n] and b [G, m]."""
+    bad = flag(costs, a, b, is_relaxed(asked))
+    solved, _ = reference.solve_costs(costs.to(a.dtype), a, b, asked)
+    if costs.device.type != "cpu":
+        solved = reference.poison(bad, solved)
+    return MatrixSolved(*solved[:6], *solved[8:])
+
+
+def is_relaxed(asked: Asked) -> bool:
+    return asked.reach_a is not None or asked.reach_b is not None
+
+
+def gradient(costs: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor, weight: Tensor) -> Tensor:
+    """weight_g P_g [G, n, m], or their sum over g as [1, n, m] for costs of that shape; weight [G]."""
+    plans = reference.plan(costs.to(alpha.dtype), alpha, beta, scale).mul_(weight[:, None, None])
+    return plans if costs.shape[0] == plans.shape[0] else plans.sum(0, keepdim=True)
+
+
+def flag(costs: Tensor, a: Tensor, b: Tensor, relaxed: bool) -> Tensor:
+    """bool [G]: problems with a bad value. On the CPU the first one raises ValueError, naming argument and place."""
+    wrong = ~(costs.isfinite() & (costs >= 0))
+
+    def describe(at: tuple[int, ...]) -> Exception:
+        place = ", ".join(map(str, at if costs.shape[0] > 1 else at[1:]))
+        return ValueError(f"C[{place}]: expected a finite cost >= 0, got {costs[at].item()}")
+
+    status.guard(wrong, status.Code.OT_INPUT, describe)
+    return wrong.flatten(1).any(-1) | reference.flag_masses(a, b, relaxed)
