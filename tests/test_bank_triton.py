@@ -90,3 +90,15 @@ def test_kernels_compile_without_a_spill(capability, tmp_path):
         if worst := max(result["stack"], result["stores"], result["loads"]):
             spilled.append(f"{worst} bytes spilled: {result}")
     judge(spilled)
+
+
+@needs_triton
+@pytest.mark.parametrize("capability", SHARED_LIMIT)
+def test_lanes_that_store_one_sum_have_equal_bits(capability, tmp_path):
+    """A product that is merged into a sum over lanes rounds another factor in each lane."""
+    cases = [{"capability": capability}, {"capability": capability, "enable_fp_fusion": True}]
+    environment = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    done = run(["-m", "tests.triton_compile", json.dumps(cases)], **environment)
+    assert done.returncode == 0, done.stderr
+    ours, merged = (json.loads(line)["fused"] for line in done.stdout.splitlines())
+    assert ours == 0 and merged > 0

@@ -1,6 +1,6 @@
 """Compiles Triton kernels for a GPU that is not there and prints what ptxas says of each, one JSON line per case.
 
-Run as `python -m tests.triton_compile CASES`, CASES a JSON list of what `usage` takes, in a process of its own: with
+Run as `python -m tests.triton_compile CASES`, CASES a JSON list of what `usage` or `fused` takes, in a process of its own: with
 TRITON_INTERPRET=1 there is nothing to compile.
 """
 
@@ -12,7 +12,7 @@ import sys
 import torch
 
 from tests import triton_ptxas
-from wcord_fast.ops.bank import triton_kernels, triton_launch
+from wcord_fast.ops.bank import triton_anchor, triton_kernels, triton_launch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 POINTERS = {
@@ -66,6 +66,16 @@ def usage(capability: int, kernel: str, member: str, bank: str, dim: int, batch:
     )
 
 
+def fused(capability: int, **options) -> dict:
+    """How many fused multiply-adds the kernel that finishes the mean score has: none, with the launch's own options."""
+    constants = {"D": 128, "DP": 128, "BLOCK": 16, "NEEDS_GRAD": True}
+    names = [name for name in triton_anchor.mean_finish_kernel.arg_names if name not in constants]
+    types = {name: "*fp32" if name.endswith("_ptr") else "i32" for name in names}
+    options = triton_launch.FINISH_OPTIONS | options
+    result = triton_ptxas.compiled(triton_anchor.mean_finish_kernel, types, constants, capability, options)
+    return {"fused": result.asm["ptx"].count("fma.rn.f32")}
+
+
 if __name__ == "__main__":
     for case in json.loads(sys.argv[1]):
-        print(json.dumps({**case, **usage(**case)}), flush=True)
+        print(json.dumps({**case, **(usage if "kernel" in case else fused)(**case)}), flush=True)

@@ -20,16 +20,15 @@ USAGE = re.compile(
 )
 
 
-def usage(
-    kernel, types: dict, constants: dict, *, capability: int, warps: int, stages: int, aligned: Sequence[str] = ()
-) -> dict[str, int]:
-    """Stack, spills, registers and shared memory (bytes) of one specialisation.
+def compiled(kernel, types: dict, constants: dict, capability: int, options: dict, aligned: Sequence[str] = ()):
+    """Triton's result for one specialisation.
 
     Args:
         kernel: a `triton.jit` function.
         types: argument name -> "*fp32", "i32", ...; pointers count as 16-byte aligned.
         constants: name -> value of the constexpr arguments.
         capability: 80 or 90.
+        options: of the launch.
         aligned: the integers that count as multiples of 16.
     """
     signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
@@ -40,16 +39,23 @@ def usage(
         if kind.startswith("*") or name in aligned
     }
     source = ASTSource(kernel, signature, constexprs=constants, attrs=divisible)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def usage(
+    kernel, types: dict, constants: dict, *, capability: int, warps: int, stages: int, aligned: Sequence[str] = ()
+) -> dict[str, int]:
+    """Stack, spills, registers and shared memory (bytes) of one specialisation; arguments as for `compiled`."""
     options = {"num_warps": warps, "num_stages": stages}
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    arch = re.search(r"\.target (\w+)", compiled.asm["ptx"])
+    result = compiled(kernel, types, constants, capability, options, aligned)
+    arch = re.search(r"\.target (\w+)", result.asm["ptx"])
     assert arch
     with tempfile.TemporaryDirectory() as folder:
         ptx = Path(folder, "kernel.ptx")
-        ptx.write_text(compiled.asm["ptx"])
+        ptx.write_text(result.asm["ptx"])
         # The assembler that Triton itself takes for the device: which of its two it is depends on the release.
         command = [get_ptxas(capability).path, "-v", f"-arch={arch[1]}", str(ptx), "-o", f"{folder}/kernel.cubin"]
         told = subprocess.run(command, capture_output=True, text=True).stderr
     found = USAGE.search(told)
     assert found, told
-    return {**{k: int(v) for k, v in found.groupdict().items()}, "shared": compiled.metadata.shared}
+    return {**{k: int(v) for k, v in found.groupdict().items()}, "shared": result.metadata.shared}

@@ -166,6 +166,8 @@ __device__ __forceinline__ void sweep(const Tile<Real>& t, Real scale, bool extr
         }
       }
       part = part == t.part ? t.part + PART / 2 : t.part;
+    } else {
+      __syncwarp();  // all lanes have read guess[i] before lane 0 writes it: shuffles order no memory
     }
     unsigned unsafe = 0;  // a bit per row
     WCF_UNROLL

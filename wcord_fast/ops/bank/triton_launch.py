@@ -23,6 +23,9 @@ MAX_ROWS = 2**31 - 2**16  # row numbers are int32 in the kernels, a tile past th
 
 _PRECISION_TERMS = {"highest": 3, "high": 2, "medium": 1}
 DTYPE_TERMS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
+# All lanes of a finish kernel store the sum of a product, each its own. Merged into multiply-adds, a sum over lanes
+# rounds another factor in each lane, and the bits would depend on which store comes last.
+FINISH_OPTIONS = {"enable_fp_fusion": False}
 _CELLS = 8192  # of a tile in a program of four warps that works per anchor: 64 registers a thread
 
 
@@ -229,7 +232,7 @@ class Piece:
 
     def finish(self, kernel, **args) -> None:
         """One program per anchor and direction adds the splits' results in order."""
-        self._launch(kernel, (self.x.shape[1], self.x.shape[0]), args)
+        self._launch(kernel, (self.x.shape[1], self.x.shape[0]), args, **FINISH_OPTIONS)
 
     def _launch(self, kernel, grid, args: dict, **options) -> None:
         args = self._args | args
