@@ -88,7 +88,7 @@ void def_interface(py::module_& m) {
   def_record<OtSolve>(m, "OtSolve");
   def_record<OtPlan>(m, "OtPlan");
   def_record<OtPlanMatrix>(m, "OtPlanMatrix");
-  def_record<OtShared>(m, "OtShared");
+  def_record<OtMatrix>(m, "OtMatrix");
   def_record<OtMatrixGradient>(m, "OtMatrixGradient");
   def_codes<Dtype>(m, "DTYPES");
   def_codes<Source>(m, "SOURCES");
@@ -122,7 +122,7 @@ void def_cpu(py::module_& m) {
   def_op(m, "cpu_spectral_gradient", &cpu_spectral_gradient);
   def_op(m, "cpu_ot_solve", &cpu_ot_solve);
   def_op(m, "cpu_ot_plan_matrix", &cpu_ot_plan_matrix);
-  def_op(m, "cpu_ot_shared", &cpu_ot_shared);
+  def_op(m, "cpu_ot_matrix", &cpu_ot_matrix);
   def_op(m, "cpu_ot_matrix_gradient", &cpu_ot_matrix_gradient);
   m.def("cpu_ot_plan", [](const py::object& plan) { cpu_ot_plan(record_of<OtPlan>(plan)); });
   m.def(

@@ -21,8 +21,12 @@ def masses(seed, *shape, zeros=(), dtype=torch.float64):
 
 
 def textbook(c, a, b, solver, eps, iters):
-    plan = ot_oracles.PLANS[solver](np.asarray(c), np.asarray(a), np.asarray(b), eps, iters)
-    return float((plan * np.asarray(c)).sum()), torch.from_numpy(plan)
+    """The value and the plan, solved without the rows and columns that have no mass."""
+    c, a, b = (np.asarray(t) for t in (c, a, b))
+    plan = np.zeros_like(c)
+    kept = np.ix_(a > 0, b > 0)
+    plan[kept] = ot_oracles.PLANS[solver](c[kept], a[a > 0], b[b > 0], eps, iters)
+    return float((plan * c).sum()), torch.from_numpy(plan)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -58,10 +62,8 @@ def test_masses_of_one_problem_serve_all(backend, a_shape, b_shape, batched):
     plan = F.ot_plan_from_matrix(c, a, b, eps=0.2, backend=backend)
     assert plan.shape == ((G, N, M) if several else (N, M))
     torch.testing.assert_close(found, (plan * c).sum((-2, -1)), rtol=1e-12, atol=0)
-    torch.testing.assert_close(
-        plan.sum(-2),
-        torch.full((M,), 1 / M).double().expand(plan.sum(-2).shape) if b is None else b.expand(plan.sum(-2).shape),
-    )
+    columns = torch.full((M,), 1 / M, dtype=torch.float64) if b is None else b
+    torch.testing.assert_close(plan.sum(-2), columns.expand(plan.sum(-2).shape))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -79,7 +81,7 @@ def test_a_small_eps_leaves_no_range(backend, eps, dtype):
         ot_oracles.sinkhorn_log(c.detach().double().numpy(), x.double().numpy(), y.double().numpy(), eps, 10)
         for x, y in zip(a, b, strict=True)
     ]
-    value = torch.tensor([float((p * c.detach().double().numpy()).sum()) for p in plans])
+    value = torch.tensor([float((p * c.detach().double().numpy()).sum()) for p in plans], dtype=torch.float64)
     narrow = dtype == torch.float32
     rounding = 6e-8 * 1.5 / eps if narrow else 1e-12  # of an exponent
     torch.testing.assert_close(
@@ -152,9 +154,11 @@ def test_tol_freezes_each_problem_by_itself(backend, solver):
     c, b = costs(N, M), masses(2, 3, M)
     a = torch.stack([masses(1, N), masses(5, N), 1e-3 * masses(7, N)])
     a[2, 0] += 1 - 1e-3
-    options = {"solver": solver, "eps": 0.2, "iters": 200, "backend": backend}
-    found = F.ot_solve_from_matrix(c, a, b, tol=1e-4, **options)
-    assert len(set(found.iterations.tolist())) > 1 and (found.marginal_error <= 1e-4).all()
+    options = {"solver": solver, "eps": 0.2 if solver == "sinkhorn" else 20.0, "iters": 200, "backend": backend}
+    found = F.ot_solve_from_matrix(c, a, b, tol=1e-6, **options)
+    stopped = found.iterations < 200
+    assert len(set(found.iterations.tolist())) > 1 and stopped.any()
+    assert (found.marginal_error[stopped] <= 1e-6).all()
     for g, count in enumerate(found.iterations.tolist()):
         alone = F.ot_solve_from_matrix(c, a[g], b[g], **{**options, "iters": count})
         torch.testing.assert_close(found.alpha[g], alone.alpha)
@@ -174,8 +178,7 @@ def test_half_precision_is_widened(dtype):
 
 
 def test_strides_do_not_matter():
-    c, a, b = costs(M, N).T, masses(1, N, G).T.contiguous().T.T, masses(2, G, M)
-    a = masses(1, G, N)
+    c, a, b = costs(M, N).T, masses(1, G, N), masses(2, G, M)
     spread = torch.zeros(G, 2 * N, dtype=torch.float64)
     spread[:, ::2] = a
     want = F.ot_cost_from_matrix(c.contiguous(), a, b)
@@ -224,7 +227,7 @@ def test_bad_input_is_named(backend, change, error, named):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_opcheck(backend):
     c, a, b = costs(1, 6, 7, dtype=torch.float32), masses(1, 2, 6).float(), masses(2, 2, 7).float()
-    options = ("sinkhorn", 0.1, 12, None, "dual", 0.5, None, True, True, backend)
+    options = ("sinkhorn", 0.1, 12, None, "dual", 0.5, None, True, True, True, backend)
     torch.library.opcheck(matrix.solve_op, (c, a, b, *options))
     solved = matrix.solve_op(c, a, b, *options)
     torch.library.opcheck(matrix.gradient_op, (c, *solved[1:4], torch.ones(2), backend))

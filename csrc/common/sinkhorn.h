@@ -108,14 +108,15 @@ WCF_RECORD(OtPlan, WCF_OT_PLAN)
   PART(Place, place)
 WCF_RECORD(OtPlanMatrix, WCF_OT_PLAN_MATRIX)
 
-// CPU: G problems whose cost is one given matrix. Real is the dtype, fp32 or fp64; a gradient that is null is not
+// CPU: G problems with one given cost matrix, or one each. Real is the dtype, fp32 or fp64; a gradient that is null is not
 // wanted.
-#define WCF_OT_SHARED(NEEDED, OPTIONAL, EACH, PART)                                                      \
+#define WCF_OT_MATRIX(NEEDED, OPTIONAL, EACH, PART)                                                      \
   NEEDED(int32_t, dtype)                                                                                 \
   NEEDED(int64_t, problems)                                                                              \
   NEEDED(int64_t, n)                                                                                     \
   NEEDED(int64_t, m)                                                                                     \
-  NEEDED(const void*, costs) /* [n, m] Real, >= 0 */                                                     \
+  NEEDED(int32_t, own)       /* 1: each problem has a matrix */                                         \
+  NEEDED(const void*, costs) /* [n, m] or [G, n, m] Real, >= 0 */                                        \
   NEEDED(const void*, a)     /* [G, n] Real */                                                           \
   NEEDED(const void*, b)     /* [G, m] Real */                                                           \
   NEEDED(int32_t, solver)                                                                                \
@@ -131,13 +132,13 @@ WCF_RECORD(OtPlanMatrix, WCF_OT_PLAN_MATRIX)
   NEEDED(void*, out_alpha)         /* [G, n] */                                                          \
   NEEDED(void*, out_beta)          /* [G, m] */                                                          \
   NEEDED(void*, out_scale)         /* [G] */                                                             \
-  NEEDED(void*, out_error)         /* [G] */                                                             \
+  OPTIONAL(void*, out_error)       /* [G], or null: not wanted, which saves a product */                 \
   NEEDED(int32_t*, out_iterations) /* [G] */                                                             \
   NEEDED(int32_t*, out_solved)     /* [G] 1, or 0: scalings left the range of fp64, nothing is written */ \
   OPTIONAL(void*, grad_a)          /* [G, n] */                                                          \
   OPTIONAL(void*, grad_b)          /* [G, m] */                                                          \
   PART(Place, place)
-WCF_RECORD(OtShared, WCF_OT_SHARED)
+WCF_RECORD(OtMatrix, WCF_OT_MATRIX)
 
 // CPU: weight_g P_g of given costs and their scalings, summed over g if the costs are shared.
 #define WCF_OT_MATRIX_GRADIENT(NEEDED, OPTIONAL, EACH, PART) \

@@ -49,7 +49,7 @@ void cpu_ot_plan_matrix(const OtPlanMatrix& args);
 
 // Solves the problems whose scalings fp64 can hold (out_solved). False: a value is not acceptable (a cost or mass that
 // is negative or not finite, a wrong sum), and nothing in the results means anything.
-bool cpu_ot_shared(const OtShared& args);
+bool cpu_ot_matrix(const OtMatrix& args);
 
 void cpu_ot_matrix_gradient(const OtMatrixGradient& args);
 

@@ -66,12 +66,11 @@ class MatrixGradient {
  private:
   // s min_j C_ij for the scale of the first problem (a shared matrix is solved at one scale, but for a tol of ipot's).
   void find_shift() {
+    std::vector<S> least(static_cast<size_t>(n_));
+    const double scale = static_cast<double>(scale_[0]);
+    spread_ = scale * static_cast<double>(sinkhorn_kernels<S>().row_spread(costs_, m_, n_, m_, S(1), least.data()));
     shift_.resize(static_cast<size_t>(n_));
-    for (int64_t i = 0; i < n_; ++i) {
-      const auto [least, most] = std::minmax_element(costs_ + i * m_, costs_ + (i + 1) * m_);
-      shift_[static_cast<size_t>(i)] = static_cast<double>(*least) * static_cast<double>(scale_[0]);
-      spread_ = std::max(spread_, static_cast<double>(*most - *least) * static_cast<double>(scale_[0]));
-    }
+    for (size_t i = 0; i < shift_.size(); ++i) shift_[i] = static_cast<double>(least[i]) * scale;
   }
 
   template <class T>

@@ -1,10 +1,14 @@
-// G transport problems with one cost matrix: every half step is one product for a block of problems.
+// Transport problems with given costs: every half step is one product for a block of problems that share a matrix.
 //
 // K = exp(shift - s C) is made once (ipot: once an iteration) and scaled by u and v per problem. Problems whose sums
-// leave the safe range of fp32 are solved again in fp64, those that leave that one are handed back.
+// leave the safe range of fp32 are solved again in fp64, those that leave that one are handed back. A problem with a
+// matrix of its own is a block of one: its products are bound by memory, so the idle lanes cost little.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
+#include <memory>
+#include <numeric>
 #include <stdexcept>
 #include <vector>
 
@@ -23,15 +27,25 @@ constexpr int64_t PACK_ROWS = 48;   // rows of K per unit of work: a multiple of
 template <class T>
 constexpr double MOST_SPREAD = sizeof(T) == 4 ? 69 : 600;  // nats of s C within a row: K stays a normal number
 
+// Memory that is not written before it is used.
 template <class T>
-using Array = std::vector<T>;
+class Array {
+ public:
+  void resize(size_t size) { memory_.reset(new T[size]); }
+  T* data() const { return memory_.get(); }
+  T& operator[](size_t i) const { return memory_[i]; }
+
+ private:
+  std::unique_ptr<T[]> memory_;
+};
 
 // The solve in T of some problems of a call whose tensors are of type S.
 template <class T, class S>
 class Shared {
  public:
-  Shared(const OtShared& call, const std::vector<int64_t>& problems, int threads)
+  Shared(const OtMatrix& call, const S* costs, const std::vector<int64_t>& problems, int threads)
       : call_(call),
+        given_(costs),
         problems_(problems),
         kernel_(sinkhorn_kernels<T>()),
         n_(call.n),
@@ -67,23 +81,20 @@ class Shared {
   bool dual() const { return call_.value == OT_DUAL; }
 
   void read_costs() {
-    const S* const from = static_cast<const S*>(call_.costs);
     if constexpr (std::is_same_v<T, S>) {
-      costs_ = from;
+      costs_ = given_;
     } else {
-      wide_.assign(from, from + n_ * m_);
+      wide_.resize(static_cast<size_t>(n_ * m_));
+      std::copy_n(given_, n_ * m_, wide_.data());
       costs_ = wide_.data();
     }
-    least_.assign(static_cast<size_t>(n_), T(0));
-    spread_ = 0;
-    for (int64_t i = 0; i < n_; ++i) {
-      const T* const row = costs_ + i * m_;
-      T least = row[0], most = row[0];
-      for (int64_t j = 1; j < m_; ++j) least = std::min(least, row[j]), most = std::max(most, row[j]);
-      if (relaxed()) least = 0;  // a damped step does not undo a shift
-      least_[static_cast<size_t>(i)] = least;
-      spread_ = std::max(spread_, static_cast<double>(most - least));
+    least_.resize(static_cast<size_t>(n_));
+    spread_ = static_cast<double>(kernel_.row_spread(costs_, m_, n_, m_, T(1), least_.data()));
+    if (!relaxed()) return;
+    for (int64_t i = 0; i < n_; ++i) {  // a damped step does not undo a shift
+      spread_ = std::max(spread_, static_cast<double>(*std::max_element(costs_ + i * m_, costs_ + (i + 1) * m_)));
     }
+    std::fill_n(least_.data(), n_, T(0));
   }
 
   void allocate() {
@@ -98,9 +109,10 @@ class Shared {
     if (ipot_) extended_.resize(columns);
     again_.resize(rows);
     partial_.resize(std::max(rows, columns));  // see partial()
-    marks_.assign(static_cast<size_t>(panels_ * 2 * lanes_), T(0));
-    errors_.assign(static_cast<size_t>(panels_ * lanes_), 0.0);
-    iterations_.assign(static_cast<size_t>(panels_ * lanes_), static_cast<int32_t>(call_.iters));
+    marks_.resize(static_cast<size_t>(panels_ * 2 * lanes_));
+    errors_.resize(static_cast<size_t>(panels_ * lanes_));
+    iterations_.resize(static_cast<size_t>(panels_ * lanes_));
+    std::fill_n(iterations_.data(), panels_ * lanes_, static_cast<int32_t>(call_.iters));
     shift_.resize(static_cast<size_t>(n_));
   }
 
@@ -111,18 +123,22 @@ class Shared {
       for (int64_t t = 1; t <= call_.iters; ++t) {
         pack(team, static_cast<double>(t) / call_.eps);
         team.each(groups, [&](int64_t g) { iterate(group(g, groups)); });
+        if (!stops(t)) continue;  // ipot's scale is that of its iteration: only problems by themselves may stop
+        last_scale_ = static_cast<double>(t) / call_.eps;
+        if (freeze({0, 1}, t)) break;
+        last_scale_ = static_cast<double>(call_.iters) / call_.eps;
       }
     } else {
       pack(team, 1 / call_.eps);
       team.each(groups, [&](int64_t g) {
         const Span span = group(g, groups);
         for (int64_t t = 1; t <= call_.iters; ++t) {
-          iterate(span);
-          if (call_.tol >= 0 && t % call_.check_every == 0 && t < call_.iters && freeze(span, t)) break;
+          t == 1 && uniform_start_ && !relaxed() ? first_iteration(span) : iterate(span);
+          if (stops(t) && freeze(span, t)) break;
         }
       });
     }
-    team.each(groups, [&](int64_t g) { row_sums(group(g, groups)); });
+    if (call_.out_error || dual()) team.each(groups, [&](int64_t g) { row_sums(group(g, groups)); });
     team.each(panels_, [&](int64_t q) { finish(q); });
     if (!dual()) {
       pack(team, last_scale_, true);
@@ -130,6 +146,8 @@ class Shared {
       team.each(panels_, [&](int64_t q) { write_costs(q); });
     }
   }
+
+  bool stops(int64_t t) const { return call_.tol >= 0 && t % call_.check_every == 0 && t < call_.iters; }
 
   struct Span {
     int64_t first, count;  // panels
@@ -149,23 +167,35 @@ class Shared {
 
   void read_masses(int64_t q) {
     const S *const a = static_cast<const S*>(call_.a), *const b = static_cast<const S*>(call_.b);
-    for (int64_t lane = 0; lane < lanes_; ++lane) {
-      const int64_t g = problem(q, lane);
-      for (int64_t i = 0; i < n_; ++i) a_[at(q, i, n_) + static_cast<size_t>(lane)] = static_cast<T>(a[g * n_ + i]);
-      for (int64_t j = 0; j < m_; ++j) b_[at(q, j, m_) + static_cast<size_t>(lane)] = static_cast<T>(b[g * m_ + j]);
-      marks_[static_cast<size_t>((q * 2 + 1) * lanes_ + lane)] = 1;
-    }
+    to_lanes(q, a, n_, a_.data());
+    to_lanes(q, b, m_, b_.data());
+    std::fill_n(marks_.data() + q * 2 * lanes_, lanes_, T(0));
+    std::fill_n(marks_.data() + (q * 2 + 1) * lanes_, lanes_, T(1));
+    std::fill_n(u_.data() + at(q, 0, n_), n_ * lanes_, T(0));
+    std::fill_n(r_.data() + at(q, 0, n_), n_ * lanes_, T(0));
+    std::fill_n(c_.data() + at(q, 0, m_), m_ * lanes_, T(0));
     const size_t first = at(q, 0, m_), last = at(q + 1, 0, m_);
-    for (size_t k = first; k < last; ++k) v_[k] = b_[k] > 0;
-    if (ipot_) std::copy(v_.begin() + static_cast<int64_t>(first), v_.begin() + static_cast<int64_t>(last),
-                         extended_.begin() + static_cast<int64_t>(first));
+    bool full = true;
+    for (size_t k = first; k < last; ++k) v_[k] = b_[k] > 0, full &= b_[k] > 0;
+    if (!full) uniform_start_ = false;
+    if (ipot_) std::copy(v_.data() + first, v_.data() + last, extended_.data() + first);
+  }
+
+  // The rows [count] of a tensor [G, count] of the problems of panel q, one lane for each.
+  void to_lanes(int64_t q, const S* from, int64_t count, T* to) const {
+    std::vector<const S*> rows(static_cast<size_t>(lanes_));
+    for (int64_t lane = 0; lane < lanes_; ++lane) rows[static_cast<size_t>(lane)] = from + problem(q, lane) * count;
+    T* out = to + at(q, 0, count);
+    for (int64_t i = 0; i < count; ++i) {
+      for (const S* const row : rows) *out++ = static_cast<T>(row[i]);
+    }
   }
 
   size_t at(int64_t q, int64_t i, int64_t rows) const { return static_cast<size_t>((q * rows + i) * lanes_); }
 
   void pack(const Team& team, double s, bool weighted = false) {
     team.each(1, [&](int64_t) {
-      for (size_t i = 0; i < shift_.size(); ++i) shift_[i] = static_cast<T>(s) * least_[i];
+      for (int64_t i = 0; i < n_; ++i) shift_.data()[i] = static_cast<T>(s) * least_.data()[i];
     });
     team.each((n_ + PACK_ROWS - 1) / PACK_ROWS, [&](int64_t block) {
       const int64_t first = block * PACK_ROWS, last = std::min(first + PACK_ROWS, n_);
@@ -181,9 +211,29 @@ class Shared {
             marks_.data() + span.first * 2 * lanes_};
   }
 
+  // The first one of problems without a zero mass: all start from v = 1, so the row sums of one panel serve all.
+  void first_iteration(const Span& span) {
+    row_sums({span.first, 1});
+    const T* const sums = again_.data() + at(span.first, 0, n_);
+    for (int64_t q = span.first; q < span.first + span.count; ++q) {
+      for (int64_t i = 0; i < n_; ++i) {
+        const size_t k = at(q, i, n_);
+        const T sum = sums[i * lanes_];
+        for (size_t lane = 0; lane < static_cast<size_t>(lanes_); ++lane) {
+          u_[k + lane] = a_[k + lane] / sum, r_[k + lane] = sum;
+        }
+      }
+    }
+    column_step(span);
+  }
+
   void iterate(const Span& span) {
-    const size_t rows = at(span.first, 0, n_), columns = at(span.first, 0, m_);
     kernel_.shared_product(row_step(span));
+    column_step(span);
+  }
+
+  void column_step(const Span& span) {
+    const size_t rows = at(span.first, 0, n_), columns = at(span.first, 0, m_);
     kernel_.shared_product({by_columns_.data(), m_, n_, span.count, u_.data() + rows, c_.data() + columns,
                             b_.data() + columns, v_.data() + columns, ipot_ ? extended_.data() + columns : nullptr,
                             partial(span.first), static_cast<T>(damp_b_), marks_.data() + span.first * 2 * lanes_});
@@ -235,26 +285,23 @@ class Shared {
 
   // Everything but the value "cost" of panel q.
   void finish(int64_t q) {
-    row_errors(q);
-    // The dual value needs the potentials' extension where there is no mass: from the sums of the final scalings.
+    if (call_.out_error) row_errors(q);
     const size_t rows = at(q, 0, n_), columns = at(q, 0, m_);
     kernel_.shared_log(r_.data() + rows, n_ * lanes_);
     std::copy_n(c_.data() + columns, m_ * lanes_, partial(q));
     kernel_.shared_log(partial(q), m_ * lanes_);
     S *const value = static_cast<S*>(call_.out_value), *const error = static_cast<S*>(call_.out_error);
-    S *const scale = static_cast<S*>(call_.out_scale), *const alpha = static_cast<S*>(call_.out_alpha);
-    S *const beta = static_cast<S*>(call_.out_beta);
-    const S *const a = static_cast<const S*>(call_.a), *const b = static_cast<const S*>(call_.b);
+    S* const scale = static_cast<S*>(call_.out_scale);
+    write_potentials(q, a_.data() + rows, n_, r_.data() + rows, shift_.data(), damp_a_, static_cast<S*>(call_.out_alpha));
+    write_potentials(q, b_.data() + columns, m_, partial(q), nullptr, damp_b_, static_cast<S*>(call_.out_beta));
     for (int64_t lane = 0; lane < lanes_ && q * lanes_ + lane < count_; ++lane) {
       const int64_t g = problem(q, lane);
       if (!solved(q, lane)) continue;
       call_.out_solved[g] = 1;
       const auto k = static_cast<size_t>(q * lanes_ + lane);
       call_.out_iterations[g] = iterations_[k];
-      error[g] = static_cast<S>(errors_[k]);
+      if (error) error[g] = static_cast<S>(errors_[k]);
       scale[g] = static_cast<S>(last_scale_);
-      write_potentials(a + g * n_, n_, r_.data() + rows + lane, shift_.data(), damp_a_, alpha + g * n_);
-      write_potentials(b + g * m_, m_, partial(q) + lane, nullptr, damp_b_, beta + g * m_);
       if (dual()) value[g] = static_cast<S>(dual_value(q, lane, g));
     }
   }
@@ -263,12 +310,20 @@ class Shared {
   T* partial(int64_t q) { return partial_.data() + at(q, 0, std::max(n_, m_)); }
   bool solved(int64_t q, int64_t lane) const { return marks_[static_cast<size_t>((q * 2 + 1) * lanes_ + lane)] != 0; }
 
-  // log mass - damp * (log sum - shift), `logs` being `lanes_` apart.
-  void write_potentials(const S* mass, int64_t count, const T* logs, const T* shift, double damp, S* out) const {
+  // log mass - damp * (log sum - shift) of panel q into a tensor [G, count].
+  void write_potentials(int64_t q, const T* mass, int64_t count, const T* logs, const T* shift, double damp, S* out) {
+    const int64_t lanes = std::min(lanes_, count_ - q * lanes_);
+    Array<T> own;
+    own.resize(static_cast<size_t>(count * lanes_));
+    std::copy_n(mass, count * lanes_, own.data());
+    kernel_.shared_log(own.data(), count * lanes_);
+    const T factor = static_cast<T>(damp);
     for (int64_t i = 0; i < count; ++i) {
-      const T log_sum = logs[i * lanes_] - (shift ? shift[i] : T(0));
-      out[i] = mass[i] > 0 ? static_cast<S>(std::log(mass[i]) - static_cast<S>(static_cast<T>(damp) * log_sum))
-                           : -std::numeric_limits<S>::infinity();
+      const T off = shift ? shift[i] : T(0);
+      for (int64_t lane = 0; lane < lanes; ++lane) {
+        const int64_t k = i * lanes_ + lane;
+        out[problem(q, lane) * count + i] = static_cast<S>(own.data()[k] - factor * (logs[k] - off));
+      }
     }
   }
 
@@ -327,7 +382,8 @@ class Shared {
     }
   }
 
-  const OtShared& call_;
+  const OtMatrix& call_;
+  const S* const given_;
   const std::vector<int64_t>& problems_;
   const SinkhornKernels<T>& kernel_;
   const int64_t n_, m_, lanes_, count_, panels_;
@@ -340,55 +396,69 @@ class Shared {
   Array<T> by_rows_, by_columns_, scratch_;
   Array<T> a_, u_, r_, again_;                // [panels, n, lanes] masses, scalings, sums; sums of the final scalings
   Array<T> b_, v_, c_, extended_, partial_;   // [panels, m, lanes]
+  std::atomic<bool> uniform_start_{true};
   Array<T> marks_;                            // [panels, 2, lanes]
   Array<double> errors_;                      // [panels, lanes]
   Array<int32_t> iterations_;
 };
 
 template <class S>
-bool acceptable(const OtShared& call) {
+bool acceptable(const OtMatrix& call) {
+  const SinkhornKernels<S>& kernel = sinkhorn_kernels<S>();
   const S *const costs = static_cast<const S*>(call.costs), *const a = static_cast<const S*>(call.a);
   const S* const b = static_cast<const S*>(call.b);
-  const S most = std::numeric_limits<S>::max();
-  bool fine = true;
-  for (int64_t k = 0; k < call.n * call.m; ++k) fine &= costs[k] >= 0 && costs[k] <= most;
+  const int64_t rows = (call.own ? call.problems : 1) * call.n;
+  std::vector<S> least(static_cast<size_t>(rows));
+  bool fine = kernel.all_finite(costs, rows * call.m);
+  if (fine) kernel.row_spread(costs, call.m, rows, call.m, S(1), least.data());
+  for (const S low : least) fine &= low >= 0;
   const bool relaxed = call.reach_a > 0 || call.reach_b > 0;
   const auto masses = [&](const S* mass, int64_t count) {
     double sum = 0;
-    for (int64_t i = 0; i < count; ++i) fine &= mass[i] >= 0 && mass[i] <= most, sum += static_cast<double>(mass[i]);
-    fine &= relaxed ? sum > 0 && sum <= static_cast<double>(most) : std::fabs(sum - 1) <= call.sum_tolerance;
+    S low = 0;
+    for (int64_t i = 0; i < count; ++i) low = std::min(low, mass[i]), sum += static_cast<double>(mass[i]);
+    fine &= low >= 0 && kernel.all_finite(mass, count);
+    fine &= relaxed ? sum > 0 && sum <= static_cast<double>(std::numeric_limits<S>::max())
+                    : std::fabs(sum - 1) <= call.sum_tolerance;
   };
   for (int64_t g = 0; g < call.problems; ++g) masses(a + g * call.n, call.n), masses(b + g * call.m, call.m);
   return fine;
 }
 
+// `problems` that share a matrix, in S and, those that leave its range, in fp64.
 template <class S>
-bool solve_shared(const OtShared& call) {
+void solve_block(const OtMatrix& call, const S* costs, std::vector<int64_t> problems, int threads) {
+  Shared<S, S>(call, costs, problems, threads).run();
+  if constexpr (sizeof(S) < sizeof(double)) {
+    const auto done = [&](int64_t g) { return call.out_solved[g] != 0; };
+    problems.erase(std::remove_if(problems.begin(), problems.end(), done), problems.end());
+    if (!problems.empty()) Shared<double, S>(call, costs, problems, threads).run();
+  }
+}
+
+template <class S>
+bool solve_matrix(const OtMatrix& call) {
   if (!acceptable<S>(call)) return false;
   const int threads = threads_of(call.place);
+  const S* const costs = static_cast<const S*>(call.costs);
   std::fill_n(call.out_solved, call.problems, 0);
-  std::vector<int64_t> left;
-  const auto collect = [&] {
-    left.clear();
-    for (int64_t g = 0; g < call.problems; ++g) {
-      if (!call.out_solved[g]) left.push_back(g);
-    }
-  };
-  collect();
-  Shared<S, S>(call, left, threads).run();
-  if constexpr (sizeof(S) < sizeof(double)) {
-    collect();
-    if (!left.empty()) Shared<double, S>(call, left, threads).run();
+  if (!call.own && !(call.solver == OT_IPOT && call.tol >= 0)) {
+    std::vector<int64_t> all(static_cast<size_t>(call.problems));
+    std::iota(all.begin(), all.end(), int64_t{0});
+    solve_block(call, costs, std::move(all), threads);
+    return true;
   }
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+  for (int64_t g = 0; g < call.problems; ++g) solve_block(call, costs + (call.own ? g * call.n * call.m : 0), {g}, 1);
   return true;
 }
 
 }  // namespace
 
-bool cpu_ot_shared(const OtShared& args) {
+bool cpu_ot_matrix(const OtMatrix& args) {
   if (args.check_every < 1) throw std::invalid_argument("check_every: expected at least 1");
-  if (args.dtype == DTYPE_F64) return solve_shared<double>(args);
-  if (args.dtype == DTYPE_F32) return solve_shared<float>(args);
+  if (args.dtype == DTYPE_F64) return solve_matrix<double>(args);
+  if (args.dtype == DTYPE_F32) return solve_matrix<float>(args);
   throw std::invalid_argument("dtype: expected fp32 or fp64");
 }
 

@@ -276,12 +276,12 @@ def _solve(
         a, b = (None if mass is None else mass.expand(rows.shape[:-1]) for mass, rows in ((a, x), (b, y)))
     dtype = accumulation_dtype(x.dtype)
     a, b = (given_masses(mass, dtype, options.relaxed) for mass in (a, b))
-    *rest, reach, backend = options
-    found = op.ot_solve(x, y, a, b, *rest, backend, known, reach)
+    solver_options, backend = options[:6], options.backend
+    found = op.ot_solve(x, y, a, b, *solver_options, backend, known, options.reach)
     solved = OTSolution(*found, *marginals(found, a, b, options))
     if debias:
-        self_x = op.ot_solve(x, x, a, a, *rest, backend)[0]
-        self_y = op.ot_solve(y, y, b, b, *rest, backend)[0]
+        self_x = op.ot_solve(x, x, a, a, *solver_options, backend)[0]
+        self_y = op.ot_solve(y, y, b, b, *solver_options, backend)[0]
         solved = solved._replace(cost=solved.cost - 0.5 * (self_x + self_y))
     return solved
 
@@ -367,8 +367,10 @@ def marginals(found, a: Tensor | None, b: Tensor | None, options: OTOptions) -> 
     for potential, mass, reach in ((found[1], a, options.reach[0]), (found[2], b, options.reach[1])):
         uniform = torch.full_like(potential, 1 / potential.shape[-1])
         mass = uniform if mass is None else mass.detach().expand_as(potential)
-        off = 0 if reach is None else torch.where(mass > 0, potential - mass.log(), 0) * (options.eps / reach)
-        sides.append(mass * torch.exp(-off) if reach is not None else mass)
+        if reach is not None:
+            off = torch.where(mass > 0, potential - mass.log(), 0)  # the potential over eps
+            mass = mass * torch.exp(off * (-options.eps / reach))
+        sides.append(mass)
     return tuple(sides)
 
 

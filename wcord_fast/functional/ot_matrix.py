@@ -58,7 +58,7 @@ def ot_cost_from_matrix(
             derivatives that `ot_cost` refuses.
     """
     options = _options(solver, eps, iters, tol, value, reach, backend)
-    return _solve(C, a, b, options)[0].cost
+    return _solve(C, a, b, options, need_error=options.tol is not None)[0].cost
 
 
 @first_order
@@ -107,7 +107,7 @@ def _options(solver, eps, iters, tol, value, reach, backend) -> OTOptions:
 
 
 def _solve(
-    costs: Tensor, a: Tensor | None, b: Tensor | None, options: OTOptions
+    costs: Tensor, a: Tensor | None, b: Tensor | None, options: OTOptions, need_error: bool = True
 ) -> tuple[OTSolution, op.MatrixSolved, Tensor, bool]:
     """The solution in the caller's shape; the op's results, the costs as it saw them, and whether there are G."""
     problems = _check(costs, a, b)
@@ -129,11 +129,11 @@ def _solve(
         _masses(given_masses(mass, wide, options.relaxed), size, wide, costs.device)
         for mass, size in ((a, costs.shape[1]), (b, costs.shape[2]))
     )
-    asked = Asked("given", *options[1:6], False, False, False, False, *options.reach)
+    asked = Asked("given", *options[1:6], False, False, False, False, *options.reach, need_error)
     solved = op.solve(costs, rows, columns, asked, options.backend)
     sides = marginals(solved, rows, columns, options)
     fields = (*solved[:6], *sides)
-    solution = OTSolution(*fields) if problems is not None else OTSolution(*(t[0] for t in fields))
+    solution = OTSolution(*fields) if problems is not None else OTSolution(*(t[0] if t.numel() else t for t in fields))
     return solution, solved, costs, problems is not None
 
 

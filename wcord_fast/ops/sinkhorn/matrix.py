@@ -32,8 +32,8 @@ def _module(costs: Tensor, backend: str) -> ModuleType:
     return matrix_reference
 
 
-def _asked(solver, eps, iters, tol, value, reach_a, reach_b, need_a, need_b) -> Asked:
-    return Asked("given", solver, eps, iters, tol, value, False, False, need_a, need_b, reach_a, reach_b)
+def _asked(solver, eps, iters, tol, value, reach_a, reach_b, need_a, need_b, need_error) -> Asked:
+    return Asked("given", solver, eps, iters, tol, value, False, False, need_a, need_b, reach_a, reach_b, need_error)
 
 
 def _problems(costs: Tensor, a: Tensor, b: Tensor) -> int:
@@ -64,8 +64,9 @@ def _gradient_fake(costs: Tensor, alpha: Tensor, *_: Any) -> Tensor:
 
 solve_op = register(
     "ot_matrix_solve(Tensor costs, Tensor a, Tensor b, str solver, Scalar eps, SymInt iters, Scalar? tol, str value, "
-    "Scalar? reach_a, Scalar? reach_b, bool need_a, bool need_b, str backend) -> (Tensor value, Tensor alpha, "
-    "Tensor beta, Tensor scale, Tensor marginal_error, Tensor iterations, Tensor grad_a, Tensor grad_b)",
+    "Scalar? reach_a, Scalar? reach_b, bool need_a, bool need_b, bool need_error, str backend) -> "
+    "(Tensor value, Tensor alpha, Tensor beta, Tensor scale, Tensor marginal_error, "
+    "Tensor iterations, Tensor grad_a, Tensor grad_b)",
     _solve,
     _solve_fake,
 )
@@ -122,7 +123,7 @@ def solve(
     autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")  # which the op switches off
     run = _solve if eager() and not autocast and type(costs) is type(a) is type(b) is Tensor else solve_op
     with torch.no_grad():
-        solved = MatrixSolved(*run(costs, a, b, *options, need_a, need_b, backend))
+        solved = MatrixSolved(*run(costs, a, b, *options, need_a, need_b, asked.need_error, backend))
     if not (need_c or need_a or need_b):
         return solved
     return solved._replace(value=_WithGradient.apply(costs, a, b, backend, *solved)[0])

@@ -1,7 +1,7 @@
 """The solver for given costs in compiled code for CPU tensors: csrc/cpu/sinkhorn_shared.cpp.
 
-Problems that share a matrix are solved together. What that cannot do (scalings beyond fp64, `tol` with ipot, a matrix
-for each problem) is left to the log-domain loop of the reference.
+Problems that share a matrix are solved together, in fp64 where their scalings leave the range of fp32. Those that leave
+that of fp64 too are left to the log-domain loop of the reference.
 """
 
 from __future__ import annotations
@@ -18,18 +18,17 @@ from .reference import CHECK_EVERY, SUM_TOLERANCE, Asked, accumulation_dtype
 def solve(costs: Tensor, a: Tensor, b: Tensor, asked: Asked) -> MatrixSolved:
     """As `matrix_reference.solve`."""
     problems, (n, m) = a.shape[0], costs.shape[-2:]
-    if (costs.shape[0] > 1 and problems > 1) or (asked.tol is not None and asked.solver == "ipot"):
-        return matrix_reference.solve(costs, a, b, asked)
     wide = costs.to(accumulation_dtype(costs.dtype)).contiguous()
     a, b = a.contiguous(), b.contiguous()
     solved = unwritten(costs, problems, asked)
     done = torch.empty(problems, dtype=torch.int32, device="cpu")
     native = native_module.module()
-    record = native.OtShared(
+    record = native.OtMatrix(
         dtype=native_module.dtype_code(wide.dtype),
         problems=problems,
         n=n,
         m=m,
+        own=costs.shape[0] > 1,
         costs=wide.data_ptr(),
         a=a.data_ptr(),
         b=b.data_ptr(),
@@ -46,19 +45,19 @@ def solve(costs: Tensor, a: Tensor, b: Tensor, asked: Asked) -> MatrixSolved:
         out_alpha=solved.alpha.data_ptr(),
         out_beta=solved.beta.data_ptr(),
         out_scale=solved.scale.data_ptr(),
-        out_error=solved.marginal_error.data_ptr(),
+        out_error=solved.marginal_error.data_ptr() if asked.need_error else 0,
         out_iterations=solved.iterations.data_ptr(),
         out_solved=done.data_ptr(),
         grad_a=solved.grad_a.data_ptr(),
         grad_b=solved.grad_b.data_ptr(),
         **native_module.on_cpu(),
     )
-    if not native.cpu_ot_shared(record):
+    if not native.cpu_ot_matrix(record):
         matrix_reference.flag(wide, a, b, is_relaxed(asked))
         raise ValueError(f"a, b: expected masses with sum 1 (to {SUM_TOLERANCE:g})")
     if 0 in (left := done.tolist()):
         rows = torch.tensor([g for g, solved_here in enumerate(left) if not solved_here], device="cpu")
-        rest = matrix_reference.solve(wide, a[rows], b[rows], asked)
+        rest = matrix_reference.solve(wide[rows] if costs.shape[0] > 1 else wide, a[rows], b[rows], asked)
         for whole, part in zip(solved, rest, strict=True):
             if whole.numel():
                 whole[rows] = part

@@ -22,7 +22,7 @@ class MatrixSolved(NamedTuple):
     alpha: Tensor  # [G, n]
     beta: Tensor  # [G, m]
     scale: Tensor  # [G]
-    marginal_error: Tensor  # [G]
+    marginal_error: Tensor  # [G], or [0] if nobody asks
     iterations: Tensor  # [G] int32
     grad_a: Tensor  # [G, n]
     grad_b: Tensor  # [G, m]
@@ -41,7 +41,7 @@ def unwritten(costs: Tensor, problems: int, asked: Asked) -> MatrixSolved:
         new(problems, n),
         new(problems, m),
         new(problems),
-        new(problems),
+        new(problems if asked.need_error else 0),
         costs.new_empty(problems, dtype=torch.int32),
         new(problems, n) if asked.need_a and dual else new(0),
         new(problems, m) if asked.need_b and dual else new(0),
@@ -54,6 +54,8 @@ def solve(costs: Tensor, a: Tensor, b: Tensor, asked: Asked) -> MatrixSolved:
     solved, _ = reference.solve_costs(costs.to(a.dtype), a, b, asked)
     if costs.device.type != "cpu":
         solved = reference.poison(bad, solved)
+    if not asked.need_error:
+        solved = solved._replace(marginal_error=costs.new_empty(0, dtype=a.dtype))
     return MatrixSolved(*solved[:6], *solved[8:])
 
 

@@ -35,6 +35,7 @@ class Asked(NamedTuple):
     need_b: bool
     reach_a: float | None = None  # None: the marginal is met, else as far as this weight of its KL term makes it worth
     reach_b: float | None = None
+    need_error: bool = True  # for given costs: without it there is no marginal error
 
 
 class Pairs(NamedTuple):
@@ -143,7 +144,7 @@ def solve_costs(
     else:
         value = (p * costs).sum((-2, -1))
     error = _row_error(rows, wanted_rows(a, alpha, asked))
-    return Solved(value, alpha, beta, scale, error, iterations, *none[:2], grad_a, grad_b), p
+    return Solved(value, alpha, beta, scale, error, iterations, none[0], none[1], grad_a, grad_b), p
 
 
 def damping(reach: float | None, eps: float) -> float:
