@@ -20,12 +20,12 @@ def read(hint: Any, value: Any) -> Any:
         ValueError: it is none; the message, without the option's name, says what was expected.
         OverflowError: an integer that is too large for a float.
     """
-    if get_origin(hint) is list:
-        (inner,) = get_args(hint)
-        return [read(inner, item) for item in _items(hint, value)]
     kinds = list(get_args(hint)) if get_origin(hint) in (Union, UnionType) else [hint]
     if type(None) in kinds and value in (None, "null"):
         return None
+    for kind in kinds:
+        if get_origin(kind) is list:
+            return [read(get_args(kind)[0], item) for item in _items(kind, value)]
     forms = [value]  # text may stand for a number or a truth value
     if isinstance(value, str):
         with suppress(yaml.YAMLError, ValueError):
