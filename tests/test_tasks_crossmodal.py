@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from wcord_fast import data, distill, models
 from wcord_fast.cli import crossmodal
 from wcord_fast.cli.main import main
+from wcord_fast.cli.parser import parse
 from wcord_fast.train import linear_probe
 
 CIFAR = Path(os.environ["CIFAR100"]) if "CIFAR100" in os.environ else None
@@ -23,7 +24,7 @@ TINY += ["--crd.num-negatives=9", "--wcord.num-negatives=9"]
 
 
 def config(*argv):
-    return crossmodal._config([*TINY, *argv])
+    return crossmodal._config(parse("crossmodal", crossmodal.CrossModalOptions, [*TINY, *argv])[1])
 
 
 def test_the_task_on_digits():
@@ -152,7 +153,7 @@ WRONG = {
     "--output-dir=": r"output_dir: expected the name of a file or a folder, got ''",
     "--methods=ce": r"'ce' needs labels",
     "--methods=wcord+kd": r"has a KD term",
-    "--labelled=0": r"labelled: expected a share above 0 and at most 1, got '0'",
+    "--labelled=0": r"labelled: expected a share above 0 and at most 1, got 0",
     "--labelled=0.001": r"labelled: a share of 0.001 leaves a class without an image",
     "--labeled=0.1": r"unknown option '--labeled'; did you mean '--labelled'\?",
     "--data=imagenet": r"data: this task holds its images in memory",

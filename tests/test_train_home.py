@@ -5,6 +5,7 @@ import yaml
 
 from wcord_fast.cli import evaluate, export
 from wcord_fast.cli.main import main
+from wcord_fast.cli.parser import parse
 
 
 @pytest.fixture(autouse=True)
@@ -43,8 +44,8 @@ def test_the_commands_with_output_directories_of_their_own(home, capsys):
 def test_checkpoints_and_outputs(command, home, capsys):
     assert main([command, "~/run"]) == 1
     assert f"{home}/run" in capsys.readouterr().err
-    parser = {"evaluate": evaluate, "export": export}[command].arguments()
-    asked = ["~/run", "--data-dir=~/d", *(["--output=~/o"] if command == "export" else [])]
-    found = vars(parser.parse_args(asked))
-    assert str(found["checkpoint"]) == f"{home}/run" and str(found["data_dir"]) == f"{home}/d"
-    assert str(found.get("output", f"{home}/o")) == f"{home}/o"
+    own = {"evaluate": evaluate.EvaluateOptions, "export": export.ExportOptions}[command]
+    typed = ["~/run", "--data-dir=~/d", *(["--output=~/o"] if command == "export" else [])]
+    options, _ = parse(command, own, typed, trains=False)
+    assert options.checkpoint == f"{home}/run" and options.data_dir == f"{home}/d"
+    assert getattr(options, "output", f"{home}/o") == f"{home}/o"

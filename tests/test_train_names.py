@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from wcord_fast.cli.completion import tree
+from wcord_fast.cli.completion import all_commands
 from wcord_fast.cli.main import main
 from wcord_fast.cli.usage import COMMANDS, USAGE
 
@@ -57,7 +57,7 @@ def test_what_is_far_from_everything_gets_no_suggestion(capsys):
 
 
 def test_every_command_is_told_and_completed():
-    subparsers = next(a for a in tree(None, None)._actions if a.choices)
+    subparsers = next(a for a in all_commands(None, None)._actions if a.choices)
     assert set(subparsers.choices) == set(COMMANDS)
     assert re.findall(r"^  (\w+)", USAGE, re.M) == list(COMMANDS)
 

@@ -12,7 +12,7 @@ import yaml
 from wcord_fast import distill, models
 from wcord_fast.cli import table
 from wcord_fast.cli.main import main
-from wcord_fast.cli.parser import CONFIGS, parse
+from wcord_fast.cli.parser import CONFIGS, parse, read_config
 
 TINY = ["--data=digits", "--limit-train=40", "--image-size=8", "--epochs=1", "--quiet", "--no-tensorboard"]
 TINY += ["--batch-size=20", "--crd.num-negatives=9"]
@@ -28,7 +28,7 @@ def test_published_numbers():
     for pair, rows in papers.items():
         teacher, student = pair.split("-")
         assert {teacher, student} <= set(models.names())
-        assert set(rows) <= {*table.ALL_METHODS, "teacher"}
+        assert set(rows) <= {*table.all_methods(), "teacher"}
 
 
 def test_every_pair_has_its_recipe():
@@ -37,7 +37,7 @@ def test_every_pair_has_its_recipe():
     }
     for pair in table.cifar_pairs():
         teacher, student = pair.split("-")
-        config = parse("table", [f"--config={CONFIGS}/cifar100_{teacher}_{student}.yaml"], "")
+        config = read_config({"config": f"{CONFIGS}/cifar100_{teacher}_{student}.yaml"})
         slow = student in ("MobileNetV2", "ShuffleV1", "ShuffleV2")
         assert (config.teacher, config.student, config.epochs, config.batch_size) == (teacher, student, 240, 64)
         assert (config.lr, config.teacher_lr) == (0.01 if slow else 0.05, 0.05)
@@ -53,7 +53,7 @@ def test_the_imagenet_pair():
 
 
 def test_all_methods_are_all_methods():
-    assert {distill.parse(name)[0] for name in table.ALL_METHODS} == set(distill.names())
+    assert {distill.parse(name)[0] for name in table.all_methods()} == set(distill.names())
 
 
 def test_spread():
@@ -106,12 +106,12 @@ def test_a_method_that_cannot_serve_the_pair_is_n_a_with_its_reason(tmp_path, ca
 
 
 def test_the_budget_scales_epochs_and_images(tmp_path):
-    asked, rest = table._arguments(["--budget=0.1", "--data=digits", f"--output-dir={tmp_path}"])
+    asked, rest = parse("table", table.TableOptions, ["--budget=0.1", "--data=digits", f"--output-dir={tmp_path}"])
     config = table._config(asked, "vgg13-vgg8", rest)
     assert (config.epochs, config.teacher_epochs, config.limit_train) == (24, 24, 144)
     said = table.not_comparable("vgg13-vgg8", config)
     assert "144 training images, not all; 24 epochs" in said and "gradients are clipped at norm 5" in said
-    asked, rest = table._arguments([])
+    asked, rest = parse("table", table.TableOptions, [])
     published = table._config(asked, "vgg13-vgg8", rest)
     assert table.not_comparable("vgg13-vgg8", published, 50_000) == ""
     assert "45,000 training images, not 50,000" in table.not_comparable("vgg13-vgg8", published, 45_000)
@@ -129,12 +129,12 @@ def test_a_diverging_method_is_reported_and_the_others_go_on(tmp_path, capsys):
 
 WRONG = {
     "--pair=vgg13-vgg9": r"pair: .*did you mean 'vgg13-vgg8'",
-    "--methods=wcrd": r"method: .*did you mean 'wcord'",
+    "--methods=wcrd": r"methods: .*did you mean 'wcord'",
     "--methods=all,ce": r"methods: expected 'all' alone, or methods by comma, got 'all,ce'",
     "--output-dir=": r"output_dir: expected the name of a file or a folder, got ''",
-    "--budget=2": r"budget: expected a share above 0 and at most 1, got '2'",
-    "--budget=all": r"budget: expected a share above 0 and at most 1, got 'all'",
-    "--seeds=0,x": r"seeds: expected whole numbers by comma, got 'x'",
+    "--budget=2": r"budget: expected a share above 0 and at most 1, got 2",
+    "--budget=all": r"budget: expected float, got 'all'",
+    "--seeds=0,x": r"seeds: expected int, got 'x'",
     "--seeds=1,1": r"seeds: expected different ones",
     "--student=resnet20": r"the pair is wrn_40_2-wrn_16_2, got wrn_40_2 and resnet20",
     "--epocs=2": r"unknown option '--epocs'",

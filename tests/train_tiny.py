@@ -4,12 +4,19 @@ import torch
 
 from wcord_fast import distill, models
 from wcord_fast.cli.config import Config, from_dict
+from wcord_fast.cli.options import DryRun
+from wcord_fast.cli.parser import parse, read_config
 from wcord_fast.data import Dataset, TestBatches, TrainBatches
 from wcord_fast.distributed import ranks
 from wcord_fast.train.loop import Run
 
 SMALL = {"wcord": {"num_negatives": 9, "feat_dim": 16}, "crd": {"num_negatives": 9, "feat_dim": 16}}
 CLASSES, TRAIN, TEST = 4, 44, 12  # 44 images in batches of 16: the last batch is smaller
+
+
+def config_of(*argv, **given):
+    """The Config of what is typed after `wcord-fast distill`; `given`: texts by key that stand before it."""
+    return read_config({**given, **parse("distill", DryRun, list(argv))[1]})
 
 
 def dataset():

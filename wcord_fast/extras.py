@@ -6,7 +6,6 @@ from importlib.util import find_spec
 
 TRAIN = {  # module: its package
     "PIL": "pillow",
-    "jsonargparse": "jsonargparse",
     "matplotlib": "matplotlib",
     "safetensors": "safetensors",
     "sklearn": "scikit-learn",

@@ -8,17 +8,24 @@ from __future__ import annotations
 import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 
 from .. import data as datasets
 from .. import distill, models
 from ..ops import checks
+from .options import check_paths, devices
 
 
 def _default_options() -> dict[str, distill.Options]:
     return {section: kind() for section, kind in distill.sections().items()}
+
+
+def method_names() -> list[str]:
+    """The methods, each also with the KD term that it may have."""
+    with_kd = [name + distill.PLUS_KD for name in distill.names() if name != "kd"]
+    return [*distill.names(), *with_kd]
 
 
 @dataclass
@@ -38,7 +45,7 @@ class Config:
         teacher_checkpoint: use this trained teacher (a checkpoint, a run's directory or a state dict).
         methods: what to train students with, by comma; "ce" is the plain student, "+kd" adds a KD term.
         epochs: passes over the training set.
-        teacher_epochs: the same for the teacher; default: epochs.
+        teacher_epochs: the same for the teacher; default: epochs (the packaged file of the digits has 30).
         batch_size: images per step.
         eval_batch_size: images per forward pass when testing.
         accumulate: batches per optimiser step, their losses averaged; each is a step of the methods' banks.
@@ -66,15 +73,15 @@ class Config:
         options: the methods' own options, one section each.
     """
 
-    data: str = "digits"
-    data_dir: str | None = None
+    data: Annotated[str, datasets.names] = "digits"
+    data_dir: Annotated[str | None, "directory"] = None
     image_size: int | None = None
     limit_train: int | None = None
     skip_corrupt: bool = False
-    teacher: str = "resnet32x4"
-    student: str = "resnet8x4"
-    teacher_checkpoint: str | None = None
-    methods: list[str] = field(default_factory=lambda: ["ce", "wcord"])
+    teacher: Annotated[str, models.names] = "resnet32x4"
+    student: Annotated[str, models.names] = "resnet8x4"
+    teacher_checkpoint: Annotated[str | None, "file"] = None
+    methods: Annotated[list[str], method_names] = field(default_factory=lambda: ["ce", "wcord"])
     epochs: int = 240
     teacher_epochs: int | None = None
     batch_size: int = 64
@@ -87,9 +94,9 @@ class Config:
     milestones: list[float] = field(default_factory=lambda: [0.625, 0.75, 0.875])
     lr_decay: float = 0.1
     clip_grad: float | None = None
-    output_dir: str | None = None
+    output_dir: Annotated[str | None, "directory"] = None
     seed: int = 0
-    device: str = "auto"
+    device: Annotated[str, devices] = "auto"
     threads: int | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
@@ -110,9 +117,7 @@ class Config:
         for name in ("teacher_epochs", "image_size", "limit_train", "threads"):
             if getattr(self, name) is not None:
                 checks.integer(name, getattr(self, name), least=1)
-        for name in ("data_dir", "teacher_checkpoint", "output_dir"):
-            if getattr(self, name) is not None:
-                setattr(self, name, checks.path(name, getattr(self, name)))
+        check_paths(self, "data_dir", "teacher_checkpoint", "output_dir")
         if checks.integer("seed", self.seed, least=0) >= 2**63:
             raise ValueError(f"seed: expected an int below 2^63, got {self.seed}")
         most = max(256, 4 * (os.cpu_count() or 1))
@@ -141,7 +146,7 @@ class Config:
             raise TypeError(f"milestones: expected a list of numbers, got {self.milestones!r}")
         for m in self.milestones:
             checks.positive("milestones", m)
-        self.methods = _methods(self.methods)
+        self.methods = spelled_methods(self.methods)
         for side in ("teacher", "student"):
             _architecture(side, getattr(self, side))
         distill.check_ranges(self, skip=("seed",))
@@ -214,7 +219,8 @@ def from_dict(values: dict[str, Any]) -> Config:
     return Config(**plain, options=options)
 
 
-def _methods(asked: Any) -> list[str]:
+def spelled_methods(asked: Any) -> list[str]:
+    """Names of methods in their one spelling; ValueError if there is none, an unknown one, or one is there twice."""
     if not isinstance(asked, list) or not asked:
         raise ValueError(f"methods: expected at least one of {', '.join(distill.names())}, got {asked!r}")
     found = []

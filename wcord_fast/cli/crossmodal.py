@@ -10,9 +10,9 @@ two modalities are the means over squares of 4x4 pixels and the differences from
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import torch
 import yaml
@@ -20,18 +20,17 @@ from torch import Tensor, nn
 
 from .. import distill
 from ..data import Dataset, TestBatches, held_names
-from ..ops import checks
 from ..train.linear_probe import BLOCKS, block_features, probe
 from ..train.logs import to_screen
 from ..train.meters import NonFiniteLoss
 from ..train.views import View, chrominance, coarse, detail, luminance, unscaled
-from . import report, task_options
-from .arguments import seeds_of, share_of, usage
+from . import report
 from .config import Config
-from .parser import parse, show
-from .sweep import PUBLISHED
+from .options import DryRun, check_paths, check_seeds, check_share
+from .parser import parse, read_config, show, usage
+from .privileged import PUBLISHED
 from .table import over, spread
-from .task_bench import TaskBench
+from .task_bench import TaskBench, require_no_kd
 from .usage import UsageError
 from .workbench import Result, data_spec, load_data
 
@@ -39,27 +38,30 @@ log = logging.getLogger("wcord_fast")
 
 SCRATCH, RANDOM = "scratch", "random"
 GRID = 4  # pixels per side of the squares whose means are a digit's coarse half
-OPTIONS: dict[str, Any] = {
-    "seeds": "0",
-    "labelled": "0.1",
-    "output_dir": "runs/crossmodal",
-    "dry_run": False,
-}
-HELP = """usage: wcord-fast crossmodal [--methods METHODS] [--seeds SEEDS] [--labelled SHARE] [--output-dir DIR] ...
 
-A teacher of the luminance of the first half of the classes guides a student of the chrominance of the second half,
-without labels; linear probes on its four blocks. Rows: random (the untrained student), scratch (trained with the labels
-that there are), and the methods. Finished runs are skipped and broken ones resumed.
 
-  --methods METHODS  default crd,wcord
-  --seeds SEEDS      by comma, default 0; the teacher is trained once, with the first
-  --labelled SHARE   of the student's training images that have labels, for scratch and the probes; default 0.1
-  --data cifar100|cifar10|digits|folder, --data-dir DIR; digits are grey: see the package's cli/crossmodal.py
-  --output-dir DIR   default runs/crossmodal
-  --dry-run          print the configuration
+@dataclass
+class CrossModalOptions(DryRun):
+    """A teacher of the luminance of the first half of the classes guides a student of the chrominance of the second,
+    without labels; linear probes on its four blocks. Rows: random (the untrained student), scratch (trained with the
+    labels that there are), and the methods. Finished runs are skipped and broken ones resumed.
 
-Other options are those of `wcord-fast distill`.
-"""
+    The modalities of grey images (digits) are the means over squares of 4x4 pixels and the differences from them.
+
+    Attributes:
+        seeds: by comma; the teacher is trained once, with the first.
+        labelled: the share of the student's training images that have labels, for scratch and the probes.
+        output_dir: where runs are kept and resumed, and the table is written.
+    """
+
+    seeds: list[int] = field(default_factory=lambda: [0])
+    labelled: float = 0.1
+    output_dir: Annotated[str, "directory"] = "runs/crossmodal"
+
+    def __post_init__(self) -> None:
+        check_paths(self, "output_dir")
+        check_seeds(self.seeds)
+        check_share("labelled", self.labelled)
 
 
 @dataclass(frozen=True)
@@ -125,18 +127,13 @@ def run(argv: list[str]) -> None:
     Raises:
         UsageError: an unknown method or option, or a bad value.
     """
-    if {"-h", "--help"} & set(argv):
-        print(HELP, end="")
-        return
-    asked, rest = task_options.take_options(argv, OPTIONS)
-    seeds, share = seeds_of(asked.seeds), share_of("labelled", asked.labelled)
-    asked.output_dir = usage(checks.path, "output_dir", asked.output_dir)
-    config = _config(rest)
+    asked, given = parse("crossmodal", CrossModalOptions, argv)
+    config, seeds = _config(given), asked.seeds
     if asked.dry_run:
-        asked_for = {"seeds": seeds, "labelled": share, "output_dir": asked.output_dir}
-        print(show({**config.resolved(), "crossmodal": asked_for}))
+        task_options = {name: value for name, value in vars(asked).items() if name != "dry_run"}
+        print(show({**config.resolved(), "crossmodal": task_options}))
         return
-    task = usage(prepare, config, share)
+    task = usage(prepare, config, asked.labelled)
     to_screen(config.quiet)
     home = Path(asked.output_dir)
     teacher = task.teacher_bench(
@@ -181,16 +178,11 @@ def _trained(task: CrossModal, config: Config, name: str, teacher: Result) -> nn
     return task.student_bench(config).student(name, teacher).network
 
 
-def _config(rest: list[str]) -> Config:
-    try:
-        config = parse("crossmodal", ["--config=crossmodal", *rest], "")
-    except UsageError as error:
-        raise task_options.nearest(error, OPTIONS) from None
-    for method in task_options.methods(",".join(config.methods)):
-        if method == "ce":
-            raise UsageError(
-                "methods: 'ce' needs labels, and this task has none; the row 'scratch' is the plain student"
-            )
+def _config(given: dict[str, str]) -> Config:
+    config = read_config({"config": "crossmodal", **given})
+    require_no_kd(config.methods)
+    if "ce" in config.methods:
+        raise UsageError("methods: 'ce' needs labels, and this task has none; the row 'scratch' is the plain student")
     options: dict[str, distill.Options] = {}
     for section, own in config.options.items():  # whatever the method: no cross entropy
         options[section] = replace(own, ce_weight=0.0)

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 import textwrap
 import time
+from dataclasses import dataclass
 
 from ..train import checkpoint
 from ..train.ranks import is_main
 from . import report
-from .parser import parse, show, take_dry_run
+from .options import DryRun
+from .parser import parse, read_config, show
 from .workbench import Workbench
+
+log = logging.getLogger("wcord_fast")
+
+
+@dataclass
+class DistillOptions(DryRun):
+    """Train students from a teacher and compare them."""
 
 
 def run(argv: list[str]) -> None:
     """Teacher, then one student per method, then the table and the plot."""
     began = time.perf_counter()
-    argv, dry = take_dry_run(argv)
-    config = parse("distill", argv, "Train students from a teacher and compare them.")
-    if dry:
+    own, given = parse("distill", DistillOptions, argv)
+    config = read_config(given)
+    if own.dry_run:
         print(show(config.resolved()))
         return
     bench = Workbench.start(config)
     bench.require_methods()
+    if config.teacher_checkpoint is None:
+        epochs = (config.recipe("teacher")["epochs"], config.epochs)
+        log.info("%d epochs of the teacher (--teacher-epochs), %d of each student (--epochs)", *epochs)
     teacher = bench.teacher()
     students = [bench.student(method, teacher) for method in config.methods]
     results = [*students, teacher]

@@ -3,31 +3,60 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data import test_batches
+from .. import data as datasets
 from ..train.checkpoint import CheckpointError
 from ..train.evaluation import predictions
 from ..train.metrics import auc
 from . import report, trained
-from .arguments import Arguments, path
 from .config import require_device
+from .options import check_paths, devices
+from .parser import parse
+
+
+@dataclass
+class EvaluateOptions:
+    """Top-1, top-5 and AUC of a checkpoint on the test images of the data set that it was trained on.
+
+    Attributes:
+        checkpoint: a checkpoint.pt, or the directory of a run.
+        data: refuse a checkpoint that was trained on another data set.
+        data_dir: where the data set's files are.
+        batch_size: images per forward pass.
+        device: auto, cpu, cuda or cuda:N.
+        per_class: also the top-1 accuracy of every class.
+        json: print one JSON object instead.
+    """
+
+    checkpoint: Annotated[str, "file"]
+    data: Annotated[str | None, datasets.names] = None
+    data_dir: Annotated[str | None, "directory"] = None
+    batch_size: int = 500
+    device: Annotated[str, devices] = "auto"
+    per_class: bool = False
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        check_paths(self, "checkpoint", "data_dir")
 
 
 def run(argv: list[str]) -> None:
-    """Top-1, top-5 and AUC of a checkpoint on the test images of the data set that it was trained on."""
-    args = arguments().parse_args(argv)
-    found = trained.load(args.checkpoint)
+    """Print how good a checkpoint is."""
+    args, _ = parse("evaluate", EvaluateOptions, argv, trains=False)
+    found = trained.load(Path(args.checkpoint))
     if args.data is not None and args.data != found.data["name"]:
         raise CheckpointError(f"{found.path}: trained on {found.data['name']!r}, but --data says {args.data!r}")
     device = require_device(args.device)
     data = found.dataset(args.data_dir).to(device)
     network = found.network(data.channels).to(device)
-    measured = measures(*predictions(network, test_batches(data, args.batch_size), found.precision))
+    measured = measures(*predictions(network, datasets.test_batches(data, args.batch_size), found.precision))
     per_class = measured.pop("per_class")
     best = next((row.get("best_top1") for row in found.history[-1:]), None)
     if args.json:
@@ -49,19 +78,6 @@ def run(argv: list[str]) -> None:
             for name, c in zip(found.classes, per_class, strict=True)
         ]
         print(report.text_table(lines))
-
-
-def arguments() -> Arguments:
-    """The command's options."""
-    parser = Arguments("evaluate", run.__doc__)
-    parser.add_argument("checkpoint", type=path, help="a checkpoint.pt, or the directory of a run")
-    parser.add_argument("--data", help="refuse a checkpoint that was trained on another data set")
-    parser.add_argument("--data-dir", type=path, help="where the data set's files are")
-    parser.add_argument("--batch-size", type=int, default=500, help="images per forward pass (default 500)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--per-class", action="store_true", help="also the top-1 accuracy of every class")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
-    return parser
 
 
 def measures(logits: Tensor, labels: Tensor) -> dict[str, Any]:

@@ -7,17 +7,21 @@ written, whole, and read back. A file that does not give the network's logits is
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import __version__, models
+from ..ops import checks
 from ..train import files
 from ..train.checkpoint import CURRENT, PREVIOUS, CheckpointError
 from . import trained
-from .arguments import Arguments, path
 from .export_formats import FORMATS, Format
+from .options import check_paths
+from .parser import parse
 from .trained import Trained
 from .usage import UsageError
 
@@ -42,14 +46,37 @@ class Normalised(nn.Module):
         return logits
 
 
+@dataclass
+class ExportOptions:
+    """A checkpoint's network as a file for other programs, compared with the network before it is written.
+
+    Attributes:
+        checkpoint: a checkpoint.pt, or the directory of a run.
+        format: state_dict, safetensors, torch.export or onnx.
+        output: the file to write; default: MODEL.SUFFIX beside the checkpoint.
+        with_normalisation: put the normalisation in front: the input is pixels in [0, 1] (torch.export and onnx).
+        data_dir: where the data set's files are, for a checkpoint of an older version.
+    """
+
+    checkpoint: Annotated[str, "file"]
+    format: Annotated[str, FORMATS.keys] = "state_dict"
+    output: Annotated[str | None, "file"] = None
+    with_normalisation: bool = False
+    data_dir: Annotated[str | None, "directory"] = None
+
+    def __post_init__(self) -> None:
+        checks.choice("format", self.format, FORMATS)
+        check_paths(self, "checkpoint", "output", "data_dir")
+
+
 def run(argv: list[str]) -> None:
-    """A checkpoint's network as a file for other programs, compared with the network before it is written."""
-    args = arguments().parse_args(argv)
+    """Write the file."""
+    args, _ = parse("export", ExportOptions, argv, trains=False)
     form = FORMATS[args.format]
     if args.with_normalisation and form.weights_only:
         raise UsageError(f"--with-normalisation: a {args.format} file holds weights only; use torch.export or onnx")
-    found = trained.load(args.checkpoint)
-    output = args.output or found.path.parent / f"{found.model}{form.suffix}"
+    found = trained.load(Path(args.checkpoint))
+    output = Path(args.output) if args.output else found.path.parent / f"{found.model}{form.suffix}"
     if output.name in (CURRENT, PREVIOUS) or (output.exists() and output.samefile(found.path)):
         raise UsageError(
             f"--output: {output} is the name of a checkpoint, without which its run is lost; expected another"
@@ -74,23 +101,6 @@ def run(argv: list[str]) -> None:
         f"input: float32 images [batch, {', '.join(map(str, images['shape']))}], {metadata['input']}\n"
         f"largest difference of a logit from the checkpoint's network: {worst:.3g} ({sum(BATCHES)} random images)"
     )
-
-
-def arguments() -> Arguments:
-    """The command's options."""
-    parser = Arguments("export", run.__doc__)
-    parser.add_argument("checkpoint", type=path, help="a checkpoint.pt, or the directory of a run")
-    parser.add_argument("--format", default="state_dict", choices=list(FORMATS), help="default: state_dict")
-    parser.add_argument("--output", type=path, help="the file to write; default: MODEL.SUFFIX beside the checkpoint")
-    parser.add_argument(
-        "--with-normalisation",
-        action="store_true",
-        help="put the normalisation in front: the input is pixels in [0, 1] (torch.export and onnx)",
-    )
-    parser.add_argument(
-        "--data-dir", type=path, help="where the data set's files are, for a checkpoint of an older version"
-    )
-    return parser
 
 
 @torch.no_grad()

@@ -1,12 +1,16 @@
-"""`wcord-fast info`: versions, devices and backends of this installation."""
+"""`wcord-fast info`: versions, devices and backends of this installation; it needs no package but the library's."""
 
 from __future__ import annotations
 
 from ..info import report
-from .arguments import Arguments
+from .usage import COMMANDS, UsageError
 
 
 def run(argv: list[str]) -> None:
-    """What this installation is and can do."""
-    Arguments("info", run.__doc__).parse_args(argv)
-    print(report())
+    """Print what this installation is and can do."""
+    if {"-h", "--help"} & set(argv):
+        print(f"usage: wcord-fast info\n\n{COMMANDS['info']}")
+    elif argv:
+        raise UsageError(f"unknown option {argv[0]!r}; see --help")
+    else:
+        print(report())

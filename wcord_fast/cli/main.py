@@ -34,6 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     except (MissingExtra, UsageError) as error:
         print(f"wcord-fast {name}: {error}", file=sys.stderr)
         return 2
+    except SystemExit as end:  # the help was printed
+        return int(end.code or 0)
     except BrokenPipeError:  # whoever read our output has left (`| head`): finished epochs are kept, nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

@@ -1,38 +1,39 @@
-"""Command line and YAML to a Config. Precedence: defaults < YAML file < command line.
+"""What was typed, and YAML, to records of options: a command's own, and the Config of the commands that train.
 
-Without `--config` it is the packaged file of the data set: digits.yaml, for CIFAR-100 a published pair.
+A record is a dataclass, see `options`; a field without a default is given without its name.
+Precedence: defaults < YAML file < command line. Without `--config` the file is the packaged one of the data set.
 """
 
 from __future__ import annotations
 
-import argparse
-import difflib
-import re
-from collections.abc import Collection
-from dataclasses import MISSING, fields
+import inspect
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import MISSING
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar
 
 import yaml
-from jsonargparse import ArgumentParser
 
 from .. import distill
 from . import yaml_file
 from .config import Config, from_dict
-from .usage import UsageError
-from .values import Reader, RefusedValue
+from .options import Option, options_of
+from .usage import UsageError, did_you_mean
+from .values import in_words, read, words_of
+
+T = TypeVar("T")
 
 CONFIGS = Path(__file__).parent / "configs"
-INERT = {"teacher": ("student", "teacher_checkpoint", "methods", "epochs", "lr")}  # read from a file, and not used
-ELSEWHERE = {"table": ("pair", "seeds", "budget")}  # options that are taken before the configuration's
+UNUSED = {"teacher": ("student", "teacher_checkpoint", "methods", "epochs", "lr")}  # taken from a file, without effect
+ALIASES = {"--print-config": "--dry-run", "--print_config": "--dry-run", "--dry_run": "--dry-run"}
+MOST_NAMES = 24  # that the help of an option lists
 PACKAGED = {
     "digits": "digits",
     "cifar10": "cifar10",
     "cifar100": "cifar100_resnet32x4_resnet8x4",
     "imagenet": "imagenet_resnet34_resnet18",
 }
-
-
 CONFIG_HELP = (
     "a YAML file, or the name of a packaged one; without it that of the data set "
     f"({', '.join(f'{data}: {name}' for data, name in PACKAGED.items())}). "
@@ -40,119 +41,63 @@ CONFIG_HELP = (
 )
 
 
-def parse(command: str, argv: list[str], description: str) -> Config:
-    """The configuration that `argv` asks for.
-
-    Raises:
-        UsageError: an unknown option or key (the nearest is suggested), or a bad value.
-    """
-    parser = _parser(command, description)
-    words = _with_config(_spelled_out(argv, ELSEWHERE.get(command, ("dry_run",))))
-    try:
-        namespace = parser.parse_args(words)
-    except RefusedValue as error:
-        raise UsageError(str(error)) from None
-    except argparse.ArgumentError as error:  # of jsonargparse: what is promised is checked before it is asked
-        raise UsageError(" ".join(str(error).split())) from None
-    values = namespace.as_dict()
-    values.pop("config")
-    try:
-        return from_dict(values)
-    except (ValueError, TypeError) as error:
-        raise UsageError(str(error)) from None
+def packaged_names() -> list[str]:
+    """The names of the packaged configuration files."""
+    return [path.stem for path in sorted(CONFIGS.glob("*.yaml"))]
 
 
-def help_of(kind: type) -> dict[str, str]:
-    """Field name -> sentence, from "Attributes:" in the docstrings of a dataclass and its bases."""
-    found: dict[str, str] = {}
-    for cls in reversed(kind.__mro__):
-        text = (cls.__doc__ or "").partition("Attributes:")[2]
-        for name, sentence in re.findall(r"^\s+(\w+): (.+(?:\n\s{9,}.+)*)", text, re.M):
-            found[name] = " ".join(sentence.split()).replace("%", "%%")
+def config_options() -> dict[str, Option]:
+    """The options of a Config, `--config`, and those of every method's section."""
+    found = options_of(Config)
+    for section, kind in distill.sections().items():
+        found |= options_of(kind, f"{section}.")
     return found
 
 
-def _parser(command: str, description: str) -> ArgumentParser:
-    parser = ArgumentParser(
-        prog=f"wcord-fast {command}",
-        description=description,
-        exit_on_error=False,
-        allow_abbrev=False,
-        print_config=None,  # --dry-run, with the values checked
-    )
-    parser.add_argument("--config", action="config", help=CONFIG_HELP)
-    hidden = INERT.get(command, ())
-    _add_fields(parser, Config, prefix="", hidden=hidden)
-    for section, kind in distill.sections().items():
-        group = parser.add_argument_group(f"method {section}")
-        _add_fields(group, kind, prefix=f"{section}.", hidden=[f.name for f in fields(kind)] if hidden else ())
-    return parser
+def _of_training() -> dict[str, Option]:
+    return {"config": Option(str | None, None, CONFIG_HELP, packaged_names), **config_options()}
 
 
-def _add_fields(parser: Any, kind: type, prefix: str, hidden: Collection[str]) -> None:
-    told, hints = help_of(kind), get_type_hints(kind)
-    for f in fields(kind):
-        if f.name == "options":
-            continue
-        default = f.default if f.default_factory is MISSING else f.default_factory()
-        shown = argparse.SUPPRESS if f.name in hidden else told[f.name]
-        option = f"--{prefix}{f.name.replace('_', '-')}"
-        kind_of_value = Reader(prefix + f.name, hints[f.name])
-        parser.add_argument(option, type=kind_of_value, default=default, help=shown)
+def parse(command: str, own: type[T], argv: list[str], trains: bool = True) -> tuple[T, dict[str, str]]:
+    """The command's own options, and the text of every option of a Config (where it `trains`), for `read_config`.
 
-
-def _spelled_out(argv: list[str], elsewhere: Collection[str]) -> list[str]:
-    """`argv` with every option as `--name=value`, a flag as `--quiet=true`; `elsewhere`: options taken before.
+    `--help` prints the help and ends the program.
 
     Raises:
-        UsageError: an option that there is not, or one without its value.
+        UsageError: an unknown option (the nearest is suggested), a missing or a bad value.
     """
-    hints = _hints()
-    known = {f"--{name.replace('_', '-')}": hint for name, hint in hints.items()} | {"--config": str}
-    spelled, rest = [], list(argv)
-    while rest:
-        option, equals, value = rest.pop(0).partition("=")
-        positive = option.replace("--no-", "--", 1)
-        if option in ("-h", "--help"):
-            return ["--help"]
-        if (positive != option and known.get(positive) is not bool) or positive not in known:
-            raise UsageError(_unknown(option, [*hints, *elsewhere]))
-        if equals and positive != option:
-            raise UsageError(f"{option}: expected no value, got {value!r}")
-        if equals:
-            spelled.append(f"{option}={value}")
-        elif known[positive] is bool and (not rest or rest[0] not in ("true", "false")):
-            spelled.append(f"{positive}={'true' if positive == option else 'false'}")
-        elif not rest or rest[0].split("=")[0] in known:
-            raise UsageError(f"{option}: expected a value, got none")
-        else:
-            spelled.append(f"{option}={rest.pop(0)}")
-    return spelled
+    mine = options_of(own)
+    known = {**(_of_training() if trains else {}), **mine}
+    given = _given(argv, known, command, own, trains)
+    values = {key: _value(key, mine[key], text) for key, text in given.items() if key in mine}
+    for key, option in mine.items():
+        if option.default is MISSING and key not in values:
+            raise UsageError(f"{key}: expected a value, got none")
+    return usage(own, **values), {key: text for key, text in given.items() if key not in mine}
 
 
-def _with_config(argv: list[str]) -> list[str]:
-    """`argv` with its configuration file first, found by name if packaged; without one, the data set's."""
-    config, rest = take("--config", argv)
-    if config is None:
-        data, _ = take("--data", argv)
-        packaged = PACKAGED.get(data or Config.data)
-        return argv if packaged is None else [f"--config={CONFIGS / packaged}.yaml", *argv]
-    path = Path(config).expanduser()
-    if not path.exists():
-        known = {p.stem: p for p in sorted(CONFIGS.glob("*.yaml"))}
-        name = path.name.removesuffix(".yaml")
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; packaged ones: {', '.join(known)}"
-            raise UsageError(f"config: no file {str(path)!r}{hint}")
-        path = known[name]
+def read_config(given: Mapping[str, str]) -> Config:
+    """The configuration that the texts `given`, by key, and the file that they name amount to.
+
+    Raises:
+        UsageError: an unknown key in the file (the nearest is suggested), or a bad value.
+    """
+    known = config_options()
+    values: dict[str, Any] = {}
+    for key, text in {**_from_file(given, known), **given}.items():
+        if key == "config":  # it is read
+            continue
+        section, _, name = key.rpartition(".")
+        (values.setdefault(section, {}) if section else values)[name] = _value(key, known[key], text)
+    return usage(from_dict, values)
+
+
+def usage(function: Callable[..., T], *arguments: Any, **named: Any) -> T:
+    """function(...), its ValueError or TypeError a UsageError."""
     try:
-        values = yaml_file.read(path)
-    except ValueError as error:
+        return function(*arguments, **named)
+    except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from None
-    _require_known(values)
-    content = yaml.safe_dump(values, default_flow_style=True, sort_keys=False, width=2**30)
-    return [f"--config={content}", *rest] if values else rest
 
 
 def show(values: dict[str, Any]) -> str:
@@ -160,41 +105,119 @@ def show(values: dict[str, Any]) -> str:
     return yaml.safe_dump(values, sort_keys=False, width=120).rstrip()
 
 
-def take_dry_run(argv: list[str]) -> tuple[list[str], bool]:
-    """The other arguments, and whether --dry-run, or its other name --print-config, is among them."""
-    rest = [word for word in argv if word.replace("_", "-") not in ("--dry-run", "--print-config")]
-    return rest, len(rest) < len(argv)
+def help_parser(command: str, own: type, trains: bool, file: Any = None, directory: Any = None) -> ArgumentParser:
+    """A parser that prints the help of a command, and from which its completion is made.
+
+    Args:
+        command: its name.
+        own: the record of its own options.
+        trains: whether it has those of a Config, too.
+        file, directory: what shtab wants to be told for an option that takes a path.
+    """
+    mine = options_of(own)
+    options = {**mine, **(_of_training() if trains else {}), **mine}  # the command's own come first, and count
+    parser = ArgumentParser(
+        prog=f"wcord-fast {command}",
+        usage=" ".join(["%(prog)s", *(key for key in mine if mine[key].default is MISSING), "[options]"]),
+        description=inspect.cleandoc(own.__doc__ or "").partition("Attributes:")[0],
+        formatter_class=RawDescriptionHelpFormatter,
+    )
+    groups: dict[str, Any] = {"": parser}
+    for key, (hint, default, sentence, complete) in options.items():
+        section = key.rpartition(".")[0]
+        if key in UNUSED.get(command, ()) or (section and command in UNUSED):
+            continue
+        if section not in groups:
+            groups[section] = parser.add_argument_group(f"method {section}")
+        names = list(complete()) if callable(complete) else words_of(hint)
+        if default is not MISSING:
+            listed = f"; {', '.join(names)}" if callable(complete) and len(names) <= MOST_NAMES else ""
+            shown = "" if default is None else f", default: {_shown(default)}"
+            sentence = f"{sentence.rstrip('.')} (type: {in_words(hint)}{shown}{listed})"
+        kind: dict[str, Any] = {"action": "store_true"}
+        if hint is not bool or section or default:
+            name = key.rpartition(".")[2].upper()
+            kind = {"choices": names or None, "metavar": key if default is MISSING else name}
+        action = groups[section].add_argument(
+            key if default is MISSING else _flag(key), help=sentence.replace("%", "%%"), **kind
+        )
+        if isinstance(complete, str):
+            action.complete = {"file": file, "directory": directory}[complete]
+    return parser
 
 
-def take(option: str, argv: list[str]) -> tuple[str | None, list[str]]:
-    """The value of `option` in `argv` (None if it is not there), and the other arguments."""
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    finder.add_argument(option, dest="value")
-    known, rest = finder.parse_known_args(argv)
-    return known.value, rest
+def _given(argv: Sequence[str], known: dict[str, Option], command: str, own: type, trains: bool) -> dict[str, str]:
+    """The text that is given for each option, by key; a flag's is "true" or "false"."""
+    flags = {_flag(key): key for key, option in known.items() if option.default is not MISSING}
+    places = [key for key, option in known.items() if option.default is MISSING]
+    given: dict[str, str] = {}
+    rest = list(argv)
+    while rest:
+        word, equals, value = rest.pop(0).partition("=")
+        if word in ("-h", "--help"):
+            help_parser(command, own, trains).print_help()
+            raise SystemExit(0)
+        if not word.startswith("-") and places:
+            given[places.pop(0)] = word + equals + value
+            continue
+        word = ALIASES.get(word, word)
+        positive = word.replace("--no-", "--", 1)
+        key = flags.get(positive, "")
+        if not key or (positive != word and known[key].hint is not bool):
+            raise UsageError(f"unknown option {word!r}{did_you_mean(word, flags, '; see --help')}")
+        if equals and positive != word:
+            raise UsageError(f"{word}: expected no value, got {value!r}")
+        if not equals and known[key].hint is bool:
+            value = rest.pop(0) if rest and rest[0] in ("true", "false") else "true"
+            value = value if positive == word else "false"
+        elif not equals:
+            if not rest or rest[0].partition("=")[0] in flags:
+                raise UsageError(f"{word}: expected a value, got none")
+            value = rest.pop(0)
+        given[key] = value
+    return given
 
 
-def _hints() -> dict[str, Any]:
-    """Type hint of every option, by its key: "epochs", "wcord.critic"."""
-    found = {name: hint for name, hint in get_type_hints(Config).items() if name != "options"}
-    for section, kind in distill.sections().items():
-        hints = get_type_hints(kind)
-        found |= {f"{section}.{f.name}": hints[f.name] for f in fields(kind)}
+def _from_file(given: Mapping[str, str], known: Collection[str]) -> dict[str, Any]:
+    """What the configuration file holds, by key: `--config`'s, found by name if packaged, or the data set's."""
+    config = given.get("config")
+    if config is None:
+        config = PACKAGED.get(given.get("data", Config.data))
+        if config is None:
+            return {}
+    path = Path(config).expanduser()
+    if not path.exists():
+        name, packaged = path.name.removesuffix(".yaml"), packaged_names()
+        if name not in packaged:
+            hint = did_you_mean(name, packaged, f"; packaged ones: {', '.join(packaged)}")
+            raise UsageError(f"config: no file {str(path)!r}{hint}")
+        path = CONFIGS / f"{name}.yaml"
+    found: dict[str, Any] = {}
+    for key, value in usage(yaml_file.read, path).items():
+        if key not in distill.sections():
+            found[str(key)] = value
+        elif isinstance(value, dict):
+            found |= {f"{key}.{name}": inner for name, inner in value.items()}
+        else:
+            raise UsageError(f"{key}: expected options as NAME: VALUE, got {value!r}")
+    for key in found:
+        if key not in known:
+            raise UsageError(f"unknown option {key!r}{did_you_mean(key, known, '; see --help')}")
     return found
 
 
-def _require_known(values: dict[str, Any]) -> None:
-    """UsageError naming the first key of a configuration file that there is not."""
-    sections, known = distill.sections(), _hints()
-    for key, value in values.items():
-        if key in sections and not isinstance(value, dict):
-            raise UsageError(f"{key}: expected options as NAME: VALUE, got {value!r}")
-        for name in [f"{key}.{inner}" for inner in value] if key in sections else [key]:
-            if name not in known:
-                raise UsageError(_unknown(str(name), list(known)))
+def _value(key: str, option: Option, value: Any) -> Any:
+    try:
+        return read(option.hint, value)
+    except OverflowError:  # float(value) names nothing
+        raise UsageError(f"{key}: expected a number below 1.8e308, got a longer one") from None
+    except ValueError as error:
+        raise UsageError(f"{key}: {error}") from None
 
 
-def _unknown(name: str, keys: list[str]) -> str:
-    near = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), keys, n=1)
-    shown = f"--{near[0].replace('_', '-')}" if near and name.startswith("-") else near[0] if near else ""
-    return f"unknown option {name!r}" + (f"; did you mean {shown!r}?" if near else "; see --help")
+def _flag(key: str) -> str:
+    return f"--{key.replace('_', '-')}"
+
+
+def _shown(default: Any) -> str:
+    return ",".join(map(str, default)) if isinstance(default, list) else str(default)

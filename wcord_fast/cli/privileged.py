@@ -8,6 +8,7 @@ under the ROC curve on the test images.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from .config import Config
 from .task_bench import TaskBench
 from .workbench import Result, data_spec, load_data
 
+PUBLISHED = Path(__file__).parent / "published_transfers.yaml"
 HARDEST = "8"  # the default question on digits: is it an eight?
 SHRINK = 4  # by default the student sees this part of the teacher's pixels per side
 DEFAULT_SIZE = {"digits": 16}

@@ -2,66 +2,76 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 
-from .. import distill
+from .. import distill, models
 from ..ops import checks
 from ..train.logs import to_screen
 from ..train.meters import NonFiniteLoss
-from . import privileged, report, task_options
-from .arguments import distinct, seeds_of, usage
+from . import privileged, report
 from .config import Config
-from .parser import parse
+from .options import DryRun, check_paths, check_seeds, chosen, distinct
+from .parser import parse, read_config, show, usage
 from .sweep_plot import plot
 from .table import not_comparable, over, spread
+from .task_bench import require_no_kd
 from .usage import UsageError
 from .workbench import Result, Workbench
 
 log = logging.getLogger("wcord_fast")
 
-PUBLISHED = Path(__file__).parent / "published_transfers.yaml"
 TABLES = ("methods", "lambda1", "lambda2", "lambda2-cifar100")
 ACCURACY_PAIR = "resnet32x4-resnet8x4"
 STAND_IN = "wrn_16_2"  # for Inception-v3, where the images are too small for it
-OPTIONS: dict[str, Any] = {
-    "tables": "methods,lambda1,lambda2",
-    "students": None,
-    "seeds": "0",
-    "positive": None,
-    "student_size": None,
-    "teacher_data_dir": None,
-    "output_dir": "runs/sweep",
-    "dry_run": False,
-}
-HELP = """usage: wcord-fast sweep [--tables TABLES] [--students NAMES] [--seeds SEEDS] [--positive CLASS] ...
 
-Privileged distillation: a frozen teacher of all classes at high resolution, students that tell one class from the rest
-at low resolution, no KD term; area under the ROC curve on the test images, beside the paper's. Finished runs are
-skipped and broken ones resumed, so the same command can be given again and again.
 
-  --tables TABLES     by comma, or "all": {tables}; default: the first three. "methods" has a row per method and
-                      student; lambda1 and lambda2 sweep the weights of WCoRD's terms for the first student;
-                      lambda2-cifar100 does it for the accuracy of resnet32x4 to resnet8x4
-  --methods METHODS   of the first table, default ce,at,sp,cc,crd,lckt,wcord
-  --students NAMES    default resnet8x4 and inception_v3, or {stand_in} where its images have less than 75 pixels
-  --seeds SEEDS       by comma, default 0; the teacher is trained once, with the first
-  --positive CLASS    what the student has to find; default: 8 of the digits, the second of two classes
-  --image-size N      pixels per side that the teacher sees: 16 of the digits, 32 else
-  --student-size N    those that the student sees: default a quarter
-  --data digits|cifar10|cifar100|folder, --data-dir DIR
-  --teacher-data-dir DIR   another image folder, with its own classes, to train the teacher on
-  --output-dir DIR    default runs/sweep
-  --dry-run           print the configuration and the runs
+def tables_or_all() -> list[str]:
+    """What --tables takes."""
+    return ["all", *TABLES]
 
-Other options are those of `wcord-fast distill`.
-"""
+
+@dataclass
+class SweepOptions(DryRun):
+    """Privileged distillation: a frozen teacher of all classes at high resolution, and students that tell one class
+    from the rest at low resolution, without a KD term; area under the ROC curve on the test images, beside the paper's.
+    Finished runs are skipped and broken ones resumed, so the same command can be given again and again.
+
+    --methods are those of the table "methods", --image-size is what the teacher sees: 16 pixels per side of the digits,
+    32 else.
+
+    Attributes:
+        tables: by comma, or "all"; "methods" has a row per method and student; lambda1 and lambda2 sweep the weights of
+            WCoRD's terms for the first student; lambda2-cifar100 does it for the accuracy of resnet32x4 to resnet8x4.
+        students: by comma; default: resnet8x4 and inception_v3, or wrn_16_2 where its images have less than 75 pixels.
+        seeds: by comma; the teacher is trained once, with the first.
+        positive: the class that the student has to find; default: 8 of the digits, the second of two classes.
+        student_size: pixels per side that the student sees; default: a quarter of the teacher's.
+        teacher_data_dir: another image folder, with its own classes, to train the teacher on.
+        output_dir: where runs are kept and resumed, and the tables are written.
+    """
+
+    tables: Annotated[list[str], tables_or_all] = field(default_factory=lambda: list(TABLES[:3]))
+    students: Annotated[list[str] | None, models.names] = None
+    seeds: list[int] = field(default_factory=lambda: [0])
+    positive: str | None = None
+    student_size: int | None = None
+    teacher_data_dir: Annotated[str | None, "directory"] = None
+    output_dir: Annotated[str, "directory"] = "runs/sweep"
+
+    def __post_init__(self) -> None:
+        check_paths(self, "teacher_data_dir", "output_dir")
+        check_seeds(self.seeds)
+        self.tables = chosen("tables", self.tables, TABLES)
+        if self.students is not None:
+            distinct("students", self.students)
+        if self.student_size is not None:
+            checks.integer("student_size", self.student_size, least=1)
 
 
 @dataclass(frozen=True)
@@ -139,25 +149,19 @@ def run(argv: list[str]) -> None:
     Raises:
         UsageError: an unknown table, method, class or option, or a bad value.
     """
-    if {"-h", "--help"} & set(argv):
-        print(HELP.format(tables=", ".join(TABLES), stand_in=STAND_IN), end="")
-        return
-    asked, rest = task_options.take_options(argv, OPTIONS)
-    tables, seeds = task_options.choices("tables", asked.tables, TABLES), seeds_of(asked.seeds)
-    asked.output_dir = usage(checks.path, "output_dir", asked.output_dir)
-    if asked.teacher_data_dir is not None:
-        asked.teacher_data_dir = usage(checks.path, "teacher_data_dir", asked.teacher_data_dir)
+    asked, given = parse("sweep", SweepOptions, argv)
+    tables, seeds = asked.tables, asked.seeds
     studies: dict[str, Study] = {}
     points: list[Point] = []
     remarks: list[str] = []
     if set(tables) - {"lambda2-cifar100"}:
-        study, students, remark = _privileged(asked, rest)
-        task_options.methods(",".join(study.config.methods))
+        study, students, remark = _privileged(asked, given)
+        require_no_kd(study.config.methods)
         studies |= {table: study for table in tables if table != "lambda2-cifar100"}
         points += [p for table in tables if table in studies for p in _points(table, students, study.config)]
         remarks.append(remark)
     if "lambda2-cifar100" in tables:
-        studies["lambda2-cifar100"] = study = _accuracy(asked, rest)
+        studies["lambda2-cifar100"] = study = _accuracy(asked, given)
         points += _points("lambda2-cifar100", [study.config.student], study.config)
         remarks.append("lambda2-cifar100: top-1 accuracy after the last epoch; the paper's are means of 5 runs.")
         remarks.append(not_comparable(ACCURACY_PAIR, study.config))
@@ -169,19 +173,14 @@ def run(argv: list[str]) -> None:
     print(_report(Path(asked.output_dir), tables, values, remarks, seeds))
 
 
-def _privileged(asked: argparse.Namespace, rest: list[str]) -> tuple[Study, list[str], str]:
+def _privileged(asked: SweepOptions, given: dict[str, str]) -> tuple[Study, list[str], str]:
     """The study, its students, and how to read it."""
-    if any(word.split("=")[0] == "--student" for word in rest):
+    if "student" in given:
         raise UsageError("student: this command trains several; name them with --students")
-    try:
-        config = parse("sweep", ["--config=privileged", *rest], "")
-    except UsageError as error:
-        raise task_options.nearest(error, OPTIONS) from None
-    if asked.student_size is not None:
-        asked.student_size = usage(_whole, "student_size", asked.student_size)
+    config = read_config({"config": "privileged", **given})
     task = usage(privileged.prepare, config, asked.positive, asked.student_size, asked.teacher_data_dir)
-    students = asked.students.split(",") if asked.students else _default_students(task.student_size)
-    for student in distinct("students", students):
+    students = asked.students or _default_students(task.student_size)
+    for student in students:
         usage(replace, config, student=student)
     said = (
         f"AUC on the test images, {privileged.positives(task.student_data)}. The teacher saw {task.image_size} pixels "
@@ -194,12 +193,9 @@ def _privileged(asked: argparse.Namespace, rest: list[str]) -> tuple[Study, list
     return study, students, said
 
 
-def _accuracy(asked: argparse.Namespace, rest: list[str]) -> Study:
+def _accuracy(asked: SweepOptions, given: dict[str, str]) -> Study:
     """Table 4: the published pair, by accuracy."""
-    try:
-        config = parse("sweep", ["--config=cifar100_resnet32x4_resnet8x4", *rest], "")
-    except UsageError as error:
-        raise task_options.nearest(error, OPTIONS) from None
+    config = read_config({"config": "cifar100_resnet32x4_resnet8x4", **given})
     if f"{config.teacher}-{config.student}" != ACCURACY_PAIR:
         raise UsageError(f"teacher: lambda2-cifar100 is of {ACCURACY_PAIR}; ask for it alone, without --teacher")
     home = Path(asked.output_dir) / "cifar100"
@@ -212,7 +208,7 @@ def _default_students(size: int) -> list[str]:
 
 def _points(table: str, students: list[str], config: Config) -> list[Point]:
     """The rows of one table."""
-    published = yaml.safe_load(PUBLISHED.read_text())[table]
+    published = yaml.safe_load(privileged.PUBLISHED.read_text())[table]
     rows: list[Point] = []
     if table != "methods":
         fixed = published["fixed"]
@@ -230,7 +226,7 @@ def _points(table: str, students: list[str], config: Config) -> list[Point]:
     return rows
 
 
-def _plan(asked: argparse.Namespace, studies: dict[str, Study], points: list[Point], seeds: list[int]) -> str:
+def _plan(asked: SweepOptions, studies: dict[str, Study], points: list[Point], seeds: list[int]) -> str:
     """The resolved configuration and the state of every run, in YAML."""
     told: dict[str, Any] = {}
     for study in studies.values():
@@ -238,7 +234,7 @@ def _plan(asked: argparse.Namespace, studies: dict[str, Study], points: list[Poi
     runs = dict.fromkeys(studies[p.table].run_of(p, seed) for p in points for seed in seeds)
     told["sweep"] = {name: value for name, value in vars(asked).items() if name != "dry_run"}
     told["runs"] = {str(run): "finished" if (run / "student.pt").exists() else "to do" for run in runs}
-    return yaml.safe_dump(told, sort_keys=False, width=120).rstrip()
+    return show(told)
 
 
 def _report(
@@ -275,9 +271,3 @@ def _line(point: Point, found: list[float | str]) -> report.Line:
         "seeds": str(len(values)) if values else "-",
         "paper %": " ± ".join(f"{x:.2f}" for x in point.paper) or "n/a",
     }
-
-
-def _whole(name: str, text: str) -> int:
-    if not text.isdecimal():
-        raise ValueError(f"{name}: expected a whole number, got {text!r}")
-    return checks.integer(name, int(text), least=1)

@@ -2,68 +2,29 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import statistics
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Annotated
 
 import yaml
 
 from .. import distill
-from ..ops import checks
 from ..train.logs import to_screen
 from ..train.meters import NonFiniteLoss
-from . import arguments, report
-from .config import Config
-from .parser import CONFIGS, parse, take
+from . import report
+from .config import Config, spelled_methods
+from .options import DryRun, check_paths, check_seeds, check_share, chosen
+from .parser import CONFIGS, parse, read_config, show
 from .usage import UsageError
 from .workbench import Workbench, data_spec, load_data
 
 log = logging.getLogger(__name__)
 
 PUBLISHED = Path(__file__).parent / "published_pairs.yaml"
-ALL_METHODS = [
-    "ce",
-    "kd",
-    "fitnet",
-    "at",
-    "sp",
-    "cc",
-    "vid",
-    "rkd",
-    "pkt",
-    "ab",
-    "ft",
-    "fsp",
-    "nst",
-    "crd",
-    "crd+kd",
-    "lckt",
-    "gckt",
-    "wcord",
-    "wcord+kd",
-]
 TRAIN_IMAGES = {"cifar100": 50_000, "imagenet": 1_281_167}
 CLIP = 5.0  # gradient norm on other data than the recipe's, whose learning rate is too high for some of it at first
-HELP = """usage: wcord-fast table [--pair PAIRS] [--methods METHODS] [--seeds SEEDS] [--budget F] [--output-dir DIR] ...
-
-Train every method on every pair with every seed, and print the accuracy after the last epoch beside the paper's.
-Finished runs are skipped and broken ones resumed, so the same command can be given again and again.
-
-  --pair PAIRS      by comma, or "all" (default) for those of CIFAR-100: {pairs}
-  --methods METHODS by comma, or "all" (default): {methods}
-  --seeds SEEDS     by comma, default 0; the teacher is trained once, with the first
-  --budget F        this share of the epochs and of the training images, 0 < F <= 1; below 1 the result says that it is
-                    not comparable with the paper's
-  --output-dir DIR  default runs/table
-  --dry-run         print the configurations and the runs
-
-On other data than the recipe's the norm of the gradient is clipped at {clip:g} unless --clip-grad is given. A method
-whose loss becomes NaN with a seed is reported, and the others go on.
-
-Other options are those of `wcord-fast distill`.
-"""
 
 
 @dataclass
@@ -94,20 +55,69 @@ def cifar_pairs() -> list[str]:
     return [pair for pair in published() if recipe(pair).stem.startswith("cifar100")]
 
 
+def all_methods() -> list[str]:
+    """Every method of the registry, and with a KD term those that the paper has with one."""
+    with_kd = {method for rows in published().values() for method in rows if method.endswith(distill.PLUS_KD)}
+    both = [(name, name + distill.PLUS_KD) for name in distill.names()]
+    return [name for pair in both for name in pair if name in distill.names() or name in with_kd]
+
+
+def pairs_or_all() -> list[str]:
+    """What --pair takes."""
+    return ["all", *published()]
+
+
+def methods_or_all() -> list[str]:
+    """What --methods takes."""
+    return ["all", *all_methods()]
+
+
+@dataclass
+class TableOptions(DryRun):
+    """Train every method on every pair with every seed, and print the accuracy after the last epoch beside the paper's.
+
+    Finished runs are skipped and broken ones resumed, so the same command can be given again and again. On other data
+    than the recipe's the norm of the gradient is clipped at 5 unless --clip-grad is given. A method whose loss becomes
+    NaN with a seed is reported, and the others go on.
+
+    Attributes:
+        pair: published pairs by comma, or "all" for those of CIFAR-100.
+        methods: by comma, or "all".
+        seeds: by comma; the teacher is trained once, with the first.
+        budget: this share of the epochs and of the training images; below 1 the result says that it is not comparable
+            with the paper's.
+        output_dir: where runs are kept and resumed, and the tables are written.
+    """
+
+    pair: Annotated[list[str], pairs_or_all] = field(default_factory=lambda: ["all"])
+    methods: Annotated[list[str], methods_or_all] = field(default_factory=lambda: ["all"])
+    seeds: list[int] = field(default_factory=lambda: [0])
+    budget: float = 1.0
+    output_dir: Annotated[str, "directory"] = "runs/table"
+
+    def __post_init__(self) -> None:
+        check_paths(self, "output_dir")
+        check_seeds(self.seeds)
+        check_share("budget", self.budget)
+        self.pair = chosen("pair", self.pair, published(), of_all=cifar_pairs())
+        if self.methods == ["all"]:
+            self.methods = all_methods()
+        elif "all" in self.methods:
+            raise ValueError(f"methods: expected 'all' alone, or methods by comma, got {','.join(self.methods)!r}")
+        self.methods = spelled_methods(self.methods)
+
+
 def run(argv: list[str]) -> None:
     """Run what `argv` asks for, print and write table.txt, table.md and table.csv.
 
     Raises:
         UsageError: an unknown pair, method or option, or a bad value.
     """
-    if {"-h", "--help"} & set(argv):
-        print(HELP.format(clip=CLIP, pairs=", ".join(published()), methods=", ".join(ALL_METHODS)), end="")
-        return
-    asked, rest = _arguments(argv)
+    asked, given = parse("table", TableOptions, argv)
     papers = published()
     lines: list[report.Line] = []
     remarks: dict[str, None] = {}  # in order, each once
-    configs = {pair: _config(asked, pair, rest) for pair in asked.pair}  # all are checked before the first is run
+    configs = {pair: _config(asked, pair, given) for pair in asked.pair}  # all are checked before the first is run
     if asked.dry_run:
         print(_plan(asked, configs))
         return
@@ -141,46 +151,13 @@ def over(seeds: list[int]) -> str:
     return f"seed {seeds[0]}" if len(seeds) == 1 else f"mean ± standard deviation over {len(seeds)} seeds"
 
 
-def _arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--pair", default="all")
-    parser.add_argument("--methods", default="all")
-    parser.add_argument("--seeds", default="0")
-    parser.add_argument("--budget", default="1")
-    parser.add_argument("--output-dir", default="runs/table")
-    parser.add_argument("--dry-run", action="store_true")
-    try:
-        asked, rest = parser.parse_known_args(argv)
-    except argparse.ArgumentError as error:
-        raise UsageError(str(error)) from None
-    try:
-        asked.output_dir = checks.path("output_dir", asked.output_dir)
-        asked.pair = _choices("pair", asked.pair, tuple(published()), default=cifar_pairs())
-        known = ALL_METHODS if asked.methods == "all" else asked.methods.split(",")
-        if "all" in known:
-            raise UsageError(f"methods: expected 'all' alone, or methods by comma, got {asked.methods!r}")
-        parsed = [distill.parse(name) for name in known]
-        asked.methods = [base + (distill.PLUS_KD if plus else "") for base, plus in parsed]
-    except ValueError as error:
-        raise UsageError(str(error)) from None
-    asked.seeds, asked.budget = arguments.seeds_of(asked.seeds), arguments.share_of("budget", asked.budget)
-    return asked, rest
-
-
-def _choices(name: str, text: str, known: tuple[str, ...], default: list[str]) -> list[str]:
-    if text == "all":
-        return default
-    by_case = {k.lower(): k for k in known}
-    return [by_case[checks.choice(name, part.strip().lower(), by_case)] for part in text.split(",")]
-
-
-def _config(asked: argparse.Namespace, pair: str, rest: list[str]) -> Config:
+def _config(asked: TableOptions, pair: str, given: dict[str, str]) -> Config:
     teacher, student = pair.split("-")
-    own = [f"--config={recipe(pair)}", f"--methods={','.join(asked.methods)}"]
-    data, _ = take("--data", rest)
-    if data not in (None, parse("table", own, "").data):
-        own.append(f"--clip-grad={CLIP}")
-    config = parse("table", [*own, *rest], "")
+    file = {"config": str(recipe(pair))}
+    ours = {"methods": ",".join(asked.methods)}
+    if given.get("data") not in (None, read_config(file).data):
+        ours["clip_grad"] = str(CLIP)
+    config = read_config({**file, **ours, **given})
     if (config.teacher, config.student) != (teacher, student):
         raise UsageError(f"teacher, student: the pair is {pair}, got {config.teacher} and {config.student}")
     if asked.budget == 1:
@@ -194,16 +171,16 @@ def _config(asked: argparse.Namespace, pair: str, rest: list[str]) -> Config:
     )
 
 
-def _teacher_run(config: Config, asked: argparse.Namespace) -> Config:
+def _teacher_run(config: Config, asked: TableOptions) -> Config:
     home = Path(asked.output_dir) / "teachers" / config.teacher
     return replace(config, seed=asked.seeds[0], output_dir=str(home))
 
 
-def _student_run(pair: str, config: Config, asked: argparse.Namespace, seed: int) -> Config:
+def _student_run(pair: str, config: Config, asked: TableOptions, seed: int) -> Config:
     return replace(config, seed=seed, output_dir=str(Path(asked.output_dir) / pair / f"seed{seed}"))
 
 
-def _plan(asked: argparse.Namespace, configs: dict[str, Config]) -> str:
+def _plan(asked: TableOptions, configs: dict[str, Config]) -> str:
     """The first pair's resolved configuration, what differs in the others, and the state of every run, in YAML."""
     told = {pair: config.resolved() for pair, config in configs.items()}
     first, *others = told.values()
@@ -217,10 +194,10 @@ def _plan(asked: argparse.Namespace, configs: dict[str, Config]) -> str:
         homes = [_student_run(pair, config, asked, seed).directory for seed in asked.seeds]
         runs += [home / method / "student.pt" for home in homes for method in asked.methods]
     state = {str(run.parent): "finished" if run.exists() else "to do" for run in dict.fromkeys(runs)}
-    return yaml.safe_dump({"pairs": told, "runs": state}, sort_keys=False, width=120).rstrip()
+    return show({"pairs": told, "runs": state})
 
 
-def _pair(pair: str, config: Config, asked: argparse.Namespace) -> tuple[list[Row], int, int]:
+def _pair(pair: str, config: Config, asked: TableOptions) -> tuple[list[Row], int, int]:
     """Every method with every seed, from one teacher, which all pairs with that teacher share; and how many training
     images there are, and files left out."""
     first = Workbench(_teacher_run(config, asked))
@@ -261,7 +238,7 @@ def _line(pair: str, row: Row, paper: dict[str, list[float]]) -> report.Line:
 
 def not_comparable(pair: str, config: Config, images: int | None = None) -> str:
     """Why our numbers from so many training images are not comparable with the paper's; empty if they are."""
-    theirs, why = parse("table", [f"--config={recipe(pair)}"], ""), []
+    theirs, why = read_config({"config": str(recipe(pair))}), []
     if config.data != theirs.data:
         why.append(f"the data set is {config.data}, not {theirs.data}")
     if config.limit_train is not None:

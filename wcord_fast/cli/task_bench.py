@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import distill
 from ..data import Dataset
 from ..train.loop import Run
 from ..train.views import View, look_through
 from .config import Config
+from .usage import UsageError
 from .workbench import Workbench, create_network
 
 
@@ -51,3 +53,11 @@ class TaskBench(Workbench):
     @property
     def known_labels(self) -> Tensor | None:
         return super().known_labels if self.labelled else None
+
+
+def require_no_kd(methods: list[str]) -> None:
+    """UsageError for a method with a KD term, which needs one label set; the networks of a task share none."""
+    for name in methods:
+        base, plus = distill.parse(name)
+        if plus or base == "kd":
+            raise UsageError(f"methods: {name!r} has a KD term, but the two networks of this task share no label set")

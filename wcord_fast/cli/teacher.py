@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ..train import checkpoint
 from . import report
-from .parser import parse, show, take_dry_run
+from .options import DryRun
+from .parser import parse, read_config, show
 from .usage import UsageError
 from .workbench import Workbench
 
-TEACHERS = {"--epochs": "--teacher-epochs", "--lr": "--teacher-lr"}  # here they can only mean the teacher's
+
+@dataclass
+class TeacherOptions(DryRun):
+    """Train the network named by --teacher with labels only."""
 
 
 def run(argv: list[str]) -> None:
-    """Train the network named by --teacher with labels only."""
-    argv = ["=".join([TEACHERS.get(name, name), *value]) for name, *value in (word.split("=", 1) for word in argv)]
-    argv, dry = take_dry_run(argv)
-    config = parse("teacher", argv, run.__doc__ or "")
-    if dry:
+    """Train the teacher, and print its accuracy."""
+    own, given = parse("teacher", TeacherOptions, argv)
+    for name in ("epochs", "lr"):  # here they can only mean the teacher's
+        if name in given:
+            given[f"teacher_{name}"] = given.pop(name)
+    config = read_config(given)
+    if own.dry_run:
         print(show(config.resolved()))
         return
     if config.teacher_checkpoint is not None:

@@ -1,4 +1,4 @@
-"""An option's text, or what stands in a YAML file, as a value of the field's type; the messages for what is not."""
+"""An option's text, or a value of a YAML file, as a value of the field's type; the messages for what is none."""
 
 from __future__ import annotations
 
@@ -11,40 +11,21 @@ import yaml
 from .usage import did_you_mean
 
 
-class RefusedValue(Exception):
-    """A value that does not fit its option; no ValueError or TypeError, which argparse would put in other words."""
-
-
-class Reader:
-    """A function from text or plain values to values of a type; RefusedValue names the option.
+def read(hint: Any, value: Any) -> Any:
+    """`value`, text or a plain value, as the type `hint`.
 
     Args:
-        name: of the option, as in a message.
         hint: bool, int, float, str, a Literal, None, a union of those, or a list of one of them.
+    Raises:
+        ValueError: it is none; the message, without the option's name, says what was expected.
+        OverflowError: an integer that is too large for a float.
     """
-
-    def __init__(self, name: str, hint: Any) -> None:
-        self.name, self.hint = name, hint
-
-    def __call__(self, value: Any) -> Any:
-        try:
-            return convert(self.hint, value)
-        except OverflowError:  # of float(value), which names nothing
-            raise RefusedValue(f"{self.name}: expected a number below 1.8e308, got a longer one") from None
-        except _NoFit as error:
-            raise RefusedValue(f"{self.name}: {error}") from None
-
-    def __repr__(self) -> str:  # what --help shows as the type
-        return told(self.hint)
-
-
-def convert(hint: Any, value: Any) -> Any:
-    """`value` as the type `hint`; _NoFit if it is none, OverflowError for a float that is too large for one."""
-    if get_origin(hint) is list:
-        return _list(hint, value)
     kinds = list(get_args(hint)) if get_origin(hint) in (Union, UnionType) else [hint]
     if type(None) in kinds and value in (None, "null"):
         return None
+    for kind in kinds:
+        if get_origin(kind) is list:
+            return [read(get_args(kind)[0], item) for item in _items(kind, value)]
     forms = [value]  # text may stand for a number or a truth value
     if isinstance(value, str):
         with suppress(yaml.YAMLError, ValueError):
@@ -53,47 +34,39 @@ def convert(hint: Any, value: Any) -> Any:
             forms.append(float(value))
     for kind in kinds:
         for form in forms:
-            with suppress(_NoFit):
-                return _plain(kind, form)
-    said = " or ".join(map(told, kinds))
-    words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
-    raise _NoFit(f"expected {said}, got {value!r}{did_you_mean(value, map(str, words))}")
+            if kind is float and isinstance(form, int | float) and not isinstance(form, bool):
+                return float(form)
+            if type(form) is kind or (get_origin(kind) is Literal and form in get_args(kind)):
+                return form
+    raise ValueError(f"expected {in_words(hint)}, got {value!r}{did_you_mean(value, words_of(hint))}")
 
 
-def told(hint: Any) -> str:
+def in_words(hint: Any) -> str:
     """A type in words."""
     if get_origin(hint) is list:
-        return f"list of {told(get_args(hint)[0])} by comma"
+        return f"list of {in_words(get_args(hint)[0])} by comma"
     if get_origin(hint) is Literal:
         words = [repr(word) for word in get_args(hint)]
         return words[0] if len(words) == 1 else f"one of {', '.join(words)}"
     if get_origin(hint) in (Union, UnionType):
-        return " or ".join(map(told, get_args(hint)))
+        return " or ".join(map(in_words, get_args(hint)))
     return "null" if hint is type(None) else hint.__name__
 
 
-class _NoFit(Exception):
-    """The rest of the message for a value that is not of the type."""
+def words_of(hint: Any) -> list[str]:
+    """The words that a type allows, if it names any."""
+    if hint is bool:
+        return ["true", "false"]
+    if get_origin(hint) is Literal:
+        return [str(word) for word in get_args(hint)]
+    return [word for part in get_args(hint) for word in words_of(part)]
 
 
-def _plain(kind: Any, value: Any) -> Any:
-    if get_origin(kind) is Literal:
-        if any(type(value) is type(word) and value == word for word in get_args(kind)):
-            return value
-    elif kind is float:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-    elif type(value) is kind:
-        return value
-    raise _NoFit
-
-
-def _list(hint: Any, value: Any) -> list[Any]:
-    (inner,) = get_args(hint)
+def _items(hint: Any, value: Any) -> list[Any]:
     if isinstance(value, str):
         text = value.strip()
         bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
-        value = [part.strip().strip("'\"") for part in bare.split(",")] if bare.strip() else []
-    if not isinstance(value, list):
-        raise _NoFit(f"expected {told(hint)}, got {value!r}")
-    return [convert(inner, part) for part in value]
+        return [part.strip().strip("'\"") for part in bare.split(",")] if bare.strip() else []
+    if isinstance(value, list):
+        return value
+    raise ValueError(f"expected {in_words(hint)}, got {value!r}")

@@ -1,0 +1,107 @@
+"""Records of options: dataclasses whose fields say what an option takes, and whose docstrings are the help.
+
+Annotated[str, models.names] takes one of the names that `models.names()` gives, Annotated[str, "file"] and
+Annotated[str, "directory"] a path.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, dataclass, fields
+from typing import Any, NamedTuple, TypeVar, get_type_hints
+
+from ..ops import checks
+
+T = TypeVar("T")
+Names = Callable[[], Iterable[str]]
+
+
+class Option(NamedTuple):
+    """One option.
+
+    Attributes:
+        hint: its type.
+        default: MISSING: it must be given, without its name.
+        help: a sentence.
+        complete: a function that gives the names that it takes; or "file" or "directory".
+    """
+
+    hint: Any
+    default: Any
+    help: str
+    complete: Names | str | None = None
+
+
+def options_of(kind: type, prefix: str = "") -> dict[str, Option]:
+    """The fields of a record by their keys, such as "epochs" or, with a prefix, "wcord.critic"."""
+    sentences: dict[str, str] = {}
+    for cls in reversed(kind.__mro__):
+        text = (cls.__doc__ or "").partition("Attributes:")[2]
+        for name, sentence in re.findall(r"^\s+(\w+): (.+(?:\n\s{9,}.+)*)", text, re.M):
+            sentences[name] = " ".join(sentence.split())
+    plain, annotated = get_type_hints(kind), get_type_hints(kind, include_extras=True)
+    return {
+        prefix + f.name: Option(
+            plain[f.name],
+            f.default if f.default_factory is MISSING else f.default_factory(),
+            sentences[f.name],
+            next(iter(getattr(annotated[f.name], "__metadata__", ())), None),
+        )
+        for f in fields(kind)
+        if f.name != "options"
+    }
+
+
+@dataclass
+class DryRun:
+    """The options of every command that trains.
+
+    Attributes:
+        dry_run: print the configuration, and what is done already, and train nothing.
+    """
+
+    dry_run: bool = False
+
+
+def devices() -> tuple[str, ...]:
+    """What an option that names a device takes, beside "cuda:N"."""
+    return ("auto", "cpu", "cuda")
+
+
+def check_paths(options: Any, *names: str) -> None:
+    """ValueError unless those fields of a record that are set name a file or a folder; `~` is replaced."""
+    for name in names:
+        if getattr(options, name) is not None:
+            setattr(options, name, checks.path(name, getattr(options, name)))
+
+
+def check_seeds(seeds: list[int]) -> None:
+    """ValueError unless they are different integers of at least 0."""
+    distinct("seeds", [checks.integer("seeds", seed, least=0) for seed in seeds])
+
+
+def check_share(name: str, value: float) -> None:
+    """ValueError unless it is above 0 and at most 1."""
+    if not 0 < value <= 1:  # NaN is not
+        raise ValueError(f"{name}: expected a share above 0 and at most 1, got {value:g}")
+
+
+def distinct(name: str, values: list[T]) -> list[T]:
+    """`values`, or a ValueError if there is none, or one is there twice."""
+    if not values or len(set(values)) < len(values):
+        raise ValueError(f"{name}: expected different ones, got {', '.join(map(str, values)) or 'none'}")
+    return values
+
+
+def chosen(name: str, values: list[str], known: Iterable[str], of_all: Iterable[str] | None = None) -> list[str]:
+    """`values` in the spelling of `known`, whatever their case; for "all" alone `of_all`, by default every one.
+
+    Raises:
+        ValueError: one that is not known (the nearest is suggested), or is there twice.
+    """
+    known = list(known)
+    if values == ["all"]:
+        return known if of_all is None else list(of_all)
+    by_case = {word.lower(): word for word in known}
+    return distinct(name, [checks.choice(name, by_case.get(value.lower(), value), known) for value in values])
