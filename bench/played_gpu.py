@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -19,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from wcord_fast.ops import dispatch, library, native_module, status
+from wcord_fast.ops import dispatch, library, native_module, status, without_nan
 from wcord_fast.ops.bank import triton_launch
 
 GPU = torch.device("cuda", 0)
@@ -162,6 +163,8 @@ def played() -> Iterator[Launches]:
         mock.patch.object(
             dispatch, "cannot_run", lambda backend, on: None if on == "cuda" else cannot_run(backend, on)
         ),
+        mock.patch.object(without_nan, "may_ask", lambda tensor: tensor.is_cuda),
+        mock.patch.object(without_nan, "answer", lambda flag: partial(bool, bool(flag))),
         mock.patch.object(triton_launch.Piece, "_launch", launched),
         mock.patch.object(triton_launch, "processors", lambda device: PROCESSORS),
         mock.patch.object(triton_launch, "capability", lambda device: CAPABILITY),
