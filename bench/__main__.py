@@ -12,7 +12,9 @@ import subprocess
 import sys
 import time
 
-SUBJECTS = ("accuracy", "bank", "baselines", "critic", "host", "ot", "plan", "report", "sharded", "step", "update")
+SUBJECTS = (
+    "accuracy", "bank", "baselines", "critic", "host", "launches", "ot", "plan", "report", "sharded", "step", "update",
+)  # fmt: skip
 QUICK = ("bank", "critic", "host", "update", "ot", "baselines", "step")
 
 

@@ -1,7 +1,7 @@
 """Compiles Triton kernels for a GPU that is not there and prints what ptxas says of each, one JSON line per case.
 
-Run as `python -m tests.triton_compile CASES`, CASES a JSON list of what `usage` or `fused` takes, in a process of its own: with
-TRITON_INTERPRET=1 there is nothing to compile.
+Run as `python -m tests.triton_compile CASES`, CASES a JSON list of what `usage` or `fused` takes, in a process of its
+own: with TRITON_INTERPRET=1 there is nothing to compile.
 """
 
 from __future__ import annotations

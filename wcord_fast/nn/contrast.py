@@ -20,6 +20,7 @@ from ..ops.bank.sharded import Joined, Shard, fetch, join
 from ..ops.dispatch import BACKENDS
 from ..ops.first_order import first_order
 from ..ops.sampling.spec import DrawSpec
+from ..ops.without_nan import WithoutNaN
 from .embed import Embed, check_features
 from .loading import repdistiller_params, replace_misfits, replace_misfits_of_loss
 from .memory_bank import MemoryBank
@@ -80,6 +81,7 @@ class Contrast(StateModule):
         self.memory_v2 = MemoryBank(n_data, feat_dim, momentum, bank_dtype, seed=seed, bank_id=1, shard=shard)
         dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
         self.register_buffer("log_z", torch.full((2,), math.nan, dtype=dtype))
+        self._is_set = WithoutNaN()
         self.record = Record(temperature=self.temperature, momentum=self.memory_v1.momentum)
         self.register_buffer("made_with", self.moved(self.record.tensor("cpu")))
         self.register_load_state_dict_pre_hook(_fit_contrast)
@@ -104,10 +106,11 @@ class Contrast(StateModule):
             log_z = torch.where(unset, estimate, self.log_z)
             moved = torch.logaddexp(math.log(EMA) + self.log_z, math.log(1 - EMA) + estimate)
             self.log_z.copy_(torch.where(unset, estimate, moved))
+        elif joined is None and self._is_set.known(self.log_z):  # ranks do not learn it at the same step
+            log_z = self.log_z
         else:
             log_z = self._joint_log_z(self.log_z, *args, spec, joined)
-            if self.training:
-                self.log_z.copy_(log_z)
+            self._is_set.ask(self.log_z, filled=log_z if self.training else None)
         return directions.nce(*args, log_z, spec, *self._options(), joined)
 
     def scores(
@@ -144,6 +147,9 @@ class Contrast(StateModule):
         for module in (self.sampler, self.memory_v1, self.memory_v2):
             module.reset_parameters()
         self.log_z.fill_(math.nan)
+
+    def __getstate__(self):
+        return super().__getstate__() | {"_is_set": WithoutNaN()}
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, z={self.z!r}, plan={self.plan!r}, backend={self.backend!r}"

@@ -8,6 +8,7 @@ from functools import wraps
 import torch
 
 NAMESPACE = "wcord_fast"
+implementations: dict[str, Callable] = {}  # by the op's name, each with autocast off
 _library = torch.library.Library(NAMESPACE, "DEF")
 
 
@@ -27,6 +28,7 @@ def register(schema: str, impl: Callable, fake: Callable):
         with _autocast_off():
             return impl(*args)
 
+    implementations[name] = exact
     _library.define(schema, tags=[torch.Tag.pt2_compliant_tag])
     _library.impl(name, exact, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)

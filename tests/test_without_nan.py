@@ -1,0 +1,78 @@
+"""What a loss knows of its log Z on a GPU (a played one): set, it costs no launch; written to, it is looked at anew."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+
+from bench.launches import converting
+from bench.played_gpu import played
+from wcord_fast import CRDLoss
+from wcord_fast.ops import native_module, without_nan
+
+pytestmark = pytest.mark.skipif(native_module.load() is None, reason="no native module")
+
+
+def steps(loss, launches, number=1) -> int:
+    """Kernels of log Z in so many training steps."""
+    before = launches.own["log_z_kernel"]
+    for _ in range(number):
+        f_s, f_t = torch.zeros(4, 5, device="cuda"), torch.zeros(4, 6, device="cuda")
+        loss(f_s, f_t, torch.arange(4, device="cuda"))
+    return launches.own["log_z_kernel"] - before
+
+
+@pytest.fixture
+def on_gpu():
+    loss = CRDLoss(5, 6, 40, nce_k=10, plan="gather", seed=1)
+    with played() as launches, converting():
+        loss._apply(lambda t: t.to("cuda"))
+        loss.contrast.log_z.zero_()
+        yield loss, launches
+
+
+def test_a_log_z_that_is_set_costs_no_launch_after_the_first_step(on_gpu):
+    loss, launches = on_gpu
+    assert steps(loss, launches) == 1 and steps(loss, launches, 3) == 0
+    loss.eval()
+    assert steps(loss, launches) == 0
+
+
+def test_every_write_and_every_copy_is_looked_at_anew(on_gpu):
+    loss, launches = on_gpu
+    steps(loss, launches)
+    loss.reset_z()
+    loss.eval()  # keeps it unset
+    assert steps(loss, launches, 2) == 2 and math.isnan(float(loss.contrast.log_z[0]))
+    loss.train()
+    loss.contrast.log_z.zero_()
+    assert steps(loss, launches, 2) == 1
+    loss.load_state_dict(loss.state_dict())
+    assert steps(loss, launches, 2) == 1
+
+
+def test_a_copy_knows_nothing():
+    loss = CRDLoss(5, 6, 40, nce_k=10, seed=1)
+    loss.contrast._is_set._of = loss.contrast.log_z, 0
+    assert copy.deepcopy(loss).contrast._is_set._of is None
+
+
+def test_an_answer_that_comes_steps_later_is_taken(on_gpu, monkeypatch):
+    loss, launches = on_gpu
+    arrived = []
+    monkeypatch.setattr(without_nan, "answer", lambda flag: lambda: bool(flag) if arrived else None)
+    assert steps(loss, launches, 3) == 3
+    arrived.append(True)
+    monkeypatch.setattr(without_nan, "answer", None)  # nobody asks again
+    assert steps(loss, launches, 2) == 0
+
+
+def test_an_answer_that_has_not_arrived_is_no_answer(on_gpu, monkeypatch):
+    loss, launches = on_gpu
+    monkeypatch.setattr(without_nan, "answer", lambda flag: lambda: None)
+    assert steps(loss, launches, 3) == 3
+    monkeypatch.setattr(without_nan, "may_ask", lambda tensor: False)  # in a graph
+    assert steps(loss, launches, 2) == 2

@@ -1,0 +1,62 @@
+"""Whether a tensor on a GPU holds no NaN, learned once and without waiting for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .eager import PLAIN
+
+
+class WithoutNaN:
+    """What is known of one small tensor. Any write to it, or another tensor in its place, and nothing is known."""
+
+    def __init__(self) -> None:
+        self._of: tuple[Tensor, int] | None = None  # the tensor that was asked of, and its count of writes
+        self._answer: Callable[[], bool | None] = _not_yet
+
+    def ask(self, tensor: Tensor, filled: Tensor | None = None) -> None:
+        """Ask, unless the answer is on its way: it arrives when the device has done all work that is queued now.
+
+        Args:
+            filled: what to write to `tensor` first; it may differ only where that is NaN, so an answer that is on its
+                way stays good. (A host that is always steps ahead of the device would never get another one.)
+        """
+        may = may_ask(tensor)
+        asked = may and self._asked_of(tensor) and self._answer() is not True
+        if filled is not None:
+            tensor.copy_(filled)
+        if not may:
+            return
+        if not asked:
+            self._answer = answer(torch.isnan(tensor.detach()).any())
+        self._of = tensor, tensor._version
+
+    def known(self, tensor: Tensor) -> bool:
+        """True only if the answer is there, for this very tensor and value, and there is no NaN."""
+        return may_ask(tensor) and self._asked_of(tensor) and self._answer() is False
+
+    def _asked_of(self, tensor: Tensor) -> bool:
+        return self._of is not None and self._of[0] is tensor and self._of[1] == tensor._version
+
+
+def may_ask(tensor: Tensor) -> bool:
+    """Not in a graph, which is replayed with other values, nor where operators do not run as they are called."""
+    if torch.compiler.is_compiling() or type(tensor) not in PLAIN or not tensor.is_cuda or tensor.is_inference():
+        return False
+    return not torch.cuda.is_current_stream_capturing()
+
+
+def answer(flag: Tensor) -> Callable[[], bool | None]:
+    """The value of a bool on a GPU, or None while it is not there yet."""
+    copy = torch.empty((), dtype=torch.bool, pin_memory=True)
+    copy.copy_(flag, non_blocking=True)
+    done = torch.cuda.Event()
+    done.record(torch.cuda.current_stream(flag.device))
+    return lambda: bool(copy) if done.query() else None
+
+
+def _not_yet() -> None:
+    return None
