@@ -24,8 +24,9 @@ from wcord_fast.cli.config import Config
 from wcord_fast.cli.workbench import create_network
 from wcord_fast.data import Dataset, TestBatches, TrainBatches
 from wcord_fast.train.cuda_graph import WARM_UP
-from wcord_fast.train.loop import Run, micro_batch, train_step
+from wcord_fast.train.loop import Run
 from wcord_fast.train.meters import Meters, Stopwatch
+from wcord_fast.train.step import micro_batch, train_step
 
 FORMS: dict[str, dict[str, Any]] = {
     "eager": {},

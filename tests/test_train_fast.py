@@ -15,6 +15,7 @@ from wcord_fast.cli.config import Config
 from wcord_fast.train import cuda_graph, loop
 from wcord_fast.train.cuda_graph import WARM_UP, GraphedStep
 from wcord_fast.train.loop import fit
+from wcord_fast.train.step import gradients
 
 
 def close(one, other):
@@ -153,7 +154,7 @@ def test_the_graphed_step_is_the_step(tmp_path, method):
     fit(plain)
     run = make_run(tmp_path / "graphed", method, **config)
     recorder = Recorder(run)
-    step = lambda batch, watch: loop.gradients(run, batch, watch)[0]  # noqa: E731
+    step = lambda batch, watch: gradients(run, batch, watch)[0]  # noqa: E731
     run.graphed = GraphedStep(step, run.parameters(), run.train, recorder, lambda f: f(), NoWatch)
     fit(run)
     assert_equal(everything(tmp_path / "graphed"), everything(tmp_path / "plain"))

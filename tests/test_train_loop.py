@@ -13,8 +13,9 @@ from wcord_fast.distill import Outputs
 from wcord_fast.train import checkpoint, loop
 from wcord_fast.train.evaluation import evaluate
 from wcord_fast.train.logs import TIMING
-from wcord_fast.train.loop import backward, detached, fit
+from wcord_fast.train.loop import fit
 from wcord_fast.train.meters import NonFiniteLoss
+from wcord_fast.train.step import backward, detached
 
 
 def metrics(history):

@@ -14,6 +14,7 @@ from wcord_fast.train import loop
 from wcord_fast.train.cuda_graph import GraphedStep
 from wcord_fast.train.fill_banks import fill_banks
 from wcord_fast.train.loop import fit
+from wcord_fast.train.step import gradients
 
 CRD = {"crd": {"num_negatives": 9, "feat_dim": 16, "init_banks": True, "ramp": 0.5, "z": "ramp"}}
 LOCAL = {"lckt_features": "mapped", "lckt_center": "batch", "ot_solver": "sinkhorn", "ot_eps": 0.1}
@@ -122,7 +123,7 @@ def test_a_graph_follows_the_ramp(tmp_path, method, config):
     fit(plain)
     run = make_run(tmp_path / "graphed", method, **settings)
     recorder = Recorder(run)
-    step = lambda batch, watch: loop.gradients(run, batch, watch)[0]  # noqa: E731
+    step = lambda batch, watch: gradients(run, batch, watch)[0]  # noqa: E731
     run.graphed = GraphedStep(step, run.parameters(), run.train, recorder, lambda f: f(), NoWatch)
     fit(run)
     assert recorder.replays > 5

@@ -173,8 +173,8 @@ def _no_fit(nearest: _Fit, own: Mapping[str, Tensor]) -> str:
     keys = ", ".join(map(repr, nearest.keys[:SHOWN]))
     rest = f" and {len(nearest.keys) - SHOWN} more" if len(nearest.keys) > SHOWN else ""
     return (
-        f"does not fit: {'; '.join(nearest.wrong[:SHOWN])}{more}. Nearest are the tensors{under}, with "
-        f"{nearest.present} of the network's {sum(not _counts(key) for key in own)} keys; they are {keys}{rest}"
+        f"does not fit: {'; '.join(nearest.wrong[:SHOWN])}{more}. The file's tensors that fit best{under} have "
+        f"{nearest.present} of the network's {sum(not _counts(key) for key in own)} keys; their keys are {keys}{rest}"
     )
 
 

@@ -1,8 +1,4 @@
-"""The training loop: one network, one objective, one data set, resumable after every epoch.
-
-A step differentiates the distillation loss by itself (see step.py), so the time of the loss, forward and backward
-and bank update, is measured in every step for free.
-"""
+"""The training loop: one network, one objective, one data set, resumable after every epoch."""
 
 from __future__ import annotations
 
@@ -12,27 +8,26 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from ..data import Batch, LazyBatches, TestBatches, TrainBatches
-from ..distill import Method, Outputs
+from ..data import LazyBatches, TestBatches, TrainBatches
+from ..distill import Method
 from ..ops.status import check
 from . import bank_files, checkpoint
 from .cuda_graph import GraphedStep
-from .evaluation import autocast, evaluate
+from .evaluation import evaluate
 from .files import locked
 from .fill_banks import fill_banks
 from .forwards import Forward, compiled, plain
 from .logs import CSV, Progress, Row, TensorBoard, epoch_line, write_csv
-from .meters import Meters, Stopwatch, Watch
-from .ranks import average_gradients, average_statistics, copy_from_main, from_main, is_main, join_meters, sync_if, wrap
+from .meters import Meters, Stopwatch
+from .ranks import average_statistics, copy_from_main, from_main, is_main, join_meters, wrap
 from .schedule import announcement, learning_rate
 from .stage import pretrain
-from .step import backward, detached, gradient_shares, probed
+from .step import gradients, micro_batch, train_step
 
 log = logging.getLogger(__name__)
 
@@ -225,92 +220,3 @@ def train_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> Row:
     watch.sample()
     share = watch.seconds() / seconds if run.method.needs_teacher else 0.0
     return means | shares | {"images_per_s": meters.count / seconds, "loss_share": share, "seconds": seconds}
-
-
-class MicroBatch(NamedTuple):
-    """A batch's place in the group of batches that make one optimiser step."""
-
-    first: bool
-    last: bool
-    share: float  # of the group's loss
-
-
-def micro_batch(step: int, steps: int, accumulate: int) -> MicroBatch:
-    """The place of batch `step` (from 0) of an epoch of `steps`; an epoch's last group may be smaller."""
-    begin = step - step % accumulate
-    size = min(accumulate, steps - begin)
-    return MicroBatch(step == begin, step == begin + size - 1, 1 / size)
-
-
-def train_step(
-    run: Run,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    meters: Meters,
-    watch: Stopwatch,
-    probe: bool,
-    part: MicroBatch,
-    weight: float = 1.0,
-) -> dict[str, float]:
-    """One batch, and the optimiser step if it is the last of its group, without synchronisation; with `probe` also each
-    term's share of the gradient (with). `weight`: of this process' part of the batch, see `TrainBatches.weight`."""
-    if part.first:
-        optimizer.zero_grad(set_to_none=True)
-    shares: dict[str, float] = {}
-    if run.graphed is not None and not probe:
-        values = run.graphed(batch, watch)
-    else:
-        values, shares = gradients(run, batch, watch, meters, probe, part.share * weight, part.last)
-    if part.last:
-        average_gradients(run.method.parameters())
-        if run.recipe["clip_grad"] is not None:
-            nn.utils.clip_grad_norm_(run.parameters(), run.recipe["clip_grad"])
-        optimizer.step()
-    meters.add(len(batch.labels), values)
-    return shares
-
-
-def gradients(
-    run: Run,
-    batch: Batch,
-    watch: Watch,
-    meters: Meters | None = None,
-    probe: bool = False,
-    share: float = 1.0,
-    last: bool = True,
-) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Add the gradients of `share` times one batch's objective to the parameters'; its values for the meters, and with
-    `probe` each term's share. `last` of its group: then processes exchange the network's gradients."""
-    device, precision = batch.images.device, run.recipe["precision"]
-    # A probe differentiates several times, which a compiled network does not allow.
-    forwards = run.networks() if probe else run.forwards
-    teacher = None
-    if run.teacher is not None and run.method.needs_teacher:
-        with torch.no_grad(), autocast(device, precision):
-            teacher = forwards["teacher"](batch.images)
-    with autocast(device, precision), sync_if(last, run.network):
-        student = forwards["student"](batch.images)
-    cross_entropy = F.cross_entropy(student.logits.float(), batch.labels)
-    ce = run.method.options.ce_weight * cross_entropy
-    correct = (student.logits.argmax(1) == batch.labels).double().mean()
-    shares: dict[str, float] = {}
-    if probe:
-        shares = gradient_shares(run.method, ce, student, teacher, batch)
-        shares |= probed(run.method, student, teacher, batch)
-    with watch:
-        leaves = Outputs(*detached(student))
-        try:
-            with autocast(device, precision):
-                loss = run.method(leaves, teacher, batch)
-        except ValueError as error:  # the CPU refuses features that are not finite: then cross entropy went first
-            if meters is not None:
-                meters.means()  # raises if an earlier step was the first
-                if not bool(cross_entropy.isfinite()):
-                    raise meters.not_finite("ce") from error
-            raise
-        if loss.value.requires_grad:
-            (loss.value * share).backward()
-    with sync_if(last, run.network):
-        backward(ce * share, student, leaves)
-    total = ce.detach() + loss.value.detach()
-    return {"ce": cross_entropy.detach(), **loss.terms, "loss": total, "train_top1": correct}, shares

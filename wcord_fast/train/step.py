@@ -1,17 +1,133 @@
-"""The backward pass in two parts, and how large each term's gradient is.
+"""One training step: forward passes, gradients in two parts, the optimiser; and how large each term's gradient is.
 
-The distillation loss is differentiated at detached copies of the student's outputs; the network is then
-differentiated once, with the cross entropy's gradient and these. The sum is the same as that of one joint
-backward pass.
+The distillation loss is differentiated at detached copies of the student's outputs; the network is then differentiated
+once, with the cross entropy's gradient and these. The sum is that of one joint backward pass, and the time of the loss
+can be measured in every step.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, NamedTuple
+
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ..distill import Batch, Method, Outputs
 from ..distill.modes import eval_mode
+from .evaluation import autocast
+from .meters import Meters, Stopwatch, Watch
+from .ranks import average_gradients, sync_if
+
+if TYPE_CHECKING:
+    from .loop import Run
+
+
+class MicroBatch(NamedTuple):
+    """A batch's place in the group of batches that make one optimiser step."""
+
+    first: bool
+    last: bool
+    share: float  # of the group's loss
+
+
+def micro_batch(step: int, steps: int, accumulate: int) -> MicroBatch:
+    """The place of batch `step` (from 0) of an epoch of `steps`; an epoch's last group may be smaller."""
+    begin = step - step % accumulate
+    size = min(accumulate, steps - begin)
+    return MicroBatch(step == begin, step == begin + size - 1, 1 / size)
+
+
+def train_step(
+    run: Run,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    meters: Meters,
+    watch: Stopwatch,
+    probe: bool,
+    part: MicroBatch,
+    weight: float = 1.0,
+) -> dict[str, float]:
+    """Take one batch, and the optimiser's step if the batch is the last of its group. Nothing synchronises.
+
+    Args:
+        run: whose networks and method are trained.
+        optimizer: of `run.parameters()`.
+        batch: this process' part of the mini-batch.
+        meters, watch: get the losses, and the time of the distillation loss.
+        probe: whether to measure each term's share of the gradient.
+        part: the batch's place in its group.
+        weight: of this process' part of the batch, see `TrainBatches.weight`.
+    Returns:
+        The shares by name; nothing without `probe`.
+    """
+    if part.first:
+        optimizer.zero_grad(set_to_none=True)
+    shares: dict[str, float] = {}
+    if run.graphed is not None and not probe:
+        values = run.graphed(batch, watch)
+    else:
+        values, shares = gradients(run, batch, watch, meters, probe, part.share * weight, part.last)
+    if part.last:
+        average_gradients(run.method.parameters())
+        if run.recipe["clip_grad"] is not None:
+            nn.utils.clip_grad_norm_(run.parameters(), run.recipe["clip_grad"])
+        optimizer.step()
+    meters.add(len(batch.labels), values)
+    return shares
+
+
+def gradients(
+    run: Run,
+    batch: Batch,
+    watch: Watch,
+    meters: Meters | None = None,
+    probe: bool = False,
+    share: float = 1.0,
+    last: bool = True,
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Add the gradients of one batch's objective, times `share`, to those of the parameters.
+
+    Args:
+        run, batch, watch, meters, probe: see `train_step`.
+        share: of the batch in the loss of its group.
+        last: whether the batch is the last of its group; then the processes exchange the network's gradients.
+    Returns:
+        The values for the meters, and each term's share of the gradient (none without `probe`).
+    """
+    device, precision = batch.images.device, run.recipe["precision"]
+    # A probe differentiates several times, which a compiled network does not allow.
+    forwards = run.networks() if probe else run.forwards
+    teacher = None
+    if run.teacher is not None and run.method.needs_teacher:
+        with torch.no_grad(), autocast(device, precision):
+            teacher = forwards["teacher"](batch.images)
+    with autocast(device, precision), sync_if(last, run.network):
+        student = forwards["student"](batch.images)
+    cross_entropy = F.cross_entropy(student.logits.float(), batch.labels)
+    ce = run.method.options.ce_weight * cross_entropy
+    correct = (student.logits.argmax(1) == batch.labels).double().mean()
+    shares: dict[str, float] = {}
+    if probe:
+        shares = gradient_shares(run.method, ce, student, teacher, batch)
+        shares |= probed(run.method, student, teacher, batch)
+    with watch:
+        leaves = Outputs(*detached(student))
+        try:
+            with autocast(device, precision):
+                loss = run.method(leaves, teacher, batch)
+        except ValueError as error:  # the CPU refuses features that are not finite: then cross entropy went first
+            if meters is not None:
+                meters.means()  # raises if an earlier step was the first
+                if not bool(cross_entropy.isfinite()):
+                    raise meters.not_finite("ce") from error
+            raise
+        if loss.value.requires_grad:
+            (loss.value * share).backward()
+    with sync_if(last, run.network):
+        backward(ce * share, student, leaves)
+    total = ce.detach() + loss.value.detach()
+    return {"ce": cross_entropy.detach(), **loss.terms, "loss": total, "train_top1": correct}, shares
 
 
 def detached(outputs: Outputs) -> tuple[list[Tensor], Tensor]:
