@@ -1,7 +1,7 @@
 """`python -m bench ot_matrix`: G transport problems that share one given cost, ours against plain PyTorch.
 
 Plain PyTorch is the exponential of the cost once, two matrix products an iteration for all problems, and the plan
-as the gradient by hand, without autograd: its best form. It returns NaN where scalings leave fp32. Times are processor time,
+as the gradient by hand, without autograd: its best form. It is NaN where scalings leave fp32. Times are processor time,
 interleaved, forward and gradient; errors are those against float64 at equal iterations. One JSON line per row goes to
 bench/results/ot_matrix.jsonl.
 """
