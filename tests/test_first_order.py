@@ -28,6 +28,7 @@ def calls():
         "ot_cost": (lambda x: F.ot_cost(x, y, iters=5), sampler),
         "ot_solve": (lambda x: F.ot_solve(x, y, iters=5).cost, sampler),
         "ot_plan": (lambda x: F.ot_plan(x, y, iters=5).sum(), sampler),
+        "ot_cost_from_matrix": (lambda x: F.ot_cost_from_matrix(x.square(), iters=5), sampler),
         "OTLoss": (lambda x: OTLoss(iters=5)(x, y), sampler),
         "bank_nce": (lambda x: F.bank_nce(x, bank, INDEX, log_z=1.0, **args).sum(), bank),
         "bank_mean_score": (lambda x: F.bank_mean_score(x, bank.rows, INDEX, **args).sum(), bank),

@@ -204,6 +204,8 @@ def test_every_row_of_the_support_table_that_can_run_here_runs(row):
         result = s.draw(index, backend=row.backend)
     elif row.op == "ot":
         result = F.ot_cost(anchor, bank, backend=row.backend)
+    elif row.op == "ot_matrix":
+        result = F.ot_cost_from_matrix(torch.cdist(anchor, bank), backend=row.backend)
     elif row.op == "bank_update":
         with use_backend(row.backend):
             result = F.bank_update_(bank, index, anchor)

@@ -13,7 +13,11 @@ from .ops.sampling.spec import ALL
 from .ops.sinkhorn import backends
 
 BANK_OPS = ("bank_nce", "bank_mean_score", "bank_log_z")
-FUNCTIONS = {"ot_cost": "ot", "ot_plan": "ot", "ot_solve": "ot", "bank_update_": "bank_update"}  # functional -> op
+FUNCTIONS = {  # functional -> op
+    **dict.fromkeys(("ot_cost", "ot_plan", "ot_solve"), "ot"),
+    **dict.fromkeys(("ot_cost_from_matrix", "ot_plan_from_matrix", "ot_solve_from_matrix"), "ot_matrix"),
+    "bank_update_": "bank_update",
+}
 
 FROM_SUMS = "no plan, the sums of its rows by class in O(B * D)"
 
@@ -37,8 +41,8 @@ def explain(
     """Which plan and backend a call of `op` takes in this process, and why.
 
     Args:
-        op: "bank_nce", "bank_mean_score", "bank_log_z", "bank_update", "bank_init", "draw" or "ot", or the name of the
-            function in `wcord_fast.functional`.
+        op: "bank_nce", "bank_mean_score", "bank_log_z", "bank_update", "bank_init", "draw", "ot" or "ot_matrix", or the
+            name of the function in `wcord_fast.functional`.
         num_data, k, batch: N, K ("all" for the whole pool, also with expected=True) and B of a bank op; N and K are
             needed with plan="auto".
         n, m, problems, dtype: rows of both sides, number of problems and dtype of the features of "ot": with n given
