@@ -117,6 +117,19 @@ def long_scores(
 
 
 @triton.jit
+def is_row(index, num_data):
+    """Whether the row number lies in [0, N)."""
+    return tl.where(index >= 0, index, num_data) < num_data  # one comparison: `&` of two is no mask in the interpreter
+
+
+@triton.jit
+def own_rows(index_ptr, b, ok, num_data):
+    """The anchors' own rows, int32; 0 for one out of [0, N), which the finish kernel flags."""
+    index = tl.load(index_ptr + b, mask=ok, other=0)
+    return tl.where(is_row(index, num_data), index, 0).to(tl.int32)
+
+
+@triton.jit
 def class_of(label_ptr, row, ok, MEMBER: tl.constexpr):
     """Classes of rows, or the rows themselves where the classes do not matter."""
     label = row
