@@ -11,10 +11,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_tiles import LN2, charge, class_of, is_row, log1p, offset2, split
+from .triton_tiles import LN2, SIZES, charge, class_of, is_row, log1p, offset2, split
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def terms_kernel(
     x_ptr,  # [S, B, D], contiguous: rows [0, S * B)
     terms_ptr,  # bf16 [X_TERMS, S, B, D]
@@ -90,7 +90,7 @@ def _sum_scalars(part_ptr, at, step, splits, BLOCK: tl.constexpr):
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def nce_finish_kernel(
     x_ptr, bank0_ptr, bank1_ptr, bank_stride, index_ptr, log_z_ptr, label_ptr, class_start_ptr,
     loss_part_ptr, grad_part_ptr,  # fp32 [splits, S, B], [splits, S, B, D]
@@ -127,7 +127,7 @@ def nce_finish_kernel(
         tl.store(grad_ptr + s.to(tl.int64) * grad_stride + b.to(tl.int64) * D + d, grad, mask=d < D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def mean_finish_kernel(
     x_ptr, index_ptr,
     grad_part_ptr, status_ptr,
@@ -148,7 +148,7 @@ def mean_finish_kernel(
         tl.store(grad_ptr + s.to(tl.int64) * grad_stride + b.to(tl.int64) * D + d, grad, mask=d < D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def log_z_finish_kernel(
     x_ptr, bank0_ptr, bank1_ptr, bank_stride, index_ptr, label_ptr, class_start_ptr,
     top_ptr, sum_ptr, status_ptr,

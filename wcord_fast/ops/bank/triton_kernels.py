@@ -19,6 +19,7 @@ import triton.language as tl
 
 from .triton_tiles import (
     LOG2E,
+    SIZES,
     charge,
     class_of,
     load_rows,
@@ -35,7 +36,7 @@ from .triton_tiles import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def nce_fwd_kernel(
     terms_ptr,  # bf16 [X_TERMS, S, B, D]: the anchors
     bank0_ptr, bank1_ptr, bank_stride,  # [num_rows, D] for s = 0, 1: rows [first_row, ..) of N, bank_stride apart
@@ -125,7 +126,7 @@ def nce_fwd_kernel(
         tl.store(grad_ptr + out[:, None] * D + d[None, :], grad, mask=b_ok[:, None] & (d < D)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def mean_fwd_kernel(
     bank0_ptr, bank1_ptr, bank_stride,
     index_ptr, member_ptr, member_stride, label_ptr, class_start_ptr,
@@ -167,7 +168,7 @@ def mean_fwd_kernel(
     tl.store(grad_ptr + out[:, None] * D + d[None, :], grad, mask=b_ok[:, None] & (d < D)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def log_z_fwd_kernel(
     terms_ptr, bank0_ptr, bank1_ptr, bank_stride,
     index_ptr, member_ptr, member_stride, label_ptr,

@@ -20,6 +20,11 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
 
+# Sizes of a call: a kernel compiled anew for each that is 1, or a multiple of 16, would be no faster. What rows lie
+# apart is not among them: it decides how wide a load can be.
+SIZES = ["batch", "num_data", "first_row", "num_rows", "splits", "k", "rows"]
+
+
 @triton.jit
 def _bf16(v, INTERPRET: tl.constexpr):
     """fp32 rounded to nearest even."""
