@@ -7,6 +7,8 @@ without it.
 WCORD_FAST_CUDA = auto (default): CUDA if nvcc is found and works, else C++ only, with the reason recorded
                   0: C++ only
                   1: CUDA, or the install fails with the reason
+WCORD_FAST_CUDA_ARCHS = "80 90": the GPUs to make machine code for, by compute capability; the last one's PTX is for
+                        newer ones. "native": those of this machine. Default: 80, 90, 100 and 120, as nvcc knows them
 WCORD_FAST_SANITIZE = 1: AddressSanitizer and UndefinedBehaviorSanitizer in the C++ code, and no CUDA (CONTRIBUTING.md)
 CXX, CUDA_HOME and MAX_JOBS mean what they usually mean.
 """
@@ -28,7 +30,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
-CUDA_ARCHS = ("80", "90")  # machine code for each, and PTX of the last for what comes after
+CUDA_ARCHS = ("80", "90", "100", "120")  # by default, those of them that nvcc knows
 CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-DNDEBUG", "-Wall", "-Wextra", "-ffp-contract=off"]
 SANITIZE_FLAGS = ["-O1", "-g1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
 NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall"]
@@ -119,6 +121,21 @@ def find_nvcc() -> str:
     return found
 
 
+def cuda_archs(nvcc: str) -> list[str]:
+    """The compute capabilities to compile for, "90" for 9.0, in ascending order, or CannotBuild."""
+    known = {name.removeprefix("sm_") for name in run([nvcc, "--list-gpu-code"]).split()}
+    asked = os.environ.get("WCORD_FAST_CUDA_ARCHS", "").replace(",", " ").replace(".", "").split()
+    if asked == ["native"]:
+        asked = run(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]).replace(".", "").split()
+    unknown = sorted(set(asked) - known)
+    if unknown:
+        raise CannotBuild(f"WCORD_FAST_CUDA_ARCHS: {nvcc} does not know {unknown}, but {sorted(known, key=int)}")
+    archs = sorted(set(asked) or known.intersection(CUDA_ARCHS), key=int)
+    if not archs:
+        raise CannotBuild(f"{nvcc} knows none of the GPUs {CUDA_ARCHS}")
+    return archs
+
+
 def cuda_setting() -> str:
     value = os.environ.get("WCORD_FAST_CUDA", "auto").strip().lower() or "auto"
     if value not in ("auto", "0", "1"):
@@ -157,10 +174,11 @@ def write_ninja(folder: Path, tools: Tools, nvcc: str | None) -> Path:
     link = [*tools.cxx, "-shared", *openmp, *tools.sanitize]
     rules = {}
     if nvcc:
-        last = CUDA_ARCHS[-1]
-        codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in CUDA_ARCHS]
+        archs = cuda_archs(nvcc)
+        last = archs[-1]
+        codes = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
         codes.append(f"-gencode=arch=compute_{last},code=compute_{last}")
-        listed = " ".join([*(f"sm_{a}" for a in CUDA_ARCHS), f"compute_{last}"])
+        listed = " ".join([*(f"sm_{a}" for a in archs), f"compute_{last}"])
         binding += [f'-DWCF_CUDA_ARCHS="{listed}"', *cuda_includes(nvcc)]
         host = ["-ccbin", tools.cxx[0]]
         rules["cuda"] = [nvcc, *NVCC_FLAGS, *host, *codes]

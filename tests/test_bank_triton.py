@@ -102,3 +102,20 @@ def test_lanes_that_store_one_sum_have_equal_bits(capability, tmp_path):
     assert done.returncode == 0, done.stderr
     ours, merged = (json.loads(line)["fused"] for line in done.stdout.splitlines())
     assert ours == 0 and merged > 0
+
+
+SPECIALISED = """
+from wcord_fast.ops.bank import triton_anchor, triton_kernels
+for module in (triton_anchor, triton_kernels):
+    for name, kernel in vars(module).items():
+        if name.endswith("_kernel"):
+            print(*(p.name for p in kernel.params if not p.is_constexpr and not p.do_not_specialize))
+"""
+
+
+@needs_triton
+def test_a_batch_of_another_size_compiles_nothing():
+    done = run(["-c", SPECIALISED], TRITON_INTERPRET="0")
+    names = set(done.stdout.split())
+    assert names, done.stderr
+    assert {n for n in names if not n.endswith(("_ptr", "_stride"))} == {"plane", "split_rows", "temperature"}

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -199,3 +200,45 @@ def test_without_nvcc(source, tmp_path, monkeypatch):
 
     status, record, _ = build(source, out, **without_tools(tmp_path))
     assert status == 0 and not record["native"] and modules(out) == []
+
+
+def script(path: Path, text: str) -> str:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("asked", "archs"),
+    [
+        ("", ["80", "90", "100"]),  # of the default, what this nvcc knows
+        ("90", ["90"]),
+        ("10.0, 8.6 86", ["86", "100"]),
+        ("native", ["86", "90"]),
+    ],
+)
+def test_the_gpus_to_build_for(asked, archs, tmp_path, monkeypatch):
+    nvcc = script(tmp_path / "nvcc", "echo sm_80; echo sm_86; echo sm_90; echo sm_100")
+    script(tmp_path / "nvidia-smi", "echo 9.0; echo 8.6; echo 9.0")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("WCORD_FAST_CUDA_ARCHS", asked)
+    assert build_functions(monkeypatch)["cuda_archs"](nvcc) == archs
+
+
+def test_a_gpu_that_nvcc_does_not_know_is_named(tmp_path, monkeypatch):
+    nvcc = script(tmp_path / "nvcc", "echo sm_70")
+    names = build_functions(monkeypatch)
+    monkeypatch.setenv("WCORD_FAST_CUDA_ARCHS", "70 90")
+    with pytest.raises(names["CannotBuild"], match=r"does not know \['90'\], but \['70'\]"):
+        names["cuda_archs"](nvcc)
+    monkeypatch.delenv("WCORD_FAST_CUDA_ARCHS")
+    with pytest.raises(names["CannotBuild"], match="knows none"):
+        names["cuda_archs"](nvcc)
+
+
+def build_functions(monkeypatch) -> dict:
+    """What setup.py defines, without running it."""
+    import setuptools
+
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    return runpy.run_path(str(ROOT / "setup.py"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 
 import pytest
@@ -87,6 +88,27 @@ def test_sizes(functions, num_data, batch, k, source, replacement):
     case = draw_specs.Case(random.Random(k), num_data, batch, k, source, replacement)
     index, spec = torch.tensor(case.index), case.spec()
     check(functions, index, num_data, spec, reference.draw(index, num_data, spec))
+
+
+@needs_compiler
+@pytest.mark.parametrize("kilobytes", [99, 163])
+def test_devices_with_less_shared_memory(library, kilobytes):
+    """Words of either kind that fit in the largest block, but not in this device's, and some that just do."""
+    library.cuda_on_cpu_shared_limit(ctypes.c_size_t(kilobytes << 10))
+    try:
+        with emulated(library):
+            for num_data in (kilobytes * 256 - 500, kilobytes * 256 + 600, kilobytes * 512 + 1500):
+                spec = DrawSpec("self", 1500, "no", False, 0, [torch.tensor([3, 4])])
+                index = torch.tensor([7])
+                rows = reference.draw(index, num_data, spec)
+                check((membership.mask_native, membership.counts_native), index, num_data, spec, rows)
+                wide = DrawSpec("none", 32768, "yes", False, 0, [torch.tensor([3, 4])])
+                found = membership.counts_native(index, num_data, wide)
+                assert found.dtype == torch.int32
+                expected = counted(reference.draw(index, num_data, wide), num_data)
+                assert torch.equal(found[:, :num_data].long(), expected)
+    finally:
+        library.cuda_on_cpu_shared_limit(ctypes.c_size_t(0))
 
 
 def test_words_that_do_not_fit_in_shared_memory(functions):

@@ -21,6 +21,7 @@ POINTERS = {
     "member_ptr": "*i32",
     "label_ptr": "*i32",
     "class_start_ptr": "*i32",
+    "status_ptr": "*i32",
 }
 
 
@@ -68,9 +69,9 @@ def usage(capability: int, kernel: str, member: str, bank: str, dim: int, batch:
 
 def fused(capability: int, **options) -> dict:
     """How many fused multiply-adds the kernel that finishes the mean score has: none, with the launch's own options."""
-    constants = {"D": 128, "DP": 128, "BLOCK": 16, "NEEDS_GRAD": True}
+    constants = {"D": 128, "DP": 128, "BLOCK": 16, "NEEDS_GRAD": True, "INDEX_BIT": 1, "ANCHOR_BIT": 2}
     names = [name for name in triton_anchor.mean_finish_kernel.arg_names if name not in constants]
-    types = {name: "*fp32" if name.endswith("_ptr") else "i32" for name in names}
+    types = {name: POINTERS.get(name, "*fp32" if name.endswith("_ptr") else "i32") for name in names}
     options = triton_launch.FINISH_OPTIONS | options
     result = triton_ptxas.compiled(triton_anchor.mean_finish_kernel, types, constants, capability, options)
     return {"fused": result.asm["ptx"].count("fma.rn.f32")}

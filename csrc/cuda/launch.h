@@ -8,6 +8,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
+#include <set>
+#include <utility>
 
 #include "../common/defines.h"
 #include "../common/record.h"
@@ -76,18 +79,27 @@ class DeviceGuard {
   int before_ = -1;
 };
 
-// Lets a kernel be launched with this much dynamic shared memory.
-template <class... Params>
-cudaError_t allow_shared(void (*kernel)(Params...), size_t shared_bytes) {
+// Lets a kernel be launched with this much dynamic shared memory: raised to all that a block of the current device can
+// have, once for each kernel and device. A limit that every launch set anew could be lowered by another thread first.
+inline cudaError_t allow_shared(const void* kernel, size_t shared_bytes) {
   if (shared_bytes <= 48 * 1024) return cudaSuccess;
-  return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              static_cast<int>(shared_bytes));
+  static std::mutex mutex;
+  static std::set<std::pair<const void*, int>> raised;
+  int device = 0, limit = 0;
+  cudaError_t e = cudaGetDevice(&device);
+  if (e != cudaSuccess) return e;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (raised.count({kernel, device}) != 0) return cudaSuccess;
+  e = cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (e == cudaSuccess) e = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit);
+  if (e == cudaSuccess) raised.insert({kernel, device});
+  return e;
 }
 
 // How many blocks of such a launch an SM of the current device holds at once: 0 if none fits.
 template <class... Params>
 cudaError_t blocks_per_sm(void (*kernel)(Params...), int threads, size_t shared_bytes, int* blocks) {
-  const cudaError_t e = allow_shared(kernel, shared_bytes);
+  const cudaError_t e = allow_shared(reinterpret_cast<const void*>(kernel), shared_bytes);
   if (e != cudaSuccess) return e;
   return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel, threads, shared_bytes);
 }
@@ -97,7 +109,7 @@ template <class... Params, class... Args>
 cudaError_t launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
                    bool cooperative, Args... args) {
 #if defined(__CUDACC__)
-  const cudaError_t e = allow_shared(kernel, shared_bytes);
+  const cudaError_t e = allow_shared(reinterpret_cast<const void*>(kernel), shared_bytes);
   if (e != cudaSuccess) return e;
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeCooperative;

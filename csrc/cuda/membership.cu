@@ -6,7 +6,6 @@ namespace wcf {
 namespace {
 
 constexpr int THREADS = 512;
-constexpr int64_t SHARED_BYTES = 160 * 1024;  // an sm_80 block may have 163 KB
 constexpr int64_t BLOCKS = 256;               // enough for every SM of an A100 or H100
 constexpr int64_t LEAST_DRAWS = 1024;         // per block: repays opening the anchor
 
@@ -88,9 +87,11 @@ int wcf_cuda_membership(const wcf::Membership* record) {
   const int64_t splits = most < wanted ? most : wanted, chunk = ceil_div(draws, splits);
   if (num_anchors * splits > INT32_MAX) return static_cast<int>(cudaErrorInvalidConfiguration);
   const size_t reader_bytes = (sizeof(NegativeReader) + 15) / 16 * 16;
-  const bool local = static_cast<int64_t>(reader_bytes) + 4 * words <= SHARED_BYTES;
+  int shared = 0;  // 99 KB, 163 KB or 227 KB
+  cudaError_t error = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, record->place.device);
+  if (error != cudaSuccess) return error_code(error);
+  const bool local = static_cast<int64_t>(reader_bytes) + 4 * words <= shared;
   const cudaStream_t stream = stream_of(record->place);
-  cudaError_t error = cudaSuccess;
   if (!local || splits > 1) {
     const int64_t blocks = ceil_div(num_anchors * words, THREADS);
     error = launch(zero_kernel, dim3(static_cast<unsigned>(blocks < 4096 ? blocks : 4096)), dim3(THREADS), 0, stream,

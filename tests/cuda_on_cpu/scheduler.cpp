@@ -72,6 +72,7 @@ Fiber* current = nullptr;
 jmp_buf scheduler;
 uint64_t order_seed = 1;
 int current_device = 0;
+size_t shared_limit = MAX_SHARED_BYTES;  // per block of the device that is played
 
 std::string kernel_name() {
   Dl_info info{};
@@ -283,7 +284,7 @@ cudaError_t run(const void* kernel, const std::function<void()>& body, dim3 grid
   if (threads < 1 || threads > 1024 || blocks < 1 || grid.x > INT32_MAX || grid.y > 65535 || grid.z > 65535) {
     return cudaErrorInvalidConfiguration;
   }
-  if (shared_bytes > MAX_SHARED_BYTES) return cudaErrorInvalidValue;
+  if (shared_bytes > shared_limit) return cudaErrorInvalidValue;
   if (cooperative && blocks * threads > MAX_THREADS) return cudaErrorCooperativeLaunchTooLarge;
   kernel_address = kernel;
   job = &body;
@@ -325,23 +326,28 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
   if (device < 0 || device > 1) return cudaErrorInvalidDevice;
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount: *value = MAX_THREADS / THREADS_PER_SM; return cudaSuccess;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = MAX_SHARED_BYTES; return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = static_cast<int>(shared_limit); return cudaSuccess;
     case cudaDevAttrCooperativeLaunch: *value = 1; return cudaSuccess;
   }
   return cudaErrorInvalidValue;
 }
 
 cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int value) {
-  return value <= static_cast<int>(cuda_on_cpu::MAX_SHARED_BYTES) ? cudaSuccess : cudaErrorInvalidValue;
+  return value <= static_cast<int>(cuda_on_cpu::shared_limit) ? cudaSuccess : cudaErrorInvalidValue;
 }
 
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int threads, size_t shared) {
   using namespace cuda_on_cpu;
-  const size_t by_shared = MAX_SHARED_BYTES / std::max<size_t>(shared, 1);
+  const size_t by_shared = shared_limit / std::max<size_t>(shared, 1);
   *blocks = static_cast<int>(std::min<size_t>(THREADS_PER_SM / threads, by_shared));
   return cudaSuccess;
 }
 
 extern "C" void cuda_on_cpu_seed(uint64_t seed) { cuda_on_cpu::order_seed = seed; }
+
+// Plays a device with so much shared memory per block; 0: the most there is.
+extern "C" void cuda_on_cpu_shared_limit(size_t bytes) {
+  cuda_on_cpu::shared_limit = bytes == 0 ? cuda_on_cpu::MAX_SHARED_BYTES : bytes;
+}
 
 extern "C" int cuda_on_cpu_device() { return cuda_on_cpu::current_device; }

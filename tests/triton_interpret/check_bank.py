@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from wcord_fast import NegativeSampler
-from wcord_fast.ops import dispatch, triton_module
+from wcord_fast.ops import dispatch, status, triton_module
 from wcord_fast.ops.bank import reference, triton, triton_launch
 from wcord_fast.ops.bank.part import Part
 from wcord_fast.ops.sampling.spec import DrawSpec
+from wcord_fast.ops.status import Code
 
 N, D, B, TAU = 70, 12, 3, 0.07
 LABELS = torch.arange(N) % 5
@@ -304,6 +305,41 @@ def test_an_anchor_that_is_not_finite_leaves_the_others_alone():
     anchors[0, 1, 2] = torch.inf
     loss, grad = triton.bank_nce(anchors, banks, index, log_z, spec, TAU, True, "dense", "triton")
     assert torch.equal(loss[0, ::2], whole[0, ::2]) and torch.isfinite(grad[0, ::2]).all()
+
+
+@pytest.mark.parametrize("row", [-1, N, 2**40])
+@pytest.mark.parametrize("name", ["all_self", "all_class"])
+def test_kernels_flag_bad_values_and_leave_the_other_anchors_alone(name, row):
+    anchors, banks, index, log_z = problem(2)
+    flags()
+    ops = [
+        lambda: triton.bank_nce(anchors, banks, index, log_z, spec_of(name), TAU, True, "dense", "triton"),
+        lambda: triton.bank_mean_score(anchors, banks, index, spec_of(name), True, "dense", "triton"),
+        lambda: (triton.bank_log_z(anchors, banks, index, spec_of(name), TAU, "dense", "triton"),),
+    ]
+    whole = [op() for op in ops]
+    assert flags() == 0
+    index[0], anchors[1, 2, 3] = row, torch.nan
+    bad = torch.tensor([[True, False, False], [True, False, True]])
+    for op, right in zip(ops, whole, strict=True):
+        for found, expected in zip(op(), right, strict=True):
+            if found.dim() == 1:  # log Z is not to be frozen at an estimate from such anchors
+                assert found.isnan().all()
+                continue
+            assert torch.equal(found.flatten(2).isnan().all(-1) if found.dim() > 2 else found.isnan(), bad)
+            assert torch.equal(found[~bad], expected[~bad])
+        assert flags() == Code.INDEX | Code.ANCHOR
+    anchors[1, 2, 3], index[0] = -torch.inf, 0
+    ops[0]()
+    assert flags() == Code.ANCHOR
+
+
+def flags() -> int:
+    """The status word, which is then cleared."""
+    word = status.word(torch.device("cpu"))
+    found = int(word)
+    word.zero_()
+    return found
 
 
 def test_refusals_say_why():

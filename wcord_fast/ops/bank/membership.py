@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import dispatch, native_module, status
+from .. import checks, dispatch, native_module, status
 from ..sampling import draws
 from ..sampling.spec import DrawSpec
 from . import reference
@@ -39,6 +39,7 @@ def draw_mask(index: Tensor, num_data: int, spec: DrawSpec, backend: str = "auto
     """
     if _by_kernel(index, backend):
         return mask_native(index, num_data, spec, held)
+    index = _safe(index, num_data)
     first, n = held or (0, num_data)
     words = (n + 31) // 32
     drawn = reference.row_weights(index, num_data, spec, torch.float32, backend)[:, first : first + n] > 0  # [B, n]
@@ -51,6 +52,7 @@ def draw_counts(index: Tensor, num_data: int, spec: DrawSpec, backend: str = "au
     """int16 or int32 [B, stride]: how often each anchor draws each row. Arguments as for `draw_mask`."""
     if _by_kernel(index, backend):
         return counts_native(index, num_data, spec, held)
+    index = _safe(index, num_data)
     if spec.whole_pool:
         raise NotImplementedError("draw_counts: nothing is drawn when the whole pool is scored; see draw_mask")
     first, n = held or (0, num_data)
@@ -81,6 +83,13 @@ def _by_kernel(index: Tensor, backend: str) -> bool:
     if index.device.type != "cuda":
         return False
     return dispatch.resolve("draw", device=index.device, backend=backend).backend == "native"
+
+
+def _safe(index: Tensor, num_data: int) -> Tensor:
+    """`index` without what a device could not be read with; on the CPU the caller has checked it."""
+    return (
+        index if index.device.type == "cpu" else torch.where(checks.rows_in_range("index", index, num_data), index, 0)
+    )
 
 
 def _empty_counts(index: Tensor, rows: int, spec: DrawSpec) -> Tensor:

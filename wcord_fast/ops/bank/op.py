@@ -34,9 +34,7 @@ _MODULES: dict[tuple[str, str, str], Any] = {
 _UPDATE = {"reference": reference.bank_update_, "native": native.bank_update_}
 
 
-# Modules that check values themselves (on a device a flagged anchor's result is NaN); that skip a log Z that is set.
-_CHECK_THEMSELVES = (native_cpu, native_cuda)
-_SKIP_KNOWN = (native_cuda, triton)
+_SKIP_KNOWN = (native_cuda, triton)  # modules that skip a log Z that is set
 
 
 def select(
@@ -69,6 +67,13 @@ def checked(anchors: Tensor, num_data: int, index: Tensor, spec: DrawSpec) -> tu
         ok = ok & inside.all(1)
         spec = DrawSpec("given", spec.k, "no", False, 0, [torch.where(inside, spec.table("indices"), 0)])
     return index, spec, ok & checks.finite_rows("anchor", anchors, Code.ANCHOR)
+
+
+def _checks_itself(module: Any, anchors: Tensor, spec: DrawSpec) -> bool:
+    """Whether the module checks all values: on the CPU it raises, on a device a flagged anchor's result is NaN."""
+    if module is triton:  # whose kernels do not see explicit rows, and cannot raise where they are interpreted
+        return spec.source != "given" and anchors.device.type != "cpu"
+    return module in (native_cpu, native_cuda)
 
 
 def _all_inside(rows: Tensor, num_data: int) -> bool:
@@ -105,7 +110,7 @@ def nce(
 ):
     spec = DrawSpec(source, k, replacement, expected, anchor_offset, tables)
     module, plan, drawer = select("bank_nce", anchors, banks, spec, plan, backend)
-    if module in _CHECK_THEMSELVES:
+    if _checks_itself(module, anchors, spec):
         return module.bank_nce(anchors, banks, index, log_z, spec, temperature, needs_grad, plan, drawer)
     index, spec, ok = checked(anchors, banks[0].shape[0], index, spec)
     return _finish(ok, *module.bank_nce(anchors, banks, index, log_z, spec, temperature, needs_grad, plan, drawer))
@@ -116,7 +121,7 @@ def mean_score(
 ):
     spec = DrawSpec(source, k, replacement, expected, anchor_offset, tables)
     module, plan, drawer = select("bank_mean_score", anchors, banks, spec, plan, backend)
-    if module in _CHECK_THEMSELVES:
+    if _checks_itself(module, anchors, spec):
         return module.bank_mean_score(anchors, banks, index, spec, needs_grad, plan, drawer)
     index, spec, ok = checked(anchors, banks[0].shape[0], index, spec)
     return _finish(ok, *module.bank_mean_score(anchors, banks, index, spec, needs_grad, plan, drawer))
@@ -144,7 +149,7 @@ def log_z(
     module, plan, drawer = select("bank_log_z", anchors, banks, spec, plan, backend)
     known = {"known": log_z} if module in _SKIP_KNOWN else {}
     ok = None
-    if module not in _CHECK_THEMSELVES:
+    if not _checks_itself(module, anchors, spec):
         index, spec, ok = checked(anchors, banks[0].shape[0], index, spec)
     estimate = module.bank_log_z(anchors, banks, index, spec, temperature, plan, drawer, **known)
     if ok is not None and ok.device.type != "cpu":  # Z is not to be frozen at an estimate from rows that were flagged

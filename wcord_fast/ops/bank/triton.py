@@ -4,7 +4,7 @@ Three launches per chunk of anchors beside the draws, two for anchors in bf16 (t
 the kernels are in triton_kernels.py and triton_anchor.py). No host sync, CUDA-graph capturable once compiled. triton
 itself is imported at the first call.
 
-`torch.get_float32_matmul_precision()` decides how many bf16 terms stand for an fp32 factor: "highest" three (fp32
+`precision.matmul_precision()` decides how many bf16 terms stand for an fp32 factor: "highest" three (fp32
 accuracy), "high" two, "medium" one (see triton_tiles.py).
 """
 

@@ -2,7 +2,8 @@
 
 Before: the anchor's bf16 terms are written out, so that the pass can feed its tensor cores from shared memory. After:
 the parts of all splits are added in a fixed order, and what belongs to the anchor alone: the positive row is fetched
-and scored here, in fp32.
+and scored here, in fp32, and the values are checked. An anchor that is not finite, or whose index is out of [0, N), has
+NaN in all its results and sets its bit in the status word.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_tiles import LN2, charge, class_of, log1p, offset2, split
+from .triton_tiles import LN2, SIZES, charge, class_of, is_row, log1p, offset2, split
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def terms_kernel(
     x_ptr,  # [S, B, D], contiguous: rows [0, S * B)
     terms_ptr,  # bf16 [X_TERMS, S, B, D]
@@ -34,11 +35,24 @@ def terms_kernel(
 
 
 @triton.jit
+def _checked(x, index, num_data, status_ptr, INDEX_BIT: tl.constexpr, ANCHOR_BIT: tl.constexpr):
+    """(whether the anchor x [DP] is valid, its index or 0); if it is not, its bits are set."""
+    inside = is_row(index, num_data)
+    wrong = tl.sum(tl.where(tl.abs(x) <= 3.4028234663852886e38, 0, 1), 0)  # NaN compares as false
+    bits = tl.where(inside, 0, INDEX_BIT) + tl.where(wrong > 0, ANCHOR_BIT, 0)
+    tl.atomic_or(status_ptr, bits, mask=bits != 0)
+    return bits == 0, tl.where(inside, index, 0).to(tl.int32)
+
+
+@triton.jit
 def _anchor(
-    x_ptr, bank0_ptr, bank1_ptr, bank_stride, index_ptr, b, s, batch, first_row, num_rows,
-    D: tl.constexpr, DP: tl.constexpr,
+    x_ptr, bank0_ptr, bank1_ptr, bank_stride, index_ptr, b, s, batch, num_data, first_row, num_rows, status_ptr,
+    D: tl.constexpr, DP: tl.constexpr, INDEX_BIT: tl.constexpr, ANCHOR_BIT: tl.constexpr,
 ):  # fmt: skip
-    """(x [DP], its positive row [DP], index, whether the banks hold that row) of one anchor, fp32; zeros if not."""
+    """(x [DP], its positive row [DP], index, whether the banks hold that row, whether all is valid) of one anchor.
+
+    Rows in fp32, the positive zeros where the banks do not hold it.
+    """
     d = tl.arange(0, DP)
     bank_ptr = bank0_ptr
     if s == 1:
@@ -46,10 +60,11 @@ def _anchor(
     index = tl.load(index_ptr + b)
     x = tl.load(x_ptr + (s.to(tl.int64) * batch + b) * D + d, mask=d < D, other=0.0).to(tl.float32)
     row = index - first_row
-    held = tl.where(row >= 0, row, num_rows) < num_rows  # one comparison: `&` of two is no mask in the interpreter
+    held = is_row(row, num_rows)
     end = tl.where(held, D, 0)
     positive = tl.load(bank_ptr + row * bank_stride + d, mask=d < end, other=0.0).to(tl.float32)
-    return x, positive, index.to(tl.int32), held
+    valid, index = _checked(x, index, num_data, status_ptr, INDEX_BIT, ANCHOR_BIT)
+    return x, positive, index, held, valid
 
 
 @triton.jit
@@ -75,23 +90,26 @@ def _sum_scalars(part_ptr, at, step, splits, BLOCK: tl.constexpr):
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def nce_finish_kernel(
     x_ptr, bank0_ptr, bank1_ptr, bank_stride, index_ptr, log_z_ptr, label_ptr, class_start_ptr,
     loss_part_ptr, grad_part_ptr,  # fp32 [splits, S, B], [splits, S, B, D]
+    status_ptr,  # int32 [1]
     loss_ptr, loss_stride, grad_ptr, grad_stride,  # fp32 [S, B], [S, B, D], directions loss_stride, grad_stride apart
     batch, num_data, first_row, num_rows, splits, k, temperature,
     D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr,
     MEMBER: tl.constexpr, CHARGE: tl.constexpr, NEEDS_GRAD: tl.constexpr, EPS: tl.constexpr,
+    INDEX_BIT: tl.constexpr, ANCHOR_BIT: tl.constexpr,
 ):  # fmt: skip
     """loss = softplus(-u_0) + sum over splits + K_b log(1 + EPS N / K_b), and its gradient. Grid (B, S).
 
     The first and the last term belong to the part of the bank that holds the positive.
     """
     b, s = tl.program_id(0), tl.program_id(1)
-    x, positive, index, held = _anchor(
-        x_ptr, bank0_ptr, bank1_ptr, bank_stride, index_ptr, b, s, batch, first_row, num_rows, D, DP
-    )
+    x, positive, index, held, valid = _anchor(
+        x_ptr, bank0_ptr, bank1_ptr, bank_stride, index_ptr, b, s, batch, num_data, first_row, num_rows, status_ptr,
+        D, DP, INDEX_BIT, ANCHOR_BIT,
+    )  # fmt: skip
     label = class_of(label_ptr, index, True, MEMBER)
     k_b, weight = charge(index, label, True, num_data, k, class_start_ptr, MEMBER, CHARGE)
     at, step = s.to(tl.int64) * batch + b, tl.num_programs(1).to(tl.int64) * batch
@@ -100,47 +118,52 @@ def nce_finish_kernel(
     negatives = _sum_scalars(loss_part_ptr, at, step, splits, BLOCK) * LN2 * weight
     own = tl.maximum(-u, 0.0) + log1p(t)
     loss = tl.where(held, own + negatives + k_b * log1p(EPS * num_data / k_b), negatives)
-    tl.store(loss_ptr + s.to(tl.int64) * loss_stride + b, loss)
+    tl.store(loss_ptr + s.to(tl.int64) * loss_stride + b, tl.where(valid, loss, float("nan")))
     if NEEDS_GRAD:
         grad = _sum_parts(grad_part_ptr, at, step, splits, D, DP, BLOCK) * weight
         grad -= tl.where(u >= 0, t, 1.0) / (1.0 + t) * positive  # zeros if not held
+        grad = tl.where(valid, grad / temperature, float("nan"))
         d = tl.arange(0, DP)
-        tl.store(grad_ptr + s.to(tl.int64) * grad_stride + b.to(tl.int64) * D + d, grad / temperature, mask=d < D)
+        tl.store(grad_ptr + s.to(tl.int64) * grad_stride + b.to(tl.int64) * D + d, grad, mask=d < D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def mean_finish_kernel(
-    x_ptr,
-    grad_part_ptr,
+    x_ptr, index_ptr,
+    grad_part_ptr, status_ptr,
     mean_ptr, mean_stride, grad_ptr, grad_stride,
-    batch, splits,
+    batch, num_data, splits,
     D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr, NEEDS_GRAD: tl.constexpr,
+    INDEX_BIT: tl.constexpr, ANCHOR_BIT: tl.constexpr,
 ):  # fmt: skip
     """The mean negative row and its product with the anchor. Grid (B, S)."""
     b, s = tl.program_id(0), tl.program_id(1)
     d = tl.arange(0, DP)
     at, step = s.to(tl.int64) * batch + b, tl.num_programs(1).to(tl.int64) * batch
     x = tl.load(x_ptr + at * D + d, mask=d < D, other=0.0).to(tl.float32)
-    grad = _sum_parts(grad_part_ptr, at, step, splits, D, DP, BLOCK)
+    valid, _ = _checked(x, tl.load(index_ptr + b), num_data, status_ptr, INDEX_BIT, ANCHOR_BIT)
+    grad = tl.where(valid, _sum_parts(grad_part_ptr, at, step, splits, D, DP, BLOCK), float("nan"))
     tl.store(mean_ptr + s.to(tl.int64) * mean_stride + b, tl.sum(x * grad, 0))
     if NEEDS_GRAD:
         tl.store(grad_ptr + s.to(tl.int64) * grad_stride + b.to(tl.int64) * D + d, grad, mask=d < D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def log_z_finish_kernel(
     x_ptr, bank0_ptr, bank1_ptr, bank_stride, index_ptr, label_ptr, class_start_ptr,
-    top_ptr, sum_ptr,
+    top_ptr, sum_ptr, status_ptr,
     out_ptr, out_stride,  # fp32 [S, B]
     count_ptr,  # fp32 [B]
     batch, num_data, first_row, num_rows, splits, k, temperature,
     D: tl.constexpr, DP: tl.constexpr, BLOCK: tl.constexpr, MEMBER: tl.constexpr, CHARGE: tl.constexpr,
+    INDEX_BIT: tl.constexpr, ANCHOR_BIT: tl.constexpr,
 ):  # fmt: skip
     """Per anchor, the log-sum-exp of s / tau over the positive and the negatives, and K_b + 1. Grid (B, S)."""
     b, s = tl.program_id(0), tl.program_id(1)
-    x, positive, index, held = _anchor(
-        x_ptr, bank0_ptr, bank1_ptr, bank_stride, index_ptr, b, s, batch, first_row, num_rows, D, DP
-    )
+    x, positive, index, held, valid = _anchor(
+        x_ptr, bank0_ptr, bank1_ptr, bank_stride, index_ptr, b, s, batch, num_data, first_row, num_rows, status_ptr,
+        D, DP, INDEX_BIT, ANCHOR_BIT,
+    )  # fmt: skip
     label = class_of(label_ptr, index, True, MEMBER)
     k_b, weight = charge(index, label, True, num_data, k, class_start_ptr, MEMBER, CHARGE)
     at, step = s.to(tl.int64) * batch + b, tl.num_programs(1).to(tl.int64) * batch
@@ -151,6 +174,6 @@ def log_z_finish_kernel(
         higher = tl.maximum(top, part_top)
         total = total * tl.exp2(top - higher) + part * tl.exp2(part_top - higher)
         top = higher
-    tl.store(out_ptr + s.to(tl.int64) * out_stride + b, top * LN2 + tl.log(total))
+    tl.store(out_ptr + s.to(tl.int64) * out_stride + b, tl.where(valid, top * LN2 + tl.log(total), float("nan")))
     if s == 0:
         tl.store(count_ptr + b, k_b + 1.0)

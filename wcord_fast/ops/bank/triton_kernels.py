@@ -19,6 +19,7 @@ import triton.language as tl
 
 from .triton_tiles import (
     LOG2E,
+    SIZES,
     charge,
     class_of,
     load_rows,
@@ -29,12 +30,13 @@ from .triton_tiles import (
     member_tile,
     multiply_out,
     offset2,
+    own_rows,
     product,
     split,
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def nce_fwd_kernel(
     terms_ptr,  # bf16 [X_TERMS, S, B, D]: the anchors
     bank0_ptr, bank1_ptr, bank_stride,  # [num_rows, D] for s = 0, 1: rows [first_row, ..) of N, bank_stride apart
@@ -66,7 +68,7 @@ def nce_fwd_kernel(
     if s == 1:
         bank_ptr = bank1_ptr
     x0, x1, x2 = load_terms(terms_ptr, s, b, b_ok, batch, 0, D, BLOCK_D, X_TERMS)
-    index = tl.load(index_ptr + b, mask=b_ok, other=0).to(tl.int32)
+    index = own_rows(index_ptr, b, b_ok, num_data)
     label = class_of(label_ptr, index, b_ok, MEMBER)
     own, label_ptr = index - first_row, label_ptr + first_row  # rows are numbered as in the banks from here on
     k_b, _ = charge(index, label, b_ok, num_data, k, class_start_ptr, MEMBER, CHARGE)
@@ -124,7 +126,7 @@ def nce_fwd_kernel(
         tl.store(grad_ptr + out[:, None] * D + d[None, :], grad, mask=b_ok[:, None] & (d < D)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def mean_fwd_kernel(
     bank0_ptr, bank1_ptr, bank_stride,
     index_ptr, member_ptr, member_stride, label_ptr, class_start_ptr,
@@ -147,7 +149,7 @@ def mean_fwd_kernel(
     bank_ptr = bank0_ptr
     if s == 1:
         bank_ptr = bank1_ptr
-    index = tl.load(index_ptr + b, mask=b_ok, other=0).to(tl.int32)
+    index = own_rows(index_ptr, b, b_ok, num_data)
     label = class_of(label_ptr, index, b_ok, MEMBER)
     own, label_ptr = index - first_row, label_ptr + first_row  # rows are numbered as in the banks from here on
     k_b, weight = charge(index, label, b_ok, num_data, k, class_start_ptr, MEMBER, CHARGE)
@@ -166,13 +168,13 @@ def mean_fwd_kernel(
     tl.store(grad_ptr + out[:, None] * D + d[None, :], grad, mask=b_ok[:, None] & (d < D)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def log_z_fwd_kernel(
     terms_ptr, bank0_ptr, bank1_ptr, bank_stride,
     index_ptr, member_ptr, member_stride, label_ptr,
     log_z_ptr,  # fp32 [S], read with ONLY_UNSET
     top_ptr, sum_ptr,  # fp32 [splits, S, B]: running maximum (base 2), and the sum relative to it
-    batch, first_row, num_rows, split_rows, temperature,
+    batch, num_data, first_row, num_rows, split_rows, temperature,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
     MEMBER: tl.constexpr, ONLY_UNSET: tl.constexpr,
     X_TERMS: tl.constexpr, M_TERMS: tl.constexpr, LIMIT: tl.constexpr, INTERPRET: tl.constexpr,
@@ -188,7 +190,7 @@ def log_z_fwd_kernel(
     if s == 1:
         bank_ptr = bank1_ptr
     x0, x1, x2 = load_terms(terms_ptr, s, b, b_ok, batch, 0, D, BLOCK_D, X_TERMS)
-    index = tl.load(index_ptr + b, mask=b_ok, other=0).to(tl.int32)
+    index = own_rows(index_ptr, b, b_ok, num_data)
     label = class_of(label_ptr, index, b_ok, MEMBER)
     own, label_ptr = index - first_row, label_ptr + first_row  # rows are numbered as in the banks from here on
     scale = LOG2E / temperature

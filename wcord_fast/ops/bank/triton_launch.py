@@ -10,9 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .. import triton_module
+from .. import status, triton_module
+from ..precision import matmul_precision
 from ..sampling import draws
 from ..sampling.spec import ALL, DrawSpec
+from ..status import Code
 from .membership import draw_counts, draw_mask
 from .part import Part, whole
 
@@ -103,7 +105,7 @@ class Call:
         self.banks = [bank if bank.stride(1) == 1 else bank.contiguous() for bank in banks]
         self.batch, self.dim = anchors.shape[1:]
         self.part, self.num_rows = part or whole(banks), banks[0].shape[0]
-        self.limit = _PRECISION_TERMS[torch.get_float32_matmul_precision()]
+        self.limit = _PRECISION_TERMS[matmul_precision()]
         self.draw_backend = "auto" if backend == "triton" else backend  # Triton draws nothing itself
         if spec.whole_pool:
             self.member, self.charge = spec.source, "pool" if spec.k == ALL else "expected"
@@ -202,6 +204,9 @@ class Piece:
             "M_TERMS": m_terms,
             "LIMIT": call.limit,
             "INTERPRET": triton_module.interpreted(),
+            "status_ptr": status.word(self.x.device),
+            "INDEX_BIT": int(Code.INDEX),
+            "ANCHOR_BIT": int(Code.ANCHOR),
         }
 
     def scratch(self, *tail: int) -> Tensor:
@@ -231,8 +236,9 @@ class Piece:
         self._launch(kernel, self._walk_grid, args, **options)
 
     def finish(self, kernel, **args) -> None:
-        """One program per anchor and direction adds the splits' results in order."""
+        """One program per anchor and direction checks the anchor and adds the splits' results in order."""
         self._launch(kernel, (self.x.shape[1], self.x.shape[0]), args, **FINISH_OPTIONS)
+        status.check_if_asked(self.x.device)
 
     def _launch(self, kernel, grid, args: dict, **options) -> None:
         args = self._args | args

@@ -20,6 +20,11 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
 
+# Sizes of a call: a kernel compiled anew for each that is 1, or a multiple of 16, would be no faster. What rows lie
+# apart is not among them: it decides how wide a load can be.
+SIZES = ["batch", "num_data", "first_row", "num_rows", "splits", "k", "rows"]
+
+
 @triton.jit
 def _bf16(v, INTERPRET: tl.constexpr):
     """fp32 rounded to nearest even."""
@@ -114,6 +119,19 @@ def long_scores(
         m0, m1, m2 = split(load_rows(bank_ptr, n, n_ok, bank_stride, d0, D, BLOCK_D), M_TERMS, INTERPRET)
         score = product(score, x0, x1, x2, tl.trans(m0), tl.trans(m1), tl.trans(m2), X_TERMS, M_TERMS, LIMIT, INTERPRET)
     return score
+
+
+@triton.jit
+def is_row(index, num_data):
+    """Whether the row number lies in [0, N)."""
+    return tl.where(index >= 0, index, num_data) < num_data  # one comparison: `&` of two is no mask in the interpreter
+
+
+@triton.jit
+def own_rows(index_ptr, b, ok, num_data):
+    """The anchors' own rows, int32; 0 for one out of [0, N), which the finish kernel flags."""
+    index = tl.load(index_ptr + b, mask=ok, other=0)
+    return tl.where(is_row(index, num_data), index, 0).to(tl.int32)
 
 
 @triton.jit

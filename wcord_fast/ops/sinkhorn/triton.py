@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..precision import matmul_precision
 from .reference import CHECK_EVERY, Asked, Solved, _row_error, _unit_rows
 
 SCALE = 2.0**12  # UNIT of the kernels: halves of a split keep clear of fp16's subnormals
@@ -219,8 +220,8 @@ class _Solve:
 
 
 def exact_products() -> bool:
-    """Whether products keep fp32's accuracy, which PyTorch's switch for TF32 decides."""
-    return torch.get_float32_matmul_precision() == "highest"
+    """Whether products keep fp32's accuracy."""
+    return matmul_precision() == "highest"
 
 
 def padded_width(d: int) -> int:
