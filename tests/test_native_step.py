@@ -124,7 +124,7 @@ def test_a_ramp_weighs_both_terms():
     value.backward()
     other(*batch(1))
     unramped, _ = twins("wcord pairs")
-    assert float(unramped(*batch(1))) > float(value)
+    assert unramped(*batch(1)).item() > value.item()
 
 
 def test_a_map_of_zeros_divides_by_the_least_length():
@@ -177,7 +177,7 @@ def test_a_row_of_a_bank_that_is_not_finite_is_named_and_nothing_is_written():
     assert all(torch.equal(value, before[key]) for key, value in ours.state_dict().items() if "memory_v2" not in key)
 
 
-@pytest.mark.parametrize(("name", "most"), [("crd", 110), ("wcord", 150)])
+@pytest.mark.parametrize(("name", "most"), [("crd", 90), ("wcord", 160)])
 def test_a_step_takes_few_python_calls(name, most):
     """Not timed: calls of this package's functions in one forward and backward."""
     ours, _ = twins(name)

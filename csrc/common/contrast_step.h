@@ -20,8 +20,8 @@ namespace wcf {
   NEEDED(double*, loss)               /* [1] */                                                              \
   OPTIONAL(double, factor)            /* weight of the loss in the gradient */                               \
   OPTIONAL(const void*, local_grad)   /* [B, D] Real: of another term at the anchors of direction 0 */       \
-  OPTIONAL(const void*, update_index) /* [B] int32 or int64: the images' own rows */                         \
-  OPTIONAL(int32_t, update_index_bytes)                                                                      \
+  NEEDED(const void*, update_index)   /* [B] int32 or int64: the images' own rows */                         \
+  NEEDED(int32_t, update_index_bytes)                                                                        \
   OPTIONAL(double, momentum)                                                                                 \
   OPTIONAL(double, min_norm) /* as in BankUpdate */                                                          \
   OPTIONAL(int64_t*, step)   /* of the sampler */

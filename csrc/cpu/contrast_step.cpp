@@ -104,6 +104,11 @@ BankUpdate update_of(const ContrastStep& a, int64_t direction) {
 }  // namespace
 
 int64_t cpu_contrast_score(const ContrastStep& a) {
+  const DrawSpec& draws = a.score.rows.draws;
+  for (int64_t b = 0; b < draws.num_anchors; ++b) {  // the rows to update are not always those of the positives
+    const int64_t row = index_at(a.update_index, a.update_index_bytes, b);
+    if (row < 0 || row >= draws.num_data) return b;
+  }
   const int64_t bad = a.score.wide ? normalise<double>(a) : normalise<float>(a);
   if (bad >= 0) return bad;
   const int64_t unfit = cpu_bank_score(a.score);

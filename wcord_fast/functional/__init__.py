@@ -2,8 +2,9 @@
 
 from .bank import bank_log_z, bank_mean_score, bank_nce, bank_update_
 from .kd import kd_loss
-from .ot import OTSolution, ot_cost, ot_plan, ot_solve
+from .ot import ot_cost, ot_plan, ot_solve
 from .ot_matrix import ot_cost_from_matrix, ot_plan_from_matrix, ot_solve_from_matrix
+from .ot_options import OTSolution
 
 __all__ = [
     "OTSolution",

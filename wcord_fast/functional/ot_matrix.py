@@ -13,7 +13,8 @@ from ..ops import checks
 from ..ops.first_order import first_order
 from ..ops.sinkhorn import matrix as op
 from ..ops.sinkhorn.reference import Asked, accumulation_dtype
-from .ot import OTOptions, OTSolution, Reach, checked_options, given_masses, marginals
+from .ot import given_masses
+from .ot_options import OTOptions, OTSolution, Reach, checked_options, marginals
 
 
 @first_order

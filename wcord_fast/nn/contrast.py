@@ -189,6 +189,10 @@ class Contrast(StateModule):
     def _negatives(
         self, idx: Tensor, contrast_idx: Tensor | None, joined: Joined | None = None
     ) -> tuple[Tensor, DrawSpec]:
+        if self.sampler.num_data != self.memory_v1.num_data:
+            raise ValueError(
+                f"sampler: expected one of {self.memory_v1.num_data} rows, as the banks, got {self.sampler.num_data}"
+            )
         if contrast_idx is None:  # a sharded bank numbers the anchors of all ranks by itself
             return idx, self.sampler.spec(0 if joined is None or self.sharded else joined.own.start)
         return contrast_idx[:, 0], directions.given(contrast_idx[:, 1:])

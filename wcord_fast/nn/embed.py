@@ -31,8 +31,9 @@ class Embed(nn.Module):
     def __init__(self, in_dim: int, out_dim: int, *, spectral: bool = False, norm: str = "sphere"):
         super().__init__()
         self.in_dim = checks.integer("in_dim", in_dim, least=1)
+        self.width = checks.integer("feat_dim", out_dim, least=1)
         self.norm = checks.choice("embed_norm", norm, NORMS)
-        self.linear = CriticLinear(in_dim, checks.integer("feat_dim", out_dim, least=1), spectral=spectral)
+        self.linear = CriticLinear(in_dim, self.width, spectral=spectral)
 
     def forward(self, features: Tensor, frozen_too: bool = False) -> Any:
         """[B, ...] -> [B, D]; with `frozen_too` two of them, the second without gradient to weight and bias."""

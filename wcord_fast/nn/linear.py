@@ -93,7 +93,8 @@ class CriticLinear(nn.Linear, StateModule):
         """
         self.require_filled()
         weight = self.weight.contiguous()
-        return leading(weight, self.u.to(weight.dtype), self.v.to(weight.dtype), TINY, self.training)
+        u, v = (vector.to(weight.dtype).contiguous() for vector in (self.u, self.v))
+        return leading(weight, u, v, TINY, self.training)
 
     def keep(self, spectral: Spectral) -> None:
         """Take the vectors of `leading` as those of the next forward."""

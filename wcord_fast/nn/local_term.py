@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..distributed.ranks import gather_rows, lower, ranks, sizes_of
-from ..functional.ot import KnownPairs, OTOptions, native_value_and_gradient, ot_cost, ot_plan
+from ..functional.ot import KnownPairs, native_value_and_gradient, ot_cost, ot_plan
 from ..ops import checks
 from .embed import autocast_off
 
@@ -71,7 +71,6 @@ class LocalTerm(nn.Module):
         self.center = checks.choice("lckt_center", center, CENTERS)
         self.scope = checks.choice("ot_scope", scope, SCOPES)
         self.ot = ot
-        self.options = OTOptions.checked(**ot)
         self.map = nn.Linear(s_dim, t_dim) if features == "mapped" else None
 
     def forward(self, x: Tensor, y: Tensor, key: Tensor) -> Tensor:
@@ -90,8 +89,8 @@ class LocalTerm(nn.Module):
 
     def value_and_gradient(self, x: Tensor, y: Tensor, key: Tensor) -> tuple[float, Tensor]:
         """The term of rows that carry no graph, and its gradient in x: what `forward` and its backward would give."""
-        if self.pairs == self.center == "none" and self.map is None and not _has_hooks(self):
-            direct = native_value_and_gradient(x, y, self.options)
+        if self.pairs == self.center == "none" and self.map is None:
+            direct = native_value_and_gradient(x, y, **self.ot)
             if direct is not None and (self.scope == "rank" or ranks().world == 1):
                 value, grad = direct
                 return (value * len(x), grad.mul_(len(x))) if self.reduction == "sum" else direct
@@ -131,10 +130,6 @@ class LocalTerm(nn.Module):
             f"features={self.features!r}, pairs={self.pairs!r}{known}, center={self.center!r}, "
             f"reduction={self.reduction!r}, scope={self.scope!r}"
         )
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
 def pair_cost(x: Tensor, y: Tensor, cost: str) -> Tensor:

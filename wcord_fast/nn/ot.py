@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..functional.ot import OTOptions, ot_cost
+from ..functional.ot import ot_cost
+from ..functional.ot_options import OTOptions
 from ..ops import checks
 from ..ops.first_order import first_order
 

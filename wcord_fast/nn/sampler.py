@@ -159,7 +159,7 @@ class NegativeSampler(StateModule):
         self.require_filled()
         offset = checks.integer("anchor_offset", anchor_offset, least=0, below=2**32)
         self._undo_average()
-        state = self.state
+        state = self.state.contiguous()
         tables = [state, *(self.table(name, state.device) for name in TABLES[self.source][1:])]
         return DrawSpec(self.source, self.k, self.replacement, self.expected, offset, tables)
 

@@ -12,11 +12,12 @@ from ..distributed.ranks import ranks
 from ..functional.ot import DEFAULT_RHO
 from ..ops import checks
 from ..ops.bank.sharded import Joined, join
+from ..ops.eager import eager
 from ..ops.first_order import first_order
 from .contrast import Contrast, ContrastiveLoss, check_options
 from .embed import NORMS, Embed, autocast_off
 from .local_term import LocalTerm
-from .native_step import native_step
+from .native_step import native_step, touched
 from .sampler import check_count, exclusion_rule
 
 CRITICS = ("nce_sn", "nce", "dual")
@@ -273,7 +274,11 @@ class WCoRDLoss(ContrastiveLoss):
 
     def _native(self, f_s: Tensor, f_t: Tensor, idx: Tensor, contrast_idx: Tensor | None) -> Tensor | None:
         """The forward by native code, or None: see `native_step`. LCKT has to be of the embeddings, or off."""
-        if self.critic == "dual" or not self.lambda_gckt or not isinstance(f_t, Tensor):
+        if self.critic == "dual" or not self.lambda_gckt:
+            return None
+        if not isinstance(f_t, Tensor) or not f_t.is_cpu or not eager():
+            return None
+        if type(self.local) is not LocalTerm or touched(self.local):
             return None
         if self.lambda_lckt and (self.local.features != "embed" or not self.lckt_trains_embed):
             return None
@@ -293,7 +298,7 @@ class WCoRDLoss(ContrastiveLoss):
         native = native_step(self, f_s, f_t.detach(), idx, contrast_idx, self.lambda_gckt * gckt, term)
         if native is None:
             return None
-        self._terms.numpy()[:] = -native[1], found
+        self._terms.copy_(torch.tensor((-native[1], found), dtype=torch.float64))
         return native[0]
 
     def _refuse_zero_rows(self, f_s: Tensor, f_t: Tensor) -> None:

@@ -45,6 +45,7 @@ class Step:
         spectral: of the student's and the teacher's map, or None where a map has no spectral norm.
         local: from the embeddings [B, D] of student and teacher, and whether a gradient is wanted, to another weighted
             term's value and its gradient at the student's; or None.
+        records: whether gradients are recorded where this runs.
     """
 
     banks: tuple[Tensor, Tensor]
@@ -59,6 +60,7 @@ class Step:
     factor: float = 1.0
     spectral: tuple[Spectral | None, Spectral | None] = (None, None)
     local: Callable[[Tensor, Tensor, bool], tuple[float, Tensor | None]] | None = None
+    records: bool = True
     nce: float = 0.0  # unweighted, once scored
     _record: Any = None
     _alive: list[Any] = field(default_factory=list)  # what the record has addresses of
@@ -133,22 +135,40 @@ class Step:
 
 
 class ContrastStep(torch.autograd.Function):
-    """The weighted loss of a `Step`, a scalar, of features [B, ...] and weights [D, d] and biases [D] of both maps."""
+    """The weighted loss of a `Step`, a scalar, of features [B, ...] and weights [D, d] and biases [D] of both maps.
+
+    The second output is empty and is for `differentiable_once`: its graph leads to every input.
+    """
 
     @staticmethod
     def forward(ctx, f_s, f_t, w_s, b_s, w_t, b_t, step: Step):
         ctx.set_materialize_grads(False)
+        wanted = ctx.needs_input_grad
         embedded = _linear(f_s, w_s, b_s, step.spectral[0]), _linear(f_t, w_t, b_t, step.spectral[1])
-        total, grad = step.score(embedded, any(ctx.needs_input_grad))
-        ctx.save_for_backward(grad, f_s, f_t, w_s, w_t)
+        total, grad = step.score(embedded, step.records and any(wanted))
+        loss = torch.scalar_tensor(total, dtype=grad.dtype)
+        handle = loss.new_empty(0)
+        kept = []  # what a linear map keeps, and the weight for the gradient of its spectral norm
+        for side, (f, weight, spectral) in enumerate(zip((f_s, f_t), (w_s, w_t), step.spectral, strict=True)):
+            kept.append(f if wanted[2 + 2 * side] else None)
+            kept.append(weight if wanted[side] or (spectral is not None and wanted[2 + 2 * side]) else None)
+        ctx.save_for_backward(handle, grad, *kept)
+        ctx.shapes, ctx.dtypes = (f_s.shape, f_t.shape), (f_s.dtype, f_t.dtype)
         ctx.spectral = step.spectral
-        return torch.scalar_tensor(total, dtype=grad.dtype)
+        return loss, handle
 
     @staticmethod
-    def backward(ctx, grad_output):
+    def backward(ctx, grad_output, _):
         if grad_output is None:
             return (None,) * 7
-        grad, f_s, f_t, w_s, w_t = ctx.saved_tensors
+        if torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return ContrastStep._gradients(ctx, grad_output)
+        return ContrastStep._gradients(ctx, grad_output)
+
+    @staticmethod
+    def _gradients(ctx, grad_output) -> tuple[Tensor | None, ...]:
+        handle, grad, f_s, w_s, f_t, w_t = ctx.saved_tensors
         scaled = grad * grad_output
         wanted = ctx.needs_input_grad
         grads: list[Tensor | None] = [None] * 7
@@ -156,13 +176,13 @@ class ContrastStep(torch.autograd.Function):
             own = scaled[side]
             divided = own if spectral is None else own / spectral.sigma
             if wanted[side]:
-                grads[side] = torch.mm(divided, weight).to(f.dtype).view(f.shape)
+                grads[side] = torch.mm(divided, weight).to(ctx.dtypes[side]).view(ctx.shapes[side])
             if wanted[2 + 2 * side]:
                 product = torch.mm(divided.t(), _rows(f, own.dtype))
                 grads[2 + 2 * side] = product if spectral is None else spectral.gradient_(product, weight)
             if wanted[3 + 2 * side]:
                 grads[3 + 2 * side] = own.sum(0)
-        return tuple(differentiable_once(grads, _NOT_TWICE, grad_output, f_s, f_t, w_s, w_t))
+        return tuple(differentiable_once(grads, _NOT_TWICE, grad_output, handle))
 
 
 def _linear(features: Tensor, weight: Tensor, bias: Tensor, spectral: Spectral | None) -> Tensor:

@@ -1,0 +1,392 @@
+// Transport problems with given costs: every half step is one product for a block of problems that share a matrix.
+//
+// K = exp(shift - s C) is made once (ipot: once an iteration) and scaled by u and v per problem. Problems whose sums
+// leave the safe range of fp32 are solved again in fp64, those that leave that one are handed back. A problem with a
+// matrix of its own is a block of one: its products are bound by memory, so the idle lanes cost little.
+#pragma once
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <vector>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+#include "array.h"
+#include "cpu.h"
+#include "sinkhorn_side.h"
+
+namespace wcf {
+
+constexpr int64_t MOST_PANELS = 4;  // panels of problems that go through the kernel matrix together: they stay in L2
+constexpr int64_t PACK_ROWS = 48;   // rows of K per unit of work: a multiple of every tile's rows
+template <class T>
+constexpr double MOST_SPREAD = sizeof(T) == 4 ? 69 : 600;  // nats of s C within a row: K stays a normal number
+
+// The solve in T of some problems of a call whose tensors are of type S.
+template <class T, class S>
+class Shared {
+ public:
+  Shared(const OtMatrix& call, const S* costs, const std::vector<int64_t>& problems, int threads)
+      : call_(call),
+        given_(costs),
+        problems_(problems),
+        kernel_(sinkhorn_kernels<T>()),
+        n_(call.n),
+        m_(call.m),
+        lanes_(kernel_.tile_columns),
+        count_(static_cast<int64_t>(problems.size())),
+        panels_((count_ + lanes_ - 1) / lanes_),
+        threads_(threads),
+        ipot_(call.solver == OT_IPOT),
+        damp_a_(damping(call.reach_a)),
+        damp_b_(damping(call.reach_b)) {}
+
+  // Marks problems that it has solved in out_solved.
+  void run() {
+    last_scale_ = (ipot_ ? static_cast<double>(call_.iters) : 1.0) / call_.eps;
+    read_costs();
+    if (!(spread_ * last_scale_ <= MOST_SPREAD<T>)) return;
+    allocate();
+#pragma omp parallel num_threads(threads_) if (threads_ > 1)
+    {
+#if defined(_OPENMP)
+      const Team team{omp_get_thread_num(), omp_get_num_threads()};
+#else
+      const Team team{0, 1};
+#endif
+      work(team);
+    }
+  }
+
+ private:
+  double damping(double reach) const { return reach > 0 ? reach / (reach + call_.eps) : 1.0; }
+  bool relaxed() const { return call_.reach_a > 0 || call_.reach_b > 0; }
+  bool dual() const { return call_.value == OT_DUAL; }
+
+  void read_costs() {
+    if constexpr (std::is_same_v<T, S>) {
+      costs_ = given_;
+    } else {
+      wide_.resize(static_cast<size_t>(n_ * m_));
+      std::copy_n(given_, n_ * m_, wide_.data());
+      costs_ = wide_.data();
+    }
+    least_.resize(static_cast<size_t>(n_));
+    spread_ = static_cast<double>(kernel_.row_spread(costs_, m_, n_, m_, T(1), least_.data()));
+    if (!relaxed()) return;
+    for (int64_t i = 0; i < n_; ++i) {  // a damped step does not undo a shift
+      spread_ = std::max(spread_, static_cast<double>(*std::max_element(costs_ + i * m_, costs_ + (i + 1) * m_)));
+    }
+    std::fill_n(least_.data(), n_, T(0));
+  }
+
+  void allocate() {
+    const int64_t unit = kernel_.tile_rows;
+    const auto whole = [unit](int64_t k) { return (k + unit - 1) / unit * unit; };
+    by_rows_.resize(static_cast<size_t>(whole(n_) * m_));
+    by_columns_.resize(static_cast<size_t>(whole(m_) * n_));
+    scratch_.resize(static_cast<size_t>(threads_ * unit * (m_ + 64)));
+    const auto rows = static_cast<size_t>(panels_ * n_ * lanes_), columns = static_cast<size_t>(panels_ * m_ * lanes_);
+    for (Array<T>* v : {&a_, &u_, &r_}) v->resize(rows);
+    for (Array<T>* v : {&b_, &v_, &c_}) v->resize(columns);
+    if (ipot_) extended_.resize(columns);
+    again_.resize(rows);
+    partial_.resize(std::max(rows, columns));  // see partial()
+    marks_.resize(static_cast<size_t>(panels_ * 2 * lanes_));
+    errors_.resize(static_cast<size_t>(panels_ * lanes_));
+    iterations_.resize(static_cast<size_t>(panels_ * lanes_));
+    std::fill_n(iterations_.data(), panels_ * lanes_, static_cast<int32_t>(call_.iters));
+    shift_.resize(static_cast<size_t>(n_));
+  }
+
+  void work(const Team& team) {
+    const int64_t groups = group_count(team);
+    team.each(panels_, [&](int64_t q) { read_masses(q); });
+    if (ipot_) {
+      for (int64_t t = 1; t <= call_.iters; ++t) {
+        pack(team, static_cast<double>(t) / call_.eps);
+        team.each(groups, [&](int64_t g) { iterate(group(g, groups)); });
+        if (!stops(t)) continue;  // ipot's scale is that of its iteration: only problems by themselves may stop
+        last_scale_ = static_cast<double>(t) / call_.eps;
+        if (freeze({0, 1}, t)) break;
+        last_scale_ = static_cast<double>(call_.iters) / call_.eps;
+      }
+    } else {
+      pack(team, 1 / call_.eps);
+      team.each(groups, [&](int64_t g) {
+        const Span span = group(g, groups);
+        for (int64_t t = 1; t <= call_.iters; ++t) {
+          t == 1 && uniform_start_ && !relaxed() ? first_iteration(span) : iterate(span);
+          if (stops(t) && freeze(span, t)) break;
+        }
+      });
+    }
+    if (call_.out_error || dual()) team.each(groups, [&](int64_t g) { row_sums(group(g, groups)); });
+    team.each(panels_, [&](int64_t q) { finish(q); });
+    if (!dual()) {
+      pack(team, last_scale_, true);
+      team.each(groups, [&](int64_t g) { row_sums(group(g, groups)); });
+      team.each(panels_, [&](int64_t q) { write_costs(q); });
+    }
+  }
+
+  bool stops(int64_t t) const { return call_.tol >= 0 && t % call_.check_every == 0 && t < call_.iters; }
+
+  struct Span {
+    int64_t first, count;  // panels
+  };
+  int64_t group_count(const Team& team) const {
+    const int64_t most = (panels_ + MOST_PANELS - 1) / MOST_PANELS;
+    return std::min<int64_t>(panels_, std::max<int64_t>(most, team.size));
+  }
+  Span group(int64_t g, int64_t groups) const {
+    const int64_t first = g * panels_ / groups;
+    return {first, (g + 1) * panels_ / groups - first};
+  }
+
+  int64_t problem(int64_t q, int64_t lane) const {
+    return problems_[static_cast<size_t>(std::min(q * lanes_ + lane, count_ - 1))];
+  }
+
+  void read_masses(int64_t q) {
+    const S *const a = static_cast<const S*>(call_.a), *const b = static_cast<const S*>(call_.b);
+    to_lanes(q, a, n_, a_.data());
+    to_lanes(q, b, m_, b_.data());
+    std::fill_n(marks_.data() + q * 2 * lanes_, lanes_, T(0));
+    std::fill_n(marks_.data() + (q * 2 + 1) * lanes_, lanes_, T(1));
+    std::fill_n(u_.data() + at(q, 0, n_), n_ * lanes_, T(0));
+    std::fill_n(r_.data() + at(q, 0, n_), n_ * lanes_, T(0));
+    std::fill_n(c_.data() + at(q, 0, m_), m_ * lanes_, T(0));
+    const size_t first = at(q, 0, m_), last = at(q + 1, 0, m_);
+    bool full = true;
+    for (size_t k = first; k < last; ++k) v_[k] = b_[k] > 0, full &= b_[k] > 0;
+    if (!full) uniform_start_ = false;
+    if (ipot_) std::copy(v_.data() + first, v_.data() + last, extended_.data() + first);
+  }
+
+  // The rows [count] of a tensor [G, count] of the problems of panel q, one lane for each.
+  void to_lanes(int64_t q, const S* from, int64_t count, T* to) const {
+    std::vector<const S*> rows(static_cast<size_t>(lanes_));
+    for (int64_t lane = 0; lane < lanes_; ++lane) rows[static_cast<size_t>(lane)] = from + problem(q, lane) * count;
+    T* out = to + at(q, 0, count);
+    for (int64_t i = 0; i < count; ++i) {
+      for (const S* const row : rows) *out++ = static_cast<T>(row[i]);
+    }
+  }
+
+  size_t at(int64_t q, int64_t i, int64_t rows) const { return static_cast<size_t>((q * rows + i) * lanes_); }
+
+  void pack(const Team& team, double s, bool weighted = false) {
+    team.each(1, [&](int64_t) {
+      for (int64_t i = 0; i < n_; ++i) shift_.data()[i] = static_cast<T>(s) * least_.data()[i];
+    });
+    team.each((n_ + PACK_ROWS - 1) / PACK_ROWS, [&](int64_t block) {
+      const int64_t first = block * PACK_ROWS, last = std::min(first + PACK_ROWS, n_);
+      kernel_.shared_pack(costs_, n_, m_, static_cast<T>(s), shift_.data(), first, last, weighted, by_rows_.data(),
+                          by_columns_.data(), scratch_.data() + team.rank * kernel_.tile_rows * (m_ + 64));
+    });
+  }
+
+  SharedStep<T> row_step(const Span& span) {
+    const size_t rows = at(span.first, 0, n_), columns = at(span.first, 0, m_);
+    return {by_rows_.data(), n_, m_, span.count, (ipot_ ? extended_ : v_).data() + columns, r_.data() + rows,
+            a_.data() + rows, u_.data() + rows, nullptr, partial(span.first), static_cast<T>(damp_a_),
+            marks_.data() + span.first * 2 * lanes_};
+  }
+
+  // The first one of problems without a zero mass: all start from v = 1, so the row sums of one panel serve all.
+  void first_iteration(const Span& span) {
+    row_sums({span.first, 1});
+    const T* const sums = again_.data() + at(span.first, 0, n_);
+    for (int64_t q = span.first; q < span.first + span.count; ++q) {
+      for (int64_t i = 0; i < n_; ++i) {
+        const size_t k = at(q, i, n_);
+        const T sum = sums[i * lanes_];
+        for (size_t lane = 0; lane < static_cast<size_t>(lanes_); ++lane) {
+          u_[k + lane] = a_[k + lane] / sum, r_[k + lane] = sum;
+        }
+      }
+    }
+    column_step(span);
+  }
+
+  void iterate(const Span& span) {
+    kernel_.shared_product(row_step(span));
+    column_step(span);
+  }
+
+  void column_step(const Span& span) {
+    const size_t rows = at(span.first, 0, n_), columns = at(span.first, 0, m_);
+    kernel_.shared_product({by_columns_.data(), m_, n_, span.count, u_.data() + rows, c_.data() + columns,
+                            b_.data() + columns, v_.data() + columns, ipot_ ? extended_.data() + columns : nullptr,
+                            partial(span.first), static_cast<T>(damp_b_), marks_.data() + span.first * 2 * lanes_});
+  }
+
+  // again_ = (the packed matrix) v.
+  void row_sums(const Span& span) {
+    SharedStep<T> step = row_step(span);
+    step.in = v_.data() + at(span.first, 0, m_);
+    step.sums = again_.data() + at(span.first, 0, n_);
+    step.mass = nullptr;
+    kernel_.shared_product(step);
+  }
+
+  // The row sums that fit the row potentials, see reference.wanted_rows.
+  double wanted(T mass, T sum) const {
+    const double a = static_cast<double>(mass);
+    return call_.reach_a > 0 && a > 0 ? a * std::pow(static_cast<double>(sum), 1 - damp_a_) : a;
+  }
+
+  // errors_ of panel q from again_.
+  void row_errors(int64_t q) {
+    double* const error = errors_.data() + q * lanes_;
+    std::fill_n(error, lanes_, 0.0);
+    for (int64_t i = 0; i < n_; ++i) {
+      const size_t k = at(q, i, n_);
+      for (size_t lane = 0; lane < static_cast<size_t>(lanes_); ++lane) {
+        const double sum = static_cast<double>(u_[k + lane] * again_[k + lane]);
+        error[lane] += std::fabs(sum - wanted(a_[k + lane], r_[k + lane]));
+      }
+    }
+  }
+
+  // Freezes the problems that have reached tol after t iterations; true if all have.
+  bool freeze(const Span& span, int64_t t) {
+    row_sums(span);
+    bool all = true;
+    for (int64_t q = span.first; q < span.first + span.count; ++q) {
+      row_errors(q);
+      for (int64_t lane = 0; lane < lanes_; ++lane) {
+        T& frozen = marks_[static_cast<size_t>(q * 2 * lanes_ + lane)];
+        const auto k = static_cast<size_t>(q * lanes_ + lane);
+        if (frozen == 0 && errors_[k] <= call_.tol) frozen = 1, iterations_[k] = static_cast<int32_t>(t);
+        all &= frozen != 0;
+      }
+    }
+    return all;
+  }
+
+  // Everything but the value "cost" of panel q.
+  void finish(int64_t q) {
+    if (call_.out_error) row_errors(q);
+    const size_t rows = at(q, 0, n_), columns = at(q, 0, m_);
+    kernel_.shared_log(r_.data() + rows, n_ * lanes_);
+    std::copy_n(c_.data() + columns, m_ * lanes_, partial(q));
+    kernel_.shared_log(partial(q), m_ * lanes_);
+    S *const value = static_cast<S*>(call_.out_value), *const error = static_cast<S*>(call_.out_error);
+    S* const scale = static_cast<S*>(call_.out_scale);
+    write_potentials(q, a_.data() + rows, n_, r_.data() + rows, shift_.data(), damp_a_, static_cast<S*>(call_.out_alpha));
+    write_potentials(q, b_.data() + columns, m_, partial(q), nullptr, damp_b_, static_cast<S*>(call_.out_beta));
+    for (int64_t lane = 0; lane < lanes_ && q * lanes_ + lane < count_; ++lane) {
+      const int64_t g = problem(q, lane);
+      if (!solved(q, lane)) continue;
+      call_.out_solved[g] = 1;
+      const auto k = static_cast<size_t>(q * lanes_ + lane);
+      call_.out_iterations[g] = iterations_[k];
+      if (error) error[g] = static_cast<S>(errors_[k]);
+      scale[g] = static_cast<S>(last_scale_);
+      if (dual()) value[g] = static_cast<S>(dual_value(q, lane, g));
+    }
+  }
+
+  // Room of panel q for partial sums of either side, and for the logarithms of c at the end.
+  T* partial(int64_t q) { return partial_.data() + at(q, 0, std::max(n_, m_)); }
+  bool solved(int64_t q, int64_t lane) const { return marks_[static_cast<size_t>((q * 2 + 1) * lanes_ + lane)] != 0; }
+
+  // log mass - damp * (log sum - shift) of panel q into a tensor [G, count].
+  void write_potentials(int64_t q, const T* mass, int64_t count, const T* logs, const T* shift, double damp, S* out) {
+    const int64_t lanes = std::min(lanes_, count_ - q * lanes_);
+    Array<T> own;
+    own.resize(static_cast<size_t>(count * lanes_));
+    std::copy_n(mass, count * lanes_, own.data());
+    kernel_.shared_log(own.data(), count * lanes_);
+    const T factor = static_cast<T>(damp);
+    for (int64_t i = 0; i < count; ++i) {
+      const T off = shift ? shift[i] : T(0);
+      for (int64_t lane = 0; lane < lanes; ++lane) {
+        const int64_t k = i * lanes_ + lane;
+        out[problem(q, lane) * count + i] = static_cast<S>(own.data()[k] - factor * (logs[k] - off));
+      }
+    }
+  }
+
+  // sum_i sums_i potential_i over both sides, what relaxed marginals add, and the gradients of the masses.
+  double dual_value(int64_t q, int64_t lane, int64_t g) {
+    const double eps = call_.eps;
+    double value = 0, moved = 0, total_a = 0, total_b = 0;
+    const size_t rows = at(q, 0, n_) + static_cast<size_t>(lane), columns = at(q, 0, m_) + static_cast<size_t>(lane);
+    for (int64_t j = 0; j < m_; ++j) total_b += static_cast<double>(b_[columns + static_cast<size_t>(j * lanes_)]);
+    for (int64_t i = 0; i < n_; ++i) total_a += static_cast<double>(a_[rows + static_cast<size_t>(i * lanes_)]);
+    const T* const log_c = partial(q) + lane;
+    S* const grad_a = call_.grad_a ? static_cast<S*>(call_.grad_a) + g * n_ : nullptr;
+    S* const grad_b = call_.grad_b ? static_cast<S*>(call_.grad_b) + g * m_ : nullptr;
+    for (int64_t i = 0; i < n_; ++i) {
+      const size_t k = rows + static_cast<size_t>(i * lanes_);
+      const double shift = static_cast<double>(shift_[static_cast<size_t>(i)]), mass = static_cast<double>(a_[k]);
+      const double log_sum = mass > 0 ? static_cast<double>(r_[k]) : std::log(static_cast<double>(again_[k]));
+      const double f = -eps * damp_a_ * (log_sum - shift), sum = static_cast<double>(u_[k] * again_[k]);
+      value += sum * f + kl(sum, mass, call_.reach_a);
+      moved += sum;
+      if (grad_a) grad_a[i] = static_cast<S>(mass_gradient(f, total_b, call_.reach_a));
+    }
+    for (int64_t j = 0; j < m_; ++j) {
+      const size_t k = columns + static_cast<size_t>(j * lanes_);
+      const double mass = static_cast<double>(b_[k]);
+      const double log_sum = static_cast<double>(log_c[j * lanes_]);
+      const double h = -eps * damp_b_ * log_sum, sum = static_cast<double>(v_[k] * c_[k]);
+      value += sum * h + kl(sum, mass, call_.reach_b);
+      if (grad_b) grad_b[j] = static_cast<S>(mass_gradient(h, total_a, call_.reach_b));
+    }
+    return relaxed() ? value + eps * (total_a * total_b - moved) : value;
+  }
+
+  static double kl(double sum, double mass, double reach) {
+    if (!(reach > 0)) return 0;
+    return reach * ((sum > 0 && mass > 0 ? sum * std::log(sum / mass) : 0) - sum + mass);
+  }
+
+  // As reference.mass_grad.
+  double mass_gradient(double potential, double other, double reach) const {
+    if (!relaxed()) return potential;
+    const double received = reach > 0 ? std::exp(-potential / reach) : 1;
+    return (reach > 0 ? reach * (1 - received) : potential) + call_.eps * (other - received);
+  }
+
+  // <P, C>, once again_ holds (K * C) v.
+  void write_costs(int64_t q) {
+    for (int64_t lane = 0; lane < lanes_ && q * lanes_ + lane < count_; ++lane) {
+      if (!solved(q, lane)) continue;
+      double sum = 0;
+      for (int64_t i = 0; i < n_; ++i) {
+        const size_t k = at(q, i, n_) + static_cast<size_t>(lane);
+        sum += static_cast<double>(u_[k] * again_[k]);
+      }
+      static_cast<S*>(call_.out_value)[problem(q, lane)] = static_cast<S>(sum);
+    }
+  }
+
+  const OtMatrix& call_;
+  const S* const given_;
+  const std::vector<int64_t>& problems_;
+  const SinkhornKernels<T>& kernel_;
+  const int64_t n_, m_, lanes_, count_, panels_;
+  const int threads_;
+  const bool ipot_;
+  const double damp_a_, damp_b_;
+  double last_scale_ = 0, spread_ = 0;  // max over rows of max C - min C
+  const T* costs_ = nullptr;            // [n, m]
+  Array<T> wide_, least_, shift_;       // [n, m] if S is narrower; [n] min_j C_ij; [n] s times it
+  Array<T> by_rows_, by_columns_, scratch_;
+  Array<T> a_, u_, r_, again_;                // [panels, n, lanes] masses, scalings, sums; sums of the final scalings
+  Array<T> b_, v_, c_, extended_, partial_;   // [panels, m, lanes]
+  std::atomic<bool> uniform_start_{true};
+  Array<T> marks_;                            // [panels, 2, lanes]
+  Array<double> errors_;                      // [panels, lanes]
+  Array<int32_t> iterations_;
+};
+
+}  // namespace wcf

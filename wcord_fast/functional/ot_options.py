@@ -1,0 +1,132 @@
+"""What the transport functions are asked for and what they give back: checked options, and the solution."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ..ops import checks, dispatch
+
+COSTS = ("cosine", "sqeuclidean", "euclidean")
+DEFAULT_EPS = {"ipot": 0.5, "sinkhorn": 0.05}
+VALUES = ("cost", "dual")
+BALANCED = (None, None)
+
+Reach: TypeAlias = float | tuple[float, float] | None
+
+
+class OTSolution(NamedTuple):
+    """A solved problem. Shapes for [G, n, d] input; 2-D input drops G. fp32, or fp64 for fp64 input.
+
+    Attributes:
+        cost: [G] the value that was asked for; the only field with a gradient.
+        alpha: [G, n] log-scalings of the rows: P = exp(alpha_i + beta_j - scale * C_ij); -inf at zero mass.
+        beta: [G, m] log-scalings of the columns.
+        scale: [G] 1 / eps for sinkhorn, iterations / eps for ipot.
+        marginal_error: [G] sum_i |sum_j P_ij - a_i| (with `reach`: of the rows' sums from `row_mass`); the columns meet
+            b (`column_mass`) to rounding.
+        iterations: [G] int32, how many were run.
+        row_mass: [G, n] the row sums that P has at convergence (`marginal_error` says how far it is from them): a, or
+            a exp(-f / reach) for a relaxed marginal with potential f. None unless `reach` is given.
+        column_mass: [G, m] the column sums of P; their sum is the mass that is moved. None unless `reach` is given.
+    With `debias`, `cost` is the debiased value and the other fields belong to the problem (x, y).
+    """
+
+    cost: Tensor
+    alpha: Tensor
+    beta: Tensor
+    scale: Tensor
+    marginal_error: Tensor
+    iterations: Tensor
+    row_mass: Tensor | None = None
+    column_mass: Tensor | None = None
+
+
+class OTOptions(NamedTuple):
+    """Checked options of a solve; `eps` is resolved to the solver's default."""
+
+    cost: str
+    solver: str
+    eps: float
+    iters: int
+    tol: float | None
+    value: str
+    reach: tuple[float | None, float | None]  # of rows and columns; None is a marginal that is met
+    backend: str
+
+    @classmethod
+    def checked(
+        cls,
+        *,
+        cost: str = "cosine",
+        solver: str = "ipot",
+        eps: float | None = None,
+        iters: int = 50,
+        tol: float | None = None,
+        value: str = "cost",
+        reach: Reach = None,
+        backend: str = "auto",
+    ) -> OTOptions:
+        """The options, or the ValueError / TypeError that names the wrong one."""
+        checks.choice("cost", cost, COSTS)
+        checks.choice("solver", solver, DEFAULT_EPS)
+        checks.choice("value", value, VALUES)
+        checks.choice("backend", backend, ("auto", *dispatch.BACKENDS))
+        if value == "dual" and solver != "sinkhorn":
+            raise ValueError(f"value='dual': expected solver='sinkhorn', got solver={solver!r}, which has no fixed eps")
+        eps = DEFAULT_EPS[solver] if eps is None else checks.positive("eps", eps)
+        iters = checks.integer("iters", iters, least=1, below=2**31)
+        tol = None if tol is None else checks.positive("tol", tol)
+        return cls(cost, solver, eps, iters, tol, value, _checked_reach(reach, solver), backend)
+
+    @property
+    def relaxed(self) -> bool:
+        return self.reach != BALANCED
+
+
+def _checked_reach(reach: Reach, solver: str) -> tuple[float | None, float | None]:
+    """One number for both sides or one for each; infinity is a marginal that is met, so None."""
+    if reach is None:
+        return BALANCED
+    both = tuple(reach) if isinstance(reach, tuple | list) else (reach, reach)
+    if len(both) != 2:
+        raise ValueError(f"reach: expected a number or a pair of numbers (rows, columns), got {reach!r}")
+    rows, columns = (None if r is None else checks.positive("reach", r, finite=False) for r in both)
+    checked = tuple(None if r == math.inf else r for r in (rows, columns))
+    if checked != BALANCED and solver != "sinkhorn":
+        raise ValueError(f"reach={reach!r}: expected solver='sinkhorn', got solver={solver!r}, which has no fixed eps")
+    return checked[0], checked[1]
+
+
+@functools.lru_cache(maxsize=64, typed=True)
+def _known_options(*options) -> OTOptions:
+    """A loop asks for the same options again and again; typed, so that True never passes for a checked 1."""
+    return OTOptions.checked(**dict(zip(OTOptions._fields, options, strict=True)))
+
+
+def checked_options(*options) -> OTOptions:
+    if not torch.compiler.is_compiling():
+        try:
+            return _known_options(*options)
+        except TypeError:  # something cannot be hashed, or is of the wrong type: say which
+            pass
+    return OTOptions.checked(**dict(zip(OTOptions._fields, options, strict=True)))
+
+
+def marginals(found, a: Tensor | None, b: Tensor | None, options: OTOptions) -> tuple[Tensor, ...]:
+    """`row_mass` and `column_mass` of relaxed problems; nothing of balanced ones."""
+    if not options.relaxed:
+        return ()
+    sides = []
+    for potential, mass, reach in ((found[1], a, options.reach[0]), (found[2], b, options.reach[1])):
+        uniform = torch.full_like(potential, 1 / potential.shape[-1])
+        mass = uniform if mass is None else mass.detach().expand_as(potential)
+        if reach is not None:
+            off = torch.where(mass > 0, potential - mass.log(), 0)  # the potential over eps
+            mass = mass * torch.exp(off * (-options.eps / reach))
+        sides.append(mass)
+    return tuple(sides)
