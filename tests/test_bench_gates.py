@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from bench import baseline_providers, baselines, step
+from bench import baseline_providers, baselines, host, step
 from bench.contest import measure
 
 SMALL = ("resnet8", "wrn_10_1")  # as in the suite's other quick pairs
@@ -66,3 +66,23 @@ def test_another_loss_gets_no_ratio(monkeypatch, tmp_path):
     assert step.main(asked) == 1
     rows = [json.loads(line) for line in (tmp_path / "step.jsonl").read_text().splitlines()]
     assert [r["right"] for r in rows] == [True, False] and "times_eager" not in rows[1]
+
+
+def test_host_time_of_ours_stands_beside_naives(tmp_path):
+    assert host.main(["--quick", f"--out={tmp_path}"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "host.jsonl").read_text().splitlines()]
+    assert [(r["case"], r["form"]) for r in rows] == [
+        (case, form) for case in ("CRDLoss", "WCoRDLoss", "ot_cost") for form in ("naive", "ours")
+    ]
+    for naive, ours in zip(rows[::2], rows[1::2], strict=True):
+        assert naive["right"] and ours["right"] and ours["clock"] == "cpu" and ours["threads"] == 1
+        assert ours["times_naive"] == pytest.approx(naive["ms"]["p50"] / ours["ms"]["p50"], abs=0.01)
+
+
+def test_a_wrong_host_step_gets_no_ratio(monkeypatch):
+    real = host.CRDLoss.forward
+    monkeypatch.setattr(host.CRDLoss, "forward", lambda self, *batch: real(self, *batch) * calls.pop(0))
+    calls = [1, 1, 1, 1.01, *[1] * 1000]  # two set-ups and the reference, then the step that the gate sees
+    (contest,) = (c for c in host.contests([host.QUICK], ()) if c.sizes["case"] == "CRDLoss")
+    rows = [r for r in measure(contest, 1, "cpu") if r["form"] == "ours"]
+    assert [r["right"] for r in rows] == [False] and "times_naive" not in rows[0]
