@@ -25,7 +25,7 @@ from wcord_fast import functional as F
 
 SHAPES = ((4, 4, 50), (8, 256, 2000), (64, 4096, 50_000))
 QUICK = (4, 4, 50)
-S_DIM, T_DIM, FEAT_DIM = 16, 24, 128
+S_DIM, T_DIM = 16, 24
 OT_SIZES = (4, 64)
 CALLS = 20  # in one timed step where a step is short
 LIMIT = {"naive": 1e-3, "ours": 1e-5}  # fp32 logarithms of numbers near 1 lose up to 5e-4 of naive's
@@ -34,13 +34,13 @@ LIMIT = {"naive": 1e-3, "ours": 1e-5}  # fp32 logarithms of numbers near 1 lose 
 class NaiveCRD(nn.Module):
     """CRD in plain PyTorch, as RepDistiller computes it: rows [B, K + 1] are given, its constants live in a buffer."""
 
-    def __init__(self, num_data: int):
+    def __init__(self, num_data: int, dim: int):
         super().__init__()
-        self.num_data = num_data
-        self.embed_s, self.embed_t = nn.Linear(S_DIM, FEAT_DIM), nn.Linear(T_DIM, FEAT_DIM)
-        s = 1 / math.sqrt(FEAT_DIM / 3)
+        self.num_data, self.dim = num_data, dim
+        self.embed_s, self.embed_t = nn.Linear(S_DIM, dim), nn.Linear(T_DIM, dim)
+        s = 1 / math.sqrt(dim / 3)
         for name in ("memory_v1", "memory_v2"):
-            self.register_buffer(name, torch.rand(num_data, FEAT_DIM).mul_(2 * s).sub_(s))
+            self.register_buffer(name, torch.rand(num_data, dim).mul_(2 * s).sub_(s))
         self.register_buffer("params", torch.tensor([TAU, num_data, num_data, MOMENTUM]))  # tau, Z of both, momentum
 
     def forward(self, f_s: Tensor, f_t: Tensor, idx: Tensor, rows: Tensor) -> Tensor:
@@ -55,8 +55,8 @@ class NaiveCRD(nn.Module):
 
     def _side(self, x: Tensor, bank: Tensor, rows: Tensor, tau: float, z: float) -> Tensor:
         batch, k = rows.shape[0], rows.shape[1] - 1
-        weight = torch.index_select(bank, 0, rows.view(-1)).view(batch, k + 1, FEAT_DIM)
-        p = torch.exp(torch.div(torch.bmm(weight, x.view(batch, FEAT_DIM, 1)), tau))
+        weight = torch.index_select(bank, 0, rows.view(-1)).view(batch, k + 1, self.dim)
+        p = torch.exp(torch.div(torch.bmm(weight, x.view(batch, self.dim, 1)), tau))
         p, c = torch.div(p, z).contiguous(), k / self.num_data
         first, others = p.select(1, 0), p.narrow(1, 1, k)
         positive = torch.div(first, first.add(c + 1e-7)).log_()
@@ -75,7 +75,7 @@ class Step:
             self.loss().backward()
 
 
-def module_contest(name: str, batch: int, k: int, num_data: int) -> Contest:
+def module_contest(name: str, batch: int, k: int, num_data: int, dim: int) -> Contest:
     g = torch.Generator().manual_seed(0)
     f_s, f_t = (torch.randn(batch, d, generator=g) for d in (S_DIM, T_DIM))
     f_s.requires_grad_()
@@ -87,10 +87,10 @@ def module_contest(name: str, batch: int, k: int, num_data: int) -> Contest:
         torch.manual_seed(0)
         if name == "WCoRDLoss":
             loss: nn.Module = WCoRDLoss(
-                S_DIM, T_DIM, num_data, num_negatives=k, momentum=MOMENTUM, labels=labels, seed=1
+                S_DIM, T_DIM, num_data, num_negatives=k, momentum=MOMENTUM, labels=labels, seed=1, feat_dim=dim
             )
         else:
-            loss = CRDLoss(S_DIM, T_DIM, num_data, nce_k=k, nce_m=MOMENTUM, labels=labels, seed=1)
+            loss = CRDLoss(S_DIM, T_DIM, num_data, nce_k=k, nce_m=MOMENTUM, labels=labels, seed=1, feat_dim=dim)
         loss(f_s, f_t, idx)  # sets log Z
         return loss
 
@@ -102,13 +102,13 @@ def module_contest(name: str, batch: int, k: int, num_data: int) -> Contest:
 
     def naive() -> Step:
         torch.manual_seed(0)
-        loss = NaiveCRD(num_data)
+        loss = NaiveCRD(num_data, dim)
         return Step(lambda: loss(f_s, f_t, idx, rows), calls, is_naive=True)
 
     @torch.no_grad()
     def errors(form: Step) -> dict[str, float]:
         if form.is_naive:
-            loss: nn.Module = NaiveCRD(num_data)
+            loss: nn.Module = NaiveCRD(num_data, dim)
             expected, found = _crd(loss, f_s, f_t, rows), loss(f_s, f_t, idx, rows)
         else:
             loss = make()
@@ -118,7 +118,7 @@ def module_contest(name: str, batch: int, k: int, num_data: int) -> Contest:
             found = loss(f_s, f_t, idx)
         return {"loss": float((found - expected).abs() / expected.abs())}
 
-    sizes = {"case": name, "batch": batch, "k": k, "num_data": num_data, "dim": FEAT_DIM, "calls": calls}
+    sizes = {"case": name, "batch": batch, "k": k, "num_data": num_data, "dim": dim, "calls": calls}
     return Contest(sizes, {"naive": naive, "ours": ours}, errors, _right)
 
 
@@ -171,12 +171,12 @@ def _right(error: dict[str, dict[str, float]]) -> dict[str, bool]:
     return {name: e["loss"] <= LIMIT[name] for name, e in error.items()}
 
 
-def contests(shapes: list[tuple[int, int, int]], sizes: tuple[int, ...] = OT_SIZES) -> Iterator[Contest]:
+def contests(shapes: list[tuple[int, int, int]], dim: int, sizes: tuple[int, ...] = OT_SIZES) -> Iterator[Contest]:
     for shape in shapes:
         for name in ("CRDLoss", "WCoRDLoss"):
-            yield module_contest(name, *shape)
+            yield module_contest(name, *shape, dim)
     for n in sizes:
-        yield ot_contest(n)
+        yield ot_contest(n, dim)
 
 
 def main(arguments: list[str]) -> int:
@@ -184,6 +184,8 @@ def main(arguments: list[str]) -> int:
     p.set_defaults(clock="cpu", repeats=21)
     add_shapes(p, "B,K,N", SHAPES)
     a = parsed(p, arguments)
-    rows, fine = run(contests([QUICK], OT_SIZES[:1]) if a.quick else contests(a.shapes), a.repeats, a.clock)
+    rows, fine = run(
+        contests([QUICK], a.dim, OT_SIZES[:1]) if a.quick else contests(a.shapes, a.dim), a.repeats, a.clock
+    )
     keep("host", rows, a)
     return 0 if fine else 1

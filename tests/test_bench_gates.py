@@ -83,6 +83,6 @@ def test_a_wrong_host_step_gets_no_ratio(monkeypatch):
     real = host.CRDLoss.forward
     monkeypatch.setattr(host.CRDLoss, "forward", lambda self, *batch: real(self, *batch) * calls.pop(0))
     calls = [1, 1, 1, 1.01, *[1] * 1000]  # two set-ups and the reference, then the step that the gate sees
-    (contest,) = (c for c in host.contests([host.QUICK], ()) if c.sizes["case"] == "CRDLoss")
+    (contest,) = (c for c in host.contests([host.QUICK], 16, ()) if c.sizes["case"] == "CRDLoss")
     rows = [r for r in measure(contest, 1, "cpu") if r["form"] == "ours"]
     assert [r["right"] for r in rows] == [False] and "times_naive" not in rows[0]

@@ -60,6 +60,9 @@ def test_fake_tensors_have_the_real_shapes_and_dtypes():
             fx, fy = mode.from_tensor(x), mode.from_tensor(y)
             fake = (*F.ot_solve(fx, fy, debias=True), F.ot_plan(fx, fy))
         for r, f in zip(real, fake, strict=True):
+            if r is None:  # masses of a problem that is balanced
+                assert f is None
+                continue
             assert (f.shape, f.dtype, f.stride()) == (r.shape, r.dtype, r.stride())
 
 

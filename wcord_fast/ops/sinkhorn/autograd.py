@@ -80,7 +80,8 @@ ot_plan_op = register(
 
 def runs_natively(x: Tensor, y: Tensor, backend: str) -> bool:
     """Whether a plain solve of x and y may enter the native CPU code at once, past `torch.library`."""
-    plain = x.is_cpu and type(x) is type(y) is Tensor and not (x.is_neg() or y.is_neg()) and eager()
+    # First of all: Dynamo of PyTorch 2.11 cannot trace is_neg.
+    plain = eager() and x.is_cpu and type(x) is type(y) is Tensor and not (x.is_neg() or y.is_neg())
     return plain and backends.choose(x, y, backend).backend == "native"
 
 
