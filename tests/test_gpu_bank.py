@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from wcord_fast.ops import status
-from wcord_fast.ops.bank import membership, native_cuda, reference, shares
+from wcord_fast.ops.bank import membership, native_cuda, partials, reference
 from wcord_fast.ops.bank.part import Part
 from wcord_fast.ops.sampling.spec import ALL, DrawSpec
 
@@ -131,16 +131,16 @@ def test_parts_are_the_same_to_the_bit_do_not_sync_and_skip_what_they_do_not_hol
     (x, banks, index), log_z, spec = problem.there, problem.log_z.cuda(), problem.spec_there
     part, held = Part(5000, 20_000), [bank[5000:6001] for bank in banks]
     args = x, held, part, index, log_z, spec, TEMPERATURE, True, "auto", "native"
-    first = shares.nce(*args)
+    first = partials.nce(*args)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        again = shares.nce(*args)
+        again = partials.nce(*args)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     for bank in banks:  # what is not of the part may be anything
         bank[:5000], bank[6001:] = torch.nan, torch.nan
-    assert all(torch.equal(a, b) for a, b in zip(first, shares.nce(*args), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(first, partials.nce(*args), strict=True))
 
 
 def test_repeats_are_bit_identical_and_nothing_syncs():

@@ -197,6 +197,7 @@ def test_compiled_code_never_reads_out_of_range(negatives):
     else:
         with pytest.raises(ValueError, match=r"index\[1\]: expected a row in \[0, 40\), got 40"):
             compiled(f_s, f_t, idx)
+    assert torch.is_grad_enabled()  # an error within no_grad in compiled code leaves it off for good
 
 
 UNBUILT = [

@@ -38,10 +38,10 @@ class Attached(torch.autograd.Function):
 
 def nce(anchors: Tensor, banks, index, log_z, spec: DrawSpec, temperature, plan, backend) -> Tensor:
     """NCE losses [S, B] of anchors [S, B, D]."""
+    # Detached, not under no_grad: an error in compiled code would leave gradients switched off for good.
     needs_grad = wants_grad(anchors)
     run: Any = op.nce if calls_directly(anchors, log_z, *banks) else op.nce_op
-    with torch.no_grad():
-        found = run(anchors, banks, index, log_z, *spec_args(spec), temperature, needs_grad, plan, backend)
+    found = run(anchors.detach(), banks, index, log_z, *spec_args(spec), temperature, needs_grad, plan, backend)
     return attach(anchors, *found)
 
 
@@ -49,8 +49,7 @@ def mean_score(anchors: Tensor, banks, index, spec: DrawSpec, plan, backend) -> 
     """Mean scores of the negatives [S, B] of anchors [S, B, D]."""
     needs_grad = wants_grad(anchors)
     run: Any = op.mean_score if calls_directly(anchors, *banks) else op.mean_score_op
-    with torch.no_grad():
-        found = run(anchors, banks, index, *spec_args(spec), needs_grad, plan, backend)
+    found = run(anchors.detach(), banks, index, *spec_args(spec), needs_grad, plan, backend)
     return attach(anchors, *found)
 
 

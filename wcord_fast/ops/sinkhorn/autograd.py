@@ -189,8 +189,9 @@ def ot_solve(
     solve = _solve if calls_directly(x, y) else ot_solve_op
     if True not in needs:
         return solve(x, y, a, b, *options, *needs, backend, *paired)[:6]
-    with torch.no_grad():
-        out = solve(x, y, a, b, *options, *needs, backend, *paired)
+    # Detached, not under no_grad: an error in compiled code would leave gradients switched off for good.
+    plain = (t if t is None else t.detach() for t in (x, y, a, b))
+    out = solve(*plain, *options, *needs, backend, *paired)
     # The same tensor twice (a self term) cannot be traced through one autograd.Function.
     y = y.view_as(y) if y is x else y
     b = b.view_as(b) if b is not None and b is a else b

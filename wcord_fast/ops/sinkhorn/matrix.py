@@ -122,8 +122,8 @@ def solve(
     options = (asked.solver, asked.eps, asked.iters, asked.tol, asked.value, asked.reach_a, asked.reach_b)
     autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")  # which the op switches off
     run = _solve if eager() and not autocast and type(costs) is type(a) is type(b) is Tensor else solve_op
-    with torch.no_grad():
-        solved = MatrixSolved(*run(costs, a, b, *options, need_a, need_b, asked.need_error, backend))
+    plain = (t if t is None else t.detach() for t in (costs, a, b))  # see autograd.ot_solve
+    solved = MatrixSolved(*run(*plain, *options, need_a, need_b, asked.need_error, backend))
     if not (need_c or need_a or need_b):
         return solved
     return solved._replace(value=_WithGradient.apply(costs, a, b, backend, *solved)[0])
