@@ -190,8 +190,8 @@ def ot_solve(
     if True not in needs:
         return solve(x, y, a, b, *options, *needs, backend, *paired)[:6]
     # Detached, not under no_grad: an error in compiled code would leave gradients switched off for good.
-    plain = (t if t is None else t.detach() for t in (x, y, a, b))
-    out = solve(*plain, *options, *needs, backend, *paired)
+    masses = (mass if mass is None else mass.detach() for mass in (a, b))
+    out = solve(x.detach(), y.detach(), *masses, *options, *needs, backend, *paired)
     # The same tensor twice (a self term) cannot be traced through one autograd.Function.
     y = y.view_as(y) if y is x else y
     b = b.view_as(b) if b is not None and b is a else b
