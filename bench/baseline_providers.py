@@ -126,7 +126,7 @@ class Ours:
 
         def value(s: list[Tensor], t: list[Tensor], method: torch.nn.Module) -> Tensor:
             logits = torch.zeros(len(s[-1]), 1)
-            return method.feature_loss(Outputs(s, logits), Outputs(t, logits), None).value / method.weight
+            return method.own_loss(Outputs(s, logits), Outputs(t, logits), None).value / method.weight
 
         return differentiate(value, self.case.s, self.case.t, self.case.method)
 

@@ -67,6 +67,7 @@ def parse(command: str, own: type[T], argv: list[str], trains: bool = True) -> t
         UsageError: an unknown option (the nearest is suggested), a missing or a bad value.
     """
     mine = options_of(own)
+    _import_methods(argv)
     known = {**(_of_training() if trains else {}), **mine}
     given = _given(argv, known, command, own, trains)
     values = {key: _value(key, mine[key], text) for key, text in given.items() if key in mine}
@@ -74,6 +75,17 @@ def parse(command: str, own: type[T], argv: list[str], trains: bool = True) -> t
         if option.default is MISSING and key not in values:
             raise UsageError(f"{key}: expected a value, got none")
     return usage(own, **values), {key: text for key, text in given.items() if key not in mine}
+
+
+def _import_methods(argv: Sequence[str]) -> None:
+    """Make the options of a user's methods known, which are named by their dotted path."""
+    for word, after in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name != "--methods":
+            continue
+        for method in (value if equals else after).split(","):
+            if "." in method or ":" in method:
+                usage(distill.parse, method)
 
 
 def read_config(given: Mapping[str, str]) -> Config:

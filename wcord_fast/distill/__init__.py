@@ -1,7 +1,20 @@
 """Distillation methods: one file each, behind one protocol (`base.Method`) and one registry."""
 
 from .base import Batch, Loss, Method, Options, Outputs, Pair, check_ranges, described
-from .registry import METHODS, PLUS_KD, CannotServe, build, create, names, options_for, pair_of, parse, probe, sections
+from .registry import (
+    METHODS,
+    PLUS_KD,
+    CannotServe,
+    build,
+    create,
+    names,
+    options_for,
+    pair_of,
+    parse,
+    probe,
+    register,
+    sections,
+)
 
 __all__ = [
     "METHODS",
@@ -22,5 +35,6 @@ __all__ = [
     "pair_of",
     "parse",
     "probe",
+    "register",
     "sections",
 ]

@@ -109,11 +109,10 @@ class Options:
 class Method(nn.Module):
     """Cross entropy, plus KD when its weight is not zero; the parent of every other method.
 
-    A subclass adds its terms in `feature_loss`, and in `feature_parts` if it has more than one.
+    A subclass adds its terms in `own_loss`, from logits, features and labels, and in `own_parts` if it has several.
     It refuses in its constructor, by ValueError with a full sentence, a pair that it cannot serve.
     """
 
-    uses_features = False  # True in methods that read the teacher's features
     stage: Stage | None = None  # set by a method that pre-trains something before the student's own training
     fills_banks = False  # True: before training, `fill_banks` is called once with every training image
     scheduled = False  # True: `at_step` is called before every training batch
@@ -138,7 +137,12 @@ class Method(nn.Module):
     @property
     def needs_teacher(self) -> bool:
         """Whether a training step needs the teacher's outputs."""
-        return self.uses_features or self.options.kd_weight > 0
+        return self.has_own_loss or self.options.kd_weight > 0
+
+    @property
+    def has_own_loss(self) -> bool:
+        """Whether a training step has a term of this method beside cross entropy and KD."""
+        return type(self).own_loss is not Method.own_loss
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Loss:
         """The weighted distillation loss of one batch; in training mode it also advances the method's state.
@@ -152,8 +156,8 @@ class Method(nn.Module):
         terms: dict[str, Tensor] = {}
         if teacher is None:
             return Loss(value, terms)
-        if self.uses_features:
-            value, terms = self.feature_loss(student, teacher, batch)
+        if self.has_own_loss:
+            value, terms = self.own_loss(student, teacher, batch)
         if self.options.kd_weight:
             kd = self.kd(student.logits, teacher.logits)
             value = value + self.options.kd_weight * kd
@@ -165,7 +169,7 @@ class Method(nn.Module):
         if teacher is None:
             return {}
         with eval_mode(self):
-            parts = self.feature_parts(student, teacher, batch) if self.uses_features else {}
+            parts = self.own_parts(student, teacher, batch) if self.has_own_loss else {}
         if self.options.kd_weight:
             parts["kd"] = self.options.kd_weight * self.kd(student.logits, teacher.logits)
         return parts
@@ -184,13 +188,13 @@ class Method(nn.Module):
         """Measures of one batch for the logs, beside the terms' shares of the gradient; called in eval mode."""
         return {}
 
-    def feature_loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> Loss:
-        """The weighted loss on the features and its unweighted terms."""
-        raise NotImplementedError(f"{type(self).__name__} reads no features")
+    def own_loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> Loss:
+        """The method's own weighted loss and its unweighted terms, detached."""
+        raise NotImplementedError(f"{type(self).__name__} has no loss of its own")
 
-    def feature_parts(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """The weighted terms of `feature_loss` one by one; called in eval mode."""
-        value, terms = self.feature_loss(student, teacher, batch)
+    def own_parts(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """The weighted terms of `own_loss` one by one; called in eval mode."""
+        value, terms = self.own_loss(student, teacher, batch)
         return {next(iter(terms)): value}
 
 

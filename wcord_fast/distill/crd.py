@@ -59,7 +59,6 @@ class CRDOptions(Options):
 class CRD(Method):
     """CE + weight * CRD on the penultimate features."""
 
-    uses_features = True
     _factor: Tensor | None
 
     def __init__(self, pair: Pair, options: CRDOptions) -> None:
@@ -85,7 +84,7 @@ class CRD(Method):
             seed=pair.seed,
         )
 
-    def feature_loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> Loss:
+    def own_loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> Loss:
         crd: Tensor = self.crd(student.feats[-1], teacher.feats[-1], batch.index)
         weight = self.weight if self._factor is None else self.weight * self._factor
         return Loss(weight * crd, {"crd": crd.detach()})

@@ -28,7 +28,6 @@ class WeightedOptions(Options):
 class OneTerm(Method):
     """CE + weight * distance; a subclass names its term and implements `distance`."""
 
-    uses_features = True
     term: str
 
     def __init__(self, pair: Pair, options: WeightedOptions) -> None:
@@ -39,6 +38,6 @@ class OneTerm(Method):
         """The unweighted term, a scalar; `teacher` carries no gradient."""
         raise NotImplementedError(f"{type(self).__name__} does not implement distance()")
 
-    def feature_loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> Loss:
+    def own_loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> Loss:
         value = self.distance(student.feats, [f.detach() for f in teacher.feats])
         return Loss(self.weight * value, {self.term: value.detach()})

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import pkgutil
+import re
+import typing
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +22,7 @@ from .base import Method, Options, Outputs, Pair
 from .cc import CC, CCOptions
 from .ce import CE
 from .crd import CRD, CRDOptions
+from .dkd import DKD, DKDOptions
 from .fitnet import FitNet, FitNetOptions
 from .fsp import FSP, FSPOptions
 from .ft import FT, FTOptions
@@ -32,6 +36,7 @@ from .vid import VID, VIDOptions
 from .wcord import WCoRD, WCoRDOptions
 
 PLUS_KD = "+kd"
+M = TypeVar("M", bound=Method)
 
 
 class CannotServe(ValueError):
@@ -57,6 +62,7 @@ class Entry:
 METHODS: dict[str, Entry] = {
     "ce": Entry(CE, Options),
     "kd": Entry(KD, KDOptions, "kd"),
+    "dkd": Entry(DKD, DKDOptions, "dkd"),
     "fitnet": Entry(FitNet, FitNetOptions, "fitnet"),
     "at": Entry(AT, ATOptions, "at"),
     "sp": Entry(SP, SPOptions, "sp"),
@@ -80,22 +86,94 @@ def names() -> tuple[str, ...]:
     return tuple(METHODS)
 
 
+def register(name: str, *, section: str | None = None, **fixed: Any) -> Callable[[type[M]], type[M]]:
+    """A class decorator that makes a method selectable by name, here and in the command.
+
+        @distill.register("mine")
+        class Mine(distill.Method):
+            def __init__(self, pair: distill.Pair, options: MineOptions): ...
+            def own_loss(self, student, teacher, batch) -> distill.Loss: ...
+
+    The command finds it by the dotted path of the class: `wcord-fast distill --methods my_package.my_module.Mine
+    --mine.weight 2`.
+
+    Args:
+        name: lower-case letters, digits, "_" and "-".
+        section: where the options live in a configuration; default: `name`, or none for a method without options of
+            its own. They are the dataclass that `options` is annotated with in the class's constructor.
+        **fixed: option values that make the name.
+    Raises:
+        ValueError: a name or section that is taken, or is no name.
+        TypeError: no `Method`, or a constructor whose `options` is annotated with no `Options`.
+    """
+
+    def decorate(method: type[M]) -> type[M]:
+        _add(name, method, section, fixed)
+        return method
+
+    return decorate
+
+
+def _add(name: str, method: Any, section: str | None, fixed: dict[str, Any], key: str | None = None) -> Entry:
+    if not (isinstance(method, type) and issubclass(method, Method)):
+        raise TypeError(f"method: expected a class derived from distill.Method, got {method!r}")
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
+        raise ValueError(f"name: expected lower-case letters, digits, '_' and '-', got {name!r}")
+    options = typing.get_type_hints(method.__init__).get("options", Options)
+    if not (isinstance(options, type) and issubclass(options, Options)):
+        raise TypeError(f"{method.__name__}: expected its `options` annotated with a distill.Options, got {options!r}")
+    if options is not Options:
+        section = section or name.replace("-", "_")
+        taken = sections().get(section)
+        if taken is not None and taken is not options and taken.__qualname__ != options.__qualname__:
+            raise ValueError(f"section: {section!r} holds the options of another method, {taken.__qualname__}")
+    entry = Entry(method, options, section if options is not Options else None, fixed)
+    known = METHODS.get(key or name)
+    if known is not None and known.method.__qualname__ != method.__qualname__:
+        raise ValueError(f"name: {name!r} is taken by {known.method.__qualname__}")
+    METHODS[key or name] = entry  # a module that is loaded again replaces its own
+    return entry
+
+
+def _found(path: str) -> str:
+    """The dotted path of a user's method, "package.module.Class" or "package.module:Class", once it is registered.
+
+    Raises:
+        ValueError: nothing can be imported there; TypeError: it is no method.
+    """
+    if path not in METHODS:
+        try:
+            method = pkgutil.resolve_name(path)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(f"method: {path!r} cannot be imported: {error}") from error
+        same = next((entry for entry in METHODS.values() if entry.method is method), None)
+        if same is not None:
+            METHODS[path] = same
+        else:
+            _add(re.split("[.:]", path)[-1].lower(), method, None, {}, key=path)
+    return path
+
+
 def sections() -> dict[str, type[Options]]:
     """The sections of a configuration that hold methods' options."""
     return {e.section: e.options for e in METHODS.values() if e.section}
 
 
 def parse(name: str) -> tuple[str, bool]:
-    """A method's name in its one spelling, and whether "+kd" followed it.
+    """A method's name in its one spelling, or the dotted path of a user's class, and whether "+kd" followed it.
 
     Raises:
         ValueError: an unknown method (the nearest is suggested), or "kd+kd".
     """
     if not isinstance(name, str):
         raise TypeError(f"method: expected a str, got {type(name).__name__}")
-    key = name.strip().lower().replace(" ", "")
-    base = checks.choice("method", key.removesuffix(PLUS_KD), METHODS)
-    plus = key.endswith(PLUS_KD)
+    key = name.strip().replace(" ", "")
+    base, plus = key.removesuffix(PLUS_KD), key.endswith(PLUS_KD)
+    if "." in base or ":" in base:
+        base = _found(base)
+    else:
+        base, plus = base.lower().removesuffix(PLUS_KD), key.lower().endswith(PLUS_KD)
+        checks.choice("method", base, METHODS)
     if plus and base == "kd":
         raise ValueError(f"method: {name!r} asks for KD twice; its weight is the option kd_weight")
     return base, plus

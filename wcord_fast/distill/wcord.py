@@ -124,8 +124,6 @@ DRIVER = {"ramp_gckt", "ramp_lckt", "init_banks"}  # options that the training l
 class WCoRD(Method):
     """CE - lambda_gckt * GCKT + lambda_lckt * LCKT on the penultimate features."""
 
-    uses_features = True
-
     def __init__(self, pair: Pair, options: WCoRDOptions) -> None:
         super().__init__(pair, options)
         if options.lckt_features == "raw" and pair.student_width != pair.teacher_width:
@@ -169,11 +167,11 @@ class WCoRD(Method):
             return {}
         return {"lckt_on_pairs": self.wcord.lckt_on_pairs(student.feats[-1], teacher.feats[-1], batch.index)}
 
-    def feature_loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> Loss:
+    def own_loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> Loss:
         value: Tensor = self.wcord(student.feats[-1], teacher.feats[-1], batch.index)
         return Loss(value, {name: self.wcord.terms[name] for name in self._weighted()})
 
-    def feature_parts(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
+    def own_parts(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = self.wcord.weighted_terms(student.feats[-1], teacher.feats[-1], batch.index)
         return {name: terms[name] for name in self._weighted()}
 

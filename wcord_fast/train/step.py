@@ -156,7 +156,7 @@ def gradient_shares(
 
 def probed(method: Method, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, float]:
     """The method's own measures of this batch."""
-    if teacher is None or not method.uses_features:
+    if teacher is None or not method.has_own_loss:
         return {}
     with eval_mode(method):
         return {name: float(value) for name, value in method.probe(student, teacher, batch).items()}

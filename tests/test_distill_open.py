@@ -1,0 +1,135 @@
+"""A user's own method, from outside the package: by decorator, and by dotted path in the command."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from wcord_fast import distill, models
+
+MINE = """
+from dataclasses import dataclass
+from wcord_fast import distill
+
+
+@dataclass
+class MineOptions(distill.Options):
+    \"\"\"Options of mine.
+
+    Attributes:
+        weight: of the distance.
+    \"\"\"
+
+    weight: float = 0.5
+
+
+@distill.register("mine")
+class Mine(distill.Method):
+    def __init__(self, pair: distill.Pair, options: MineOptions):
+        super().__init__(pair, options)
+
+    def own_loss(self, student, teacher, batch):
+        own = (student.logits - teacher.logits).square().mean() + 0 * batch.labels.sum()
+        return distill.Loss(self.options.weight * own, {"distance": own.detach()})
+
+
+class Bare(Mine):
+    \"\"\"Not registered.\"\"\"
+"""
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    folder = tmp_path / "my_package"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "mine.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    known = dict(distill.METHODS)
+    yield tmp_path
+    distill.METHODS.clear()
+    distill.METHODS.update(known)
+    for name in [name for name in sys.modules if name.startswith("my_package")]:
+        del sys.modules[name]
+
+
+def create(name, **options):
+    torch.manual_seed(0)
+    net = models.create("resnet8", 4, in_channels=1)
+    return distill.create(
+        name,
+        student=net,
+        teacher=net,
+        example=torch.randn(2, 1, 8, 8),
+        num_data=9,
+        labels=torch.arange(9) % 4,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("path", ["my_package.mine.Mine", "my_package.mine:Mine", "my_package.mine.Bare+kd"])
+def test_a_dotted_path_is_a_name(package, path):
+    method = create(path, weight=2.0)
+    logits = torch.randn(3, 4)
+    student = distill.Outputs([], logits.clone().requires_grad_())
+    value, terms = method(student, distill.Outputs([], logits + 1), distill.Batch(None, torch.arange(3), None))
+    assert terms["distance"].item() == pytest.approx(1.0)
+    assert value.item() >= 2.0 - 1e-6 and ("kd" in terms) == path.endswith("+kd")
+
+
+def test_a_registered_name_is_one_of_ours(package):
+    __import__("my_package.mine")
+    assert "mine" in distill.names() and distill.sections()["mine"].__name__ == "MineOptions"
+    assert create("Mine").options.weight == 0.5
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [("my_package.nothing.Mine", "cannot be imported"), ("my_package.mine.MineOptions", "derived from distill.Method")],
+)
+def test_what_is_no_method_is_refused(package, path, said):
+    with pytest.raises((TypeError, ValueError), match=said):
+        create(path)
+
+
+def test_a_taken_name_is_refused():
+    with pytest.raises(ValueError, match="name: 'kd' is taken"):
+
+        @distill.register("kd")
+        class Mine(distill.Method):
+            pass
+
+    with pytest.raises(ValueError, match=r"name: .*'Not A Name'"):
+        distill.register("Not A Name")(distill.Method)
+
+
+def command(package, *argv):
+    environment = {**os.environ, "PYTHONPATH": f"{package}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    line = [sys.executable, "-m", "wcord_fast", "distill", *argv]
+    return subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
+
+
+def test_the_command_trains_with_it(package, tmp_path):
+    small = ["--teacher=resnet8", "--student=resnet8", "--epochs=1", "--teacher-epochs=1", "--limit-train=64"]
+    own = [
+        "--methods=ce,my_package.mine.Mine",
+        "--mine.weight=2",
+        f"--output-dir={tmp_path / 'out'}",
+        "--tensorboard=false",
+    ]
+    done = command(package, *small, *own, "--threads=1")
+    assert done.returncode == 0, done.stderr
+    assert "my_package.mine.Mine" in done.stdout
+    again = command(package, *small, *own, "--threads=1")
+    assert again.returncode == 0, again.stderr  # finished runs are found again
+
+
+def test_the_command_says_what_is_wrong(package):
+    done = command(package, "--methods=my_package.mine.Mine", "--mine.wieght=2", "--dry-run")
+    assert done.returncode == 2 and "--mine.weight" in done.stderr
+    done = command(package, "--methods=my_package.nothing", "--dry-run")
+    assert done.returncode == 2 and "my_package.nothing" in done.stderr

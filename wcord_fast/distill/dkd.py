@@ -1,0 +1,96 @@
+"""Decoupled knowledge distillation (Zhao, Cui, Song, Qiu, Liang: CVPR 2022, eq. 7).
+
+KD's divergence is the sum of a target part, KL between (p, 1 - p) of the image's class (TCKD), and (1 - p) times the
+divergence among the other classes (NCKD). DKD weighs the two apart: alpha * TCKD + beta * NCKD, times T^2, batch mean.
+As in the public code (mdistiller) the cross entropy has weight 1 and the term grows over the first 20 of 240 epochs;
+there in steps of an epoch, here in each batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..ops import checks
+from .base import Batch, Loss, Method, Options, Outputs, Pair
+from .schedule import check_ramp, ramp_factor, ramp_steps
+
+
+@dataclass
+class DKDOptions(Options):
+    """Options of "dkd".
+
+    Attributes:
+        alpha: weight of the target class's part.
+        beta: weight of the other classes' part.
+        temperature: of the softmax.
+        ramp: the term's weight grows from 0 over so many epochs, or below 1 over that part of all epochs.
+    """
+
+    alpha: float = 1.0
+    beta: float = 8.0
+    temperature: float = 4.0
+    ramp: float = 20 / 240
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.non_negative("alpha", self.alpha)
+        checks.non_negative("beta", self.beta)
+        checks.positive("temperature", self.temperature)
+        check_ramp("ramp", self.ramp)
+
+
+class DKD(Method):
+    """CE + ramp * T^2 (alpha * TCKD + beta * NCKD), on the logits and the labels."""
+
+    _factor: Tensor
+
+    def __init__(self, pair: Pair, options: DKDOptions) -> None:
+        super().__init__(pair, options)
+        if pair.classes != pair.teacher_classes:
+            raise ValueError(
+                f"dkd: needs one label set, but the student has {pair.classes} classes and the teacher "
+                f"{pair.teacher_classes}"
+            )
+        if pair.labels is None:
+            raise ValueError("dkd: needs the labels of the training images, got None")
+        self.alpha, self.beta, self.temperature = options.alpha, options.beta, options.temperature
+        self._ramp, self.scheduled = options.ramp, options.ramp > 0
+        self.register_buffer("_factor", torch.ones(()), persistent=False)  # a tensor, which a CUDA graph reads anew
+
+    def own_loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> Loss:
+        target, others = decoupled(student.logits, teacher.logits.detach(), batch.labels, self.temperature)
+        value = self._factor * (self.alpha * target + self.beta * others)
+        return Loss(value, {"tckd": target.detach(), "nckd": others.detach()})
+
+    def own_parts(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
+        target, others = decoupled(student.logits, teacher.logits.detach(), batch.labels, self.temperature)
+        return {"tckd": self._factor * self.alpha * target, "nckd": self._factor * self.beta * others}
+
+    @torch.no_grad()
+    def at_step(self, done: int, per_epoch: int, epochs: int) -> None:
+        steps = ramp_steps(self._ramp, per_epoch, epochs)
+        if done <= steps:
+            self._factor.fill_(ramp_factor(done, steps))
+
+
+def decoupled(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """(T^2 TCKD, T^2 NCKD), batch means, of logits [B, C] and classes [B]; in fp32, or fp64 for fp64 logits."""
+    dtype = torch.promote_types(student.dtype, torch.float32)
+    s, t = student.to(dtype) / temperature, teacher.to(dtype) / temperature
+    own = torch.nn.functional.one_hot(labels, s.shape[1]).bool()
+    log_s, log_t = (torch.stack(_own_and_others(x, own)) for x in (s, t))  # [2, B]
+    target = (log_t.exp() * (log_t - log_s)).sum(0).mean()
+    nowhere = torch.finfo(dtype).min / 4  # finite, so that 0 times a difference is 0
+    among_s, among_t = (x.masked_fill(own, nowhere).log_softmax(1) for x in (s, t))
+    others = (among_t.exp() * (among_t - among_s)).sum(1).mean()
+    return temperature**2 * target, temperature**2 * others
+
+
+def _own_and_others(logits: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    """Logarithms of the probabilities of the image's class and of all others, [B] each."""
+    every = logits.logsumexp(1)
+    target = logits.masked_fill(~own, 0).sum(1)
+    return target - every, logits.masked_fill(own, -torch.inf).logsumexp(1) - every
