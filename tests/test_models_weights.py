@@ -195,9 +195,9 @@ def test_when_nothing_fits_the_message_names_what_is_there():
     net, other = models.create("resnet8", 5), models.create("resnet14", 5).state_dict()
     few = {"fc.weight": torch.ones(5, 64), "stem.weight": torch.ones(1)}
     for value, message in (
-        (few, r"no 'conv1.weight' in it; .* and \d+ more. .* 1 of the network's \d+ keys; their keys are 'fc.weight', 'stem"),
-        ({"state_dict": before("m.", few)}, r"under 'state_dict.m.', with 1 of .* they are 'm.fc.weight', 'm.stem"),
-        ({"a": {"x.y": torch.ones(1)}}, r"under 'a.', with 0 of the network's \d+ keys; they are 'x.y'$"),
+        (few, r"no 'conv1.weight' in it; .* and \d+ more. .* 1 of the network's \d+ keys; .* 'fc.weight', 'stem"),
+        ({"state_dict": before("m.", few)}, r"under 'state_dict.m.' have 1 of .* 'm.fc.weight', 'm.stem"),
+        ({"a": {"x.y": torch.ones(1)}}, r"under 'a.' have 0 of the network's \d+ keys; their keys are 'x.y'$"),
         (before("net.", other), r"'layer1.1.conv1.weight' is not of this network.* under 'net.'"),
     ):
         with pytest.raises(ValueError, match=message):
