@@ -9,6 +9,7 @@ from tests.test_train_fast import NoWatch, Recorder
 from tests.test_train_loop import Killed, assert_equal, everything
 from tests.train_tiny import TRAIN, make_run
 from wcord_fast import distill
+from wcord_fast.batch import Batch
 from wcord_fast.distill.schedule import ramp_factor, ramp_steps
 from wcord_fast.train import loop
 from wcord_fast.train.cuda_graph import GraphedStep
@@ -99,7 +100,7 @@ def test_at_factor_0_the_term_has_no_gradient_and_at_1_it_is_the_published_one(t
     for name, config in (("crd", CRD), ("wcord", WCORD)):
         run = make_run(tmp_path, name, **config)
         plain = make_run(tmp_path, name, **{name: config[name] | off[name]})
-        batch = loop.Batch(*next(iter(run.train.epoch(0))))
+        batch = Batch(*next(iter(run.train.epoch(0))))
 
         def gradient(of, batch=batch):
             for p in of.parameters():

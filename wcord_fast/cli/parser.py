@@ -79,7 +79,7 @@ def parse(command: str, own: type[T], argv: list[str], trains: bool = True) -> t
 
 def _import_methods(argv: Sequence[str]) -> None:
     """Make the options of a user's methods known, which are named by their dotted path."""
-    for word, after in zip(argv, [*argv[1:], ""], strict=True):
+    for word, after in zip(argv, [*argv[1:], ""], strict=False):
         name, equals, value = word.partition("=")
         if name != "--methods":
             continue

@@ -4,9 +4,10 @@ from .bank import bank_log_z, bank_mean_score, bank_nce, bank_update_
 from .kd import kd_loss
 from .ot import ot_cost, ot_plan, ot_solve
 from .ot_matrix import ot_cost_from_matrix, ot_plan_from_matrix, ot_solve_from_matrix
-from .ot_options import OTSolution
+from .ot_options import OTRelaxedSolution, OTSolution
 
 __all__ = [
+    "OTRelaxedSolution",
     "OTSolution",
     "bank_log_z",
     "bank_mean_score",

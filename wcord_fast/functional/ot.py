@@ -16,7 +16,7 @@ from ..ops import checks
 from ..ops.first_order import first_order
 from ..ops.sinkhorn import autograd as op
 from ..ops.sinkhorn.reference import Pairs, accumulation_dtype, log_reference, masses
-from .ot_options import OTOptions, OTSolution, Reach, checked_options, marginals
+from .ot_options import OTOptions, OTRelaxedSolution, OTSolution, Reach, checked_options, marginals, solution
 
 DIAGONAL = "diagonal"
 DEFAULT_RHO = 0.9
@@ -123,7 +123,7 @@ def ot_solve(
     pairs: KnownPairs = None,
     rho: float = DEFAULT_RHO,
     backend: str = "auto",
-) -> OTSolution:
+) -> OTSolution | OTRelaxedSolution:
     """`ot_cost` together with the potentials, the marginal error and the number of iterations.
 
     Arguments and errors are those of `ot_cost`; see `OTSolution` for what comes back. Only `.cost` has a gradient.
@@ -174,7 +174,7 @@ def _solve(
     debias: bool,
     pairs: KnownPairs,
     rho: float,
-) -> OTSolution:
+) -> OTSolution | OTRelaxedSolution:
     """The public functions, once their options are checked."""
     debias = checks.boolean("debias", debias)
     if options.relaxed and (debias or pairs is not None):
@@ -202,7 +202,7 @@ def _solve(
     a, b = (given_masses(mass, dtype, options.relaxed) for mass in (a, b))
     solver_options, backend = options[:6], options.backend
     found = op.ot_solve(x, y, a, b, *solver_options, backend, known, options.reach)
-    solved = OTSolution(*found, *marginals(found, a, b, options))
+    solved = solution(*found, *marginals(found, a, b, options))
     if debias:
         self_x = op.ot_solve(x, x, a, a, *solver_options, backend)[0]
         self_y = op.ot_solve(y, y, b, b, *solver_options, backend)[0]

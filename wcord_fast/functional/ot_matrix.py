@@ -14,7 +14,7 @@ from ..ops.first_order import first_order
 from ..ops.sinkhorn import matrix as op
 from ..ops.sinkhorn.reference import Asked, accumulation_dtype
 from .ot import given_masses
-from .ot_options import OTOptions, OTSolution, Reach, checked_options, marginals
+from .ot_options import OTOptions, OTRelaxedSolution, OTSolution, Reach, checked_options, marginals, solution
 
 
 @first_order
@@ -75,7 +75,7 @@ def ot_solve_from_matrix(
     value: str = "cost",
     reach: Reach = None,
     backend: str = "auto",
-) -> OTSolution:
+) -> OTSolution | OTRelaxedSolution:
     """`ot_cost_from_matrix` together with the potentials and the marginals; only `.cost` has a gradient."""
     options = _options(solver, eps, iters, tol, value, reach, backend)
     return _solve(C, a, b, options)[0]
@@ -109,7 +109,7 @@ def _options(solver, eps, iters, tol, value, reach, backend) -> OTOptions:
 
 def _solve(
     costs: Tensor, a: Tensor | None, b: Tensor | None, options: OTOptions, need_error: bool = True
-) -> tuple[OTSolution, op.MatrixSolved, Tensor, bool]:
+) -> tuple[OTSolution | OTRelaxedSolution, op.MatrixSolved, Tensor, bool]:
     """The solution in the caller's shape; the op's results, the costs as it saw them, and whether there are G."""
     problems = _check(costs, a, b)
     dtype = costs.dtype
@@ -134,8 +134,8 @@ def _solve(
     solved = op.solve(costs, rows, columns, asked, options.backend)
     sides = marginals(solved, rows, columns, options)
     fields = (*solved[:6], *sides)
-    solution = OTSolution(*fields) if problems is not None else OTSolution(*(t[0] if t.numel() else t for t in fields))
-    return solution, solved, costs, problems is not None
+    kept = fields if problems is not None else tuple(t[0] if t.numel() else t for t in fields)
+    return solution(*kept), solved, costs, problems is not None
 
 
 def _masses(mass: Tensor | None, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -30,9 +30,6 @@ class OTSolution(NamedTuple):
         marginal_error: [G] sum_i |sum_j P_ij - a_i| (with `reach`: of the rows' sums from `row_mass`); the columns meet
             b (`column_mass`) to rounding.
         iterations: [G] int32, how many were run.
-        row_mass: [G, n] the row sums that P has at convergence (`marginal_error` says how far it is from them): a, or
-            a exp(-f / reach) for a relaxed marginal with potential f. None unless `reach` is given.
-        column_mass: [G, m] the column sums of P; their sum is the mass that is moved. None unless `reach` is given.
     With `debias`, `cost` is the debiased value and the other fields belong to the problem (x, y).
     """
 
@@ -42,8 +39,30 @@ class OTSolution(NamedTuple):
     scale: Tensor
     marginal_error: Tensor
     iterations: Tensor
-    row_mass: Tensor | None = None
-    column_mass: Tensor | None = None
+
+
+class OTRelaxedSolution(NamedTuple):
+    """A solved problem with `reach`: the fields of `OTSolution`, and the masses that its plan has.
+
+    Attributes:
+        row_mass: [G, n] the row sums that P has at convergence (`marginal_error` says how far it is from them): a, or
+            a exp(-f / reach) for a relaxed marginal with potential f.
+        column_mass: [G, m] the column sums of P; their sum is the mass that is moved.
+    """
+
+    cost: Tensor
+    alpha: Tensor
+    beta: Tensor
+    scale: Tensor
+    marginal_error: Tensor
+    iterations: Tensor
+    row_mass: Tensor
+    column_mass: Tensor
+
+
+def solution(*fields: Tensor) -> OTSolution | OTRelaxedSolution:
+    """The six fields of a solution, or the eight of one with relaxed marginals."""
+    return OTSolution(*fields) if len(fields) == 6 else OTRelaxedSolution(*fields)
 
 
 class OTOptions(NamedTuple):
