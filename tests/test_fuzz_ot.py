@@ -159,7 +159,7 @@ def corrupted(name: str, call: dict) -> list[object]:
         bad += [even * 1.01, even * 0, even * math.nan, even * math.inf, even.tolist(), 1.0]
         bad.append(torch.cat((torch.tensor([-0.5, 1.5]), even[2:] * 0)) if count > 1 else -even)
     elif name == "cost":
-        bad = ["Cosine", "euclidean", "", 3]
+        bad = ["Cosine", "manhattan", "", 3]
     elif name == "solver":
         bad = ["IPOT", "emd", "", 3]
     elif name == "eps":
