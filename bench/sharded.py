@@ -26,6 +26,7 @@ import torch.multiprocessing as mp
 from wcord_fast.distributed import bytes_sent
 from wcord_fast.distributed.ranks import Ranks, gather_rows, share_of, sizes_of
 from wcord_fast.nn import Contrast
+from wcord_fast.nn.options import ContrastOptions
 
 from . import results_file
 
@@ -90,10 +91,8 @@ def _error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 def _process(rank: int, world: int, args: argparse.Namespace, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    contrast = Contrast(
-        args.rows, DIM, k=args.negatives, temperature=0.07, momentum=0.5, labels=None, exclude="self", replacement=None,
-        z="first", bank_dtype=DTYPES[args.dtype], plan=args.plan, backend="auto", seed=1, shard="rank",
-    ).train()  # fmt: skip
+    options = ContrastOptions(feat_dim=DIM, num_negatives=args.negatives, exclude="self", shard="rank")
+    contrast = Contrast(args.rows, options, bank_dtype=DTYPES[args.dtype], plan=args.plan, seed=1).train()
     bank = contrast.memory_v1
     g = torch.Generator().manual_seed(0)
     own = share_of(args.batch, Ranks(rank, world))

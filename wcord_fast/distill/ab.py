@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..nn.options import option
 from ..ops import checks
 from .base import Method, Pair
 from .maps import stage_maps
@@ -30,11 +31,7 @@ class ABOptions(StageOptions):
         margin: how far beyond the boundary a neuron has to be.
     """
 
-    margin: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.positive("margin", self.margin)
+    margin: float = option(1.0, checks.positive)
 
 
 class AB(Method):

@@ -7,7 +7,6 @@ parameters (embeddings, regressors) are optimised with the student's; its buffer
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, fields
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from ..batch import Batch
 from ..nn.kd import KDLoss
+from ..nn.options import check_fields, option
 from ..ops import checks
 from .modes import eval_mode
 
@@ -25,16 +25,10 @@ if TYPE_CHECKING:
     from .stage import Stage
 
 
-def later(default: Any) -> Any:
-    """The default of an option that came after the first runs: at its default it is no part of what a run is, so that
-    their checkpoints go on."""
-    return dataclasses.field(default=default, metadata={"later": True})
-
-
 def described(options: Any) -> dict[str, Any]:
-    """The options of a run in plain values; those of `later` only where they differ from their default."""
-    told = {f.name: (getattr(options, f.name), f) for f in fields(options)}
-    return {name: v for name, (v, f) in told.items() if not (f.metadata.get("later") and v == f.default)}
+    """The options of a run in plain values; those marked `later` only where they differ from their default."""
+    values = {f.name: (getattr(options, f.name), f) for f in fields(options)}
+    return {name: v for name, (v, f) in values.items() if not (f.metadata.get("later") and v == f.default)}
 
 
 class Outputs(NamedTuple):
@@ -95,15 +89,13 @@ class Options:
         kd_temperature: temperature of the KD term.
     """
 
-    ce_weight: float = 1.0
-    kd_weight: float = 0.0
-    kd_temperature: float = 4.0
+    ce_weight: float = option(1.0, checks.non_negative)
+    kd_weight: float = option(0.0, checks.non_negative)
+    kd_temperature: float = option(4.0, checks.positive)
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        checks.non_negative("ce_weight", self.ce_weight)
-        checks.non_negative("kd_weight", self.kd_weight)
-        checks.positive("kd_temperature", self.kd_temperature)
+        check_fields(self)
 
 
 class Method(nn.Module):

@@ -7,9 +7,11 @@ of sum_d |e_s - e_t|_b,d |e_s - e_t|_b+1,d. (The paper compares kernel matrices 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 
+from ..nn.options import option
 from ..ops import checks
 from .base import Pair
 from .one_term import OneTerm, WeightedOptions
@@ -25,11 +27,7 @@ class CCOptions(WeightedOptions):
     """
 
     weight: float = 0.02
-    feat_dim: int = 128
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.integer("feat_dim", self.feat_dim, least=1)
+    feat_dim: int = option(128, partial(checks.integer, least=1))
 
 
 class CC(OneTerm):

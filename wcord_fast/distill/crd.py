@@ -2,58 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..nn.crd import CRDLoss
+from ..nn.crd import NAMES, CRDLoss
+from ..nn.options import ContrastOptions, count_or_none, option
 from ..ops import checks
-from .base import Batch, Loss, Method, Options, Outputs, Pair, later
-from .schedule import check_ramp, check_z, module_z, ramp_factor, ramp_steps
+from .base import Batch, Loss, Method, Options, Outputs, Pair, check_ranges
+from .schedule import module_z, ramp_factor, ramp_steps, require_ramp
 
-PUBLISHED_NEGATIVES = 16384
+PUBLISHED_NEGATIVES = ContrastOptions.num_negatives
+LOSS_OPTIONS = [f.name for f in fields(ContrastOptions)]
 
 
 @dataclass
-class CRDOptions(Options):
+class CRDOptions(ContrastOptions, Options):
     """Options of "crd".
 
     Attributes:
         weight: weight of the CRD loss.
-        feat_dim: width of the embeddings.
         num_negatives: negatives per anchor, or "all"; default min(16384, training images // 3).
-        temperature: of the scores.
-        momentum: share of the old row when a bank row is updated.
-        exclude: which rows are no negatives: "class", "self" or "none"; default: class when labels are known.
-        replacement: draw with replacement; default: only when there are fewer rows than negatives.
         z: normalising constant from the "first" batch, a moving average ("ema"), or from the first batch and once more
             from the first one after the "ramp".
-        shard: "rank": with several processes, each holds a part of the banks' rows; default: each holds all.
         ramp: the weight grows from 0 over so many epochs, or below 1 over that part of all epochs; 0: it is constant.
         init_banks: fill the banks with the features of both networks before training, by one pass over the training
             images as they are; without it they begin as noise.
     """
 
-    weight: float = 0.8
-    feat_dim: int = 128
-    num_negatives: int | Literal["all"] | None = None
-    temperature: float = 0.07
-    momentum: float = 0.5
-    exclude: Literal["class", "self", "none"] | None = None
-    replacement: bool | None = None
-    z: Literal["first", "ema", "ramp"] = "first"
-    shard: Literal["rank"] | None = None
-    ramp: float = later(0.0)
-    init_banks: bool = later(False)
+    weight: float = option(0.8, checks.non_negative)
+    num_negatives: int | Literal["all"] | None = option(None, count_or_none)  # type: ignore[assignment]
+    z: Literal["first", "ema", "ramp"] = "first"  # type: ignore[assignment]
+    ramp: float = option(0.0, checks.non_negative, later=True)
+    init_banks: bool = option(False, later=True)
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         super().__post_init__()
-        checks.non_negative("weight", self.weight)
-        check_contrast(self)
-        check_ramp("ramp", self.ramp)
-        check_z(self.z, "ramp", self.ramp)
+        require_ramp(self.z, "ramp", self.ramp)
 
 
 class CRD(Method):
@@ -72,16 +61,9 @@ class CRD(Method):
             pair.student_width,
             pair.teacher_width,
             pair.num_data,
-            feat_dim=options.feat_dim,
-            nce_k=negatives_for(options.num_negatives, pair.num_data),
-            nce_t=options.temperature,
-            nce_m=options.momentum,
             labels=pair.labels,
-            exclude=options.exclude,
-            replacement=options.replacement,
-            z=module_z(options.z),
-            shard=options.shard,
             seed=pair.seed,
+            **{NAMES.get(name, name): value for name, value in loss_options(options, LOSS_OPTIONS, pair).items()},
         )
 
     def own_loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> Loss:
@@ -101,19 +83,9 @@ class CRD(Method):
             self.crd.reset_z()
 
 
-def negatives_for(asked: int | str | None, num_data: int) -> int | str:
-    """K: what was asked for, or the published 16384 capped at a third of the training set."""
-    return max(1, min(PUBLISHED_NEGATIVES, num_data // 3)) if asked is None else asked
-
-
-def check_contrast(options) -> None:
-    """Check the options that CRD and WCoRD share."""
-    checks.integer("feat_dim", options.feat_dim, least=1)
-    if options.num_negatives not in (None, "all"):
-        checks.integer("num_negatives", options.num_negatives, least=1)
-    checks.positive("temperature", options.temperature)
-    checks.fraction("momentum", options.momentum)
-    checks.choice("exclude", options.exclude, (None, "class", "self", "none"))
-    checks.choice("replacement", options.replacement, (None, True, False))
-    checks.boolean("init_banks", options.init_banks)
-    checks.choice("shard", options.shard, (None, "rank"))
+def loss_options(options: Any, names: Iterable[str], pair: Pair) -> dict[str, Any]:
+    """Options of a driver's section as the loss module takes them."""
+    found = {name: getattr(options, name) for name in names}
+    if found["num_negatives"] is None:  # the published number, at most a third of the training set
+        found["num_negatives"] = max(1, min(PUBLISHED_NEGATIVES, pair.num_data // 3))
+    return found | {"z": module_z(options.z)}

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..nn.options import option
 from ..ops import checks
 from .base import Batch, Loss, Method, Options, Outputs, Pair
-from .schedule import check_ramp, ramp_factor, ramp_steps
+from .schedule import ramp_factor, ramp_steps
 
 
 @dataclass
@@ -29,17 +30,10 @@ class DKDOptions(Options):
         ramp: the term's weight grows from 0 over so many epochs, or below 1 over that part of all epochs.
     """
 
-    alpha: float = 1.0
-    beta: float = 8.0
-    temperature: float = 4.0
-    ramp: float = 20 / 240
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.non_negative("alpha", self.alpha)
-        checks.non_negative("beta", self.beta)
-        checks.positive("temperature", self.temperature)
-        check_ramp("ramp", self.ramp)
+    alpha: float = option(1.0, checks.non_negative)
+    beta: float = option(8.0, checks.non_negative)
+    temperature: float = option(4.0, checks.positive)
+    ramp: float = option(20 / 240, checks.non_negative)
 
 
 class DKD(Method):

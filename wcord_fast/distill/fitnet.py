@@ -7,10 +7,12 @@ together with everything else (the paper trains the hint first).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..nn.options import option
 from ..ops import checks
 from .base import Pair
 from .maps import require_maps
@@ -28,11 +30,7 @@ class FitNetOptions(WeightedOptions):
     """
 
     weight: float = 100.0
-    layer: int = 2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.integer("layer", self.layer, least=0)
+    layer: int = option(2, partial(checks.integer, least=0))
 
 
 class FitNet(OneTerm):

@@ -13,6 +13,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..nn.options import option
 from ..ops import checks
 from .at import attention
 from .base import Pair
@@ -34,12 +35,8 @@ class FTOptions(StageOptions):
     """
 
     weight: float = 200.0
-    rate: float = 0.5
+    rate: float = option(0.5, checks.positive)
     stage_lr: float | None = 0.01
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.positive("rate", self.rate)
 
 
 class Paraphraser(nn.Module):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..nn.options import option
 from ..ops import checks
 from .base import Batch, Loss, Method, Options, Outputs, Pair
 
@@ -18,11 +19,7 @@ class WeightedOptions(Options):
         weight: weight of the method's own term.
     """
 
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.non_negative("weight", self.weight)
+    weight: float = option(1.0, checks.non_negative)
 
 
 class OneTerm(Method):

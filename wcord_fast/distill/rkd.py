@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..nn.options import option
 from ..ops import checks
 from ..ops.differentiable_once import differentiable_once, graph_handle
 from .base import Pair
@@ -35,13 +36,8 @@ class RKDOptions(WeightedOptions):
         angle_weight: weight of the angles in it.
     """
 
-    distance_weight: float = 25.0
-    angle_weight: float = 50.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.non_negative("distance_weight", self.distance_weight)
-        checks.non_negative("angle_weight", self.angle_weight)
+    distance_weight: float = option(25.0, checks.non_negative)
+    angle_weight: float = option(50.0, checks.non_negative)
 
 
 class RKD(OneTerm):

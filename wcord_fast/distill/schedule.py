@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import math
 
-from ..ops import checks
-
-Z_RULES = ("first", "ema", "ramp")
-
 
 def ramp_steps(ramp: float, per_epoch: int, epochs: int) -> int:
     """Training batches that a ramp lasts: `ramp` epochs, or below 1 that part of all `epochs`; at least 1 unless 0."""
@@ -19,17 +15,10 @@ def ramp_factor(done: int, steps: int) -> float:
     return min(1.0, done / steps) if steps else 1.0
 
 
-def check_ramp(name: str, ramp: float) -> float:
-    """A ramp's length: 0, a part of the epochs below 1, or a number of epochs."""
-    return checks.non_negative(name, ramp)
-
-
-def check_z(z: str, name: str, ramp: float) -> str:
-    """The rule for log Z; "ramp" needs one."""
-    checks.choice("z", z, Z_RULES)
+def require_ramp(z: str, name: str, ramp: float) -> None:
+    """ValueError for z="ramp" without a ramp."""
     if z == "ramp" and not ramp:
         raise ValueError(f"z: 'ramp' estimates the constant anew after a ramp; expected {name} above 0, got {ramp}")
-    return z
 
 
 def module_z(z: str) -> str:

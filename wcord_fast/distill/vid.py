@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..nn.options import option
 from ..ops import checks
 from .base import Pair
 from .maps import require_same_aspect, same_size, stage_maps
@@ -29,13 +30,11 @@ class VIDOptions(WeightedOptions):
     """
 
     weight: float = 1.0
-    initial_variance: float = 5.0
-    epsilon: float = 1e-5
+    initial_variance: float = option(5.0, checks.positive)
+    epsilon: float = option(1e-5, checks.positive)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.positive("initial_variance", self.initial_variance)
-        checks.positive("epsilon", self.epsilon)
         if self.initial_variance <= self.epsilon:
             raise ValueError(
                 f"initial_variance: expected more than epsilon = {self.epsilon}, got {self.initial_variance}"

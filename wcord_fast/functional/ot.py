@@ -7,13 +7,14 @@ Feydy et al. (AISTATS 2019).
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ..ops import checks
 from ..ops.first_order import first_order
+from ..ops.keywords import keywords_of
 from ..ops.sinkhorn import autograd as op
 from ..ops.sinkhorn.reference import Pairs, accumulation_dtype, log_reference, masses
 from .ot_options import OTOptions, OTRelaxedSolution, OTSolution, Reach, checked_options, marginals, solution
@@ -97,7 +98,9 @@ def ot_cost(
     Not supported, and raising NotImplementedError: second derivatives (when they are reached), forward-mode
     differentiation, the transforms of `torch.func` (grad, vmap, ...).
     """
-    options = checked_options(cost, solver, eps, iters, tol, value, reach, backend)
+    options = checked_options(
+        cost=cost, solver=solver, eps=eps, iters=iters, tol=tol, value=value, reach=reach, backend=backend
+    )
     plain = a is None and b is None and pairs is None and debias is False and _is_plain(x, y)
     if plain and _natively(x, y, options):
         _check_eps(x, options)
@@ -106,63 +109,44 @@ def ot_cost(
 
 
 @first_order
+@keywords_of(ot_cost)
 def ot_solve(
     x: Tensor,
     y: Tensor,
-    *,
-    a: Tensor | None = None,
-    b: Tensor | None = None,
-    cost: str = "cosine",
-    solver: str = "ipot",
-    eps: float | None = None,
-    iters: int = 50,
-    tol: float | None = None,
-    value: str = "cost",
-    reach: Reach = None,
-    debias: bool = False,
-    pairs: KnownPairs = None,
-    rho: float = DEFAULT_RHO,
-    backend: str = "auto",
+    **options: Any,
 ) -> OTSolution | OTRelaxedSolution:
     """`ot_cost` together with the potentials, the marginal error and the number of iterations.
 
     Arguments and errors are those of `ot_cost`; see `OTSolution` for what comes back. Only `.cost` has a gradient.
     """
-    options = checked_options(cost, solver, eps, iters, tol, value, reach, backend)
-    return _solve(x, y, a, b, options, debias, pairs, rho)
+    return _solve(x, y, **_problem(**options))
 
 
 @first_order
+@keywords_of(ot_cost)
 def ot_plan(
     x: Tensor,
     y: Tensor,
-    *,
-    a: Tensor | None = None,
-    b: Tensor | None = None,
-    cost: str = "cosine",
-    solver: str = "ipot",
-    eps: float | None = None,
-    iters: int = 50,
-    tol: float | None = None,
-    value: str = "cost",
-    reach: Reach = None,
-    debias: bool = False,
-    pairs: KnownPairs = None,
-    rho: float = DEFAULT_RHO,
-    backend: str = "auto",
+    **options: Any,
 ) -> Tensor:
     """The transport plan P [n, m] (or [G, n, m]) of `ot_cost` with the same arguments, for problems that fit in memory.
 
     The plan is detached: it carries no gradient, whatever x, y, a and b require. `value` and `debias` are checked
     and do not change it. Its dtype is fp32 (fp64 for fp64 input). Raises what `ot_cost` raises.
     """
-    checks.boolean("debias", debias)
     with torch.no_grad():
-        options = checked_options(cost, solver, eps, iters, tol, value, reach, backend)
-        solved = _solve(x, y, a, b, options, False, pairs, rho)
+        problem = _problem(**options)
+        a, b, pairs, rho = (problem[name] for name in ("a", "b", "pairs", "rho"))
+        solved = _solve(x, y, **{**problem, "debias": False})
         x, y = _promoted(x.detach(), y.detach(), a, b)
-        plan = op.ot_plan_op(x, y, *solved[1:4], cost, backend)
+        plan = op.ot_plan_op(x, y, *solved[1:4], problem["options"].cost, problem["options"].backend)
         return plan if pairs is None or rho == 0 else plan * _reference_factor(x, y, a, b, pairs, rho)
+
+
+def _problem(*, a, b, debias, pairs, rho, **options) -> dict[str, Any]:
+    """The keywords of `ot_cost` as `_solve` takes them, the options checked."""
+    checks.boolean("debias", debias)
+    return {"a": a, "b": b, "options": checked_options(**options), "debias": debias, "pairs": pairs, "rho": rho}
 
 
 def _solve(
@@ -214,7 +198,9 @@ def native_value_and_gradient(
     x: Tensor, y: Tensor, *, cost: str, solver: str, eps: float, iters: int, backend: str
 ) -> tuple[float, Tensor] | None:
     """Value and gradient in x of a plain `ot_cost` that need not pass autograd; None where it is not plain."""
-    options = checked_options(cost, solver, eps, iters, None, "cost", None, backend)
+    options = checked_options(
+        cost=cost, solver=solver, eps=eps, iters=iters, tol=None, value="cost", reach=None, backend=backend
+    )
     if not _is_plain(x, y) or x.dim() != 2 or not _natively(x, y, options):
         return None
     _check_eps(x, options)

@@ -6,11 +6,14 @@ Vialard (Mathematics of Computation 2018).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..ops import checks
 from ..ops.first_order import first_order
+from ..ops.keywords import keywords_of
 from ..ops.sinkhorn import matrix as op
 from ..ops.sinkhorn.reference import Asked, accumulation_dtype
 from .ot import given_masses
@@ -58,53 +61,35 @@ def ot_cost_from_matrix(
         NotImplementedError: gradient of a or b with value="cost"; backend="triton", or "native" on CUDA; and the
             derivatives that `ot_cost` refuses.
     """
-    options = _options(solver, eps, iters, tol, value, reach, backend)
+    options = checked_options(solver=solver, eps=eps, iters=iters, tol=tol, value=value, reach=reach, backend=backend)
     return _solve(C, a, b, options, need_error=options.tol is not None)[0].cost
 
 
 @first_order
+@keywords_of(ot_cost_from_matrix)
 def ot_solve_from_matrix(
     C: Tensor,
     a: Tensor | None = None,
     b: Tensor | None = None,
-    *,
-    solver: str = "sinkhorn",
-    eps: float | None = None,
-    iters: int = 50,
-    tol: float | None = None,
-    value: str = "cost",
-    reach: Reach = None,
-    backend: str = "auto",
+    **options: Any,
 ) -> OTSolution | OTRelaxedSolution:
     """`ot_cost_from_matrix` together with the potentials and the marginals; only `.cost` has a gradient."""
-    options = _options(solver, eps, iters, tol, value, reach, backend)
-    return _solve(C, a, b, options)[0]
+    return _solve(C, a, b, checked_options(**options))[0]
 
 
 @first_order
+@keywords_of(ot_cost_from_matrix)
 def ot_plan_from_matrix(
     C: Tensor,
     a: Tensor | None = None,
     b: Tensor | None = None,
-    *,
-    solver: str = "sinkhorn",
-    eps: float | None = None,
-    iters: int = 50,
-    tol: float | None = None,
-    value: str = "cost",
-    reach: Reach = None,
-    backend: str = "auto",
+    **options: Any,
 ) -> Tensor:
     """The plan P [n, m] or [G, n, m] of `ot_cost_from_matrix` with the same arguments; it carries no gradient."""
     with torch.no_grad():
-        options = _options(solver, eps, iters, tol, value, reach, backend)
-        _, solved, costs, batched = _solve(C, a, b, options)
+        _, solved, costs, batched = _solve(C, a, b, checked_options(**options))
         plans = op.plan(costs, solved)
         return plans if batched else plans[0]
-
-
-def _options(solver, eps, iters, tol, value, reach, backend) -> OTOptions:
-    return checked_options("cosine", solver, eps, iters, tol, value, reach, backend)  # the cost is of no account
 
 
 def _solve(

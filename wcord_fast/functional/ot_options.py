@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -81,14 +81,14 @@ class OTOptions(NamedTuple):
     def checked(
         cls,
         *,
-        cost: str = "cosine",
-        solver: str = "ipot",
-        eps: float | None = None,
-        iters: int = 50,
-        tol: float | None = None,
-        value: str = "cost",
-        reach: Reach = None,
-        backend: str = "auto",
+        solver: str,
+        eps: float | None,
+        iters: int,
+        tol: float | None,
+        value: str,
+        reach: Reach,
+        backend: str,
+        cost: str = "cosine",  # of no account where it is given as a matrix
     ) -> OTOptions:
         """The options, or the ValueError / TypeError that names the wrong one."""
         checks.choice("cost", cost, COSTS)
@@ -121,19 +121,18 @@ def _checked_reach(reach: Reach, solver: str) -> tuple[float | None, float | Non
     return checked[0], checked[1]
 
 
-@functools.lru_cache(maxsize=64, typed=True)
-def _known_options(*options) -> OTOptions:
-    """A loop asks for the same options again and again; typed, so that True never passes for a checked 1."""
-    return OTOptions.checked(**dict(zip(OTOptions._fields, options, strict=True)))
+# A loop asks for the same options again and again; typed, so that True never passes for a checked 1.
+_known_options = functools.lru_cache(maxsize=64, typed=True)(OTOptions.checked)
 
 
-def checked_options(*options) -> OTOptions:
+def checked_options(**options: Any) -> OTOptions:
+    """`OTOptions.checked`, remembered."""
     if not torch.compiler.is_compiling():
         try:
-            return _known_options(*options)
+            return _known_options(**options)
         except TypeError:  # something cannot be hashed, or is of the wrong type: say which
             pass
-    return OTOptions.checked(**dict(zip(OTOptions._fields, options, strict=True)))
+    return OTOptions.checked(**options)
 
 
 def marginals(found, a: Tensor | None, b: Tensor | None, options: OTOptions) -> tuple[Tensor, ...]:

@@ -5,8 +5,20 @@ from .crd import CRDLoss
 from .embed import Embed
 from .kd import KDLoss
 from .memory_bank import MemoryBank
+from .options import ContrastOptions, WCoRDLossOptions
 from .ot import OTLoss
 from .sampler import NegativeSampler
 from .wcord import WCoRDLoss
 
-__all__ = ["CRDLoss", "Contrast", "Embed", "KDLoss", "MemoryBank", "NegativeSampler", "OTLoss", "WCoRDLoss"]
+__all__ = [
+    "CRDLoss",
+    "Contrast",
+    "ContrastOptions",
+    "Embed",
+    "KDLoss",
+    "MemoryBank",
+    "NegativeSampler",
+    "OTLoss",
+    "WCoRDLoss",
+    "WCoRDLossOptions",
+]

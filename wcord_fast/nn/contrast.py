@@ -24,11 +24,11 @@ from ..ops.without_nan import WithoutNaN
 from .embed import Embed, check_features
 from .loading import repdistiller_params, replace_misfits, replace_misfits_of_loss
 from .memory_bank import MemoryBank
-from .sampler import NegativeSampler, replacement_option, seed_bits
+from .options import ContrastOptions
+from .sampler import NegativeSampler, seed_bits
 from .state import Record, StateModule
 
 EMA = 0.99  # weight of the old Z under z="ema"
-Z_RULES = ("first", "ema")
 
 
 class Contrast(StateModule):
@@ -55,30 +55,32 @@ class Contrast(StateModule):
     def __init__(
         self,
         n_data: int,
-        feat_dim: int,
+        options: ContrastOptions,
         *,
-        k: int | str,
-        temperature: float,
-        momentum: float,
-        labels: Any,
-        exclude: str | None,
-        replacement: bool | None,
-        z: str,
-        bank_dtype: torch.dtype,
-        plan: str,
-        backend: str,
-        seed: int | None,
-        shard: str | None,
+        labels: Any = None,
+        bank_dtype: torch.dtype = torch.float32,
+        plan: str = "auto",
+        backend: str = "auto",
+        seed: int | None = None,
     ):
         super().__init__()
-        self.temperature = checks.divisor("temperature", temperature)
-        self.z = checks.choice("z", z, Z_RULES)
-        self.plan = checks.choice("plan", plan, ("auto", *PLANS))
-        self.backend = checks.choice("backend", backend, ("auto", *BACKENDS))
+        check_execution(bank_dtype, plan, backend, seed)
+        self.temperature, self.z, self.plan, self.backend = options.temperature, options.z, plan, backend
         seed = seed_bits(seed)
-        self.sampler = NegativeSampler(n_data, k, labels=labels, exclude=exclude, replacement=replacement, seed=seed)
-        self.memory_v1 = MemoryBank(n_data, feat_dim, momentum, bank_dtype, seed=seed, bank_id=0, shard=shard)
-        self.memory_v2 = MemoryBank(n_data, feat_dim, momentum, bank_dtype, seed=seed, bank_id=1, shard=shard)
+        self.sampler = NegativeSampler(
+            n_data,
+            options.num_negatives,
+            labels=labels,
+            exclude=options.exclude,
+            replacement=options.replacement,
+            seed=seed,
+        )
+        self.memory_v1, self.memory_v2 = (
+            MemoryBank(
+                n_data, options.feat_dim, options.momentum, bank_dtype, seed=seed, bank_id=bank, shard=options.shard
+            )
+            for bank in (0, 1)
+        )
         dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
         self.register_buffer("log_z", torch.full((2,), math.nan, dtype=dtype))
         self._is_set = WithoutNaN()
@@ -198,12 +200,8 @@ class Contrast(StateModule):
         return contrast_idx[:, 0], directions.given(contrast_idx[:, 1:])
 
 
-def check_options(temperature, momentum, replacement, z, bank_dtype, plan, backend, seed) -> None:
-    """What `Contrast` says of these options, also where none is built."""
-    checks.divisor("temperature", temperature)
-    checks.fraction("momentum", momentum)
-    replacement_option(replacement)
-    checks.choice("z", z, Z_RULES)
+def check_execution(bank_dtype: Any, plan: Any, backend: Any, seed: Any) -> None:
+    """Check what says how a `Contrast` runs, also where none is built."""
     if bank_dtype not in checks.FLOATS:
         raise TypeError(f"bank_dtype: expected one of {', '.join(map(str, checks.FLOATS))}, got {bank_dtype}")
     checks.choice("plan", plan, ("auto", *PLANS))

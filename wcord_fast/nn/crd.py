@@ -9,10 +9,13 @@ from torch import Tensor
 
 from ..ops import checks
 from ..ops.first_order import first_order
+from ..ops.keywords import keywords_of
 from .contrast import Contrast, ContrastiveLoss
 from .embed import Embed
 from .native_step import native_step
-from .sampler import check_count
+from .options import ContrastOptions, made
+
+NAMES = {"num_negatives": "nce_k", "temperature": "nce_t", "momentum": "nce_m"}  # RepDistiller's
 
 
 class CRDLoss(ContrastiveLoss):
@@ -48,48 +51,29 @@ class CRDLoss(ContrastiveLoss):
 
     contrast: Contrast
 
+    @keywords_of(ContrastOptions, renamed=NAMES)
     def __init__(
         self,
         s_dim: int,
         t_dim: int,
         n_data: int,
         *,
-        feat_dim: int = 128,
-        nce_k: int | str = 16384,
-        nce_t: float = 0.07,
-        nce_m: float = 0.5,
         labels: Any = None,
-        exclude: str | None = None,
-        replacement: bool | None = None,
-        z: str = "first",
         bank_dtype: torch.dtype = torch.float32,
         plan: str = "auto",
         backend: str = "auto",
         seed: int | None = None,
-        shard: str | None = None,
+        **options: Any,
     ):
         super().__init__()
         self.n_data = checks.integer("n_data", n_data, least=1)
         checks.integer("s_dim", s_dim, least=1)
         checks.integer("t_dim", t_dim, least=1)
-        check_count("nce_k", nce_k)
-        self.embed_s = Embed(s_dim, feat_dim)
-        self.embed_t = Embed(t_dim, feat_dim)
+        record = made(ContrastOptions, options, NAMES)
+        self.embed_s = Embed(s_dim, record.feat_dim)
+        self.embed_t = Embed(t_dim, record.feat_dim)
         self.contrast = Contrast(
-            n_data,
-            feat_dim,
-            k=nce_k,
-            temperature=nce_t,
-            momentum=nce_m,
-            labels=labels,
-            exclude=exclude,
-            replacement=replacement,
-            z=z,
-            bank_dtype=bank_dtype,
-            plan=plan,
-            backend=backend,
-            seed=seed,
-            shard=shard,
+            n_data, record, labels=labels, bank_dtype=bank_dtype, plan=plan, backend=backend, seed=seed
         )
 
     @classmethod

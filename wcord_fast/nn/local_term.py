@@ -10,14 +10,8 @@ from torch import Tensor, nn
 
 from ..distributed.ranks import gather_rows, lower, ranks, sizes_of
 from ..functional.ot import KnownPairs, native_value_and_gradient, ot_cost, ot_plan
-from ..ops import checks
 from .embed import autocast_off
-
-FEATURES = ("embed", "raw", "mapped")
-SCOPES = ("rank", "global")
-PAIRS = ("none", "prior", "only")
-PAIRS_BY = ("image", "class")
-CENTERS = ("none", "batch")
+from .options import WCoRDLossOptions
 
 
 class LocalTerm(nn.Module):
@@ -25,53 +19,30 @@ class LocalTerm(nn.Module):
 
     Args:
         s_dim, t_dim: widths of the features.
-        features: "embed" (the caller's embeddings), "raw" (equal widths only) or "mapped" (a trained linear map takes
-            the student's features to the teacher's width).
-        pairs: "none" (transport that does not know which rows are of one image), "prior" (transport from a reference
-            plan with mass `rho` on the pairs) or "only" (the mean cost of row i and row i: the limit rho -> 1).
-        rho: see `functional.ot_cost`.
-        pairs_by: under "prior", rows of one "image" are pairs (all its copies in the batch), or those of one "class".
-        labelled: whether the caller knows the classes, which pairs_by="class" needs.
-        center: "batch" takes each side's mean over the batch off (all ranks' with scope="global"), gradient included. A
-            batch of one image then says nothing: its loss is 0.
-        reduction, scope, ot: see `WCoRDLoss`; `ot` holds the options of `functional.ot_cost`.
+        options: `lckt_*` and `ot_*` are read. Under lckt_center="batch" the loss of one image is 0.
+        labelled: whether the caller knows the classes, which lckt_pairs_by="class" needs.
+        backend: see `functional.ot_cost`.
     """
 
-    def __init__(
-        self,
-        s_dim: int,
-        t_dim: int,
-        *,
-        features: str,
-        reduction: str,
-        pairs: str,
-        rho: float,
-        pairs_by: str,
-        labelled: bool,
-        center: str,
-        scope: str,
-        ot: dict[str, Any],
-    ):
+    def __init__(self, s_dim: int, t_dim: int, options: WCoRDLossOptions, *, labelled: bool, backend: str):
         super().__init__()
-        self.features = checks.choice("lckt_features", features, FEATURES)
-        if features == "raw" and s_dim != t_dim:
+        self.features, self.reduction = options.lckt_features, options.lckt_reduction
+        self.pairs, self.rho, self.pairs_by = options.lckt_pairs, options.lckt_rho, options.lckt_pairs_by
+        self.center, self.scope = options.lckt_center, options.ot_scope
+        if self.features == "raw" and s_dim != t_dim:
             raise ValueError(
                 f"lckt_features='raw' needs equal widths, got s_dim={s_dim} and t_dim={t_dim}; use 'mapped' or 'embed'"
             )
-        self.reduction = checks.choice("lckt_reduction", reduction, ("mean", "sum"))
-        self.pairs = checks.choice("lckt_pairs", pairs, PAIRS)
-        self.rho = checks.fraction("lckt_rho", rho)
-        if self.rho == 1:
-            raise ValueError("lckt_rho: expected a number in [0, 1), got 1; use lckt_pairs='only'")
-        self.pairs_by = checks.choice("lckt_pairs_by", pairs_by, PAIRS_BY)
-        if pairs_by == "class" and pairs != "prior":
-            raise ValueError(f"lckt_pairs_by='class' needs lckt_pairs='prior', got {pairs!r}")
-        if pairs_by == "class" and not labelled:
+        if self.pairs_by == "class" and not labelled:
             raise ValueError("lckt_pairs_by='class' needs labels, one integer per row; got labels=None")
-        self.center = checks.choice("lckt_center", center, CENTERS)
-        self.scope = checks.choice("ot_scope", scope, SCOPES)
-        self.ot = ot
-        self.map = nn.Linear(s_dim, t_dim) if features == "mapped" else None
+        self.ot: dict[str, Any] = {
+            "cost": options.ot_cost,
+            "solver": options.ot_solver,
+            "iters": options.ot_iters,
+            "eps": options.ot_eps,
+            "backend": backend,
+        }
+        self.map = nn.Linear(s_dim, t_dim) if self.features == "mapped" else None
 
     def forward(self, x: Tensor, y: Tensor, key: Tensor) -> Tensor:
         """The unweighted term, a scalar, of x [B, d] and y [B, d] (x [B, s_dim] where it is mapped).

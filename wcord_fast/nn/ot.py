@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from ..functional.ot import ot_cost
 from ..functional.ot_options import OTOptions
 from ..ops import checks
 from ..ops.first_order import first_order
+from ..ops.keywords import keywords_of
 
 
 class OTLoss(nn.Module):
@@ -20,24 +23,11 @@ class OTLoss(nn.Module):
     Holds options only: no parameters, no buffers, nothing in the state dict.
     """
 
-    def __init__(
-        self,
-        *,
-        cost: str = "cosine",
-        solver: str = "ipot",
-        eps: float | None = None,
-        iters: int = 50,
-        tol: float | None = None,
-        value: str = "cost",
-        debias: bool = False,
-        reduction: str = "mean",
-        backend: str = "auto",
-    ) -> None:
+    @keywords_of(ot_cost, without=("a", "b", "reach", "pairs", "rho"))
+    def __init__(self, *, reduction: str = "mean", **options: Any) -> None:
         super().__init__()
-        self.options = OTOptions.checked(
-            cost=cost, solver=solver, eps=eps, iters=iters, tol=tol, value=value, backend=backend
-        )
-        self.debias = checks.boolean("debias", debias)
+        self.debias = checks.boolean("debias", options.pop("debias"))
+        self.options = OTOptions.checked(**options, reach=None)
         self.reduction = checks.choice("reduction", reduction, ("mean", "sum"))
 
     @first_order

@@ -9,18 +9,17 @@ import torch
 from torch import Tensor
 
 from ..distributed.ranks import ranks
-from ..functional.ot import DEFAULT_RHO
 from ..ops import checks
 from ..ops.bank.sharded import Joined, join
 from ..ops.eager import eager
 from ..ops.first_order import first_order
-from .contrast import Contrast, ContrastiveLoss, check_options
-from .embed import NORMS, Embed, autocast_off
+from ..ops.keywords import keywords_of
+from .contrast import Contrast, ContrastiveLoss, check_execution
+from .embed import Embed, autocast_off
 from .local_term import LocalTerm
 from .native_step import native_step, touched
-from .sampler import check_count, exclusion_rule
-
-CRITICS = ("nce_sn", "nce", "dual")
+from .options import WCoRDLossOptions
+from .sampler import exclusion_rule
 
 
 class WCoRDLoss(ContrastiveLoss):
@@ -32,36 +31,8 @@ class WCoRDLoss(ContrastiveLoss):
     Args:
         s_dim, t_dim: widths of the student's and the teacher's penultimate features.
         n_data: N, the number of training images.
-        feat_dim: D, width of the embeddings.
-        critic: "nce_sn" (CRD's NCE on spectrally normalised embeddings), "nce" (CRD's NCE) or "dual" (eq. 10:
-            dual_scale * (score of the positive - neg_weight * mean score of the negatives), spectrally normalised).
-        num_negatives: K from the bank, or "all".
-        temperature: tau of the NCE critics.
-        momentum: momentum of the banks.
-        lambda_gckt, lambda_lckt: weights; a zero turns the term off. With lambda_gckt = 0 the teacher's embedding is a
-            frozen random projection.
-        neg_weight: weight of the mean negative score under "dual"; "M" multiplies by the number of negatives, eq. (11)
-            to the letter: unbounded under a shift of the critic and maximised by collapse. Degenerate, never needed.
-        dual_scale: factor of the dual objective.
-        negatives: "bank" or, for "dual" only, "batch" (its default: positives and other-class negatives of the same
-            batch, the other side detached) and "bank_negatives" (batch positives, bank negatives). Under "dual" the two
-            bank forms compare rows of different age, can be told apart by age alone, and drift to collapse.
-        embed_norm: "sphere" or "ball", see `Embed`.
-        lckt_features: "embed" (the critic's embeddings), "raw" (the features, equal widths only) or "mapped" (a trained
-            linear map takes the student's features to the teacher's width).
-        lckt_reduction: "mean" (a plan of mass 1) or "sum" (times the batch size). With mass 1 and weight 0.05 its
-            gradient is below 1 % of the cross-entropy's.
-        lckt_pairs: "none" (the paper's: the plan does not know which rows are of one image), "prior" (it starts from a
-            reference plan that does) or "only" (no plan: the mean cost of the pairs, the limit lckt_rho -> 1).
-        lckt_rho: mass of that reference plan on the pairs, see `functional.ot_cost`.
-        lckt_pairs_by: under "prior", rows of one "image" (equal idx) are pairs, or rows of one "class" (labels).
-        lckt_center: "batch" takes the mean over the batch off both sides first: raw features share a large component.
-        lckt_trains_embed: False keeps LCKT's gradient from the embedding's weights (Algorithm 1's student-only step).
-        ot_solver, ot_eps, ot_iters, ot_cost: see `functional.ot_cost`.
-        ot_scope: "rank", the process's own batch, or "global", the batch of all ranks: the value of one process
-            with the joined batch, on every rank, and the gradient of this rank's rows times B / B_rank, for DDP to
-            average.
-        labels, exclude, replacement, z, bank_dtype, plan, backend, seed, shard: as in `CRDLoss`.
+        labels, bank_dtype, plan, backend, seed: as in `CRDLoss`.
+        **options: the fields of `wcord_fast.nn.WCoRDLossOptions`, which explains each.
 
     The defaults are the paper's. `ramp` scales the two weights from then on, `reset_z` and `init_banks` see
     `ContrastiveLoss`: with them a training loop has the schedules of the driver.
@@ -75,117 +46,51 @@ class WCoRDLoss(ContrastiveLoss):
     beside = "_terms"
     scratch = ("_terms",)
 
+    @keywords_of(WCoRDLossOptions)
     def __init__(
         self,
         s_dim: int,
         t_dim: int,
         n_data: int,
         *,
-        feat_dim: int = 128,
-        critic: str = "nce_sn",
-        num_negatives: int | str = 16384,
-        temperature: float = 0.07,
-        momentum: float = 0.5,
-        lambda_gckt: float = 0.8,
-        lambda_lckt: float = 0.05,
-        neg_weight: float | str = 1,
-        dual_scale: float = 4.0,
-        negatives: str | None = None,
-        embed_norm: str = "sphere",
-        lckt_features: str = "embed",
-        lckt_reduction: str = "mean",
-        lckt_trains_embed: bool = True,
-        lckt_pairs: str = "none",
-        lckt_rho: float = DEFAULT_RHO,
-        lckt_pairs_by: str = "image",
-        lckt_center: str = "none",
-        ot_solver: str = "ipot",
-        ot_eps: float = 0.5,
-        ot_iters: int = 50,
-        ot_cost: str = "cosine",
-        ot_scope: str = "rank",
         labels: Any = None,
-        exclude: str | None = None,
-        replacement: bool | None = None,
-        z: str = "first",
         bank_dtype: torch.dtype = torch.float32,
         plan: str = "auto",
         backend: str = "auto",
         seed: int | None = None,
-        shard: str | None = None,
+        **keywords: Any,
     ):
         super().__init__()
         self.n_data = checks.integer("n_data", n_data, least=1)
         checks.integer("s_dim", s_dim, least=1)
         checks.integer("t_dim", t_dim, least=1)
-        check_count("num_negatives", num_negatives)
-        check_options(temperature, momentum, replacement, z, bank_dtype, plan, backend, seed)
-        exclude_rule, classes = exclusion_rule(exclude, labels, self.n_data)
-        self.critic = checks.choice("critic", critic, CRITICS)
-        self.lambda_gckt = checks.non_negative("lambda_gckt", lambda_gckt)
-        self.lambda_lckt = checks.non_negative("lambda_lckt", lambda_lckt)
-        if isinstance(neg_weight, str) and neg_weight != "M":
-            raise ValueError(f"neg_weight: expected a number or 'M', got {neg_weight!r}")
-        self.neg_weight = neg_weight if isinstance(neg_weight, str) else checks.non_negative("neg_weight", neg_weight)
-        self.dual_scale = checks.positive("dual_scale", dual_scale)
-        forms = ("batch", "bank", "bank_negatives")
-        self.negatives = checks.choice("negatives", negatives or forms[critic != "dual"], forms)
-        if self.negatives != "bank" and critic != "dual":
-            raise ValueError(f"negatives: {negatives!r} needs critic='dual', got critic={critic!r}")
-        checks.choice("embed_norm", embed_norm, NORMS)
-        self.lckt_trains_embed = checks.boolean("lckt_trains_embed", lckt_trains_embed)
-        ot = {
-            "cost": checks.choice("ot_cost", ot_cost, ("cosine", "sqeuclidean")),
-            "solver": checks.choice("ot_solver", ot_solver, ("ipot", "sinkhorn")),
-            "iters": checks.integer("ot_iters", ot_iters, least=1, below=2**31),
-            "eps": checks.divisor("ot_eps", ot_eps, dividend=ot_iters if ot_solver == "ipot" else 1),
-            "backend": backend,
-        }
-        checks.choice("shard", shard, (None, "rank"))
-        spectral = critic != "nce"
-        self.embed_s = Embed(s_dim, feat_dim, spectral=spectral, norm=embed_norm)
-        self.embed_t = Embed(t_dim, feat_dim, spectral=spectral, norm=embed_norm)
+        options = WCoRDLossOptions(**keywords)
+        check_execution(bank_dtype, plan, backend, seed)
+        exclude, classes = exclusion_rule(options.exclude, labels, self.n_data)
+        self.critic, self.lambda_gckt, self.lambda_lckt = options.critic, options.lambda_gckt, options.lambda_lckt
+        self.neg_weight, self.dual_scale = options.neg_weight, options.dual_scale
+        self.negatives = options.negatives or ("batch" if self.critic == "dual" else "bank")
+        self.lckt_trains_embed = options.lckt_trains_embed
+        self.embed_s, self.embed_t = (
+            Embed(dim, options.feat_dim, spectral=self.critic != "nce", norm=options.embed_norm)
+            for dim in (s_dim, t_dim)
+        )
         if self.lambda_gckt == 0:
             self.embed_t.requires_grad_(False).eval()
         self.contrast = None
         if self.negatives == "batch":  # anchors of one group are not each other's negatives
-            self._exclude = exclude_rule
-            group = np.arange(self.n_data) if self._exclude != "class" or classes is None else classes
+            self._exclude = exclude
+            group = np.arange(self.n_data) if exclude != "class" or classes is None else classes
             self.tables["group"] = torch.from_numpy(group)
         elif self.lambda_gckt:
             self.contrast = Contrast(
-                n_data,
-                feat_dim,
-                k=num_negatives,
-                temperature=temperature,
-                momentum=momentum,
-                labels=labels,
-                exclude=exclude,
-                replacement=replacement,
-                z=z,
-                bank_dtype=bank_dtype,
-                plan=plan,
-                backend=backend,
-                seed=seed,
-                shard=shard,
+                n_data, options, labels=labels, bank_dtype=bank_dtype, plan=plan, backend=backend, seed=seed
             )
-        self.local = LocalTerm(
-            s_dim,
-            t_dim,
-            features=lckt_features,
-            reduction=lckt_reduction,
-            pairs=lckt_pairs,
-            rho=lckt_rho,
-            pairs_by=lckt_pairs_by,
-            labelled=classes is not None,
-            center=lckt_center,
-            scope=ot_scope,
-            ot=ot,
-        )
-        if lckt_pairs_by == "class" and classes is not None:
+        self.local = LocalTerm(s_dim, t_dim, options, labelled=classes is not None, backend=backend)
+        if options.lckt_pairs_by == "class" and classes is not None:
             self.tables["class"] = torch.from_numpy(classes.astype(np.int64))
         # What no term reads has no gradient, for which DDP would wait.
-        if self.lambda_gckt == 0 and lckt_features != "embed":
+        if self.lambda_gckt == 0 and options.lckt_features != "embed":
             self.embed_s.requires_grad_(False)
         if self.lambda_lckt == 0:
             self.local.requires_grad_(False)

@@ -1,0 +1,193 @@
+"""The options of CRDLoss and WCoRDLoss: every one stands here, once, with its default, its check and its meaning.
+
+A record is what a module's keywords are, and what a section of the driver's configuration is made from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from ..functional.ot import DEFAULT_RHO
+from ..ops import checks
+from .sampler import check_count, replacement_option
+
+T = TypeVar("T")
+Check = Callable[[str, Any], Any]
+
+
+def option(default: Any, check: Check | None = None, *, later: bool = False) -> Any:
+    """A field of a record of options.
+
+    Args:
+        default: its default.
+        check: takes the name and a value, and returns the value as it is kept, or raises.
+        later: the option came after the first runs. At its default it is no part of what a run is, so that the
+            checkpoints of those runs go on.
+    """
+    return dataclasses.field(default=default, metadata={"check": check, "later": later})
+
+
+def check_fields(record: object) -> None:
+    """Check every field of a record: by its own check, or by its type where that is words, None or a truth value."""
+    kind: Any = type(record)
+    for name, check in _checks_of(kind).items():
+        setattr(record, name, check(name, getattr(record, name)))
+
+
+@functools.cache
+def _checks_of(kind: type) -> dict[str, Check]:
+    hints = get_type_hints(kind)
+    names = [f.name for f in fields(kind)]
+    found = {name: _declared_check(kind, name) or _check_by_type(hints[name]) for name in names}
+    return {name: check for name, check in found.items() if check is not None}
+
+
+def _declared_check(kind: type, name: str) -> Check | None:
+    """The check that a record, or the nearest of its bases, declares for a field: another default keeps it."""
+    declared = (cls.__dict__.get("__dataclass_fields__", {}).get(name) for cls in kind.__mro__)
+    found = (f.metadata.get("check") for f in declared if f is not None)
+    return next((check for check in found if check is not None), None)
+
+
+def _check_by_type(hint: Any) -> Check | None:
+    if hint is bool:
+        return checks.boolean
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if not all(kind is NoneType or get_origin(kind) is Literal for kind in kinds):
+        return None
+    words = tuple(word for kind in kinds for word in ((None,) if kind is NoneType else get_args(kind)))
+    return lambda name, value: checks.choice(name, value, words)
+
+
+def made(kind: type[T], given: dict[str, Any], renamed: dict[str, str]) -> T:
+    """A record from options under a caller's names (`renamed`: option -> name), by which errors call them."""
+    theirs = {name: option for option, name in renamed.items()}
+    try:
+        return kind(**{theirs.get(name, name): value for name, value in given.items()})
+    except (TypeError, ValueError) as error:
+        option, colon, rest = str(error).partition(":")
+        raise type(error)(renamed.get(option, option) + colon + rest) from None
+
+
+def _count(name: str, k: int | str) -> int | str:
+    check_count(name, k)
+    return k
+
+
+def count_or_none(name: str, k: int | str | None) -> int | str | None:
+    """K, or None where the caller chooses it."""
+    return None if k is None else _count(name, k)
+
+
+def _mean_weight(name: str, weight: float | str) -> float | str:
+    if isinstance(weight, str):
+        if weight != "M":
+            raise ValueError(f"{name}: expected a number or 'M', got {weight!r}")
+        return weight
+    return checks.non_negative(name, weight)
+
+
+def _rho(name: str, rho: float) -> float:
+    if checks.fraction(name, rho) == 1:
+        raise ValueError(f"{name}: expected a number in [0, 1), got 1; use lckt_pairs='only'")
+    return rho
+
+
+@dataclass
+class ContrastOptions:
+    """Options of the banks, the draws and log Z, which CRD and WCoRD share.
+
+    Attributes:
+        feat_dim: D, width of the embeddings.
+        num_negatives: K, negatives per anchor, or "all".
+        temperature: tau, of the scores of the NCE critics.
+        momentum: share of the old row when a bank row is updated.
+        exclude: which rows are no negatives: "class", "self" or "none"; default: class when labels are known.
+        replacement: draw with replacement; default: only when there are fewer rows than negatives.
+        z: normalising constant from the "first" batch, or a moving average ("ema", decay 0.99).
+        shard: "rank": with several processes, each holds a part of the banks' rows; default: each holds all.
+    """
+
+    feat_dim: int = option(128, functools.partial(checks.integer, least=1))
+    num_negatives: int | Literal["all"] = option(16384, _count)
+    temperature: float = option(0.07, checks.divisor)
+    momentum: float = option(0.5, checks.fraction)
+    exclude: Literal["class", "self", "none"] | None = None
+    replacement: bool | None = option(None, lambda _, value: replacement_option(value))
+    z: Literal["first", "ema"] = "first"
+    shard: Literal["rank"] | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass
+class WCoRDLossOptions(ContrastOptions):
+    """Options of WCoRDLoss; the defaults are the paper's.
+
+    Attributes:
+        lambda_gckt: weight of the global contrastive term (lambda1); 0 turns it off, and the teacher's embedding is
+            then a frozen random projection.
+        lambda_lckt: weight of the local transport term (lambda2); 0 turns it off.
+        critic: the global term's objective: "nce_sn" (CRD's NCE on spectrally normalised embeddings), "nce" (CRD's NCE)
+            or "dual" (eq. 10: dual_scale * (score of the positive - neg_weight * mean score of the negatives),
+            spectrally normalised).
+        negatives: rows of the "bank", or for the dual critic only, of the same "batch" (its default: positives and
+            other-class negatives, the other side detached) or "bank_negatives" (batch positives, bank negatives).
+            Under "dual" both bank forms compare rows of different age, can be told apart by age alone, and drift to
+            collapse.
+        neg_weight: weight of the mean negative score under "dual": 1 (eq. 10) or "M", the number of negatives (eq. 11
+            to the letter: unbounded under a shift of the critic and maximised by collapse; degenerate, never needed).
+        dual_scale: scale of the dual critic.
+        embed_norm: embeddings on the unit "sphere" or inside the unit "ball", see `Embed`.
+        lckt_features: transport between "embed"dings of the critic, "raw" features of equal width, or the teacher's and
+            the student's features "mapped" to its width by a trained linear map.
+        lckt_reduction: transport cost of a plan of mass 1 ("mean") or of mass batch size ("sum"). With mass 1 and
+            weight 0.05 its gradient is below 1 % of the cross-entropy's.
+        lckt_trains_embed: let the local term train the student's embedding too; false is Algorithm 1's student-only
+            step.
+        ot_solver: "ipot" (the paper's) or "sinkhorn".
+        ot_eps: its regularisation.
+        ot_iters: its iterations.
+        ot_cost: ground cost between features.
+        ot_scope: with several processes, transport within each "rank"'s part of the batch or in the "global" batch: the
+            value of one process with the joined batch, on every rank.
+        lckt_pairs: "none" (the paper's: the plan does not know which rows are of one image), "prior" (it starts from a
+            reference plan that does) or "only" (no plan: the mean cost of the pairs, the limit lckt_rho -> 1).
+        lckt_rho: mass of that reference plan on the pairs, below 1, see `functional.ot_cost`.
+        lckt_pairs_by: what is a pair under "prior": rows of one "image" (equal idx), or of one "class" (labels).
+        lckt_center: "batch" takes the mean over the batch off both sides first: raw features share a large component.
+    """
+
+    lambda_gckt: float = option(0.8, checks.non_negative)
+    lambda_lckt: float = option(0.05, checks.non_negative)
+    critic: Literal["nce_sn", "nce", "dual"] = "nce_sn"
+    negatives: Literal["bank", "batch", "bank_negatives"] | None = None
+    neg_weight: float | Literal["M"] = option(1.0, _mean_weight)
+    dual_scale: float = option(4.0, checks.positive)
+    embed_norm: Literal["sphere", "ball"] = "sphere"
+    lckt_features: Literal["embed", "raw", "mapped"] = "embed"
+    lckt_reduction: Literal["mean", "sum"] = "mean"
+    lckt_trains_embed: bool = True
+    ot_solver: Literal["ipot", "sinkhorn"] = "ipot"
+    ot_eps: float = option(0.5, checks.positive)
+    ot_iters: int = option(50, functools.partial(checks.integer, least=1, below=2**31))
+    ot_cost: Literal["cosine", "sqeuclidean"] = "cosine"
+    ot_scope: Literal["rank", "global"] = "rank"
+    lckt_pairs: Literal["none", "prior", "only"] = option("none", later=True)
+    lckt_rho: float = option(DEFAULT_RHO, _rho, later=True)
+    lckt_pairs_by: Literal["image", "class"] = option("image", later=True)
+    lckt_center: Literal["none", "batch"] = option("none", later=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.negatives not in (None, "bank") and self.critic != "dual":
+            raise ValueError(f"negatives: {self.negatives!r} needs critic='dual', got critic={self.critic!r}")
+        checks.divisor("ot_eps", self.ot_eps, dividend=self.ot_iters if self.ot_solver == "ipot" else 1)
+        if self.lckt_pairs_by == "class" and self.lckt_pairs != "prior":
+            raise ValueError(f"lckt_pairs_by='class' needs lckt_pairs='prior', got {self.lckt_pairs!r}")
