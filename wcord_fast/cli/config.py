@@ -34,7 +34,7 @@ class Config:
 
     Attributes:
         data: data set: "digits" (embedded), "cifar10", "cifar100", "folder" (in memory) or "imagenet" (a folder read as
-            needed).
+            needed), or the dotted path of a function that loads one.
         data_dir: where its files are.
         image_size: height and width of the images, where the data set has a choice.
         limit_train: train on this many images only, every class in proportion.
@@ -111,7 +111,7 @@ class Config:
     options: dict[str, distill.Options] = field(default_factory=_default_options)
 
     def __post_init__(self) -> None:
-        checks.choice("data", self.data, datasets.names())
+        self.data = datasets.spelled(self.data, "data")
         for name in ("epochs", "batch_size", "eval_batch_size", "accumulate", "log_every"):
             checks.integer(name, getattr(self, name), least=1)
         for name in ("teacher_epochs", "image_size", "limit_train", "threads"):

@@ -19,7 +19,7 @@ import yaml
 from torch import Tensor, nn
 
 from .. import distill
-from ..data import Dataset, TestBatches, held_names
+from ..data import Dataset, TestBatches, held_names, source
 from ..train.linear_probe import BLOCKS, block_features, probe
 from ..train.logs import to_screen
 from ..train.meters import NonFiniteLoss
@@ -99,7 +99,7 @@ def prepare(config: Config, share: float) -> CrossModal:
     Raises:
         ValueError: fewer than four classes, a data set that is not held in memory, a share that leaves a class bare.
     """
-    if config.data not in held_names():
+    if not source(config.data).held:
         raise ValueError(f"data: this task holds its images in memory; expected {' or '.join(held_names())}")
     data = load_data(data_spec(config), config.data_dir)
     assert isinstance(data, Dataset)

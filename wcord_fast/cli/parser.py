@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import yaml
 
 from .. import distill
+from ..data import registry as datasets
 from . import yaml_file
 from .config import Config, from_dict
 from .options import Option, options_of
@@ -28,15 +29,9 @@ CONFIGS = Path(__file__).parent / "configs"
 UNUSED = {"teacher": ("student", "teacher_checkpoint", "methods", "epochs", "lr")}  # taken from a file, without effect
 ALIASES = {"--print-config": "--dry-run", "--print_config": "--dry-run", "--dry_run": "--dry-run"}
 MOST_NAMES = 24  # that the help of an option lists
-PACKAGED = {
-    "digits": "digits",
-    "cifar10": "cifar10",
-    "cifar100": "cifar100_resnet32x4_resnet8x4",
-    "imagenet": "imagenet_resnet34_resnet18",
-}
 CONFIG_HELP = (
     "a YAML file, or the name of a packaged one; without it that of the data set "
-    f"({', '.join(f'{data}: {name}' for data, name in PACKAGED.items())}). "
+    f"({', '.join(f'{name}: {kind.config}' for name, kind in datasets.SOURCES.items() if kind.config)}). "
     "What is in it replaces the defaults shown here: --dry-run prints the outcome"
 )
 
@@ -194,7 +189,7 @@ def _from_file(given: Mapping[str, str], known: Collection[str]) -> dict[str, An
     """What the configuration file holds, by key: `--config`'s, found by name if packaged, or the data set's."""
     config = given.get("config")
     if config is None:
-        config = PACKAGED.get(given.get("data", Config.data))
+        config = usage(datasets.source, given.get("data", Config.data), "data").config
         if config is None:
             return {}
     path = Path(config).expanduser()

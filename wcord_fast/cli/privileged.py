@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..data import Dataset, held_names
+from ..data import Dataset, held_names, source
 from ..models import least_size
 from ..ops import checks
 from ..train.evaluation import predictions
@@ -24,9 +24,7 @@ from .task_bench import TaskBench
 from .workbench import Result, data_spec, load_data
 
 PUBLISHED = Path(__file__).parent / "published_transfers.yaml"
-HARDEST = "8"  # the default question on digits: is it an eight?
 SHRINK = 4  # by default the student sees this part of the teacher's pixels per side
-DEFAULT_SIZE = {"digits": 16}
 
 
 @dataclass(frozen=True)
@@ -68,9 +66,9 @@ def prepare(config: Config, positive: str | None, student_size: int | None, teac
     Raises:
         ValueError: no such class, or one that must be named; a data set that is not held in memory.
     """
-    if config.data not in held_names():
+    if not source(config.data).held:
         raise ValueError(f"data: this task holds its images in memory; expected {' or '.join(held_names())}")
-    size = config.image_size or DEFAULT_SIZE.get(config.data, 32)
+    size = config.image_size or source(config.data).image_size
     small = max(1, size // SHRINK) if student_size is None else checks.integer("student_size", student_size, least=1)
     if teacher_data_dir is not None and config.data != "folder":
         raise ValueError(f"teacher_data_dir: goes with the data set 'folder', got {config.data!r}")
@@ -82,13 +80,13 @@ def prepare(config: Config, positive: str | None, student_size: int | None, teac
     assert isinstance(own, Dataset) and isinstance(theirs, Dataset)
     if own.channels != theirs.channels:
         raise ValueError(f"teacher_data_dir: expected images of {own.channels} channels, got {theirs.channels}")
-    return Privileged(theirs, one_against_the_rest(own, positive), size, small)
+    return Privileged(theirs, one_against_the_rest(own, positive or source(config.data).positive), size, small)
 
 
 def one_against_the_rest(data: Dataset, positive: str | None) -> Dataset:
     """`data` with the labels 1 for the class `positive` and 0 for all others."""
     if positive is None:
-        positive = HARDEST if data.name == "digits" else data.classes[1] if data.num_classes == 2 else None
+        positive = data.classes[1] if data.num_classes == 2 else None
     if positive is None:
         raise ValueError(f"positive: the student needs one of the {data.num_classes} classes: {_some(data.classes)}")
     wanted = data.classes.index(checks.choice("positive", positive, data.classes))

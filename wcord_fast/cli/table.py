@@ -11,6 +11,7 @@ from typing import Annotated
 import yaml
 
 from .. import distill
+from ..data import source
 from ..train.logs import to_screen
 from ..train.meters import NonFiniteLoss
 from . import report
@@ -23,7 +24,6 @@ from .workbench import Workbench, data_spec, load_data
 log = logging.getLogger(__name__)
 
 PUBLISHED = Path(__file__).parent / "published_pairs.yaml"
-TRAIN_IMAGES = {"cifar100": 50_000, "imagenet": 1_281_167}
 CLIP = 5.0  # gradient norm on other data than the recipe's, whose learning rate is too high for some of it at first
 
 
@@ -239,12 +239,13 @@ def _line(pair: str, row: Row, paper: dict[str, list[float]]) -> report.Line:
 def not_comparable(pair: str, config: Config, images: int | None = None) -> str:
     """Why our numbers from so many training images are not comparable with the paper's; empty if they are."""
     theirs, why = read_config({"config": str(recipe(pair))}), []
+    published_images = source(theirs.data).train_images
     if config.data != theirs.data:
         why.append(f"the data set is {config.data}, not {theirs.data}")
     if config.limit_train is not None:
         why.append(f"{config.limit_train:,} training images, not all")
-    elif config.data == theirs.data and images not in (None, TRAIN_IMAGES[theirs.data]):
-        why.append(f"{images:,} training images, not {TRAIN_IMAGES[theirs.data]:,}")
+    elif config.data == theirs.data and None not in (images, published_images) and images != published_images:
+        why.append(f"{images:,} training images, not {published_images:,}")
     if config.data == theirs.data and config.image_size != theirs.image_size:
         why.append(f"images of {config.image_size} pixels, not {theirs.image_size}")
     if (config.epochs, config.teacher_epochs or config.epochs) != (theirs.epochs, theirs.epochs):

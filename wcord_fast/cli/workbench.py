@@ -190,7 +190,7 @@ def load_data(spec: Mapping[str, Any], data_dir: str | None, test_only: bool = F
         test_only: training images are not asked for: then none is looked at to find out whether it can be read.
     """
     name, skip = spec["name"], spec.get("skip_corrupt", False)
-    held = name in datasets.held_names()
+    held = datasets.source(name).held
     found = datasets.load(name, data_dir=data_dir, image_size=spec["image_size"], skip_corrupt=skip and held)
     if skip and isinstance(found, LazyFolder):
         lazy = found

@@ -17,6 +17,8 @@ training set: what the banks of the distillation losses are addressed by. Shuffl
 (seed, epoch) alone, the same on every device: to resume in the middle of an epoch, call
 `train.epoch(epoch, start=batches_done)`; there is no state to save.
 
+A data set of your own: `data.register`, or the dotted path of the function that loads it.
+
 "imagenet" is the one that is not held: a `LazyFolder`, of which `train_batches` and `test_batches` make batches that
 are decoded by worker processes.
 """
@@ -34,14 +36,19 @@ from .dataset import Dataset
 if TYPE_CHECKING:
     from .lazy_batches import LazyBatches
     from .lazy_folder import LazyFolder
-    from .registry import held_names, load, names, test_batches, train_batches
+    from .registry import held_names, load, names, register, source, spelled, test_batches, train_batches
+    from .sources import Source
 
 READERS = {  # what reads files, by a package that only the extra `train` brings: imported when it is used
     "LazyBatches": "lazy_batches",
     "LazyFolder": "lazy_folder",
+    "Source": "sources",
     "held_names": "registry",
     "load": "registry",
     "names": "registry",
+    "register": "registry",
+    "source": "registry",
+    "spelled": "registry",
     "test_batches": "registry",
     "train_batches": "registry",
 }
@@ -51,11 +58,15 @@ __all__ = [
     "Dataset",
     "LazyBatches",
     "LazyFolder",
+    "Source",
     "TestBatches",
     "TrainBatches",
     "held_names",
     "load",
     "names",
+    "register",
+    "source",
+    "spelled",
     "test_batches",
     "train_batches",
 ]

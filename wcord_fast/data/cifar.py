@@ -63,13 +63,15 @@ class Cifar:
     def files(self) -> tuple[str, ...]:
         return (*self.train, self.test)
 
-    def load(self, data_dir: str | os.PathLike[str] | None = None) -> Dataset:
+    def load(self, data_dir: str | os.PathLike[str] | None = None, image_size: int | None = None) -> Dataset:
         """The data in `data_dir`: the folder of the pickles or its parent, the archive, an .npz, or a folder with one.
 
         Raises:
             FileNotFoundError: nothing of the kind there; the message says how to get it.
-            ValueError: a file is damaged or holds something else; the message names it.
+            ValueError: a file is damaged or holds something else, and the message names it; or another image_size.
         """
+        if image_size not in (None, IMAGE_SIZE):
+            raise ValueError(f"image_size: {self.title} is {IMAGE_SIZE}x{IMAGE_SIZE}, got {image_size}")
         where = Path(DEFAULT_DIR if data_dir is None else data_dir).expanduser()
         source = self._find(where)
         if source.suffix == ".npz":

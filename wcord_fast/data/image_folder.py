@@ -27,17 +27,17 @@ MODES = {1: "L", 3: "RGB"}
 
 
 def load(
-    root: str | os.PathLike[str],
+    data_dir: str | os.PathLike[str],
     image_size: int = 32,
     *,
     channels: int = 3,
     test_fraction: float = 0.2,
     skip_corrupt: bool = False,
 ) -> Dataset:
-    """The images under `root`. Labels number the class folders in alphabetical order.
+    """The images under `data_dir`. Labels number the class folders in alphabetical order.
 
     Args:
-        root: see the top of this file for the two layouts.
+        data_dir: see the top of this file for the two layouts.
         image_size: every image is resized to this height and width (bilinear with antialiasing, aspect not
             kept).
         channels: 3 (colour) or 1 (grey).
@@ -46,7 +46,7 @@ def load(
         skip_corrupt: go on without the files that cannot be read; `skipped` of the result has them.
 
     Raises:
-        FileNotFoundError: root is not a folder.
+        FileNotFoundError: data_dir is not a folder.
         ValueError: no classes, a class without images, a test class that is not in train, folders that look like
             splits of unknown names, unreadable images (all counted, the first named), an option out of range.
     """
@@ -54,7 +54,7 @@ def load(
     checks.choice("channels", channels, tuple(MODES))
     if not 0 < checks.fraction("test_fraction", test_fraction) < 1:
         raise ValueError(f"test_fraction: expected a number inside (0, 1), got {test_fraction}")
-    top = existing(root)
+    top = existing(data_dir)
     train_dir, test_dir = find_splits(top)
     classes = class_names(train_dir)
     files, labels = list_images(train_dir, classes)

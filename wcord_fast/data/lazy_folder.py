@@ -126,21 +126,21 @@ def _size(file: str) -> int:
         return -1
 
 
-def load(root: str | os.PathLike[str], image_size: int | None = None, *, skip_corrupt: bool = False) -> LazyFolder:
-    """The image folder at `root`. Labels number the class folders in alphabetical order.
+def load(data_dir: str | os.PathLike[str], image_size: int | None = None, *, skip_corrupt: bool = False) -> LazyFolder:
+    """The image folder at `data_dir`. Labels number the class folders in alphabetical order.
 
     Args:
-        root: see the top of this file.
+        data_dir: see the top of this file.
         image_size: height and width of the batches' images; default 224.
         skip_corrupt: decode every file once now, which takes as long as an epoch without training, and go on without
             those that cannot be read. Otherwise nothing is decoded yet, and the first one that a batch needs ends it.
 
     Raises:
-        FileNotFoundError: root is not a folder.
+        FileNotFoundError: data_dir is not a folder.
         ValueError: no training or no test folder in it, a class without images, a test class that is not in train.
     """
     size = checks.integer("image_size", IMAGE_SIZE if image_size is None else image_size, least=8)
-    top = existing(root)
+    top = existing(data_dir)
     train_dir, test_dir = find_splits(top)
     if test_dir is None:
         raise ValueError(f"data_dir: expected {top}/train and {top}/val, with one folder per class in each")

@@ -3,30 +3,95 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable
+from typing import Any
 
+from ..dotted import qualified, resolve
 from ..ops import checks
 from . import digits, image_folder, lazy_folder
 from .batches import TestBatches, TrainBatches
-from .cifar import IMAGE_SIZE as CIFAR_SIZE
 from .cifar10 import CIFAR10
 from .cifar100 import CIFAR100
 from .dataset import Dataset
 from .lazy_batches import LazyBatches
 from .lazy_folder import LazyFolder
+from .sources import Loader, Source
 
-CIFARS = {kind.name: kind for kind in (CIFAR10, CIFAR100)}
-IN_MEMORY = ("digits", *CIFARS, "folder")
-NAMES = (*IN_MEMORY, "imagenet")
+SOURCES: dict[str, Source] = {
+    "digits": Source(digits.load, image_size=digits.IMAGE_SIZE, config="digits", positive="8"),
+    "cifar10": Source(CIFAR10.load, config="cifar10", train_images=50_000),
+    "cifar100": Source(CIFAR100.load, config="cifar100_resnet32x4_resnet8x4", train_images=50_000),
+    "folder": Source(image_folder.load, needs_dir=True),
+    "imagenet": Source(
+        lazy_folder.load,
+        held=False,
+        needs_dir=True,
+        image_size=lazy_folder.IMAGE_SIZE,
+        config="imagenet_resnet34_resnet18",
+        train_images=1_281_167,
+    ),
+}
 
 
 def names() -> tuple[str, ...]:
-    """The data sets that `load` knows."""
-    return NAMES
+    """The data sets that `load` knows by name."""
+    return tuple(SOURCES)
 
 
 def held_names() -> tuple[str, ...]:
     """Those that are held in memory, each a `Dataset`; the others are `LazyFolder`s."""
-    return IN_MEMORY
+    return tuple(name for name, source in SOURCES.items() if source.held)
+
+
+def register(name: str, **facts: Any) -> Callable[[Loader], Loader]:
+    """A decorator that makes a function that loads a data set selectable by name, here and in the command.
+
+        @data.register("mine", image_size=64)
+        def load(data_dir=None, image_size=None) -> data.Dataset: ...
+
+    The command finds it by its dotted path: `wcord-fast distill --data my_package.my_module.load --data-dir DIR`.
+
+    Args:
+        name: lower-case letters, digits and "_".
+        **facts: fields of `Source`.
+    Raises:
+        ValueError: a name that is taken, or is no name; TypeError: no such field, or no function.
+    """
+
+    def decorate(load: Loader) -> Loader:
+        if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            raise ValueError(f"name: expected lower-case letters, digits and '_', got {name!r}")
+        known = SOURCES.get(name)
+        if known is not None and qualified(known.load) != qualified(load):  # a module that is loaded again is welcome
+            raise ValueError(f"name: {name!r} is taken by {qualified(known.load)}")
+        SOURCES[name] = Source(load, **facts)
+        return load
+
+    return decorate
+
+
+def spelled(name: str, argument: str = "name") -> str:
+    """A data set's name in its one spelling, or the dotted path of a user's function, which then is imported.
+
+    Raises (with `argument` as what was wrong):
+        ValueError: an unknown name (the nearest is suggested), or nothing that can be called is there.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"{argument}: expected a str, got {type(name).__name__}")
+    key = name.strip()
+    if "." not in key and ":" not in key:
+        return checks.choice(argument, key.lower().replace("-", ""), SOURCES)
+    if key not in SOURCES:
+        load = resolve(argument, key)
+        same = next((source for source in SOURCES.values() if source.load == load), None)
+        SOURCES[key] = same if same is not None else Source(load)
+    return key
+
+
+def source(name: str, argument: str = "name") -> Source:
+    """What is known of a data set by its name, or by its dotted path; raises what `spelled` raises."""
+    return SOURCES[spelled(name, argument)]
 
 
 def load(
@@ -48,6 +113,7 @@ def load(
             "folder": any folder of images, held in memory at one size, see `data.image_folder`.
             "imagenet": ImageNet, or any other folder with train/ and val/, decoded batch by batch with random resized
             crops, see `data.lazy_folder` and `data.lazy_batches`.
+            A name of `register`, or the dotted path of a function that loads a data set.
         data_dir: folder (or file) with the data; CIFAR is looked for in "data" by default, "folder" and "imagenet"
             need it, "digits" does not use it.
         image_size: height and width of the images; default 16 for "digits", 224 for "imagenet", 32 for the others.
@@ -61,29 +127,17 @@ def load(
     Raises:
         FileNotFoundError: the data are not there; the message gives the commands that fix it.
         ValueError: an unknown name, a corrupt file (named), an option out of range.
+        TypeError: a user's function that gives no `Dataset`.
     """
-    if not isinstance(name, str):
-        raise TypeError(f"name: expected a str, got {type(name).__name__}")
-    key = checks.choice("name", name.strip().lower().replace("-", ""), NAMES)
-    found: Dataset | LazyFolder
-    if key == "digits":
-        found = digits.load(image_size)
-    elif key in CIFARS:
-        if image_size not in (None, CIFAR_SIZE):
-            raise ValueError(f"image_size: {CIFARS[key].title} is {CIFAR_SIZE}x{CIFAR_SIZE}, got {image_size}")
-        found = CIFARS[key].load(data_dir)
-    elif data_dir is None:
-        raise ValueError(f"data_dir: the data set {key!r} needs the folder of images (--data-dir DIR), got None")
-    elif key == "imagenet":
-        found = lazy_folder.load(data_dir, image_size, skip_corrupt=skip_corrupt)
-    else:
-        found = image_folder.load(
-            data_dir,
-            32 if image_size is None else image_size,
-            channels=channels,
-            test_fraction=test_fraction,
-            skip_corrupt=skip_corrupt,
-        )
+    key = spelled(name)
+    found = SOURCES[key].read(
+        key,
+        data_dir=data_dir,
+        image_size=image_size,
+        channels=channels,
+        test_fraction=test_fraction,
+        skip_corrupt=skip_corrupt,
+    )
     return found if limit_train is None else found.limit_train(limit_train)
 
 

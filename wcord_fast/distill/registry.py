@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import pkgutil
 import re
 import typing
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..dotted import resolve
 from ..models.answer import class_logits_of
 from ..ops import checks
 from .ab import AB, ABOptions
@@ -142,10 +142,7 @@ def _found(path: str) -> str:
         ValueError: nothing can be imported there; TypeError: it is no method.
     """
     if path not in METHODS:
-        try:
-            method = pkgutil.resolve_name(path)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ValueError(f"method: {path!r} cannot be imported: {error}") from error
+        method = resolve("method", path)
         same = next((entry for entry in METHODS.values() if entry.method is method), None)
         if same is not None:
             METHODS[path] = same

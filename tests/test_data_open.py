@@ -1,0 +1,96 @@
+"""A user's own data set, from outside the package: by decorator, and by dotted path in the command."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from wcord_fast import data
+from wcord_fast.data import registry
+
+MINE = """
+import torch
+from wcord_fast import data
+
+
+@data.register("mine", image_size=8, positive="b")
+def load(data_dir=None, image_size=None):
+    g = torch.Generator().manual_seed(0)
+    images, labels = torch.randint(256, (40, 1, image_size, image_size), generator=g).byte(), torch.arange(40) % 4
+    return data.Dataset("mine", images, labels, images[:8], labels[:8], tuple("abcd"), (0.5,), (0.25,), flip=False)
+
+
+def bare():
+    return load(image_size=16)
+
+
+def wrong():
+    return [1, 2]
+
+
+number = 3
+"""
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    folder = tmp_path / "my_package"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "mine.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    known = dict(registry.SOURCES)
+    yield tmp_path
+    registry.SOURCES.clear()
+    registry.SOURCES.update(known)
+    for name in [name for name in sys.modules if name.startswith("my_package")]:
+        del sys.modules[name]
+
+
+def test_a_dotted_path_is_a_name(package):
+    assert data.load("my_package.mine.bare").image_size == (16, 16)
+    assert data.load("my_package.mine:load").image_size == (8, 8)  # registered by its module
+    assert data.load("my_package.mine.load", image_size=12, limit_train=20).train_images.shape == (20, 1, 12, 12)
+    assert data.load("Mine").name == "mine" and "mine" in data.held_names()
+    assert data.source("my_package.mine.load").positive == "b"
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("my_package.nothing.load", "name: 'my_package.nothing.load' cannot be imported"),
+        ("my_package.mine.number", "expected 'my_package.mine.number' to be a function"),
+        ("my_package.mine.wrong", r"my_package\.mine\.wrong.* to give a data\.Dataset, got \[1, 2\]"),
+    ],
+)
+def test_what_is_no_data_set_is_refused(package, path, said):
+    with pytest.raises((TypeError, ValueError), match=said):
+        data.load(path)
+
+
+def test_a_taken_name_is_refused(package):
+    with pytest.raises(ValueError, match="name: 'digits' is taken"):
+        data.register("digits")(lambda: None)
+    with pytest.raises(ValueError, match=r"name: .*'Not A Name'"):
+        data.register("Not A Name")(lambda: None)
+    with pytest.raises(TypeError, match="load"):
+        data.register("number")(3)
+
+
+def test_the_command_trains_on_it(package, tmp_path):
+    def command(*argv):
+        environment = {**os.environ, "PYTHONPATH": f"{package}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+        line = [sys.executable, "-m", "wcord_fast", "distill", *argv]
+        return subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
+
+    small = ["--teacher=resnet8", "--student=resnet8", "--epochs=1", "--batch-size=8", "--threads=1"]
+    done = command(
+        "--data=my_package.mine.load", "--methods=ce,crd", *small, f"--output-dir={tmp_path}/out", "--no-tensorboard"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "40 training and 8 test images, 4 classes" in done.stdout + done.stderr
+    bad = command("--data=my_package.nothing")
+    assert bad.returncode == 2 and "data: 'my_package.nothing'" in bad.stderr

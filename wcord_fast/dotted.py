@@ -1,0 +1,29 @@
+"""Objects of a user's code by their dotted path."""
+
+from __future__ import annotations
+
+import pkgutil
+from typing import Any
+
+
+def resolve(name: str, path: str) -> Any:
+    """What "package.module.attribute" or "package.module:attribute" names; it can be called.
+
+    Args:
+        name: of the argument or option, for the message.
+    Raises:
+        ValueError: nothing can be imported there, or it cannot be called.
+    """
+    try:
+        found = pkgutil.resolve_name(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{name}: {path!r} cannot be imported: {error}") from error
+    if not callable(found):
+        raise ValueError(f"{name}: expected {path!r} to be a function or a class, got {type(found).__name__}")
+    return found
+
+
+def qualified(thing: Any) -> str:
+    """Module and name of a function or class, for messages and to know one again that was imported anew."""
+    thing = getattr(thing, "func", thing)
+    return f"{thing.__module__}.{getattr(thing, '__qualname__', type(thing).__qualname__)}"
