@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from wcord_fast.nn import native_step
 from wcord_fast.ops import dispatch, library, native_module, status, without_nan
 from wcord_fast.ops.bank import triton_launch
 
@@ -142,6 +143,22 @@ class PlayedModule:
         return ["bank_init_kernel"]
 
     @staticmethod
+    def _cuda_contrast_embed_kernels(_record) -> list[str]:
+        return ["contrast_embed_kernel"]
+
+    @staticmethod
+    def _cuda_contrast_finish_kernels(_record) -> list[str]:
+        return ["contrast_finish_kernel"]
+
+    @staticmethod
+    def _cuda_spectral_iterate_kernels(_record) -> list[str]:
+        return ["spectral_iterate_kernel"]
+
+    @staticmethod
+    def _cuda_spectral_gradient_kernels(_record) -> list[str]:
+        return ["spectral_gradient_kernel"]
+
+    @staticmethod
     def _cuda_ot_solve_kernels(_record) -> list[str]:
         return ["sinkhorn_kernel"]
 
@@ -151,7 +168,7 @@ def played() -> Iterator[Launches]:
     """Inside, tensors on "cuda" can be made and every backend for them can run; yields what would be launched."""
     launches = Launches()
     module = PlayedModule(launches.own)
-    cannot_run = dispatch.cannot_run
+    cannot_run, why_not = dispatch.cannot_run, native_module.why_not
 
     def launched(_piece, kernel, _grid, _args, **_options) -> None:
         launches.own[kernel.fn.__name__] += 1
@@ -163,6 +180,10 @@ def played() -> Iterator[Launches]:
         mock.patch.object(
             dispatch, "cannot_run", lambda backend, on: None if on == "cuda" else cannot_run(backend, on)
         ),
+        mock.patch.object(native_module, "why_not", lambda on: None if on == "cuda" else why_not(on)),
+        # The modes that play the device are not those that an eager step makes way for.
+        mock.patch.object(native_step, "eager", lambda: True),
+        mock.patch.object(native_step, "PLAIN", (*native_step.PLAIN, Played)),
         mock.patch.object(without_nan, "may_ask", lambda tensor: tensor.is_cuda),
         mock.patch.object(without_nan, "answer", lambda flag: partial(bool, bool(flag))),
         mock.patch.object(triton_launch.Piece, "_launch", launched),

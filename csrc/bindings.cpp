@@ -8,6 +8,7 @@
 
 #include "cpu/cpu.h"
 #include "cpu/simd.h"
+#include "common/contrast_rows.h"
 #include "common/sinkhorn.h"
 #include "python_record.h"
 
@@ -84,6 +85,8 @@ void def_interface(py::module_& m) {
   def_record<BankScore>(m, "BankScore");
   def_record<ContrastStep>(m, "ContrastStep");
   def_record<Spectral>(m, "Spectral");
+  def_record<ContrastRows>(m, "ContrastRows");
+  def_record<SpectralPair>(m, "SpectralPair");
   def_record<Membership>(m, "Membership");
   def_record<OtSolve>(m, "OtSolve");
   def_record<OtPlan>(m, "OtPlan");
@@ -161,6 +164,10 @@ void def_cuda(py::module_& m) {
   def_op(m, "cuda_bank_update", &wcf_cuda_bank_update);
   def_op(m, "cuda_bank_init", &wcf_cuda_bank_init);
   def_op(m, "cuda_bank_score", &wcf_cuda_bank_score);
+  def_op(m, "cuda_contrast_embed", &wcf_cuda_contrast_embed);
+  def_op(m, "cuda_contrast_finish", &wcf_cuda_contrast_finish);
+  def_op(m, "cuda_spectral_iterate", &wcf_cuda_spectral_iterate);
+  def_op(m, "cuda_spectral_gradient", &wcf_cuda_spectral_gradient);
   def_op(m, "cuda_membership", &wcf_cuda_membership);
   def_op(m, "cuda_ot_solve", &wcf_cuda_ot_solve);
   m.def("cuda_ot_plan", [](const py::object& plan) { return wcf_cuda_ot_plan(&record_of<OtPlan>(plan)); });

@@ -103,6 +103,11 @@ WCF_HD bool finite(double x) {
   return (u & 0x7FF0000000000000u) != 0x7FF0000000000000u;
 }
 
+template <class Real>
+WCF_HD Real nan_of() {
+  return static_cast<Real>(bits_float(0x7FC00000u));
+}
+
 WCF_HD int64_t dtype_bytes(int32_t dtype) { return dtype == DTYPE_F64 ? 8 : dtype == DTYPE_F32 ? 4 : 2; }
 
 // Calls f(T{}) with the storage type of a dtype code; returns false for an unknown code.

@@ -18,11 +18,6 @@ constexpr int GATHER_WARPS = GATHER_THREADS / WARP;
 constexpr int32_t FLAG_ANCHOR = 1;                   // << direction
 constexpr int32_t FLAG_INDEX = 1 << MAX_DIRECTIONS;  // of all directions
 
-template <class Real>
-__device__ __forceinline__ Real nan_of() {
-  return static_cast<Real>(bits_float(0x7FC00000u));
-}
-
 __device__ __forceinline__ bool flagged(int32_t flags, int s) { return (flags & (FLAG_INDEX | FLAG_ANCHOR << s)) != 0; }
 
 __device__ __forceinline__ void report(int32_t flags, const Status& to) {

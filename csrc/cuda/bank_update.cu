@@ -1,8 +1,7 @@
 // The bank's own writes on the device: the momentum update and the initial value. And the probe.
-#include "../common/bank_update.h"
-#include "../common/dtype.h"
+#include "bank_update.h"
+
 #include "cuda.h"
-#include "launch.h"
 
 namespace wcf {
 
@@ -11,47 +10,11 @@ constexpr int INIT_THREADS = 256;
 
 __global__ void probe_kernel(int32_t* out, int32_t value) { *out = value; }
 
-// One warp per anchor; the warp of the last anchor with an index writes that row, so there are no atomics on the bank
-// and the result does not depend on timing. Reads 2 and writes 1 row of D, plus B/2 indices on average (from L1).
+// One warp per anchor.
 template <class Bank, class Row>
 __global__ void __launch_bounds__(UPDATE_THREADS) bank_update_kernel(BankUpdate a) {
-  using Real = typename Compute<Bank>::type;
-  const int lane = threadIdx.x % WARP;
   const int64_t b = static_cast<int64_t>(blockIdx.x) * (UPDATE_THREADS / WARP) + threadIdx.x / WARP;
-  if (b >= a.batch) return;  // the whole warp
-  const int64_t at = index_at(a.index, a.index_bytes, b), dim = a.dim;
-  if (at < 0 || at >= a.num_data) {
-    if (lane == 0) raise(a.flags, a.flags.index_bit);
-    return;
-  }
-  const Real keep = static_cast<Real>(a.momentum), take = static_cast<Real>(1.0 - a.momentum);
-  Bank* const to = static_cast<Bank*>(a.bank) + at * dim;
-  const Row* const from = static_cast<const Row*>(a.rows) + b * dim;
-
-  bool bad = false;
-  for (int64_t d = lane; d < dim; d += WARP) bad |= !finite(load(from[d]));
-  if (__any_sync(FULL_WARP, bad)) {
-    if (lane == 0) raise(a.flags, a.flags.update_row_bit);
-    return;
-  }
-  for (int64_t start = b + 1; start < a.batch; start += WARP) {
-    const int64_t other = start + lane;
-    if (__any_sync(FULL_WARP, other < a.batch && index_at(a.index, a.index_bytes, other) == at)) return;
-  }
-  double square = 0.0;  // in fp64: neither overflows nor rounds noticeably for fp32 rows
-  for (int64_t d = lane; d < dim; d += WARP) {
-    const double x = keep * load(to[d]) + take * static_cast<Real>(load(from[d]));
-    square += x * x;
-  }
-  const Real length = static_cast<Real>(sqrt(warp_sum(square)));
-  if (!finite(length)) {  // the same in every lane
-    if (lane == 0) raise(a.flags, a.flags.update_row_bit);
-    return;
-  }
-  const Real norm = length > static_cast<Real>(a.min_norm) ? length : static_cast<Real>(a.min_norm);
-  for (int64_t d = lane; d < dim; d += WARP) {
-    store(&to[d], (keep * load(to[d]) + take * static_cast<Real>(load(from[d]))) / norm);
-  }
+  if (b < a.batch) update_row<Bank, Row>(a, b, threadIdx.x % WARP);
 }
 
 // One thread per four neighbours. quads = ceil(D / 4).

@@ -4,6 +4,7 @@
 #pragma once
 #include "../common/bank_score.h"
 #include "../common/bank_update.h"
+#include "../common/contrast_rows.h"
 #include "../common/sinkhorn.h"
 
 extern "C" {
@@ -19,6 +20,14 @@ int wcf_cuda_draw(const wcf::Draw* record);
 int wcf_cuda_bank_update(const wcf::BankUpdate* record);
 
 int wcf_cuda_bank_init(const wcf::BankInit* record);
+
+// One launch each for both networks. An index out of [0, N) sets the index bit; an embedding that is not finite becomes
+// NaN, is not written to a bank, and sets the update_row bit.
+int wcf_cuda_contrast_embed(const wcf::ContrastRows* record);
+int wcf_cuda_contrast_finish(const wcf::ContrastRows* record);
+
+int wcf_cuda_spectral_iterate(const wcf::SpectralPair* record);
+int wcf_cuda_spectral_gradient(const wcf::SpectralPair* record);
 
 // Walks each anchor's negatives once for all S <= 2 directions. Two launches, three for log Z; nothing is added
 // atomically but status bits. For log_z `value` is [S], the batch's log Z; without it there is no third launch, and the

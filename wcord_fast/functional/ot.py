@@ -194,19 +194,20 @@ def _solve(
     return solved
 
 
-def native_value_and_gradient(
+def plain_value_and_gradient(
     x: Tensor, y: Tensor, *, cost: str, solver: str, eps: float, iters: int, backend: str
-) -> tuple[float, Tensor] | None:
-    """Value and gradient in x of a plain `ot_cost` that need not pass autograd; None where it is not plain."""
+) -> tuple[Tensor, Tensor] | None:
+    """Value, a scalar, and gradient in x of a plain `ot_cost` without autograd; None where it is not plain."""
     options = checked_options(
         cost=cost, solver=solver, eps=eps, iters=iters, tol=None, value="cost", reach=None, backend=backend
     )
-    if not _is_plain(x, y) or x.dim() != 2 or not _natively(x, y, options):
+    if not _is_plain(x, y) or x.dim() != 2 or not (x.is_cuda or _natively(x, y, options)):
         return None
     _check_eps(x, options)
-    asked = op.Asked(*options[:4], None, options.value, True, False, False, False)
-    value, grad, _ = op.value_and_gradients(x, y, asked)
-    return float(value), grad
+    value, grad, _ = op.value_and_gradients(
+        x, y, op.Asked(*options[:4], None, options.value, True, False, False, False), backend
+    )
+    return value, grad
 
 
 def _natively(x: Tensor, y: Tensor, options: OTOptions) -> bool:

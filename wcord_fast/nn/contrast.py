@@ -101,6 +101,21 @@ class Contrast(StateModule):
     def nce(self, anchors: Tensor, idx: Tensor, contrast_idx: Tensor | None, joined: Joined | None) -> Tensor:
         """NCE losses [2, B] of anchors [2, B, D]; in training sets log Z, or moves it under z="ema"."""
         positive, spec = self._negatives(idx, contrast_idx, joined)
+        log_z = self._current_log_z(anchors, positive, spec, joined)
+        return directions.nce(anchors, self._banks(), positive, log_z, spec, *self._options(), joined)
+
+    def losses_and_gradient(
+        self, anchors: Tensor, idx: Tensor, contrast_idx: Tensor | None, needs_grad: bool
+    ) -> tuple[Tensor, Tensor]:
+        """As `nce`, of one process: the losses [2, B] and, where it is wanted, their gradient at anchors [2, B, D]."""
+        positive, spec = self._negatives(idx, contrast_idx)
+        log_z = self._current_log_z(anchors, positive, spec, None)
+        return directions.nce_and_gradient(
+            anchors, self._banks(), positive, log_z, spec, *self._options(), needs_grad=needs_grad
+        )
+
+    def _current_log_z(self, anchors: Tensor, positive: Tensor, spec: DrawSpec, joined: Joined | None) -> Tensor:
+        """Log Z [2] to score with; in training it is set, or moved under z="ema"."""
         args = (anchors, self._banks(), positive)
         if self.z == "ema" and self.training:
             estimate = self._joint_log_z(torch.full_like(self.log_z, math.nan), *args, spec, joined)
@@ -113,7 +128,7 @@ class Contrast(StateModule):
         else:
             log_z = self._joint_log_z(self.log_z, *args, spec, joined)
             self._is_set.ask(self.log_z, filled=log_z if self.training else None)
-        return directions.nce(*args, log_z, spec, *self._options(), joined)
+        return log_z
 
     def scores(
         self, anchors: Tensor, idx: Tensor, contrast_idx: Tensor | None, joined: Joined | None

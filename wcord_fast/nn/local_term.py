@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..distributed.ranks import gather_rows, lower, ranks, sizes_of
-from ..functional.ot import KnownPairs, native_value_and_gradient, ot_cost, ot_plan
+from ..functional.ot import KnownPairs, ot_cost, ot_plan, plain_value_and_gradient
 from .embed import autocast_off
 from .options import WCoRDLossOptions
 
@@ -58,17 +58,17 @@ class LocalTerm(nn.Module):
             value = ot_cost(x, y, pairs=self._labels(key), rho=self.rho, **self.ot)
         return value * len(x) if self.reduction == "sum" else value
 
-    def value_and_gradient(self, x: Tensor, y: Tensor, key: Tensor) -> tuple[float, Tensor]:
+    def value_and_gradient(self, x: Tensor, y: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """The term of rows that carry no graph, and its gradient in x: what `forward` and its backward would give."""
         if self.pairs == self.center == "none" and self.map is None:
-            direct = native_value_and_gradient(x, y, **self.ot)
+            direct = plain_value_and_gradient(x, y, **self.ot)
             if direct is not None and (self.scope == "rank" or ranks().world == 1):
                 value, grad = direct
                 return (value * len(x), grad.mul_(len(x))) if self.reduction == "sum" else direct
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             value = self(leaf, y, key)
-        return float(value), torch.autograd.grad(value, leaf)[0]
+        return value.detach(), torch.autograd.grad(value, leaf)[0]
 
     @torch.no_grad()
     def on_pairs(self, x: Tensor, y: Tensor, key: Tensor) -> Tensor:

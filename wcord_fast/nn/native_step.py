@@ -1,4 +1,4 @@
-"""When a loss's forward can be one native call on the CPU (ops/bank/contrast_step.py), and what that call is given.
+"""When a loss's forward goes straight to native code (ops/bank/contrast_step.py, contrast_step_cuda.py), and with what.
 
 Everything here is read anew from the module in every call, so nothing can be stale: what is not exactly as the native
 code takes it returns None, and the loss goes the long way, which says what is wrong, or does what others asked for
@@ -8,6 +8,7 @@ code takes it returns None, and the loss goes the long way, which says what is w
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,13 +18,13 @@ from torch.nn.modules.module import _has_any_global_hook
 from ..distributed.ranks import ranks
 from ..ops import checks, dispatch, native_module
 from ..ops.bank.contrast_step import ContrastStep, Step, Unfit
+from ..ops.bank.contrast_step_cuda import MOST_DIM, DeviceNorms, DeviceStep
 from ..ops.bank.directions import given
 from ..ops.bank.plan import Problem, chosen
 from ..ops.eager import PLAIN, eager
-from ..ops.sampling.spec import ALL
-from ..ops.spectral import Spectral
+from ..ops.sampling.spec import ALL, DrawSpec
 from .embed import Embed
-from .linear import CriticLinear
+from .linear import TINY, CriticLinear
 from .memory_bank import MemoryBank
 from .sampler import NegativeSampler
 
@@ -36,7 +37,7 @@ _FORWARD = frozenset({"forward", "value_and_gradient"})
 _METHODS = frozenset({"advance", "spec", "update_", "held", "finish_step", "nce"})  # that the native step stands for
 _CONTRAST = f"{__package__}.contrast"
 
-LocalTerm = Callable[[Tensor, Tensor, bool], tuple[float, Tensor | None]]
+LocalTerm = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor | None]]
 
 
 def native_step(
@@ -47,53 +48,65 @@ def native_step(
     contrast_idx: Tensor | None,
     factor: float = 1.0,
     local: LocalTerm | None = None,
-) -> tuple[Tensor, float] | None:
-    """(the loss, the unweighted NCE), after the banks and the step have moved in training; None: not this way.
+    local_factor: float = 0.0,
+    ramp: Tensor | None = None,
+) -> tuple[Tensor, Tensor] | None:
+    """(the loss, [-NCE, the local term] unweighted), after the banks and the step have moved in training; None: not
+    this way.
 
     Args:
         factor: weight of the NCE loss.
-        local: another term, see `Step`.
+        local: another term, see `Step`; its value and gradient are unweighted.
+        local_factor: its weight.
+        ramp: [2] factors of both weights, or None.
     """
     contrast = loss.contrast
     if contrast is None or not (eager() and not _has_any_global_hook() and _fits(loss, f_s, f_t, idx)):
         return None
     if not loss._filled:
         loss.require_filled()
-    step = _step(contrast, loss, idx, contrast_idx)
+    if not _is_ours(contrast, loss) or contrast.sharded or ranks().world > 1:
+        return None
+    made = _host_step if f_s.is_cpu else _device_step
+    step = made(contrast, loss, idx, contrast_idx, factor, ramp)
     if step is None:
         return None
-    linears = loss.embed_s.linear, loss.embed_t.linear
-    moved = [_spectral(linear) for linear in linears]
-    if any(s is not None and not 0 < s.sigma < float("inf") for s in moved):
-        return None
-    step.factor, step.spectral, step.local = factor, (moved[0], moved[1]), local
-    step.records = torch.is_grad_enabled()
-    parameters = [p for linear in linears for p in (linear.weight, linear.bias)]
+    step.local, step.records = local, torch.is_grad_enabled()
+    step.local_factor = local_factor if ramp is None or isinstance(step, DeviceStep) else local_factor * float(ramp[1])
+    parameters = [p for linear in _linears(loss) for p in (linear.weight, linear.bias)]
     try:
-        if torch.is_autocast_enabled("cpu"):
-            with torch.autocast("cpu", enabled=False):
+        if torch.is_autocast_enabled(f_s.device.type):
+            with torch.autocast(f_s.device.type, enabled=False):
                 total, _ = ContrastStep.apply(f_s, f_t, *parameters, step)
         else:
             total, _ = ContrastStep.apply(f_s, f_t, *parameters, step)
     except Unfit:
         return None
-    if loss.training:
+    if loss.training and isinstance(step, Step):
         if not step.finish(contrast.sampler.state):
             return None
-        for linear, spectral in zip(linears, moved, strict=True):
+        for linear, spectral in zip(_linears(loss), step.spectral, strict=True):
             if spectral is not None and linear.training:
                 linear.keep(spectral)
-    return total, step.nce
+    assert step.terms is not None
+    return total, step.terms
+
+
+def _linears(loss: ContrastiveLoss) -> tuple[CriticLinear, CriticLinear]:
+    return loss.embed_s.linear, loss.embed_t.linear
 
 
 def _fits(loss: ContrastiveLoss, f_s: Tensor, f_t: Tensor, idx: Tensor) -> bool:
-    """Whether tensors and maps are plain ones on the CPU, of shapes that fit."""
+    """Whether tensors and maps are plain ones on one CPU or CUDA device, of shapes that fit."""
     if type(f_s) not in PLAIN or type(f_t) not in PLAIN or type(idx) not in PLAIN:
         return False
-    batch = idx.shape[0] if idx.dim() == 1 and idx.dtype in (torch.int64, torch.int32) and idx.is_cpu else 0
+    device = f_s.device
+    if device.type not in ("cpu", "cuda") or idx.device != device:
+        return False
+    batch = idx.shape[0] if idx.dim() == 1 and idx.dtype in (torch.int64, torch.int32) else 0
     dtype = loss.embed_s.linear.weight.dtype
     for f, embed in ((f_s, loss.embed_s), (f_t, loss.embed_t)):
-        if not (f.is_cpu and f.layout is torch.strided and f.is_floating_point() and not f.is_nested):
+        if not (f.device == device and f.layout is torch.strided and f.is_floating_point() and not f.is_nested):
             return False
         if f.dim() < 2 or f.shape[0] != batch or batch == 0 or f.numel() != batch * embed.in_dim:
             return False
@@ -101,7 +114,7 @@ def _fits(loss: ContrastiveLoss, f_s: Tensor, f_t: Tensor, idx: Tensor) -> bool:
         if type(embed) is not Embed or type(linear) is not CriticLinear or touched(embed) or touched(linear):
             return False
         for p in (linear.weight, linear.bias):
-            if type(p) not in PLAIN or p.dtype is not dtype or not p.is_cpu:
+            if type(p) not in PLAIN or p.dtype is not dtype or p.device != device:
                 return False
     return dtype in (torch.float32, torch.float64) and loss.embed_s.norm == loss.embed_t.norm
 
@@ -113,52 +126,74 @@ def touched(module: nn.Module, methods: frozenset[str] = _FORWARD) -> bool:
     return bool(hooks) or not own.keys().isdisjoint(methods)
 
 
-def _is_ours(contrast: Contrast) -> bool:
+def _is_ours(contrast: Contrast, loss: ContrastiveLoss) -> bool:
     """Whether banks, sampler and what joins them are of the classes whose steps the native code takes, as they are."""
     sampler, student, teacher = contrast.sampler, contrast.memory_v1, contrast.memory_v2
     ours = type(sampler) is NegativeSampler and type(student) is type(teacher) is MemoryBank
     own = type(contrast).__module__ == _CONTRAST and not touched(contrast, _METHODS)
-    return own and ours and not (touched(sampler, _METHODS) or touched(student, _METHODS) or touched(teacher, _METHODS))
+    if not (own and ours) or touched(sampler, _METHODS) or touched(student, _METHODS) or touched(teacher, _METHODS):
+        return False
+    weight = loss.embed_s.linear.weight
+    shape = (sampler.num_data, loss.embed_s.width)
+    if student.momentum != teacher.momentum or loss.embed_t.width != shape[1]:
+        return False
+    for memory in (student, teacher):
+        memory.require_filled()
+        rows = memory.rows
+        if memory._sums is not None or type(rows) not in PLAIN or rows.shape != shape:
+            return False
+        if rows.device != weight.device or not rows.is_contiguous() or rows.requires_grad or rows.is_neg():
+            return False
+        if rows.dtype is torch.float64 and weight.dtype is not torch.float64:
+            return False
+    return True
 
 
-def _step(contrast: Contrast, loss: ContrastiveLoss, idx: Tensor, contrast_idx: Tensor | None) -> Step | None:
-    if contrast.z != "first" or not _is_ours(contrast) or contrast.sharded or ranks().world > 1:
-        return None
+def _backend(contrast: Contrast, allowed: tuple[str, ...]) -> str | None:
+    """The backend that is asked for, if it and that of the updates are allowed."""
     asked = dispatch.requested(contrast.backend)
     updates = asked if contrast.backend == "auto" else dispatch.requested()
-    if asked not in _NATIVE or updates not in _NATIVE or native_module.why_not("cpu") is not None:
+    return asked if asked in allowed and updates in _NATIVE else None
+
+
+def _negatives(contrast: Contrast, idx: Tensor, contrast_idx: Tensor | None) -> tuple[Tensor, DrawSpec] | None:
+    """(rows of the positives, the negatives), if they are plain tensors on idx's device."""
+    if contrast_idx is None:
+        spec = contrast.sampler.spec()
+        return (idx, spec) if all(t.device == idx.device and t.is_contiguous() for t in spec.tables) else None
+    if type(contrast_idx) not in PLAIN or contrast_idx.device != idx.device or contrast_idx.dim() != 2:
         return None
-    for memory in (contrast.memory_v1, contrast.memory_v2):
-        memory.require_filled()
-    banks = contrast.memory_v2.rows, contrast.memory_v1.rows
-    wide, shape = loss.embed_s.linear.weight.dtype is torch.float64, (contrast.sampler.num_data, loss.embed_s.width)
-    if contrast.memory_v1.momentum != contrast.memory_v2.momentum or loss.embed_t.width != shape[1]:
+    if contrast_idx.shape[0] != len(idx) or contrast_idx.shape[1] < 2 or contrast_idx.dtype not in checks.INDICES:
         return None
-    for memory, rows in ((contrast.memory_v2, banks[0]), (contrast.memory_v1, banks[1])):
-        if memory._sums is not None or type(rows) not in PLAIN or rows.shape != shape:
-            return None
-        if not rows.is_cpu or not rows.is_contiguous():
-            return None
-        if rows.requires_grad or rows.is_neg() or (rows.dtype is torch.float64 and not wide):
-            return None
+    return contrast_idx[:, 0].contiguous(), given(contrast_idx[:, 1:])
+
+
+def _host_step(
+    contrast: Contrast,
+    loss: ContrastiveLoss,
+    idx: Tensor,
+    contrast_idx: Tensor | None,
+    factor: float,
+    ramp: Tensor | None,
+) -> Step | None:
+    asked = _backend(contrast, _NATIVE)
+    if contrast.z != "first" or asked is None or native_module.why_not("cpu") is not None:
+        return None
     log_z = contrast.log_z.tolist()
     if any(z != z for z in log_z):  # to be estimated first
         return None
+    negatives = _negatives(contrast, idx, contrast_idx)
+    if negatives is None:
+        return None
+    positive, spec = negatives
+    banks = contrast.memory_v2.rows, contrast.memory_v1.rows
     num_data, dim = banks[0].shape
-    if contrast_idx is None:
-        positive, spec = idx, contrast.sampler.spec()
-        for table in spec.tables:
-            if not (table.is_cpu and table.is_contiguous()):
-                return None
-    else:
-        if type(contrast_idx) not in PLAIN or not contrast_idx.is_cpu or contrast_idx.dim() != 2:
-            return None
-        if contrast_idx.shape[0] != len(idx) or contrast_idx.shape[1] < 2 or contrast_idx.dtype not in checks.INDICES:
-            return None
-        positive, spec = contrast_idx[:, 0].contiguous(), given(contrast_idx[:, 1:])
     k = ALL if spec.whole_pool else spec.k
     found = chosen("bank_nce", contrast.plan, Problem(len(idx), num_data, k, dim), "cpu", asked)
     if found.backend != "native":
+        return None
+    spectral = tuple(linear.leading() if linear.spectral else None for linear in _linears(loss))
+    if any(s is not None and not 0 < s.sigma < float("inf") for s in spectral):
         return None
     return Step(
         banks=banks,
@@ -170,9 +205,51 @@ def _step(contrast: Contrast, loss: ContrastiveLoss, idx: Tensor, contrast_idx: 
         least_length=LEAST_LENGTH[loss.embed_s.norm],
         momentum=contrast.memory_v1.momentum,
         plan=found.plan,
+        factor=factor if ramp is None else factor * float(ramp[0]),
+        spectral=(spectral[0], spectral[1]),
     )
 
 
-def _spectral(linear: CriticLinear) -> Spectral | None:
-    """Of the weight as it is; in training after one more iteration, which the caller writes once it is sure."""
-    return linear.leading() if linear.spectral else None
+def _device_step(
+    contrast: Contrast,
+    loss: ContrastiveLoss,
+    idx: Tensor,
+    contrast_idx: Tensor | None,
+    factor: float,
+    ramp: Tensor | None,
+) -> DeviceStep | None:
+    if _backend(contrast, (*_NATIVE, "triton")) is None or native_module.why_not("cuda") is not None:
+        return None
+    student, teacher = contrast.memory_v1.rows, contrast.memory_v2.rows
+    linears = _linears(loss)
+    if student.dtype is not teacher.dtype or linears[0].spectral != linears[1].spectral:
+        return None
+    if linears[0].training != linears[1].training or loss.embed_s.width > MOST_DIM:
+        return None
+    if _negatives(contrast, idx, contrast_idx) is None:
+        return None
+    norms = None
+    if linears[0].spectral:
+        dtype = linears[0].weight.dtype
+        weights = (linears[0].weight.detach().contiguous(), linears[1].weight.detach().contiguous())
+        vectors = [(linear.u, linear.v) for linear in linears]
+        if any(t.dtype is not dtype or t.device != idx.device or not t.is_contiguous() for p in vectors for t in p):
+            return None
+        for linear in linears:
+            linear.require_filled()
+        norms = partial(DeviceNorms, weights, vectors, linears[0].training, TINY)
+
+    def score(anchors: Tensor, needs_grad: bool) -> tuple[Tensor, Tensor]:
+        return contrast.losses_and_gradient(anchors, idx, contrast_idx, needs_grad)
+
+    return DeviceStep(
+        score_anchors=score,
+        index=idx.contiguous(),
+        banks=(student, teacher) if loss.training else None,
+        state=contrast.sampler.state,
+        least_length=LEAST_LENGTH[loss.embed_s.norm],
+        momentum=contrast.memory_v1.momentum,
+        factor=factor,
+        norms=norms,
+        ramp=ramp,
+    )

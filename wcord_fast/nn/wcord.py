@@ -11,7 +11,6 @@ from torch import Tensor
 from ..distributed.ranks import ranks
 from ..ops import checks
 from ..ops.bank.sharded import Joined, join
-from ..ops.eager import eager
 from ..ops.first_order import first_order
 from ..ops.keywords import keywords_of
 from .contrast import Contrast, ContrastiveLoss, check_execution
@@ -181,29 +180,24 @@ class WCoRDLoss(ContrastiveLoss):
         """The forward by native code, or None: see `native_step`. LCKT has to be of the embeddings, or off."""
         if self.critic == "dual" or not self.lambda_gckt:
             return None
-        if not isinstance(f_t, Tensor) or not f_t.is_cpu or not eager():
+        if not isinstance(f_t, Tensor):
             return None
         if type(self.local) is not LocalTerm or touched(self.local):
             return None
         if self.lambda_lckt and (self.local.features != "embed" or not self.lckt_trains_embed):
             return None
-        gckt, lckt = (1.0, 1.0) if self._factors is None else self._factors.tolist()
-        found = 0.0
 
-        def local(e_s: Tensor, e_t: Tensor, needs_grad: bool) -> tuple[float, Tensor | None]:
-            nonlocal found
-            weight, key = self.lambda_lckt * lckt, self._key(idx)
-            if not needs_grad:
-                found = float(self.local(e_s, e_t, key))
-                return weight * found, None
-            found, grad = self.local.value_and_gradient(e_s, e_t, key)
-            return weight * found, grad.mul_(weight)
+        def local(e_s: Tensor, e_t: Tensor, needs_grad: bool) -> tuple[Tensor, Tensor | None]:
+            key = self._key(idx)
+            return self.local.value_and_gradient(e_s, e_t, key) if needs_grad else (self.local(e_s, e_t, key), None)
 
         term = local if self.lambda_lckt else None
-        native = native_step(self, f_s, f_t.detach(), idx, contrast_idx, self.lambda_gckt * gckt, term)
+        native = native_step(
+            self, f_s, f_t.detach(), idx, contrast_idx, self.lambda_gckt, term, self.lambda_lckt, self._factors
+        )
         if native is None:
             return None
-        self._terms.copy_(torch.tensor((-native[1], found), dtype=torch.float64))
+        self._terms.copy_(native[1])
         return native[0]
 
     def _refuse_zero_rows(self, f_s: Tensor, f_t: Tensor) -> None:

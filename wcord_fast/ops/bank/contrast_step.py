@@ -1,4 +1,4 @@
-"""A training step of CRD's loss in compiled code on the CPU (csrc/cpu/contrast_step.cpp), under one autograd Function.
+"""A training step of CRD's loss in compiled code (on the CPU csrc/cpu/contrast_step.cpp), under one autograd Function.
 
 From features to the scalar loss: two linear maps, then one native call that normalises, draws, scores and gives the
 gradient. Value and gradient are known when forward ends, so backward only multiplies. `finish` writes the banks.
@@ -43,8 +43,9 @@ class Step:
         plan: "gather" or "dense".
         factor: weight of the loss.
         spectral: of the student's and the teacher's map, or None where a map has no spectral norm.
-        local: from the embeddings [B, D] of student and teacher, and whether a gradient is wanted, to another weighted
-            term's value and its gradient at the student's; or None.
+        local: from the embeddings [B, D] of student and teacher, and whether a gradient is wanted, to another term's
+            value and its gradient at the student's; or None.
+        local_factor: weight of that term.
         records: whether gradients are recorded where this runs.
     """
 
@@ -59,21 +60,34 @@ class Step:
     plan: str
     factor: float = 1.0
     spectral: tuple[Spectral | None, Spectral | None] = (None, None)
-    local: Callable[[Tensor, Tensor, bool], tuple[float, Tensor | None]] | None = None
+    local: Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor | None]] | None = None
+    local_factor: float = 0.0
     records: bool = True
-    nce: float = 0.0  # unweighted, once scored
+    terms: Tensor | None = None  # [2], once scored: -NCE and the local term, unweighted
     _record: Any = None
     _alive: list[Any] = field(default_factory=list)  # what the record has addresses of
 
-    def score(self, embedded: tuple[Tensor, Tensor], needs_grad: bool) -> tuple[float, Tensor]:
-        """(the weighted loss, its gradient [2, B, D] at `embedded`, which are what the linear maps have returned).
+    def score(self, features, maps, needs_grad: bool) -> tuple[Tensor, Tensor, HostNorms | None]:
+        """The weighted loss, a scalar; its gradient where the linear maps end, [1, 2, B, D]; and their spectral norms.
 
+        Where there are norms the gradient is [2, 2, B, D], the second one divided by them.
+
+        Args:
+            features: of student and teacher, [B, ...].
+            maps: weight [D, d] and bias [D] of both.
         Raises:
             Unfit: an index, an explicit row or an embedding is not acceptable.
         """
+        embedded = [
+            torch.addmm(b, as_rows(f, w.dtype), w.t(), alpha=1.0 if norm is None else 1.0 / norm.sigma)
+            for f, (w, b), norm in zip(features, maps, self.spectral, strict=True)
+        ]
+        norms = None if self.spectral == (None, None) else HostNorms(self.spectral)
         native = native_module.module()
         (batch, dim), dtype = embedded[0].shape, embedded[0].dtype
-        anchors, grad = torch.empty(2, 2, batch, dim, dtype=dtype).unbind()
+        anchors = torch.empty(2, batch, dim, dtype=dtype)
+        kept = torch.empty(1 if norms is None else 2, 2, batch, dim, dtype=dtype)
+        grad = kept[0]
         sums = array("d", bytes(48 * batch))  # partial [2, B, 2], length [2, B]
         ends = array("d", (0.0, *self.log_z))  # loss, log Z [2]
         value = torch.empty(2, batch, dtype=dtype)
@@ -109,18 +123,23 @@ class Step:
         )
         if native.cpu_contrast_score(record) >= 0:
             raise Unfit
-        self.nce = ends[0]
-        total = self.factor * self.nce
+        total = self.factor * ends[0]
         self._record, self._alive = record, [anchors, sums, ends, value, rows]
+        other = 0.0
         if self.local is not None:
-            other, local_grad = self.local(anchors[0], anchors[1], needs_grad)
-            total += other
+            found, local_grad = self.local(anchors[0], anchors[1], needs_grad)
+            other = float(found)
+            total += self.local_factor * other
             if local_grad is not None:
+                local_grad = local_grad.mul_(self.local_factor)
                 self._alive.append(local_grad)
                 record.local_grad = local_grad.data_ptr()
+        self.terms = torch.tensor((-ends[0], other), dtype=torch.float64)
         if needs_grad:
             native.cpu_contrast_gradient(record)
-        return total, grad
+            if norms is not None:
+                norms.divide(grad, kept[1])
+        return torch.scalar_tensor(total, dtype=dtype), kept, norms
 
     def finish(self, state: Tensor) -> bool:
         """Update both banks and advance t of `state` = (seed, t); False: a row of a bank stands against it, nothing is
@@ -134,64 +153,78 @@ class Step:
         return True
 
 
-class ContrastStep(torch.autograd.Function):
-    """The weighted loss of a `Step`, a scalar, of features [B, ...] and weights [D, d] and biases [D] of both maps.
+class HostNorms:
+    """The spectral norms of both weights, of one that has none 1: constants for the gradient."""
 
-    The second output is empty and is for `differentiable_once`: its graph leads to every input.
+    def __init__(self, spectral: tuple[Spectral | None, Spectral | None]):
+        self._spectral = spectral
+
+    def divide(self, grad: Tensor, out: Tensor) -> None:
+        """out [2, B, D] = grad / sigma."""
+        for side, norm in enumerate(self._spectral):
+            torch.div(grad[side], 1.0 if norm is None else norm.sigma, out=out[side])
+
+    def gradients_(self, grads: list[Tensor | None], weights: list[Tensor | None]) -> None:
+        """From the gradients at W / sigma, divided by sigma, to those at W, in place of those that are wanted."""
+        for grad, weight, norm in zip(grads, weights, self._spectral, strict=True):
+            if grad is not None and weight is not None and norm is not None:
+                norm.gradient_(grad, weight)
+
+
+class ContrastStep(torch.autograd.Function):
+    """The weighted loss of a step, a scalar, of features [B, ...] and weights [D, d] and biases [D] of both maps.
+
+    `step` is a `Step`, or the `DeviceStep` of contrast_step_cuda.py. The second output is empty and is for
+    `differentiable_once`: its graph leads to every input.
     """
 
     @staticmethod
-    def forward(ctx, f_s, f_t, w_s, b_s, w_t, b_t, step: Step):
+    def forward(ctx, f_s, f_t, w_s, b_s, w_t, b_t, step):
         ctx.set_materialize_grads(False)
         wanted = ctx.needs_input_grad
-        embedded = _linear(f_s, w_s, b_s, step.spectral[0]), _linear(f_t, w_t, b_t, step.spectral[1])
-        total, grad = step.score(embedded, step.records and any(wanted))
-        loss = torch.scalar_tensor(total, dtype=grad.dtype)
+        loss, grad, norms = step.score((f_s, f_t), ((w_s, b_s), (w_t, b_t)), step.records and any(wanted))
         handle = loss.new_empty(0)
         kept = []  # what a linear map keeps, and the weight for the gradient of its spectral norm
-        for side, (f, weight, spectral) in enumerate(zip((f_s, f_t), (w_s, w_t), step.spectral, strict=True)):
+        for side, (f, weight) in enumerate(((f_s, w_s), (f_t, w_t))):
             kept.append(f if wanted[2 + 2 * side] else None)
-            kept.append(weight if wanted[side] or (spectral is not None and wanted[2 + 2 * side]) else None)
+            kept.append(weight if wanted[side] or (norms is not None and wanted[2 + 2 * side]) else None)
         ctx.save_for_backward(handle, grad, *kept)
         ctx.shapes, ctx.dtypes = (f_s.shape, f_t.shape), (f_s.dtype, f_t.dtype)
-        ctx.spectral = step.spectral
+        ctx.norms = norms
         return loss, handle
 
     @staticmethod
     def backward(ctx, grad_output, _):
         if grad_output is None:
             return (None,) * 7
-        if torch.is_autocast_enabled("cpu"):
-            with torch.autocast("cpu", enabled=False):
+        device = grad_output.device.type
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
                 return ContrastStep._gradients(ctx, grad_output)
         return ContrastStep._gradients(ctx, grad_output)
 
     @staticmethod
     def _gradients(ctx, grad_output) -> tuple[Tensor | None, ...]:
-        handle, grad, f_s, w_s, f_t, w_t = ctx.saved_tensors
-        scaled = grad * grad_output
+        handle, kept, f_s, w_s, f_t, w_t = ctx.saved_tensors
+        scaled = kept * grad_output
+        own, divided = scaled[0], scaled[-1]
         wanted = ctx.needs_input_grad
         grads: list[Tensor | None] = [None] * 7
-        for side, (f, weight, spectral) in enumerate(zip((f_s, f_t), (w_s, w_t), ctx.spectral, strict=True)):
-            own = scaled[side]
-            divided = own if spectral is None else own / spectral.sigma
+        for side, (f, weight) in enumerate(((f_s, w_s), (f_t, w_t))):
             if wanted[side]:
-                grads[side] = torch.mm(divided, weight).to(ctx.dtypes[side]).view(ctx.shapes[side])
+                grads[side] = torch.mm(divided[side], weight).to(ctx.dtypes[side]).view(ctx.shapes[side])
             if wanted[2 + 2 * side]:
-                product = torch.mm(divided.t(), _rows(f, own.dtype))
-                grads[2 + 2 * side] = product if spectral is None else spectral.gradient_(product, weight)
-            if wanted[3 + 2 * side]:
-                grads[3 + 2 * side] = own.sum(0)
+                grads[2 + 2 * side] = torch.mm(divided[side].t(), as_rows(f, own.dtype))
+        if ctx.norms is not None:
+            ctx.norms.gradients_(grads[2:6:2], [w_s, w_t])
+        if wanted[3] or wanted[5]:
+            biases = own.sum(1)  # [2, D]
+            for side in (0, 1):
+                grads[3 + 2 * side] = biases[side] if wanted[3 + 2 * side] else None
         return tuple(differentiable_once(grads, _NOT_TWICE, grad_output, handle))
 
 
-def _linear(features: Tensor, weight: Tensor, bias: Tensor, spectral: Spectral | None) -> Tensor:
-    """x W^T + b, or x (W / sigma)^T + b: [B, D]."""
-    alpha = 1.0 if spectral is None else 1.0 / spectral.sigma
-    return torch.addmm(bias, _rows(features, weight.dtype), weight.t(), alpha=alpha)
-
-
-def _rows(features: Tensor, dtype: torch.dtype) -> Tensor:
+def as_rows(features: Tensor, dtype: torch.dtype) -> Tensor:
     """[B, d] in `dtype`."""
     rows = features if features.dim() == 2 else features.flatten(1)
     return rows if rows.dtype is dtype else rows.to(dtype)

@@ -6,13 +6,13 @@ of all ranks, where the caller has it already.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..sampling.spec import DrawSpec
-from . import autograd, sharded
+from . import autograd, op, sharded
 from .op import log_z_op, update_op
 from .pool_mean import pool_mean_op
 from .sharded import Shard
@@ -26,6 +26,14 @@ def nce(anchors, banks, index, log_z, spec: DrawSpec, temperature, plan="auto", 
     if isinstance(banks[0], Shard):
         return sharded.nce(anchors, banks, index, log_z, spec, temperature, plan, backend, joined)
     return autograd.nce(anchors, banks, index, log_z, spec, temperature, plan, backend)
+
+
+def nce_and_gradient(
+    anchors, banks, index, log_z, spec: DrawSpec, temperature, plan, backend, needs_grad: bool
+) -> tuple[Tensor, Tensor]:
+    """Losses [S, B] of anchors that carry no graph, against banks that are tensors, and their gradient [S, B, D]."""
+    run: Any = op.nce
+    return run(anchors, banks, index, log_z, *autograd.spec_args(spec), temperature, needs_grad, plan, backend)
 
 
 def mean_score(anchors, banks, index, spec: DrawSpec, plan="auto", backend="auto", owners=(), joined=None) -> Tensor:

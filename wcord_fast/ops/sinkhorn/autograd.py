@@ -85,11 +85,16 @@ def runs_natively(x: Tensor, y: Tensor, backend: str) -> bool:
     return plain and backends.choose(x, y, backend).backend == "native"
 
 
-def value_and_gradients(x: Tensor, y: Tensor, asked: Asked) -> tuple[Tensor, Tensor, Tensor]:
-    """Value, and gradients of x and y where they are asked for, of what `runs_natively`; masses are uniform."""
+def value_and_gradients(x: Tensor, y: Tensor, asked: Asked, backend: str = "auto") -> tuple[Tensor, Tensor, Tensor]:
+    """Value, and gradients of x and y where they are asked for, of what `runs_natively`, or is on a CUDA device; masses
+    are uniform."""
+    x, y = x.detach(), y.detach()
+    if not x.is_cpu:
+        solved = _solve(x, y, None, None, *asked[:10], backend)
+        return solved.value, solved.grad_x, solved.grad_y
     from . import native_cpu
 
-    found = native_cpu.value_and_gradients(x.detach(), y.detach(), asked)
+    found = native_cpu.value_and_gradients(x, y, asked)
     refuse_overflow(found[0], {"x": x, "y": y}, asked)
     return found
 
