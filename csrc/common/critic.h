@@ -31,8 +31,9 @@ WCF_HD Term<Real> softplus(Real u) {
 
 // charged: K_b, the number of negatives that the loss is charged for; c = K_b / N. eps: the constant in CRD's
 // probability.
+WCF_HD double nce_log_share(double charged, double num_data, double eps) { return log(charged / num_data + eps); }
 WCF_HD double nce_offset(double charged, double num_data, double log_z, double eps) {
-  return log(charged / num_data + eps) + log_z;
+  return nce_log_share(charged, num_data, eps) + log_z;
 }
 WCF_HD double nce_constant(double charged, double num_data, double eps) {
   return charged * log1p(eps * num_data / charged);

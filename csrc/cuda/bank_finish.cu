@@ -10,7 +10,7 @@ constexpr int FINISH_THREADS = 128;
 // One block per anchor and direction. Reads splits * (D + 1) partial sums and one bank row, writes D + 1 values.
 // For BANK_LOG_Z the anchor's log-sum-exp replaces its first partial sum. grid = (B, S).
 template <class Bank, class Real>
-__global__ void __launch_bounds__(FINISH_THREADS) gather_finish_kernel(BankScore a) {
+__global__ void __launch_bounds__(FINISH_THREADS) gather_finish_kernel(BankScore a, NceShare known) {
   if (nothing_to_do<Real>(a)) return;
   Real* const part = shared_ptr<Real>(0);  // [warps]
   const DrawSpec& draw = a.rows.draws;
@@ -34,7 +34,6 @@ __global__ void __launch_bounds__(FINISH_THREADS) gather_finish_kernel(BankScore
   for (int w = 1; w < FINISH_THREADS / WARP; ++w) dot += part[w];
 
   const double charged = charged_of(a, count), weight = weight_of(a, count);
-  const double num_data = static_cast<double>(draw.num_data);
   Real* const partial = static_cast<Real*>(a.partial) + at * a.splits;
   Real scale = static_cast<Real>(a.op == BANK_MEAN_SCORE ? weight / charged : weight),
        own_slope = 0;  // own: positive's
@@ -55,9 +54,10 @@ __global__ void __launch_bounds__(FINISH_THREADS) gather_finish_kernel(BankScore
   }
   if (a.op == BANK_NCE) scale = static_cast<Real>(weight / a.temperature);
   if (a.op == BANK_NCE && held) {
-    const double offset = nce_offset(charged, num_data, static_cast<const Real*>(a.log_z)[s], a.nce_eps);
+    const NceShare share = nce_share_of(a, known, count);
+    const double offset = share.log_share + static_cast<double>(static_cast<const Real*>(a.log_z)[s]);
     const Term<Real> term = softplus(static_cast<Real>(offset - dot / a.temperature));
-    value += term.value + static_cast<Real>(nce_constant(charged, num_data, a.nce_eps));
+    value += term.value + static_cast<Real>(share.constant);
     own_slope = static_cast<Real>(-term.slope / a.temperature);
   }
   if (threadIdx.x == 0) static_cast<Real*>(a.value)[at] = value;
@@ -120,7 +120,7 @@ cudaError_t launch_finish(const BankScore& a) {
   const dim3 grid(static_cast<unsigned>(a.rows.draws.num_anchors), static_cast<unsigned>(a.directions));
   const size_t bytes = FINISH_THREADS / WARP * sizeof(Real);
   const cudaError_t error =
-      launch(gather_finish_kernel<Bank, Real>, grid, dim3(FINISH_THREADS), bytes, stream, false, a);
+      launch(gather_finish_kernel<Bank, Real>, grid, dim3(FINISH_THREADS), bytes, stream, false, a, nce_share(a));
   if (error != cudaSuccess || a.op != BANK_LOG_Z || !a.value) return error;
   const size_t tallies = GATHER_WARPS * (sizeof(Tally<Real>) + sizeof(double));
   return launch(log_z_kernel<Real>, dim3(static_cast<unsigned>(a.directions)), dim3(GATHER_THREADS), tallies, stream,

@@ -149,7 +149,7 @@ __device__ __forceinline__ uint32_t held_rows(const NegativeSpec& a, const Negat
 
 // grid = B * splits.
 template <class Bank, int DIM, bool PART>
-__global__ void __launch_bounds__(GATHER_THREADS, DIM <= 128 ? 2 : 1) gather_rows_kernel(BankScore a) {
+__global__ void __launch_bounds__(GATHER_THREADS, DIM <= 128 ? 2 : 1) gather_rows_kernel(BankScore a, NceShare known) {
   using L = Layout<Bank, DIM>;
   if (nothing_to_do<float>(a)) return;
   NegativeReader* const reader = shared_ptr<NegativeReader>(0);
@@ -177,11 +177,11 @@ __global__ void __launch_bounds__(GATHER_THREADS, DIM <= 128 ? 2 : 1) gather_row
   float offset[MAX_DIRECTIONS] = {}, grad[MAX_DIRECTIONS][L::ELEMENTS] = {};
   Tally<float> tally[MAX_DIRECTIONS] = {tally_empty<float>(a.op), tally_empty<float>(a.op)};
   if (a.op == BANK_NCE) {
-    const double charged = charged_of(a, reader->count), num_data = static_cast<double>(a.rows.draws.num_data);
+    const double log_share = nce_share_of(a, known, reader->count).log_share;
     const float* const log_z = static_cast<const float*>(a.log_z);
     WCF_UNROLL
     for (int s = 0; s < MAX_DIRECTIONS; ++s) {
-      if (s < a.directions) offset[s] = static_cast<float>(nce_offset(charged, num_data, log_z[s], a.nce_eps));
+      if (s < a.directions) offset[s] = static_cast<float>(log_share + static_cast<double>(log_z[s]));
     }
   }
 
@@ -261,7 +261,7 @@ cudaError_t launch_rows(const BankScore& a) {
   const auto kernel = part ? gather_rows_kernel<Bank, DIM, true> : gather_rows_kernel<Bank, DIM, false>;
   const dim3 grid(static_cast<unsigned>(a.rows.draws.num_anchors * a.splits));
   return launch(kernel, grid, dim3(GATHER_THREADS), L::QUEUE_AT + (part ? L::QUEUE_BYTES : 0), stream_of(a.place),
-                false, a);
+                false, a, nce_share(a));
 }
 
 template <class Bank>

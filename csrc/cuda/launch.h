@@ -5,6 +5,9 @@
 // at the top of sinkhorn_math.h: no <<<>>>, no static __shared__, no cooperative_groups.
 #pragma once
 #include <cuda_runtime.h>
+#if defined(__CUDACC__)
+#include <cuda.h>
+#endif
 
 #include <cstddef>
 #include <cstdint>
@@ -59,16 +62,43 @@ __device__ __forceinline__ void grid_sync(uint32_t* state) {
 #endif
 }
 
-// Makes `device` current for its lifetime. `error` is not zero if that failed.
+// Whether this process has used a device. Setting one makes a context on it, which takes time and memory there.
+inline bool in_use(int device) {
+#if defined(__CUDACC__)
+  using State = CUresult (*)(CUdevice, unsigned int*, int*);
+  static const State state = [] {
+    void* found = nullptr;
+    cudaDriverEntryPointQueryResult result;
+#if CUDART_VERSION >= 12050
+    cudaGetDriverEntryPointByVersion("cuDevicePrimaryCtxGetState", &found, 12000, cudaEnableDefault, &result);
+#else
+    cudaGetDriverEntryPoint("cuDevicePrimaryCtxGetState", &found, cudaEnableDefault, &result);
+#endif
+    return reinterpret_cast<State>(found);
+  }();
+  unsigned int flags = 0;
+  int active = 1;
+  if (state && state(device, &flags, &active) == CUDA_SUCCESS) return active != 0;
+#else
+  static_cast<void>(device);
+#endif
+  return true;
+}
+
+// Makes `device` current for its lifetime. `error` is not zero if that failed. The device that was current before is
+// made so again only if the process has used it: a process that works on its second device alone has device 0 current
+// until it sets another, and no context there.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
     error = cudaGetDevice(&before_);
-    if (error == cudaSuccess && before_ != device) error = cudaSetDevice(device);
+    if (error == cudaSuccess && before_ != device) {
+      restore_ = in_use(before_);
+      error = cudaSetDevice(device);
+    }
   }
   ~DeviceGuard() {
-    int now = before_;
-    if (before_ >= 0 && cudaGetDevice(&now) == cudaSuccess && now != before_) cudaSetDevice(before_);
+    if (restore_) cudaSetDevice(before_);
   }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
@@ -77,6 +107,7 @@ class DeviceGuard {
 
  private:
   int before_ = -1;
+  bool restore_ = false;
 };
 
 // Lets a kernel be launched with this much dynamic shared memory: raised to all that a block of the current device can
