@@ -97,8 +97,11 @@ def test_the_cost_is_made_of_the_first_images_of_every_class():
     slots, size = class_cost.slots_of(labels, 3, None)
     assert size == 2 and slots.tolist() == [2, 0, -1, 3, -1, 1, 4, 5, -1]
     assert class_cost.slots_of(labels[:6], 2, 5)[1] == 2
-    with pytest.raises(ValueError, match="class 2 has 0"):
-        class_cost.slots_of(labels[:6], 3, None)
+    few = class_cost.slots_of(torch.tensor([0, 1, 1, 0]), 3, None)
+    assert few[0].tolist() == [0, 2, 3, 1] and few[1] == 2  # class 2 has none
+    assert class_cost.slots_of(torch.tensor([0, 1, 1]), 3, None)[0].tolist() == [-1, 2, 3]
+    with pytest.raises(ValueError, match="two training images of a class, but none has"):
+        class_cost.slots_of(torch.arange(3), 3, None)
     with pytest.raises(ValueError, match=r"in \[0, 2\), got 2"):
         class_cost.slots_of(labels, 2, None)
 
@@ -170,8 +173,8 @@ def test_pairs_and_labels_that_cannot_be_served_are_refused():
         build("wkd", Pair(shapes, shapes, 5, 6, 40, torch.arange(40) % 5, 0), options)
     with pytest.raises(ValueError, match=r"wkd: .*there are 2"):
         build("wkd", Pair(shapes, shapes, 2, 2, 40, torch.arange(40) % 2, 0), options)
-    with pytest.raises(ValueError, match=r"wkd: .*class 4 has 1; give a cost"):
-        build("wkd", Pair(shapes, shapes, 5, 5, 9, torch.arange(9) % 5, 0), options)
+    with pytest.raises(ValueError, match=r"wkd: .*none has; give it by file"):
+        build("wkd", Pair(shapes, shapes, 5, 5, 5, torch.arange(5), 0), options)
     with pytest.raises(ValueError, match="sinkd: needs one label set"):
         build("sinkd", Pair(shapes, shapes, 5, 6, 40, None, 0), sinkd)
 

@@ -2,7 +2,7 @@
 
 Likeness is linear CKA (Kornblith et al., ICML 2019) of the features of b images of either class, X and Y [b, D], each
 column centred: |X' Y|^2 / (|X' X| |Y' Y|), Frobenius norms. Image k of one class is compared with image k of the other,
-in the order of the data set, as in the public code.
+in the order of the data set, as in the public code. A class of fewer than two images is like no other.
 """
 
 from __future__ import annotations
@@ -19,31 +19,27 @@ CHUNK = 2**24  # elements of Gram matrices that are held at once
 def slots_of(labels: Tensor, classes: int, most: int | None) -> tuple[Tensor, int]:
     """The place of every image among its class's first b, -1 for the later ones and for unknown labels; and b.
 
-    b is the size of the smallest class, at most `most`.
+    b is the size of the smallest class of at least two images, at most `most`; a smaller class has no places.
 
     Args:
         labels: int64 [N] on the CPU; below 0 where the class is unknown.
     Returns:
         int64 [N], place + b * class; and b.
     Raises:
-        ValueError: a class of fewer than two images, or labels of more classes.
+        ValueError: no class has two images, or there are labels of more classes.
     """
     known = labels[labels >= 0]
     counts = torch.bincount(known, minlength=classes)
     if len(counts) > classes:
         raise ValueError(f"labels: expected classes in [0, {classes}), got {int(known.max())}")
-    least = int(counts.argmin())
-    if counts[least] < 2:
-        raise ValueError(
-            f"the cost between classes needs two training images of each, but class {least} has {int(counts[least])}; "
-            "give a cost by file"
-        )
-    size = min(int(counts[least]), most or int(counts[least]))
+    if counts.max() < 2:
+        raise ValueError("the cost between classes needs two training images of a class, but none has; give it by file")
+    size = min(int(counts[counts >= 2].min()), most or len(labels))
     order = torch.argsort(labels, stable=True)
     first = torch.cat([counts.new_zeros(1), counts.cumsum(0)[:-1]]) + int((labels < 0).sum())
     place = torch.empty_like(labels)
     place[order] = torch.arange(len(labels)) - first[labels[order].clamp_min(0)]
-    kept = (labels >= 0) & (place < size)
+    kept = (labels >= 0) & (place < size) & (counts[labels.clamp_min(0)] >= 2)
     return torch.where(kept, place + size * labels, -1), size
 
 
