@@ -217,6 +217,9 @@ def create(
         batch = distill.Batch(images, labels, index)
         loss = F.cross_entropy(out_s.logits, labels) + method(out_s, out_t, batch).value
 
+    A method whose `fills_banks` is True ("wkd" without a cost file) wants every training image by `fill_banks`, then
+    `banks_filled`, before its first loss.
+
     Args:
         name: one of `names()`, any case, optionally with "+kd" ("crd+kd").
         student, teacher: networks that answer `net(images, return_features=True)` with (features, logits), as
