@@ -12,10 +12,12 @@ iterations, where here P is held fixed. The paper is on language models: it has 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from .. import functional as F
+from ..nn.options import option
 from ..ops import checks
 from .base import Batch, Loss, Method, Outputs, Pair, require_one_label_set
 from .one_term import WeightedOptions
@@ -33,15 +35,9 @@ class SinKDOptions(WeightedOptions):
     """
 
     weight: float = 0.8
-    temperature: float = 2.0
-    eps: float = 0.1
-    iters: int = 20
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.positive("temperature", self.temperature)
-        checks.divisor("eps", self.eps)
-        checks.integer("iters", self.iters, least=1)
+    temperature: float = option(2.0, checks.positive)
+    eps: float = option(0.1, checks.divisor)
+    iters: int = option(20, partial(checks.integer, least=1))
 
 
 class SinKD(Method):

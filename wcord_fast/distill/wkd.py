@@ -19,6 +19,7 @@ teacher's logits or last maps for its class features where here, as in the paper
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -27,6 +28,7 @@ from torch.nn import functional as nnf
 
 from .. import functional as F
 from ..distributed.ranks import ranks
+from ..nn.options import option
 from ..ops import checks
 from .base import Batch, Loss, Method, Options, Outputs, Pair, require_one_label_set
 from .class_cost import cka_distance, read_distance, slots_of
@@ -50,28 +52,15 @@ class WKDOptions(Options):
         decay: part of the epochs after which the weight of the transport falls to 0; 1: never.
     """
 
-    weight: float = 600.0
-    target_weight: float = 1.0
-    temperature: float = 8.0
-    eps: float = 0.05
-    iters: int = 10
-    sharpen: float = 1.0
-    cost: str | None = None
-    class_images: int | None = None
-    decay: float = 150 / 240
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("weight", "target_weight", "sharpen"):
-            checks.non_negative(name, getattr(self, name))
-        checks.positive("temperature", self.temperature)
-        checks.divisor("eps", self.eps)
-        checks.integer("iters", self.iters, least=1)
-        checks.fraction("decay", self.decay)
-        if self.cost is not None:
-            self.cost = checks.path("cost", self.cost)
-        if self.class_images is not None:
-            checks.integer("class_images", self.class_images, least=2)
+    weight: float = option(600.0, checks.non_negative)
+    target_weight: float = option(1.0, checks.non_negative)
+    temperature: float = option(8.0, checks.positive)
+    eps: float = option(0.05, checks.divisor)
+    iters: int = option(10, partial(checks.integer, least=1))
+    sharpen: float = option(1.0, checks.non_negative)
+    cost: str | None = option(None, lambda name, file: None if file is None else checks.path(name, file))
+    class_images: int | None = option(None, lambda name, k: None if k is None else checks.integer(name, k, least=2))
+    decay: float = option(150 / 240, checks.fraction)
 
 
 class WKD(Method):

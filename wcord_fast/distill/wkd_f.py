@@ -18,11 +18,13 @@ changes the weight by epochs where here it changes by batches.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ..nn.options import option
 from ..ops import checks
 from .base import Batch, Loss, Outputs, Pair
 from .maps import require_maps
@@ -48,18 +50,10 @@ class WKDFOptions(WeightedOptions):
 
     weight: float = 0.08
     covariance: Literal["diagonal", "full"] = "diagonal"
-    mean_ratio: float = 4.0
-    grid: int = 1
-    layer: int = 2
-    decay: float = 150 / 240
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.choice("covariance", self.covariance, ("diagonal", "full"))
-        checks.non_negative("mean_ratio", self.mean_ratio)
-        checks.integer("grid", self.grid, least=1)
-        checks.integer("layer", self.layer, least=2)
-        checks.fraction("decay", self.decay)
+    mean_ratio: float = option(4.0, checks.non_negative)
+    grid: int = option(1, partial(checks.integer, least=1))
+    layer: int = option(2, partial(checks.integer, least=2))
+    decay: float = option(150 / 240, checks.fraction)
 
 
 class WKDF(OneTerm):
