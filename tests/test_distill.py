@@ -27,7 +27,7 @@ def make(name, pair, teacher=True, **options):
     base, _ = distill.parse(name)
     section = distill.METHODS[base].section
     labels = torch.arange(N) % CLASSES
-    return distill.create(
+    method = distill.create(
         name,
         student=student,
         teacher=frozen if teacher else None,
@@ -37,6 +37,20 @@ def make(name, pair, teacher=True, **options):
         seed=3,
         **SMALL.get(section, {}) | options,
     )
+    if section == "wkd" and method.fills_banks:
+        fill(method, pair)
+    return method
+
+
+def fill(method, pair):
+    """What the trainer does for a method with `fills_banks`: every training image once, in eval mode."""
+    images = torch.randn(N, 1, 8, 8, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        for index in torch.arange(N).split(16):
+            student, teacher = (Outputs(*net.eval()(images[index], return_features=True)) for net in pair)
+            method.fill_banks(student, teacher, index)
+    method.banks_filled()
+    pair[0].train()
 
 
 def outputs(pair):
@@ -107,6 +121,7 @@ def test_value_is_the_weighted_sum_of_the_terms(name, pair):
     options = method.options
     weights = {"kd": options.kd_weight, "gckt": -getattr(options, "lambda_gckt", 0.0)}
     weights |= {"lckt": getattr(options, "lambda_lckt", 0.0)}
+    weights |= {"target": getattr(options, "target_weight", 0.0)}
     weights |= {"tckd": getattr(options, "alpha", 0.0), "nckd": getattr(options, "beta", 0.0)}
     own = getattr(options, "weight", 0.0)  # of the one term of most methods, whatever its name
     expected = sum(weights.get(term, own) * x.item() for term, x in terms.items())

@@ -106,7 +106,7 @@ class Method(nn.Module):
     """
 
     stage: Stage | None = None  # set by a method that pre-trains something before the student's own training
-    fills_banks = False  # True: before training, `fill_banks` is called once with every training image
+    fills_banks = False  # True: before training, `fill_banks` sees every training image once, then `banks_filled`
     scheduled = False  # True: `at_step` is called before every training batch
 
     def __init__(self, pair: Pair, options: Options) -> None:
@@ -115,11 +115,8 @@ class Method(nn.Module):
         self.kd = KDLoss(options.kd_temperature)
         if self.compares and not pair.teacher_shapes:
             raise ValueError("teacher: this method compares the student with a teacher, got None")
-        if options.kd_weight and pair.classes != pair.teacher_classes:
-            raise ValueError(
-                f"kd_weight: the KD term needs one label set, but the student has {pair.classes} classes "
-                f"and the teacher {pair.teacher_classes}"
-            )
+        if options.kd_weight:
+            require_one_label_set("kd_weight: the KD term", pair)
 
     @property
     def compares(self) -> bool:
@@ -170,6 +167,9 @@ class Method(nn.Module):
         """Take the bank rows `index` from the outputs of both networks in eval mode; in eval mode itself."""
         raise NotImplementedError(f"{type(self).__name__} has no banks")
 
+    def banks_filled(self) -> None:
+        """Called once after the last `fill_banks`; in a process group by all ranks, each of which saw a part."""
+
     def at_step(self, done: int, per_epoch: int, epochs: int) -> None:
         """Set what changes in training for the batch after `done` ones, of `per_epoch` in each of `epochs`.
 
@@ -188,6 +188,15 @@ class Method(nn.Module):
         """The weighted terms of `own_loss` one by one; called in eval mode."""
         value, terms = self.own_loss(student, teacher, batch)
         return {next(iter(terms)): value}
+
+
+def require_one_label_set(subject: str, pair: Pair) -> None:
+    """ValueError that begins with `subject`, unless both networks have as many classes."""
+    if pair.classes != pair.teacher_classes:
+        raise ValueError(
+            f"{subject} needs one label set, but the student has {pair.classes} classes and the teacher "
+            f"{pair.teacher_classes}"
+        )
 
 
 def check_ranges(options: Any, skip: Collection[str] = ()) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..nn.options import option
 from ..ops import checks
-from .base import Batch, Loss, Method, Options, Outputs, Pair
+from .base import Batch, Loss, Method, Options, Outputs, Pair, require_one_label_set
 from .schedule import ramp_factor, ramp_steps
 
 
@@ -43,11 +43,7 @@ class DKD(Method):
 
     def __init__(self, pair: Pair, options: DKDOptions) -> None:
         super().__init__(pair, options)
-        if pair.classes != pair.teacher_classes:
-            raise ValueError(
-                f"dkd: needs one label set, but the student has {pair.classes} classes and the teacher "
-                f"{pair.teacher_classes}"
-            )
+        require_one_label_set("dkd:", pair)
         if pair.labels is None:
             raise ValueError("dkd: needs the labels of the training images, got None")
         self.alpha, self.beta, self.temperature = options.alpha, options.beta, options.temperature

@@ -31,9 +31,12 @@ from .modes import eval_mode
 from .nst import NST, NSTOptions
 from .pkt import PKT, PKTOptions
 from .rkd import RKD, RKDOptions
+from .sinkd import SinKD, SinKDOptions
 from .sp import SP, SPOptions
 from .vid import VID, VIDOptions
 from .wcord import WCoRD, WCoRDOptions
+from .wkd import WKD, WKDOptions
+from .wkd_f import WKDF, WKDFOptions
 
 PLUS_KD = "+kd"
 M = TypeVar("M", bound=Method)
@@ -63,6 +66,9 @@ METHODS: dict[str, Entry] = {
     "ce": Entry(CE, Options),
     "kd": Entry(KD, KDOptions, "kd"),
     "dkd": Entry(DKD, DKDOptions, "dkd"),
+    "wkd": Entry(WKD, WKDOptions, "wkd"),
+    "wkd_f": Entry(WKDF, WKDFOptions, "wkd_f"),
+    "sinkd": Entry(SinKD, SinKDOptions, "sinkd"),
     "fitnet": Entry(FitNet, FitNetOptions, "fitnet"),
     "at": Entry(AT, ATOptions, "at"),
     "sp": Entry(SP, SPOptions, "sp"),
@@ -210,6 +216,9 @@ def create(
         out_s, out_t = (distill.Outputs(*net(images, return_features=True)) for net in (s, t))
         batch = distill.Batch(images, labels, index)
         loss = F.cross_entropy(out_s.logits, labels) + method(out_s, out_t, batch).value
+
+    A method whose `fills_banks` is True ("wkd" without a cost file) wants every training image by `fill_banks`, then
+    `banks_filled`, before its first loss.
 
     Args:
         name: one of `names()`, any case, optionally with "+kd" ("crd+kd").

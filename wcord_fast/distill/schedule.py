@@ -1,8 +1,11 @@
-"""A ramp of a term's weight: linear from 0 over the first steps of training, a function of the step alone."""
+"""Factors of a term's weight that change in training, as functions of the step alone: a linear ramp, a cosine decay."""
 
 from __future__ import annotations
 
 import math
+
+import torch
+from torch import Tensor, nn
 
 
 def ramp_steps(ramp: float, per_epoch: int, epochs: int) -> int:
@@ -24,3 +27,24 @@ def require_ramp(z: str, name: str, ramp: float) -> None:
 def module_z(z: str) -> str:
     """The rule that the loss module follows by itself."""
     return "first" if z == "ramp" else z
+
+
+def decay_factor(done: int, steps: int, start: float) -> float:
+    """1 until the part `start` of all `steps` batches is done, then half a cosine down to 0."""
+    progress = done / max(1, steps)
+    return 1.0 if progress <= start else 0.5 * (1 + math.cos(math.pi * (progress - start) / (1 - start)))
+
+
+class CosineDecay(nn.Module):
+    """The factor of a weight that decays, as a tensor, which a CUDA graph reads anew; no part of a state dict."""
+
+    factor: Tensor
+
+    def __init__(self, start: float) -> None:
+        super().__init__()
+        self.start = start
+        self.register_buffer("factor", torch.ones(()), persistent=False)
+
+    @torch.no_grad()
+    def at_step(self, done: int, per_epoch: int, epochs: int) -> None:
+        self.factor.fill_(decay_factor(done, per_epoch * epochs, self.start))

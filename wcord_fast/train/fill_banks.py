@@ -28,5 +28,6 @@ def fill_banks(run, teacher: nn.Module) -> None:
         for images, _, index in run.train.once():
             with autocast(device, precision):
                 run.method.fill_banks(student(images), teacher_outputs(images), index)
+        run.method.banks_filled()
     check()
-    log.info("%-10s banks filled with the features of %d images", run.name, run.train.images)
+    log.info("%-10s has seen the features of %d images before training", run.name, run.train.images)

@@ -1,0 +1,173 @@
+"""WKD-L: transport between the class probabilities (Lv, Yang, Li: NeurIPS 2024, section 2.1).
+
+With p and q the softmaxes at temperature T of the teacher's and the student's logits of all classes but the image's
+own class y, the transport term is, up to a constant,
+
+    min over plans P with row sums p and column sums q of  <P, C> + eps * sum P log P,    C = 1 - exp(-sharpen * d),
+
+d being 1 - CKA of the teacher's features of two classes (`class_cost`), and the target term is
+-softmax(teacher)_y log softmax(student)_y at T = 1. The objective is CE + target + weight * transport; from 150 of 240
+epochs on, `weight` falls to 0 along half a cosine.
+
+Defaults are the public configuration of resnet32x4-resnet8x4 on CIFAR-100; that of wrn_40_2-ShuffleV1 has weight 200
+and temperature 6. The public code returns <P, C> alone and its gradient through 10 unrolled iterations; here the
+gradient is that of the problem's minimum, in closed form, which points the same way and is about half as long. It
+also adds 1e-8 to costs and to sums, changes the weight by epochs where here it changes by batches, and takes the
+teacher's logits or last maps for its class features where here, as in the paper, it is the penultimate features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as nnf
+
+from .. import functional as F
+from ..distributed.ranks import ranks
+from ..nn.options import option
+from ..ops import checks
+from .base import Batch, Loss, Method, Options, Outputs, Pair, require_one_label_set
+from .class_cost import cka_distance, read_distance, slots_of
+from .schedule import CosineDecay
+
+
+@dataclass
+class WKDOptions(Options):
+    """Options of "wkd".
+
+    Attributes:
+        weight: weight of the transport between the classes other than the image's.
+        target_weight: weight of the term of the image's class.
+        temperature: of the softmaxes that transport is between.
+        eps: regularisation of the transport.
+        iters: its iterations.
+        sharpen: the cost is 1 - exp(-sharpen * distance); 0: the distance itself.
+        cost: a file with the distances between classes, [classes, classes], of NumPy (.npy) or `torch.save`; default: 1
+            - CKA of the teacher's features, by one pass over the training images as they are.
+        class_images: images of a class that CKA looks at; default: as many as the smallest class has.
+        decay: part of the epochs after which the weight of the transport falls to 0; 1: never.
+    """
+
+    weight: float = option(600.0, checks.non_negative)
+    target_weight: float = option(1.0, checks.non_negative)
+    temperature: float = option(8.0, checks.positive)
+    eps: float = option(0.05, checks.divisor)
+    iters: int = option(10, partial(checks.integer, least=1))
+    sharpen: float = option(1.0, checks.non_negative)
+    cost: str | None = option(None, lambda name, file: None if file is None else checks.path(name, file))
+    class_images: int | None = option(None, lambda name, k: None if k is None else checks.integer(name, k, least=2))
+    decay: float = option(150 / 240, checks.fraction)
+
+
+class WKD(Method):
+    """CE + target_weight * target + weight * transport, on the logits and the labels."""
+
+    options: WKDOptions
+    cost: Tensor  # [classes, classes]
+    _slots: Tensor  # int64 [num_data], rows of `_features`; -1: not looked at
+
+    def __init__(self, pair: Pair, options: WKDOptions) -> None:
+        super().__init__(pair, options)
+        require_one_label_set("wkd:", pair)
+        classes = pair.classes
+        if classes < 3:
+            raise ValueError(f"wkd: transports between the classes other than the image's, but there are {classes}")
+        self.weight, self.target_weight = options.weight, options.target_weight
+        self.decay = CosineDecay(options.decay)
+        self.scheduled = options.decay < 1
+        self.fills_banks = options.cost is None
+        self._features: Tensor | None = None  # [classes * b, D], the teacher's, until the cost is made
+        if options.cost is None:
+            if pair.labels is None:
+                raise ValueError("wkd: the cost between classes needs the labels of the training images, got None")
+            try:
+                slots, self._class_images = slots_of(pair.labels, classes, options.class_images)
+            except ValueError as error:
+                raise ValueError(f"wkd: {error}") from None
+            self.register_buffer("_slots", slots, persistent=False)
+            self.register_buffer("cost", torch.full((classes, classes), torch.nan))
+        else:
+            self.register_buffer("cost", self._sharpened(read_distance(options.cost, classes)))
+        self._cost_known = options.cost is not None
+        self.register_load_state_dict_post_hook(WKD._loaded)
+
+    def _loaded(self, _) -> None:
+        self._cost_known = bool(self.cost.isfinite().all())
+
+    def _sharpened(self, distance: Tensor) -> Tensor:
+        sharpen = self.options.sharpen
+        return -torch.expm1(-sharpen * distance) if sharpen else distance
+
+    def fill_banks(self, student: Outputs, teacher: Outputs, index: Tensor) -> None:
+        features = teacher.feats[-1].detach().float()
+        if self._features is None:
+            self._features = features.new_zeros(len(self.cost) * self._class_images, features.shape[1])
+        slots = self._slots[index]
+        kept = slots >= 0
+        self._features[slots[kept]] = features[kept]
+
+    def banks_filled(self) -> None:
+        features, self._features = self._features, None
+        if features is None:
+            raise RuntimeError("wkd: banks_filled() was called before fill_banks()")
+        if ranks().world > 1:
+            dist.all_reduce(features)  # every image is one rank's, the others hold 0
+        distance = cka_distance(features.view(len(self.cost), self._class_images, -1))
+        self.cost.copy_(self._sharpened(distance))
+        self._cost_known = True
+
+    def at_step(self, done: int, per_epoch: int, epochs: int) -> None:
+        self.decay.at_step(done, per_epoch, epochs)
+
+    def own_loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> Loss:
+        target, transport = self._terms(student, teacher, batch)
+        value = self.target_weight * target + self.weight * self.decay.factor * transport
+        return Loss(value, {"target": target.detach(), "transport": transport.detach()})
+
+    def own_parts(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
+        target, transport = self._terms(student, teacher, batch)
+        return {"target": self.target_weight * target, "transport": self.weight * self.decay.factor * transport}
+
+    def _terms(self, student: Outputs, teacher: Outputs, batch: Batch) -> tuple[Tensor, Tensor]:
+        if not self._cost_known:
+            raise RuntimeError(
+                "wkd: the cost between classes is not known yet; call fill_banks() with the outputs for every training "
+                "image and then banks_filled(), load a state dict, or give the option cost"
+            )
+        options = self.options
+        s, t = student.logits, teacher.logits.detach()
+        return target_term(s, t, batch.labels), class_transport(
+            s, t, batch.labels, self.cost, options.temperature, options.eps, options.iters
+        )
+
+
+def target_term(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    """Batch mean of -softmax(teacher)_y log softmax(student)_y, of logits [B, C] and classes y [B]."""
+    log_s, log_t = (z.to(_wide(z)).log_softmax(1).gather(1, labels[:, None]) for z in (student, teacher))
+    return -(log_t.exp() * log_s).mean()
+
+
+def class_transport(
+    student: Tensor, teacher: Tensor, labels: Tensor, cost: Tensor, temperature: float, eps: float, iters: int
+) -> Tensor:
+    """Batch mean of min <P, C> + eps sum P log P between the softmaxes of the logits [B, C] without the classes [B].
+
+    Twice eps times the entropy of p, which is no function of the student, is added, so that q = p has no negative
+    value. In fp32, or fp64 for fp64 logits; the gradient is that of the minimum.
+    """
+    dtype = _wide(student)
+    own = nnf.one_hot(labels, student.shape[1]).bool()
+    log_s, log_t = ((z.to(dtype) / temperature).masked_fill(own, -torch.inf).log_softmax(1) for z in (student, teacher))
+    p, q = log_t.exp(), log_s.exp()
+    divergent = F.ot_cost_from_matrix(cost.to(dtype), p, q, eps=eps, iters=iters, value="dual")
+    # "dual" is <P, C> + eps KL(P || p q), and sum P log P = KL(P || p q) + sum p log p + sum q log q.
+    log_s, log_t = (log.masked_fill(own, 0) for log in (log_s, log_t))
+    return (divergent + eps * ((q * log_s).sum(1) - (p * log_t).sum(1))).mean()
+
+
+def _wide(logits: Tensor) -> torch.dtype:
+    return torch.promote_types(logits.dtype, torch.float32)
