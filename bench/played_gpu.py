@@ -143,12 +143,12 @@ class PlayedModule:
         return ["bank_init_kernel"]
 
     @staticmethod
-    def _cuda_contrast_embed_kernels(_record) -> list[str]:
-        return ["contrast_embed_kernel"]
+    def _cuda_step_embed_kernels(_record) -> list[str]:
+        return ["step_embed_kernel"]
 
     @staticmethod
-    def _cuda_contrast_finish_kernels(_record) -> list[str]:
-        return ["contrast_finish_kernel"]
+    def _cuda_step_finish_kernels(_record) -> list[str]:
+        return ["step_finish_kernel"]
 
     @staticmethod
     def _cuda_spectral_iterate_kernels(_record) -> list[str]:

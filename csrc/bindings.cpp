@@ -8,7 +8,7 @@
 
 #include "cpu/cpu.h"
 #include "cpu/simd.h"
-#include "common/contrast_rows.h"
+#include "common/step_rows.h"
 #include "common/sinkhorn.h"
 #include "python_record.h"
 
@@ -85,7 +85,7 @@ void def_interface(py::module_& m) {
   def_record<BankScore>(m, "BankScore");
   def_record<ContrastStep>(m, "ContrastStep");
   def_record<Spectral>(m, "Spectral");
-  def_record<ContrastRows>(m, "ContrastRows");
+  def_record<StepRows>(m, "StepRows");
   def_record<SpectralPair>(m, "SpectralPair");
   def_record<Membership>(m, "Membership");
   def_record<OtSolve>(m, "OtSolve");
@@ -164,8 +164,8 @@ void def_cuda(py::module_& m) {
   def_op(m, "cuda_bank_update", &wcf_cuda_bank_update);
   def_op(m, "cuda_bank_init", &wcf_cuda_bank_init);
   def_op(m, "cuda_bank_score", &wcf_cuda_bank_score);
-  def_op(m, "cuda_contrast_embed", &wcf_cuda_contrast_embed);
-  def_op(m, "cuda_contrast_finish", &wcf_cuda_contrast_finish);
+  def_op(m, "cuda_step_embed", &wcf_cuda_step_embed);
+  def_op(m, "cuda_step_finish", &wcf_cuda_step_finish);
   def_op(m, "cuda_spectral_iterate", &wcf_cuda_spectral_iterate);
   def_op(m, "cuda_spectral_gradient", &wcf_cuda_spectral_gradient);
   def_op(m, "cuda_membership", &wcf_cuda_membership);

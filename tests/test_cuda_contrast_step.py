@@ -15,7 +15,7 @@ from wcord_fast.ops.status import Code
 from .cuda_on_cpu import build
 from .cuda_on_cpu.module import emulated
 
-SOURCES = [build.CSRC / "cuda" / f"{name}.cu" for name in ("contrast_rows", "spectral")]
+SOURCES = [build.CSRC / "cuda" / f"{name}.cu" for name in ("step_rows", "spectral")]
 B, N, S_DIM, T_DIM = 6, 50, 9, 40
 LABELS = torch.arange(N) % 5
 

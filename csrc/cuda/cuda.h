@@ -4,7 +4,7 @@
 #pragma once
 #include "../common/bank_score.h"
 #include "../common/bank_update.h"
-#include "../common/contrast_rows.h"
+#include "../common/step_rows.h"
 #include "../common/sinkhorn.h"
 
 extern "C" {
@@ -23,8 +23,8 @@ int wcf_cuda_bank_init(const wcf::BankInit* record);
 
 // One launch each for both networks. An index out of [0, N) sets the index bit; an embedding that is not finite becomes
 // NaN, is not written to a bank, and sets the update_row bit.
-int wcf_cuda_contrast_embed(const wcf::ContrastRows* record);
-int wcf_cuda_contrast_finish(const wcf::ContrastRows* record);
+int wcf_cuda_step_embed(const wcf::StepRows* record);
+int wcf_cuda_step_finish(const wcf::StepRows* record);
 
 int wcf_cuda_spectral_iterate(const wcf::SpectralPair* record);
 int wcf_cuda_spectral_gradient(const wcf::SpectralPair* record);

@@ -1,5 +1,5 @@
 // Spectral norms of both networks' weights: one block per weight, which stays in L2 between the two passes.
-#include "../common/contrast_rows.h"
+#include "../common/step_rows.h"
 
 #include "cuda.h"
 #include "launch.h"

@@ -1,7 +1,7 @@
 // The sizes of the records that this library's kernels take, to be compared with the native module's.
 #include "../../csrc/common/bank_score.h"
 #include "../../csrc/common/bank_update.h"
-#include "../../csrc/common/contrast_rows.h"
+#include "../../csrc/common/step_rows.h"
 #include "../../csrc/common/sinkhorn.h"
 
 #define RECORD_BYTES(Name) \
@@ -15,5 +15,5 @@ RECORD_BYTES(BankScore)
 RECORD_BYTES(Membership)
 RECORD_BYTES(OtPlan)
 RECORD_BYTES(OtSolve)
-RECORD_BYTES(ContrastRows)
+RECORD_BYTES(StepRows)
 RECORD_BYTES(SpectralPair)

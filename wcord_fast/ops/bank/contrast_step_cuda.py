@@ -1,7 +1,7 @@
 """A training step of CRD's loss on a CUDA device: the rows' work before and after the score in one launch each.
 
 As contrast_step.py on the CPU, under the same autograd Function: a product for each linear map, the embeddings
-(csrc/cuda/contrast_rows.cu), the score by any backend and plan, then the gradient through the norm, the loss, both bank
+(csrc/cuda/step_rows.cu), the score by any backend and plan, then the gradient through the norm, the loss, both bank
 updates and the next step at once. Spectral norms are one launch, and their gradient another (csrc/cuda/spectral.cu).
 Nothing waits for the device.
 """
@@ -78,7 +78,7 @@ class DeviceStep:
         index: [B] the images' own rows, contiguous.
         banks: (student's, teacher's) rows [N, D], contiguous, which are updated; None in eval mode.
         state: (seed, t) of the sampler, of which t grows by 1 with an update.
-        least_length, momentum: see `ContrastRows` in csrc/common.
+        least_length, momentum: see `StepRows` in csrc/common.
         factor: weight of the loss.
         norms: makes the spectral norms of both maps, or None where they have none.
         local: as for the CPU's step, of tensors.
@@ -111,7 +111,7 @@ class DeviceStep:
         (batch, dim), dtype = products[0].shape, products[0].dtype
         anchors = products[0].new_empty(2, batch, dim)
         length = products[0].new_empty(2, batch, dtype=torch.float64)
-        record = native.ContrastRows(
+        record = native.StepRows(
             wide=dtype == torch.float64,
             batch=batch,
             dim=dim,
@@ -126,7 +126,7 @@ class DeviceStep:
             bank_0=0,
             **native_module.on_cuda(anchors),
         )
-        native_module.check_launch("contrast_step", native.cuda_contrast_embed(record))
+        native_module.check_launch("contrast_step", native.cuda_step_embed(record))
         value, grad = self.score_anchors(anchors, needs_grad)
         kept = grad.new_empty((1 if norms is None else 2, 2, batch, dim) if needs_grad else (0,))
         if needs_grad:
@@ -155,7 +155,7 @@ class DeviceStep:
             }.items():
                 if name != "num_anchors":
                     setattr(record, name, number)
-        native_module.check_launch("contrast_step", native.cuda_contrast_finish(record))
+        native_module.check_launch("contrast_step", native.cuda_step_finish(record))
         status.check_if_asked(anchors.device)
         if self.banks is not None:
             for bank in self.banks:

@@ -10,7 +10,7 @@ namespace wcf {
 //           batch of `value` summed over the networks. With `grad`: from that of nce per anchor at the anchors to that of
 //           the loss at z, the part that comes by `local_grad` included. With `bank`: each network's own bank is updated
 //           as by BankUpdate, and `step` grows by 1.
-#define WCF_CONTRAST_ROWS(NEEDED, OPTIONAL, EACH, PART)                                                   \
+#define WCF_STEP_ROWS(NEEDED, OPTIONAL, EACH, PART)                                                   \
   NEEDED(int32_t, wide)                                                                                   \
   NEEDED(int64_t, batch)          /* B */                                                                 \
   NEEDED(int64_t, dim)            /* D */                                                                 \
@@ -40,7 +40,7 @@ namespace wcf {
   OPTIONAL(int64_t*, step)        /* of the sampler */                                                    \
   PART(Place, place)                                                                                      \
   PART(Status, flags)
-WCF_RECORD(ContrastRows, WCF_CONTRAST_ROWS)
+WCF_RECORD(StepRows, WCF_STEP_ROWS)
 
 // The spectral norms of both networks' weights; see Spectral.
 //   iterate   as there, sigma [2]; with `moves` u and v are moved in place. The vectors in force are left in kept_u and

@@ -1,5 +1,5 @@
 // The rows of a training step before and after the score: one launch each for both networks, one warp per row.
-#include "../common/contrast_rows.h"
+#include "../common/step_rows.h"
 
 #include "bank_update.h"
 #include "cuda.h"
@@ -11,18 +11,18 @@ constexpr int ROW_THREADS = 128;  // four rows per block
 constexpr int64_t NETWORKS = 2;
 
 template <class Real>
-__device__ __forceinline__ double sigma_of(const ContrastRows& a, int64_t network) {
+__device__ __forceinline__ double sigma_of(const StepRows& a, int64_t network) {
   return a.sigma ? static_cast<double>(static_cast<const Real*>(a.sigma)[network]) : 1.0;
 }
 
 template <class Real>
-__device__ __forceinline__ double ramped(const ContrastRows& a, double factor, int term) {
+__device__ __forceinline__ double ramped(const StepRows& a, double factor, int term) {
   return a.ramp ? factor * static_cast<double>(static_cast<const Real*>(a.ramp)[term]) : factor;
 }
 
 // Reads 2 and writes 1 row of D. A row without a finite length becomes NaN, which the score flags.
 template <class Real>
-__global__ void __launch_bounds__(ROW_THREADS) contrast_embed_kernel(ContrastRows a) {
+__global__ void __launch_bounds__(ROW_THREADS) step_embed_kernel(StepRows a) {
   const int lane = threadIdx.x % WARP;
   const int64_t unit = static_cast<int64_t>(blockIdx.x) * (ROW_THREADS / WARP) + threadIdx.x / WARP, dim = a.dim;
   if (unit >= NETWORKS * a.batch) return;  // the whole warp
@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(ROW_THREADS) contrast_embed_kernel(ContrastRow
 // The gradient through the norm. Below least_length the divisor is a constant; else what points along the anchor
 // changes its length only.
 template <class Real>
-__device__ void through_the_norm(const ContrastRows& a, int64_t unit, int lane) {
+__device__ void through_the_norm(const StepRows& a, int64_t unit, int lane) {
   const int64_t network = unit / a.batch, dim = a.dim;
   const Real* const given = static_cast<const Real*>(a.anchor_grad) + unit * dim;
   Real* const grad = static_cast<Real*>(a.grad) + unit * dim;
@@ -74,7 +74,7 @@ __device__ void through_the_norm(const ContrastRows& a, int64_t unit, int lane) 
 
 // The losses, added up in a fixed order, and the next step.
 template <class Real>
-__device__ void sum_up(const ContrastRows& a, int lane) {
+__device__ void sum_up(const StepRows& a, int lane) {
   double sum = 0.0;
   for (int64_t at = lane; at < NETWORKS * a.batch; at += WARP) {
     sum += static_cast<double>(static_cast<const Real*>(a.value)[at]);
@@ -91,7 +91,7 @@ __device__ void sum_up(const ContrastRows& a, int lane) {
 }
 
 template <class Bank, class Real>
-__global__ void __launch_bounds__(ROW_THREADS) contrast_finish_kernel(ContrastRows a) {
+__global__ void __launch_bounds__(ROW_THREADS) step_finish_kernel(StepRows a) {
   const int lane = threadIdx.x % WARP;
   const int64_t unit = static_cast<int64_t>(blockIdx.x) * (ROW_THREADS / WARP) + threadIdx.x / WARP;
   if (unit > NETWORKS * a.batch) return;  // the whole warp
@@ -124,26 +124,26 @@ dim3 grid_of(int64_t warps) {
 }  // namespace
 }  // namespace wcf
 
-int wcf_cuda_contrast_embed(const wcf::ContrastRows* record) {
+int wcf_cuda_step_embed(const wcf::StepRows* record) {
   using namespace wcf;
-  const ContrastRows& a = *record;
+  const StepRows& a = *record;
   const DeviceGuard guard(a.place.device);
   if (guard.error != cudaSuccess) return error_code(guard.error);
-  const auto kernel = a.wide ? contrast_embed_kernel<double> : contrast_embed_kernel<float>;
+  const auto kernel = a.wide ? step_embed_kernel<double> : step_embed_kernel<float>;
   return error_code(
       launch(kernel, grid_of(NETWORKS * a.batch), dim3(ROW_THREADS), 0, stream_of(a.place), false, a));
 }
 
-int wcf_cuda_contrast_finish(const wcf::ContrastRows* record) {
+int wcf_cuda_step_finish(const wcf::StepRows* record) {
   using namespace wcf;
-  const ContrastRows& a = *record;
+  const StepRows& a = *record;
   if (!a.flags.status) return static_cast<int>(cudaErrorInvalidValue);
   const DeviceGuard guard(a.place.device);
   if (guard.error != cudaSuccess) return error_code(guard.error);
   cudaError_t error = cudaErrorInvalidValue;  // an unknown dtype
   with_dtype(a.bank_dtype, [&](auto type) {
     using Bank = decltype(type);
-    const auto kernel = a.wide ? contrast_finish_kernel<Bank, double> : contrast_finish_kernel<Bank, float>;
+    const auto kernel = a.wide ? step_finish_kernel<Bank, double> : step_finish_kernel<Bank, float>;
     error = launch(kernel, grid_of(NETWORKS * a.batch + 1), dim3(ROW_THREADS), 0, stream_of(a.place), false, a);
   });
   return error_code(error);
