@@ -8,7 +8,7 @@ import torch
 
 from .. import dispatch
 from ..library import register
-from . import reference
+from . import native_cpu, reference
 from .reference import Contrast, Gradients, Values, accumulate_dtype
 
 _CONTRAST = (
@@ -19,8 +19,8 @@ _CONTRAST = (
 
 def module_of(device: torch.device, backend: str) -> ModuleType:
     """The module whose `values` and `gradients` run."""
-    dispatch.resolve("batch", device=device, backend=backend)
-    return reference
+    chosen = dispatch.resolve("batch", device=device.type, backend=backend).backend
+    return native_cpu if chosen == "native" else reference
 
 
 def values(*args) -> Values:
