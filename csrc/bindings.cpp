@@ -88,6 +88,8 @@ void def_interface(py::module_& m) {
   def_record<StepRows>(m, "StepRows");
   def_record<SpectralPair>(m, "SpectralPair");
   def_record<Membership>(m, "Membership");
+  def_record<ContrastValues>(m, "ContrastValues");
+  def_record<ContrastGradients>(m, "ContrastGradients");
   def_record<OtSolve>(m, "OtSolve");
   def_record<OtPlan>(m, "OtPlan");
   def_record<OtPlanMatrix>(m, "OtPlanMatrix");
@@ -99,6 +101,7 @@ void def_interface(py::module_& m) {
   def_codes<NegativeSource>(m, "NEGATIVES");
   def_codes<BankOp>(m, "BANK_OPS");
   def_codes<BankPlan>(m, "BANK_PLANS");
+  def_codes<ContrastCritic>(m, "CONTRAST_CRITICS");
   def_codes<MembershipKind>(m, "MEMBERSHIP_KINDS");
   def_codes<OtCost>(m, "OT_COSTS");
   def_codes<OtSolver>(m, "OT_SOLVERS");
@@ -121,6 +124,8 @@ void def_cpu(py::module_& m) {
   def_op(m, "cpu_contrast_score", &cpu_contrast_score);
   def_op(m, "cpu_contrast_gradient", &cpu_contrast_gradient);
   def_op(m, "cpu_contrast_finish", &cpu_contrast_finish);
+  def_op(m, "cpu_contrast_values", &cpu_contrast_values);
+  def_op(m, "cpu_contrast_gradients", &cpu_contrast_gradients);
   def_op(m, "cpu_spectral_iterate", &cpu_spectral_iterate);
   def_op(m, "cpu_spectral_gradient", &cpu_spectral_gradient);
   def_op(m, "cpu_ot_solve", &cpu_ot_solve);

@@ -3,6 +3,7 @@
 #pragma once
 #include "../common/bank_score.h"
 #include "../common/bank_update.h"
+#include "../common/contrast_rows.h"
 #include "../common/contrast_step.h"
 #include "../common/draw.h"
 #include "../common/sinkhorn.h"
@@ -31,6 +32,12 @@ void cpu_bank_init(const BankInit& args);
 int64_t cpu_contrast_score(const ContrastStep& args);
 void cpu_contrast_gradient(const ContrastStep& args);
 int64_t cpu_contrast_finish(const ContrastStep& args);
+
+// False: a value is not finite, or its square is not, and nothing in the results means anything.
+bool cpu_contrast_values(const ContrastValues& args);
+
+// Of tensors that cpu_contrast_values has seen.
+void cpu_contrast_gradients(const ContrastGradients& args);
 
 // Returns sigma; `gradient` needs it, and the u and v that it belongs to.
 double cpu_spectral_iterate(const Spectral& args);

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "bank_kernels.h"
+#include "contrast_kernels.h"
 #include "draw_block.h"
 #include "simd.h"
 #include "sinkhorn_kernels.h"
@@ -19,6 +20,8 @@ struct SimdKernels {
   DenseKernel (*pick_dense)(int op, int bank, bool wide, int64_t batch);
   SinkhornKernels<float> sinkhorn_f32;
   SinkhornKernels<double> sinkhorn_f64;
+  ContrastKernels<float> contrast_f32;
+  ContrastKernels<double> contrast_f64;
 };
 
 namespace portable {
@@ -46,6 +49,15 @@ const SinkhornKernels<T>& sinkhorn_kernels() {
     return simd_kernels().sinkhorn_f64;
   } else {
     return simd_kernels().sinkhorn_f32;
+  }
+}
+
+template <class T>
+const ContrastKernels<T>& contrast_kernels() {
+  if constexpr (sizeof(T) == sizeof(double)) {
+    return simd_kernels().contrast_f64;
+  } else {
+    return simd_kernels().contrast_f32;
   }
 }
 

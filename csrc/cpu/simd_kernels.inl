@@ -20,6 +20,8 @@
 
 #include "sinkhorn_shared.inl"
 
+#include "contrast_rows.inl"
+
 template <class T>
 constexpr SinkhornKernels<T> SINKHORN = {
     TILE_ROWS,       shared_pack<T>,   shared_product<T>, shared_log<T>,
@@ -29,4 +31,12 @@ constexpr SinkhornKernels<T> SINKHORN = {
     step_columns<T>, all_finite<T>,    unit_row<T>,      finish_gradient<T>,
 };
 
-const SimdKernels KERNELS = {draw_block, pick_visit, pick_dense, SINKHORN<float>, SINKHORN<double>};
+template <class T>
+constexpr ContrastKernels<T> CONTRAST = {
+    TILE_ROWS,       TILE_COLUMNS<T>, WIDTH<T>, pack_anchors<T>, pack_rows<T>, pack_columns<T>,
+    squares<T>,      sum_exp<T>,      log_sum_exp<T>,  sum_softplus<T>,        join_lanes<T>,
+    exp_within_range<T>, exp_slopes<T>, sigmoid_slopes<T>, add_row_gradient<T>, add_anchor_gradient<T>,
+};
+
+const SimdKernels KERNELS = {draw_block,       pick_visit,      pick_dense,      SINKHORN<float>,
+                             SINKHORN<double>, CONTRAST<float>, CONTRAST<double>};

@@ -1,0 +1,92 @@
+"""The contrast ops in compiled code for CPU tensors (csrc/cpu/contrast_*): signatures and results of `reference`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import native_module
+from .reference import Contrast, Gradients, Values, accumulate_dtype, check_values
+
+_IDS = Contrast._fields[8:]
+
+
+def values(c: Contrast) -> Values:
+    """As `reference.values`."""
+    fields, anchors, _kept = _fields(c)
+    softmax, count = c.critic == "infonce", c.anchors.shape[0]
+    value, slope = anchors.new_empty(count), anchors.new_empty(count)
+    total, row_total = anchors.new_empty(count * softmax), anchors.new_empty(c.rows.shape[0] * (softmax and c.both))
+    native = native_module.module()
+    record = native.ContrastValues(
+        **fields,
+        value=value.data_ptr(),
+        slope=slope.data_ptr(),
+        total=total.data_ptr(),
+        row_total=row_total.data_ptr(),
+        threads=native_module.threads(),
+    )
+    if not native.cpu_contrast_values(record):
+        check_values(c)
+        raise ValueError(f"x, y: expected rows whose products are finite in {anchors.dtype}")
+    return Values(value, slope, total, row_total)
+
+
+def gradients(c: Contrast, weight: Tensor, row_weight: Tensor | None, known: Values) -> Gradients:
+    """As `reference.gradients`."""
+    fields, anchors, _kept = _fields(c)
+    weight = plain(weight, anchors.dtype)
+    row_weight = None if row_weight is None else plain(row_weight, anchors.dtype)
+    slope, total, row_total = (plain(t, anchors.dtype) for t in known[1:])
+    grads = Gradients(
+        torch.empty_like(anchors), torch.empty_like(anchors), anchors.new_empty(()), anchors.new_empty(())
+    )
+    native = native_module.module()
+    record = native.ContrastGradients(
+        **fields,
+        weight=weight.data_ptr(),
+        row_weight=0 if row_weight is None else row_weight.data_ptr(),
+        slope=slope.data_ptr(),
+        total=total.data_ptr(),
+        row_total=row_total.data_ptr(),
+        anchor_grad=grads.anchors.data_ptr(),
+        positive_grad=grads.positives.data_ptr(),
+        scale_grad=grads.scale.data_ptr(),
+        bias_grad=grads.bias.data_ptr(),
+        threads=native_module.threads(),
+    )
+    native.cpu_contrast_gradients(record)
+    return grads
+
+
+def plain(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """`t` in `dtype`, contiguous."""
+    return t if t.dtype is dtype and t.is_contiguous() else t.to(dtype).contiguous()
+
+
+def _fields(c: Contrast) -> tuple[dict[str, Any], Tensor, tuple[Tensor | None, ...]]:
+    """(the record `ContrastRows`, the anchors in the dtype of the call, the tensors to keep until it has been used)."""
+    dtype = accumulate_dtype(c.anchors, c.positives, c.rows)
+    anchors, rows = plain(c.anchors, dtype), plain(c.rows, dtype)
+    positives = rows if c.both else plain(c.positives, dtype)
+    ids = [None if t is None else plain(t, torch.int64) for t in c[8:]]
+    fields = {
+        "critic": native_module.module().CONTRAST_CRITICS[c.critic],
+        "wide": dtype is torch.float64,
+        "both": c.both,
+        "num_anchors": anchors.shape[0],
+        "num_rows": rows.shape[0],
+        "dim": anchors.shape[1],
+        "first": c.first,
+        "anchors": anchors.data_ptr(),
+        "positives": positives.data_ptr(),
+        "rows": rows.data_ptr(),
+        "scale": float(c.scale),
+        "bias": float(c.bias),
+    }
+    for name, t in zip(_IDS, ids, strict=True):
+        if t is not None:
+            fields[name] = t.data_ptr()
+    return fields, anchors, (anchors, positives, rows, *ids)
