@@ -22,6 +22,9 @@ def _calls():
         "a": lambda h: F.ot_cost(y[:B], y, a=h[:, 0].softmax(0), solver="sinkhorn", value="dual"),
         "b": lambda h: F.ot_cost(y, y[:B], b=h[:, 0].softmax(0), solver="sinkhorn", value="dual"),
         "bank_nce": lambda h: F.bank_nce(h, bank, index, negatives=sampler, log_z=3.0).sum(),
+        "batch_infonce": lambda h: F.batch_infonce(h, y[:B]).sum(),
+        "batch_infonce, y": lambda h: F.batch_infonce(y[:B], h).sum(),
+        "batch_sigmoid": lambda h: F.batch_sigmoid(h, y[:B], scale=h.sum()).sum(),
         "bank_mean_score": lambda h: F.bank_mean_score(h, bank, index, negatives=sampler).sum(),
     }
 

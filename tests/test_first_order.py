@@ -32,6 +32,8 @@ def calls():
         "OTLoss": (lambda x: OTLoss(iters=5)(x, y), sampler),
         "bank_nce": (lambda x: F.bank_nce(x, bank, INDEX, log_z=1.0, **args).sum(), bank),
         "bank_mean_score": (lambda x: F.bank_mean_score(x, bank.rows, INDEX, **args).sum(), bank),
+        "batch_infonce": (lambda x: F.batch_infonce(x, y).sum(), sampler),
+        "batch_sigmoid": (lambda x: F.batch_sigmoid(y, y, scale=x.sum()).sum(), sampler),
         "bank_log_z": (lambda x: F.bank_log_z(x, bank, INDEX, **args), bank),
         "bank_update_": (lambda x: F.bank_update_(bank, INDEX, x).rows.sum(), bank),
         "NegativeSampler.draw": (lambda x: sampler.draw(INDEX).sum() * x.sum(), sampler),

@@ -206,6 +206,8 @@ def test_every_row_of_the_support_table_that_can_run_here_runs(row):
         result = F.ot_cost(anchor, bank, backend=row.backend)
     elif row.op == "ot_matrix":
         result = F.ot_cost_from_matrix(torch.cdist(anchor, bank), backend=row.backend)
+    elif row.op == "batch":
+        result = torch.stack([f(anchor, bank[:B], backend=row.backend) for f in (F.batch_infonce, F.batch_sigmoid)])
     elif row.op == "bank_update":
         with use_backend(row.backend):
             result = F.bank_update_(bank, index, anchor)

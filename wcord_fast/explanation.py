@@ -17,6 +17,7 @@ FUNCTIONS = {  # functional -> op
     **dict.fromkeys(("ot_cost", "ot_plan", "ot_solve"), "ot"),
     **dict.fromkeys(("ot_cost_from_matrix", "ot_plan_from_matrix", "ot_solve_from_matrix"), "ot_matrix"),
     "bank_update_": "bank_update",
+    **dict.fromkeys(("batch_infonce", "batch_sigmoid"), "batch"),
 }
 
 FROM_SUMS = "no plan, the sums of its rows by class in O(B * D)"
@@ -41,8 +42,8 @@ def explain(
     """Which plan and backend a call of `op` takes in this process, and why.
 
     Args:
-        op: "bank_nce", "bank_mean_score", "bank_log_z", "bank_update", "bank_init", "draw", "ot" or "ot_matrix", or the
-            name of the function in `wcord_fast.functional`.
+        op: "bank_nce", "bank_mean_score", "bank_log_z", "bank_update", "bank_init", "batch", "draw", "ot" or
+            "ot_matrix", or the name of the function in `wcord_fast.functional`.
         num_data, k, batch: N, K ("all" for the whole pool, also with expected=True) and B of a bank op; N and K are
             needed with plan="auto".
         n, m, problems, dtype: rows of both sides, number of problems and dtype of the features of "ot": with n given

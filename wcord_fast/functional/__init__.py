@@ -1,6 +1,7 @@
 """The functions of the library; every one is also a name of this package."""
 
 from .bank import bank_log_z, bank_mean_score, bank_nce, bank_update_
+from .batch import batch_infonce, batch_sigmoid
 from .kd import kd_loss
 from .ot import ot_cost, ot_plan, ot_solve
 from .ot_matrix import ot_cost_from_matrix, ot_plan_from_matrix, ot_solve_from_matrix
@@ -13,6 +14,8 @@ __all__ = [
     "bank_mean_score",
     "bank_nce",
     "bank_update_",
+    "batch_infonce",
+    "batch_sigmoid",
     "kd_loss",
     "ot_cost",
     "ot_cost_from_matrix",

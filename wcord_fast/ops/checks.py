@@ -171,7 +171,8 @@ def finite_rows(name: str, values: Tensor, code: Code) -> Tensor:
     def describe(at: tuple[int, ...]) -> Exception:
         row = values[at]
         bad = row[~torch.isfinite(row)][0].item()
-        return ValueError(f"{name}: row {', '.join(map(str, at))} holds {bad}; expected finite values")
+        where = f"row {', '.join(map(str, at))} " if at else ""
+        return ValueError(f"{name}: {where}holds {bad}; expected finite values")
 
     guard(~ok, code, describe)
     return ok

@@ -69,6 +69,7 @@ SUPPORT: tuple[Row, ...] = (
             ("dense", "any", "reference", "plain PyTorch, chunked over anchors"),
         )
     ),
+    Row("batch", "-", "any", "reference", "plain PyTorch, chunked over anchors"),
     Row("ot", "-", "cpu", "native", "C++, OpenMP over strips of rows or over problems"),
     Row("ot", "-", "cuda", "native", "one launch while the matrix fits in shared memory"),
     Row("ot", "-", "cuda", "triton", "tiles recomputed on the tensor cores, O(n + m) memory"),

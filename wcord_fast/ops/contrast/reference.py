@@ -1,0 +1,179 @@
+"""Contrast of anchors with the rows of a batch or a queue in plain PyTorch, on any device and dtype: the oracle.
+
+Scores are made in blocks of anchors, so that nothing of size A x R is kept. Everything is accumulated in fp32, or fp64
+where a tensor is fp64. README.md beside this file derives the formulas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from ..status import Code
+
+CHUNK_BYTES = 64 << 20
+
+
+class Contrast(NamedTuple):
+    """Anchors, the positive of each, and the rows that hold the negatives of all.
+
+    A row is no negative of an anchor if it is the anchor's positive, or has its class (a label below 0 is an unknown
+    class, equal to none), or its index.
+    """
+
+    critic: str  # "infonce" or "sigmoid"
+    anchors: Tensor  # [A, D]
+    positives: Tensor  # [A, D]
+    rows: Tensor  # [R, D]
+    first: int  # anchor i's positive is row first + i; -1: the positives are not among the rows
+    both: bool  # the rows are the positives, and anchors of the other direction: values and gradients are of both
+    scale: Tensor  # scalar; a score is scale * <anchor, row> + bias
+    bias: Tensor  # scalar
+    anchor_label: Tensor | None  # integer [A]
+    row_label: Tensor | None  # integer [R]
+    anchor_index: Tensor | None  # integer [A]
+    row_index: Tensor | None  # integer [R]
+
+
+class Values(NamedTuple):
+    """Losses, and what the gradients need of a pass over all scores."""
+
+    value: Tensor  # [A]; with `both` the sum of the two directions
+    slope: Tensor  # [A]; minus the derivative of `value` in the positive's score
+    total: Tensor  # [A]; InfoNCE: log-sum-exp of the positive's and the negatives' scores. Sigmoid: empty
+    row_total: Tensor  # [R]; the other direction's totals, with `both`; else empty
+
+
+class Gradients(NamedTuple):
+    anchors: Tensor  # [A, D]
+    positives: Tensor  # [A, D]
+    scale: Tensor  # scalar
+    bias: Tensor  # scalar
+
+
+def accumulate_dtype(*tensors: Tensor) -> torch.dtype:
+    """fp64 if any tensor is fp64, else fp32."""
+    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def values(c: Contrast) -> Values:
+    """The losses of the anchors.
+
+    Raises:
+        ValueError: on the CPU, a value that is not finite. On a device all losses are NaN then, and a status bit set.
+    """
+    finite = check_values(c)
+    found = _values(_widened(c))
+    return found if finite is None else found._replace(value=torch.where(finite, found.value, torch.nan))
+
+
+def check_values(c: Contrast) -> Tensor | None:
+    """On the CPU None, or a ValueError that names what is not finite; on a device a bool scalar: all is finite."""
+    rows = [checks.finite_rows(name, rows, Code.FEATURE).all() for name, rows in named(c).items()]
+    scalars = [checks.finite_rows(name, getattr(c, name)[None], Code.FEATURE) for name in ("scale", "bias")]
+    return None if c.anchors.device.type == "cpu" else torch.stack([*rows, *scalars]).all()
+
+
+def replaced(c: Contrast, anchors: Tensor, positives: Tensor, rows: Tensor, scale: Tensor, bias: Tensor) -> Contrast:
+    """`c` with other values of its float tensors."""
+    return c._replace(anchors=anchors, positives=positives, rows=rows, scale=scale, bias=bias)
+
+
+def named(c: Contrast) -> dict[str, Tensor]:
+    """The tensors by the names that users know them by."""
+    if c.both:
+        return {"x": c.anchors, "y": c.rows}
+    return {"anchor": c.anchors, "positive": c.positives, "rows": c.rows}
+
+
+def _values(c: Contrast) -> Values:
+    positive = (c.anchors * c.positives).sum(-1) * c.scale + c.bias  # [A]
+    if c.critic == "sigmoid":
+        own = c.anchors.new_zeros(len(c.anchors))
+        other = c.rows.new_zeros(len(c.rows))
+        for lo, hi, scores, excluded in _blocks(c):
+            terms = _softplus(scores).masked_fill(excluded, 0)
+            own[lo:hi] = terms.sum(1)
+            other += terms.sum(0)
+        directions = 1 + c.both
+        value = own + directions * _softplus(-positive)
+        slope = directions * torch.sigmoid(-positive)
+        return Values(value + other if c.both else value, slope, own.new_empty(0), own.new_empty(0))
+    own = c.anchors.new_full((len(c.anchors),), -torch.inf)
+    other = c.rows.new_full((len(c.rows),), -torch.inf)
+    for lo, hi, scores, excluded in _blocks(c):
+        scores = scores.masked_fill(excluded, -torch.inf)
+        own[lo:hi] = scores.logsumexp(1)
+        if c.both:
+            other = torch.logaddexp(other, scores.logsumexp(0))
+    # log-sum-exp of all - positive, without the cancellation where the negatives add little.
+    losses = [_softplus(negatives - positive) for negatives in ((own, other) if c.both else (own,))]
+    totals = [positive + loss for loss in losses]
+    value, slope = torch.stack(losses).sum(0), torch.stack([-torch.expm1(-loss) for loss in losses]).sum(0)
+    return Values(value, slope, totals[0], totals[1] if c.both else own.new_empty(0))
+
+
+def gradients(c: Contrast, weight: Tensor, row_weight: Tensor | None, known: Values) -> Gradients:
+    """Derivatives of sum_i weight_i value_i.
+
+    Args:
+        weight: [A].
+        row_weight: [R], weights of the rows' own losses, whose negatives the anchors are: with `both` those of the
+            other direction; or None, where the rows have no losses.
+        known: what `values` gave; of its `row_total` there is need where there is a `row_weight`.
+    """
+    c = _widened(c)
+    grad = torch.empty_like(c.anchors)
+    row_grad = torch.zeros_like(c.rows)
+    of_bias = c.anchors.new_zeros(())
+    for lo, hi, scores, excluded in _blocks(c):
+        if c.critic == "sigmoid":
+            both = weight[lo:hi, None] if row_weight is None else weight[lo:hi, None] + row_weight
+            slopes = torch.sigmoid(scores) * both
+        else:
+            slopes = torch.exp(scores - known.total[lo:hi, None]) * weight[lo:hi, None]
+            if row_weight is not None:
+                slopes += torch.exp(scores - known.row_total) * row_weight
+        slopes = slopes.masked_fill(excluded, 0)
+        grad[lo:hi] = slopes @ c.rows
+        of_bias += slopes.sum()
+        if c.both:
+            row_grad += slopes.T @ c.anchors[lo:hi]
+    pull = (weight * known.slope)[:, None]
+    grad -= pull * c.positives
+    positive_grad = -pull * c.anchors
+    if c.both:
+        positive_grad += row_grad
+    of_scale = (grad * c.anchors).sum()
+    return Gradients(grad * c.scale, positive_grad * c.scale, of_scale, of_bias - pull.sum())
+
+
+def _blocks(c: Contrast) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """(lo, hi, scores [hi - lo, R] of anchors lo .. hi - 1, bool: True where the row is no negative of the anchor)."""
+    height = max(1, CHUNK_BYTES // (len(c.rows) * c.rows.element_size()))
+    for lo in range(0, len(c.anchors), height):
+        hi = min(lo + height, len(c.anchors))
+        scores = c.anchors[lo:hi] @ c.rows.T * c.scale + c.bias
+        excluded = torch.zeros_like(scores, dtype=torch.bool)
+        if c.first >= 0:
+            excluded.diagonal(c.first + lo).fill_(True)
+        if c.anchor_label is not None:
+            own = c.anchor_label[lo:hi, None]
+            excluded |= (own == c.row_label) & (own >= 0)
+        if c.anchor_index is not None:
+            excluded |= c.anchor_index[lo:hi, None] == c.row_index
+        yield lo, hi, scores, excluded
+
+
+def _widened(c: Contrast) -> Contrast:
+    wide = accumulate_dtype(c.anchors, c.positives, c.rows)
+    tensors = [t.to(wide).contiguous() for t in (c.anchors, c.positives, c.rows, c.scale, c.bias)]
+    return replaced(c, *tensors)
+
+
+def _softplus(x: Tensor) -> Tensor:
+    return torch.logaddexp(x, x.new_zeros(()))
