@@ -62,8 +62,7 @@ def batch_infonce(
             and the transforms of `torch.func`.
     """
     temperature = checks.divisor("temperature", temperature, _accumulate_dtype(x, y))
-    scale = torch.full((), 1 / temperature, dtype=torch.float64, device=x.device)
-    return _losses("infonce", x, y, scale, torch.zeros_like(scale), labels, index, scope, backend)
+    return _losses("infonce", x, y, 1 / temperature, 0.0, labels, index, scope, backend)
 
 
 @first_order
@@ -102,7 +101,7 @@ def _accumulate_dtype(x: Tensor, y: Tensor) -> torch.dtype:
     return accumulate_dtype(x, y)
 
 
-def _scalar(name: str, value: Tensor | float, device: torch.device) -> Tensor:
+def _scalar(name: str, value: Tensor | float, device: torch.device) -> Tensor | float:
     if isinstance(value, Tensor):
         checks.tensor(name, value, shape=())
         if value.device != device:
@@ -111,15 +110,16 @@ def _scalar(name: str, value: Tensor | float, device: torch.device) -> Tensor:
     value = checks.number(name, value)
     if not abs(value) <= torch.finfo(torch.float32).max:
         raise ValueError(f"{name}: expected a number that is finite in float32, got {value:g}")
-    return torch.full((), value, dtype=torch.float64, device=device)
+    return value
 
 
 def _losses(critic, x, y, scale, bias, labels, index, scope, backend) -> Tensor:
     checks.choice("scope", scope, SCOPES)
     checks.choice("backend", backend, ("auto", *BACKENDS))
-    ids = {name: value for name, value in (("labels", labels), ("index", index)) if value is not None}
-    for name, value in ids.items():
-        checks.tensor(name, value, shape=(x.shape[0],), dtypes=checks.INDICES)
-    checks.same_device(x=x, y=y, **ids)
+    tensors = {"x": x, "y": y}
+    for name, value in (("labels", labels), ("index", index)):
+        if value is not None:
+            tensors[name] = checks.tensor(name, value, shape=(x.shape[0],), dtypes=checks.INDICES)
+    checks.same_device(**tensors)
     c = Contrast(critic, x, y, y, 0, True, scale, bias, labels, labels, index, index)
     return global_losses(c, backend) if scope == "global" else autograd.losses(c, backend)

@@ -6,7 +6,7 @@ they are known. Saved are the inputs and what `reference.Values` holds; no score
 
 from __future__ import annotations
 
-from typing import Any
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -14,59 +14,80 @@ from torch import Tensor
 from ..differentiable_once import differentiable_once
 from ..eager import calls_directly
 from . import op
-from .reference import Contrast, Gradients, Values, replaced
+from .reference import Contrast, Gradients, Values
 
-NOT_TWICE = "the gradient of a contrast cannot be differentiated again: only the first one is computed"
+_NOT_TWICE = "the gradient of a contrast cannot be differentiated again: only the first one is computed"
+
+
+class Runner:
+    """How a contrast is computed: by a backend's module at once, or, where operators are traced, by the ops."""
+
+    def __init__(self, c: Contrast, backend: str):
+        direct = calls_directly(c.anchors, c.positives, c.rows)
+        self._module: ModuleType | None = op.module_of(c.anchors.device, backend) if direct else None
+        self._backend = backend
+
+    def values(self, c: Contrast) -> Values:
+        """`reference.values` of the backend."""
+        if self._module:
+            return self._module.values(c)
+        return Values(*op.values_op(*_op_args(c), self._backend))
+
+    def gradients(self, c: Contrast, weight: Tensor, row_weight: Tensor | None, known: Values) -> Gradients:
+        """`reference.gradients` of the backend."""
+        if self._module and calls_directly(weight):
+            with torch.no_grad():  # under create_graph=True, too
+                return self._module.gradients(c, weight, row_weight, known)
+        weight = weight.detach()
+        row_weight = weight if c.both else row_weight
+        return Gradients(*op.gradients_op(*_op_args(c), weight, row_weight, *known, self._backend))
 
 
 def losses(c: Contrast, backend: str) -> Tensor:
     """Losses [A], differentiable with respect to anchors, positives, scale and bias; of the rows' only with `both`."""
-    if c.positives is c.anchors:  # the same tensor twice cannot be traced through one autograd.Function
-        c = c._replace(positives=c.positives.view_as(c.positives))
-    return _Losses.apply(c.anchors, c.positives, c.scale, c.bias, c, backend)
+    runner = Runner(c, backend)
+    if not wants_grad(c):
+        return runner.values(c).value
+    positives = c.positives.view_as(c.positives) if c.positives is c.anchors else c.positives  # for the tracer
+    return _Losses.apply(c.anchors, positives, c.scale, c.bias, c, runner)
+
+
+def wants_grad(c: Contrast) -> bool:
+    """Whether there is anything to differentiate with respect to."""
+    inputs = (c.anchors, c.positives, c.scale, c.bias)
+    return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs)
 
 
 class _Losses(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, anchors, positives, scale, bias, c: Contrast, backend: str):
-        c = detached(c)
-        known = values(c, backend)
-        ctx.save_for_backward(anchors, positives, scale, bias, positives if c.both else c.rows, *known)
-        ctx.options, ctx.ids, ctx.backend = (c.critic, c.first, c.both), c[8:], backend
+    def forward(ctx, anchors, positives, scale, bias, c: Contrast, runner: Runner):
+        known = runner.values(c)
+        scalars = [t if isinstance(t, Tensor) else None for t in (scale, bias)]
+        ctx.save_for_backward(anchors, positives, *scalars, None if c.both else c.rows, *known)
+        fixed = [None if isinstance(t, Tensor) else t for t in (scale, bias)]
+        ctx.options, ctx.ids, ctx.runner = (c.critic, c.first, c.both, *fixed), c[8:], runner
         return known.value
 
     @staticmethod
     def backward(ctx, weight):
-        inputs, rows, known = ctx.saved_tensors[:4], ctx.saved_tensors[4], Values(*ctx.saved_tensors[5:])
-        anchors, positives, scale, bias = inputs
-        critic, first, both = ctx.options
-        c = detached(Contrast(critic, anchors, positives, rows, first, both, scale, bias, *ctx.ids))
-        found = gradients(c, weight, weight if c.both else None, known, ctx.backend)
-        return *as_inputs(found, inputs, ctx.needs_input_grad, weight), None, None
+        anchors, positives, scale, bias, rows, *known = ctx.saved_tensors
+        critic, first, both, fixed_scale, fixed_bias = ctx.options
+        scalars = (fixed_scale if scale is None else scale, fixed_bias if bias is None else bias)
+        c = Contrast(critic, anchors, positives, positives if both else rows, first, both, *scalars, *ctx.ids)
+        found = ctx.runner.gradients(c, weight, weight if both else None, Values(*known))
+        return *as_inputs(found, (anchors, positives, scale, bias), ctx.needs_input_grad, weight), None, None
 
 
-def as_inputs(
-    found: tuple[Tensor, ...], inputs: tuple[Tensor, ...], needs: tuple, weight: Tensor
-) -> list[Tensor | None]:
+def as_inputs(found: tuple[Tensor, ...], inputs: tuple, needs: tuple, weight: Tensor) -> list[Tensor | None]:
     """The gradients of a backward in the dtypes of the inputs, differentiable once."""
-    grads: list[Tensor | None] = [
-        g.to(t.dtype) if needed else None for g, t, needed in zip(found, inputs, needs, strict=False)
+    grads = [g.to(t.dtype) if needed else None for g, t, needed in zip(found, inputs, needs, strict=False)]
+    return differentiable_once(grads, _NOT_TWICE, weight, *inputs)
+
+
+def _op_args(c: Contrast) -> Contrast:
+    """`c` outside of the graph, its numbers as tensors."""
+    tensors = [
+        t.detach() if isinstance(t, Tensor) else torch.full((), t, dtype=torch.float64, device=c.anchors.device)
+        for t in (c.anchors, c.positives, c.rows, c.scale, c.bias)
     ]
-    return differentiable_once(grads, NOT_TWICE, weight, *inputs)
-
-
-def detached(c: Contrast) -> Contrast:
-    """`c` outside of the graph."""
-    return replaced(c, *(t.detach() for t in (c.anchors, c.positives, c.rows, c.scale, c.bias)))
-
-
-def values(c: Contrast, backend: str) -> Values:
-    """`reference.values` by the backend that is chosen."""
-    run: Any = op.values if calls_directly(c.anchors, c.positives, c.rows) else op.values_op
-    return Values(*run(*c, backend))
-
-
-def gradients(c: Contrast, weight: Tensor, row_weight: Tensor | None, known: Values, backend: str) -> Gradients:
-    """`reference.gradients` by the backend that is chosen."""
-    run: Any = op.gradients if calls_directly(c.anchors, c.positives, c.rows, weight) else op.gradients_op
-    return Gradients(*run(*c, weight.detach(), row_weight, *known, backend))
+    return c._replace(anchors=tensors[0], positives=tensors[1], rows=tensors[2], scale=tensors[3], bias=tensors[4])

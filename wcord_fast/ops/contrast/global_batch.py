@@ -22,48 +22,44 @@ def global_losses(c: Contrast, backend: str) -> Tensor:
     """Losses [B_r] of this rank's pairs, where `c` is their contrast with one another."""
     if ranks().world == 1:
         return autograd.losses(c, backend)
-    y = c.positives.view_as(c.positives) if c.positives is c.anchors else c.positives
-    return _Losses.apply(c.anchors, y, c.scale, c.bias, c, backend)
+    return _Losses.apply(c.anchors, c.positives, c.scale, c.bias, c, autograd.Runner(c, backend))
 
 
 class _Losses(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, y, scale, bias, c: Contrast, backend: str):
-        c = autograd.detached(c)
+    def forward(ctx, x, y, scale, bias, c: Contrast, runner: autograd.Runner):
         sizes = sizes_of(len(x), x.device)
         given = [t.long() for t in (c.anchor_label, c.anchor_index) if t is not None]
-        all_x, all_y, *all_ids = gather_rows([c.anchors, c.positives, *given], sizes)
+        all_x, all_y, *all_ids = gather_rows([x.detach(), y.detach(), *given], sizes)
         for name, rows in (("x", all_x), ("y", all_y)):
             checks.finite_rows(name, rows, Code.FEATURE)  # on every rank alike: none waits for one that has raised
         label = all_ids.pop(0) if c.anchor_label is not None else None
         index = all_ids.pop(0) if c.anchor_index is not None else None
-        ctx.options = c.critic, sizes, (c.anchor_label, label, c.anchor_index, index), backend
-        x_known, y_known = (autograd.values(s, backend) for s in _strips(ctx, x, y, all_x, all_y, scale, bias))
+        ids = (c.anchor_label, label, c.anchor_index, index)
+        x_known, y_known = (runner.values(s) for s in _strips(c.critic, sizes, ids, x, y, all_x, all_y, scale, bias))
         slope = x_known.slope + y_known.slope
-        ctx.save_for_backward(x, y, scale, bias, all_x, all_y, slope, x_known.total, y_known.total)
+        scalars = [t if isinstance(t, Tensor) else None for t in (scale, bias)]
+        ctx.save_for_backward(x, y, *scalars, all_x, all_y, slope, x_known.total, y_known.total)
+        ctx.options = c.critic, sizes, ids
+        ctx.fixed, ctx.runner = [None if isinstance(t, Tensor) else t for t in (scale, bias)], runner
         return x_known.value + y_known.value
 
     @staticmethod
     def backward(ctx, weight):
-        inputs, (all_x, all_y, slope, x_total, y_total) = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
-        x, y, scale, bias = inputs
-        critic, sizes, _, backend = ctx.options
-        with torch.no_grad():
-            own = [weight.to(slope.dtype), *((x_total, y_total) if critic == "infonce" else ())]
-            row_weight, *totals = gather_rows(own, sizes)
-            all_x_total, all_y_total = totals or (x_total, y_total)
-            known = Values(slope, slope, x_total, all_y_total), Values(slope, slope, y_total, all_x_total)
-            strips = _strips(ctx, x, y, all_x, all_y, scale, bias)
-            of_x, of_y = (
-                autograd.gradients(s, own[0], row_weight, k, backend) for s, k in zip(strips, known, strict=True)
-            )
+        x, y, scale, bias, all_x, all_y, slope, x_total, y_total = ctx.saved_tensors
+        critic, sizes, ids = ctx.options
+        scalars = (fixed if t is None else t for t, fixed in zip((scale, bias), ctx.fixed, strict=True))
+        own = [weight.to(slope.dtype), *((x_total, y_total) if critic == "infonce" else ())]
+        row_weight, *totals = gather_rows(own, sizes)
+        all_x_total, all_y_total = totals or (x_total, y_total)
+        known = Values(slope, slope, x_total, all_y_total), Values(slope, slope, y_total, all_x_total)
+        strips = _strips(critic, sizes, ids, x, y, all_x, all_y, *scalars)
+        of_x, of_y = (ctx.runner.gradients(s, own[0], row_weight, k) for s, k in zip(strips, known, strict=True))
         found = (of_x.anchors, of_y.anchors, of_x.scale, of_x.bias)
-        return *autograd.as_inputs(found, inputs, ctx.needs_input_grad, weight), None, None
+        return *autograd.as_inputs(found, (x, y, scale, bias), ctx.needs_input_grad, weight), None, None
 
 
-def _strips(ctx, x, y, all_x, all_y, scale, bias) -> tuple[Contrast, Contrast]:
+def _strips(critic, sizes, ids, x, y, all_x, all_y, scale, bias) -> tuple[Contrast, Contrast]:
     """This rank's x against all y, and its y against all x."""
-    critic, sizes, ids, _ = ctx.options
     options = lower(sizes), False, scale, bias
-    x_strip, y_strip = Contrast(critic, x, y, all_y, *options, *ids), Contrast(critic, y, x, all_x, *options, *ids)
-    return autograd.detached(x_strip), autograd.detached(y_strip)
+    return Contrast(critic, x, y, all_y, *options, *ids), Contrast(critic, y, x, all_x, *options, *ids)

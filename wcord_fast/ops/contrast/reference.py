@@ -31,8 +31,8 @@ class Contrast(NamedTuple):
     rows: Tensor  # [R, D]
     first: int  # anchor i's positive is row first + i; -1: the positives are not among the rows
     both: bool  # the rows are the positives, and anchors of the other direction: values and gradients are of both
-    scale: Tensor  # scalar; a score is scale * <anchor, row> + bias
-    bias: Tensor  # scalar
+    scale: Tensor | float  # scalar; a score is scale * <anchor, row> + bias
+    bias: Tensor | float  # scalar
     anchor_label: Tensor | None  # integer [A]
     row_label: Tensor | None  # integer [R]
     anchor_index: Tensor | None  # integer [A]
@@ -74,13 +74,9 @@ def values(c: Contrast) -> Values:
 def check_values(c: Contrast) -> Tensor | None:
     """On the CPU None, or a ValueError that names what is not finite; on a device a bool scalar: all is finite."""
     rows = [checks.finite_rows(name, rows, Code.FEATURE).all() for name, rows in named(c).items()]
-    scalars = [checks.finite_rows(name, getattr(c, name)[None], Code.FEATURE) for name in ("scale", "bias")]
+    given = {name: value for name, value in (("scale", c.scale), ("bias", c.bias)) if isinstance(value, Tensor)}
+    scalars = [checks.finite_rows(name, value[None], Code.FEATURE) for name, value in given.items()]
     return None if c.anchors.device.type == "cpu" else torch.stack([*rows, *scalars]).all()
-
-
-def replaced(c: Contrast, anchors: Tensor, positives: Tensor, rows: Tensor, scale: Tensor, bias: Tensor) -> Contrast:
-    """`c` with other values of its float tensors."""
-    return c._replace(anchors=anchors, positives=positives, rows=rows, scale=scale, bias=bias)
 
 
 def named(c: Contrast) -> dict[str, Tensor]:
@@ -171,8 +167,9 @@ def _blocks(c: Contrast) -> Iterator[tuple[int, int, Tensor, Tensor]]:
 
 def _widened(c: Contrast) -> Contrast:
     wide = accumulate_dtype(c.anchors, c.positives, c.rows)
-    tensors = [t.to(wide).contiguous() for t in (c.anchors, c.positives, c.rows, c.scale, c.bias)]
-    return replaced(c, *tensors)
+    anchors, positives, rows = (t.to(wide).contiguous() for t in (c.anchors, c.positives, c.rows))
+    scale, bias = (t.to(wide) if isinstance(t, Tensor) else t for t in (c.scale, c.bias))
+    return c._replace(anchors=anchors, positives=positives, rows=rows, scale=scale, bias=bias)
 
 
 def _softplus(x: Tensor) -> Tensor:
