@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from . import data, distill, functional, models, train
     from .explanation import explain
     from .info import report as info
-    from .nn import CRDLoss, KDLoss, MemoryBank, NegativeSampler, OTLoss, WCoRDLoss
+    from .nn import CRDLoss, FeatureQueue, KDLoss, MemoryBank, NegativeSampler, OTLoss, WCoRDLoss
     from .ops.dispatch import use_backend
     from .ops.status import check
 
@@ -25,6 +25,7 @@ except PackageNotFoundError:  # a source tree on the path
 
 __all__ = [
     "CRDLoss",
+    "FeatureQueue",
     "KDLoss",
     "MemoryBank",
     "NegativeSampler",

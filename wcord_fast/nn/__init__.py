@@ -7,6 +7,7 @@ from .kd import KDLoss
 from .memory_bank import MemoryBank
 from .options import ContrastOptions, WCoRDLossOptions
 from .ot import OTLoss
+from .queue import FeatureQueue
 from .sampler import NegativeSampler
 from .wcord import WCoRDLoss
 
@@ -15,6 +16,7 @@ __all__ = [
     "Contrast",
     "ContrastOptions",
     "Embed",
+    "FeatureQueue",
     "KDLoss",
     "MemoryBank",
     "NegativeSampler",

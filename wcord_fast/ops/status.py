@@ -31,7 +31,7 @@ class Code(IntFlag):
 MESSAGES = {
     Code.INDEX: "a row index was out of [0, N); its anchor's loss is NaN and the row was neither read nor written",
     Code.ANCHOR: "an anchor held NaN or inf; its loss is NaN",
-    Code.UPDATE_ROW: "a row of bank_update_, or its update's norm, was not finite; that bank row was left as it was",
+    Code.UPDATE_ROW: "a row of bank_update_ (or its update's norm) or of push_ was not finite; the older row was kept",
     Code.OT_INPUT: "x or y of an optimal-transport call held NaN or inf; its cost is NaN",
     Code.ZERO_ROW: "a row of x or y with nonzero mass was zero under cost='cosine'; its cost is NaN",
     Code.MARGINAL: "a marginal was negative, not finite or did not sum to 1; its cost is NaN",

@@ -1,0 +1,100 @@
+"""FeatureQueue: the rows of the last batches, first in, first out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..distributed.ranks import gather_rows, ranks, sizes_of
+from ..ops import checks
+from ..ops.queue import push_op
+from .sampler import MAX_ROWS
+from .state import StateModule
+
+UNKNOWN = -1  # the label of a row whose class is not known
+
+
+class FeatureQueue(StateModule):
+    """Rows [size, D] of earlier batches: negatives where no image has a number, or there is no end of images.
+
+    Args:
+        size: how many rows it holds.
+        dim: D.
+        dtype: torch.float32 (default), bfloat16, float16 or float64.
+        labels: keep an integer label beside each row, so that rows of an anchor's own class can be excluded.
+
+    It begins empty: `filled` counts the rows that have been pushed, at most `size`, and slots behind them hold zeros
+    and the label -1. Score a batch first, then push it, or its rows are negatives of themselves; so the first batch has
+    no negatives. Rows are written in place, one after the other and round again: after `pushed` rows in all, the next
+    slot is `pushed` modulo `size`. Nothing waits for the device, so that a CUDA graph can hold a push. A graph that
+    saved `rows` for its backward cannot be run after a push.
+
+    In a process group `push_` is collective: every rank pushes the rows of all ranks in rank order, and so their queues
+    are equal. A queue takes `size * dim` elements on every rank, and `8 * size` bytes for labels. Rows, labels and
+    `pushed` are buffers without gradient: a state dict resumes exactly.
+    """
+
+    rows: Tensor  # [size, D]
+    labels: Tensor | None  # int64 [size]
+    pushed: Tensor  # int64 scalar
+    keeps_own_state = True  # see distributed.ddp
+
+    def __init__(self, size: int, dim: int, *, dtype: torch.dtype = torch.float32, labels: bool = False):
+        super().__init__()
+        self.size = checks.integer("size", size, least=1, below=MAX_ROWS + 1)
+        self.dim = checks.integer("dim", dim, least=1)
+        if dtype not in checks.FLOATS:
+            raise TypeError(f"dtype: expected one of {', '.join(map(str, checks.FLOATS))}, got {dtype}")
+        kept = checks.boolean("labels", labels)
+        self.register_buffer("rows", torch.zeros(self.size, self.dim, dtype=dtype))
+        self.register_buffer("labels", torch.full((self.size,), UNKNOWN) if kept else None)
+        self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def filled(self) -> Tensor:
+        """How many rows hold a pushed one: int64 scalar on the queue's device. They are the first ones of `rows`."""
+        return self.pushed.clamp(max=self.size)
+
+    def is_filled(self) -> Tensor:
+        """bool [size]: True where a slot holds a pushed row."""
+        return torch.arange(self.size, device=self.pushed.device) < self.pushed
+
+    @torch.no_grad()
+    def push_(self, rows: Tensor, labels: Tensor | None = None) -> FeatureQueue:
+        """Write rows (of all ranks, in rank order) over the oldest ones. Of more than `size` rows the last stay.
+
+        Args:
+            rows: float [B, D], detached and rounded to the queue's dtype.
+            labels: int64 or int32 [B], below 0 where unknown; for a queue that keeps labels, and only for one.
+        Raises:
+            TypeError, ValueError: a wrong argument, before anything is written or sent. On the CPU also a row that is
+                not finite in the queue's dtype, on all ranks and before anything is written; elsewhere such a row is
+                not written and its slot keeps the older one, see `wcord_fast.check`.
+        """
+        self.require_filled()
+        checks.tensor("rows", rows, shape=("B", self.dim))
+        if labels is not None:
+            checks.tensor("labels", labels, shape=(len(rows),), dtypes=checks.INDICES)
+        if (labels is None) != (self.labels is None):
+            expected = "None: the queue keeps none" if self.labels is None else "one per row: the queue keeps them"
+            raise ValueError(f"labels: expected {expected}")
+        given = [rows] if labels is None else [rows, labels.long()]
+        checks.same_device(queue=self.rows, rows=rows, **({} if labels is None else {"labels": labels}))
+        if ranks().world > 1:
+            given[0] = rows.to(self.rows.dtype)  # fewer bytes to send
+            given = gather_rows(given, sizes_of(len(rows), rows.device))
+        push_op(self.rows, self.labels, self.pushed, *given, *([None] if labels is None else []))
+        return self
+
+    def reset_parameters(self) -> None:
+        """Empty, as when it was made."""
+        self.rows.zero_()
+        self.pushed.zero_()
+        if self.labels is not None:
+            self.labels.fill_(UNKNOWN)
+        if not self.rows.is_meta:
+            self._empty = {}
+
+    def extra_repr(self) -> str:
+        labels = "" if self.labels is None else ", labels=True"
+        return f"size={self.size}, dim={self.dim}, dtype={self.rows.dtype}{labels}"
