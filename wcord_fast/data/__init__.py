@@ -17,6 +17,9 @@ training set: what the banks of the distillation losses are addressed by. Shuffl
 (seed, epoch) alone, the same on every device: to resume in the middle of an epoch, call
 `train.epoch(epoch, start=batches_done)`; there is no state to save.
 
+`Indexed(train_set)` gives any map-style data set (torchvision, Hugging Face, your own) the row numbers by which banks
+are addressed, so that `distill.fit` takes a `DataLoader` of it.
+
 "imagenet" is the one that is not held: a `LazyFolder`, of which `train_batches` and `test_batches` make batches that
 are decoded by worker processes.
 """
@@ -30,6 +33,7 @@ from ..batch import Batch
 from ..extras import require_train
 from .batches import TestBatches, TrainBatches
 from .dataset import Dataset
+from .indexed import Indexed
 
 if TYPE_CHECKING:
     from .lazy_batches import LazyBatches
@@ -49,6 +53,7 @@ READERS = {  # what reads files, by a package that only the extra `train` brings
 __all__ = [
     "Batch",
     "Dataset",
+    "Indexed",
     "LazyBatches",
     "LazyFolder",
     "TestBatches",
