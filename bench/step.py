@@ -90,7 +90,7 @@ class Stepper:
         loss = self.meters.means()["loss"]
         for _ in range(WARM_UP if self.run.graphed is not None else 1):
             self.step()
-        self.watch, self.spent = Stopwatch(self.run.train.dataset.device), []
+        self.watch, self.spent = Stopwatch(self.run.train.device), []
         return loss
 
 

@@ -19,15 +19,16 @@ from .crd_oracle import PublishedCRD
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SMALL = {
+    "fit.py": ["--epochs", "2"],
     "replace_crd_loss.py": ["--epochs", "4", "--teacher-epochs", "1"],
     "ot_between_batches.py": ["--steps", "60"],
     "ten_million_rows.py": ["--rows", "100000", "--negatives", "2048", "--steps", "2"],
 }
 
 
-def told(name: str) -> str:
+def told(name: str, *more: str) -> str:
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name), *SMALL[name]],
+        [sys.executable, str(EXAMPLES / name), *SMALL[name], *more],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -80,6 +81,18 @@ def test_the_replaced_loss_is_repdistillers_along_the_run(monkeypatch, capsys):
 def test_the_replaced_loss_runs_as_printed():
     out = told("replace_crd_loss.py")
     assert [line.split(":")[0] for line in out.splitlines() if "%" in line] == ["teacher", "plain student", "student"]
+
+
+def test_a_student_is_fitted_and_the_same_command_goes_on(tmp_path):
+    def rows(out):
+        return [line.split() for line in out.splitlines() if re.match(r" +\d", line)]
+
+    where = ["--output-dir", str(tmp_path)]
+    table = rows(told("fit.py", *where))
+    assert [row[0] for row in table] == ["1", "2"] and float(table[-1][3]) < float(table[0][3])
+    assert (tmp_path / "student" / "checkpoint.pt").is_file()
+    out = told("fit.py", *where)
+    assert rows(out) == table and out.count("finished earlier") == 2
 
 
 def test_points_move_to_their_targets():

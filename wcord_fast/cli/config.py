@@ -15,6 +15,7 @@ import torch
 from .. import data as datasets
 from .. import distill, models
 from ..ops import checks
+from ..train.recipe import Recipe
 from .options import check_paths, devices
 
 
@@ -29,7 +30,7 @@ def method_names() -> list[str]:
 
 
 @dataclass
-class Config:
+class Config(Recipe):
     """What to train on what, how, and where to leave the results.
 
     Attributes:
@@ -44,26 +45,13 @@ class Config:
         student: name of the student's architecture.
         teacher_checkpoint: use this trained teacher (a checkpoint, a run's directory or a state dict).
         methods: what to train students with, by comma; "ce" is the plain student, "+kd" adds a KD term.
-        epochs: passes over the training set.
-        teacher_epochs: the same for the teacher; default: epochs (the packaged file of the digits has 30).
+        teacher_epochs: epochs of the teacher; default: epochs (the packaged file of the digits has 30).
         batch_size: images per step.
         eval_batch_size: images per forward pass when testing.
-        accumulate: batches per optimiser step, their losses averaged; each is a step of the methods' banks.
-        lr: learning rate (SGD).
-        teacher_lr: the same for the teacher; default: lr.
-        momentum: SGD's momentum.
-        weight_decay: SGD's weight decay.
-        milestones: the rate decays after these epochs; numbers below 1 are fractions of all epochs.
-        lr_decay: factor of each decay.
-        clip_grad: largest norm of the whole gradient; default: no limit.
+        teacher_lr: learning rate of the teacher; default: lr.
         output_dir: where runs are kept and resumed; default: runs/DATA_TEACHER_STUDENT.
-        seed: of initialisation, order, augmentation and negatives; equal for all methods, so they are paired.
         device: "auto", "cpu", "cuda" or "cuda:1".
         threads: CPU threads; default: PyTorch's.
-        precision: fp32, or bf16 autocast.
-        channels_last: keep images and weights in channels-last memory order.
-        compile: run both networks' forward and backward passes through torch.compile.
-        cuda_graph: replay the step as one CUDA graph (CUDA only, not with accumulate).
         log_every: steps between two looks at the running losses (the only synchronisations of an epoch).
         log_grad_norms: once an epoch, log each loss term's share of the gradient at the penultimate feature.
         tensorboard: write TensorBoard logs beside the CSV.
@@ -82,26 +70,13 @@ class Config:
     student: Annotated[str, models.names] = "resnet8x4"
     teacher_checkpoint: Annotated[str | None, "file"] = None
     methods: Annotated[list[str], method_names] = field(default_factory=lambda: ["ce", "wcord"])
-    epochs: int = 240
     teacher_epochs: int | None = None
     batch_size: int = 64
     eval_batch_size: int = 500
-    accumulate: int = 1
-    lr: float = 0.05
     teacher_lr: float | None = None
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    milestones: list[float] = field(default_factory=lambda: [0.625, 0.75, 0.875])
-    lr_decay: float = 0.1
-    clip_grad: float | None = None
     output_dir: Annotated[str | None, "directory"] = None
-    seed: int = 0
     device: Annotated[str, devices] = "auto"
     threads: int | None = None
-    precision: Literal["fp32", "bf16"] = "fp32"
-    channels_last: bool = False
-    compile: bool = False
-    cuda_graph: bool = False
     log_every: int = 50
     log_grad_norms: bool = False
     tensorboard: bool = True
@@ -111,45 +86,27 @@ class Config:
     options: dict[str, distill.Options] = field(default_factory=_default_options)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.data = datasets.spelled(self.data, "data")
-        for name in ("epochs", "batch_size", "eval_batch_size", "accumulate", "log_every"):
+        for name in ("batch_size", "eval_batch_size", "log_every"):
             checks.integer(name, getattr(self, name), least=1)
         for name in ("teacher_epochs", "image_size", "limit_train", "threads"):
             if getattr(self, name) is not None:
                 checks.integer(name, getattr(self, name), least=1)
         check_paths(self, "data_dir", "teacher_checkpoint", "output_dir")
-        if checks.integer("seed", self.seed, least=0) >= 2**63:
-            raise ValueError(f"seed: expected an int below 2^63, got {self.seed}")
         most = max(256, 4 * (os.cpu_count() or 1))
         if self.threads is not None and self.threads > most:
             raise ValueError(f"threads: expected at most {most} on this machine, got {self.threads}")
-        checks.positive("lr", self.lr)
-        for name in ("teacher_lr", "clip_grad"):
-            if getattr(self, name) is not None:
-                checks.positive(name, getattr(self, name))
-        checks.fraction("momentum", self.momentum)
-        checks.non_negative("weight_decay", self.weight_decay)
-        checks.positive("lr_decay", self.lr_decay)
-        checks.choice("precision", self.precision, ("fp32", "bf16"))
-        device = require_device(self.device)
-        if self.cuda_graph and device.type != "cuda":
-            raise ValueError(f"cuda_graph: expected a CUDA device, got device={self.device!r}, which is {device}")
-        if self.cuda_graph and self.accumulate > 1:
-            raise ValueError(
-                f"cuda_graph: a replay overwrites the gradients; expected accumulate=1, got {self.accumulate}"
-            )
+        if self.teacher_lr is not None:
+            checks.positive("teacher_lr", self.teacher_lr)
+        self.require_runnable(require_device(self.device), 1)
         if self.extend and self.restart:
             raise ValueError(
                 "extend: goes on with an earlier run, which restart=True starts over; expected one of them"
             )
-        if not isinstance(self.milestones, list):
-            raise TypeError(f"milestones: expected a list of numbers, got {self.milestones!r}")
-        for m in self.milestones:
-            checks.positive("milestones", m)
         self.methods = spelled_methods(self.methods)
         for side in ("teacher", "student"):
             _architecture(side, getattr(self, side))
-        distill.check_ranges(self, skip=("seed",))
 
     @property
     def directory(self) -> Path:
@@ -161,23 +118,10 @@ class Config:
 
     def recipe(self, role: Literal["teacher", "student"]) -> dict[str, Any]:
         """The training recipe of one network: what must be equal when a run is resumed."""
-        own = role == "teacher"
-        return {
-            "epochs": (self.teacher_epochs or self.epochs) if own else self.epochs,
-            "lr": float((self.teacher_lr or self.lr) if own else self.lr),
-            "batch_size": self.batch_size,
-            "accumulate": self.accumulate,
-            "momentum": float(self.momentum),
-            "weight_decay": float(self.weight_decay),
-            "milestones": [float(m) for m in self.milestones],
-            "lr_decay": float(self.lr_decay),
-            "clip_grad": self.clip_grad,
-            "precision": self.precision,
-            "channels_last": self.channels_last,
-            "compile": self.compile or None,  # None as in a checkpoint from before there was the option
-            "cuda_graph": self.cuda_graph or None,
-            "seed": self.seed,
-        }
+        found = self.described() | {"batch_size": self.batch_size}
+        if role == "teacher":
+            found |= {"epochs": self.teacher_epochs or self.epochs, "lr": float(self.teacher_lr or self.lr)}
+        return found
 
     def method_options(self, name: str) -> distill.Options:
         """The options with which the method `name` runs under this configuration."""

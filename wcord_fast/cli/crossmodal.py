@@ -23,6 +23,7 @@ from ..data import Dataset, TestBatches, held_names, source
 from ..train.linear_probe import BLOCKS, block_features, probe
 from ..train.logs import to_screen
 from ..train.meters import NonFiniteLoss
+from ..train.tables import text_table
 from ..train.views import View, chrominance, coarse, detail, luminance, unscaled
 from . import report
 from .config import Config
@@ -231,5 +232,5 @@ def _report(home: Path, rows: dict[str, list[list[float]]], remarks: list[str]) 
         shown = ["-" if v is None else f"{v:.2f}" for v in theirs]
         lines.append({**line, "paper %": " / ".join(shown) if name in published else "n/a"})
     said = "\n".join(remarks)
-    text = f"{report.text_table(lines)}\n\n{said}\n"
+    text = f"{text_table(lines)}\n\n{said}\n"
     return f"\n{text}\nWritten: {home}/{', '.join(report.write_table(home, 'crossmodal', text, lines, said))}"

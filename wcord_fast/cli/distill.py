@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ..train import checkpoint
 from ..train.ranks import is_main
+from ..train.tables import text_table
 from . import report
 from .options import DryRun
 from .parser import parse, read_config, show
@@ -43,6 +44,6 @@ def run(argv: list[str]) -> None:
     remarks += report.left_out(len(bench.data.skipped))
     if is_main():
         files = report.write(config.directory, results, lines, remarks)
-        print(f"\n{report.text_table(lines)}\n\n{textwrap.fill(remarks, 100)}\n")
+        print(f"\n{text_table(lines)}\n\n{textwrap.fill(remarks, 100)}\n")
         print(f"{time.perf_counter() - began:.0f} s in all. Written: {', '.join(map(str, files))}")
         print(f"Checkpoints: {', '.join(str(config.directory / r.name / checkpoint.CURRENT) for r in students)}")

@@ -15,7 +15,8 @@ from .. import data as datasets
 from ..train.checkpoint import CheckpointError
 from ..train.evaluation import predictions
 from ..train.metrics import auc
-from . import report, trained
+from ..train.tables import text_table
+from . import trained
 from .config import require_device
 from .options import check_paths, devices
 from .parser import parse
@@ -77,7 +78,7 @@ def run(argv: list[str]) -> None:
             {"class": name, "images": str(c["images"]), "top-1 %": "-" if c["top1"] is None else f"{c['top1']:.2f}"}
             for name, c in zip(found.classes, per_class, strict=True)
         ]
-        print(report.text_table(lines))
+        print(text_table(lines))
 
 
 def measures(logits: Tensor, labels: Tensor) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Annotated[str, "directory"] a path.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, dataclass, fields
@@ -41,6 +42,7 @@ def options_of(kind: type, prefix: str = "") -> dict[str, Option]:
         for name, sentence in re.findall(r"^\s+(\w+): (.+(?:\n\s{9,}.+)*)", text, re.M):
             sentences[name] = " ".join(sentence.split())
     plain, annotated = get_type_hints(kind), get_type_hints(kind, include_extras=True)
+    own = inspect.get_annotations(kind)  # come first, those of the classes that it is derived from after them
     return {
         prefix + f.name: Option(
             plain[f.name],
@@ -48,7 +50,7 @@ def options_of(kind: type, prefix: str = "") -> dict[str, Option]:
             sentences[f.name],
             next(iter(getattr(annotated[f.name], "__metadata__", ())), None),
         )
-        for f in fields(kind)
+        for f in sorted(fields(kind), key=lambda f: f.name not in own)
         if f.name != "options"
     }
 

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from ..train import files
 from ..train.logs import write_csv
+from ..train.tables import Line, markdown_table
 from .workbench import Result
-
-Line = dict[str, str]
 
 
 def lines_of(results: list[Result]) -> list[Line]:
@@ -29,25 +28,6 @@ def lines_of(results: list[Result]) -> list[Line]:
         }
         for result in results
     ]
-
-
-def text_table(lines: list[Line]) -> str:
-    """Aligned columns; words to the left, numbers to the right."""
-    widths = {c: max(len(c), *(len(line[c]) for line in lines)) for c in lines[0]}
-    left = ("method", "network", "pair", "table", "student", "setting")
-
-    def row(cells: dict[str, str]) -> str:
-        return "  ".join(cells[c].ljust(w) if c in left else cells[c].rjust(w) for c, w in widths.items()).rstrip()
-
-    rule = "  ".join("-" * w for w in widths.values())
-    return "\n".join([row({c: c for c in widths}), rule, *(row(line) for line in lines)])
-
-
-def markdown_table(lines: list[Line]) -> str:
-    """The same as Markdown."""
-    head = list(lines[0])
-    rows = [head, ["---"] * len(head), *([line[c] for c in head] for line in lines)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def notes(results: list[Result], test_images: int, batch_size: int) -> str:

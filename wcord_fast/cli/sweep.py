@@ -14,6 +14,7 @@ from .. import distill, models
 from ..ops import checks
 from ..train.logs import to_screen
 from ..train.meters import NonFiniteLoss
+from ..train.tables import text_table
 from . import privileged, report
 from .config import Config
 from .options import DryRun, check_paths, check_seeds, chosen, distinct
@@ -245,7 +246,7 @@ def _report(
         why = dict.fromkeys(v for v in found if isinstance(v, str))
         remarks += [f"{point.student}, {point.setting}: {reason}" for reason in why]
     said = "\n".join(remark for remark in [*remarks, f"ours: {over(seeds)}."] if remark)
-    blocks = [report.text_table([line for line in lines if line["table"] == table]) for table in tables]
+    blocks = [text_table([line for line in lines if line["table"] == table]) for table in tables]
     text = "\n\n".join([*blocks, said]) + "\n"
     written = report.write_table(home, "sweep", text, lines, said)
     for table in tables:

@@ -14,6 +14,7 @@ from .. import distill
 from ..data import source
 from ..train.logs import to_screen
 from ..train.meters import NonFiniteLoss
+from ..train.tables import text_table
 from . import report
 from .config import Config, spelled_methods
 from .options import DryRun, check_paths, check_seeds, check_share, chosen
@@ -135,7 +136,7 @@ def run(argv: list[str]) -> None:
             f"ours: accuracy after the last epoch, {over(asked.seeds)}; paper: on CIFAR-100 the mean of 5 runs.",
         ]
     )
-    text, home = f"{report.text_table(lines)}\n\n{said}\n", Path(asked.output_dir)
+    text, home = f"{text_table(lines)}\n\n{said}\n", Path(asked.output_dir)
     written = report.write_table(home, "table", text, lines, said)
     print(f"\n{text}\nWritten: {home}/{', '.join(written)}")
 

@@ -47,7 +47,7 @@ class TaskBench(Workbench):
     def _run(self, name: str, spec: dict[str, Any], network: nn.Module, teacher: nn.Module | None, export: str) -> Run:
         run = super()._run(name, spec, network, teacher, export)
         if not self.labelled:
-            run.test = None
+            run.test, run.labelled = None, False
         return run
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..train import checkpoint
+from ..train.tables import text_table
 from . import report
 from .options import DryRun
 from .parser import parse, read_config, show
@@ -31,5 +32,5 @@ def run(argv: list[str]) -> None:
         raise UsageError("--teacher-checkpoint is for distill; this command trains a teacher")
     bench = Workbench.start(config)
     result = bench.teacher()
-    print(f"\n{report.text_table(report.lines_of([result]))}\n{report.left_out(len(bench.data.skipped))}")
+    print(f"\n{text_table(report.lines_of([result]))}\n{report.left_out(len(bench.data.skipped))}")
     print(f"Checkpoint: {config.directory / 'teacher' / checkpoint.CURRENT}")

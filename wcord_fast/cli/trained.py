@@ -81,6 +81,10 @@ def load(path: Path) -> Trained:
     state = checkpoint.load(file)
     with checkpoint.usable(file):
         spec = state["spec"]
+        if "name" not in spec["data"]:
+            raise CheckpointError(
+                f"{file}: written by distill.fit, whose data and network have no name to find them by"
+            )
         return Trained(
             path=file,
             model=spec["model"],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +55,7 @@ class Workbench:
             torch.backends.cudnn.benchmark = True  # as the published recipe does: shapes repeat
         self.data = load_data(data_spec(config), config.data_dir).to(self.device) if data is None else data
         require_equal("data_dir: the processes read different images", lambda: self.data.fingerprint)
-        for option in ("compile", "cuda_graph"):
-            if getattr(config, option) and ranks().world > 1:
-                raise ValueError(f"{option}: expected one process, got {ranks().world}; not supported with several")
+        config.require_runnable(self.device, ranks().world)
         layout = config.channels_last
         self.train = datasets.train_batches(
             self.data, config.batch_size, seed=config.seed, channels_last=layout, part=ranks()
@@ -115,7 +112,7 @@ class Workbench:
         frozen = None
         if teacher is not None:
             frozen = teacher.network.eval().requires_grad_(False)
-            spec["teacher"] = {"model": teacher.architecture, "weights": fingerprint(frozen)}
+            spec["teacher"] = {"model": teacher.architecture, "weights": checkpoint.fingerprint(frozen)}
         history = fit(self._run(method, spec, network, teacher=frozen, export="student.pt"))
         return Result(method, network, config.student, history)
 
@@ -233,15 +230,6 @@ def load_teacher(network: nn.Module, path: Path, spec: dict[str, Any]) -> None:
     except ValueError as error:
         raise CheckpointError(f"{path}: not the weights of --teacher {spec['model']}: {error}") from None
     checkpoint.require_finite(path, network.state_dict())
-
-
-def fingerprint(network: nn.Module) -> str:
-    """A short hash of a network's weights and buffers."""
-    digest = sha256()
-    for name, value in network.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _identity(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,8 @@ training set: what the banks of the distillation losses are addressed by. Shuffl
 `train.epoch(epoch, start=batches_done)`; there is no state to save.
 
 A data set of your own: `data.register`, or the dotted path of the function that loads it.
+`Indexed(train_set)` gives any map-style data set (torchvision, Hugging Face, your own) the row numbers by which banks
+are addressed, so that `distill.fit` takes a `DataLoader` of it.
 
 "imagenet" is the one that is not held: a `LazyFolder`, of which `train_batches` and `test_batches` make batches that
 are decoded by worker processes.
@@ -32,6 +34,7 @@ from ..batch import Batch
 from ..extras import require_train
 from .batches import TestBatches, TrainBatches
 from .dataset import Dataset
+from .indexed import Indexed
 
 if TYPE_CHECKING:
     from .lazy_batches import LazyBatches
@@ -56,6 +59,7 @@ READERS = {  # what reads files, by a package that only the extra `train` brings
 __all__ = [
     "Batch",
     "Dataset",
+    "Indexed",
     "LazyBatches",
     "LazyFolder",
     "Source",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from copy import copy
-from typing import Self
+from typing import Any, Self
+
+import torch
 
 from ..ops import checks
 
@@ -40,6 +42,18 @@ class Parts:
         if len(self) == 0:
             told = f"{batch_size} with drop_last={drop_last} and {self.world} processes"
             raise ValueError(f"batch_size: {told} leaves no batch of {images} images")
+
+    dataset: Any  # a subclass' data set
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batches lie."""
+        return self.dataset.device
+
+    def described(self) -> dict[str, Any] | None:
+        """Shape [C, H, W] of the images, and `mean` and `std` per channel by which pixels in [0, 1] are normalised."""
+        data = self.dataset
+        return {"shape": [data.channels, *data.image_size], "mean": list(data.mean), "std": list(data.std)}
 
     def __len__(self) -> int:
         """Batches per epoch."""

@@ -1,5 +1,9 @@
-"""Distillation methods: one file each, behind one protocol (`base.Method`) and one registry."""
+"""Distillation methods: one file each, behind one protocol (`base.Method`) and one registry; `fit` trains with them."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ..extras import require_train
 from .base import Batch, Loss, Method, Options, Outputs, Pair, check_ranges, described
 from .registry import (
     METHODS,
@@ -9,6 +13,7 @@ from .registry import (
     create,
     names,
     options_for,
+    options_from,
     pair_of,
     parse,
     probe,
@@ -16,11 +21,17 @@ from .registry import (
     sections,
 )
 
+if TYPE_CHECKING:
+    from ..train.loader_fit import Fitted, fit
+
+LOOP = ("Fitted", "fit")  # of `train`, which imports this package and needs an extra: imported when they are used
+
 __all__ = [
     "METHODS",
     "PLUS_KD",
     "Batch",
     "CannotServe",
+    "Fitted",
     "Loss",
     "Method",
     "Options",
@@ -30,11 +41,20 @@ __all__ = [
     "check_ranges",
     "create",
     "described",
+    "fit",
     "names",
     "options_for",
+    "options_from",
     "pair_of",
     "parse",
     "probe",
     "register",
     "sections",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in LOOP:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    require_train(f"wcord_fast.distill.{name}")
+    return getattr(import_module("wcord_fast.train.loader_fit"), name)

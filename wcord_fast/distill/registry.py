@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
@@ -190,6 +189,23 @@ def options_for(name: str, section: Options | None = None) -> Options:
     return replace(options, kd_weight=1.0) if plus and options.kd_weight == 0 else options
 
 
+def options_from(name: str, given: Options | Mapping[str, Any] | None) -> Options:
+    """The options of the method `name` from its record, or from some of the record's fields.
+
+    Raises:
+        ValueError: an unknown name, or a bad value.
+        TypeError: an option that the method does not have (the nearest is suggested); another method's record.
+    """
+    base, _ = parse(name)
+    kind = METHODS[base].options
+    if isinstance(given, Options):
+        if not isinstance(given, kind):
+            raise TypeError(f"options: expected {kind.__name__} for {name!r}, got {type(given).__name__}")
+        return options_for(name, given)
+    checks.known_names(f"method {base!r}", given or {}, [f.name for f in fields(kind)])
+    return options_for(name, kind(**(given or {})))
+
+
 def build(name: str, pair: Pair, options: Options) -> Method:
     """The method `name` for this pair of networks; CannotServe, a ValueError, says why if it cannot serve them."""
     base, _ = parse(name)
@@ -233,15 +249,9 @@ def create(
         ValueError: unknown name, bad value, or a pair that this method cannot serve; the sentence says why.
         TypeError: an option that the method does not have (the nearest is suggested).
     """
-    base, _ = parse(name)
-    known = [f.name for f in fields(METHODS[base].options)]
-    for option in options:
-        if option not in known:
-            near = difflib.get_close_matches(option, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(known)}"
-            raise TypeError(f"method {base!r} has no option {option!r}{hint}")
+    chosen = options_from(name, options)
     pair = pair_of(student, teacher, example, num_data=num_data, labels=labels, seed=seed)
-    return build(name, pair, options_for(name, METHODS[base].options(**options)))
+    return build(name, pair, chosen)
 
 
 def pair_of(

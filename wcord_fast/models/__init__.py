@@ -8,12 +8,14 @@
 `features[-1]` is the flat penultimate vector [B, net.feature_dim] (what WCoRD and CRD take), `features[1:-1]`
 the stage outputs [B, C_i, H_i, W_i], `features[0]` the stem's output. With `preact=True` the stage outputs
 are taken before their activation. State-dict keys are those of RepDistiller's models; `load_weights` finds
-the weights in any program's checkpoint. `Tapped(any_network, features=[...])` makes any other network look like these.
+the weights in any program's checkpoint. `Tapped(any_network, features=[...])` makes any other network look like these;
+`with_features(any_network, images)` finds its stages by itself.
 """
 
 from .base import FeatureNet
 from .registry import create, least_size, names
 from .resnet import ResNet
+from .stages import with_features
 from .taps import Tapped
 from .weights import find_state_dict, load_weights
 from .wrn import WideResNet
@@ -28,4 +30,5 @@ __all__ = [
     "least_size",
     "load_weights",
     "names",
+    "with_features",
 ]

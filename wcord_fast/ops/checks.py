@@ -160,6 +160,16 @@ def choice(name: str, value: Any, options: Iterable[Any]) -> Any:
     raise ValueError(f"{name}: expected one of {', '.join(repr(o) for o in options)}, got {value!r}{hint}")
 
 
+def known_names(owner: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """TypeError for the first name in `given` that is not in `known`; it suggests the nearest."""
+    names = list(known)
+    for name in given:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(names)}"
+            raise TypeError(f"{owner} has no option {name!r}{hint}")
+
+
 def rows_in_range(name: str, index: Tensor, num_data: int) -> Tensor:
     """bool like `index`: True where the row number lies in [0, N). A bad one is an error on the CPU, else flagged."""
     ok = (index >= 0) & (index < num_data)

@@ -5,5 +5,6 @@ from ..extras import require_train
 require_train("wcord_fast.train")  # before the imports that would fail, one by one, for want of them
 
 from .loop import Run, fit  # noqa: E402
+from .recipe import Recipe  # noqa: E402
 
-__all__ = ["Run", "fit"]
+__all__ = ["Recipe", "Run", "fit"]

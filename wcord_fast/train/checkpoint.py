@@ -8,6 +8,7 @@ import random
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,18 @@ def require_same(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> N
             f"{path} was made with another configuration: {told}{more}. Use another --output-dir to keep it, "
             f"{'--extend to go on with it, ' if longer else ''}or --restart to train every run in it anew"
         )
+
+
+def fingerprint(network: nn.Module, weights: bool = True) -> str:
+    """A short hash of a network's weights and buffers, names and values; `weights=False`: names and shapes."""
+    digest = sha256()
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        if not weights:
+            digest.update(str(getattr(value, "shape", "")).encode())
+        elif isinstance(value, torch.Tensor):
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def rng_state() -> dict[str, Any]:

@@ -15,8 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..data import Batch, LazyBatches, TrainBatches
+from ..batch import Batch
 from .meters import GraphWatch, Stopwatch, Watch
+from .sources import TrainingBatches
 
 WARM_UP = 3  # steps taken eagerly first: libraries choose their algorithms and make their workspaces
 Values = dict[str, Tensor]
@@ -41,7 +42,7 @@ class GraphedStep:
         self,
         step: Callable[[Batch, Watch], Values],
         parameters: list[nn.Parameter],
-        train: TrainBatches | LazyBatches,
+        train: TrainingBatches,
         record: Callable[[Function], tuple[Values, Callable[[], None]]] | None = None,
         warm: Callable[[Function], Values] | None = None,
         inside: Callable[[], GraphWatch] = GraphWatch,

@@ -2,51 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data import LazyBatches, TestBatches
+from ..batch import Batch
 from ..distill.modes import eval_mode
 from ..models.answer import class_logits_of
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, batches: TestBatches | LazyBatches, precision: str = "fp32") -> dict[str, float]:
+def evaluate(network: nn.Module, batches: Iterable[Batch], precision: str = "fp32") -> dict[str, float]:
     """Mean cross entropy, and top-1 and top-5 accuracy in percent, in eval mode; every module's mode is restored.
 
     With fewer than five classes "top5" counts the label among all of them, so it is 100.
+
+    Raises:
+        ValueError: no image in `batches`.
     """
+    count, sums = 0, torch.zeros(3, dtype=torch.float64)  # of cross entropies, and of right ones among 1 and 5
     with eval_mode(network):
-        return _evaluate(network, batches, precision)
-
-
-def _evaluate(network: nn.Module, batches: TestBatches | LazyBatches, precision: str) -> dict[str, float]:
-    device = batches.dataset.device
-    loss = torch.zeros((), dtype=torch.float64, device=device)
-    top1 = torch.zeros((), dtype=torch.int64, device=device)
-    top5 = torch.zeros_like(top1)
-    for images, labels, _ in batches:
-        with autocast(device, precision):
-            logits = class_logits_of(network(images))
-        logits = logits.float()  # [B, C]
-        loss += F.cross_entropy(logits, labels, reduction="sum")
-        best = logits.topk(min(5, logits.shape[1]), dim=1).indices  # [B, 5]
-        hit = best == labels[:, None]
-        top1 += hit[:, 0].sum()
-        top5 += hit.any(1).sum()
-    images_seen = len(batches.dataset.test_labels)
-    return {
-        "test_loss": float(loss) / images_seen,
-        "test_top1": 100 * int(top1) / images_seen,
-        "test_top5": 100 * int(top5) / images_seen,
-    }
+        for images, labels, _ in batches:
+            with autocast(images.device, precision):
+                logits = class_logits_of(network(images))
+            logits = logits.float()  # [B, C]
+            best = logits.topk(min(5, logits.shape[1]), dim=1).indices  # [B, 5]
+            hit = best == labels[:, None]
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            sums = sums.to(loss.device) + torch.stack([loss.double(), hit[:, 0].sum().double(), hit.sum().double()])
+            count += len(labels)
+    if not count:
+        raise ValueError("test images: expected at least one, got none")
+    total, top1, top5 = sums.tolist()
+    return {"test_loss": total / count, "test_top1": 100 * top1 / count, "test_top5": 100 * top5 / count}
 
 
 @torch.no_grad()
-def predictions(
-    network: nn.Module, batches: TestBatches | LazyBatches, precision: str = "fp32"
-) -> tuple[Tensor, Tensor]:
+def predictions(network: nn.Module, batches: Iterable[Batch], precision: str = "fp32") -> tuple[Tensor, Tensor]:
     """Logits float32 [N, C] and labels int64 [N] of the test images, on the CPU; in eval mode, which is restored."""
     logits, labels = [], []
     with eval_mode(network):

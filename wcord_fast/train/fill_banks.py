@@ -22,7 +22,7 @@ def fill_banks(run, teacher: nn.Module) -> None:
     It draws nothing, so a run whose banks are filled sees the batches of one whose are not; with several processes each
     passes a part of the images, and the banks are those of one process.
     """
-    device, precision = run.train.dataset.device, run.recipe["precision"]
+    device, precision = run.train.device, run.recipe["precision"]
     student, teacher_outputs = plain(run.student), plain(teacher)
     with eval_mode(run.student), eval_mode(run.method):
         for images, _, index in run.train.once():

@@ -44,10 +44,10 @@ def write_csv(path: Path, rows: list[Row]) -> None:
 class TensorBoard:
     """Scalars under `directory`/tb, one per column and epoch; nothing when switched off or not writable."""
 
-    def __init__(self, directory: Path, enabled: bool, first_epoch: int) -> None:
-        self._directory = directory / "tb"
+    def __init__(self, directory: Path | None, enabled: bool, first_epoch: int) -> None:
         self._writer: Any = None
-        if enabled and is_main():
+        if directory is not None and enabled and is_main():
+            self._directory = directory / "tb"
             from torch.utils.tensorboard import SummaryWriter  # slow to import
 
             # purge_step hides what a killed run wrote after its last checkpoint.
@@ -95,7 +95,8 @@ class Progress:
 def epoch_line(name: str, row: Row, epochs: int) -> str:
     """One line for the screen: the epoch's losses, accuracy and speed."""
     share = f"  loss {row['loss_share']:.0%} of step" if row["loss_share"] else ""
-    accuracy = f"  train {row['train_top1']:6.2f} %  test {row['test_top1']:6.2f} %" if "test_top1" in row else ""
+    named = {"train": "train_top1", "test": "test_top1"}
+    accuracy = "".join(f"  {split} {row[key]:6.2f} %" for split, key in named.items() if key in row)
     return (
         f"{name:<10} epoch {row['epoch']:>3}/{epochs}  loss {row['loss']:8.4f}{accuracy}"
         f"  {row['images_per_s']:7.0f} img/s{share}"

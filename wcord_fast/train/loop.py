@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,8 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data import LazyBatches, TestBatches, TrainBatches
+from ..batch import Batch
 from ..distill import Method
+from ..ops import checks
 from ..ops.status import check
 from . import bank_files, checkpoint
 from .cuda_graph import GraphedStep
@@ -25,7 +27,9 @@ from .forwards import Forward, compiled, plain
 from .logs import CSV, Progress, Row, TensorBoard, epoch_line, write_csv
 from .meters import Meters, Stopwatch
 from .ranks import average_statistics, copy_from_main, from_main, is_main, join_meters, wrap
+from .recipe import DEFAULTS
 from .schedule import announcement, learning_rate
+from .sources import TrainingBatches
 from .stage import pretrain
 from .step import gradients, micro_batch, train_step
 
@@ -38,25 +42,28 @@ class Run:
 
     Attributes:
         name: for the screen.
-        directory: where checkpoint, metrics and logs go.
+        directory: where checkpoint, metrics and logs go; None: nothing is written, and nothing resumed.
         spec: what the run is, in plain values; a checkpoint of another spec is refused. `spec["recipe"]` is obeyed.
         student: the network to train, on its device.
         method: the objective beside the cross entropy.
         teacher: the frozen network, or None if the method needs none at all.
-        train, test: the data; test None if the labels mean nothing: then no accuracy is measured.
+        train: the training batches.
+        test: the test batches, each (images, labels, index); None: test accuracy is not measured.
+        labelled: whether the labels mean anything; False: cross entropy and training accuracy are not logged.
         export: name of the file that gets the student's state dict when the run is finished.
         log_every, log_grad_norms, tensorboard, quiet, restart, extend: see `Config`.
         network: the student as it is called in training: under DDP where there are several processes.
     """
 
     name: str
-    directory: Path
+    directory: Path | None
     spec: dict[str, Any]
     student: nn.Module
     method: Method
     teacher: nn.Module | None
-    train: TrainBatches | LazyBatches
-    test: TestBatches | LazyBatches | None
+    train: TrainingBatches
+    test: Iterable[Batch] | None
+    labelled: bool = True
     export: str = "student.pt"
     log_every: int = 50
     log_grad_norms: bool = False
@@ -68,11 +75,13 @@ class Run:
     network: nn.Module = field(init=False)
 
     def __post_init__(self) -> None:
+        checks.integer("log_every", self.log_every, least=1)
         self.network = self.student
 
-    @property
+    @cached_property
     def recipe(self) -> dict[str, Any]:
-        return self.spec["recipe"]
+        """The fields of a `Recipe` and their values; what the spec leaves out has its default."""
+        return DEFAULTS | self.spec["recipe"]
 
     @cached_property
     def forwards(self) -> dict[str, Forward]:
@@ -106,13 +115,13 @@ def fit(run: Run) -> list[Row]:
         NonFiniteLoss: a loss term became NaN or infinite.
         ValueError: a bad value was met by a loss (the message names it).
     """
-    with locked(run.directory) if is_main() else nullcontext():
+    with nullcontext() if run.directory is None or not is_main() else locked(run.directory):
         return _fit(run)
 
 
 def _fit(run: Run) -> list[Row]:
-    recipe = run.recipe
-    fresh = run.restart or not from_main((run.directory / checkpoint.CURRENT).exists)
+    recipe, directory = run.recipe, run.directory
+    fresh = run.restart or directory is None or not from_main((directory / checkpoint.CURRENT).exists)
     if run.method.stage is not None and run.teacher is not None and fresh:
         if is_main():  # one process, whatever the number: the stage is the same for any
             generators = checkpoint.rng_state()
@@ -130,9 +139,9 @@ def _fit(run: Run) -> list[Row]:
     if run.method.fills_banks and run.teacher is not None and not first:
         fill_banks(run, run.teacher)
     if first == recipe["epochs"]:
-        log.info("%s: finished earlier, %d epochs (%s)", run.name, first, run.directory)
+        log.info("%s: finished earlier, %d epochs (%s)", run.name, first, directory)
     else:
-        board = TensorBoard(run.directory, run.tensorboard, first)
+        board = TensorBoard(directory, run.tensorboard, first)
         try:
             for epoch in range(first, recipe["epochs"]):
                 one_epoch(run, optimizer, epoch)
@@ -140,9 +149,9 @@ def _fit(run: Run) -> list[Row]:
                 log.info("%s", epoch_line(run.name, run.history[-1], recipe["epochs"]))
         finally:
             board.close()
-    if is_main():
-        write_csv(run.directory / CSV, run.history)
-        checkpoint.save_state_dict(run.directory / run.export, run.student.state_dict())
+    if directory is not None and is_main():
+        write_csv(directory / CSV, run.history)
+        checkpoint.save_state_dict(directory / run.export, run.student.state_dict())
     return run.history
 
 
@@ -154,36 +163,44 @@ def one_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> None:
     losses = train_epoch(run, optimizer, epoch)
     average_statistics(run.student, run.method)
     row = {"epoch": epoch + 1, "lr": rate, **losses}
-    if run.test is None:
+    if not run.labelled:
         del row["train_top1"], row["ce"]
-    else:
+    if run.test is not None:
         test = run.test
         row |= from_main(lambda: evaluate(run.student, test, run.recipe["precision"]))
-        row["best_top1"] = max([row["test_top1"], *(r["best_top1"] for r in run.history[-1:])])
+        row["best_top1"] = max([row["test_top1"], *(r["best_top1"] for r in run.history if "best_top1" in r)])
     run.history.append(row)
-    data = run.train.dataset
+    if run.directory is not None:
+        save(run, run.directory, optimizer)
+
+
+def save(run: Run, directory: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Write the checkpoint and the metrics after an epoch."""
+    epoch, images = len(run.history), run.train.described()
     state = {
         "spec": run.spec,
-        "epoch": epoch + 1,
-        "step": (epoch + 1) * len(run.train),
+        "epoch": epoch,
+        "step": epoch * len(run.train),
         "student": run.student.state_dict(),
         "method": run.method.state_dict(),
         "optimizer": optimizer.state_dict(),
         "rng": checkpoint.rng_state(),
         "history": run.history,
-        "images": {"shape": [data.channels, *data.image_size], "mean": list(data.mean), "std": list(data.std)},
+        **({} if images is None else {"images": images}),
     }
-    bank_files.save(run.directory, state, run.method)
+    bank_files.save(directory, state, run.method)
     if is_main():
-        write_csv(run.directory / CSV, run.history)
+        write_csv(directory / CSV, run.history)
 
 
 def resume(run: Run, optimizer: torch.optim.Optimizer) -> None:
     """Put `run` where its directory's checkpoint left it; without one, do nothing."""
-    state = None if run.restart else bank_files.load_latest(run.directory, run.spec, run.method, run.extend)
+    if run.directory is None or run.restart:
+        return
+    state = bank_files.load_latest(run.directory, run.spec, run.method, run.extend)
     if state is None:
         return
-    begun = state["spec"]["recipe"]
+    begun = DEFAULTS | state["spec"]["recipe"]
     if begun["epochs"] < run.recipe["epochs"]:
         log.warning("%s: %s (%s)", run.name, announcement(begun, run.recipe, state["epoch"]), run.directory)
     checkpoint.restore(run.directory, state, run.student, run.method, optimizer)
@@ -197,7 +214,7 @@ def train_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> Row:
     run.student.train()
     run.method.train()
     run.network = wrap(run.student)  # anew, so that sums over ranks have an order that does not depend on a restart
-    meters, watch = Meters(epoch), Stopwatch(run.train.dataset.device)
+    meters, watch = Meters(epoch), Stopwatch(run.train.device)
     shares: dict[str, float] = {}
     began = time.perf_counter()
     title = f"{run.name} {epoch + 1}/{run.recipe['epochs']}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -33,22 +34,24 @@ def pretrain(run, teacher: nn.Module) -> list[Row]:
         momentum=recipe["momentum"],
         weight_decay=recipe["weight_decay"],
     )
-    directory = run.directory / DIRECTORY
+    directory = None if run.directory is None else run.directory / DIRECTORY
     spec = {**run.spec, "stage": {"epochs": epochs, "lr": options.stage_lr or recipe["lr"]}}
-    with locked(directory):
+    with nullcontext() if directory is None else locked(directory):
         return _pretrain(run, teacher, stage, trained, optimizer, directory, spec)
 
 
-def _pretrain(run, teacher: nn.Module, stage: Stage, trained, optimizer, directory: Path, spec: dict) -> list[Row]:
-    state = None if run.restart else checkpoint.load_latest(directory, spec, extend=run.extend)
+def _pretrain(run, teacher: nn.Module, stage: Stage, trained, optimizer, directory: Path | None, spec) -> list[Row]:
+    state = None if directory is None or run.restart else checkpoint.load_latest(directory, spec, extend=run.extend)
     history: list[Row] = []
     epochs = spec["stage"]["epochs"]
-    if state is not None:
+    if directory is not None and state is not None:
         checkpoint.restore(directory, state, run.student, run.method, optimizer)
         history = state["history"]
     for epoch in range(len(history), epochs):
         history.append(_epoch(run, teacher, stage, trained, optimizer, epoch, epochs))
         log.info("%-10s stage %3d/%d  loss %8.4f", run.name, epoch + 1, epochs, history[-1]["loss"])
+        if directory is None:
+            continue
         state = {
             "spec": spec,
             "epoch": epoch + 1,

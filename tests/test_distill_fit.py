@@ -1,0 +1,255 @@
+"""`distill.fit`: the driver's loop on a user's networks and DataLoader."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Subset, TensorDataset
+
+from tests.test_train_loop import Killed, assert_equal, everything, metrics
+from tests.train_tiny import CLASSES, SMALL, TEST, TRAIN, dataset, make_run
+from wcord_fast import data, distill, models
+from wcord_fast.cli import trained
+from wcord_fast.train import checkpoint, loop
+from wcord_fast.train.checkpoint import CheckpointError
+from wcord_fast.train.loaders import TrainLoader
+from wcord_fast.train.loop import fit as fit_run
+
+OPTIONS = SMALL["wcord"]
+
+
+def tensors(split="train"):
+    """The tiny set as a user has it: normalised images and labels."""
+    tiny = dataset()
+    images = getattr(tiny, f"{split}_images").float() / 255
+    return TensorDataset((images - 0.3) / 0.3, getattr(tiny, f"{split}_labels"))
+
+
+def loader(**options):
+    return DataLoader(data.Indexed(tensors()), **{"batch_size": 16, "shuffle": True, **options})
+
+
+def test_loader():
+    return DataLoader(tensors("test"), batch_size=5)
+
+
+test_loader.__test__ = False
+
+
+def network(width, seed=0):
+    """A module that knows nothing of this library."""
+    torch.manual_seed(seed)
+    body = [nn.Conv2d(1, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, width, 3, 2), nn.ReLU()]
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.1), nn.Linear(width, CLASSES))
+
+
+def fitted(method="wcord", student=None, teacher=None, batches=None, **options):
+    """A short run; WCoRD's bank is small."""
+    if "method_options" not in options and method.startswith(("wcord", "crd")):
+        options["method_options"] = OPTIONS
+    options = {"epochs": 2, "quiet": True, "tensorboard": False, **options}
+    teacher = teacher or (None if method == "ce" else network(8, 1))
+    student, batches = (network(4) if student is None else student), (loader() if batches is None else batches)
+    return distill.fit(student, teacher, batches, method, **options)
+
+
+class Epochs:
+    """A batch sampler with the order of the driver's own batches."""
+
+    def __init__(self, batches):
+        self.batches, self.epoch = batches, 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        return (batch.index.tolist() for batch in self.batches.epoch(self.epoch))
+
+
+@pytest.mark.parametrize("method", ["wcord+kd", "ft"])
+def test_it_is_the_loop_of_the_driver(tmp_path, method):
+    """Same networks and order: the same bits as the run that the command makes."""
+    run = make_run(tmp_path / "driver", method, epochs=2)
+    run.train.padding = 0  # a user's set of tensors is not augmented
+    pair = distill.pair_of(
+        run.student, run.teacher, torch.zeros(2, 1, 8, 8), num_data=TRAIN, labels=dataset().train_labels, seed=0
+    )
+    checkpoint.seed_everything(0)
+    run.method = distill.build(method, pair, run.method.options)
+    fit_run(run)
+    torch.manual_seed(0)
+    student = models.create("resnet8", CLASSES, in_channels=1)
+    teacher = models.create("wrn_10_1", CLASSES, in_channels=1)
+    normalised = run.train.normalise(run.train.dataset.train_images)
+    rows = data.Indexed(TensorDataset(normalised, run.train.dataset.train_labels))
+    found = fitted(
+        method,
+        student,
+        teacher,
+        DataLoader(rows, batch_sampler=Epochs(run.train)),
+        test_loader=list(run.test),
+        output_dir=tmp_path / "python",
+    )
+    assert metrics(found.history) == metrics(run.history)
+    ours, theirs = everything(tmp_path / "python"), everything(tmp_path / "driver")
+    for key in ("student", "method", "optimizer", "history"):
+        assert_equal(ours[key], theirs[key], key)
+    assert found.student is student
+    saved = torch.load(tmp_path / "python" / "student.pt", weights_only=True)
+    assert_equal(saved, dict(student.state_dict()))
+
+
+def test_five_lines_with_plain_modules(capsys):
+    student = network(4)
+    before = student[0].weight.detach().clone()
+    found = fitted("wcord+kd", student, test_loader=test_loader())
+    assert not torch.equal(student[0].weight, before) and student.training
+    header, rule, *rows = str(found).splitlines()
+    assert re.split(r"\s{2,}", header.strip()) == [
+        "epoch", "lr", "loss", "ce", "gckt", "lckt", "kd", "train %", "test %", "best %", "images/s", "loss share",
+    ]  # fmt: skip
+    assert len(rows) == len(found.history) == 2 and set(rule) == {"-", " "}
+    assert found.table[-1]["test %"] == f"{found.history[-1]['test_top1']:.2f}"
+
+
+def test_accuracy_is_that_of_the_given_test_loader():
+    student = network(4)
+    last = fitted("ce", student, test_loader=test_loader()).history[-1]
+    images, labels = tensors("test").tensors
+    student.eval()
+    with torch.no_grad():
+        hits = int((student(images).argmax(1) == labels).sum())
+    assert last["test_top1"] == pytest.approx(100 * hits / TEST)
+    assert "test_top1" not in fitted("ce").history[-1] and "test %" not in fitted("ce").table[-1]
+
+
+def generated():
+    return loader(generator=torch.Generator().manual_seed(9))
+
+
+@pytest.mark.parametrize("make", [loader, generated, lambda: loader(num_workers=1)], ids=["global", "own", "worker"])
+def test_a_run_that_died_resumes_exactly(tmp_path, monkeypatch, make):
+    options = {"epochs": 3, "test_loader": test_loader(), "method": "wcord"}
+    fitted(batches=make(), output_dir=tmp_path / "whole", **options)
+    real, steps = loop.train_step, []
+
+    def dies_in_step_5(*args):
+        steps.append(1)
+        if len(steps) == 5:
+            raise Killed
+        return real(*args)
+
+    monkeypatch.setattr(loop, "train_step", dies_in_step_5)
+    with pytest.raises(Killed):
+        fitted(batches=make(), output_dir=tmp_path / "broken", **options)
+    monkeypatch.undo()
+    torch.rand(5)
+    used = make()
+    list(used)  # the loader may have been read before
+    again = fitted(batches=used, student=network(4, seed=7), output_dir=tmp_path / "broken", **options)
+    assert [row["epoch"] for row in again.history] == [1, 2, 3]
+    assert_equal(everything(tmp_path / "whole"), everything(tmp_path / "broken"))
+
+
+def test_without_a_directory_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for method in ("ce", "ft"):  # ft has a stage of its own
+        assert fitted(method, epochs=1, tensorboard=True).directory is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_recipe_in_the_same_directory_is_refused(tmp_path):
+    fitted("ce", epochs=1, output_dir=tmp_path)
+    with pytest.raises(CheckpointError, match=r"recipe.lr was 0.05, now 0.1"):
+        fitted("ce", epochs=1, output_dir=tmp_path, lr=0.1)
+    with pytest.raises(CheckpointError, match=r"data.batch_size was 16, now 8"):
+        fitted("ce", epochs=1, output_dir=tmp_path, batches=loader(batch_size=8))
+    with pytest.raises(CheckpointError, match=r"model was 'Sequential"):
+        fitted("ce", network(5), epochs=1, output_dir=tmp_path)
+    assert len(fitted("ce", epochs=2, output_dir=tmp_path, extend=True).history) == 2
+    fitted("kd", epochs=1, output_dir=tmp_path / "kd")
+    with pytest.raises(CheckpointError, match=r"teacher.weights was"):
+        fitted("kd", teacher=network(8, seed=5), epochs=1, output_dir=tmp_path / "kd")
+
+
+def test_maps_are_tapped_at_the_stages_or_by_name():
+    assert fitted("at", epochs=1).history[-1]["loss"] > 0
+    chosen = {"student_features": ["2", "4"], "teacher_features": ["2", "4"]}
+    assert "hint" in fitted("fitnet", epochs=1, method_options={"layer": 1}, **chosen).history[-1]
+
+
+def test_banks_are_filled_from_the_loader(monkeypatch):
+    seen = []
+    kind = distill.METHODS["wcord"].method
+    fill = kind.fill_banks
+    monkeypatch.setattr(kind, "fill_banks", lambda self, s, t, index: (seen.append(index), fill(self, s, t, index)))
+    fitted(epochs=1, method_options={**OPTIONS, "init_banks": True})
+    assert torch.cat(seen).tolist() == list(range(TRAIN))
+    drawing = data.Indexed(tensors(), transform=lambda image: image + torch.rand(()))
+    source = TrainLoader(DataLoader(drawing, batch_size=16), torch.device("cpu"), 0)
+    before = torch.get_rng_state()
+    assert sum(len(batch.labels) for batch in source.once()) == TRAIN
+    assert torch.equal(torch.get_rng_state(), before)  # filling draws nothing that training would miss
+
+
+def test_labels_that_are_not_known_are_not_needed_by_the_bank():
+    class Silent:
+        def __len__(self):
+            return TRAIN
+
+        def __getitem__(self, row):
+            return tensors()[row]
+
+    rows = data.Indexed(Silent())
+    assert rows.labels is None
+    found = fitted(batches=DataLoader(rows, batch_size=16), epochs=1)
+    assert found.method.wcord.contrast.sampler.exclude == "self"
+
+
+@pytest.mark.parametrize(
+    "change, error, words",
+    [
+        ({"batches": [1]}, TypeError, "loader: expected a torch.utils.data.DataLoader, got list"),
+        ({"batches": DataLoader(tensors())}, TypeError, "loader: expected a DataLoader of data.Indexed"),
+        (
+            {"batches": DataLoader(Subset(data.Indexed(tensors()), [0, 1]))},
+            TypeError,
+            "data.Indexed.*got one of Subset",
+        ),
+        ({"batches": loader(batch_size=50, drop_last=True)}, ValueError, "loader: expected at least one batch"),
+        ({"batches": loader(collate_fn=lambda rows: rows)}, TypeError, r"loader: expected tensors \(images"),
+        ({"test_loader": iter([])}, TypeError, "test_loader: expected batches that can be read in every epoch"),
+        ({"test_loader": []}, ValueError, "test images: expected at least one"),
+        ({"student": 3}, TypeError, "student: expected a torch.nn.Module, got int"),
+        ({"student": nn.Flatten()}, ValueError, "student: features: Flatten has no nn.Linear"),
+        ({"student_features": "9"}, ValueError, "student: features: the network has no module '9'"),
+        ({"method": "wcrd"}, ValueError, "did you mean 'wcord'"),
+        ({"method_options": {"lambda_gkct": 1}}, TypeError, "did you mean 'lambda_gckt'"),
+        ({"method_options": distill.METHODS["crd"].options()}, TypeError, "options: expected WCoRDOptions"),
+        ({"epoch": 3}, TypeError, "recipe has no option 'epoch'; did you mean 'epochs'"),
+        ({"epochs": 0}, ValueError, "epochs: expected an int of at least 1"),
+        ({"cuda_graph": True}, ValueError, "cuda_graph: expected a CUDA device, got cpu"),
+        ({"log_every": 0}, ValueError, "log_every: expected an int of at least 1"),
+    ],
+)
+def test_what_cannot_be_used_is_named(change, error, words):
+    with pytest.raises(error, match=words):
+        fitted(**change)
+
+
+def test_labels_beyond_the_students_classes_are_named():
+    rows = TensorDataset(tensors().tensors[0], torch.full((TRAIN,), CLASSES))
+    with pytest.raises(ValueError, match="labels: expected below 4, the student's classes, got 4"):
+        fitted("ce", batches=DataLoader(data.Indexed(rows), batch_size=16))
+
+
+def test_the_command_cannot_make_the_network_of_a_checkpoint_of_fit(tmp_path):
+    fitted("ce", epochs=1, output_dir=tmp_path)
+    with pytest.raises(CheckpointError, match=r"checkpoint.pt: written by distill.fit, whose data and network have no"):
+        trained.load(tmp_path)

@@ -1,0 +1,216 @@
+"""`distill.fit`: the training loop on a user's own networks and `DataLoader`, from Python."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from .. import distill
+from ..distributed import ranks
+from ..models.stages import with_features
+from ..ops import checks
+from . import checkpoint
+from .loaders import TestLoader, TrainLoader
+from .logs import Row, to_screen
+from .loop import Run
+from .loop import fit as fit_run
+from .recipe import Recipe
+from .tables import Line, text_table
+
+log = logging.getLogger("wcord_fast")
+COLUMNS = {  # of the history in the table, by metric: title, format; a method's terms stand behind the loss
+    "epoch": ("epoch", "d"),
+    "lr": ("lr", ".3g"),
+    "loss": ("loss", ".4f"),
+    "ce": ("ce", ".4f"),
+    "train_top1": ("train %", ".2f"),
+    "test_top1": ("test %", ".2f"),
+    "best_top1": ("best %", ".2f"),
+    "images_per_s": ("images/s", ",.0f"),
+    "loss_share": ("loss share", ".1%"),
+}
+LEFT_OUT = ("test_loss", "test_top5", "seconds", "lckt_on_pairs")  # and shares of the gradient
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained student and how it got there; `print` shows the table.
+
+    Attributes:
+        student: the network that was given to `fit`, trained, in the mode in which it was given.
+        method: the distillation method, with its banks and embeddings.
+        history: one row per epoch: losses, accuracies in percent, seconds.
+        directory: where the run's files are, or None.
+    """
+
+    student: nn.Module
+    method: distill.Method
+    history: list[Row]
+    directory: Path | None
+
+    @property
+    def table(self) -> list[Line]:
+        """The history as lines of text cells, one per epoch."""
+        names = [name for name in self.history[-1] if name not in LEFT_OUT and not name.startswith("grad_")]
+        terms = {name: (name, ".4f") for name in names if name not in COLUMNS}
+        before = list(COLUMNS).index("ce") + 1
+        every = [*list(COLUMNS.items())[:before], *terms.items(), *list(COLUMNS.items())[before:]]
+        columns = {name: shown for name, shown in every if name in names}
+        return [
+            {title: format(row[name], form) if name in row else "-" for name, (title, form) in columns.items()}
+            for row in self.history
+        ]
+
+    def __str__(self) -> str:
+        return text_table(self.table)
+
+
+def fit(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    loader: DataLoader,
+    method: str = "wcord",
+    *,
+    test_loader: Any = None,
+    method_options: Mapping[str, Any] | distill.Options | None = None,
+    student_features: str | Sequence[str] = (),
+    teacher_features: str | Sequence[str] = (),
+    output_dir: str | Path | None = None,
+    device: torch.device | str | None = None,
+    log_every: int = 50,
+    log_grad_norms: bool = False,
+    tensorboard: bool = True,
+    quiet: bool = False,
+    restart: bool = False,
+    extend: bool = False,
+    **recipe: Any,
+) -> Fitted:
+    """Train `student` to classify, guided by `teacher`, on the batches of `loader`.
+
+        loader = DataLoader(data.Indexed(train_set), batch_size=64, shuffle=True)
+        fitted = distill.fit(student, teacher, loader, "wcord+kd", test_loader=test_loader, epochs=30)
+        print(fitted)
+
+    It is the loop of the command `wcord-fast`: a progress bar and a line per epoch, and with `output_dir` a checkpoint
+    after every epoch, from which the same call goes on (see docs/driver.md). It seeds the generators of torch, numpy
+    and Python. The networks are moved to `device`; the teacher is put in eval mode, its gradients are switched off.
+
+    Args:
+        student, teacher: any networks with `network(images) -> logits [B, classes]`. Those that take
+            `return_features=True` (this package's, `models.Tapped`) are used as they are, others are tapped: see
+            `models.with_features`. teacher None: for "ce", the plain student.
+        loader: a DataLoader of a `data.Indexed` set, see `train.loaders.TrainLoader`.
+        method: name of a method, see `distill.create`.
+        test_loader: batches (images, labels), read after every epoch for `test_top1`.
+        method_options: fields of the method's options, or its record.
+        student_features, teacher_features: names of the modules whose outputs are the features before the penultimate
+            one, where the network is tapped; default: its stages.
+        output_dir: folder for checkpoints and logs; None: nothing is written or resumed. A checkpoint of another
+            method, recipe, teacher or training set is refused; the initial weights and the transforms are not compared.
+        device: default: that of the student.
+        log_every: steps between two looks at the running losses.
+        log_grad_norms: log each term's share of the gradient, once an epoch.
+        tensorboard: write TensorBoard logs into `output_dir`.
+        quiet: no progress bar, warnings only.
+        restart, extend: start over; go on to more epochs than the checkpoint was begun with.
+        **recipe: fields of `train.Recipe`: epochs, lr, momentum, weight_decay, milestones, seed, ...
+    Returns:
+        The student with its history.
+    Raises:
+        TypeError: an argument of another kind; an option that does not exist (the nearest is suggested).
+        ValueError: a bad value; networks that the method cannot serve; labels beyond the student's classes.
+        train.checkpoint.CheckpointError, train.files.OutputError, train.meters.NonFiniteLoss: see `train.fit`.
+    """
+    checks.known_names("recipe", recipe, [f.name for f in fields(Recipe)])
+    options = Recipe(**recipe)
+    for name, network in (("student", student), ("teacher", teacher)):
+        if not isinstance(network, nn.Module) and (network is not None or name == "student"):
+            raise TypeError(f"{name}: expected a torch.nn.Module, got {type(network).__name__}")
+    target = next(student.parameters(), torch.zeros(0)).device if device is None else torch.device(device)
+    options.require_runnable(target, ranks().world)
+    train = TrainLoader(loader, target, options.seed)
+    test = None if test_loader is None else TestLoader(test_loader, target)
+    images = train.first().images
+    mode = student.training
+    tapped = _prepared("student", student, images, student_features, options.channels_last)
+    frozen = None
+    if teacher is not None:
+        frozen = _prepared("teacher", teacher, images, teacher_features, options.channels_last)
+        frozen.eval().requires_grad_(False)
+    pair = distill.pair_of(tapped, frozen, images[:2], num_data=train.images, labels=train.labels, seed=options.seed)
+    _require_classes(train.labels, pair.classes)
+    chosen = distill.options_from(method, method_options)
+    base, plus = distill.parse(method)
+    name = base + distill.PLUS_KD * plus
+    checkpoint.seed_everything(options.seed)
+    built = distill.build(name, pair, chosen).to(target)
+    checkpoint.seed_everything(options.seed)  # whatever a method drew, training starts from the same state
+    if not log.hasHandlers() or any(getattr(handler, "stream", None) is sys.stdout for handler in log.handlers):
+        to_screen(quiet)  # else who called has an opinion on where logs go
+    run = Run(
+        name=name,
+        directory=None if output_dir is None else Path(output_dir).expanduser(),
+        spec=_spec(train, tapped, frozen, name, chosen, options),
+        student=tapped,
+        method=built,
+        teacher=frozen if built.compares else None,
+        train=train,
+        test=test,
+        log_every=log_every,
+        log_grad_norms=log_grad_norms,
+        tensorboard=tensorboard,
+        quiet=quiet,
+        restart=restart,
+        extend=extend,
+    )
+    history = fit_run(run)
+    student.train(mode)
+    return Fitted(student, built, history, run.directory)
+
+
+def _prepared(
+    name: str, network: nn.Module, images: Tensor, features: str | Sequence[str], channels_last: bool
+) -> nn.Module:
+    """`network` on the device of `images`, answering with its features."""
+    network.to(images.device)
+    if channels_last:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    try:
+        return with_features(network, images[:2], features)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from error
+
+
+def _require_classes(labels: Tensor | None, classes: int) -> None:
+    if labels is not None and len(labels) and int(labels.max()) >= classes:
+        raise ValueError(f"labels: expected below {classes}, the student's classes, got {int(labels.max())}")
+
+
+def _spec(
+    train: TrainLoader,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    method: str,
+    options: distill.Options,
+    recipe: Recipe,
+) -> dict[str, Any]:
+    """What makes two runs the same one, in plain values."""
+    architecture = type(getattr(student, "network", student)).__name__
+    labels = b"" if train.labels is None else train.labels.numpy().tobytes()
+    return {
+        "role": "student",
+        "model": f"{architecture} {checkpoint.fingerprint(student, weights=False)}",
+        "data": {"rows": train.images, "labels": sha256(labels).hexdigest()[:16], "batch_size": train.batch_size},
+        "method": {"name": method, **distill.described(options)},
+        "recipe": recipe.described(),
+        **({} if teacher is None else {"teacher": {"weights": checkpoint.fingerprint(teacher)}}),
+    }

@@ -1,0 +1,158 @@
+"""A user's `DataLoader` as the batches of the training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler
+
+from ..batch import Batch
+from ..data.indexed import Indexed
+from ..data.parts import Parts
+from ..distributed import ranks
+from . import checkpoint
+
+
+class TrainLoader:
+    """Training batches from a `DataLoader` of a `data.Indexed` set, on `device`.
+
+    The order of epoch e depends on the state of torch's generator when the epoch begins, which checkpoints keep. A
+    generator of the loader's own is seeded anew from (seed, e), and a sampler with `set_epoch` is told e: so a
+    resumed run sees the batches of an uninterrupted one. `persistent_workers` with random transforms are the exception,
+    since their generators are not kept.
+
+    On several processes the sampler must be a `DistributedSampler`, which gives every process as many rows.
+
+    Args:
+        loader: gives (images [B, C, H, W], labels int64 [B], index int64 [B]).
+        device: where the batches are put.
+        seed: of a generator that the loader has.
+    Raises:
+        TypeError, ValueError: no such loader; the message says what was expected.
+    """
+
+    def __init__(self, loader: DataLoader, device: torch.device, seed: int) -> None:
+        if not isinstance(loader, DataLoader):
+            raise TypeError(f"loader: expected a torch.utils.data.DataLoader, got {type(loader).__name__}")
+        if not isinstance(loader.dataset, Indexed):
+            raise TypeError(
+                "loader: expected a DataLoader of data.Indexed(train_set), whose items end with their row number, got "
+                f"one of {type(loader.dataset).__name__}"
+            )
+        sampler = loader.sampler
+        world = ranks().world
+        if world > 1 and not (isinstance(sampler, DistributedSampler) and sampler.num_replicas == world):
+            raise ValueError(
+                f"loader: expected a DistributedSampler of {world} processes, got {type(sampler).__name__}"
+            )
+        if len(loader) == 0:
+            raise ValueError(f"loader: expected at least one batch, got none of {len(loader.dataset)} rows")
+        self.loader, self.device, self.seed = loader, device, seed
+        self.images, self.labels = len(loader.dataset), loader.dataset.labels
+        self.batch_size = (loader.batch_size or 0) * world
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of epoch `epoch` (from 0)."""
+        samplers: tuple[Any, ...] = (self.loader.sampler, self.loader.batch_sampler)
+        own = (getattr(holder, "generator", None) for holder in (self.loader, *samplers))
+        for generator in {id(g): g for g in own if isinstance(g, torch.Generator)}.values():
+            generator.manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
+        for sampler in samplers:
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(epoch)
+        return map(self._batch, self.loader)
+
+    def once(self) -> Iterator[Batch]:
+        """This process' part of all rows in their order, with the data set's own transforms."""
+        generators = checkpoint.rng_state()
+        parts = Parts(self.images, self.batch_size or len(self.first().labels) * ranks().world, ranks())
+        loader = self.loader
+        try:
+            yield from map(
+                self._batch,
+                DataLoader(
+                    loader.dataset,
+                    batch_sampler=[list(range(at.start, at.stop)) for at in parts.in_order()],
+                    num_workers=loader.num_workers,
+                    collate_fn=loader.collate_fn,
+                    worker_init_fn=loader.worker_init_fn,
+                ),
+            )
+        finally:
+            checkpoint.set_rng_state(generators)
+
+    def first(self) -> Batch:
+        """One batch, from which shapes are read."""
+        return self._batch(next(iter(self.loader)))
+
+    def weight(self, i: int) -> float:
+        """1: a `DistributedSampler` gives every process as many rows."""
+        return 1.0
+
+    def whole(self) -> Self:
+        """The same batches, if this process trains alone.
+
+        Raises:
+            NotImplementedError: there are several processes.
+        """
+        if ranks().world > 1:
+            raise NotImplementedError(
+                f"method: its pre-training stage runs on one process, got {ranks().world}; not supported with a loader"
+            )
+        return self
+
+    def described(self) -> dict[str, Any] | None:
+        """None: the loader does not say how its images are normalised."""
+        return None
+
+    def _batch(self, given: Any) -> Batch:
+        return as_batch("loader", given, self.device)
+
+
+class TestLoader:
+    """Test batches from an iterable of (images, labels) or (images, labels, index), on `device`."""
+
+    __test__ = False  # the name starts like a test's, to pytest
+
+    def __init__(self, loader: Any, device: torch.device) -> None:
+        if not hasattr(loader, "__iter__") or hasattr(loader, "__next__"):
+            raise TypeError(
+                f"test_loader: expected batches that can be read in every epoch, got {type(loader).__name__}"
+            )
+        self.loader, self.device = loader, device
+
+    def __iter__(self) -> Iterator[Batch]:
+        first = 0
+        for given in self.loader:
+            if isinstance(given, (tuple, list)) and len(given) == 2:
+                given = (*given, torch.arange(first, first + len(given[1])))
+            batch = as_batch("test_loader", given, self.device)
+            first += len(batch.labels)
+            yield batch
+
+
+def as_batch(name: str, given: Any, device: torch.device) -> Batch:
+    """(images, labels, index) as a `Batch` on `device`.
+
+    Raises:
+        TypeError, ValueError: it is not that; `name` begins the message.
+    """
+    if not isinstance(given, (tuple, list)) or len(given) != 3 or not all(isinstance(part, Tensor) for part in given):
+        kinds = ", ".join(type(part).__name__ for part in given) if isinstance(given, (tuple, list)) else ""
+        raise TypeError(
+            f"{name}: expected tensors (images, labels, index), got {type(given).__name__} {kinds}".rstrip()
+        )
+    images, labels, index = given
+    if not images.is_floating_point():
+        raise TypeError(f"{name}: expected images of a floating dtype, got {images.dtype}")
+    for what, values in (("labels", labels), ("index", index)):
+        if values.dtype != torch.int64 or list(values.shape) != [len(images)]:
+            got = f"{values.dtype} {list(values.shape)}"
+            raise ValueError(f"{name}: expected {what} int64 [{len(images)}], one per image, got {got}")
+    return Batch(*(part.to(device, non_blocking=True) for part in given))

@@ -1,0 +1,44 @@
+"""What the training loop reads its images from: this package's batches, or a `DataLoader` of the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol, Self
+
+import torch
+
+from ..batch import Batch
+
+
+class TrainingBatches(Protocol):
+    """The training batches of one process.
+
+    Attributes:
+        images: rows of the training set.
+        batch_size: rows of a whole batch, all processes' parts together.
+    """
+
+    images: int
+    batch_size: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batches lie."""
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of epoch `epoch` (from 0)."""
+
+    def once(self) -> Iterator[Batch]:
+        """Every row once; it changes no random generator."""
+
+    def weight(self, i: int) -> float:
+        """Times this, the mean over processes of the losses of their parts is the mean over batch i."""
+
+    def whole(self) -> Self:
+        """The batches of one process that trains alone."""
+
+    def described(self) -> dict[str, Any] | None:
+        """What a checkpoint keeps of the images: `shape`, `mean` and `std`; None where they are not known."""
