@@ -12,7 +12,6 @@ from .ops.dispatch import Choice
 from .ops.sampling.spec import ALL
 from .ops.sinkhorn import backends
 
-BANK_OPS = ("bank_nce", "bank_mean_score", "bank_log_z")
 FUNCTIONS = {  # functional -> op
     **dict.fromkeys(("ot_cost", "ot_plan", "ot_solve"), "ot"),
     **dict.fromkeys(("ot_cost_from_matrix", "ot_plan_from_matrix", "ot_solve_from_matrix"), "ot_matrix"),
@@ -41,8 +40,8 @@ def explain(
     """Which plan and backend a call of `op` takes in this process, and why.
 
     Args:
-        op: "bank_nce", "bank_mean_score", "bank_log_z", "bank_update", "bank_init", "draw", "ot" or "ot_matrix", or the
-            name of the function in `wcord_fast.functional`.
+        op: "bank_nce", "bank_mean_score", "bank_log_z", "bank_infonce", "bank_sigmoid", "bank_update", "bank_init",
+            "draw", "ot" or "ot_matrix", or the name of the function in `wcord_fast.functional`.
         num_data, k, batch: N, K ("all" for the whole pool, also with expected=True) and B of a bank op; N and K are
             needed with plan="auto".
         n, m, problems, dtype: rows of both sides, number of problems and dtype of the features of "ot": with n given
@@ -71,7 +70,7 @@ def explain(
         module = backends.module_of(found.backend, kind)
         regime, why = module.regime(n, m, dim, dtype, checks.integer("problems", problems, least=1))
         return Choice(op, regime, kind, found.backend, f"{found.reason}; {regime}: {why}")
-    if op not in BANK_OPS:
+    if op not in dispatch.BANK_SCORES:
         return dispatch.resolve(op, device=kind, backend=asked)
     checks.choice("plan", plan, ("auto", *PLANS))
     if plan == "auto" and (num_data is None or k is None):

@@ -1,6 +1,7 @@
 """The functions of the library; every one is also a name of this package."""
 
 from .bank import bank_log_z, bank_mean_score, bank_nce, bank_update_
+from .bank_critics import bank_infonce, bank_sigmoid
 from .kd import kd_loss
 from .ot import ot_cost, ot_plan, ot_solve
 from .ot_matrix import ot_cost_from_matrix, ot_plan_from_matrix, ot_solve_from_matrix
@@ -9,9 +10,11 @@ from .ot_options import OTRelaxedSolution, OTSolution
 __all__ = [
     "OTRelaxedSolution",
     "OTSolution",
+    "bank_infonce",
     "bank_log_z",
     "bank_mean_score",
     "bank_nce",
+    "bank_sigmoid",
     "bank_update_",
     "kd_loss",
     "ot_cost",

@@ -66,8 +66,8 @@ def bank_nce(
         TypeError, ValueError: a wrong argument; on the CPU also an index out of [0, N) or an anchor that is not finite.
         NotImplementedError: an explicit backend that has no such plan on this device.
     """
-    rows, spec = _inputs(anchor, bank, index, negatives, anchor_offset, plan, backend)
-    acc = accumulate_dtype(anchor, _values(rows))
+    rows, spec = bank_inputs(anchor, bank, index, negatives, anchor_offset, plan, backend)
+    acc = accumulate_dtype(anchor, values_of(rows))
     temperature = checks.divisor("temperature", temperature, acc)
     if not isinstance(log_z, Tensor):
         log_z = torch.full((), checks.unset_or_finite("log_z", log_z, acc), dtype=acc, device=anchor.device)
@@ -93,7 +93,7 @@ def bank_mean_score(
     bank then keeps the sums of its rows by class (made by the first such call, outside of `torch.compile`).
     Other arguments, dtypes and errors as for `bank_nce`. Returns [B], differentiable with respect to `anchor`.
     """
-    rows, spec = _inputs(anchor, bank, index, negatives, anchor_offset, plan, backend)
+    rows, spec = bank_inputs(anchor, bank, index, negatives, anchor_offset, plan, backend)
     return directions.mean_score(anchor[None], [rows], index, spec, plan, backend, [bank])[0]
 
 
@@ -115,8 +115,8 @@ def bank_log_z(
     (fp64 if the anchors or the bank are fp64).
     Source: CRD's constant Z, set by the first batch in RepDistiller.
     """
-    rows, spec = _inputs(anchor, bank, index, negatives, anchor_offset, plan, backend)
-    acc = accumulate_dtype(anchor, _values(rows))
+    rows, spec = bank_inputs(anchor, bank, index, negatives, anchor_offset, plan, backend)
+    acc = accumulate_dtype(anchor, values_of(rows))
     temperature = checks.divisor("temperature", temperature, acc)
     unset = torch.full((1,), torch.nan, dtype=acc, device=anchor.device)
     return directions.log_z(unset, anchor[None], [rows], index, spec, temperature, plan, backend)[0]
@@ -146,7 +146,7 @@ def bank_update_(
     if momentum is None:
         momentum = 0.5 if isinstance(bank, Tensor) else bank.momentum
     momentum = checks.fraction("momentum", momentum)
-    matrix = _values(held)
+    matrix = values_of(held)
     if not matrix.is_contiguous():
         raise ValueError(f"bank: expected a contiguous tensor to update in place, got strides {matrix.stride()}")
     if not torch.compiler.is_compiling() and matrix.is_neg():
@@ -183,7 +183,8 @@ def draw_spec(negatives: NegativeSampler | Tensor, batch: int, num_data: int, an
     return negatives.spec(anchor_offset)
 
 
-def _inputs(anchor, bank, index, negatives, anchor_offset, plan, backend) -> tuple[Tensor | Shard, DrawSpec]:
+def bank_inputs(anchor, bank, index, negatives, anchor_offset, plan, backend) -> tuple[Tensor | Shard, DrawSpec]:
+    """The bank's rows and the record of the negatives, of arguments that have been checked."""
     checks.choice("plan", plan, ("auto", *PLANS))
     checks.choice("backend", backend, ("auto", *BACKENDS))
     checks.integer("anchor_offset", anchor_offset, least=0, below=2**32)
@@ -193,7 +194,7 @@ def _inputs(anchor, bank, index, negatives, anchor_offset, plan, backend) -> tup
         raise ValueError(f"anchor: expected width {matrix.shape[1]}, that of the bank, got {list(anchor.shape)}")
     checks.tensor("index", index, shape=(anchor.shape[0],), dtypes=checks.INDICES)
     spec = draw_spec(negatives, anchor.shape[0], matrix.shape[0], anchor_offset)
-    rows = _values(matrix)
+    rows = values_of(matrix)
     checks.same_device(anchor=anchor, bank=rows, index=index, negatives=spec.tables[0])
     return matrix, spec
 
@@ -204,10 +205,10 @@ def _bank_rows(bank) -> Tensor | Shard:
     if not hasattr(bank, "rows"):
         raise TypeError(f"bank: expected a tensor [N, D] or a MemoryBank, got {type(bank).__name__}")
     held = bank.held()
-    checks.tensor("bank", _values(held), shape=("N", "D"))
+    checks.tensor("bank", values_of(held), shape=("N", "D"))
     return held
 
 
-def _values(rows: Tensor | Shard) -> Tensor:
+def values_of(rows: Tensor | Shard) -> Tensor:
     """The rows that are in this process."""
     return rows if isinstance(rows, Tensor) else rows.rows

@@ -80,6 +80,14 @@ def unset_or_finite(name: str, value: Any, dtype: torch.dtype) -> float:
     return value
 
 
+def finite(name: str, value: Any, dtype: torch.dtype) -> float:
+    """`value` as a float that is finite in `dtype`."""
+    value = number(name, value)
+    if not abs(value) <= torch.finfo(dtype).max:
+        raise ValueError(f"{name}: expected a number that is finite in {dtype}, got {value:g}")
+    return value
+
+
 def positive(name: str, value: float, *, finite: bool = True) -> float:
     """`value` as a float > 0."""
     value = number(name, value)

@@ -16,7 +16,7 @@ def graph_handle(source: Tensor | None) -> Tensor | None:
     """
     if source is None or not source.requires_grad or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return None
-    return source[:0].clone()
+    return source[None][:0].clone()  # of a scalar too
 
 
 def differentiable_once(grads: list[Tensor | None], why: str, *sources: Tensor | None) -> list[Tensor | None]:

@@ -46,6 +46,15 @@ class Choice:
         return f"{self.op} (plan={self.plan}, device={self.device}): {self.backend}: {self.reason}"
 
 
+BANK_SCORES = (
+    "bank_nce",
+    "bank_mean_score",
+    "bank_log_z",
+    "bank_infonce",
+    "bank_sigmoid",
+)  # with plans gather and dense
+_WITHOUT_KERNEL = ("bank_infonce", "bank_sigmoid")  # on CUDA
+
 # In order of preference within (op, plan, device): the first row that can run is what `auto` takes.
 SUPPORT: tuple[Row, ...] = (
     Row("draw", "-", "cpu", "native", "C++, OpenMP over anchors"),
@@ -58,8 +67,8 @@ SUPPORT: tuple[Row, ...] = (
     Row("bank_update", "-", "cuda", "native", "one warp per row, no atomics"),
     Row("bank_update", "-", "any", "reference", "plain PyTorch, any device"),
     *(
-        Row(op, plan, device, backend, note)
-        for op in ("bank_nce", "bank_mean_score", "bank_log_z")
+        Row(op, plan, device, backend, note + ("; on CUDA too" if device == "any" and op in _WITHOUT_KERNEL else ""))
+        for op in BANK_SCORES
         for plan, device, backend, note in (
             ("gather", "cpu", "native", "C++, draws binned by bank tile, loss and gradient in one pass"),
             ("gather", "cuda", "native", "draws and scores in one kernel"),
@@ -68,6 +77,7 @@ SUPPORT: tuple[Row, ...] = (
             ("dense", "cuda", "triton", "split bf16 products on the tensor cores, loss and gradient in one pass"),
             ("dense", "any", "reference", "plain PyTorch, chunked over anchors"),
         )
+        if device != "cuda" or op not in _WITHOUT_KERNEL
     ),
     Row("ot", "-", "cpu", "native", "C++, OpenMP over strips of rows or over problems"),
     Row("ot", "-", "cuda", "native", "one launch while the matrix fits in shared memory"),

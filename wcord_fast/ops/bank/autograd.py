@@ -1,6 +1,6 @@
-"""Autograd of the bank ops: value and anchor gradient are known after one pass, and attached; backward multiplies.
+"""Autograd of the bank ops: value and gradients are known after one pass, and attached; backward multiplies.
 
-Only the gradient [S, B, D] is saved (and an empty tensor, see `graph_handle`): never the bank, the draws or the seed,
+Only the gradients are saved (and an empty tensor for each input, see `graph_handle`): never the bank, the draws or the seed,
 so a bank that is updated between forward and backward, or a sampler that has moved on, cannot change a gradient.
 """
 
@@ -14,26 +14,35 @@ from torch import Tensor
 from ..differentiable_once import differentiable_once, graph_handle
 from ..eager import calls_directly
 from ..sampling.spec import DrawSpec
-from . import op
+from . import critics, op
 
 _NOT_TWICE = "the gradient of a bank score cannot be differentiated again: only the first one is computed"
 
 
 class Attached(torch.autograd.Function):
-    """Values [S, B] and their gradients [S, B, D] with respect to anchors [S, B, D], both known already."""
+    """Values [S, B] whose derivatives are known already.
+
+    An input is [S, B, D], its gradient as well, or a scalar, its gradient [S, B].
+    """
 
     @staticmethod
-    def forward(ctx, anchors, handle, value, grad):
-        ctx.save_for_backward(grad, handle)
-        ctx.dtype = anchors.dtype
+    def forward(ctx, value, count, *rest):
+        inputs, handles, grads = rest[:count], rest[count : 2 * count], rest[2 * count :]
+        ctx.save_for_backward(*handles, *grads)
+        ctx.dtypes = tuple(x.dtype for x in inputs)
         return value.view_as(value)
 
     @staticmethod
     def backward(ctx, grad_output):
-        grad, handle = ctx.saved_tensors
-        # Multiplied before it is rounded to a narrow dtype, so that loss scaling does its work.
-        grads: list[Tensor | None] = [(grad_output[..., None] * grad).to(ctx.dtype)]
-        return differentiable_once(grads, _NOT_TWICE, grad_output, handle)[0], None, None, None
+        count = len(ctx.dtypes)
+        handles, known = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        grads: list[Tensor | None] = []
+        for dtype, grad in zip(ctx.dtypes, known, strict=True):
+            # Multiplied before it is rounded to a narrow dtype, so that loss scaling does its work.
+            whole = grad_output[..., None] * grad if grad.dim() == 3 else (grad_output * grad).sum()
+            grads.append(whole.to(dtype))
+        grads = differentiable_once(grads, _NOT_TWICE, grad_output, *handles)
+        return None, None, *grads, *[None] * (2 * count)
 
 
 def nce(anchors: Tensor, banks, index, log_z, spec: DrawSpec, temperature, plan, backend) -> Tensor:
@@ -41,26 +50,58 @@ def nce(anchors: Tensor, banks, index, log_z, spec: DrawSpec, temperature, plan,
     # Detached, not under no_grad: an error in compiled code would leave gradients switched off for good.
     needs_grad = wants_grad(anchors)
     run: Any = op.nce if calls_directly(anchors, log_z, *banks) else op.nce_op
-    found = run(anchors.detach(), banks, index, log_z, *spec_args(spec), temperature, needs_grad, plan, backend)
-    return attach(anchors, *found)
+    value, grad = run(anchors.detach(), banks, index, log_z, *spec_args(spec), temperature, needs_grad, plan, backend)
+    return attach(value, (anchors, grad))
 
 
 def mean_score(anchors: Tensor, banks, index, spec: DrawSpec, plan, backend) -> Tensor:
     """Mean scores of the negatives [S, B] of anchors [S, B, D]."""
     needs_grad = wants_grad(anchors)
     run: Any = op.mean_score if calls_directly(anchors, *banks) else op.mean_score_op
-    found = run(anchors.detach(), banks, index, *spec_args(spec), needs_grad, plan, backend)
-    return attach(anchors, *found)
+    value, grad = run(anchors.detach(), banks, index, *spec_args(spec), needs_grad, plan, backend)
+    return attach(value, (anchors, grad))
 
 
-def attach(anchors: Tensor, value: Tensor, grad: Tensor) -> Tensor:
-    """`value` [S, B] as a function of `anchors` [S, B, D] with derivative `grad`; as it is where none is wanted."""
-    return Attached.apply(anchors, graph_handle(anchors), value, grad) if wants_grad(anchors) else value
+def infonce(anchors: Tensor, banks, index, positive: Tensor | None, spec: DrawSpec, temperature, plan, backend):
+    """InfoNCE losses [S, B] of anchors [S, B, D], their positives [S, B, D] or None for the banks' rows `index`."""
+    needs_grad = wants_grad(anchors, positive)
+    run: Any = critics.infonce if calls_directly(*_given(anchors, positive, *banks)) else critics.infonce_op
+    args = (anchors.detach(), banks, index, detached(positive), *spec_args(spec), temperature)
+    value, *grads = run(*args, needs_grad, plan, backend)
+    return attach(value, *zip((anchors, positive), grads, strict=True))
 
 
-def wants_grad(anchors: Tensor) -> bool:
-    """Whether the forward op should compute the anchor gradient at all."""
-    return torch.is_grad_enabled() and anchors.requires_grad
+def sigmoid(anchors: Tensor, banks, index, positive: Tensor | None, scale, bias, spec: DrawSpec, plan, backend):
+    """Sigmoid losses [S, B], as `infonce`; `scale` and `bias` are scalar tensors."""
+    needs_grad = wants_grad(anchors, positive, scale, bias)
+    run: Any = (
+        critics.sigmoid if calls_directly(*_given(anchors, positive, scale, bias, *banks)) else critics.sigmoid_op
+    )
+    args = (anchors.detach(), banks, index, detached(positive), scale.detach(), bias.detach(), *spec_args(spec))
+    value, *grads = run(*args, needs_grad, plan, backend)
+    return attach(value, *zip((anchors, positive, scale, bias), grads, strict=True))
+
+
+def attach(value: Tensor, *known: tuple[Tensor | None, Tensor]) -> Tensor:
+    """`value` [S, B] as a function of inputs whose gradients are `known`: pairs (input, gradient), see `Attached`."""
+    pairs = [(x, grad) for x, grad in known if wants_grad(x)]
+    if not pairs:
+        return value
+    inputs, grads = zip(*pairs, strict=True)
+    return Attached.apply(value, len(inputs), *inputs, *(graph_handle(x) for x in inputs), *grads)
+
+
+def wants_grad(*inputs: Tensor | None) -> bool:
+    """Whether the forward op should compute gradients at all."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+
+
+def detached(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.detach()
+
+
+def _given(*tensors: Tensor | None) -> list[Tensor]:
+    return [t for t in tensors if t is not None]
 
 
 def spec_args(spec: DrawSpec) -> tuple:

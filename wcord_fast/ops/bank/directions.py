@@ -28,6 +28,20 @@ def nce(anchors, banks, index, log_z, spec: DrawSpec, temperature, plan="auto", 
     return autograd.nce(anchors, banks, index, log_z, spec, temperature, plan, backend)
 
 
+def infonce(anchors, banks, index, positive, spec, temperature, plan="auto", backend="auto", joined=None) -> Tensor:
+    """InfoNCE losses [S, B] of anchors [S, B, D]; `positive` [S, B, D], or None: the banks' rows `index`."""
+    if isinstance(banks[0], Shard):
+        return sharded.infonce(anchors, banks, index, positive, spec, temperature, plan, backend, joined)
+    return autograd.infonce(anchors, banks, index, positive, spec, temperature, plan, backend)
+
+
+def sigmoid(anchors, banks, index, positive, scale, bias, spec, plan="auto", backend="auto", joined=None) -> Tensor:
+    """Sigmoid losses [S, B] of anchors [S, B, D], as `infonce`; `scale` and `bias` are scalar tensors."""
+    if isinstance(banks[0], Shard):
+        return sharded.sigmoid(anchors, banks, index, positive, scale, bias, spec, plan, backend, joined)
+    return autograd.sigmoid(anchors, banks, index, positive, scale, bias, spec, plan, backend)
+
+
 def mean_score(anchors, banks, index, spec: DrawSpec, plan="auto", backend="auto", owners=(), joined=None) -> Tensor:
     """Mean negative scores [S, B] of anchors [S, B, D] against S banks, which may be rows of MemoryBanks `owners`."""
     sums = _class_sums(owners, spec) if plan == "auto" and spec.whole_pool else []

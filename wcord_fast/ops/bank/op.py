@@ -18,10 +18,10 @@ from .part import Part, whole
 from .plan import Problem, choose, chosen
 
 # How a DrawSpec travels through a schema, and what follows it in every op.
-_SPEC = "Tensor[] tables, str source, SymInt k, str replacement, bool expected, SymInt anchor_offset"
+SPEC_SCHEMA = "Tensor[] tables, str source, SymInt k, str replacement, bool expected, SymInt anchor_offset"
 
-# (backend, plan, kind of device) -> the module whose bank_nce, bank_mean_score and bank_log_z run; one row per row of
-# the support table in dispatch.py.
+# (backend, plan, kind of device) -> the module whose function of the op's name runs; the support table in dispatch.py
+# says which ops it has.
 _MODULES: dict[tuple[str, str, str], Any] = {
     ("native", "gather", "cpu"): native_cpu,
     ("native", "gather", "cuda"): native_cuda,
@@ -69,7 +69,7 @@ def checked(anchors: Tensor, num_data: int, index: Tensor, spec: DrawSpec) -> tu
     return index, spec, ok & checks.finite_rows("anchor", anchors, Code.ANCHOR)
 
 
-def _checks_itself(module: Any, anchors: Tensor, spec: DrawSpec) -> bool:
+def checks_itself(module: Any, anchors: Tensor, spec: DrawSpec) -> bool:
     """Whether the module checks all values: on the CPU it raises, on a device a flagged anchor's result is NaN."""
     if module is triton:  # whose kernels do not see explicit rows, and cannot raise where they are interpreted
         return spec.source != "given" and anchors.device.type != "cpu"
@@ -110,7 +110,7 @@ def nce(
 ):
     spec = DrawSpec(source, k, replacement, expected, anchor_offset, tables)
     module, plan, drawer = select("bank_nce", anchors, banks, spec, plan, backend)
-    if _checks_itself(module, anchors, spec):
+    if checks_itself(module, anchors, spec):
         return module.bank_nce(anchors, banks, index, log_z, spec, temperature, needs_grad, plan, drawer)
     index, spec, ok = checked(anchors, banks[0].shape[0], index, spec)
     return _finish(ok, *module.bank_nce(anchors, banks, index, log_z, spec, temperature, needs_grad, plan, drawer))
@@ -121,7 +121,7 @@ def mean_score(
 ):
     spec = DrawSpec(source, k, replacement, expected, anchor_offset, tables)
     module, plan, drawer = select("bank_mean_score", anchors, banks, spec, plan, backend)
-    if _checks_itself(module, anchors, spec):
+    if checks_itself(module, anchors, spec):
         return module.bank_mean_score(anchors, banks, index, spec, needs_grad, plan, drawer)
     index, spec, ok = checked(anchors, banks[0].shape[0], index, spec)
     return _finish(ok, *module.bank_mean_score(anchors, banks, index, spec, needs_grad, plan, drawer))
@@ -149,7 +149,7 @@ def log_z(
     module, plan, drawer = select("bank_log_z", anchors, banks, spec, plan, backend)
     known = {"known": log_z} if module in _SKIP_KNOWN else {}
     ok = None
-    if not _checks_itself(module, anchors, spec):
+    if not checks_itself(module, anchors, spec):
         index, spec, ok = checked(anchors, banks[0].shape[0], index, spec)
     estimate = module.bank_log_z(anchors, banks, index, spec, temperature, plan, drawer, **known)
     if ok is not None and ok.device.type != "cpu":  # Z is not to be frozen at an estimate from rows that were flagged
@@ -176,19 +176,19 @@ def _per_anchor_fake(anchors, *rest):
 
 
 nce_op = library.register(
-    f"bank_nce(Tensor anchors, Tensor[] banks, Tensor index, Tensor log_z, {_SPEC}, float temperature, "
+    f"bank_nce(Tensor anchors, Tensor[] banks, Tensor index, Tensor log_z, {SPEC_SCHEMA}, float temperature, "
     "bool needs_grad, str plan, str backend) -> (Tensor, Tensor)",
     nce,
     _per_anchor_fake,
 )
 mean_score_op = library.register(
-    f"bank_mean_score(Tensor anchors, Tensor[] banks, Tensor index, {_SPEC}, bool needs_grad, str plan, str backend) "
+    f"bank_mean_score(Tensor anchors, Tensor[] banks, Tensor index, {SPEC_SCHEMA}, bool needs_grad, str plan, str backend) "
     "-> (Tensor, Tensor)",
     mean_score,
     _per_anchor_fake,
 )
 log_z_op = library.register(
-    f"bank_log_z(Tensor log_z, Tensor anchors, Tensor[] banks, Tensor index, {_SPEC}, float temperature, str plan, "
+    f"bank_log_z(Tensor log_z, Tensor anchors, Tensor[] banks, Tensor index, {SPEC_SCHEMA}, float temperature, str plan, "
     "str backend) -> Tensor",
     log_z,
     lambda log_z, *rest: torch.empty_like(log_z),

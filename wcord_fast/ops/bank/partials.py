@@ -27,6 +27,24 @@ def mean_score(anchors, banks, part: Part, index, spec: DrawSpec, needs_grad, pl
     return module.bank_mean_score(anchors, banks, index, spec, needs_grad, plan, drawer, part)
 
 
+def infonce(anchors, banks, part: Part, index, spec: DrawSpec, temperature, needs_grad, plan, backend):
+    """log-sum-exp of this part's negative scores / tau and their softmax mean: ([S, B], [S, B, D] or empty)."""
+    if banks[0].shape[0] == 0:
+        value, grad = _of_no_rows(anchors, banks, needs_grad)
+        return value.fill_(-torch.inf), grad
+    module, plan, drawer = select("bank_infonce", anchors, banks, spec, plan, backend, part)
+    return module.bank_infonce(anchors, banks, index, spec, temperature, needs_grad, plan, drawer, part)
+
+
+def sigmoid(anchors, banks, part: Part, index, scale, bias, spec: DrawSpec, needs_grad, plan, backend):
+    """This part's partials of the sums of `reference.bank_sigmoid`: ([S, B], [S, B], [S, B, D] or empty)."""
+    if banks[0].shape[0] == 0:
+        value, grad = _of_no_rows(anchors, banks, needs_grad)
+        return value, value, grad
+    module, plan, drawer = select("bank_sigmoid", anchors, banks, spec, plan, backend, part)
+    return module.bank_sigmoid(anchors, banks, index, scale, bias, spec, needs_grad, plan, drawer, part)
+
+
 def log_sum_exp(anchors, banks, part: Part, index, spec: DrawSpec, temperature, plan, backend) -> Tensor:
     """log of the sum of exp(score / tau) over all anchors and this part's scores among their K_b + 1 scores: [S]."""
     if banks[0].shape[0] == 0:

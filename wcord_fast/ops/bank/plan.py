@@ -67,7 +67,7 @@ def choose(
     """Plan and backend of one call: the cheaper plan by its own fastest backend, unless the user says which.
 
     Args:
-        op: "bank_nce", "bank_mean_score" or "bank_log_z".
+        op: one of `dispatch.BANK_SCORES`.
         plan, backend: as the user gave them.
         device: kind of device, "cpu" or "cuda".
         unfit: from (backend, plan) to why it cannot take this call's tensors, or None.

@@ -57,8 +57,8 @@ def bank_nce(
     u0 = (x * positive).sum(-1) / temperature - offset
     loss = torch.where(held, softplus(-u0) + k_b * torch.log1p(EPS * num_data / k_b), 0)
     grad = -torch.sigmoid(-u0)[..., None] * positive / temperature if needs_grad else x.new_empty(0)
-    for lo, hi, weight, sides in _blocks(x, banks, index, spec, plan, draw_backend, part):
-        for s, (score, combine) in enumerate(sides):
+    for lo, hi, weight, directions in _blocks(x, banks, index, spec, plan, draw_backend, part):
+        for s, (score, combine) in enumerate(directions):
             u = score / temperature - offset[s, lo:hi, None]
             loss[s, lo:hi] += _weighted(softplus(u), weight).sum(-1)
             if needs_grad:
@@ -75,33 +75,81 @@ def bank_mean_score(
     inverse_k = 1 / counts(index, part.num_data, spec, acc)
     mean = x.new_zeros(x.shape[:2])
     grad = torch.zeros_like(x) if needs_grad else x.new_empty(0)
-    for lo, hi, weight, sides in _blocks(x, banks, index, spec, plan, draw_backend, part):
+    for lo, hi, weight, directions in _blocks(x, banks, index, spec, plan, draw_backend, part):
         share = inverse_k[lo:hi, None] if weight is None else weight * inverse_k[lo:hi, None]
-        for s, (score, combine) in enumerate(sides):
+        for s, (score, combine) in enumerate(directions):
             mean[s, lo:hi] += (score * share).sum(-1)
             if needs_grad:
                 grad[s, lo:hi] += combine(share.expand_as(score))
     return mean, grad
 
 
+def bank_infonce(
+    anchors, banks, index, spec, temperature, needs_grad, plan, draw_backend, part: Part | None = None
+) -> tuple[Tensor, Tensor]:
+    """log-sum-exp of each anchor's negative scores / tau, and the negatives' softmax mean: ([S, B], [S, B, D] or empty).
+
+    A part that holds none of them gives -inf and zeros. critics.py makes the loss.
+    """
+    x, _ = _prepare(anchors, banks)
+    log_sum = x.new_full(x.shape[:2], -torch.inf)
+    mean = torch.zeros_like(x) if needs_grad else x.new_empty(0)
+    for lo, hi, weight, directions in _blocks(x, banks, index, spec, plan, draw_backend, part or whole(banks)):
+        for s, (score, combine) in enumerate(directions):
+            scaled = score / temperature if weight is None else score / temperature + weight.log()
+            before = log_sum[s, lo:hi].clone()
+            log_sum[s, lo:hi] = torch.logaddexp(before, scaled.logsumexp(-1))
+            if needs_grad:
+                own = combine(portion(scaled, log_sum[s, lo:hi, None]))
+                mean[s, lo:hi] = mean[s, lo:hi] * portion(before, log_sum[s, lo:hi])[:, None] + own
+    return log_sum, mean
+
+
+def bank_sigmoid(
+    anchors, banks, index, scale, bias, spec, needs_grad, plan, draw_backend, part: Part | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums over each anchor's negatives of softplus(u), sigmoid(u) and sigmoid(u) * row, where u = scale * score + bias.
+
+    `scale` and `bias` are scalar tensors. Returns ([S, B], [S, B], [S, B, D] or empty); critics.py makes the loss.
+    """
+    x, acc = _prepare(anchors, banks)
+    scale, bias = scale.to(acc), bias.to(acc)
+    value, slope = x.new_zeros(x.shape[:2]), x.new_zeros(x.shape[:2])
+    rows = torch.zeros_like(x) if needs_grad else x.new_empty(0)
+    for lo, hi, weight, directions in _blocks(x, banks, index, spec, plan, draw_backend, part or whole(banks)):
+        for s, (score, combine) in enumerate(directions):
+            u = scale * score + bias
+            slopes = _weighted(torch.sigmoid(u), weight)
+            value[s, lo:hi] += _weighted(softplus(u), weight).sum(-1)
+            slope[s, lo:hi] += slopes.sum(-1)
+            if needs_grad:
+                rows[s, lo:hi] += combine(slopes)
+    return value, slope, rows
+
+
+def portion(log_part: Tensor, log_whole: Tensor) -> Tensor:
+    """exp(log_part - log_whole): the portion that a part has in a sum, 0 for an empty part even of an empty whole."""
+    return torch.where(log_part == -torch.inf, 0, torch.exp(log_part - log_whole))
+
+
 def bank_log_z(anchors, banks, index, spec, temperature, plan, draw_backend) -> Tensor:
     """The batch's estimate of log Z, [S]: log of N times the mean over all anchors and their K_b + 1 scores of exp."""
     total = bank_log_sum_exp(anchors, banks, index, spec, temperature, plan, draw_backend)
-    return normalised(total, index, banks[0].shape[0], spec)
+    return normalised(total, index, banks[0].shape[0], spec).to(accumulate_dtype(anchors, *banks))
 
 
 def bank_log_sum_exp(anchors, banks, index, spec, temperature, plan, draw_backend, part: Part | None = None) -> Tensor:
-    """log of the sum of exp(score / tau) over all anchors and their K_b + 1 scores, [S]."""
-    x, acc = _prepare(anchors, banks)
+    """log of the sum of exp(score / tau) over all anchors and their K_b + 1 scores, fp64 [S]."""
     part = part or whole(banks)
-    positive, held = _positives(banks, index, part, acc)
-    own = torch.where(held, (x * positive).sum(-1) / temperature, -torch.inf)  # [S, B]
-    parts = [[own[s].logsumexp(0)] for s in range(len(banks))]
-    for _, _, weight, sides in _blocks(x, banks, index, spec, plan, draw_backend, part):
-        for s, (score, _combine) in enumerate(sides):
-            scaled = score / temperature if weight is None else score / temperature + weight.log()
-            parts[s].append(scaled.logsumexp((0, 1)))
-    return torch.stack([torch.stack(p).logsumexp(0) for p in parts])
+    log_sum, _ = bank_infonce(anchors, banks, index, spec, temperature, False, plan, draw_backend, part)
+    return with_positives(log_sum, anchors, banks, index, temperature, part)
+
+
+def with_positives(log_sum: Tensor, anchors: Tensor, banks: list[Tensor], index, temperature, part: Part) -> Tensor:
+    """log-sum-exp over all anchors, fp64 [S], of `log_sum` [S, B] and of the positives' scores / tau that the part holds."""
+    positive, held = _positives(banks, index, part, torch.float64)
+    own = torch.where(held, (anchors.double() * positive).sum(-1) / temperature, -torch.inf)
+    return torch.logaddexp(log_sum.double(), own).logsumexp(1)
 
 
 def normalised(log_sum_exp: Tensor, index: Tensor, num_data: int, spec: DrawSpec) -> Tensor:

@@ -18,12 +18,12 @@ from torch import Tensor
 from ...distributed.ranks import gather_rows, lower, not_compiled, ranks, scatter_sums, sizes_of
 from ..sampling.reference import pool_size
 from ..sampling.spec import DrawSpec
-from . import partials
-from .autograd import attach, wants_grad
+from . import critics, partials
+from .autograd import attach, detached, wants_grad
 from .class_sums import excluded_rows
 from .op import checked
 from .part import Part
-from .reference import accumulate_dtype, normalised
+from .reference import accumulate_dtype, normalised, portion
 
 
 class Shard(NamedTuple):
@@ -72,6 +72,42 @@ def nce(anchors, shards, index, log_z, spec: DrawSpec, temperature, plan, backen
 
 
 @not_compiled
+def infonce(
+    anchors, shards, index, positive, spec: DrawSpec, temperature, plan, backend, joined: Joined | None = None
+) -> Tensor:
+    """InfoNCE losses [S, B_r] of this rank's anchors: `directions.infonce` for shards. The join is a log-sum-exp."""
+    ok = critics.finite_positives(detached(positive))
+    call = _Call(anchors, shards, index, spec, joined)
+    needs_grad = wants_grad(anchors, positive)
+    args = (call.anchors, call.rows, call.part, call.index, call.spec, temperature, needs_grad, plan, backend)
+    log_sum, mean = partials.infonce(*args)
+    (everyone,) = gather_rows([log_sum.double()[None]], [1] * ranks().world)  # [W, S, B]
+    whole = everyone.logsumexp(0)
+    columns = [mean * portion(log_sum.double(), whole)[..., None]] if needs_grad else []
+    own_mean, own = call.own_sums(columns, positive, shards)
+    ends = critics.infonce_end(anchors.detach(), own, whole[:, call.own], own_mean, temperature, needs_grad)
+    return call.attach(ok, ends, (anchors, positive))
+
+
+@not_compiled
+def sigmoid(
+    anchors, shards, index, positive, scale, bias, spec: DrawSpec, plan, backend, joined: Joined | None = None
+) -> Tensor:
+    """Sigmoid losses [S, B_r] of this rank's anchors: `directions.sigmoid` for shards."""
+    ok = critics.finite_positives(detached(positive))
+    critics.finite_scalar("scale", scale)
+    critics.finite_scalar("bias", bias)
+    call = _Call(anchors, shards, index, spec, joined)
+    needs_grad = wants_grad(anchors, positive, scale, bias)
+    args = (call.anchors, call.rows, call.part, call.index, scale.detach(), bias.detach(), call.spec)
+    value, slope, rows = partials.sigmoid(*args, needs_grad, plan, backend)
+    sums, own = call.own_sums([value[..., None], slope[..., None], *([rows] if needs_grad else [])], positive, shards)
+    sums = (sums[..., 0], sums[..., 1], sums[..., 2:])
+    ends = critics.sigmoid_end(anchors.detach(), own, scale.detach(), bias.detach(), sums, needs_grad)
+    return call.attach(ok, ends, (anchors, positive, scale, bias))
+
+
+@not_compiled
 def mean_score(anchors, shards, index, spec: DrawSpec, plan, backend, sums, joined: Joined | None = None) -> Tensor:
     """Mean negative scores [S, B_r] of this rank's anchors: `directions.mean_score` for shards.
 
@@ -103,12 +139,17 @@ def log_z(log_z, anchors, shards, index, spec: DrawSpec, temperature, plan, back
 @not_compiled
 def fetch(shards: list[Shard], joined: Joined) -> Tensor:
     """This rank's part of rows `joined.index` of the banks, from the ranks that hold them: [S, B_r, D]."""
+    return scatter_sums(_held(shards, joined.index).transpose(0, 1), joined.sizes).transpose(0, 1)
+
+
+def _held(shards: list[Shard], index: Tensor) -> Tensor:
+    """Rows `index` of the banks, zero where another rank holds them: [S, B, D]. Sums over the ranks are exact."""
     part, height = shards[0].part, shards[0].rows.shape[0]
-    held = part.holds(joined.index, height)
+    held = part.holds(index, height)
     rows = [s.rows.new_zeros(len(held), s.rows.shape[1]) for s in shards]
     for shard, out in zip(shards, rows, strict=True):
-        out[held] = shard.rows[joined.index[held] - part.first]
-    return scatter_sums(torch.stack(rows, 1), joined.sizes).transpose(0, 1)  # one rank's row and zeros: exact
+        out[held] = shard.rows[index[held] - part.first]
+    return torch.stack(rows)
 
 
 def held_rows(shard: Shard, joined: Joined) -> tuple[Tensor, Tensor]:
@@ -127,7 +168,7 @@ class _Call:
         everyone = joined.index
         if joined.own_index is not index:  # the positives of an explicit contrast_idx
             (everyone,) = gather_rows([index.long()], joined.sizes)
-        self.sizes = joined.sizes
+        self.sizes, self.own = joined.sizes, joined.own
         if spec.source == "given":
             (rows,) = gather_rows([own[1].table("indices")], self.sizes)
             spec = DrawSpec("given", rows.shape[1], "no", False, 0, [rows])
@@ -141,7 +182,27 @@ class _Call:
             value = torch.where(self.ok, value, torch.nan)
         wide = [value[..., None], grad] if wants_grad(anchors) else [value[..., None]]
         both = scatter_sums(torch.cat(wide, -1).transpose(0, 1), self.sizes).transpose(0, 1)  # [S, B_r, 1 or 1 + D]
-        return attach(anchors, both[..., 0].contiguous(), both[..., 1:].contiguous())
+        return attach(both[..., 0].contiguous(), (anchors, both[..., 1:].contiguous()))
+
+    def own_sums(self, columns: list[Tensor], positive: Tensor | None, shards: list[Shard]) -> tuple[Tensor, Tensor]:
+        """(sums over ranks of `columns` [S, B, n], joined, for this rank's anchors; their positives [S, B_r, D])."""
+        if positive is None:
+            columns = [*columns, _held(shards, self.index)]
+        if not columns:
+            return self.anchors.new_empty(0), positive
+        sums = scatter_sums(torch.cat(columns, -1).transpose(0, 1), self.sizes).transpose(0, 1)
+        if positive is not None:
+            return sums, positive.detach()
+        width = self.rows[0].shape[1]
+        return sums[..., :-width], sums[..., -width:]
+
+    def attach(self, ok: Tensor | bool, ends: tuple[Tensor, ...], inputs: tuple[Tensor | None, ...]) -> Tensor:
+        """The loss of `ends` (critics.py) as a function of `inputs`; NaN for an anchor that was flagged on a device."""
+        acc = accumulate_dtype(*(x for x in inputs[:2] if x is not None), *self.rows)
+        loss, *grads = (t.to(acc) for t in ends)
+        if loss.device.type != "cpu":
+            loss = torch.where(self.ok[:, self.own] & ok, loss, torch.nan)
+        return attach(loss, *zip(inputs, grads, strict=True))
 
 
 def _partial_pool_mean(call: _Call, sums: list[Tensor]) -> Tensor:
