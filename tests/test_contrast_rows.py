@@ -1,4 +1,4 @@
-"""Contrast with rows of their own, a queue's: one direction, the positives not among the rows, no gradient for these."""
+"""Contrast with rows of a queue: one direction, the positives are not among the rows, which have no gradient."""
 
 from __future__ import annotations
 
