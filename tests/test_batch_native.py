@@ -64,10 +64,10 @@ def test_scores_beyond_the_range_of_fp32_s_exp_equal_float64(simd, norm):
 
 def test_products_that_overflow_are_refused():
     x = torch.full((3, 4), 1e30)
-    with pytest.raises(ValueError, match="x, y: expected rows whose products are finite in torch.float32"):
+    with pytest.raises(ValueError, match=r"x, y: expected rows whose products are finite in torch.float32"):
         F.batch_infonce(x, x, backend="native")
     assert torch.isfinite(F.batch_infonce(x.double(), x.double(), backend="native")).all()
-    with pytest.raises(ValueError, match="x, y: expected rows whose products are finite in torch.float64"):
+    with pytest.raises(ValueError, match=r"x, y: expected rows whose products are finite in torch.float64"):
         F.batch_infonce(x.double() * 1e140, x.double() * 1e140, backend="native")
 
 
