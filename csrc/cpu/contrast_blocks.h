@@ -19,9 +19,9 @@
 
 namespace wcf {
 
-constexpr int64_t CONTRAST_HEIGHT = 96;    // anchors: a multiple of every tile's rows; they stay in L2 beside a panel
-constexpr int64_t CONTRAST_PANELS = 16;    // panels that one thread takes at a time
-constexpr double CONTRAST_RANGE = 64;      // scores within it have sums of exp that fp32 can hold
+constexpr int64_t CONTRAST_HEIGHT = 96;  // anchors: a multiple of every tile's rows; they stay in L2 beside a panel
+constexpr int64_t CONTRAST_PANELS = 16;  // panels that one thread takes at a time
+constexpr double CONTRAST_RANGE = 64;    // scores within it have sums of exp that fp32 can hold
 
 inline int thread_number() {
 #if defined(_OPENMP)
@@ -127,11 +127,12 @@ class ContrastBlocks {
     }
     const int64_t own = args.first + first;
     const bool apart = args.first < 0 || own + to.height <= row || row + width <= own;
-    to.plain = !args.anchor_label && !args.anchor_index && apart && to.anchors_left == to.height && to.rows_left >= width;
+    to.plain =
+        !args.anchor_label && !args.anchor_index && apart && to.anchors_left == to.height && to.rows_left >= width;
     return to;
   }
 
-  // The largest score that there can be, from the norms; negative: a value is not finite, or its square is not.
+  // The largest score that there can be, from the norms; negative: a value is not finite, or such a score is not.
   double most() const {
     double largest[2] = {}, sum = 0;
     const T* const sides[2] = {anchors, rows};
@@ -147,7 +148,7 @@ class ContrastBlocks {
       sum += kernels.squares(positives + i * args.dim, args.dim);
     }
     const double found = std::sqrt(largest[0]) * std::sqrt(largest[1]) * std::abs(args.scale) + std::abs(args.bias);
-    return finite(sum) && finite(found) ? found : -1;
+    return finite(sum) && finite(static_cast<T>(found)) ? found : -1;
   }
 
   const ContrastKernels<T>& kernels;

@@ -1,8 +1,8 @@
 // Gradients of the contrast ops, from scores that are made again.
 //
 // For a block of anchors a strip of cells [panels][height][width] is kept: each panel's cells go into its rows'
-// gradients at once, and the strip into the anchors' gradients when it is complete. So every sum is taken by one thread,
-// in one order, whatever their number.
+// gradients at once, and the strip into the anchors' gradients when it is complete. So every sum is taken by one
+// thread, in one order, whatever their number.
 #include "contrast_blocks.h"
 
 namespace wcf {
@@ -85,9 +85,7 @@ class Gradients {
   }
 
   int64_t chunks() const { return (blocks_.panels + CONTRAST_PANELS - 1) / CONTRAST_PANELS; }
-  int64_t panels_in(int64_t chunk) const {
-    return std::min(CONTRAST_PANELS, blocks_.panels - chunk * CONTRAST_PANELS);
-  }
+  int64_t panels_in(int64_t chunk) const { return std::min(CONTRAST_PANELS, blocks_.panels - chunk * CONTRAST_PANELS); }
 
   void run_block(int64_t block) {
     blocks_.pack_block(block);

@@ -1,8 +1,8 @@
 // Contrast of a block of anchors with one panel of rows. Included once per instruction set.
 //
-// A tile of TILE_ROWS x TILE_COLUMNS scores is summed in registers and becomes terms or cells there. Cells lie in panels
-// [anchor][TILE_COLUMNS]: so they are the right factor of the product that makes the rows' gradients as they are, and
-// TILE_ROWS anchors of a panel are neighbouring lines, from which the other product takes its left factor.
+// A tile of TILE_ROWS x TILE_COLUMNS scores is summed in registers and becomes terms or cells there. Cells lie in
+// panels [anchor][TILE_COLUMNS]: so they are the right factor of the product that makes the rows' gradients as they
+// are, and TILE_ROWS anchors of a panel are neighbouring lines, from which the other product takes its left factor.
 
 // acc += sum over k of a[k][TILE_ROWS] b[k][TILE_COLUMNS].
 template <class T>

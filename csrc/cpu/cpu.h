@@ -33,7 +33,7 @@ int64_t cpu_contrast_score(const ContrastStep& args);
 void cpu_contrast_gradient(const ContrastStep& args);
 int64_t cpu_contrast_finish(const ContrastStep& args);
 
-// False: a value is not finite, or its square is not, and nothing in the results means anything.
+// False: a value is not finite, or a score may not be, and nothing in the results means anything.
 bool cpu_contrast_values(const ContrastValues& args);
 
 // Of tensors that cpu_contrast_values has seen.

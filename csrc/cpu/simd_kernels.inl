@@ -33,9 +33,22 @@ constexpr SinkhornKernels<T> SINKHORN = {
 
 template <class T>
 constexpr ContrastKernels<T> CONTRAST = {
-    TILE_ROWS,       TILE_COLUMNS<T>, WIDTH<T>, pack_anchors<T>, pack_rows<T>, pack_columns<T>,
-    squares<T>,      sum_exp<T>,      log_sum_exp<T>,  sum_softplus<T>,        join_lanes<T>,
-    exp_within_range<T>, exp_slopes<T>, sigmoid_slopes<T>, add_row_gradient<T>, add_anchor_gradient<T>,
+    TILE_ROWS,
+    TILE_COLUMNS<T>,
+    WIDTH<T>,
+    pack_anchors<T>,
+    pack_rows<T>,
+    pack_columns<T>,
+    squares<T>,
+    sum_exp<T>,
+    log_sum_exp<T>,
+    sum_softplus<T>,
+    join_lanes<T>,
+    exp_within_range<T>,
+    exp_slopes<T>,
+    sigmoid_slopes<T>,
+    add_row_gradient<T>,
+    add_anchor_gradient<T>,
 };
 
 const SimdKernels KERNELS = {draw_block,       pick_visit,      pick_dense,      SINKHORN<float>,
