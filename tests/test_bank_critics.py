@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy, normalize, softplus
 
 import wcord_fast
-from tests.test_bank_functions import B, D, LABELS, N, PLANS, SAMPLERS, TAU, problem, sampler
+from tests.test_bank_functions import LABELS, PLANS, SAMPLERS, TAU, B, D, N, problem, sampler
 from wcord_fast import MemoryBank, NegativeSampler
 from wcord_fast import functional as F
 from wcord_fast.ops import dispatch
@@ -37,7 +37,7 @@ def drawn(name, index):
     """(sampler, its rows [B, K], how often each counts)."""
     if name in WHOLE_POOLS:
         negatives = NegativeSampler(N, seed=11, **WHOLE_POOLS[name])
-        rows = torch.stack([(LABELS != LABELS[i]).nonzero()[:, 0] for i in index])
+        rows = torch.stack([(LABELS[i] != LABELS).nonzero()[:, 0] for i in index])
         return negatives, rows, 20 / 48 if name == "expected" else 1.0
     negatives = sampler(name)
     return negatives, negatives.draw(index), 1.0
