@@ -14,6 +14,7 @@ from wcord_fast.ops.sampling.spec import DrawSpec
 SAMPLERS = ("none", "self", "class", "replaced", "counts", "auto", "weighted", "all", "all_self", "expected", "given")
 SAMPLERS += ("unlabelled", "all_unlabelled")
 TAU = 0.07
+SCALE, BIAS = torch.tensor(8.0), torch.tensor(-3.0)
 
 
 @dataclass
@@ -33,6 +34,8 @@ class Problem:
             "nce": reference.bank_nce(a, b, self.index, self.log_z, self.spec, TAU, True, "gather", "reference"),
             "mean": reference.bank_mean_score(a, b, self.index, self.spec, True, "gather", "reference"),
             "log_z": (reference.bank_log_z(a, b, self.index, self.spec, TAU, "gather", "reference"),),
+            "infonce": reference.bank_infonce(a, b, self.index, self.spec, TAU, True, "gather", "reference"),
+            "sigmoid": reference.bank_sigmoid(a, b, self.index, SCALE, BIAS, self.spec, True, "gather", "reference"),
         }
 
     def results(self, module, plan: str) -> dict[str, tuple[Tensor, ...]]:
@@ -42,6 +45,8 @@ class Problem:
             "nce": module.bank_nce(a, b, self.index, self.log_z, self.spec, TAU, True, plan, "native"),
             "mean": module.bank_mean_score(a, b, self.index, self.spec, True, plan, "native"),
             "log_z": (module.bank_log_z(a, b, self.index, self.spec, TAU, plan, "native"),),
+            "infonce": module.bank_infonce(a, b, self.index, self.spec, TAU, True, plan, "native"),
+            "sigmoid": module.bank_sigmoid(a, b, self.index, SCALE, BIAS, self.spec, True, plan, "native"),
         }
 
 

@@ -13,7 +13,7 @@ from wcord_fast.ops.bank import native_cpu, native_cuda, op, reference, triton
 from wcord_fast.ops.bank.part import Part
 from wcord_fast.ops.sampling.spec import DrawSpec
 
-from .bank_cases import SAMPLERS, TAU, problem, relative_error
+from .bank_cases import BIAS, SAMPLERS, SCALE, TAU, problem, relative_error
 
 LIMIT = 1e-5  # of fp32; at worst the reference on 12,000 draws with repetitions
 CUTS = [(0, 300), (0, 1, 300), (0, 96, 97, 200, 300)]
@@ -27,20 +27,29 @@ def modules():
 
 def joined(module, plan, p, cuts):
     """The results of all parts, added up in fp64."""
-    nce, mean, sums = [], [], []
+    nce, mean, sums, sigmoid, infonce = [], [], [], [], []
     for lo, hi in pairwise(cuts):
         banks, part = [b[lo:hi].contiguous() for b in p.banks], Part(lo, p.banks[0].shape[0])
         common = (p.anchors, banks, p.index)
         nce.append(module.bank_nce(*common, p.log_z, p.spec, TAU, True, plan, "auto", part))
         mean.append(module.bank_mean_score(*common, p.spec, True, plan, "auto", part))
+        sigmoid.append(module.bank_sigmoid(*common, SCALE, BIAS, p.spec, True, plan, "auto", part))
+        infonce.append(module.bank_infonce(*common, p.spec, TAU, True, plan, "auto", part))
         sums.append(module.bank_log_sum_exp(*common, p.spec, TAU, plan, "auto", part).double())
-    total = [[sum(t.double() for t in column) for column in zip(*parts, strict=True)] for parts in (nce, mean)]
+    total = [[sum(t.double() for t in column) for column in zip(*parts, strict=True)] for parts in (nce, mean, sigmoid)]
     log_z = reference.normalised(torch.stack(sums).logsumexp(0), p.index, p.banks[0].shape[0], p.spec)
-    return {"nce": total[0], "mean": total[1], "log_z": (log_z,)}
+    log_sums = torch.stack([log_sum.double() for log_sum, _ in infonce])
+    whole = log_sums.logsumexp(0)
+    softmax_mean = sum(
+        mean * reference.portion(log_sum, whole)[..., None]
+        for log_sum, (_, mean) in zip(log_sums, infonce, strict=True)
+    )
+    critics = {"sigmoid": total[2], "infonce": (whole, softmax_mean)}
+    return {"nce": total[0], "mean": total[1], "log_z": (log_z,), **critics}
 
 
 def assert_close(got, wanted, said):
-    for name in ("nce", "log_z"):
+    for name in ("nce", "log_z", "sigmoid", "infonce"):
         for ours, theirs in zip(got[name], wanted[name], strict=True):
             assert relative_error(ours, theirs) < LIMIT, (name, said)
     for ours, theirs in zip(got["mean"], wanted["mean"], strict=True):  # itself near zero: in units of a score
@@ -77,6 +86,8 @@ def test_a_part_without_any_drawn_row_gives_nothing(module):
     assert not loss.any() and not grad.any()
     total = module.bank_log_sum_exp(p.anchors, banks, p.index, p.spec, TAU, "gather", "auto", part)
     assert (total == -torch.inf).all()
+    log_sum, mean = module.bank_infonce(p.anchors, banks, p.index, p.spec, TAU, True, "gather", "auto", part)
+    assert (log_sum == -torch.inf).all() and not mean.any()
 
 
 def selected(monkeypatch, *, height, k, plan="auto", backend="auto", runs=("native", "triton")):

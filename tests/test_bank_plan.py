@@ -46,10 +46,10 @@ def test_explain_says_what_runs(ran, num_data, k, batch, dim, chosen, backend):
     index = torch.arange(batch)
     s = NegativeSampler(num_data, k, seed=1)
     F.bank_nce(anchor, bank, index, negatives=s, log_z=3.0, plan=chosen, backend=backend)
-    F.bank_mean_score(anchor, bank, index, negatives=s, plan=chosen, backend=backend)
-    F.bank_log_z(anchor, bank, index, negatives=s, plan=chosen, backend=backend)
+    for function in (F.bank_mean_score, F.bank_log_z, F.bank_infonce, F.bank_sigmoid):
+        function(anchor, bank, index, negatives=s, plan=chosen, backend=backend)
     sizes = {"num_data": num_data, "k": k, "batch": batch, "dim": dim}
-    for name, done in zip(("bank_nce", "bank_mean_score", "bank_log_z"), ran, strict=True):
+    for name, done in zip(dispatch.BANK_SCORES, ran, strict=True):
         told = wcord_fast.explain(name, **sizes, plan=chosen, backend=backend)
         assert (told.backend, told.plan) == done
         assert f"plan {told.plan}: " in told.reason
@@ -57,7 +57,7 @@ def test_explain_says_what_runs(ran, num_data, k, batch, dim, chosen, backend):
 
 def test_every_row_of_the_support_table_has_an_implementation():
     for row in dispatch.SUPPORT:
-        if row.op in ("bank_nce", "bank_mean_score", "bank_log_z"):
+        if row.op in dispatch.BANK_SCORES:
             assert hasattr(op._MODULES[row.backend, row.plan, row.device], row.op)
 
 

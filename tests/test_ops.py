@@ -196,10 +196,8 @@ def test_every_row_of_the_support_table_that_can_run_here_runs(row):
     options = {"plan": row.plan, "backend": row.backend}
     if row.op == "bank_nce":
         result = F.bank_nce(anchor, bank, index, negatives=s, log_z=3.0, **options)
-    elif row.op == "bank_mean_score":
-        result = F.bank_mean_score(anchor, bank, index, negatives=s, **options)
-    elif row.op == "bank_log_z":
-        result = F.bank_log_z(anchor, bank, index, negatives=s, **options)
+    elif row.op in dispatch.BANK_SCORES:
+        result = getattr(F, row.op)(anchor, bank, index, negatives=s, **options)
     elif row.op == "draw":
         result = s.draw(index, backend=row.backend)
     elif row.op == "ot":

@@ -133,7 +133,7 @@ class Dense {
     u.value = partials_.value(g, unit);
     u.grad = partials_.grad(g, unit);
     u.scratch = scratch;
-    simd_kernels().pick_dense(args_.op, args_.bank_dtype[s], args_.wide != 0, draws.num_anchors).run(u);
+    simd_kernels().pick_dense(term_of(args_.op), args_.bank_dtype[s], args_.wide != 0, draws.num_anchors).run(u);
   }
 
   const BankCall& args_;
@@ -149,7 +149,7 @@ DensePlan::DensePlan(const BankScore& a) {
   const bool distinct = a.rows.negatives == NEGATIVES_DRAWN && a.rows.draws.replacement == REPLACEMENT_NO &&
                         a.rows.draws.source != SOURCE_WEIGHTED;
   weight = a.rows.negatives == NEGATIVES_POOL ? DENSE_IDS : distinct ? DENSE_BITS : DENSE_COUNTS;
-  lanes = simd_kernels().pick_dense(a.op, a.bank_dtype[0], a.wide != 0, batch).lanes;
+  lanes = simd_kernels().pick_dense(term_of(a.op), a.bank_dtype[0], a.wide != 0, batch).lanes;
   const int64_t least = ceil_div(lanes, 32);  // groups of 32 anchors
   const int64_t all = ceil_div(ceil_div(batch, 32), least) * least;
   const int64_t row_bytes = weight == DENSE_IDS ? 0 : weight == DENSE_BITS ? 4 : 128;

@@ -68,7 +68,7 @@ WCF_HD Vec<Real> row_weight(const DenseUnit& a, int64_t row, int first) {
   return own != id ? one : none;
 }
 
-template <int OP, int NV, class Real, class Bank>
+template <BankTerm TERM, int NV, class Real, class Bank>
 void dense_unit(const DenseUnit& a) {
   constexpr int W = WIDTH<Real>, L = NV * W;
   const Bank* const bank = static_cast<const Bank*>(a.bank);
@@ -88,8 +88,9 @@ void dense_unit(const DenseUnit& a) {
     high[j] = static_cast<Real>(offset);
     low[j] = static_cast<Real>(offset - static_cast<double>(high[j]));
   }
-  double above[L] = {};
-  LogSum<Real> log_sum[NV];
+  double value[L][2] = {};
+  Real largest[L];
+  for (int j = 0; j < L; ++j) largest[j] = static_cast<Real>(LOWEST_SCORE);
   for (int64_t first = a.row; first < a.row_end; first += DENSE_TILE) {
     const int64_t rows = a.row_end - first < DENSE_TILE ? a.row_end - first : DENSE_TILE;
     const Real* tile;
@@ -99,67 +100,96 @@ void dense_unit(const DenseUnit& a) {
       for (int64_t i = 0; i < rows * a.dim; ++i) copy[i] = static_cast<Real>(load(bank[first * a.dim + i]));
       tile = copy;
     }
-    if (OP != BANK_MEAN_SCORE) {
+    if (TERM != TERM_ROW) {
       for (int64_t i = 0; i < rows * L; ++i) cells[i] = Real(0);
       multiply<NV>(tile, a.dim, 1, rows, a.dim, lanes, cells);
     }
     for (int v = 0; v < NV; ++v) {
-      NceSum<Real> nce;
-      const Vec<Real> minus = none - load_vec<Real>(high + v * W), rest = load_vec<Real>(low + v * W);
-      for (int64_t t = 0; t < rows; ++t) {
-        Real* const cell = cells + t * L + v * W;
-        const Vec<Real> weight = row_weight<Real>(a, first + t, v * W);
-        if (OP == BANK_MEAN_SCORE) {
-          store_vec(cell, weight);
-          continue;
+      Real* const column = cells + v * W;  // of W anchors: row t is at t * L
+      Vec<Real> sums[2] = {none, none};
+      if (TERM == TERM_ROW) {
+        for (int64_t t = 0; t < rows; ++t) store_vec(column + t * L, row_weight<Real>(a, first + t, v * W));
+      } else if (TERM == TERM_SOFTPLUS) {
+        SoftplusSum<Real> softplus;
+        const Vec<Real> minus = none - load_vec<Real>(high + v * W), rest = load_vec<Real>(low + v * W);
+        for (int64_t t = 0; t < rows; ++t) {
+          const Vec<Real> weight = row_weight<Real>(a, first + t, v * W);
+          const Vec<Real> u = fma(load_vec<Real>(column + t * L), scale, minus) - rest;
+          store_vec(column + t * L,
+                    a.weight == DENSE_COUNTS ? softplus.add_times(u, weight) : softplus.add(u, weight != Real(0)));
         }
-        const Vec<Real> score = load_vec<Real>(cell);
-        if (OP == BANK_LOG_Z) {
-          log_sum[v].add(score * scale, weight);
-          continue;
+        softplus.flush();
+        sums[0] = softplus.above;
+        sums[1] = softplus.slopes;
+      } else {
+        const Vec<Real> before = load_vec<Real>(largest + v * W);
+        Vec<Real> top = before;
+        for (int64_t t = 0; t < rows; ++t) {
+          const Vec<Real> scaled = load_vec<Real>(column + t * L) * scale;
+          const IntVec<Real> larger = (row_weight<Real>(a, first + t, v * W) != Real(0)) & (scaled > top);
+          top = larger ? scaled : top;
         }
-        const Vec<Real> u = fma(score, scale, minus) - rest;
-        store_vec(cell, a.weight == DENSE_COUNTS ? nce.add_times(u, weight) : nce.add(u, weight != Real(0)));
+        if (any_lane<Real>(top > before)) {  // what has been summed is now relative to a larger score
+          const Vec<Real> kept = exp_nonpositive(before - top);
+          for (int64_t d = 0; a.grad && d < a.dim; ++d) {
+            store_vec(grad + d * L + v * W, load_vec<Real>(grad + d * L + v * W) * kept);
+          }
+          for (int j = 0; j < W; ++j) value[v * W + j][1] *= static_cast<double>(kept[j]);
+          store_vec(largest + v * W, top);
+        }
+        for (int64_t t = 0; t < rows; ++t) {
+          const Vec<Real> weight = row_weight<Real>(a, first + t, v * W);
+          const Vec<Real> share = weight * exp_nonpositive(load_vec<Real>(column + t * L) * scale - top);
+          const Vec<Real> term = weight != Real(0) ? share : none;
+          sums[1] += term;
+          store_vec(column + t * L, term);
+        }
       }
-      nce.flush();
-      for (int j = 0; j < W; ++j) above[v * W + j] += static_cast<double>(nce.above[j]);
+      for (int j = 0; j < W; ++j) {
+        value[v * W + j][0] += static_cast<double>(sums[0][j]);
+        value[v * W + j][1] += static_cast<double>(sums[1][j]);
+      }
     }
     if (a.grad) multiply<NV>(tile, 1, a.dim, a.dim, rows, cells, grad);
   }
   for (int j = 0; j < a.count; ++j) {
-    if (OP == BANK_NCE) a.value[2 * j] += above[j];
-    if (OP == BANK_LOG_Z) merge_log_sums(a.value + 2 * j, log_sum[j / W].largest[j % W], log_sum[j / W].sum[j % W]);
-    if (!a.grad) continue;
-    Real* const to = static_cast<Real*>(a.grad) + j * a.dim;
-    for (int64_t d = 0; d < a.dim; ++d) to[d] += grad[d * L + j];
+    Real* const to = a.grad ? static_cast<Real*>(a.grad) + j * a.dim : nullptr;
+    if (TERM == TERM_EXP) {
+      const double other[2] = {static_cast<double>(largest[j]), value[j][1]};
+      join_exp_sums(a.value + 2 * j, to, other, grad + j, a.dim, L);
+      continue;
+    }
+    a.value[2 * j] += value[j][0];
+    a.value[2 * j + 1] += value[j][1];
+    for (int64_t d = 0; to && d < a.dim; ++d) to[d] += grad[d * L + j];
   }
 }
 
 // Few anchors take one vector of lanes, more take NV.
-template <int OP, class Real, class Bank>
+template <BankTerm TERM, class Real, class Bank>
 DenseKernel dense_kernel(int64_t batch) {
   constexpr int NV = WCF_AVX512 ? 4 : 2, W = WIDTH<Real>;
-  if (batch <= W) return DenseKernel{dense_unit<OP, 1, Real, Bank>, W};
-  return DenseKernel{dense_unit<OP, NV, Real, Bank>, NV * W};
+  if (batch <= W) return DenseKernel{dense_unit<TERM, 1, Real, Bank>, W};
+  return DenseKernel{dense_unit<TERM, NV, Real, Bank>, NV * W};
 }
 
 template <class Real, class Bank>
-DenseKernel dense_for(int op, int64_t batch) {
-  return op == BANK_NCE          ? dense_kernel<BANK_NCE, Real, Bank>(batch)
-         : op == BANK_MEAN_SCORE ? dense_kernel<BANK_MEAN_SCORE, Real, Bank>(batch)
-                                 : dense_kernel<BANK_LOG_Z, Real, Bank>(batch);
+DenseKernel dense_for(BankTerm term, int64_t batch) {
+  return term == TERM_SOFTPLUS ? dense_kernel<TERM_SOFTPLUS, Real, Bank>(batch)
+         : term == TERM_ROW    ? dense_kernel<TERM_ROW, Real, Bank>(batch)
+                               : dense_kernel<TERM_EXP, Real, Bank>(batch);
 }
 
-DenseKernel pick_dense(int op, int bank, bool wide, int64_t batch) {
+DenseKernel pick_dense(BankTerm term, int bank, bool wide, int64_t batch) {
   switch (bank) {
     case DTYPE_F32:
-      return wide ? dense_for<double, float>(op, batch) : dense_for<float, float>(op, batch);
+      return wide ? dense_for<double, float>(term, batch) : dense_for<float, float>(term, batch);
     case DTYPE_BF16:
-      return wide ? dense_for<double, Bf16>(op, batch) : dense_for<float, Bf16>(op, batch);
+      return wide ? dense_for<double, Bf16>(term, batch) : dense_for<float, Bf16>(term, batch);
     case DTYPE_F16:
-      return wide ? dense_for<double, F16>(op, batch) : dense_for<float, F16>(op, batch);
+      return wide ? dense_for<double, F16>(term, batch) : dense_for<float, F16>(term, batch);
     case DTYPE_F64:
-      return dense_for<double, double>(op, batch);
+      return dense_for<double, double>(term, batch);
     default:
       return DenseKernel{nullptr, 0};
   }

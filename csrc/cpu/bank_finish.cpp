@@ -23,24 +23,26 @@ Real finish_one(const BankCall& a, int64_t unit, int64_t b, const Bank* row) {
   const double scale = scale_of(a);
   const Real* const x = static_cast<const Real*>(a.anchors) + unit * a.dim;
   Real* const grad = a.grad ? static_cast<Real*>(a.grad) + unit * a.dim : nullptr;
-  const double* const value = partial_of(a) + 2 * unit;
+  double* const value = partial_of(a) + 2 * unit;
   if (a.op == BANK_MEAN_SCORE) {
     const Real each = static_cast<Real>(weight / charge);
     for (int64_t d = 0; d < a.dim; ++d) grad[d] *= each;
     return static_cast<Real>(dot(x, grad, a.dim));
   }
+  if (a.op == BANK_INFONCE || a.op == BANK_SIGMOID) {
+    const bool softmax = a.op == BANK_INFONCE;
+    const double each = !softmax ? weight : value[1] != 0.0 ? 1.0 / value[1] : 0.0;  // 0: the part holds no negative
+    value[0] = softmax ? value[0] + std::log(weight * value[1]) : weight * value[0];
+    value[1] *= weight;
+    for (int64_t d = 0; grad && d < a.dim; ++d) grad[d] *= static_cast<Real>(each);
+    return static_cast<Real>(value[0]);
+  }
   const Real slope_of_others = static_cast<Real>(weight * scale);
-  const double others = a.op == BANK_LOG_Z ? value[0] + std::log(weight * value[1]) : 0.0;
   if (!row) {
-    if (a.op == BANK_LOG_Z) return static_cast<Real>(others);
     for (int64_t d = 0; grad && d < a.dim; ++d) grad[d] *= slope_of_others;
     return static_cast<Real>(weight * value[0]);
   }
   const double score = dot(x, row, a.dim) * scale;
-  if (a.op == BANK_LOG_Z) {
-    const double most = score > others ? score : others;
-    return static_cast<Real>(most + std::log(std::exp(score - most) + std::exp(others - most)));
-  }
   const Term<double> own = softplus(a.offset[unit] - score);
   if (grad) {
     const Real slope = static_cast<Real>(own.slope * scale);

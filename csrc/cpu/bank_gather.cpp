@@ -44,7 +44,7 @@ class Gather {
         starts_(new uint32_t[static_cast<size_t>(plan_.slots * (plan_.tiles + 1))]),
         scratch_(new uint32_t[static_cast<size_t>(plan_.sorters * plan_.piece)]) {
     for (int64_t s = 0; s < args.directions; ++s)
-      visits_[s] = simd_kernels().pick_visit(args.op, args.bank_dtype[s], args.wide != 0);
+      visits_[s] = simd_kernels().pick_visit(term_of(args.op), args.bank_dtype[s], args.wide != 0);
   }
 
   int64_t run() {
@@ -178,13 +178,14 @@ class Gather {
       Visit part = whole;
       part.rows = whole.rows + done;
       part.count = std::min(MAX_RUN, whole.count - done);
+      double value[2] = {term_of(args_.op) == TERM_EXP ? LOWEST_SCORE : 0.0, 0.0};
+      part.value = value;
       if (whole.grad) {
         std::fill_n(run, plan_.run_bytes, char{0});
         part.grad = run;
       }
       kernel(part);
-      if (!whole.grad) continue;
-      add_real(args_, whole.grad, run, args_.dim);
+      join_sums(args_, whole.value, whole.grad, value, run);
     }
   }
 

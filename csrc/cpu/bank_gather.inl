@@ -84,7 +84,7 @@ struct Combine {
   }
 };
 
-template <int OP, class Real, class Bank>
+template <BankTerm TERM, class Real, class Bank>
 void visit(const Visit& a) {
   constexpr int W = WIDTH<Real>;
   const Bank* const tile = static_cast<const Bank*>(a.tile);
@@ -94,8 +94,9 @@ void visit(const Visit& a) {
   const Real high = static_cast<Real>(a.offset);
   const Real low = static_cast<Real>(a.offset - static_cast<double>(high));
   const IntVec<Real> lane = lane_numbers<Real>();
-  NceSum<Real> nce;
-  LogSum<Real> log_sum;
+  SoftplusSum<Real> softplus;
+  Vec<Real> exp_sum{};
+  Real largest = static_cast<Real>(a.value[0]);  // TERM_EXP
   for (int64_t start = 0; start < a.count; start += W) {
     const int count = static_cast<int>(a.count - start < W ? a.count - start : W);
     const Bank *row[W], *next[W];
@@ -106,43 +107,61 @@ void visit(const Visit& a) {
     }
     const IntVec<Real> counted = lane < count;
     Real weight[W];
-    if (OP == BANK_MEAN_SCORE) {
+    if (TERM == TERM_ROW) {
       for (int j = 0; j < W; ++j) weight[j] = Real(1);
     } else {
       Vec<Real> part[W];
       for (int j = count; j < W; ++j) part[j] = none;
       for_blocks<Real>(a.dim, Dots<Real, Bank>{row, count, x, part});
       const Vec<Real> score = sum_each<Real>(part);
-      if (OP == BANK_LOG_Z) {
-        log_sum.add(score * scale, counted ? none + Real(1) : none);
-        continue;
+      if (TERM == TERM_EXP) {
+        const Vec<Real> scaled = counted ? score * scale : none + static_cast<Real>(LOWEST_SCORE);
+        if (any_lane<Real>(scaled > largest)) {  // seldom: what has been summed is now relative to a larger score
+          const Real top = most_of<Real>(scaled);
+          const Real kept = exp_nonpositive(splat(largest - top))[0];
+          exp_sum *= kept;
+          a.value[1] *= static_cast<double>(kept);
+          for (int64_t d = 0; grad && d < a.dim; ++d) grad[d] *= kept;
+          largest = top;
+        }
+        const Vec<Real> share = exp_nonpositive(scaled - largest);
+        const Vec<Real> term = counted ? share : none;
+        exp_sum += term;
+        store_vec(weight, term);
+      } else {
+        store_vec(weight, softplus.add(fma(score, scale, none - high) - low, counted));
       }
-      store_vec(weight, nce.add(fma(score, scale, none - high) - low, counted));
     }
     if (grad) for_blocks<Real>(a.dim, Combine<Real, Bank>{row, next, count, weight, grad});
   }
-  if (OP == BANK_NCE) a.value[0] += nce.total();
-  if (OP == BANK_LOG_Z) log_sum.merge_into(a.value);
+  if (TERM == TERM_SOFTPLUS) {
+    a.value[0] += softplus.total();
+    a.value[1] += static_cast<double>(sum_of<Real>(softplus.slopes));
+  }
+  if (TERM == TERM_EXP) {
+    a.value[0] = static_cast<double>(largest);
+    a.value[1] += static_cast<double>(sum_of<Real>(exp_sum));
+  }
 }
 
 template <class Real, class Bank>
-VisitFn visit_for(int op) {
-  return op == BANK_NCE          ? visit<BANK_NCE, Real, Bank>
-         : op == BANK_MEAN_SCORE ? visit<BANK_MEAN_SCORE, Real, Bank>
-                                 : visit<BANK_LOG_Z, Real, Bank>;
+VisitFn visit_for(BankTerm term) {
+  return term == TERM_SOFTPLUS ? visit<TERM_SOFTPLUS, Real, Bank>
+         : term == TERM_ROW    ? visit<TERM_ROW, Real, Bank>
+                               : visit<TERM_EXP, Real, Bank>;
 }
 
 // The visit for a bank of dtype `bank`, in fp64 if `wide` (always so for an fp64 bank).
-VisitFn pick_visit(int op, int bank, bool wide) {
+VisitFn pick_visit(BankTerm term, int bank, bool wide) {
   switch (bank) {
     case DTYPE_F32:
-      return wide ? visit_for<double, float>(op) : visit_for<float, float>(op);
+      return wide ? visit_for<double, float>(term) : visit_for<float, float>(term);
     case DTYPE_BF16:
-      return wide ? visit_for<double, Bf16>(op) : visit_for<float, Bf16>(op);
+      return wide ? visit_for<double, Bf16>(term) : visit_for<float, Bf16>(term);
     case DTYPE_F16:
-      return wide ? visit_for<double, F16>(op) : visit_for<float, F16>(op);
+      return wide ? visit_for<double, F16>(term) : visit_for<float, F16>(term);
     case DTYPE_F64:
-      return visit_for<double, double>(op);
+      return visit_for<double, double>(term);
     default:
       return nullptr;
   }

@@ -5,6 +5,17 @@
 
 namespace wcf {
 
+// What a score adds to the sums of an anchor, value [2] and grad [D] (null: not wanted).
+enum BankTerm : int {
+  TERM_SOFTPLUS,  // value = sums of softplus(u) and sigmoid(u); grad = sum of sigmoid(u) * row
+  TERM_ROW,       // grad = sum of rows
+  TERM_EXP,       // value = largest v and sum of exp(v - largest), v = score * scale; grad = sum of exp(v - largest) * row
+};
+inline BankTerm term_of(int op) {
+  return op == BANK_MEAN_SCORE ? TERM_ROW : op == BANK_INFONCE ? TERM_EXP : TERM_SOFTPLUS;
+}
+constexpr double LOWEST_SCORE = -3e38;  // `largest` of an empty sum
+
 // Gather plan. One anchor and the rows of one bank tile that it drew. Real is float, double where anything is fp64.
 struct Visit {
   const void* tile;      // [tile rows, D] of the bank's type
@@ -14,8 +25,8 @@ struct Visit {
   const void* anchor;  // [D] Real
   double scale;        // 1 / tau
   double offset;       // u = score * scale - offset
-  void* grad;          // [D] Real, added to: sum of sigmoid(u) * row (nce), of rows (mean score); null: not wanted
-  double* value;       // [2], added to: sum of softplus(u) (nce), or largest and sum of exp relative to it (log_z)
+  void* grad;          // [D] Real and
+  double* value;       // [2], added to as BankTerm says
 };
 
 // Dense plan. A block of `count` anchors, at most as many as the kernel has lanes, against bank rows [row, row_end).
@@ -39,7 +50,7 @@ struct DenseUnit {
   const int32_t* own;  // [lanes] id that does not count for the anchor, -1: none
   double scale;
   const double* offset;  // [count] or null, as in Visit
-  double* value;         // [count, 2], as in Visit
+  double* value;         // [count, 2] and
   void* grad;            // [count, D] Real, as in Visit
   void* scratch;         // dense_scratch() Real
 };
@@ -47,12 +58,16 @@ constexpr int64_t dense_scratch(int64_t dim, int64_t lanes) {
   return 2 * dim * lanes + DENSE_TILE * lanes + DENSE_TILE * dim;
 }
 
-// state = {largest, sum of exp relative to it} takes in another pair, in fp64.
-inline void merge_log_sums(double* state, double largest, double sum) {
-  if (!(sum != 0.0)) return;  // an empty pair
-  const double most = state[0] > largest ? state[0] : largest;
-  state[1] = state[1] * __builtin_exp(state[0] - most) + sum * __builtin_exp(largest - most);
-  state[0] = most;
+// value [2] and grad [D] of TERM_EXP take in another such pair of sums; grad may be null.
+template <class Real>
+void join_exp_sums(double* value, Real* grad, const double* other, const Real* other_grad, int64_t dim,
+                   int64_t step = 1) {
+  const double most = value[0] > other[0] ? value[0] : other[0];
+  const double mine = __builtin_exp(value[0] - most), theirs = __builtin_exp(other[0] - most);
+  value[0] = most;
+  value[1] = value[1] * mine + other[1] * theirs;
+  const Real a = static_cast<Real>(mine), b = static_cast<Real>(theirs);
+  for (int64_t d = 0; grad && d < dim; ++d) grad[d] = a * grad[d] + b * other_grad[d * step];
 }
 
 using VisitFn = void (*)(const Visit&);

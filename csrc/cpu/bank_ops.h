@@ -16,7 +16,7 @@ inline double* partial_of(const BankScore& a) { return static_cast<double*>(a.pa
 struct BankCall : BankScore {
   const double* charge;  // [B] K_b, the negatives that an anchor is charged for
   const double* weight;  // [B] what each scored row counts: 1, or K / P_b for the expectation of K draws
-  const double* offset;  // [S, B] u = score / tau - offset (nce), or null
+  const double* offset;  // [S, B] u = score / tau - offset (TERM_SOFTPLUS), or null
 };
 
 // Sizes of one gather call. All but `sorters` and `bytes` are functions of the shapes alone.
@@ -55,7 +55,8 @@ int64_t bank_dense(const BankCall& args);
 // Makes the op's results, in `value` [S, B] Real and `grad`, of the sums that a plan has left in `partial` and `grad`:
 // adds the positive's term and the constants, applies the scales. Where the banks are a part of the N rows, positive
 // and constants belong to the part that holds the positive: losses, mean scores and gradients of all parts add up to
-// the whole's. For log Z the value is each anchor's log-sum-exp of all its scores / tau, the positive's too.
+// the whole's. For infonce and sigmoid, whose positive the caller adds, `partial` becomes the result: {log-sum-exp, -}, or
+// the two sums, of the negatives; `grad` their softmax mean, or the sum of sigmoid(u) * row.
 void bank_finish(const BankCall& args);
 
 // An update in two steps: the norms [B] of all new rows, which tell of everything that cannot be written, then the

@@ -2,7 +2,6 @@
 // parts are added in order, so that results do not depend on which thread did what.
 #pragma once
 #include <algorithm>
-#include <limits>
 #include <vector>
 
 #include "bank_ops.h"
@@ -14,18 +13,24 @@ constexpr int64_t SEGMENT_BYTES = 1 << 20;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// The sums of one anchor, value [2] and grad [D] Real (or null), take in others of the same term.
 template <class Real>
-void add_to(Real* to, const void* values, int64_t n) {
-  const Real* const from = static_cast<const Real*>(values);
-  for (int64_t i = 0; i < n; ++i) to[i] += from[i];
+void join_sums_of(const BankScore& args, double* value, void* grad, const double* other, const void* other_grad) {
+  Real* const to = static_cast<Real*>(grad);
+  const Real* const from = static_cast<const Real*>(other_grad);
+  if (term_of(args.op) == TERM_EXP) {
+    join_exp_sums(value, to, other, from, args.dim);
+    return;
+  }
+  value[0] += other[0];
+  value[1] += other[1];
+  for (int64_t d = 0; to && d < args.dim; ++d) to[d] += from[d];
 }
-
-// to [n] += from [n], of the type that `args` calculates in.
-inline void add_real(const BankScore& args, void* to, const void* from, int64_t n) {
+inline void join_sums(const BankScore& args, double* value, void* grad, const double* other, const void* other_grad) {
   if (args.wide) {
-    add_to(static_cast<double*>(to), from, n);
+    join_sums_of<double>(args, value, grad, other, other_grad);
   } else {
-    add_to(static_cast<float*>(to), from, n);
+    join_sums_of<float>(args, value, grad, other, other_grad);
   }
 }
 
@@ -43,7 +48,7 @@ class Partials {
       if (args.grad) grad_ = own_grad_.data();
     }
     for (int64_t i = 0; i < numbers; ++i) {
-      value_[2 * i] = args.op == BANK_LOG_Z ? -std::numeric_limits<double>::infinity() : 0.0;
+      value_[2 * i] = term_of(args.op) == TERM_EXP ? LOWEST_SCORE : 0.0;
       value_[2 * i + 1] = 0.0;
     }
     if (grad_) std::fill_n(grad_, numbers * grad_bytes(), char{0});
@@ -70,14 +75,9 @@ class Partials {
     if (args_.grad) std::copy_n(grad_, units() * grad_bytes(), static_cast<char*>(args_.grad));
     for (int64_t g = 1; g < segments_; ++g) {
       for (int64_t u = 0; u < units(); ++u) {
-        const double* const from = value(g, u);
-        if (args_.op == BANK_LOG_Z) {
-          merge_log_sums(partial_of(args_) + 2 * u, from[0], from[1]);
-        } else {
-          partial_of(args_)[2 * u] += from[0];
-        }
+        char* const to = args_.grad ? static_cast<char*>(args_.grad) + u * grad_bytes() : nullptr;
+        join_sums(args_, partial_of(args_) + 2 * u, to, value(g, u), grad(g, u));
       }
-      if (args_.grad) add_real(args_, args_.grad, grad(g, 0), units() * args_.dim);
     }
   }
 

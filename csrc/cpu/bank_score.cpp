@@ -64,8 +64,9 @@ int64_t cpu_bank_score(const BankScore& args) {
   const DrawSpec& draws = args.rows.draws;
   const int64_t batch = draws.num_anchors;
   const size_t anchors = static_cast<size_t>(batch), directions = static_cast<size_t>(args.directions);
-  const bool nce = args.op == BANK_NCE;
-  std::vector<double> charge(anchors), weight(anchors, 1.0), offset(nce ? directions * anchors : 0);
+  if (args.op == BANK_LOG_Z) throw std::invalid_argument("the CPU code has no op log_z: see infonce");
+  const bool softplus = term_of(args.op) == TERM_SOFTPLUS;
+  std::vector<double> charge(anchors), weight(anchors, 1.0), offset(softplus ? directions * anchors : 0, -args.bias);
   for (int64_t b = 0; b < batch; ++b) {
     charge[b] = static_cast<double>(args.charged);
     if (args.rows.negatives != NEGATIVES_POOL) continue;
@@ -76,11 +77,11 @@ int64_t cpu_bank_score(const BankScore& args) {
       weight[b] = charge[b] / pool;
     }
   }
-  for (int64_t unit = 0; nce && unit < args.directions * batch; ++unit) {
+  for (int64_t unit = 0; args.op == BANK_NCE && unit < args.directions * batch; ++unit) {
     const double log_z = static_cast<const double*>(args.log_z)[unit / batch];
     offset[unit] = nce_offset(charge[unit % batch], static_cast<double>(draws.num_data), log_z, args.nce_eps);
   }
-  const BankCall call{args, charge.data(), weight.data(), nce ? offset.data() : nullptr};
+  const BankCall call{args, charge.data(), weight.data(), softplus ? offset.data() : nullptr};
   const int64_t invalid = call.plan == PLAN_DENSE ? bank_dense(call) : bank_gather(call);
   if (invalid < 0) bank_finish(call);
   return invalid;

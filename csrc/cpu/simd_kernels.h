@@ -15,9 +15,9 @@ namespace wcf {
 struct SimdKernels {
   // rows [n] <- draws k0 .. k0+n-1 of a valid drawer. n <= DRAW_BLOCK, k0 is even, rows has DRAW_BLOCK places.
   void (*draw_block)(const Drawer& d, int64_t k0, int n, uint32_t* rows);
-  // The kernels of a bank op for banks of dtype `bank`, in fp64 if `wide` (an fp64 bank always is).
-  VisitFn (*pick_visit)(int op, int bank, bool wide);
-  DenseKernel (*pick_dense)(int op, int bank, bool wide, int64_t batch);
+  // The kernels of a term for banks of dtype `bank`, in fp64 if `wide` (an fp64 bank always is).
+  VisitFn (*pick_visit)(BankTerm term, int bank, bool wide);
+  DenseKernel (*pick_dense)(BankTerm term, int bank, bool wide, int64_t batch);
   SinkhornKernels<float> sinkhorn_f32;
   SinkhornKernels<double> sinkhorn_f64;
   ContrastKernels<float> contrast_f32;

@@ -127,6 +127,21 @@ WCF_HD void store_part(Real* p, const Vec<Real>& v, int n) {
   for (int i = 0; i < n; ++i) p[i] = v[i];
 }
 
+// Whether any lane of a comparison is true.
+template <class Real>
+WCF_HD bool any_lane(IntVec<Real> v) {
+#if WCF_AVX512
+  return sizeof(Real) == 4 ? _mm512_movepi32_mask(same_bits<__m512i>(v)) != 0
+                           : _mm512_movepi64_mask(same_bits<__m512i>(v)) != 0;
+#elif WCF_AVX2
+  return _mm256_movemask_epi8(same_bits<__m256i>(v)) != 0;
+#else
+  bool any = false;
+  for (int i = 0; i < WIDTH<Real>; ++i) any |= v[i] != 0;
+  return any;
+#endif
+}
+
 // The sum, the least and the largest of all lanes, halves onto halves.
 template <class Real, class F>
 WCF_HD Real reduce_lanes(const Vec<Real>& v, F f) {

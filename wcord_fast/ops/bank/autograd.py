@@ -1,7 +1,7 @@
 """Autograd of the bank ops: value and gradients are known after one pass, and attached; backward multiplies.
 
-Only the gradients are saved (and an empty tensor for each input, see `graph_handle`): never the bank, the draws or the seed,
-so a bank that is updated between forward and backward, or a sampler that has moved on, cannot change a gradient.
+Only the gradients are saved (and an empty tensor for each input, see `graph_handle`): never the bank, the draws or the
+seed, so a bank that is updated between forward and backward, or a sampler that has moved on, cannot change a gradient.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import checks, library
 from ..sampling.spec import DrawSpec
 from ..status import Code
-from .op import SPEC_SCHEMA, checked, checks_itself, select
+from .op import SPEC, checked, checks_itself, select
 from .reference import accumulate_dtype, softplus
 
 EMPTY = (0,)  # the shape of a gradient that is not wanted
@@ -46,14 +46,14 @@ def sigmoid_end(
     sums: tuple[Tensor, Tensor, Tensor],
     needs_grad: bool,
 ) -> tuple[Tensor, ...]:
-    """softplus(-u_0) + sum of softplus(u_k), u = scale * s + bias, and its gradients in anchors, positives, scale, bias.
+    """softplus(-u_0) + sum of softplus(u_k), u = scale * s + bias, and its gradients.
 
     Args:
         anchors, positives: [S, B, D].
         scale, bias: scalars.
         sums: of the negatives, see `reference.bank_sigmoid`.
     Returns:
-        fp64 [S, B], [S, B, D], [S, B, D], [S, B], [S, B]; the gradients empty where they are not wanted.
+        fp64 [S, B] and the gradients in anchors and positives [S, B, D], scale and bias [S, B], empty where not wanted.
     """
     anchors, positives, scale, bias = (t.double() for t in (anchors, positives, scale, bias))
     value, slope, rows = sums
@@ -172,12 +172,12 @@ _ARGUMENTS = "(Tensor anchors, Tensor[] banks, Tensor index, Tensor? positive, "
 _ENDS = "bool needs_grad, str plan, str backend) -> "
 
 infonce_op = library.register(
-    f"bank_infonce{_ARGUMENTS}{SPEC_SCHEMA}, float temperature, {_ENDS}(Tensor, Tensor, Tensor)",
+    f"bank_infonce{_ARGUMENTS}{SPEC}, float temperature, {_ENDS}(Tensor, Tensor, Tensor)",
     infonce,
     lambda anchors, banks, index, positive, *rest: _fake(anchors, banks, positive, rest[-3], 0),
 )
 sigmoid_op = library.register(
-    f"bank_sigmoid{_ARGUMENTS}Tensor scale, Tensor bias, {SPEC_SCHEMA}, {_ENDS}(Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"bank_sigmoid{_ARGUMENTS}Tensor scale, Tensor bias, {SPEC}, {_ENDS}(Tensor, Tensor, Tensor, Tensor, Tensor)",
     sigmoid,
     lambda anchors, banks, index, positive, *rest: _fake(anchors, banks, positive, rest[-3], 2),
 )

@@ -6,6 +6,7 @@ and the memory formulas.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NoReturn
 
 import torch
@@ -17,22 +18,40 @@ from ..sampling.spec import DrawSpec
 from ..status import Code
 from .native_fields import bank_fields, negative_fields
 from .part import Part, whole
-from .reference import EPS, accumulate_dtype, normalised
+from .reference import EPS, accumulate_dtype, normalised, with_positives
 
 
 def bank_nce(
     anchors, banks, index, log_z, spec, temperature, needs_grad, plan, draw_backend, part: Part | None = None
 ) -> tuple[Tensor, Tensor]:
     """CRD's NCE loss per anchor and its gradient: ([S, B], [S, B, D] or empty)."""
-    return _score("nce", anchors, banks, index, spec, plan, part, needs_grad, temperature, log_z)
+    return _score("nce", anchors, banks, index, spec, plan, part, needs_grad, temperature, log_z)[:2]
 
 
 def bank_mean_score(
     anchors, banks, index, spec, needs_grad, plan, draw_backend, part: Part | None = None
 ) -> tuple[Tensor, Tensor]:
     """Mean score of the negatives and its gradient, the mean negative row: ([S, B], [S, B, D] or empty)."""
-    mean, grad = _score("mean_score", anchors, banks, index, spec, plan, part, True)
+    mean, grad, _ = _score("mean_score", anchors, banks, index, spec, plan, part, True)
     return mean, grad if needs_grad else mean.new_empty(0)
+
+
+def bank_infonce(
+    anchors, banks, index, spec, temperature, needs_grad, plan, draw_backend, part: Part | None = None
+) -> tuple[Tensor, Tensor]:
+    """log-sum-exp of each anchor's negative scores / tau, and their softmax mean: (fp64 [S, B], [S, B, D] or empty)."""
+    _, grad, sums = _score("infonce", anchors, banks, index, spec, plan, part, needs_grad, temperature)
+    return sums[..., 0], grad
+
+
+def bank_sigmoid(
+    anchors, banks, index, scale, bias, spec, needs_grad, plan, draw_backend, part: Part | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums over the negatives of softplus(u), sigmoid(u), sigmoid(u) * row: (fp64 [S, B] twice, [S, B, D] or empty)."""
+    slope = float(scale)
+    tau = 1 / slope if slope else math.inf
+    _, grad, sums = _score("sigmoid", anchors, banks, index, spec, plan, part, needs_grad, tau, bias=float(bias))
+    return sums[..., 0], sums[..., 1], grad
 
 
 def bank_log_z(anchors, banks, index, spec, temperature, plan, draw_backend) -> Tensor:
@@ -43,25 +62,29 @@ def bank_log_z(anchors, banks, index, spec, temperature, plan, draw_backend) -> 
 
 def bank_log_sum_exp(anchors, banks, index, spec, temperature, plan, draw_backend, part: Part | None = None) -> Tensor:
     """log of the sum of exp(score / tau) over all anchors and their K_b + 1 scores, fp64 [S]."""
-    each, _ = _score("log_z", anchors, banks, index, spec, plan, part, False, temperature)  # [S, B]
-    return each.double().logsumexp(1)
+    part = part or whole(banks)
+    log_sum, _ = bank_infonce(anchors, banks, index, spec, temperature, False, plan, draw_backend, part)
+    return with_positives(log_sum, anchors, banks, index, temperature, part)
 
 
 def _score(
-    op, anchors, banks, index, spec, plan, part, needs_grad, temperature=1.0, log_z=None
-) -> tuple[Tensor, Tensor]:
-    """The op's value [S, B] and gradient; more directions than the native code takes at once are several calls."""
+    op, anchors, banks, index, spec, plan, part, needs_grad, temperature=1.0, log_z=None, bias=0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The op's value [S, B], gradient and sums fp64 [S, B, 2].
+
+    More directions than the native code takes at once are several calls.
+    """
     most, results = native_module.module().MAX_DIRECTIONS, []
     for lo in range(0, len(banks), most):
         some = slice(lo, lo + most)
         known = None if log_z is None else log_z[some]
-        call = Call(op, anchors[some], banks[some], index, spec, needs_grad, temperature, known, part)
-        results.append((call.run(plan), call.grad))
+        call = Call(op, anchors[some], banks[some], index, spec, needs_grad, temperature, known, part, bias)
+        results.append((call.run(plan), call.grad, call.partial))
     if len(results) == 1:
         return results[0]
     acc = accumulate_dtype(anchors, *banks)
-    value, grad = (torch.cat([t.to(acc) for t in tensors]) for tensors in zip(*results, strict=True))
-    return value, grad
+    value, grad, sums = zip(*results, strict=True)
+    return torch.cat([t.to(acc) for t in value]), torch.cat([t.to(acc) for t in grad]), torch.cat(sums)
 
 
 class Call:
@@ -78,9 +101,10 @@ class Call:
         temperature: float = 1.0,
         log_z: Tensor | None = None,
         part: Part | None = None,
+        bias: float = 0.0,
     ):
         part = part or whole(banks)
-        self.op, self.spec, self.temperature = op, spec, temperature
+        self.op, self.spec, self.temperature, self.bias = op, spec, temperature, bias
         self.dtype = accumulate_dtype(anchors, *banks)
         self.anchors = anchors.to(self.dtype).contiguous()  # [S, B, D]
         self.banks = [bank.contiguous() for bank in banks]
@@ -119,6 +143,7 @@ class Call:
             temperature=self.temperature,
             charged=self.spec.k,
             nce_eps=EPS,
+            bias=self.bias,
             log_z=0 if self.log_z is None else self.log_z.data_ptr(),
             partial=self.partial.data_ptr(),
             value=self.value.data_ptr(),

@@ -18,7 +18,7 @@ from .part import Part, whole
 from .plan import Problem, choose, chosen
 
 # How a DrawSpec travels through a schema, and what follows it in every op.
-SPEC_SCHEMA = "Tensor[] tables, str source, SymInt k, str replacement, bool expected, SymInt anchor_offset"
+SPEC = "Tensor[] tables, str source, SymInt k, str replacement, bool expected, SymInt anchor_offset"
 
 # (backend, plan, kind of device) -> the module whose function of the op's name runs; the support table in dispatch.py
 # says which ops it has.
@@ -176,19 +176,19 @@ def _per_anchor_fake(anchors, *rest):
 
 
 nce_op = library.register(
-    f"bank_nce(Tensor anchors, Tensor[] banks, Tensor index, Tensor log_z, {SPEC_SCHEMA}, float temperature, "
+    f"bank_nce(Tensor anchors, Tensor[] banks, Tensor index, Tensor log_z, {SPEC}, float temperature, "
     "bool needs_grad, str plan, str backend) -> (Tensor, Tensor)",
     nce,
     _per_anchor_fake,
 )
 mean_score_op = library.register(
-    f"bank_mean_score(Tensor anchors, Tensor[] banks, Tensor index, {SPEC_SCHEMA}, bool needs_grad, str plan, str backend) "
+    f"bank_mean_score(Tensor anchors, Tensor[] banks, Tensor index, {SPEC}, bool needs_grad, str plan, str backend) "
     "-> (Tensor, Tensor)",
     mean_score,
     _per_anchor_fake,
 )
 log_z_op = library.register(
-    f"bank_log_z(Tensor log_z, Tensor anchors, Tensor[] banks, Tensor index, {SPEC_SCHEMA}, float temperature, str plan, "
+    f"bank_log_z(Tensor log_z, Tensor anchors, Tensor[] banks, Tensor index, {SPEC}, float temperature, str plan, "
     "str backend) -> Tensor",
     log_z,
     lambda log_z, *rest: torch.empty_like(log_z),

@@ -87,7 +87,7 @@ def bank_mean_score(
 def bank_infonce(
     anchors, banks, index, spec, temperature, needs_grad, plan, draw_backend, part: Part | None = None
 ) -> tuple[Tensor, Tensor]:
-    """log-sum-exp of each anchor's negative scores / tau, and the negatives' softmax mean: ([S, B], [S, B, D] or empty).
+    """log-sum-exp of each anchor's negative scores / tau, and their softmax mean: ([S, B], [S, B, D] or empty).
 
     A part that holds none of them gives -inf and zeros. critics.py makes the loss.
     """
@@ -108,7 +108,7 @@ def bank_infonce(
 def bank_sigmoid(
     anchors, banks, index, scale, bias, spec, needs_grad, plan, draw_backend, part: Part | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums over each anchor's negatives of softplus(u), sigmoid(u) and sigmoid(u) * row, where u = scale * score + bias.
+    """Sums over each anchor's negatives of softplus(u), sigmoid(u) and sigmoid(u) * row; u = scale * score + bias.
 
     `scale` and `bias` are scalar tensors. Returns ([S, B], [S, B], [S, B, D] or empty); critics.py makes the loss.
     """
@@ -146,7 +146,7 @@ def bank_log_sum_exp(anchors, banks, index, spec, temperature, plan, draw_backen
 
 
 def with_positives(log_sum: Tensor, anchors: Tensor, banks: list[Tensor], index, temperature, part: Part) -> Tensor:
-    """log-sum-exp over all anchors, fp64 [S], of `log_sum` [S, B] and of the positives' scores / tau that the part holds."""
+    """log-sum-exp over all anchors, fp64 [S]: of `log_sum` [S, B] and the scores / tau of the positives in the part."""
     positive, held = _positives(banks, index, part, torch.float64)
     own = torch.where(held, (anchors.double() * positive).sum(-1) / temperature, -torch.inf)
     return torch.logaddexp(log_sum.double(), own).logsumexp(1)
