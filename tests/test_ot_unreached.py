@@ -43,6 +43,23 @@ def test_every_function_names_the_error_and_the_iterations(call, grad):
     assert one.filename == __file__
 
 
+MATRIX = {"eps": 0.01, "iters": 30, "tol": 1e-4}
+
+
+@pytest.mark.parametrize("call", [F.ot_cost_from_matrix, F.ot_solve_from_matrix, F.ot_plan_from_matrix])
+@pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
+def test_the_functions_for_a_given_cost_name_them_too(call, own):
+    g = torch.Generator().manual_seed(1)
+    c = torch.rand(*([2] if own else []), 9, 7, generator=g).requires_grad_()
+    a = torch.rand(2, 9, generator=g).softmax(1)
+    a[1] = torch.eye(9)[0]  # one row has all mass: exact after an iteration
+    errors = F.ot_solve_from_matrix(c, a, **MATRIX | {"tol": None}).marginal_error
+    _, (one,) = collected(lambda: call(c, a, **MATRIX))
+    assert f"in 1 of 2 problems: the marginal error is {errors[0]:.3g} after 30 iterations" in str(one.message)
+    assert one.filename == __file__
+    assert not collected(lambda: call(c, a, **MATRIX | {"tol": 0.5}))[1]
+
+
 def test_once_per_line():
     x, y = problem()
 
