@@ -25,6 +25,7 @@ from .embed import Embed, check_features
 from .loading import repdistiller_params, replace_misfits, replace_misfits_of_loss
 from .memory_bank import MemoryBank
 from .options import ContrastOptions
+from .queue import FeatureQueue
 from .sampler import NegativeSampler, seed_bits
 from .state import Record, StateModule
 
@@ -129,6 +130,19 @@ class Contrast(StateModule):
             log_z = self._joint_log_z(self.log_z, *args, spec, joined)
             self._is_set.ask(self.log_z, filled=log_z if self.training else None)
         return log_z
+
+    def pair_losses(self, anchors: Tensor, idx: Tensor, contrast_idx, joined, scores) -> Tensor:
+        """Losses [2, B] of anchors [2, B, D] whose positives are the other network's rows of the batch.
+
+        Args:
+            scores: scale and bias of the sigmoid, or None for InfoNCE. Neither has a log Z.
+        """
+        index, spec = self._negatives(idx, contrast_idx, joined)
+        args = (anchors, self._banks(), index, anchors.flip(0))
+        if scores is None:
+            return directions.infonce(*args, spec, *self._options(), joined)
+        scale, bias = scores
+        return directions.sigmoid(*args, scale, bias, spec, self.plan, self.backend, joined)
 
     def scores(
         self, anchors: Tensor, idx: Tensor, contrast_idx: Tensor | None, joined: Joined | None
@@ -236,7 +250,7 @@ class ContrastiveLoss(StateModule):
     embed_s: Embed
     embed_t: Embed
     contrast: Contrast | None
-    n_data: int
+    n_data: int | None
 
     def __init__(self) -> None:
         super().__init__()
@@ -331,18 +345,26 @@ class ContrastiveLoss(StateModule):
                     f"{ranks().rank} of {ranks().world}; make the loss after init_process_group"
                 )
             facts = [self.contrast.sampler.fingerprint(), f"seed {self.contrast.sampler.seed}, step {int(state[1])}"]
+        queues = (module for module in self.modules() if isinstance(module, FeatureQueue))
+        facts += [f"queue of which {int(queue.pushed)} rows have been pushed" for queue in queues]
         require_alike(self, facts, self.embed_s.linear.bias.device)
         self._alike = True
 
-    def _check(self, f_s: Tensor, f_t: Tensor, idx: Tensor, contrast_idx: Tensor | None) -> None:
+    @property
+    def needs_index(self) -> bool:
+        """Whether a call needs `idx`, the images' row numbers."""
+        return True
+
+    def _check(self, f_s: Tensor, f_t: Tensor, idx: Tensor | None, contrast_idx: Tensor | None) -> None:
         """Everything that can be said before any work: a refused call has changed nothing."""
         if not self._filled:
             self.require_filled()
         check_features("f_s", f_s, self.embed_s)
         batch = f_s.shape[0]
         check_features("f_t", f_t, self.embed_t, batch)
-        checks.tensor("idx", idx, shape=(batch,), dtypes=checks.INDICES)
-        tensors = {"f_s": f_s, "f_t": f_t, "idx": idx}
+        tensors = {"f_s": f_s, "f_t": f_t}
+        if idx is not None or self.needs_index:
+            tensors["idx"] = checks.tensor("idx", idx, shape=(batch,), dtypes=checks.INDICES)
         if contrast_idx is not None:
             checks.tensor("contrast_idx", contrast_idx, shape=(batch, "K + 1"), dtypes=checks.INDICES)
             if contrast_idx.shape[1] < 2:
@@ -351,10 +373,10 @@ class ContrastiveLoss(StateModule):
                 )
             tensors["contrast_idx"] = contrast_idx
         checks.same_device(**tensors, embed_s=self.embed_s.linear.bias)
-        if idx.device.type == "cpu" and not torch.compiler.is_compiling():
-            checks.rows_in_range("idx", idx, self.n_data)
-            if contrast_idx is not None:
-                checks.rows_in_range("contrast_idx", contrast_idx, self.n_data)
+        if self.n_data is not None and f_s.device.type == "cpu" and not torch.compiler.is_compiling():
+            for name in ("idx", "contrast_idx"):
+                if name in tensors:
+                    checks.rows_in_range(name, tensors[name], self.n_data)
         if self.training and not self._alike and ranks().world > 1:
             self.require_alike()
 

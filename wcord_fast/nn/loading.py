@@ -127,4 +127,6 @@ def _replace_other_sizes(module, state_dict, prefix: str) -> list[str]:
         if mine is not None and isinstance(there, Tensor) and there.shape != mine.shape:
             state_dict[f"{prefix}{name}"] = mine.detach()
             misfits.append(f"size mismatch for {prefix}{name}: {list(there.shape)} there, {list(mine.shape)} here")
+    if misfits and getattr(module, "keeps_own_state", False):  # rows of a queue and their count belong together
+        state_dict.update({f"{prefix}{name}": mine for name, mine in module.named_buffers(recurse=False)})
     return misfits

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from ..functional.ot import DEFAULT_RHO
 from ..ops import checks
-from .sampler import check_count, replacement_option
+from .sampler import MAX_ROWS, check_count, replacement_option
 
 T = TypeVar("T")
 Check = Callable[[str, Any], Any]
@@ -84,6 +84,10 @@ def count_or_none(name: str, k: int | str | None) -> int | str | None:
     return None if k is None else _count(name, k)
 
 
+def _size_or_none(name: str, size: int | None) -> int | None:
+    return None if size is None else checks.integer(name, size, least=1, below=MAX_ROWS + 1)
+
+
 def _mean_weight(name: str, weight: float | str) -> float | str:
     if isinstance(weight, str):
         if weight != "M":
@@ -126,6 +130,16 @@ class ContrastOptions:
         check_fields(self)
 
 
+PAIRED = ("infonce", "sigmoid")
+CRITICS_OF: dict[str | None, tuple[str, ...]] = {  # where negatives may come from -> critics
+    None: ("nce_sn", "nce", "dual", *PAIRED),
+    "bank": ("nce_sn", "nce", "dual", *PAIRED),
+    "batch": ("dual", *PAIRED),
+    "queue": PAIRED,
+    "bank_negatives": ("dual",),
+}
+
+
 @dataclass
 class WCoRDLossOptions(ContrastOptions):
     """Options of WCoRDLoss; the defaults are the paper's.
@@ -134,13 +148,15 @@ class WCoRDLossOptions(ContrastOptions):
         lambda_gckt: weight of the global contrastive term (lambda1); 0 turns it off, and the teacher's embedding is
             then a frozen random projection.
         lambda_lckt: weight of the local transport term (lambda2); 0 turns it off.
-        critic: the global term's objective: "nce_sn" (CRD's NCE on spectrally normalised embeddings), "nce" (CRD's NCE)
-            or "dual" (eq. 10: dual_scale * (score of the positive - neg_weight * mean score of the negatives),
-            spectrally normalised).
-        negatives: rows of the "bank", or for the dual critic only, of the same "batch" (its default: positives and
-            other-class negatives, the other side detached) or "bank_negatives" (batch positives, bank negatives).
-            Under "dual" both bank forms compare rows of different age, can be told apart by age alone, and drift to
-            collapse.
+        critic: the global term's objective: "nce_sn" (CRD's NCE on spectrally normalised embeddings), "nce" (CRD's
+            NCE), "dual" (eq. 10: dual_scale * (score of the positive - neg_weight * mean score of the negatives),
+            spectrally normalised), "infonce" (CLIP's softmax) or "sigmoid" (SigLIP's, whose scale and bias are
+            trained, from 10 and -10).
+        negatives: rows of the "bank" (default), of the same "batch" (dual, its default, infonce and sigmoid; under dual
+            the other side is detached), of a "queue" of earlier batches (infonce and sigmoid) or "bank_negatives" (dual
+            only: batch positives, bank negatives). Under "dual" both bank forms compare rows of different age, can be
+            told apart by age alone, and drift to collapse.
+        queue_size: rows of each of the two queues; default: num_negatives.
         neg_weight: weight of the mean negative score under "dual": 1 (eq. 10) or "M", the number of negatives (eq. 11
             to the letter: unbounded under a shift of the critic and maximised by collapse; degenerate, never needed).
         dual_scale: scale of the dual critic.
@@ -166,8 +182,9 @@ class WCoRDLossOptions(ContrastOptions):
 
     lambda_gckt: float = option(0.8, checks.non_negative)
     lambda_lckt: float = option(0.05, checks.non_negative)
-    critic: Literal["nce_sn", "nce", "dual"] = "nce_sn"
-    negatives: Literal["bank", "batch", "bank_negatives"] | None = None
+    critic: Literal["nce_sn", "nce", "dual", "infonce", "sigmoid"] = "nce_sn"
+    negatives: Literal["bank", "batch", "queue", "bank_negatives"] | None = None
+    queue_size: int | None = option(None, _size_or_none, later=True)
     neg_weight: float | Literal["M"] = option(1.0, _mean_weight)
     dual_scale: float = option(4.0, checks.positive)
     embed_norm: Literal["sphere", "ball"] = "sphere"
@@ -186,8 +203,22 @@ class WCoRDLossOptions(ContrastOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.negatives not in (None, "bank") and self.critic != "dual":
-            raise ValueError(f"negatives: {self.negatives!r} needs critic='dual', got critic={self.critic!r}")
+        critics = CRITICS_OF[self.negatives]
+        if self.critic not in critics:
+            needed = " or ".join(map(repr, critics))
+            raise ValueError(f"negatives: {self.negatives!r} needs critic={needed}, got critic={self.critic!r}")
+        if self.negatives == "queue":
+            self.rows_of_queue()
+        elif self.queue_size is not None:
+            raise ValueError(f"queue_size: needs negatives='queue', got {self.negatives!r}")
         checks.divisor("ot_eps", self.ot_eps, dividend=self.ot_iters if self.ot_solver == "ipot" else 1)
         if self.lckt_pairs_by == "class" and self.lckt_pairs != "prior":
             raise ValueError(f"lckt_pairs_by='class' needs lckt_pairs='prior', got {self.lckt_pairs!r}")
+
+    def rows_of_queue(self) -> int:
+        """Rows of each queue: `queue_size`, or as many as there are negatives."""
+        if self.queue_size is not None:
+            return self.queue_size
+        if not isinstance(self.num_negatives, int):
+            raise ValueError("queue_size: expected a number with num_negatives='all', got None")
+        return self.num_negatives

@@ -10,15 +10,18 @@ from torch import Tensor
 
 from ..distributed.ranks import ranks
 from ..ops import checks
-from ..ops.bank.sharded import Joined, join
+from ..ops.bank.sharded import join
 from ..ops.first_order import first_order
 from ..ops.keywords import keywords_of
 from .contrast import Contrast, ContrastiveLoss, check_execution
 from .embed import Embed, autocast_off
 from .local_term import LocalTerm
 from .native_step import native_step, touched
-from .options import WCoRDLossOptions
+from .options import PAIRED, WCoRDLossOptions
+from .paired import PairedContrast, ScoreMap
 from .sampler import exclusion_rule
+
+WITHOUT_BANK = ("batch", "queue")
 
 
 class WCoRDLoss(ContrastiveLoss):
@@ -29,17 +32,23 @@ class WCoRDLoss(ContrastiveLoss):
 
     Args:
         s_dim, t_dim: widths of the student's and the teacher's penultimate features.
-        n_data: N, the number of training images.
-        labels, bank_dtype, plan, backend, seed: as in `CRDLoss`.
+        n_data: N, the number of training images. None, with negatives "batch" or "queue", where it is not known.
+        labels, bank_dtype, plan, backend, seed: as in `CRDLoss`; bank_dtype is that of queues, too.
+        detach_teacher: let no gradient reach the teacher's features (Algorithm 1). False trains two towers.
         **options: the fields of `wcord_fast.nn.WCoRDLossOptions`, which explains each.
 
     The defaults are the paper's. `ramp` scales the two weights from then on, `reset_z` and `init_banks` see
     `ContrastiveLoss`: with them a training loop has the schedules of the driver.
 
-    `terms` holds the detached "gckt" and "lckt" of the last call. Steps and eval mode are as in `CRDLoss`. The
-    teacher's features are detached (Algorithm 1).
+    `terms` holds the detached "gckt" and "lckt" of the last call. Steps and eval mode are as in `CRDLoss`. With
+    negatives="queue" a training step scores first and pushes the batch last, so the first batch has no negatives, and
+    the later ones those that have been pushed until the queues are full. In a process group the batch is that of all
+    ranks, and so are the rows pushed. Rows of one class are no negatives of each other with exclude="class", nor are
+    those of one image with "self", where `idx` is given: without a bank it is needed for classes only.
     """
 
+    paired: PairedContrast | None
+    score_map: ScoreMap | None
     _terms: Tensor
     _factors: Tensor | None
     beside = "_terms"
@@ -50,43 +59,49 @@ class WCoRDLoss(ContrastiveLoss):
         self,
         s_dim: int,
         t_dim: int,
-        n_data: int,
+        n_data: int | None = None,
         *,
         labels: Any = None,
         bank_dtype: torch.dtype = torch.float32,
         plan: str = "auto",
         backend: str = "auto",
         seed: int | None = None,
+        detach_teacher: bool = True,
         **keywords: Any,
     ):
         super().__init__()
-        self.n_data = checks.integer("n_data", n_data, least=1)
         checks.integer("s_dim", s_dim, least=1)
         checks.integer("t_dim", t_dim, least=1)
         options = WCoRDLossOptions(**keywords)
         check_execution(bank_dtype, plan, backend, seed)
-        exclude, classes = exclusion_rule(options.exclude, labels, self.n_data)
+        self.detach_teacher = checks.boolean("detach_teacher", detach_teacher)
         self.critic, self.lambda_gckt, self.lambda_lckt = options.critic, options.lambda_gckt, options.lambda_lckt
         self.neg_weight, self.dual_scale = options.neg_weight, options.dual_scale
         self.negatives = options.negatives or ("batch" if self.critic == "dual" else "bank")
+        self.n_data = self._checked_n_data(n_data, labels)
+        self._exclude, classes = exclusion_rule(options.exclude, labels, self.n_data or 0)
         self.lckt_trains_embed = options.lckt_trains_embed
         self.embed_s, self.embed_t = (
-            Embed(dim, options.feat_dim, spectral=self.critic != "nce", norm=options.embed_norm)
+            Embed(dim, options.feat_dim, spectral=self.critic in ("nce_sn", "dual"), norm=options.embed_norm)
             for dim in (s_dim, t_dim)
         )
         if self.lambda_gckt == 0:
             self.embed_t.requires_grad_(False).eval()
-        self.contrast = None
-        if self.negatives == "batch":  # anchors of one group are not each other's negatives
-            self._exclude = exclude
-            group = np.arange(self.n_data) if exclude != "class" or classes is None else classes
-            self.tables["group"] = torch.from_numpy(group)
-        elif self.lambda_gckt:
+        self.contrast = self.paired = self.score_map = None
+        by_class = options.lckt_pairs_by == "class"
+        if self.negatives in WITHOUT_BANK:
+            by_class = by_class or self._exclude == "class"
+            if self.lambda_gckt and self.critic in PAIRED:
+                grouped = self._exclude != "none"
+                self.paired = PairedContrast(options, grouped=grouped, dtype=bank_dtype, backend=backend)
+        elif self.lambda_gckt and self.n_data:
             self.contrast = Contrast(
-                n_data, options, labels=labels, bank_dtype=bank_dtype, plan=plan, backend=backend, seed=seed
+                self.n_data, options, labels=labels, bank_dtype=bank_dtype, plan=plan, backend=backend, seed=seed
             )
+        if self.lambda_gckt and self.critic == "sigmoid":
+            self.score_map = ScoreMap()
         self.local = LocalTerm(s_dim, t_dim, options, labelled=classes is not None, backend=backend)
-        if options.lckt_pairs_by == "class" and classes is not None:
+        if by_class and classes is not None:
             self.tables["class"] = torch.from_numpy(classes.astype(np.int64))
         # What no term reads has no gradient, for which DDP would wait.
         if self.lambda_gckt == 0 and options.lckt_features != "embed":
@@ -99,8 +114,9 @@ class WCoRDLoss(ContrastiveLoss):
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
-        if self.local.map is not None:
-            self.local.map.reset_parameters()
+        for module in (self.local.map, self.paired, self.score_map):
+            if module is not None:
+                module.reset_parameters()
         self._terms.zero_()
         if self._factors is not None:
             self._factors.fill_(1)
@@ -132,7 +148,7 @@ class WCoRDLoss(ContrastiveLoss):
         self._factors[1].fill_(lckt)
 
     @torch.no_grad()
-    def lckt_on_pairs(self, f_s: Tensor, f_t: Tensor, idx: Tensor) -> Tensor:
+    def lckt_on_pairs(self, f_s: Tensor, f_t: Tensor, idx: Tensor | None = None) -> Tensor:
         """Mass that LCKT's plan of this batch has on rows of one image (class, with lckt_pairs_by="class"): a scalar.
 
         It changes no state, and costs what the term costs.
@@ -140,13 +156,17 @@ class WCoRDLoss(ContrastiveLoss):
         self._check(f_s, f_t, idx, None)
         e_s, e_t = self.embed_s.frozen(f_s), self.embed_t.frozen(f_t)
         with autocast_off(f_s.device):
-            return self.local.on_pairs(*self._local_sides(f_s, f_t, e_s, e_t), self._key(idx))
+            return self.local.on_pairs(*self._local_sides(f_s, f_t, e_s, e_t), self._key(idx, f_s))
 
     @first_order
-    def forward(self, f_s: Tensor, f_t: Tensor, idx: Tensor, contrast_idx: Tensor | None = None) -> Tensor:
-        """The weighted loss of one batch, a scalar. Arguments as in `CRDLoss.forward`."""
-        if contrast_idx is not None and self.negatives == "batch":
-            raise ValueError("contrast_idx: negatives='batch' takes no bank rows as negatives; expected None")
+    def forward(
+        self, f_s: Tensor, f_t: Tensor, idx: Tensor | None = None, contrast_idx: Tensor | None = None
+    ) -> Tensor:
+        """The weighted loss of one batch, a scalar.
+
+        Arguments as in `CRDLoss.forward`. Without a bank `idx` may be None, unless classes are excluded or paired, and
+        with n_data=None its numbers may be any; below 0 they are unknown.
+        """
         native = self._native(f_s, f_t, idx, contrast_idx)
         if native is not None:
             return native
@@ -155,20 +175,40 @@ class WCoRDLoss(ContrastiveLoss):
 
     @first_order
     def weighted_terms(
-        self, f_s: Tensor, f_t: Tensor, idx: Tensor, contrast_idx: Tensor | None = None
+        self, f_s: Tensor, f_t: Tensor, idx: Tensor | None = None, contrast_idx: Tensor | None = None
     ) -> dict[str, Tensor]:
         """The terms of `forward` apart, each with its weight and sign: scalars "gckt" and "lckt" whose sum is the loss.
 
         A term of weight 0 is not there. In training this is a step, as `forward` is.
         """
-        if contrast_idx is not None and self.negatives == "batch":
-            raise ValueError("contrast_idx: negatives='batch' takes no bank rows as negatives; expected None")
         return self._weighted_terms(f_s, f_t, idx, contrast_idx)
 
-    def _weighted_terms(self, f_s: Tensor, f_t: Tensor, idx: Tensor, contrast_idx: Tensor | None) -> dict[str, Tensor]:
+    def _checked_n_data(self, n_data: int | None, labels: Any) -> int | None:
+        if n_data is not None:
+            return checks.integer("n_data", n_data, least=1)
+        if self.lambda_gckt and self.negatives not in WITHOUT_BANK:
+            raise ValueError(f"n_data: negatives={self.negatives!r} needs the number of training images, got None")
+        if labels is not None:
+            raise ValueError("n_data: labels are those of the training images, whose number they need; got None")
+        return None
+
+    @property
+    def needs_index(self) -> bool:
+        return self.contrast is not None or "class" in self.tables
+
+    def _check(self, f_s: Tensor, f_t: Tensor, idx: Tensor | None, contrast_idx: Tensor | None) -> None:
+        if contrast_idx is not None and self.negatives in WITHOUT_BANK:
+            raise ValueError(
+                f"contrast_idx: negatives={self.negatives!r} takes no bank rows as negatives; expected None"
+            )
+        super()._check(f_s, f_t, idx, contrast_idx)
+
+    def _weighted_terms(
+        self, f_s: Tensor, f_t: Tensor, idx: Tensor | None, contrast_idx: Tensor | None
+    ) -> dict[str, Tensor]:
         self._check(f_s, f_t, idx, contrast_idx)
         self._refuse_zero_rows(f_s, f_t)
-        f_t = f_t.detach()
+        f_t = f_t.detach() if self.detach_teacher else f_t
         frozen_too = not self.lckt_trains_embed and self.lambda_lckt > 0 and self.local.features == "embed"
         e_s = self.embed_s(f_s, frozen_too)
         e_s, x = e_s if frozen_too else (e_s, e_s)  # x: what LCKT moves
@@ -176,11 +216,11 @@ class WCoRDLoss(ContrastiveLoss):
         with autocast_off(f_s.device):
             return self._terms_of(f_s, f_t, e_s, x, e_t, idx, contrast_idx)
 
-    def _native(self, f_s: Tensor, f_t: Tensor, idx: Tensor, contrast_idx: Tensor | None) -> Tensor | None:
+    def _native(self, f_s: Tensor, f_t: Tensor, idx: Tensor | None, contrast_idx: Tensor | None) -> Tensor | None:
         """The forward by native code, or None: see `native_step`. LCKT has to be of the embeddings, or off."""
-        if self.critic == "dual" or not self.lambda_gckt:
+        if self.critic not in ("nce_sn", "nce") or not self.lambda_gckt:
             return None
-        if not isinstance(f_t, Tensor):
+        if not isinstance(f_t, Tensor) or idx is None or not self.detach_teacher:
             return None
         if type(self.local) is not LocalTerm or touched(self.local):
             return None
@@ -188,7 +228,7 @@ class WCoRDLoss(ContrastiveLoss):
             return None
 
         def local(e_s: Tensor, e_t: Tensor, needs_grad: bool) -> tuple[Tensor, Tensor | None]:
-            key = self._key(idx)
+            key = self._key(idx, f_s)
             return self.local.value_and_gradient(e_s, e_t, key) if needs_grad else (self.local(e_s, e_t, key), None)
 
         term = local if self.lambda_lckt else None
@@ -214,76 +254,103 @@ class WCoRDLoss(ContrastiveLoss):
     def _terms_of(self, f_s, f_t, e_s, x, e_t, idx, contrast_idx) -> dict[str, Tensor]:
         terms = {}
         if self.lambda_lckt:  # first: should it refuse its input, banks and log Z are as they were
-            lckt = self.local(*self._local_sides(f_s, f_t, x, e_t), self._key(idx))
+            lckt = self.local(*self._local_sides(f_s, f_t, x, e_t), self._key(idx, f_s))
             self._terms[1].copy_(lckt.detach())
             terms["lckt"] = self._weight(1, self.lambda_lckt) * lckt
         if self.lambda_gckt:
-            anchors = torch.stack((e_s, e_t))  # [2, B, D]
-            joined = self._join(anchors, idx)
-            gckt = self._gckt(anchors, idx, contrast_idx, joined)
-            self._terms[0].copy_(gckt.detach())
+            if self.contrast is None:
+                gckt = self._without_bank(e_s, e_t, idx)
+            else:
+                gckt = self._with_bank(self.contrast, e_s, e_t, idx, contrast_idx)
             terms["gckt"] = -self._weight(0, self.lambda_gckt) * gckt
-            if self.training and self.contrast is not None:
-                self.contrast.finish_step(anchors, idx, joined)
+            self._terms[0].copy_(gckt.detach())
         return terms
 
     def _weight(self, term: int, weight: float) -> float | Tensor:
         return weight if self._factors is None else weight * self._factors[term]
 
-    def _key(self, idx: Tensor) -> Tensor:
+    def _key(self, idx: Tensor | None, f_s: Tensor) -> Tensor:
         """int64 [B]: rows with equal keys are LCKT's pairs."""
-        if self.local.pairs_by == "image":
-            return idx.long()
-        rows = idx.long().clamp(0, self.n_data - 1)  # on a device nothing can be said here of those out of range
-        return self.table("class", idx.device)[rows]
+        if self.local.pairs_by == "class" and idx is not None:
+            return self._classes(idx)
+        return torch.arange(len(f_s), device=f_s.device) if idx is None else idx.long()
+
+    def _classes(self, idx: Tensor) -> Tensor:
+        """int64 [B], the classes of images. On a device nothing can be said here of those out of range."""
+        table = self.table("class", idx.device)
+        return table[idx.long().clamp(0, len(table) - 1)]
+
+    def _group(self, idx: Tensor | None) -> Tensor | None:
+        """int64 [B]: rows of equal groups are not each other's negatives; None: all others are."""
+        if idx is None or self._exclude == "none":
+            return None
+        return self._classes(idx) if self._exclude == "class" else idx.long()
 
     def _local_sides(self, f_s: Tensor, f_t: Tensor, e_s: Tensor, e_t: Tensor) -> tuple[Tensor, Tensor]:
         return (e_s, e_t) if self.local.features == "embed" else (f_s.flatten(1), f_t.flatten(1))
 
-    def _join(self, anchors: Tensor, idx: Tensor) -> Joined | None:
-        """The batch of all ranks, where this call needs it."""
-        if self.contrast is not None:
-            return self.contrast.join(anchors, idx)
-        return join(anchors, idx) if self.training and ranks().world > 1 else None
-
-    def _gckt(self, anchors: Tensor, idx: Tensor, contrast_idx: Tensor | None, joined: Joined | None) -> Tensor:
-        if self.contrast is None:
-            positive, negative, count = self._batch_scores(anchors, idx, joined)
+    def _with_bank(self, contrast: Contrast, e_s, e_t, idx: Tensor, contrast_idx: Tensor | None) -> Tensor:
+        """GCKT, a scalar, with rows of the banks, and in training the end of the banks' step."""
+        anchors = torch.stack((e_s, e_t))  # [2, B, D]
+        joined = contrast.join(anchors, idx)
+        if self.critic in PAIRED:
+            scores = None if self.score_map is None else self.score_map()
+            gckt = -contrast.pair_losses(anchors, idx, contrast_idx, joined, scores).mean(1).sum()
         elif self.critic != "dual":
-            return -self.contrast.nce(anchors, idx, contrast_idx, joined).mean(1).sum()
+            gckt = -contrast.nce(anchors, idx, contrast_idx, joined).mean(1).sum()
         else:
-            positive, negative = self.contrast.scores(anchors, idx, contrast_idx, joined)
+            positive, negative = contrast.scores(anchors, idx, contrast_idx, joined)
             if self.negatives == "bank_negatives":
                 positive = (anchors * anchors.flip(0).detach()).sum(-1)
-            count = self.contrast.num_negatives(idx, contrast_idx)
+            gckt = self._dual(positive, negative, contrast.num_negatives(idx, contrast_idx))
+        if self.training:
+            contrast.finish_step(anchors, idx, joined)
+        return gckt
+
+    def _without_bank(self, e_s: Tensor, e_t: Tensor, idx: Tensor | None) -> Tensor:
+        """GCKT, a scalar, with rows of the batch or of queues, which take the batch at the end of a training step."""
+        group = self._group(idx)
+        if self.paired is None:
+            gckt = self._dual(*self._batch_scores(torch.stack((e_s, e_t)), group))
+        else:
+            gckt = -self.paired(e_s, e_t, group, None if self.score_map is None else self.score_map())
+            if self.training:
+                self.paired.push(e_s, e_t, group)
+        compiling = torch.compiler.is_compiling()
+        if idx is None or self.n_data is None or (idx.device.type == "cpu" and not compiling):
+            return gckt
+        if not compiling:
+            checks.rows_in_range("idx", idx, self.n_data)
+        return torch.where(((idx >= 0) & (idx < self.n_data)).all(), gckt, torch.nan)
+
+    def _dual(self, positive: Tensor, negative: Tensor, count: Tensor) -> Tensor:
         factor = count if isinstance(self.neg_weight, str) else self.neg_weight
         return self.dual_scale * (positive - factor * negative).mean(1).sum()
 
-    def _batch_scores(self, anchors: Tensor, idx: Tensor, joined: Joined | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _batch_scores(self, anchors: Tensor, group: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Positive and mean negative scores [2, B] within the batch (of all ranks), and the number of negatives [B].
 
-        An anchor whose class fills the batch has no negative and takes no part: both of its scores are 0.
+        An anchor whose group fills the batch has no negative and takes no part: both of its scores are 0.
         """
-        others, index = (anchors.detach(), idx) if joined is None else (joined.anchors, joined.index)
+        number = torch.arange(anchors.shape[1], device=anchors.device) if group is None else group
+        joined = join(anchors, number) if self.training and ranks().world > 1 else None
+        others, among = (anchors.detach(), number) if joined is None else (joined.anchors, joined.index)
+        first = 0 if joined is None else joined.own.start
         score = anchors @ others.flip(0).transpose(1, 2)  # [2, B, B of all ranks]
-        inside = (idx >= 0) & (idx < self.n_data)  # on the CPU all are; elsewhere the others' losses are NaN
-        if idx.device.type != "cpu" and not torch.compiler.is_compiling():
-            checks.rows_in_range("idx", idx, self.n_data)
-        table = self.table("group", idx.device)
-        group, among = (table[i.long().clamp(0, self.n_data - 1)] for i in (idx, index))
-        eligible = group[:, None] != among[None]
-        if self._exclude == "none":
-            eligible = torch.ones_like(eligible)
+        eligible = torch.ones(score.shape[1:], dtype=torch.bool, device=score.device)
+        if group is not None:
+            eligible = (group[:, None] != among) | (group[:, None] < 0)
+        if self._exclude != "none":
+            eligible.diagonal(first).fill_(False)
         count = eligible.sum(1)  # [B]
         negative = (score * eligible).sum(2) / count.clamp_min(1)
-        first = 0 if joined is None else joined.own.start
         positive = score.diagonal(first, dim1=1, dim2=2) * (count > 0)
-        return torch.where(inside, positive, torch.nan), negative, count
+        return positive, negative, count
 
     def extra_repr(self) -> str:
         return (
             f"critic={self.critic!r}, lambda_gckt={self.lambda_gckt}, lambda_lckt={self.lambda_lckt}, "
-            f"negatives={self.negatives!r}"
+            f"negatives={self.negatives!r}, detach_teacher={self.detach_teacher}"
         )
 
 

@@ -1,0 +1,115 @@
+"""InfoNCE and the sigmoid loss between the pairs of a batch: no bank, and no numbers of images."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..functional.batch import batch_infonce, batch_sigmoid
+from ..ops.contrast import mean
+from ..ops.contrast import reference as ops
+from .options import WCoRDLossOptions
+from .queue import UNKNOWN, FeatureQueue
+
+SCALE, BIAS = 10.0, -10.0  # SigLIP's initial values
+
+
+class ScoreMap(nn.Module):
+    """Scale and bias of the sigmoid's scores, trained: a score is exp(log_scale) * <e_s, e_t> + bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.empty(()))
+        self.bias = nn.Parameter(torch.empty(()))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """SigLIP's initial values."""
+        nn.init.constant_(self.log_scale, math.log(SCALE))
+        nn.init.constant_(self.bias, BIAS)
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Scale and bias, scalars."""
+        return self.log_scale.exp(), self.bias
+
+
+class PairedContrast(nn.Module):
+    """Each pair (student's row, teacher's row) against the other rows of the batch, or those of two queues.
+
+    In a process group the batch is that of all ranks, and the queues hold rows of all ranks; in eval mode the batch is
+    this rank's. An anchor of a group (a class, an image) has no negative of that group.
+
+    Args:
+        options: negatives ("batch" or "queue"), and their numbers.
+        grouped: rows have groups; queues then keep them.
+        dtype: of the queues' rows.
+        backend: see `functional.batch_infonce`.
+    """
+
+    queue_s: FeatureQueue | None
+    queue_t: FeatureQueue | None
+
+    def __init__(self, options: WCoRDLossOptions, *, grouped: bool, dtype: torch.dtype, backend: str):
+        super().__init__()
+        self.temperature, self.backend = options.temperature, backend
+        self.queue_s = self.queue_t = None
+        if options.negatives == "queue":
+            self.queue_s, self.queue_t = (
+                FeatureQueue(options.rows_of_queue(), options.feat_dim, dtype=dtype, labels=grouped) for _ in range(2)
+            )
+
+    def forward(self, e_s: Tensor, e_t: Tensor, group: Tensor | None, scores: tuple[Tensor, Tensor] | None) -> Tensor:
+        """The mean loss of e_s [B, D] and e_t [B, D], both directions summed, a scalar.
+
+        Args:
+            group: int64 [B], below 0 where unknown, or None.
+            scores: scale and bias of the sigmoid, or None for InfoNCE.
+        """
+        if self.queue_s is not None and self.queue_t is not None:
+            args = group, scores
+            return self._against(self.queue_t, e_s, e_t, *args) + self._against(self.queue_s, e_t, e_s, *args)
+        scope = "global" if self.training else "rank"
+        if scores is None:
+            losses = batch_infonce(
+                e_s, e_t, temperature=self.temperature, labels=group, scope=scope, backend=self.backend
+            )
+        else:
+            scale, bias = scores
+            losses = batch_sigmoid(e_s, e_t, scale=scale, bias=bias, labels=group, scope=scope, backend=self.backend)
+        return losses.mean()
+
+    def push(self, e_s: Tensor, e_t: Tensor, group: Tensor | None) -> None:
+        """The end of a training step: the queues, where there are some, take the batch."""
+        for queue, rows in ((self.queue_s, e_s), (self.queue_t, e_t)):
+            if queue is not None:
+                queue.push_(rows, _labels(queue, rows, group))
+
+    def reset_parameters(self) -> None:
+        """The queues become empty."""
+        for queue in (self.queue_s, self.queue_t):
+            if queue is not None:
+                queue.reset_parameters()
+
+    def _against(self, queue: FeatureQueue, anchors: Tensor, positives: Tensor, group, scores) -> Tensor:
+        """The mean loss of one direction, a scalar."""
+        queue.require_filled()
+        slots = torch.where(queue.is_filled(), 0, -1)  # one without a row has the index of every anchor: no negative
+        index = torch.full((len(anchors),), -1, device=anchors.device)
+        labels = _labels(queue, anchors, group)
+        scale, bias = (1 / self.temperature, 0.0) if scores is None else scores
+        critic = "infonce" if scores is None else "sigmoid"
+        c = ops.Contrast(
+            critic, anchors, positives, queue.rows, -1, False, scale, bias, labels, queue.labels, index, slots
+        )
+        return mean.mean_loss(c, self.backend)
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}, backend={self.backend!r}"
+
+
+def _labels(queue: FeatureQueue, rows: Tensor, group: Tensor | None) -> Tensor | None:
+    if queue.labels is None:
+        return None
+    return torch.full((len(rows),), UNKNOWN, device=rows.device) if group is None else group
