@@ -24,11 +24,8 @@ README = RESULTS.parent.parent / "README.md"
 DOCS, OPS = README.parent / "docs", README.parent / "wcord_fast" / "ops"
 PAGES = (
     README,
-    DOCS / "distributed.md",
-    DOCS / "driver.md",
-    DOCS / "paper.md",
-    OPS / "bank" / "README.md",
-    OPS / "sinkhorn" / "README.md",
+    *sorted(DOCS.rglob("*.md")),
+    *sorted(OPS.glob("*/README.md")),
 )
 BLOCK = re.compile(r"(<!-- bench: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -61,11 +58,11 @@ def rendered(text: str, folder: Path = RESULTS) -> str:
     def fill(match: re.Match[str]) -> str:
         name = match[2]
         if name not in BLOCKS:
-            raise ValueError(f"README block: expected one of {sorted(BLOCKS)}, got {name!r}")
+            raise ValueError(f"block: expected one of {sorted(BLOCKS)}, got {name!r}")
         file, make = BLOCKS[name]
         rows = read(file, folder)
         if not rows:
-            raise ValueError(f"README block {name!r}: expected rows in {folder / file}.jsonl, found none")
+            raise ValueError(f"block {name!r}: expected rows in {folder / file}.jsonl, found none")
         return match[1] + make(rows) + match[3]
 
     return BLOCK.sub(fill, text)

@@ -81,7 +81,7 @@ def accuracy_line(rows: list[Row]) -> str:
     told = ". ".join(f"{what}: {'; '.join(variants)}" for what, variants in found.items() if variants)
     one = next(iter(runs["plain"].values()))
     return paragraph(
-        f"- **Against the plain student** on [a small budget](docs/paper.md#what-it-does-on-a-small-budget), "
+        f"- **Against the plain student** on [a small budget](paper.md#what-it-does-on-a-small-budget), "
         f"{one['images']:,} CIFAR-100 images, {one['epochs']} epochs, {len(runs['plain'])} paired seeds. {told}."
     )
 

@@ -44,9 +44,9 @@ def test_the_plan_is_its_arithmetic():
 
 
 def test_a_block_without_results_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"README block 'bank': expected rows in .*bank\.jsonl, found none"):
+    with pytest.raises(ValueError, match=r"block 'bank': expected rows in .*bank\.jsonl, found none"):
         report.rendered("<!-- bench: bank -->\n<!-- end -->", tmp_path)
-    with pytest.raises(ValueError, match=r"README block: expected one of \[.*'bank'.*\], got 'bnak'"):
+    with pytest.raises(ValueError, match=r"block: expected one of \[.*'bank'.*\], got 'bnak'"):
         report.rendered("<!-- bench: bnak -->\n<!-- end -->", tmp_path)
 
 

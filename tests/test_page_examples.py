@@ -1,0 +1,78 @@
+"""The examples of the pages run as they stand."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from wcord_fast import data, distill, models
+from wcord_fast.data import registry as data_registry
+from wcord_fast.distill import registry
+from wcord_fast.train.evaluation import evaluate
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+def example(page, name):
+    return re.search(rf"<!-- example: {name} -->\n```python\n(.*?)```", (DOCS / page).read_text(), re.S)[1]
+
+
+def test_a_users_networks_are_distilled_by_hooks():
+    torch.manual_seed(0)
+    names = {}
+    exec(example("howto/networks.md", "hooks"), names)
+    student, method, digits = names["student"], names["method"], names["digits"]
+    accuracy = evaluate(student, data.TestBatches(digits))["test_top1"]
+    assert accuracy > 20  # by chance 10; how much more depends on the release of PyTorch
+    assert names["out_s"].feats[-1].shape[1] == 16 and names["out_t"].feats[-1].shape[1] == 64
+    assert set(method.wcord.terms) == {"gckt", "lckt"}
+    steps = 5 * len(names["batches"])
+    assert int(method.wcord.contrast.sampler.step) == steps
+
+
+def test_the_methods_with_a_stage_of_their_own_are_the_three_that_pre_train():
+    net, images, labels = models.create("resnet8", num_classes=10), torch.rand(2, 3, 32, 32), torch.arange(8) % 2
+    staged = set()
+    for name in set(distill.names()) - {"crd", "wcord", "gckt", "lckt"}:
+        method = distill.create(name, student=net, teacher=net, example=images, num_data=8, labels=labels)
+        if method.stage is not None:
+            staged.add(name)
+    assert staged == {"ab", "fsp", "ft"}
+
+
+def test_a_method_of_ones_own_is_made_by_name(monkeypatch):
+    monkeypatch.setattr(registry, "METHODS", dict(distill.METHODS))
+    exec(example("howto/own.md", "method"), {"__name__": "mine"})
+    net, images, labels = models.create("resnet8", num_classes=10), torch.rand(2, 3, 32, 32), torch.arange(8) % 2
+    facts = {"student": net, "teacher": net, "example": images, "num_data": 8, "labels": labels}
+    method = distill.create("cosine+kd", **facts, weight=2.0)
+    features, logits = net(images, return_features=True)
+    outputs = distill.Outputs(features, logits)
+    loss = method(outputs, outputs, data.Batch(images, labels[:2], torch.arange(2)))
+    assert set(loss.terms) == {"distance", "kd"}
+    assert loss.value.item() == pytest.approx(2 * loss.terms["distance"].item(), abs=1e-6)
+
+
+def test_data_of_ones_own_are_loaded_by_name(monkeypatch):
+    monkeypatch.setattr(data_registry, "SOURCES", dict(data_registry.SOURCES))
+    exec(example("howto/own.md", "data"), {"__name__": "mine"})
+    batch = next(data.TrainBatches(data.load("noise"), 8, seed=0).epoch(0))
+    assert batch.images.shape == (8, 3, 16, 16) and batch.index.max() < 45
+
+
+def test_a_ring_of_rows_holds_the_last_teachers():
+    names = {}
+    exec(example("howto/queue.md", "ring"), names)
+    assert torch.isfinite(names["loss"]) and names["student"].grad is not None
+    torch.testing.assert_close(names["queue"].rows[names["index"]], names["teacher"])
+
+
+def test_the_figures_are_what_their_script_draws(tmp_path):
+    spec = importlib.util.spec_from_file_location("draw", DOCS / "figures" / "draw.py")
+    draw = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(draw)
+    draw.main(tmp_path)
+    committed = {path.name: path.read_text() for path in (DOCS / "figures").glob("*.svg")}
+    assert committed == {path.name: path.read_text() for path in tmp_path.glob("*.svg")}
