@@ -1,4 +1,4 @@
-"""Contrast with rows of their own, a queue's: one direction, the positives not among the rows, which get no gradient."""
+"""Contrast with rows of their own, a queue's: one direction, positives not among the rows, no gradient for these."""
 
 from __future__ import annotations
 

@@ -102,8 +102,8 @@ def sigmoid(
     args = (call.anchors, call.rows, call.part, call.index, scale.detach(), bias.detach(), call.spec)
     value, slope, rows = partials.sigmoid(*args, needs_grad, plan, backend)
     sums, own = call.own_sums([value[..., None], slope[..., None], *([rows] if needs_grad else [])], positive, shards)
-    sums = (sums[..., 0], sums[..., 1], sums[..., 2:])
-    ends = critics.sigmoid_end(anchors.detach(), own, scale.detach(), bias.detach(), sums, needs_grad)
+    parts = (sums[..., 0], sums[..., 1], sums[..., 2:])
+    ends = critics.sigmoid_end(anchors.detach(), own, scale.detach(), bias.detach(), parts, needs_grad)
     return call.attach(ok, ends, (anchors, positive, scale, bias))
 
 
@@ -188,8 +188,8 @@ class _Call:
         """(sums over ranks of `columns` [S, B, n], joined, for this rank's anchors; their positives [S, B_r, D])."""
         if positive is None:
             columns = [*columns, _held(shards, self.index)]
-        if not columns:
-            return self.anchors.new_empty(0), positive
+        elif not columns:
+            return self.anchors.new_empty(0), positive.detach()
         sums = scatter_sums(torch.cat(columns, -1).transpose(0, 1), self.sizes).transpose(0, 1)
         if positive is not None:
             return sums, positive.detach()
