@@ -15,7 +15,7 @@ from wcord_fast.ops.sampling.spec import DrawSpec
 
 from .bank_cases import BIAS, SAMPLERS, SCALE, TAU, problem, relative_error
 
-LIMIT = 1e-5  # of fp32; at worst the reference on 12,000 draws with repetitions
+LIMIT = 2e-5  # of fp32; at worst the reference on 12,000 draws with repetitions
 CUTS = [(0, 300), (0, 1, 300), (0, 96, 97, 200, 300)]
 
 

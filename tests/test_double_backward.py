@@ -25,6 +25,11 @@ def _calls():
         "batch_infonce": lambda h: F.batch_infonce(h, y[:B]).sum(),
         "batch_infonce, y": lambda h: F.batch_infonce(y[:B], h).sum(),
         "batch_sigmoid": lambda h: F.batch_sigmoid(h, y[:B], scale=h.sum()).sum(),
+        "bank_infonce": lambda h: F.bank_infonce(h, bank, index, negatives=sampler).sum(),
+        "bank_infonce, positive": lambda h: F.bank_infonce(bank[:B], bank, index, positive=h, negatives=sampler).sum(),
+        "bank_sigmoid, scale": lambda h: F.bank_sigmoid(
+            bank[:B], bank, index, scale=h[0, 0] * h[1, 1] / 9 + 1, negatives=sampler
+        ).sum(),
         "bank_mean_score": lambda h: F.bank_mean_score(h, bank, index, negatives=sampler).sum(),
     }
 

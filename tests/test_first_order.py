@@ -31,6 +31,8 @@ def calls():
         "ot_cost_from_matrix": (lambda x: F.ot_cost_from_matrix(x.square(), iters=5), sampler),
         "OTLoss": (lambda x: OTLoss(iters=5)(x, y), sampler),
         "bank_nce": (lambda x: F.bank_nce(x, bank, INDEX, log_z=1.0, **args).sum(), bank),
+        "bank_infonce": (lambda x: F.bank_infonce(x, bank, INDEX, positive=x, **args).sum(), bank),
+        "bank_sigmoid": (lambda x: F.bank_sigmoid(x, bank, INDEX, positive=x, **args).sum(), bank),
         "bank_mean_score": (lambda x: F.bank_mean_score(x, bank.rows, INDEX, **args).sum(), bank),
         "batch_infonce": (lambda x: F.batch_infonce(x, y).sum(), sampler),
         "batch_sigmoid": (lambda x: F.batch_sigmoid(y, y, scale=x.sum()).sum(), sampler),

@@ -76,7 +76,8 @@ def infonce(
     anchors, shards, index, positive, spec: DrawSpec, temperature, plan, backend, joined: Joined | None = None
 ) -> Tensor:
     """InfoNCE losses [S, B_r] of this rank's anchors: `directions.infonce` for shards. The join is a log-sum-exp."""
-    ok = critics.finite_positives(detached(positive))
+    given = detached(positive)
+    ok = critics.finite_positives(given)
     call = _Call(anchors, shards, index, spec, joined)
     needs_grad = wants_grad(anchors, positive)
     args = (call.anchors, call.rows, call.part, call.index, call.spec, temperature, needs_grad, plan, backend)
@@ -84,7 +85,7 @@ def infonce(
     (everyone,) = gather_rows([log_sum.double()[None]], [1] * ranks().world)  # [W, S, B]
     whole = everyone.logsumexp(0)
     columns = [mean * portion(log_sum.double(), whole)[..., None]] if needs_grad else []
-    own_mean, own = call.own_sums(columns, positive, shards)
+    own_mean, own = call.own_sums(columns, given, shards)
     ends = critics.infonce_end(anchors.detach(), own, whole[:, call.own], own_mean, temperature, needs_grad)
     return call.attach(ok, ends, (anchors, positive))
 
@@ -94,16 +95,18 @@ def sigmoid(
     anchors, shards, index, positive, scale, bias, spec: DrawSpec, plan, backend, joined: Joined | None = None
 ) -> Tensor:
     """Sigmoid losses [S, B_r] of this rank's anchors: `directions.sigmoid` for shards."""
-    ok = critics.finite_positives(detached(positive))
+    given = detached(positive)
+    ok = critics.finite_positives(given)
     critics.finite_scalar("scale", scale)
     critics.finite_scalar("bias", bias)
     call = _Call(anchors, shards, index, spec, joined)
     needs_grad = wants_grad(anchors, positive, scale, bias)
     args = (call.anchors, call.rows, call.part, call.index, scale.detach(), bias.detach(), call.spec)
     value, slope, rows = partials.sigmoid(*args, needs_grad, plan, backend)
-    sums, own = call.own_sums([value[..., None], slope[..., None], *([rows] if needs_grad else [])], positive, shards)
-    parts = (sums[..., 0], sums[..., 1], sums[..., 2:])
-    ends = critics.sigmoid_end(anchors.detach(), own, scale.detach(), bias.detach(), parts, needs_grad)
+    columns = [value[..., None], slope[..., None], *([rows] if needs_grad else [])]
+    joined_sums, own = call.own_sums(columns, given, shards)
+    sums = joined_sums[..., 0], joined_sums[..., 1], joined_sums[..., 2:]
+    ends = critics.sigmoid_end(anchors.detach(), own, scale.detach(), bias.detach(), sums, needs_grad)
     return call.attach(ok, ends, (anchors, positive, scale, bias))
 
 
@@ -186,15 +189,13 @@ class _Call:
 
     def own_sums(self, columns: list[Tensor], positive: Tensor | None, shards: list[Shard]) -> tuple[Tensor, Tensor]:
         """(sums over ranks of `columns` [S, B, n], joined, for this rank's anchors; their positives [S, B_r, D])."""
-        if positive is None:
-            columns = [*columns, _held(shards, self.index)]
-        elif not columns:
-            return self.anchors.new_empty(0), positive.detach()
-        sums = scatter_sums(torch.cat(columns, -1).transpose(0, 1), self.sizes).transpose(0, 1)
-        if positive is not None:
-            return sums, positive.detach()
-        width = self.rows[0].shape[1]
-        return sums[..., :-width], sums[..., -width:]
+        acc, width = accumulate_dtype(self.anchors, *self.rows), shards[0].shape[1]
+        columns = columns if positive is not None else [*columns, _held(shards, self.index)]
+        if positive is not None and not columns:  # nothing is wanted of other ranks
+            return self.anchors.new_empty(0), positive
+        joined = torch.cat([c.to(acc) for c in columns], -1)
+        sums = scatter_sums(joined.transpose(0, 1), self.sizes).transpose(0, 1)
+        return (sums[..., :-width], sums[..., -width:]) if positive is None else (sums, positive)
 
     def attach(self, ok: Tensor | bool, ends: tuple[Tensor, ...], inputs: tuple[Tensor | None, ...]) -> Tensor:
         """The loss of `ends` (critics.py) as a function of `inputs`; NaN for an anchor that was flagged on a device."""
