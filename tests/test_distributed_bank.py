@@ -40,9 +40,19 @@ LOSSES = {
                               "ot_scope": "global"}),
     "dual self": (WCoRDLoss, {"critic": "dual", "negatives": "bank_negatives", "num_negatives": 8, "neg_weight": "M",
                               "ot_scope": "global"}),
+    "infonce batch": (WCoRDLoss, {"critic": "infonce", "negatives": "batch", "labels": LABELS, "ot_scope": "global"}),
+    "sigmoid batch": (WCoRDLoss, {"critic": "sigmoid", "negatives": "batch", "exclude": "none", "ot_scope": "global"}),
+    "infonce queue": (WCoRDLoss, {"critic": "infonce", "negatives": "queue", "queue_size": 9, "ot_scope": "global"}),
+    "sigmoid queue": (WCoRDLoss, {"critic": "sigmoid", "negatives": "queue", "queue_size": 9, "labels": LABELS,
+                                  "ot_scope": "global"}),
+    "infonce bank": (WCoRDLoss, {"critic": "infonce", "num_negatives": 11, "labels": LABELS, "ot_scope": "global",
+                                 "backend": "reference"}),
+    "sigmoid bank": (WCoRDLoss, {"critic": "sigmoid", "num_negatives": "all", "ot_scope": "global",
+                                 "backend": "reference"}),
     "dual all self": (WCoRDLoss, {"critic": "dual", "negatives": "bank", "num_negatives": "all", "ot_scope": "global"}),
 }  # fmt: skip
-BANKLESS = ("lckt", "lckt prior", "lckt class", "lckt only", "dual batch")
+PAIRED = ("infonce batch", "sigmoid batch", "infonce queue", "sigmoid queue")
+BANKLESS = ("lckt", "lckt prior", "lckt class", "lckt only", "dual batch", *PAIRED)
 
 
 @pytest.fixture(scope="module", params=[2, 3])
@@ -136,7 +146,8 @@ def assert_holds_what_must_be_equal(name, state):
     """What the checks above have compared between the ranks is the state that there is to compare."""
     kept = {key.rsplit(".", 1)[-1] for key in state}
     assert {"log_z", "state", "rows"} <= kept or name in BANKLESS
-    assert {"u", "v"} <= kept or name.startswith("crd")
+    assert {"rows", "pushed"} <= kept or not name.endswith("queue")
+    assert {"u", "v"} <= kept or name.startswith(("crd", "infonce", "sigmoid"))
     assert ("class sums of contrast.memory_v1" in state) == (name in ("dual bank", "dual all self"))
 
 

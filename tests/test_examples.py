@@ -8,9 +8,11 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+import pytest
 import torch
 
 from wcord_fast import CRDLoss
@@ -22,13 +24,14 @@ SMALL = {
     "fit.py": ["--epochs", "2"],
     "replace_crd_loss.py": ["--epochs", "4", "--teacher-epochs", "1"],
     "ot_between_batches.py": ["--steps", "60"],
+    "two_tower.py": ["--epochs", "4"],
     "ten_million_rows.py": ["--rows", "100000", "--negatives", "2048", "--steps", "2"],
 }
 
 
-def told(name: str, *more: str) -> str:
+def output_of(name: str, *more: str, launcher: Sequence[str] = ()) -> str:
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name), *SMALL[name], *more],
+        [sys.executable, *launcher, str(EXAMPLES / name), *SMALL[name], *more],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -79,7 +82,7 @@ def test_the_replaced_loss_is_repdistillers_along_the_run(monkeypatch, capsys):
 
 
 def test_the_replaced_loss_runs_as_printed():
-    out = told("replace_crd_loss.py")
+    out = output_of("replace_crd_loss.py")
     assert [line.split(":")[0] for line in out.splitlines() if "%" in line] == ["teacher", "plain student", "student"]
 
 
@@ -88,21 +91,35 @@ def test_a_student_is_fitted_and_the_same_command_goes_on(tmp_path):
         return [line.split() for line in out.splitlines() if re.match(r" +\d", line)]
 
     where = ["--output-dir", str(tmp_path)]
-    table = rows(told("fit.py", *where))
+    table = rows(output_of("fit.py", *where))
     assert [row[0] for row in table] == ["1", "2"] and float(table[-1][3]) < float(table[0][3])
     assert (tmp_path / "student" / "checkpoint.pt").is_file()
-    out = told("fit.py", *where)
+    out = output_of("fit.py", *where)
     assert rows(out) == table and out.count("finished earlier") == 2
 
 
 def test_points_move_to_their_targets():
-    out = told("ot_between_batches.py")
+    out = output_of("ot_between_batches.py")
     first, *_, last = (float(x) for x in re.findall(r"divergence (\S+)", out))
     assert last < first / 100, out
     assert "plan (256, 256) of mass 1.000000" in out
 
 
 def test_many_rows():
-    out = told("ten_million_rows.py")
+    out = output_of("ten_million_rows.py")
     losses = [float(x) for x in re.findall(r"step \d: loss (\S+),", out)]
     assert "plan=gather" in out and len(losses) == 2 and all(map(math.isfinite, losses)), out
+
+
+def test_two_towers_find_their_pairs_on_one_process_and_on_two():
+    alone = output_of("two_tower.py")
+    together = output_of("two_tower.py", launcher=("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"))
+    (losses, shares), others = (
+        ([float(x) for x in re.findall(rf"{name}:? ([\d.]+)", out)] for name in ("last batch", "images"))
+        for out in (alone, together)
+    )
+    assert len(losses) == 4 and losses[-1] < 0.9 * losses[0], alone
+    assert shares[0] > 2.0, alone  # by chance 0.3
+    their_losses, their_shares = others
+    assert their_losses == pytest.approx(losses, rel=1e-3)
+    assert their_shares == pytest.approx(shares, abs=1.0)

@@ -34,6 +34,7 @@ LOSSES = {
     "nce_sn": (WCoRDLoss, {"num_negatives": K, "labels": LABELS, "ot_scope": "global"}),
     "frozen too": (WCoRDLoss, {"num_negatives": K, "lckt_trains_embed": False, "ot_scope": "global"}),
     "dual batch": (WCoRDLoss, {"critic": "dual", "labels": LABELS, "ot_scope": "global"}),
+    "sigmoid queue": (WCoRDLoss, {"critic": "sigmoid", "negatives": "queue", "queue_size": 11, "ot_scope": "global"}),
     "lckt": (WCoRDLoss, {"lambda_gckt": 0.0, "lambda_lckt": 1.0, "ot_scope": "global"}),
 }
 
