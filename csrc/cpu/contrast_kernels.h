@@ -3,7 +3,16 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "bank_kernels.h"
+
 namespace wcf {
+
+// state = {largest, sum of exp relative to it} takes in another pair, in fp64.
+inline void merge_log_sums(double* state, double largest, double sum) {
+  if (!(sum != 0.0)) return;  // an empty pair
+  const double other[2] = {largest, sum};
+  join_exp_sums<double>(state, nullptr, other, nullptr, 0);
+}
 
 // A number for each class or image, as wide as the lanes.
 template <class T>
