@@ -19,6 +19,7 @@ from bench.bank import simd
 from bench.contest import Contest, run
 from bench.options import add_shapes, keep, parsed, parser
 from wcord_fast import functional as F
+from wcord_fast.models.torchvision_import import torchvision_models
 
 SHAPES = ((256, 128), (1024, 128), (4096, 256), (8192, 512))
 QUICK = (512, 64)
@@ -42,16 +43,15 @@ def plain_sigmoid(x: Tensor, y: Tensor) -> Tensor:
     return -2 * torch.nn.functional.logsigmoid(signs * (SCALE * x @ y.T + BIAS)).sum() / len(x)
 
 
-def open_clip_infonce(x: Tensor, y: Tensor) -> Tensor:
-    from open_clip.loss import ClipLoss
+def open_clip_loss(critic: str) -> Loss:
+    torchvision_models("open_clip")  # which open_clip imports; also where its C++ operators do not fit this PyTorch
+    from open_clip.loss import ClipLoss, SigLipLoss
 
-    return 2 * ClipLoss()(x, y, 1 / TAU)
-
-
-def open_clip_sigmoid(x: Tensor, y: Tensor) -> Tensor:
-    from open_clip.loss import SigLipLoss
-
-    return 2 * SigLipLoss()(x, y, torch.tensor(SCALE), torch.tensor(BIAS))
+    if critic == "infonce":
+        clip = ClipLoss()
+        return lambda x, y: 2 * clip(x, y, 1 / TAU)
+    siglip, scale, bias = SigLipLoss(), torch.tensor(SCALE), torch.tensor(BIAS)
+    return lambda x, y: 2 * siglip(x, y, scale, bias)
 
 
 def ours(critic: str, backend: str) -> Loss:
@@ -88,11 +88,10 @@ def contest(critic: str, shape: tuple[int, int], compiled: bool = True) -> Conte
     x, y = (torch.nn.functional.normalize(torch.randn(shape, generator=g), dim=1) for _ in range(2))
     expected = Step((x.double(), y.double()), ours(critic, "reference")).step()
     formula = {"infonce": plain_infonce, "sigmoid": plain_sigmoid}[critic]
-    clip = {"infonce": open_clip_infonce, "sigmoid": open_clip_sigmoid}[critic]
     forms: dict[str, Callable[[], Any]] = {
         "plain": lambda: Step((x, y), formula),
         "compile": lambda: Step((x, y), torch.compile(formula, dynamic=False)),
-        "open_clip": lambda: Step((x, y), clip),
+        "open_clip": lambda: Step((x, y), open_clip_loss(critic)),
         "native": lambda: Step((x, y), ours(critic, "native")),
         "reference": lambda: Step((x, y), ours(critic, "reference")),
     }
