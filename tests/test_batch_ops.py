@@ -25,7 +25,28 @@ def test_opcheck(critic, both):
     c = Contrast(critic, x, y, y, 0 if both else -1, both, *scalars, labels, labels, None, None)
     torch.library.opcheck(op.values_op, (*c, "auto"), test_utils=CHECKS)
     known = op.values_op(*c, "auto")
-    torch.library.opcheck(op.gradients_op, (*c, weight, weight if both else None, *known, "auto"), test_utils=CHECKS)
+    for needs in ((True, True), (True, False), (False, True)):
+        torch.library.opcheck(
+            op.gradients_op, (*c, weight, weight if both else None, *known, *needs, "auto"), test_utils=CHECKS
+        )
+
+
+@pytest.mark.parametrize("needed", ["x", "y", "scale", "bias"])
+@pytest.mark.parametrize("critic", CRITICS)
+def test_one_input_alone_gets_the_same_gradient(critic, needed, backend):  # noqa: F811
+    if critic == "infonce" and needed in ("scale", "bias"):
+        pytest.skip("numbers there")
+    x, y, labels, _, weight = problem(13, 5)
+    inputs = {"x": x, "y": y}
+    if critic == "sigmoid":
+        inputs |= {"scale": torch.tensor(3.0), "bias": torch.tensor(-1.0)}
+
+    def gradient(*names):
+        leaves = {name: t.clone().requires_grad_(name in names) for name, t in inputs.items()}
+        losses = function(critic)(**leaves, labels=labels, backend=backend)
+        return dict(zip(names, gradients(losses, weight, *(leaves[name] for name in names)), strict=True))
+
+    assert torch.equal(gradient(needed)[needed], gradient(*inputs)[needed])
 
 
 @pytest.mark.parametrize("critic", CRITICS)

@@ -49,8 +49,8 @@ WCF_RECORD(ContrastValues, WCF_CONTRAST_VALUES)
   NEEDED(const void*, slope)        /* as above */                                                       \
   OPTIONAL(const void*, total)                                                                           \
   OPTIONAL(const void*, row_total) /* InfoNCE with row_weight */                                         \
-  NEEDED(void*, anchor_grad)       /* [A, D] Real */                                                     \
-  NEEDED(void*, positive_grad)     /* [A, D] Real */                                                     \
+  OPTIONAL(void*, anchor_grad)     /* [A, D] Real, or null: not wanted, nor is that of scale */          \
+  OPTIONAL(void*, positive_grad)   /* [A, D] Real, or null */                                            \
   NEEDED(void*, scale_grad)        /* Real */                                                            \
   NEEDED(void*, bias_grad)         /* Real */                                                            \
   PART(Place, place)

@@ -23,12 +23,14 @@ class Gradients {
 
   void run() {
     const int64_t width = blocks_.width, padded = blocks_.panels * width;
-    row_columns_.resize(static_cast<size_t>(padded * columns_ * width));
     strip_.resize(static_cast<size_t>(padded * CONTRAST_HEIGHT));
-    out_.resize(static_cast<size_t>(CONTRAST_HEIGHT * columns_ * width));
+    if (call_.anchor_grad) {
+      row_columns_.resize(static_cast<size_t>(padded * columns_ * width));
+      out_.resize(static_cast<size_t>(CONTRAST_HEIGHT * columns_ * width));
+    }
     scale_part_.assign(static_cast<size_t>(args_.num_anchors), 0.0);
     bias_part_.assign(static_cast<size_t>(blocks_.panels), 0.0);
-    if (args_.both) {
+    if (of_rows()) {
       anchor_columns_.resize(static_cast<size_t>(CONTRAST_HEIGHT * depth_));
       row_grad_.assign(static_cast<size_t>(padded * depth_), T(0));
     }
@@ -36,10 +38,10 @@ class Gradients {
 #pragma omp parallel num_threads(threads_of(call_.place)) if (threads_of(call_.place) > 1)
     {
       blocks_.pack_all_rows();
-      pack_row_columns();
+      if (call_.anchor_grad) pack_row_columns();
       for (int64_t block = 0; block < blocks_.blocks(); ++block) run_block(block);
 #pragma omp for schedule(static)
-      for (int64_t i = 0; i < args_.num_anchors; ++i) finish_positive(i);
+      for (int64_t i = 0; i < (call_.positive_grad ? args_.num_anchors : 0); ++i) finish_positive(i);
     }
     double of_scale = 0, of_bias = 0;
     for (double part : scale_part_) of_scale += part;
@@ -50,6 +52,9 @@ class Gradients {
   }
 
  private:
+  // Whether the rows' gradients are wanted, which are the positives' then.
+  bool of_rows() const { return args_.both && call_.positive_grad; }
+
   double pull(int64_t i) const {
     return static_cast<double>(static_cast<const T*>(call_.weight)[i]) *
            static_cast<double>(static_cast<const T*>(call_.slope)[i]);
@@ -90,7 +95,7 @@ class Gradients {
   void run_block(int64_t block) {
     blocks_.pack_block(block);
     const int64_t height = blocks_.height(block), rows = blocks_.kernels.tile_rows;
-    if (args_.both) {
+    if (of_rows()) {
 #pragma omp for schedule(static)
       for (int64_t d = 0; d < depth_; d += rows) {
         blocks_.kernels.pack_columns(blocks_.anchors + blocks_.begin(block) * args_.dim + d, args_.dim,
@@ -100,6 +105,7 @@ class Gradients {
     }
 #pragma omp for schedule(dynamic, 1)
     for (int64_t p = 0; p < blocks_.panels; ++p) make_cells(block, p);
+    if (!call_.anchor_grad) return;
     const int64_t units = (columns_ + UNIT_COLUMNS - 1) / UNIT_COLUMNS, groups = height / rows;
 #pragma omp for schedule(dynamic, 1) collapse(2)
     for (int64_t unit = 0; unit < units; ++unit) {
@@ -131,7 +137,7 @@ class Gradients {
       kernels.join(nullptr, slope_sum, both);
       bias_part_[static_cast<size_t>(p)] += both[1];
     }
-    if (!args_.both) return;
+    if (!of_rows()) return;
     kernels.add_row_gradient(anchor_columns_.data(), panel.cells, panel.height, args_.dim,
                              &row_grad_[static_cast<size_t>(p * depth_ * width)]);
   }
@@ -172,7 +178,7 @@ class Gradients {
     const T* const x = blocks_.anchors + i * args_.dim;
     T* const to = static_cast<T*>(call_.positive_grad) + i * args_.dim;
     const T by = static_cast<T>(pull(i)), scale = static_cast<T>(args_.scale);
-    const T* const sum = args_.both ? &row_grad_[static_cast<size_t>(i / width * depth_ * width + i % width)] : nullptr;
+    const T* const sum = of_rows() ? &row_grad_[static_cast<size_t>(i / width * depth_ * width + i % width)] : nullptr;
     for (int64_t d = 0; d < args_.dim; ++d) to[d] = ((sum ? sum[d * width] : T(0)) - by * x[d]) * scale;
   }
 

@@ -33,14 +33,22 @@ class Runner:
             return self._module.values(c)
         return Values(*op.values_op(*_op_args(c), self._backend))
 
-    def gradients(self, c: Contrast, weight: Tensor, row_weight: Tensor | None, known: Values) -> Gradients:
-        """`reference.gradients` of the backend."""
+    def gradients(
+        self,
+        c: Contrast,
+        weight: Tensor,
+        row_weight: Tensor | None,
+        known: Values,
+        needs: tuple[bool, ...] = (True, True, True, True),
+    ) -> Gradients:
+        """`reference.gradients` of the backend; `needs`: of anchors, positives, scale and bias."""
+        sides = (needs[0] or needs[2], needs[1])
         if self._module and calls_directly(weight):
             with torch.no_grad():  # under create_graph=True, too
-                return self._module.gradients(c, weight, row_weight, known)
+                return self._module.gradients(c, weight, row_weight, known, *sides)
         weight = weight.detach()
         row_weight = weight if c.both else row_weight
-        return Gradients(*op.gradients_op(*_op_args(c), weight, row_weight, *known, self._backend))
+        return Gradients(*op.gradients_op(*_op_args(c), weight, row_weight, *known, *sides, self._backend))
 
 
 def losses(c: Contrast, backend: str) -> Tensor:
@@ -74,13 +82,13 @@ class _Losses(torch.autograd.Function):
         critic, first, both, fixed_scale, fixed_bias = ctx.options
         scalars = (fixed_scale if scale is None else scale, fixed_bias if bias is None else bias)
         c = Contrast(critic, anchors, positives, positives if both else rows, first, both, *scalars, *ctx.ids)
-        found = ctx.runner.gradients(c, weight, weight if both else None, Values(*known))
+        found = ctx.runner.gradients(c, weight, weight if both else None, Values(*known), ctx.needs_input_grad)
         return *as_inputs(found, (anchors, positives, scale, bias), ctx.needs_input_grad, weight), None, None
 
 
-def as_inputs(found: tuple[Tensor, ...], inputs: tuple, needs: tuple, weight: Tensor) -> list[Tensor | None]:
+def as_inputs(found: tuple[Tensor | None, ...], inputs: tuple, needs: tuple, weight: Tensor) -> list[Tensor | None]:
     """The gradients of a backward in the dtypes of the inputs, differentiable once."""
-    grads = [g.to(t.dtype) if needed else None for g, t, needed in zip(found, inputs, needs, strict=False)]
+    grads = [g.to(t.dtype) if g is not None and n else None for g, t, n in zip(found, inputs, needs, strict=False)]
     return differentiable_once(grads, _NOT_TWICE, weight, *inputs)
 
 

@@ -52,11 +52,15 @@ class _Losses(torch.autograd.Function):
         own = [weight.to(slope.dtype), *((x_total, y_total) if critic == "infonce" else ())]
         row_weight, *totals = gather_rows(own, sizes)
         all_x_total, all_y_total = totals or (x_total, y_total)
-        known = Values(slope, slope, x_total, all_y_total), Values(slope, slope, y_total, all_x_total)
-        strips = _strips(critic, sizes, ids, x, y, all_x, all_y, *scalars)
-        of_x, of_y = (ctx.runner.gradients(s, own[0], row_weight, k) for s, k in zip(strips, known, strict=True))
-        found = (of_x.anchors, of_y.anchors, of_x.scale, of_x.bias)
-        return *autograd.as_inputs(found, (x, y, scale, bias), ctx.needs_input_grad, weight), None, None
+        x_strip, y_strip = _strips(critic, sizes, ids, x, y, all_x, all_y, *scalars)
+        needs_x, needs_y, *needs_scalars = needs = ctx.needs_input_grad[:4]
+        x_known = Values(slope, slope, x_total, all_y_total)
+        y_known = Values(slope, slope, y_total, all_x_total)
+        args = own[0], row_weight
+        of_x = ctx.runner.gradients(x_strip, *args, x_known, (needs_x, False, *needs_scalars))
+        of_y = ctx.runner.gradients(y_strip, *args, y_known, (True, False, False, False)).anchors if needs_y else None
+        found = (of_x.anchors, of_y, of_x.scale, of_x.bias)
+        return *autograd.as_inputs(found, (x, y, scale, bias), needs, weight), None, None
 
 
 def _strips(critic, sizes, ids, x, y, all_x, all_y, scale, bias) -> tuple[Contrast, Contrast]:

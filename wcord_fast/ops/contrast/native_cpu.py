@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import native_module
-from .reference import Contrast, Gradients, Values, accumulate_dtype, check_values
+from .reference import Contrast, Gradients, Values, accumulate_dtype, check_values, unwritten
 
 _IDS = Contrast._fields[8:]
 
@@ -34,15 +34,15 @@ def values(c: Contrast) -> Values:
     return Values(value, slope, total, row_total)
 
 
-def gradients(c: Contrast, weight: Tensor, row_weight: Tensor | None, known: Values) -> Gradients:
+def gradients(
+    c: Contrast, weight: Tensor, row_weight: Tensor | None, known: Values, need_anchors: bool, need_positives: bool
+) -> Gradients:
     """As `reference.gradients`."""
     fields, anchors, _kept = _fields(c)
     weight = plain(weight, anchors.dtype)
     row_weight = None if row_weight is None else plain(row_weight, anchors.dtype)
     slope, total, row_total = (plain(t, anchors.dtype) for t in known[1:])
-    grads = Gradients(
-        torch.empty_like(anchors), torch.empty_like(anchors), anchors.new_empty(()), anchors.new_empty(())
-    )
+    grads = unwritten(anchors, need_anchors, need_positives)
     native = native_module.module()
     record = native.ContrastGradients(
         **fields,
@@ -51,7 +51,7 @@ def gradients(c: Contrast, weight: Tensor, row_weight: Tensor | None, known: Val
         slope=slope.data_ptr(),
         total=total.data_ptr(),
         row_total=row_total.data_ptr(),
-        anchor_grad=grads.anchors.data_ptr(),
+        anchor_grad=grads.anchors.data_ptr(),  # 0 where it is not wanted: it is empty
         positive_grad=grads.positives.data_ptr(),
         scale_grad=grads.scale.data_ptr(),
         bias_grad=grads.bias.data_ptr(),

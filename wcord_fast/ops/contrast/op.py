@@ -32,10 +32,8 @@ def values(*args) -> Values:
 
 def gradients(*args) -> Gradients:
     """`reference.gradients` of the fields of a `Contrast`, followed by its other arguments and the backend."""
-    *fields, weight, row_weight, value, slope, total, row_total, backend = args
-    c = Contrast(*fields)
-    known = Values(value, slope, total, row_total)
-    return module_of(c.anchors.device, backend).gradients(c, weight, row_weight, known)
+    c, (weight, row_weight, *known), (*needs, backend) = Contrast(*args[:12]), args[12:18], args[18:]
+    return module_of(c.anchors.device, backend).gradients(c, weight, row_weight, Values(*known), *needs)
 
 
 def _values_fake(*args) -> Values:
@@ -54,7 +52,7 @@ def _values_fake(*args) -> Values:
 def _gradients_fake(*args) -> Gradients:
     c = Contrast(*args[:12])
     wide = c.anchors.new_empty(c.anchors.shape, dtype=accumulate_dtype(c.anchors, c.positives, c.rows))
-    return Gradients(wide, torch.empty_like(wide), wide.new_empty(()), wide.new_empty(()))
+    return reference.unwritten(wide, *args[18:20])
 
 
 values_op = register(
@@ -64,7 +62,8 @@ values_op = register(
 )
 gradients_op = register(
     f"contrast_gradients({_CONTRAST}, Tensor weight, Tensor? row_weight, Tensor value, Tensor slope, Tensor total, "
-    "Tensor row_total, str backend) -> (Tensor anchors, Tensor positives, Tensor scale, Tensor bias)",
+    "Tensor row_total, bool need_anchors, bool need_positives, str backend) -> "
+    "(Tensor anchors, Tensor positives, Tensor scale, Tensor bias)",
     gradients,
     _gradients_fake,
 )

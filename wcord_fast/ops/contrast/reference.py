@@ -49,8 +49,8 @@ class Values(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    anchors: Tensor  # [A, D]
-    positives: Tensor  # [A, D]
+    anchors: Tensor  # [A, D]; empty where it is not needed, and that of scale is 0 then
+    positives: Tensor  # [A, D]; empty where it is not needed
     scale: Tensor  # scalar
     bias: Tensor  # scalar
 
@@ -113,7 +113,9 @@ def _values(c: Contrast) -> Values:
     return Values(value, slope, totals[0], totals[1] if c.both else own.new_empty(0))
 
 
-def gradients(c: Contrast, weight: Tensor, row_weight: Tensor | None, known: Values) -> Gradients:
+def gradients(
+    c: Contrast, weight: Tensor, row_weight: Tensor | None, known: Values, need_anchors: bool, need_positives: bool
+) -> Gradients:
     """Derivatives of sum_i weight_i value_i.
 
     Args:
@@ -121,11 +123,11 @@ def gradients(c: Contrast, weight: Tensor, row_weight: Tensor | None, known: Val
         row_weight: [R], weights of the rows' own losses, whose negatives the anchors are: with `both` those of the
             other direction; or None, where the rows have no losses.
         known: what `values` gave; of its `row_total` there is need where there is a `row_weight`.
+        need_anchors: whether the gradients of anchors and scale are wanted.
+        need_positives: whether that of the positives is.
     """
     c = _widened(c)
-    grad = torch.empty_like(c.anchors)
-    row_grad = torch.zeros_like(c.rows)
-    of_bias = c.anchors.new_zeros(())
+    grad, positive_grad, of_scale, of_bias = (t.zero_() for t in unwritten(c.anchors, need_anchors, need_positives))
     for lo, hi, scores, excluded in _blocks(c):
         if c.critic == "sigmoid":
             both = weight[lo:hi, None] if row_weight is None else weight[lo:hi, None] + row_weight
@@ -135,17 +137,26 @@ def gradients(c: Contrast, weight: Tensor, row_weight: Tensor | None, known: Val
             if row_weight is not None:
                 slopes += torch.exp(scores - known.row_total) * row_weight
         slopes = slopes.masked_fill(excluded, 0)
-        grad[lo:hi] = slopes @ c.rows
         of_bias += slopes.sum()
-        if c.both:
-            row_grad += slopes.T @ c.anchors[lo:hi]
+        if need_anchors:
+            grad[lo:hi] = slopes @ c.rows
+        if need_positives and c.both:
+            positive_grad += slopes.T @ c.anchors[lo:hi]
     pull = (weight * known.slope)[:, None]
-    grad -= pull * c.positives
-    positive_grad = -pull * c.anchors
-    if c.both:
-        positive_grad += row_grad
-    of_scale = (grad * c.anchors).sum()
+    if need_anchors:
+        grad -= pull * c.positives
+        of_scale += (grad * c.anchors).sum()
+    if need_positives:
+        positive_grad -= pull * c.anchors
     return Gradients(grad * c.scale, positive_grad * c.scale, of_scale, of_bias - pull.sum())
+
+
+def unwritten(anchors: Tensor, need_anchors: bool, need_positives: bool) -> Gradients:
+    """Tensors for the gradients of a contrast with `anchors` [A, D] in the dtype of the call."""
+    of_anchors, of_positives = (
+        torch.empty_like(anchors) if needed else anchors.new_empty(0) for needed in (need_anchors, need_positives)
+    )
+    return Gradients(of_anchors, of_positives, anchors.new_empty(()), anchors.new_empty(()))
 
 
 def _blocks(c: Contrast) -> Iterator[tuple[int, int, Tensor, Tensor]]:
