@@ -27,7 +27,7 @@ def test_opcheck(critic, both):
     known = op.values_op(*c, "auto")
     for needs in ((True, True), (True, False), (False, True)):
         torch.library.opcheck(
-            op.gradients_op, (*c, weight, weight if both else None, *known, *needs, "auto"), test_utils=CHECKS
+            op.gradients_op, (*c, weight, weight if both else None, *known[1:], *needs, "auto"), test_utils=CHECKS
         )
 
 
@@ -118,6 +118,14 @@ def test_one_tensor_on_both_sides(critic, backend):  # noqa: F811
     twin = x.detach().clone().requires_grad_()
     apart = gradients(function(critic)(x, twin, **call), weight, x, twin)
     torch.testing.assert_close(both, apart[0] + apart[1])
+
+
+@pytest.mark.parametrize("critic", CRITICS)
+def test_losses_may_be_written_to(critic, backend):  # noqa: F811
+    x, y, *_ = problem(7, 5)
+    losses = function(critic)(x.requires_grad_(), y, backend=backend)
+    (expected,) = torch.autograd.grad((2 * losses).sum(), x, retain_graph=True)
+    assert torch.equal(torch.autograd.grad(losses.mul_(2).sum(), x)[0], expected)
 
 
 @pytest.mark.parametrize("name", ["x", "y"])

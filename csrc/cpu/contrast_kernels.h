@@ -14,6 +14,10 @@ inline void merge_log_sums(double* state, double largest, double sum) {
   join_exp_sums<double>(state, nullptr, other, nullptr, 0);
 }
 
+// Below every score; a sum relative to it is empty.
+template <class T>
+constexpr T CONTRAST_LOWEST = sizeof(T) == 4 ? T(-3e38) : T(-1e300);
+
 // A number for each class or image, as wide as the lanes.
 template <class T>
 using ContrastId = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;

@@ -115,7 +115,7 @@ WCF_HD void take_in(T* largest, T* sum, Vec<T> s0, Vec<T> s1) {
 template <bool PLAIN, class T>
 WCF_HD void add_log_terms(const ContrastPanel<T>& p) {
   constexpr int W = WIDTH<T>;
-  const Vec<T> lowest = splat(LogSum<T>::LOWEST);
+  const Vec<T> lowest = splat(CONTRAST_LOWEST<T>);
   Vec<T> most[2] = {lowest, lowest};
   for_each_anchor<PLAIN>(p, [&](int64_t i, Vec<T> s0, Vec<T> s1, IntVec<T> k0, IntVec<T> k1) {
     s0 = k0 ? s0 : lowest + lowest;  // of no weight even beside `lowest`

@@ -68,15 +68,14 @@ class Values {
 
   void sum_chunk(int64_t block, int64_t chunk, double empty, Scratch& scratch) {
     const auto& kernels = blocks_.kernels;
-    constexpr T LOWEST = sizeof(T) == 4 ? T(-3e38) : T(-1e300);
     const int64_t lanes = kernels.lanes, width = blocks_.width;
     std::fill(scratch.sum.begin(), scratch.sum.end(), T(0));
-    std::fill(scratch.largest.begin(), scratch.largest.end(), LOWEST);
+    std::fill(scratch.largest.begin(), scratch.largest.end(), CONTRAST_LOWEST<T>);
     const int64_t end = std::min(blocks_.panels, (chunk + 1) * CONTRAST_PANELS);
     for (int64_t p = chunk * CONTRAST_PANELS; p < end; ++p) {
       ContrastPanel<T> panel = blocks_.panel(block, p);
       std::fill(scratch.row_sum.begin(), scratch.row_sum.end(), T(0));
-      std::fill(scratch.row_largest.begin(), scratch.row_largest.end(), LOWEST);
+      std::fill(scratch.row_largest.begin(), scratch.row_largest.end(), CONTRAST_LOWEST<T>);
       panel.sum = scratch.sum.data();
       panel.largest = scratch.largest.data();
       panel.cells = scratch.cells.data();

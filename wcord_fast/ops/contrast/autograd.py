@@ -1,7 +1,7 @@
 """Autograd of the contrast ops: forward keeps one or two numbers per anchor, backward makes the scores again.
 
 The gradient of a row depends on the weights of all losses that have it for a negative, so it cannot be made before
-they are known. Saved are the inputs and what `reference.Values` holds; no score.
+they are known. Saved are the inputs and `reference.Totals`; no score.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from ..differentiable_once import differentiable_once
 from ..eager import calls_directly
 from . import op
-from .reference import Contrast, Gradients, Values
+from .reference import Contrast, Gradients, Totals, Values
 
 _NOT_TWICE = "the gradient of a contrast cannot be differentiated again: only the first one is computed"
 
@@ -38,7 +38,7 @@ class Runner:
         c: Contrast,
         weight: Tensor,
         row_weight: Tensor | None,
-        known: Values,
+        known: Totals,
         needs: tuple[bool, ...] = (True, True, True, True),
     ) -> Gradients:
         """`reference.gradients` of the backend; `needs`: of anchors, positives, scale and bias."""
@@ -69,12 +69,12 @@ def wants_grad(c: Contrast) -> bool:
 class _Losses(torch.autograd.Function):
     @staticmethod
     def forward(ctx, anchors, positives, scale, bias, c: Contrast, runner: Runner):
-        known = runner.values(c)
+        found = runner.values(c)
         scalars = [t if isinstance(t, Tensor) else None for t in (scale, bias)]
-        ctx.save_for_backward(anchors, positives, *scalars, None if c.both else c.rows, *known)
+        ctx.save_for_backward(anchors, positives, *scalars, None if c.both else c.rows, *found.totals)
         fixed = [None if isinstance(t, Tensor) else t for t in (scale, bias)]
         ctx.options, ctx.ids, ctx.runner = (c.critic, c.first, c.both, *fixed), c[8:], runner
-        return known.value
+        return found.value
 
     @staticmethod
     def backward(ctx, weight):
@@ -82,7 +82,7 @@ class _Losses(torch.autograd.Function):
         critic, first, both, fixed_scale, fixed_bias = ctx.options
         scalars = (fixed_scale if scale is None else scale, fixed_bias if bias is None else bias)
         c = Contrast(critic, anchors, positives, positives if both else rows, first, both, *scalars, *ctx.ids)
-        found = ctx.runner.gradients(c, weight, weight if both else None, Values(*known), ctx.needs_input_grad)
+        found = ctx.runner.gradients(c, weight, weight if both else None, Totals(*known), ctx.needs_input_grad)
         return *as_inputs(found, (anchors, positives, scale, bias), ctx.needs_input_grad, weight), None, None
 
 

@@ -14,7 +14,7 @@ from ...distributed.ranks import gather_rows, lower, not_compiled, ranks, sizes_
 from .. import checks
 from ..status import Code
 from . import autograd
-from .reference import Contrast, Values
+from .reference import Contrast, Totals
 
 
 @not_compiled
@@ -36,13 +36,13 @@ class _Losses(torch.autograd.Function):
         label = all_ids.pop(0) if c.anchor_label is not None else None
         index = all_ids.pop(0) if c.anchor_index is not None else None
         ids = (c.anchor_label, label, c.anchor_index, index)
-        x_known, y_known = (runner.values(s) for s in _strips(c.critic, sizes, ids, x, y, all_x, all_y, scale, bias))
-        slope = x_known.slope + y_known.slope
+        of_x, of_y = (runner.values(s) for s in _strips(c.critic, sizes, ids, x, y, all_x, all_y, scale, bias))
+        slope = of_x.slope + of_y.slope
         scalars = [t if isinstance(t, Tensor) else None for t in (scale, bias)]
-        ctx.save_for_backward(x, y, *scalars, all_x, all_y, slope, x_known.total, y_known.total)
+        ctx.save_for_backward(x, y, *scalars, all_x, all_y, slope, of_x.total, of_y.total)
         ctx.options = c.critic, sizes, ids
         ctx.fixed, ctx.runner = [None if isinstance(t, Tensor) else t for t in (scale, bias)], runner
-        return x_known.value + y_known.value
+        return of_x.value + of_y.value
 
     @staticmethod
     def backward(ctx, weight):
@@ -54,8 +54,8 @@ class _Losses(torch.autograd.Function):
         all_x_total, all_y_total = totals or (x_total, y_total)
         x_strip, y_strip = _strips(critic, sizes, ids, x, y, all_x, all_y, *scalars)
         needs_x, needs_y, *needs_scalars = needs = ctx.needs_input_grad[:4]
-        x_known = Values(slope, slope, x_total, all_y_total)
-        y_known = Values(slope, slope, y_total, all_x_total)
+        x_known = Totals(slope, x_total, all_y_total)
+        y_known = Totals(slope, y_total, all_x_total)
         args = own[0], row_weight
         of_x = ctx.runner.gradients(x_strip, *args, x_known, (needs_x, False, *needs_scalars))
         of_y = ctx.runner.gradients(y_strip, *args, y_known, (True, False, False, False)).anchors if needs_y else None

@@ -24,11 +24,12 @@ def mean_loss(c: Contrast, backend: str) -> Tensor:
 class _Mean(torch.autograd.Function):
     @staticmethod
     def forward(ctx, anchors, positives, scale, bias, c: Contrast, runner: Runner):
-        known = runner.values(c)
-        found = runner.gradients(c, torch.full_like(known.value, 1 / len(anchors)), None, known)
+        losses = runner.values(c)
+        weight = torch.full_like(losses.value, 1 / len(anchors))
+        found = runner.gradients(c, weight, None, losses.totals)
         scalars = [t if isinstance(t, Tensor) else None for t in (scale, bias)]
         ctx.save_for_backward(anchors, positives, *scalars, *found)
-        return known.value.mean()
+        return losses.value.mean()
 
     @staticmethod
     def backward(ctx, weight):

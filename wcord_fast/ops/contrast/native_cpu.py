@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import native_module
-from .reference import Contrast, Gradients, Values, accumulate_dtype, check_values, unwritten
+from .reference import Contrast, Gradients, Totals, Values, accumulate_dtype, check_values, unwritten
 
 _IDS = Contrast._fields[8:]
 
@@ -35,13 +35,13 @@ def values(c: Contrast) -> Values:
 
 
 def gradients(
-    c: Contrast, weight: Tensor, row_weight: Tensor | None, known: Values, need_anchors: bool, need_positives: bool
+    c: Contrast, weight: Tensor, row_weight: Tensor | None, known: Totals, need_anchors: bool, need_positives: bool
 ) -> Gradients:
     """As `reference.gradients`."""
     fields, anchors, _kept = _fields(c)
     weight = plain(weight, anchors.dtype)
     row_weight = None if row_weight is None else plain(row_weight, anchors.dtype)
-    slope, total, row_total = (plain(t, anchors.dtype) for t in known[1:])
+    slope, total, row_total = (plain(t, anchors.dtype) for t in known)
     grads = unwritten(anchors, need_anchors, need_positives)
     native = native_module.module()
     record = native.ContrastGradients(

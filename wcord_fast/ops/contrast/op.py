@@ -9,7 +9,7 @@ import torch
 from .. import dispatch
 from ..library import register
 from . import native_cpu, reference
-from .reference import Contrast, Gradients, Values, accumulate_dtype
+from .reference import Contrast, Gradients, Totals, Values, accumulate_dtype
 
 _CONTRAST = (
     "str critic, Tensor anchors, Tensor positives, Tensor rows, SymInt first, bool both, Tensor scale, Tensor bias, "
@@ -32,8 +32,8 @@ def values(*args) -> Values:
 
 def gradients(*args) -> Gradients:
     """`reference.gradients` of the fields of a `Contrast`, followed by its other arguments and the backend."""
-    c, (weight, row_weight, *known), (*needs, backend) = Contrast(*args[:12]), args[12:18], args[18:]
-    return module_of(c.anchors.device, backend).gradients(c, weight, row_weight, Values(*known), *needs)
+    c, (weight, row_weight, *known), (*needs, backend) = Contrast(*args[:12]), args[12:17], args[17:]
+    return module_of(c.anchors.device, backend).gradients(c, weight, row_weight, Totals(*known), *needs)
 
 
 def _values_fake(*args) -> Values:
@@ -52,7 +52,7 @@ def _values_fake(*args) -> Values:
 def _gradients_fake(*args) -> Gradients:
     c = Contrast(*args[:12])
     wide = c.anchors.new_empty(c.anchors.shape, dtype=accumulate_dtype(c.anchors, c.positives, c.rows))
-    return reference.unwritten(wide, *args[18:20])
+    return reference.unwritten(wide, *args[17:19])
 
 
 values_op = register(
@@ -61,8 +61,8 @@ values_op = register(
     _values_fake,
 )
 gradients_op = register(
-    f"contrast_gradients({_CONTRAST}, Tensor weight, Tensor? row_weight, Tensor value, Tensor slope, Tensor total, "
-    "Tensor row_total, bool need_anchors, bool need_positives, str backend) -> "
+    f"contrast_gradients({_CONTRAST}, Tensor weight, Tensor? row_weight, Tensor slope, Tensor total, Tensor row_total, "
+    "bool need_anchors, bool need_positives, str backend) -> "
     "(Tensor anchors, Tensor positives, Tensor scale, Tensor bias)",
     gradients,
     _gradients_fake,

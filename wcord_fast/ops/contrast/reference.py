@@ -39,13 +39,26 @@ class Contrast(NamedTuple):
     row_index: Tensor | None  # integer [R]
 
 
-class Values(NamedTuple):
-    """Losses, and what the gradients need of a pass over all scores."""
+class Totals(NamedTuple):
+    """What the gradients need of the pass over all scores that gave the losses."""
 
-    value: Tensor  # [A]; with `both` the sum of the two directions
-    slope: Tensor  # [A]; minus the derivative of `value` in the positive's score
+    slope: Tensor  # [A]; minus the derivative of the loss in the positive's score
     total: Tensor  # [A]; InfoNCE: log-sum-exp of the positive's and the negatives' scores. Sigmoid: empty
     row_total: Tensor  # [R]; the other direction's totals, with `both`; else empty
+
+
+class Values(NamedTuple):
+    """Losses and totals."""
+
+    value: Tensor  # [A]; with `both` the sum of the two directions
+    slope: Tensor  # as in `Totals`, as are the following
+    total: Tensor
+    row_total: Tensor
+
+    @property
+    def totals(self) -> Totals:
+        """All but the losses, which their owner may write to."""
+        return Totals(*self[1:])
 
 
 class Gradients(NamedTuple):
@@ -114,7 +127,7 @@ def _values(c: Contrast) -> Values:
 
 
 def gradients(
-    c: Contrast, weight: Tensor, row_weight: Tensor | None, known: Values, need_anchors: bool, need_positives: bool
+    c: Contrast, weight: Tensor, row_weight: Tensor | None, known: Totals, need_anchors: bool, need_positives: bool
 ) -> Gradients:
     """Derivatives of sum_i weight_i value_i.
 
@@ -122,7 +135,7 @@ def gradients(
         weight: [A].
         row_weight: [R], weights of the rows' own losses, whose negatives the anchors are: with `both` those of the
             other direction; or None, where the rows have no losses.
-        known: what `values` gave; of its `row_total` there is need where there is a `row_weight`.
+        known: of `values`; its `row_total` is needed where there is a `row_weight`.
         need_anchors: whether the gradients of anchors and scale are wanted.
         need_positives: whether that of the positives is.
     """
