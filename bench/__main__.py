@@ -13,10 +13,10 @@ import sys
 import time
 
 SUBJECTS = (
-    "accuracy", "bank", "baselines", "batch", "critic", "host", "launches", "ot", "ot_matrix", "plan", "report",
-    "sharded", "step", "update",
+    "accuracy", "bank", "bank_critics", "baselines", "batch", "critic", "host", "launches", "ot", "ot_matrix", "plan",
+    "report", "sharded", "step", "update",
 )  # fmt: skip
-QUICK = ("bank", "batch", "critic", "host", "update", "ot", "baselines", "step")
+QUICK = ("bank", "bank_critics", "batch", "critic", "host", "update", "ot", "baselines", "step")
 
 
 def quick(arguments: list[str]) -> int:

@@ -7,13 +7,20 @@ import functools
 import pytest
 import torch
 
-from bench import bank, baselines, batch, critic, ot, ot_providers, step, update
+from bench import bank, bank_critics, baselines, batch, critic, ot, ot_providers, step, update
 from bench.contest import Contest
 
 pytest.importorskip("pytest_benchmark", reason="pip install pytest-benchmark")
 torch.set_num_threads(1)
 ROUNDS = {"rounds": 3, "warmup_rounds": 1}
-SUBJECTS = {"bank": bank, "batch": batch, "critic": critic, "update": update, "baselines": baselines}
+SUBJECTS = {
+    "bank": bank,
+    "bank_critics": bank_critics,
+    "batch": batch,
+    "critic": critic,
+    "update": update,
+    "baselines": baselines,
+}
 
 
 @functools.cache
