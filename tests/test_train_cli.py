@@ -81,7 +81,8 @@ def test_contrast_without_a_bank_ends_with_a_table(finished, capsys, tmp_path, c
     assert ("wcord.paired.queue_s.rows" in method) == (negatives == "queue")
     assert ("wcord.score_map.bias" in method) == (critic == "sigmoid")
     if negatives == "queue":
-        assert method["wcord.paired.queue_s.rows"].shape == (20, 32) and int(method["wcord.paired.queue_s.pushed"]) == 260
+        rows, pushed = (method[f"wcord.paired.queue_s.{name}"] for name in ("rows", "pushed"))
+        assert rows.shape == (20, 32) and int(pushed) == 2 * 130
 
 
 def test_students_start_from_the_same_weights(finished, capsys, tmp_path):
