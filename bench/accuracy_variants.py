@@ -40,6 +40,8 @@ def _all() -> Variants:
         found[f"{name} ramp"] = (method, RAMPED[section])
         found[f"{name} banks, ramp"] = (method, [*FILLED[section], *RAMPED[section]])
         found[f"{name} banks, ramp, z"] = (method, BOTH[section])
+    for negatives in ("bank", "batch", "queue"):
+        found[f"infonce {negatives}"] = ("gckt", ["--wcord.critic", "infonce", "--wcord.negatives", negatives])
     for weight in (1, 3, 10):
         found[f"LCKT none, weight {weight}"] = ("lckt", local("none", weight))
         found[f"LCKT only, weight {weight}"] = ("lckt", local("only", weight))

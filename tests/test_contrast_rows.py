@@ -1,4 +1,4 @@
-"""Contrast with rows of their own, a queue's: one direction, positives not among the rows, no gradient for these."""
+"""Contrast with rows of their own, a queue's: one direction, positives not among the rows, no gradient there."""
 
 from __future__ import annotations
 

@@ -62,11 +62,19 @@ def test_data_of_ones_own_are_loaded_by_name(monkeypatch):
     assert batch.images.shape == (8, 3, 16, 16) and batch.index.max() < 45
 
 
-def test_a_ring_of_rows_holds_the_last_teachers():
+def test_a_queue_of_ones_own_is_scored_as_a_bank():
     names = {}
-    exec(example("howto/queue.md", "ring"), names)
-    assert torch.isfinite(names["loss"]) and names["student"].grad is not None
-    torch.testing.assert_close(names["queue"].rows[names["index"]], names["teacher"])
+    exec(example("howto/queue.md", "queue"), names)
+    queue, student, teacher = (names[name] for name in ("queue", "student", "teacher"))
+    assert int(queue.filled) == queue.size and torch.equal(queue.rows[224:256], teacher)  # the 40th batch, round again
+    assert torch.isfinite(names["loss"]) and student.grad is not None
+
+
+def test_a_stream_needs_no_numbers():
+    names = {}
+    exec(example("howto/queue.md", "stream"), names)
+    assert names["features_s"].grad.abs().sum() > 0
+    assert int(names["wcord"].paired.queue_t.filled) == 8 * 32
 
 
 def test_the_figures_are_what_their_script_draws(tmp_path):

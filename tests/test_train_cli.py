@@ -69,6 +69,22 @@ def test_distill_ends_with_a_table_and_a_plot(finished):
     network.load_state_dict(torch.load(out / "wcord" / "student.pt", weights_only=True))
 
 
+@pytest.mark.parametrize("critic", ["infonce", "sigmoid"])
+@pytest.mark.parametrize("negatives", ["queue", "batch"])
+def test_contrast_without_a_bank_ends_with_a_table(finished, capsys, tmp_path, critic, negatives):
+    out, _ = finished
+    arguments = [*TINY, *WCORD, "--methods=wcord", "--quiet", f"--teacher-checkpoint={out / 'teacher'}"]
+    arguments += [f"--output-dir={tmp_path}", f"--wcord.critic={critic}", f"--wcord.negatives={negatives}"]
+    assert main(["distill", *arguments]) == 0
+    assert "wcord" in capsys.readouterr().out
+    method = torch.load(tmp_path / "wcord" / "checkpoint.pt", weights_only=True)["method"]
+    assert ("wcord.paired.queue_s.rows" in method) == (negatives == "queue")
+    assert ("wcord.score_map.bias" in method) == (critic == "sigmoid")
+    if negatives == "queue":
+        rows, pushed = (method[f"wcord.paired.queue_s.{name}"] for name in ("rows", "pushed"))
+        assert rows.shape == (20, 32) and int(pushed) == 2 * 130
+
+
 def test_students_start_from_the_same_weights(finished, capsys, tmp_path):
     """Paired: with a zero learning rate in all but name, both students end where both began."""
     out, _ = finished
