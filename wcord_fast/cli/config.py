@@ -16,7 +16,7 @@ from .. import data as datasets
 from .. import distill, models
 from ..ops import checks
 from ..train.recipe import Recipe
-from .options import check_paths, devices
+from .options import check_paths, devices, file_name
 
 
 def _default_options() -> dict[str, distill.Options]:
@@ -41,8 +41,8 @@ class Config(Recipe):
         limit_train: train on this many images only, every class in proportion.
         skip_corrupt: leave out image files that cannot be read (of "folder" and "imagenet"; the latter is read once
             to find them).
-        teacher: name of the teacher's architecture.
-        student: name of the student's architecture.
+        teacher: name of the teacher's architecture; "timm:NAME", "torchvision:NAME" or "hf:NAME" for a library's.
+        student: name of the student's architecture, likewise.
         teacher_checkpoint: use this trained teacher (a checkpoint, a run's directory or a state dict).
         methods: what to train students with, by comma; "ce" is the plain student, "+kd" adds a KD term.
         teacher_epochs: epochs of the teacher; default: epochs (the packaged file of the digits has 30).
@@ -106,11 +106,12 @@ class Config(Recipe):
             )
         self.methods = spelled_methods(self.methods)
         for side in ("teacher", "student"):
-            _architecture(side, getattr(self, side))
+            require_architecture(side, getattr(self, side))
 
     @property
     def directory(self) -> Path:
-        return Path(self.output_dir or f"runs/{self.data}_{self.teacher}_{self.student}")
+        named = "_".join(map(file_name, (self.data, self.teacher, self.student)))
+        return Path(self.output_dir or f"runs/{named}")
 
     @property
     def torch_device(self) -> torch.device:
@@ -180,12 +181,12 @@ def spelled_methods(asked: Any) -> list[str]:
     return found
 
 
-def _architecture(side: str, name: str) -> None:
+def require_architecture(option: str, name: str) -> None:
+    """ValueError, which begins with the option, for a network that is not known here, or not without a library."""
     try:
-        with torch.device("meta"):
-            models.create(name)
+        models.require_known(name)
     except (ImportError, TypeError, ValueError) as error:
-        raise ValueError(f"{side}: {str(error).removeprefix('name: ')}") from None
+        raise ValueError(f"{option}: {str(error).removeprefix('name: ')}") from None
 
 
 def require_device(name: str) -> torch.device:

@@ -14,13 +14,13 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from .. import __version__, models
+from .. import __version__
 from ..ops import checks
 from ..train import files
 from ..train.checkpoint import CURRENT, PREVIOUS, CheckpointError
 from . import trained
 from .export_formats import FORMATS, Format
-from .options import check_paths
+from .options import check_paths, file_name
 from .parser import parse
 from .trained import Trained
 from .usage import UsageError
@@ -76,7 +76,7 @@ def run(argv: list[str]) -> None:
     if args.with_normalisation and form.weights_only:
         raise UsageError(f"--with-normalisation: a {args.format} file holds weights only; use torch.export or onnx")
     found = trained.load(Path(args.checkpoint))
-    output = Path(args.output) if args.output else found.path.parent / f"{found.model}{form.suffix}"
+    output = Path(args.output) if args.output else found.path.parent / f"{file_name(found.model)}{form.suffix}"
     if output.name in (CURRENT, PREVIOUS) or (output.exists() and output.samefile(found.path)):
         raise UsageError(
             f"--output: {output} is the name of a checkpoint, without which its run is lost; expected another"
@@ -113,10 +113,7 @@ def difference(
         CheckpointError: it is not what rounding explains.
     """
 
-    def fresh() -> nn.Module:
-        return models.create(found.model, num_classes=len(found.classes), in_channels=channels)
-
-    exported = form.read(content, fresh)
+    exported = form.read(content, lambda: found.untrained(channels))
     worst = 0.0
     for images in examples:
         wanted, got = network(images), exported(images)

@@ -66,6 +66,11 @@ class DryRun:
     dry_run: bool = False
 
 
+def file_name(name: str) -> str:
+    """The name of a network or data set as a part of a file's name."""
+    return re.sub(r"[^\w.@+-]", "-", name)
+
+
 def devices() -> tuple[str, ...]:
     """What an option that names a device takes, beside "cuda:N"."""
     return ("auto", "cpu", "cuda")

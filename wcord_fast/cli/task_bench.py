@@ -41,7 +41,7 @@ class TaskBench(Workbench):
     def _network(self, architecture: str) -> nn.Module:
         torch.manual_seed(self.config.seed)
         layout = self.config.channels_last
-        network = create_network(architecture, self.data, self.device, layout, channels=self.view.channels)
+        network = create_network(architecture, self.data, self.device, layout, view=self.view)
         return look_through(network, self.view)
 
     def _run(self, name: str, spec: dict[str, Any], network: nn.Module, teacher: nn.Module | None, export: str) -> Run:

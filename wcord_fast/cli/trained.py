@@ -53,9 +53,14 @@ class Trained:
     def network(self, channels: int) -> nn.Module:
         """The trained network, on the CPU, in eval mode."""
         with checkpoint.usable(self.path):
-            network = models.create(self.model, num_classes=len(self.classes), in_channels=channels)
+            network = self.untrained(channels)
             network.load_state_dict(self._weights)
         return network.eval()
+
+    def untrained(self, channels: int) -> nn.Module:
+        """A network of the same architecture for the same images, with weights of its own."""
+        given = {} if self._input is None else {key: self._input[key] for key in ("mean", "std")}
+        return models.create(self.model, num_classes=len(self.classes), in_channels=channels, **given)
 
     def images(self, data_dir: str | None) -> dict[str, Any]:
         """Shape [C, H, W] of its images, and `mean` and `std` per channel by which pixels in [0, 1] are normalised."""

@@ -14,6 +14,7 @@ COMMANDS = {  # each is a module of this folder
     "crossmodal": "luminance teacher, chrominance student without labels, linear probes on its blocks",
     "evaluate": "accuracy and AUC of a checkpoint on the test images",
     "export": "a checkpoint's network as a state dict, safetensors, torch.export or ONNX file",
+    "taps": "the features of a network, and the modules of which others can be taken, with their shapes",
     "info": "versions, devices and backends of this installation",
     "completion": "a script that completes all of this in bash, zsh or tcsh",
 }

@@ -21,6 +21,7 @@ from ..train.evaluation import evaluate
 from ..train.logs import Row, to_screen
 from ..train.loop import Run, fit
 from ..train.ranks import from_main, require_equal
+from ..train.views import View
 from .config import Config
 
 log = logging.getLogger(__name__)
@@ -200,10 +201,21 @@ def create_network(
     data: Dataset | LazyFolder,
     device: torch.device,
     channels_last: bool = False,
-    channels: int | None = None,
+    view: View | None = None,
+    **options: Any,
 ) -> nn.Module:
-    """A network for the classes of `data` and its channels (or `channels`), initialised from torch's generator."""
-    network = models.create(architecture, num_classes=data.num_classes, in_channels=channels or data.channels)
+    """A network for the classes of `data`, initialised from torch's generator.
+
+    Args:
+        architecture: its name.
+        data: whose images it gets, normalised by their mean and deviation.
+        device, channels_last: where it is put, and how.
+        view: what it sees of them; default: the images themselves.
+        **options: of `models.create`.
+    """
+    shown = data if view is None else view
+    options |= {"in_channels": shown.channels, "mean": shown.mean, "std": shown.std}
+    network = models.create(architecture, num_classes=data.num_classes, **options)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     return network.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
 

@@ -1,4 +1,4 @@
-"""CIFAR-style networks of the published distillation recipe, by name.
+"""Networks by name: those of the published distillation recipe, and timm's, torchvision's and Hugging Face's.
 
     from wcord_fast import models
     net = models.create("resnet8x4", num_classes=100)      # any case; also "WRN-40-2", "wrn_16_4", ...
@@ -13,7 +13,8 @@ the weights in any program's checkpoint. `Tapped(any_network, features=[...])` m
 """
 
 from .base import FeatureNet
-from .registry import create, least_size, names
+from .libraries import LibraryNetwork, WeightsUnavailable
+from .registry import create, least_size, names, require_known
 from .resnet import ResNet
 from .stages import with_features
 from .taps import Tapped
@@ -22,13 +23,16 @@ from .wrn import WideResNet
 
 __all__ = [
     "FeatureNet",
+    "LibraryNetwork",
     "ResNet",
     "Tapped",
+    "WeightsUnavailable",
     "WideResNet",
     "create",
     "find_state_dict",
     "least_size",
     "load_weights",
     "names",
+    "require_known",
     "with_features",
 ]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from ..ops import checks
-from . import imagenet, mobilenetv2, resnet, resnet50, shufflenetv1, shufflenetv2, vgg, wrn
+from . import imagenet, libraries, mobilenetv2, resnet, resnet50, shufflenetv1, shufflenetv2, vgg, wrn
 from .base import FeatureNet
+from .libraries import LibraryNetwork, is_library_name
 
 # A family has NAMES, the published ones, and build(name, **options), which answers None to a name that is not
 # its own.
@@ -20,21 +22,53 @@ def names() -> tuple[str, ...]:
     return tuple(name for family in FAMILIES for name in family.NAMES)
 
 
-def create(name: str, num_classes: int = 100, **options: Any) -> FeatureNet:
-    """A freshly initialised network.
+def create(
+    name: str,
+    num_classes: int = 100,
+    *,
+    pretrained: bool = False,
+    features: str | Sequence[str] = (),
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    **options: Any,
+) -> FeatureNet | LibraryNetwork:
+    """A network by name, freshly initialised or pretrained.
+
+        models.create("resnet8x4")                                      # of this package
+        models.create("timm:convnext_tiny", 10, pretrained=True)        # of a library, which must be installed
+        models.create("torchvision:resnet50@64")                        # which sees its images at 64x64 pixels
+        models.create("hf:facebook/dinov2-small")                       # a repository or a folder; or "hf:vit"
+
+    A library's network maps its images by itself, see `models.LibraryNetwork`. They are resized to the size behind "@";
+    without one, to the size that a pretrained network, or a transformer of timm or Hugging Face, is made for. Else they
+    keep their size, but those below 32 pixels are enlarged.
 
     Args:
-        name: one of `names()`, or any "wrn_<depth>_<width>"; any case, "-" or "_" ("ResNet8x4", "WRN-40-2").
+        name: one of `names()`, or any "wrn_<depth>_<width>"; any case, "-" or "_" ("ResNet8x4", "WRN-40-2"). Or
+            "timm:NAME", "torchvision:NAME" or "hf:NAME" with a name of that library.
         num_classes: width of the logits.
-        **options: of the family: `in_channels` (default 3); wide ResNets also `dropout`.
+        pretrained: take the library's weights, from its cache or by a download. The classifier's are taken only if
+            `num_classes` is theirs.
+        features: of a library's network: the taps, see `Tapped`; default: stem and stages.
+        mean, std: per channel, by which the images are normalised that the network will get. A library's network then
+            changes them to its own; None: they are as it wants. This package's networks take images as they are.
+        **options: `in_channels` (default 3; a library's network takes 3, or 1 for grey images); of wide ResNets also
+            `dropout`.
 
     Raises:
         ValueError: an unknown name (the nearest is suggested) or an option out of range.
         TypeError: an option that the family does not have.
-        ImportError: a network of torchvision, which is not installed.
+        ImportError: the library is not installed.
+        models.WeightsUnavailable: an OSError: weights that are neither in the cache nor can be fetched.
     """
     if not isinstance(name, str):
         raise TypeError(f"name: expected a str, got {type(name).__name__}")
+    if is_library_name(name):
+        own: dict[str, Any] = {"pretrained": pretrained, "features": features, "mean": mean, "std": std}
+        return libraries.create(name, num_classes, **own, **options)
+    if pretrained or features:
+        what = "pretrained" if pretrained else "features"
+        raise ValueError(f"{what}: goes with a library's network, 'timm:NAME' and the like, got {name!r}")
     key = name.strip().lower().replace("-", "_").replace(" ", "_")
     for family in FAMILIES:
         net = family.build(key, num_classes=num_classes, **options)
@@ -43,7 +77,22 @@ def create(name: str, num_classes: int = 100, **options: Any) -> FeatureNet:
     return checks.choice("name", key, names())  # raises: every name in the list has its family
 
 
+def require_known(name: str) -> None:
+    """Nothing if `create` knows `name`: no weights are made or read.
+
+    Raises:
+        TypeError, ValueError, ImportError: as `create`.
+    """
+    if is_library_name(name):
+        libraries.require_known(name)
+    else:
+        with torch.device("meta"):
+            create(name)
+
+
 def least_size(name: str) -> int:
     """The smallest height and width of images that the network `name` takes."""
+    if is_library_name(name):
+        return LibraryNetwork.least_size
     with torch.device("meta"):
         return create(name).least_size

@@ -16,6 +16,9 @@ from .base import FeatureNet
 from .hooks import call
 from .taps import Tapped
 
+ONE_PIXEL = (1, 1)
+BLOCKS = 4  # of a transformer that are tapped, as most convolutional networks have four stages
+
 
 class Seen(NamedTuple):
     """A module that ran once in a forward and gave one tensor."""
@@ -26,7 +29,7 @@ class Seen(NamedTuple):
 
 
 def outputs_seen(network: nn.Module, images: Tensor) -> tuple[list[Seen], Any]:
-    """Every module that gives one tensor and runs once in a forward, in the order in which they end; and the answer.
+    """The modules that run once in a forward and give one tensor [B, ...], in the order in which they end; the answer.
 
     The forward is in eval mode and without gradient; every module's mode is restored.
 
@@ -52,22 +55,80 @@ def outputs_seen(network: nn.Module, images: Tensor) -> tuple[list[Seen], Any]:
     return [
         Seen(name, modules[name], tuple(output.shape[1:]))
         for name, output in ended
-        if times[name] == 1 and isinstance(output, Tensor)
+        if times[name] == 1 and isinstance(output, Tensor) and output.dim() > 1 and len(output) == len(images)
     ], answer
 
 
 def stage_names(seen: Sequence[Seen]) -> tuple[str, ...]:
-    """The last module of every size of maps [C, H, W], in order: a convolutional network's stages.
+    """Taps of the stem and of the stages of a network, in order.
 
-    Maps of one pixel do not count where there are larger ones.
+    Convolutional networks: the last module of every size of maps. What is inside a block that reduces the maps, or
+    inside a module that gives tokens, does not count, nor do maps of one pixel where there are others. Transformers:
+    the embedding of the patches and BLOCKS of the blocks, evenly spaced, their tokens as maps.
+
+    Args:
+        seen: by `outputs_seen`, of square images, by which maps with the channels last are told from others.
     """
-    last: dict[tuple[int, ...], str] = {}
-    for name, _, shape in seen:
-        if len(shape) == 3:
-            last.pop(shape[1:], None)
-            last[shape[1:]] = name
-    maps = {size: name for size, name in last.items() if size != (1, 1)} or last
-    return tuple(maps.values())
+    maps = {module.name: _size(module.shape) for module in seen if len(module.shape) == 3}
+    tokens = {module.name for module in seen if len(module.shape) == 2}
+    inside: dict[str, set[tuple[int, int]]] = {}  # sizes of the maps in a module, those of one pixel left out
+    for name, size in maps.items():
+        for outer in _outer(name):
+            inside.setdefault(outer, set()).update({size} - {ONE_PIXEL})
+    last: dict[tuple[int, int], str] = {}
+    least = None
+    for module in seen:
+        if module.name not in maps or any(
+            outer in tokens or (maps.get(outer, maps[module.name]) != maps[module.name] and len(inside[outer]) <= 2)
+            for outer in _outer(module.name)
+        ):
+            continue
+        size = maps[module.name]
+        if least is not None and size[0] > least:
+            continue  # enlarged for the classifier
+        least = size[0] if size != ONE_PIXEL else least
+        last.pop(size, None)
+        last[size] = f"{module.name}:nhwc" if _channels_last(module.shape) else module.name
+    blocks = _blocks(seen)
+    if blocks and len(last) <= 1:
+        chosen = (
+            [blocks[(i + 1) * len(blocks) // BLOCKS - 1] for i in range(BLOCKS)] if len(blocks) > BLOCKS else blocks
+        )
+        stem = [module for module in seen if module.name in maps][:1]
+        return (*(module.name for module in stem), *(f"{b.name}:map{_extra(b, stem)}" for b in chosen))
+    return tuple({size: name for size, name in last.items() if size != ONE_PIXEL}.values() or last.values())
+
+
+def _outer(name: str) -> list[str]:
+    """The names of the modules that the module `name` is in."""
+    parts = name.split(".")
+    return [".".join(parts[:i]) for i in range(1, len(parts))]
+
+
+def _channels_last(shape: tuple[int, ...]) -> bool:
+    return shape[0] == shape[1] != shape[2]
+
+
+def _size(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Height and width of a map."""
+    return (shape[0], shape[1]) if _channels_last(shape) else (shape[1], shape[2])
+
+
+def _blocks(seen: Sequence[Seen]) -> list[Seen]:
+    """Modules with tokens [T, D] whose names differ by the number at their end; the shallowest of several groups."""
+    groups: dict[str, list[Seen]] = {}
+    for module in seen:
+        stem = module.name.rstrip("0123456789")
+        if len(module.shape) == 2 and stem != module.name:
+            groups.setdefault(stem, []).append(module)
+    several = [group for group in groups.values() if len(group) > 1]
+    return min(several, key=lambda group: group[0].name.count("."), default=[])
+
+
+def _extra(block: Seen, stem: Sequence[Seen]) -> str:
+    """How many tokens there are beside those of the patches, which the stem has shown; as digits, "" if it has not."""
+    patches = [height * width for height, width in (_size(module.shape) for module in stem)]
+    return str(block.shape[0] - patches[0]) if patches and 0 <= block.shape[0] - patches[0] < patches[0] else ""
 
 
 def answers_features(network: nn.Module) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..ops import checks
 from .answer import logits_of
 from .base import global_pool
+from .forms import Tap, tap
 from .hooks import After, Before, call
 
 LAST = ""  # the tap of the penultimate vector
@@ -36,7 +37,9 @@ class Tapped(nn.Module):
     Args:
         network: any module with `network(images) -> logits [B, classes]`, or an object that holds them as `.logits`
             or ["logits"] (Hugging Face; torchvision's Inception and GoogLeNet in training).
-        features: names of modules (as in `network.named_modules()`) whose outputs are the features, in order.
+        features: names of modules (as in `network.named_modules()`) whose outputs are the features, in order. Behind a
+            name may stand a form, see `forms.Tap`: of tokens "blocks.2:map", "blocks.2:class" or "blocks.2:mean", of
+            maps with the channels last "layers.1:nhwc".
         penultimate: name of the module whose *input* is the penultimate vector, appended as the last feature; by
             default the last `nn.Linear`. None appends the global average of the last feature instead.
         copy: keep a copy of every feature. By default only of those that the network changes in place afterwards
@@ -79,7 +82,9 @@ class Tapped(nn.Module):
         self.penultimate = penultimate
         if not self.taps and penultimate is None:
             raise ValueError("features: expected at least one name when penultimate is None")
-        for argument, name in [("features", n) for n in self.taps] + [("penultimate", n) for n in [penultimate] if n]:
+        self._forms = [tap(text) for text in self.taps]
+        named = [("features", form.module) for form in self._forms] + [("penultimate", n) for n in [penultimate] if n]
+        for argument, name in named:
             if name not in modules or name == "":
                 raise ValueError(f"{argument}: {_no_such_module(name, modules)}")
         self._found: dict[tuple[int, str], _Found] = {}  # by thread and tap; empty but during a forward
@@ -102,19 +107,21 @@ class Tapped(nn.Module):
         mode = (self.training, torch.is_grad_enabled())
         learn = traced or self.copy or mode not in self._known
         keep = partial(self._keep, thread, mode[1], learn)
-        taps = [*self.taps, LAST] if self.penultimate else list(self.taps)
+        forms = [*self._forms, Tap(LAST)] if self.penultimate else self._forms
+        names = list(dict.fromkeys(form.module for form in forms))
         after: After = {
-            self.network.get_submodule(name): partial(_output, keep, name) for name in dict.fromkeys(self.taps)
+            self.network.get_submodule(name): partial(_output, keep, name) for name in names if name != LAST
         }
         before: Before = {self.head: partial(_input, keep)} if self.head is not None else {}
         try:
             logits = logits_of(call(self.network, x, after, before))
-            found = [self._feature(thread, name, logits) for name in taps]
+            taken = {name: self._feature(thread, name, logits) for name in names}
         finally:
-            for name in taps:
+            for name in names:
                 self._found.pop((thread, name), None)
         if learn and not traced:
             self._known.add(mode)
+        found = [form.take(taken[form.module], *x.shape[-2:]) for form in forms]
         last = found.pop().flatten(1) if self.penultimate else _vector(found[-1])
         return [*found, last], logits
 

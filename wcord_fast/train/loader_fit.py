@@ -185,7 +185,7 @@ def _prepared(
     if channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
-        return with_features(network, images[:2], features)
+        return with_features(network, images[:3], features)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name}: {error}") from error
 

@@ -25,11 +25,14 @@ class View:
         name: with its parameters; two views of one name are the same.
         channels: of what it gives.
         see: the mapping.
+        mean, std: per channel, by which it normalises pixels in [0, 1]; None: what it gives are no such pixels.
     """
 
     name: str
     channels: int
     see: Callable[[Tensor], Tensor]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
 
 def look_through(network: nn.Module, view: View) -> nn.Module:
@@ -61,12 +64,12 @@ def resized(size: int, data: Dataset, least: int) -> View:
         images = torch.stack([(c - m) / s for c, m, s in zip(images.unbind(1), mean, std, strict=True)], 1)
         return images.repeat_interleave(repeat, 2).repeat_interleave(repeat, 3) if repeat > 1 else images
 
-    return View(f"{size}x{size} pixels", data.channels, see)
+    return View(f"{size}x{size} pixels", data.channels, see, mean, std)
 
 
 def luminance() -> View:
     """L of CIE Lab, scaled to [-1, 1]."""
-    return View("luminance", 1, lambda images: lab(images)[:, :1] / 50 - 1)
+    return View("luminance", 1, lambda images: lab(images)[:, :1] / 50 - 1, (0.5,), (0.5,))
 
 
 def chrominance() -> View:
