@@ -27,6 +27,8 @@ class LocalTerm(nn.Module):
     def __init__(self, s_dim: int, t_dim: int, options: WCoRDLossOptions, *, labelled: bool, backend: str):
         super().__init__()
         self.features, self.reduction = options.lckt_features, options.lckt_reduction
+        if self.features == "auto":
+            self.features = "raw" if s_dim == t_dim else "mapped"
         self.pairs, self.rho, self.pairs_by = options.lckt_pairs, options.lckt_rho, options.lckt_pairs_by
         self.center, self.scope = options.lckt_center, options.ot_scope
         if self.features == "raw" and s_dim != t_dim:

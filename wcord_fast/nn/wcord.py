@@ -33,8 +33,9 @@ class WCoRDLoss(ContrastiveLoss):
         labels, bank_dtype, plan, backend, seed: as in `CRDLoss`.
         **options: the fields of `wcord_fast.nn.WCoRDLossOptions`, which explains each.
 
-    The defaults are the paper's. `ramp` scales the two weights from then on, `reset_z` and `init_banks` see
-    `ContrastiveLoss`: with them a training loop has the schedules of the driver.
+    The defaults are the paper's. The driver's preset "tuned", which was measured to be better on a small budget, also has
+    schedules: `distill.create("wcord", preset="tuned", ...)` has them. In a training loop of one's own `ramp` scales the
+    two weights from then on, `reset_z` and `init_banks` see `ContrastiveLoss`.
 
     `terms` holds the detached "gckt" and "lckt" of the last call. Steps and eval mode are as in `CRDLoss`. The
     teacher's features are detached (Algorithm 1).
