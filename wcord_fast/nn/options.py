@@ -163,7 +163,11 @@ class WCoRDLossOptions(ContrastOptions):
             reference plan that does) or "only" (no plan: the mean cost of the pairs, the limit lckt_rho -> 1).
         lckt_rho: mass of that reference plan on the pairs, below 1, see `functional.ot_cost`.
         lckt_pairs_by: what is a pair under "prior": rows of one "image" (equal idx), or of one "class" (labels).
-        lckt_center: "batch" takes the mean over the batch off both sides first: raw features share a large component.
+        lckt_center: what is taken off both sides first, since raw features share a large component: "none", the mean of
+            the "batch", or the "running" mean of the training batches, a constant for the gradient. It is in the state
+            dict.
+        lckt_center_momentum: share of the old mean when a training batch moves the running mean, once there are so many
+            batches that their plain average has a larger one. 1 is the average of all batches.
     """
 
     lambda_gckt: float = option(0.8, checks.non_negative)
@@ -184,7 +188,8 @@ class WCoRDLossOptions(ContrastOptions):
     lckt_pairs: Literal["none", "prior", "only"] = option("none", later=True)
     lckt_rho: float = option(DEFAULT_RHO, _rho, later=True)
     lckt_pairs_by: Literal["image", "class"] = option("image", later=True)
-    lckt_center: Literal["none", "batch"] = option("none", later=True)
+    lckt_center: Literal["none", "batch", "running"] = option("none", later=True)
+    lckt_center_momentum: float = option(0.9, checks.fraction, later=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

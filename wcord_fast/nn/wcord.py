@@ -33,9 +33,9 @@ class WCoRDLoss(ContrastiveLoss):
         labels, bank_dtype, plan, backend, seed: as in `CRDLoss`.
         **options: the fields of `wcord_fast.nn.WCoRDLossOptions`, which explains each.
 
-    The defaults are the paper's. The driver's preset "tuned", which was measured to be better on a small budget, also has
-    schedules: `distill.create("wcord", preset="tuned", ...)` has them. In a training loop of one's own `ramp` scales the
-    two weights from then on, `reset_z` and `init_banks` see `ContrastiveLoss`.
+    The defaults are the paper's. The options and schedules that did best in our measurements are the driver's preset
+    "tuned": `distill.create("wcord", preset="tuned", ...)`. In a training loop of one's own `ramp` scales the two
+    weights from then on; `reset_z` and `init_banks` see `ContrastiveLoss`.
 
     `terms` holds the detached "gckt" and "lckt" of the last call. Steps and eval mode are as in `CRDLoss`. The
     teacher's features are detached (Algorithm 1).
@@ -100,8 +100,7 @@ class WCoRDLoss(ContrastiveLoss):
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
-        if self.local.map is not None:
-            self.local.map.reset_parameters()
+        self.local.reset_parameters()
         self._terms.zero_()
         if self._factors is not None:
             self._factors.fill_(1)
@@ -199,6 +198,8 @@ class WCoRDLoss(ContrastiveLoss):
         if native is None:
             return None
         self._terms.copy_(native[1])
+        if self.training:
+            self.local.finish_step()
         return native[0]
 
     def _refuse_zero_rows(self, f_s: Tensor, f_t: Tensor) -> None:
@@ -226,6 +227,8 @@ class WCoRDLoss(ContrastiveLoss):
             terms["gckt"] = -self._weight(0, self.lambda_gckt) * gckt
             if self.training and self.contrast is not None:
                 self.contrast.finish_step(anchors, idx, joined)
+        if self.training:
+            self.local.finish_step()
         return terms
 
     def _weight(self, term: int, weight: float) -> float | Tensor:
