@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+from bench.accuracy_variants import TUNED as MEASURED
 from bench.accuracy_variants import VARIANTS
 from wcord_fast import distill, models
 from wcord_fast.cli.main import main
@@ -28,7 +29,7 @@ def test_paper_is_the_default_to_the_bit():
 
 def test_tuned_is_what_was_measured():
     """Its options are those of the variant whose rows are in the result file, which has equal widths."""
-    _, words = VARIANTS["WCoRD only, weight 10"]
+    _, words = VARIANTS[MEASURED]
     measured = config(*words).method_options("wcord")
     tuned = WCoRDOptions(preset="tuned")
     assert tuned.lckt_features == "auto" and measured.lckt_features == "raw"
