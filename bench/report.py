@@ -32,6 +32,9 @@ BLOCK = re.compile(r"(<!-- bench: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 BLOCKS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {  # name -> result file, what is made of its rows
     "accuracy": ("accuracy", accuracy.accuracy_table),
     "accuracy_line": ("accuracy", accuracy.accuracy_line),
+    "accuracy_pairs": ("pairs/accuracy", accuracy.accuracy_table),
+    "accuracy_differences": ("pairs/accuracy", accuracy.differences_table),
+    "accuracy_tuned": ("pairs/accuracy", accuracy.tuned_line),
     "autograd": ("ot", lines.autograd_table),
     "bank": ("bank", tables.bank_table),
     "baselines": ("baselines", tables.baselines_table),

@@ -1,43 +1,78 @@
-"""What the pages say of `python -m bench accuracy`: a table, a sentence on its differences, and LCKT's share."""
+"""What the pages say of `python -m bench accuracy`: tables, paired differences, the terms' shares of the gradient."""
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
 
+from bench.accuracy_variants import TUNED
 from bench.report_lines import paragraph
 from bench.report_tables import Row, latest, table, where
 
 Runs = dict[str, dict[int, Row]]  # variant -> seed -> row
-SETTING = ("teacher", "teacher_accuracy", "student", "images", "epochs")
+SETTING = ("teacher", "teacher_accuracy", "student", "images", "epochs", "precision")
+REFERENCES = ("plain", "KD", "CRD", "GCKT nce_sn", "WCoRD")
+LEAST_SEEDS = 3  # with fewer no interval is given, and no difference is called separated
+
+
+class Estimate(NamedTuple):
+    """A mean over seeds and its 95 % confidence interval by Student's t; no interval below LEAST_SEEDS seeds."""
+
+    mean: float
+    interval: tuple[float, float] | None
+    seeds: int
+
+    @property
+    def separated(self) -> bool:
+        """Whether the interval leaves zero out."""
+        return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """The mean of at least one value, one per seed."""
+    from scipy import stats
+
+    mean, n = statistics.mean(values), len(values)
+    if n < LEAST_SEEDS:
+        return Estimate(mean, None, n)
+    half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(values) / n**0.5
+    return Estimate(mean, (mean - half, mean + half), n)
 
 
 def newest(rows: list[Row]) -> Runs:
     """The rows of the last setting in the file."""
-    last = tuple(rows[-1][key] for key in SETTING)
+    last = tuple(rows[-1].get(key) for key in SETTING)
+    of_setting = [r for r in rows if tuple(r.get(key) for key in SETTING) == last]
     runs: Runs = {}
-    found = latest([r for r in rows if tuple(r[key] for key in SETTING) == last], "variant", "seed")
-    for (variant, seed), row in found.items():
+    for (variant, seed), row in latest(of_setting, "variant", "seed").items():
         runs.setdefault(variant, {})[seed] = row
     return runs
 
 
-def interval(differences: list[float]) -> tuple[float, float, float]:
-    """(mean, low, high): the 95 % confidence interval of a mean, by Student's t."""
-    from scipy import stats
-
-    mean, n = statistics.mean(differences), len(differences)
-    half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(differences) / n**0.5
-    return mean, mean - half, mean + half
+def accuracies(own: dict[int, Row]) -> Estimate:
+    return estimate([row["accuracy"] for row in own.values()])
 
 
-def minus_plain(runs: Runs) -> dict[str, tuple[float, float, float]]:
-    """The interval of each variant's accuracy minus that of the plain student of the same seed."""
-    plain, found = runs["plain"], {}
-    for variant, own in runs.items():
-        paired = [row["accuracy"] - plain[seed]["accuracy"] for seed, row in own.items() if seed in plain]
-        if variant != "plain" and len(paired) > 1:
-            found[variant] = interval(paired)
-    return found
+def difference(runs: Runs, variant: str, reference: str) -> Estimate | None:
+    """Accuracy of `variant` minus that of `reference` with the same seed; None without a seed that both have."""
+    other = runs[reference]
+    paired = [row["accuracy"] - other[seed]["accuracy"] for seed, row in runs[variant].items() if seed in other]
+    return estimate(paired) if paired else None
+
+
+def difference_text(paired: Estimate | None) -> str:
+    if paired is None:
+        return "-"
+    if paired.interval is None:
+        return f"{paired.mean:+.2f} ({count(paired.seeds, 'pair')}), not separated"
+    low, high = paired.interval
+    return f"{paired.mean:+.2f} [{low:+.2f}, {high:+.2f}]" + ("" if paired.separated else ", not separated")
+
+
+def accuracy_text(own: dict[int, Row]) -> str:
+    mean, interval, _ = accuracies(own)
+    return f"{mean:.2f}" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
 
 
 def shares(own: dict[int, Row]) -> dict[str, float]:
@@ -48,41 +83,67 @@ def shares(own: dict[int, Row]) -> dict[str, float]:
 
 
 def accuracy_table(rows: list[Row]) -> str:
-    runs = newest(rows)
-    plain, differences, lines = runs["plain"], minus_plain(runs), []
+    """A line per variant: accuracy, its difference to the plain student, gradient shares, collapse measures."""
+    runs, lines = newest(rows), []
+    measures = [k for k in MEASURES if any(k in row for own in runs.values() for row in own.values())]
     for variant, own in runs.items():
-        accuracies = [r["accuracy"] for r in own.values()]
-        spread = f" ± {statistics.stdev(accuracies):.2f}" if len(own) > 1 else ""
-        told = "-"
-        if variant in differences:
-            mean, low, high = differences[variant]
-            told = f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" + ("" if low > 0 or high < 0 else ", not separated")
+        minus_plain = "-" if variant == "plain" else difference_text(difference(runs, variant, "plain"))
         terms = ", ".join(f"{term} {100 * share:.3g} %" for term, share in shares(own).items())
-        means = [f"{statistics.mean(r[k] for r in own.values()):.3g}" for k in ("mean_norm", "effective_rank", "gap")]
-        name = variant if len(own) == len(plain) else f"{variant} ({len(own)} of {len(plain)} seeds)"
-        lines.append([name, f"{statistics.mean(accuracies):.2f}{spread}", told, terms, *means])
-    one = next(iter(plain.values()))
-    head = ["variant", "test accuracy, %", "minus plain, paired [95 %]", "gradient shares, last epoch"]
-    told = (
-        f"{one['student']}, {one['images']:,} CIFAR-100 images, {one['epochs']} epochs, {len(plain)} seeds; "
-        f"teacher {one['teacher']}, {one['teacher_accuracy']:.2f} %. "
-        f"Features of test images: norm of the mean, effective rank of 256, same-class minus other-class cosine. "
+        means = [[row[k] for row in own.values() if k in row] for k in measures]
+        cells = [f"{statistics.mean(values):.3g}" if values else "-" for values in means]
+        lines.append([title(runs, variant), accuracy_text(own), minus_plain, terms, *cells])
+    head = ["variant", "test accuracy, %", "minus plain, paired", "gradient shares, last epoch"]
+    note = (
+        f"{setting(runs)}; [95 % intervals]. "
+        "Features of test images: norm of the mean, effective rank of 256, same-class minus other-class cosine. "
         f"{where(row for own in runs.values() for row in own.values())}. `python -m bench accuracy`."
     )
-    return table([*head, "mean norm", "rank", "gap"], lines) + f"\n{told}\n"
+    return table([*head, *(MEASURES[k] for k in measures)], lines) + f"\n{note}\n"
+
+
+MEASURES = {"mean_norm": "mean norm", "effective_rank": "rank", "gap": "gap", "lckt_on_pairs": "plan on the pairs"}
+
+
+def differences_table(rows: list[Row]) -> str:
+    """Each variant minus each of the references: paired differences with their intervals."""
+    runs = newest(rows)
+    references = [name for name in REFERENCES if name in runs]
+    lines = [
+        [title(runs, v), *("-" if v == r else difference_text(difference(runs, v, r)) for r in references)]
+        for v in sorted(runs, key=lambda variant: -accuracies(runs[variant]).mean)
+    ]
+    note = (
+        f"Percentage points of test accuracy between runs of equal seed [95 % interval, paired t]; {setting(runs)}. "
+        f"Not separated: the interval holds zero, or there are fewer than {LEAST_SEEDS} pairs."
+    )
+    return table(["variant", *(f"minus {name}" for name in references)], lines) + f"\n{note}\n"
 
 
 def accuracy_line(rows: list[Row]) -> str:
     """Which variants are above, below and not separated from the plain student."""
     runs = newest(rows)
-    found: dict[str, list[str]] = {"Above": [], "Below": [], "Not separated": []}
-    for variant, (_, low, high) in minus_plain(runs).items():
-        found["Above" if low > 0 else "Below" if high < 0 else "Not separated"].append(variant)
-    told = ". ".join(f"{what}: {'; '.join(variants)}" for what, variants in found.items() if variants)
-    one = next(iter(runs["plain"].values()))
+    groups: dict[str, list[str]] = {"Above": [], "Below": [], "Not separated": []}
+    for variant in runs:
+        paired = difference(runs, variant, "plain")
+        if variant != "plain" and paired is not None:
+            side = ("Above" if paired.mean > 0 else "Below") if paired.separated else "Not separated"
+            groups[side].append(variant)
+    sentences = ". ".join(f"{side}: {'; '.join(variants)}" for side, variants in groups.items() if variants)
     return paragraph(
         f"- **Against the plain student** on [a small budget](paper.md#what-it-does-on-a-small-budget), "
-        f"{one['images']:,} CIFAR-100 images, {one['epochs']} epochs, {len(runs['plain'])} paired seeds. {told}."
+        f"{budget(runs)}, {len(runs['plain'])} paired seeds. {sentences}."
+    )
+
+
+def tuned_line(rows: list[Row]) -> str:
+    """How the preset "tuned" stands against each of the references."""
+    runs = newest(rows)
+    references = [name for name in REFERENCES if name in runs]
+    against = [f"{name} {difference_text(difference(runs, TUNED, name))}" for name in references]
+    return paragraph(
+        f"- **`--wcord.preset tuned`** (filled banks, a ramp, known pairs) has {accuracy_text(runs[TUNED])} % "
+        f"({budget(runs)}, {count(len(runs[TUNED]), 'seed')}); minus {'; minus '.join(against)} "
+        f"([tables](paper.md#banks-schedules-and-known-pairs))."
     )
 
 
@@ -96,3 +157,28 @@ def lckt_share(rows: list[Row]) -> str:
         "last epoch). "
         "`--log-grad-norms` logs every term's share in `metrics.csv`."
     )
+
+
+def title(runs: Runs, variant: str) -> str:
+    """A variant's name in a table, with its preset's, and how many of the plain student's seeds it has."""
+    name = f"{variant} (preset tuned)" if variant == TUNED else variant
+    own, plain = len(runs[variant]), len(runs["plain"])
+    return name if own == plain else f"{name} ({own} of {count(plain, 'seed')})"
+
+
+def budget(runs: Runs) -> str:
+    one = next(iter(runs["plain"].values()))
+    return f"{one['images']:,} CIFAR-100 images, {one['epochs']} epochs"
+
+
+def setting(runs: Runs) -> str:
+    """What the runs of a table have in common."""
+    one = next(iter(runs["plain"].values()))
+    seeds = count(len(runs["plain"]), "seed")
+    teacher = f"teacher {one['teacher']}, {one['teacher_accuracy']:.2f} %"
+    return f"{one['student']}, {budget(runs)}, {seeds}; {teacher}"
+
+
+def count(number: int, noun: str) -> str:
+    """A number and its noun: "1 seed", "3 seeds"."""
+    return f"{number} {noun}" + ("s" if number != 1 else "")

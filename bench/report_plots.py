@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from bench.report_accuracy import accuracies, newest, setting, title
 from bench.report_tables import Row, latest, solves
 from bench.results_file import read
 
@@ -74,20 +75,42 @@ def plot_ot(rows: list[Row], axes: Any) -> None:
 OT = {"ms, value and gradient": "both_p50", "MB, rise of resident memory": "peak_mb"}
 
 
+def plot_accuracy(rows: list[Row], axis: Any) -> None:
+    """Test accuracy of every variant, the best on top: a dot for each seed, and the mean with its interval."""
+    runs = newest(rows)
+    order = sorted(runs, key=lambda variant: accuracies(runs[variant]).mean)
+    for y, variant in enumerate(order):
+        mean, interval, _ = accuracies(runs[variant])
+        values = [row["accuracy"] for row in runs[variant].values()]
+        axis.plot(values, [y] * len(values), "o", color="C0", alpha=0.5, markersize=4)
+        if interval is not None:
+            reach = [[mean - interval[0]], [interval[1] - mean]]
+            axis.errorbar(mean, y, xerr=reach, fmt="s", color="k", capsize=4, markersize=5)
+    axis.set_yticks(range(len(order)), labels=[title(runs, variant) for variant in order], fontsize=8)
+    axis.set(xlabel="test accuracy, %; dots: seeds, bars: 95 % interval of the mean, from three seeds on")
+    axis.set_title(setting(runs), fontsize=9)
+
+
 def plots(folder: Path) -> list[Path]:
-    """Draw `bank.svg` and `ot.svg` beside the rows they show."""
+    """Draw `bank.svg`, `ot.svg` and `pairs/accuracy.svg` beside the rows they show."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
     written = []
-    for name, (draw, high) in {"bank": (plot_bank, len(BANK)), "ot": (plot_ot, len(OT))}.items():
+    drawn: dict[str, tuple[Callable[[list[Row], Any], None], int, int]] = {  # rows and columns of axes
+        "bank": (plot_bank, len(BANK), 3),
+        "ot": (plot_ot, len(OT), 3),
+        "pairs/accuracy": (plot_accuracy, 1, 1),
+    }
+    for name, (draw, high, wide) in drawn.items():
         rows = read(name, folder)
         if not rows:
             continue
         with plt.rc_context({"svg.hashsalt": name, "axes.grid": True, "grid.alpha": 0.3}):
-            figure, axes = plt.subplots(high, 3, figsize=(14, 3.6 * high), layout="constrained")
+            size = (14, 3.6 * high) if wide > 1 else (9, 4.5)
+            figure, axes = plt.subplots(high, wide, figsize=size, layout="constrained")
             draw(rows, axes)
             written.append(folder / f"{name}.svg")
             figure.savefig(written[-1], metadata={"Date": None})

@@ -60,7 +60,7 @@ def test_differences_that_may_be_zero_are_not_separated():
     setting = {"teacher": "t", "teacher_accuracy": 50.0, "student": "s", "images": 10, "epochs": 1}
     common = {"mean_norm": 0.5, "effective_rank": 9.0, "gap": 0.1, "date": "2026-01-01", "torch": "2", "threads": 1}
     accuracies = {"plain": (30.0, 31.0, 32.0), "better": (31.0, 32.1, 32.9), "unclear": (30.0, 32.5, 31.0)}
-    accuracies |= {"worse": (29.0, 30.1), "LCKT mean": (30.0,), "LCKT sum": (30.0,)}
+    accuracies |= {"worse": (29.0, 30.1, 30.9), "two": (29.0, 30.1), "LCKT mean": (30.0,), "LCKT sum": (30.0,)}
     rows = [
         {"variant": variant, "seed": seed, "accuracy": value, "device": "x", **setting, **common}
         for variant, values in accuracies.items()
@@ -74,12 +74,57 @@ def test_differences_that_may_be_zero_are_not_separated():
     shown = {line.split(" | ")[0]: line for line in report_accuracy.accuracy_table([old, *rows]).splitlines()}
     assert "+1.00 [+0.75, +1.25]" in shown["| better"] and "not separated" not in shown["| better"]
     assert "not separated" in shown["| unclear"] and "| of another setting" not in shown
-    assert "| worse (2 of 3 seeds)" in shown
+    assert "-0.95 (2 pairs), not separated" in shown["| two (2 of 3 seeds)"]
+    assert "| 31.00 [28.52, 33.48] |" in shown["| plain"] and "| 29.55 |" in shown["| two (2 of 3 seeds)"]
     assert "| ce 80 %, lckt 20 % |" in shown["| plain"]  # of the seeds that have shares
     said = " ".join(report_accuracy.accuracy_line(rows).split())
-    assert "3 paired seeds. Above: better. Below: worse. Not separated: unclear." in said
+    assert "3 paired seeds. Above: better. Below: worse. Not separated: unclear; two; LCKT mean; LCKT sum." in said
     said = report_accuracy.lckt_share(rows)
     assert "is 0.1 % of the gradient" in said and "6.4 %" in said
+
+
+def accuracy_rows(accuracies):
+    """Rows of `bench accuracy`: an accuracy per variant and seed."""
+    setting = {"teacher": "t", "teacher_accuracy": 50.0, "student": "s", "images": 10, "epochs": 1, "gap": 0.1}
+    return [
+        {"variant": variant, "seed": seed, "accuracy": value, **setting, **COMMON}
+        for variant, values in accuracies.items()
+        for seed, value in enumerate(values)
+    ]
+
+
+def test_an_interval_is_that_of_a_paired_t():
+    """By hand: differences 1, 2, 3, 4 have mean 2.5, deviation 1.291, and t at 3 degrees of freedom is 3.182."""
+    runs = report_accuracy.newest(accuracy_rows({"plain": (10, 11, 12, 13, 99), "a": (11, 13, 15, 17)}))
+    paired = report_accuracy.difference(runs, "a", "plain")
+    assert paired.mean == 2.5 and paired.seeds == 4 and paired.separated
+    assert paired.interval == pytest.approx((2.5 - 3.18245 * 1.290994 / 2, 2.5 + 3.18245 * 1.290994 / 2), rel=1e-5)
+
+
+def test_every_variant_is_held_against_every_reference():
+    tuned = report_accuracy.TUNED
+    rows = accuracy_rows({"plain": (30, 31, 32), "KD": (35, 36.2, 37.1), "WCoRD": (33,), tuned: (35.1, 36, 37.3)})
+    head, _, *lines = report_accuracy.differences_table(rows).splitlines()
+    assert head == "| variant | minus plain | minus KD | minus WCoRD |"
+    cells = {line.strip("| ").split(" | ")[0]: line.strip("| ").split(" | ")[1:] for line in lines[:4]}
+    assert list(cells) == [f"{tuned} (preset tuned)", "KD", "WCoRD (1 of 3 seeds)", "plain"]  # the best first
+    assert cells["KD"][1] == "-" and "not separated" not in cells["KD"][0]
+    best = cells[f"{tuned} (preset tuned)"]
+    assert best[1].endswith("], not separated") and best[2] == "+2.10 (1 pair), not separated"
+    told = " ".join(report_accuracy.tuned_line(rows).split())
+    assert "WCoRD +2.10 (1 pair), not separated" in told and "3 seeds" in told
+
+
+def test_the_accuracies_are_drawn_with_intervals_from_three_seeds_on(tmp_path, monkeypatch):
+    import matplotlib.axes
+
+    drawn = []
+    monkeypatch.setattr(matplotlib.axes.Axes, "errorbar", lambda *args, **_: drawn.append(args[1:3]))
+    (tmp_path / "pairs").mkdir()
+    rows = accuracy_rows({"plain": (30, 31, 32), "KD": (35, 36)})
+    (tmp_path / "pairs" / "accuracy.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (plot,) = report.plots(tmp_path)
+    assert plot.name == "accuracy.svg" and drawn == [(31, 0)]
 
 
 COMMON = {"date": "2026-01-01T00:00:00Z", "torch": "2", "threads": 1, "device": "x", "clock": "cpu"}

@@ -35,6 +35,8 @@ LOSSES = {
                                "lckt_pairs": "prior", "lckt_pairs_by": "class", "lckt_rho": 0.5}),
     "lckt only": (WCoRDLoss, {"lambda_gckt": 0, "lambda_lckt": 1.0, "ot_scope": "global", "lckt_features": "mapped",
                               "lckt_pairs": "only"}),
+    "lckt running": (WCoRDLoss, {"lambda_gckt": 0, "lambda_lckt": 1.0, "ot_scope": "global", "lckt_features": "mapped",
+                                 "lckt_pairs": "only", "lckt_center": "running"}),
     "dual batch": (WCoRDLoss, {"critic": "dual", "labels": LABELS, "ot_scope": "global"}),
     "dual bank": (WCoRDLoss, {"critic": "dual", "negatives": "bank", "num_negatives": "all", "labels": LABELS,
                               "ot_scope": "global"}),
@@ -52,7 +54,7 @@ LOSSES = {
     "dual all self": (WCoRDLoss, {"critic": "dual", "negatives": "bank", "num_negatives": "all", "ot_scope": "global"}),
 }  # fmt: skip
 PAIRED = ("infonce batch", "sigmoid batch", "infonce queue", "sigmoid queue")
-BANKLESS = ("lckt", "lckt prior", "lckt class", "lckt only", "dual batch", *PAIRED)
+BANKLESS = ("lckt", "lckt prior", "lckt class", "lckt only", "lckt running", "dual batch", *PAIRED)
 
 
 @pytest.fixture(scope="module", params=[2, 3])
@@ -65,7 +67,7 @@ def pool(request):
 def build(name, **options):
     torch.manual_seed(5)
     kind, own = LOSSES[name]
-    return kind(S_DIM, T_DIM, N, feat_dim=D, seed=11, **own, **options).train()
+    return kind(S_DIM, T_DIM, N, **{"feat_dim": D, "seed": 11, **own, **options}).train()
 
 
 def batches(world, rank=None):
@@ -163,6 +165,25 @@ def test_shards_equal_one_process(pool, name):
         else:
             assert all(torch.equal(s[key].nan_to_num(), states[0][key].nan_to_num()) for s in states), key
             torch.testing.assert_close(states[0][key], value, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def running_state(scope):
+    """The running mean after the steps on ranks, or of one process with the joined batches of so many ranks."""
+    rank, world = ranks()
+    loss = build("lckt running", ot_scope=scope)
+    for f_s, f_t, idx, _ in batches(world, rank):
+        loss(f_s, f_t, idx)
+    return own_state(loss)
+
+
+def test_the_running_mean_of_a_rank_s_term_is_of_all_ranks(pool):
+    states = pool.run(running_state, "rank")
+    alone = build("lckt running")
+    for f_s, f_t, idx, _ in batches(pool.world):
+        alone(f_s, f_t, idx)
+    for key in ("local.running.mean", "local.running.steps"):
+        assert all(torch.equal(s[key], states[0][key]) for s in states)
+        torch.testing.assert_close(states[0][key], alone.state_dict()[key], rtol=1e-5, atol=1e-6)
 
 
 def with_given_rows(name, shard, alone=0):

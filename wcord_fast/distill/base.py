@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 def described(options: Any) -> dict[str, Any]:
-    """The options of a run in plain values; those marked `later` only where they differ from their default."""
-    values = {f.name: (getattr(options, f.name), f) for f in fields(options)}
-    return {name: v for name, (v, f) in values.items() if not (f.metadata.get("later") and v == f.default)}
+    """The options that identify a run, in plain values. One marked `later` is there unless it has its default."""
+    own = {f.name: (getattr(options, f.name), f) for f in fields(options) if f.metadata.get("identifies", True)}
+    return {name: v for name, (v, f) in own.items() if not (f.metadata.get("later") and v == f.default)}
 
 
 class Outputs(NamedTuple):

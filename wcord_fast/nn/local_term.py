@@ -12,6 +12,7 @@ from ..distributed.ranks import gather_rows, lower, ranks, sizes_of
 from ..functional.ot import KnownPairs, ot_cost, ot_plan, plain_value_and_gradient
 from .embed import autocast_off
 from .options import WCoRDLossOptions
+from .running_center import RunningCenter
 
 
 class LocalTerm(nn.Module):
@@ -19,7 +20,8 @@ class LocalTerm(nn.Module):
 
     Args:
         s_dim, t_dim: widths of the features.
-        options: `lckt_*` and `ot_*` are read. Under lckt_center="batch" the loss of one image is 0.
+        options: `lckt_*`, `ot_*` and `feat_dim` are read. Under lckt_center="batch" the loss of one image is 0. Under
+            "running" a training batch moves the mean in `finish_step`.
         labelled: whether the caller knows the classes, which lckt_pairs_by="class" needs.
         backend: see `functional.ot_cost`.
     """
@@ -27,6 +29,8 @@ class LocalTerm(nn.Module):
     def __init__(self, s_dim: int, t_dim: int, options: WCoRDLossOptions, *, labelled: bool, backend: str):
         super().__init__()
         self.features, self.reduction = options.lckt_features, options.lckt_reduction
+        if self.features == "auto":
+            self.features = "raw" if s_dim == t_dim else "mapped"
         self.pairs, self.rho, self.pairs_by = options.lckt_pairs, options.lckt_rho, options.lckt_pairs_by
         self.center, self.scope = options.lckt_center, options.ot_scope
         if self.features == "raw" and s_dim != t_dim:
@@ -43,14 +47,17 @@ class LocalTerm(nn.Module):
             "backend": backend,
         }
         self.map = nn.Linear(s_dim, t_dim) if self.features == "mapped" else None
+        width = options.feat_dim if self.features == "embed" else t_dim
+        running = self.center == "running" and options.lambda_lckt > 0
+        self.running = RunningCenter(width, options.lckt_center_momentum) if running else None
 
     def forward(self, x: Tensor, y: Tensor, key: Tensor) -> Tensor:
         """The unweighted term, a scalar, of x [B, d] and y [B, d] (x [B, s_dim] where it is mapped).
 
         Rows with equal `key`, int64 [B], are pairs.
         """
-        x, y, key = self._prepared(x, y, key)
-        if self.center != "none" and len(x) == 1:
+        x, y, key = self._prepared(x, y, key, moves=self.training)
+        if self.center == "batch" and len(x) == 1:
             return x.sum() * 0
         if self.pairs == "only":
             value = pair_cost(x, y, self.ot["cost"])
@@ -73,13 +80,24 @@ class LocalTerm(nn.Module):
     @torch.no_grad()
     def on_pairs(self, x: Tensor, y: Tensor, key: Tensor) -> Tensor:
         """Mass that the plan of this batch has on rows of the same image (or class): a scalar in [0, 1]."""
-        x, y, key = self._prepared(x, y, key)
+        x, y, key = self._prepared(x, y, key, moves=False)
         if self.pairs == "only" or len(x) == 1:
             return x.new_ones(())
         plan = ot_plan(x, y, pairs=self._labels(key), rho=self.rho, **self.ot)
         return (plan * (key[:, None] == key[None])).sum()
 
-    def _prepared(self, x: Tensor, y: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def finish_step(self) -> None:
+        """The end of a training step: the running mean takes the batch of the last forward in."""
+        if self.running is not None:
+            self.running.finish_step()
+
+    def reset_parameters(self) -> None:
+        """As when it was made: the map from torch's default generator, the running mean empty."""
+        for module in (self.map, self.running):
+            if module is not None:
+                module.reset_parameters()
+
+    def _prepared(self, x: Tensor, y: Tensor, key: Tensor, *, moves: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Both sides and the rows' keys as the cost sees them: mapped, of all ranks, centred, in one wide dtype."""
         if self.map is not None:
             with autocast_off(x.device):
@@ -88,7 +106,9 @@ class LocalTerm(nn.Module):
         x, y = x.to(dtype), y.detach().to(dtype)
         if self.scope == "global" and ranks().world > 1:
             x, y, key = _of_all_ranks(x, y, key)
-        if self.center == "batch":
+        if self.running is not None:
+            x, y = self.running(x, y, moves=moves, joined=self.scope == "global")
+        elif self.center == "batch":
             x, y = x - x.mean(0), y - y.mean(0)
         return x, y, key
 

@@ -20,7 +20,7 @@ T = TypeVar("T")
 Check = Callable[[str, Any], Any]
 
 
-def option(default: Any, check: Check | None = None, *, later: bool = False) -> Any:
+def option(default: Any, check: Check | None = None, *, later: bool = False, identifies: bool = True) -> Any:
     """A field of a record of options.
 
     Args:
@@ -28,8 +28,9 @@ def option(default: Any, check: Check | None = None, *, later: bool = False) -> 
         check: takes the name and a value, and returns the value as it is kept, or raises.
         later: the option came after the first runs. At its default it is no part of what a run is, so that the
             checkpoints of those runs go on.
+        identifies: whether the option is part of what a run is. One that only sets others is not.
     """
-    return dataclasses.field(default=default, metadata={"check": check, "later": later})
+    return dataclasses.field(default=default, metadata={"check": check, "later": later, "identifies": identifies})
 
 
 def check_fields(record: object) -> None:
@@ -162,7 +163,8 @@ class WCoRDLossOptions(ContrastOptions):
         dual_scale: scale of the dual critic.
         embed_norm: embeddings on the unit "sphere" or inside the unit "ball", see `Embed`.
         lckt_features: transport between "embed"dings of the critic, "raw" features of equal width, or the teacher's and
-            the student's features "mapped" to its width by a trained linear map.
+            the student's features "mapped" to its width by a trained linear map. "auto" is "raw" where the widths are
+            equal, and "mapped" elsewhere.
         lckt_reduction: transport cost of a plan of mass 1 ("mean") or of mass batch size ("sum"). With mass 1 and
             weight 0.05 its gradient is below 1 % of the cross-entropy's.
         lckt_trains_embed: let the local term train the student's embedding too; false is Algorithm 1's student-only
@@ -177,7 +179,11 @@ class WCoRDLossOptions(ContrastOptions):
             reference plan that does) or "only" (no plan: the mean cost of the pairs, the limit lckt_rho -> 1).
         lckt_rho: mass of that reference plan on the pairs, below 1, see `functional.ot_cost`.
         lckt_pairs_by: what is a pair under "prior": rows of one "image" (equal idx), or of one "class" (labels).
-        lckt_center: "batch" takes the mean over the batch off both sides first: raw features share a large component.
+        lckt_center: what is taken off both sides first, since raw features share a large component: "none", the mean of
+            the "batch", or the "running" mean of the training batches, a constant for the gradient. It is in the state
+            dict.
+        lckt_center_momentum: share of the old mean when a training batch moves the running mean, once there are so many
+            batches that their plain average has a larger one. 1 is the average of all batches.
     """
 
     lambda_gckt: float = option(0.8, checks.non_negative)
@@ -188,7 +194,7 @@ class WCoRDLossOptions(ContrastOptions):
     neg_weight: float | Literal["M"] = option(1.0, _mean_weight)
     dual_scale: float = option(4.0, checks.positive)
     embed_norm: Literal["sphere", "ball"] = "sphere"
-    lckt_features: Literal["embed", "raw", "mapped"] = "embed"
+    lckt_features: Literal["embed", "raw", "mapped", "auto"] = "embed"
     lckt_reduction: Literal["mean", "sum"] = "mean"
     lckt_trains_embed: bool = True
     ot_solver: Literal["ipot", "sinkhorn"] = "ipot"
@@ -199,7 +205,8 @@ class WCoRDLossOptions(ContrastOptions):
     lckt_pairs: Literal["none", "prior", "only"] = option("none", later=True)
     lckt_rho: float = option(DEFAULT_RHO, _rho, later=True)
     lckt_pairs_by: Literal["image", "class"] = option("image", later=True)
-    lckt_center: Literal["none", "batch"] = option("none", later=True)
+    lckt_center: Literal["none", "batch", "running"] = option("none", later=True)
+    lckt_center_momentum: float = option(0.9, checks.fraction, later=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -37,8 +37,9 @@ class WCoRDLoss(ContrastiveLoss):
         detach_teacher: let no gradient reach the teacher's features (Algorithm 1). False trains two towers.
         **options: the fields of `wcord_fast.nn.WCoRDLossOptions`, which explains each.
 
-    The defaults are the paper's. `ramp` scales the two weights from then on, `reset_z` and `init_banks` see
-    `ContrastiveLoss`: with them a training loop has the schedules of the driver.
+    The defaults are the paper's. The options and schedules that did best in our measurements are the driver's preset
+    "tuned": `distill.create("wcord", preset="tuned", ...)`. In a training loop of one's own `ramp` scales the two
+    weights from then on; `reset_z` and `init_banks` see `ContrastiveLoss`.
 
     `terms` holds the detached "gckt" and "lckt" of the last call. Steps and eval mode are as in `CRDLoss`. With
     negatives="queue" a training step scores first and pushes the batch last, so the first batch has no negatives, and
@@ -114,7 +115,7 @@ class WCoRDLoss(ContrastiveLoss):
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
-        for module in (self.local.map, self.paired, self.score_map):
+        for module in (self.local, self.paired, self.score_map):
             if module is not None:
                 module.reset_parameters()
         self._terms.zero_()
@@ -238,6 +239,8 @@ class WCoRDLoss(ContrastiveLoss):
         if native is None:
             return None
         self._terms.copy_(native[1])
+        if self.training:
+            self.local.finish_step()
         return native[0]
 
     def _refuse_zero_rows(self, f_s: Tensor, f_t: Tensor) -> None:
@@ -264,6 +267,8 @@ class WCoRDLoss(ContrastiveLoss):
                 gckt = self._with_bank(self.contrast, e_s, e_t, idx, contrast_idx)
             terms["gckt"] = -self._weight(0, self.lambda_gckt) * gckt
             self._terms[0].copy_(gckt.detach())
+        if self.training:
+            self.local.finish_step()
         return terms
 
     def _weight(self, term: int, weight: float) -> float | Tensor:

@@ -1,0 +1,89 @@
+"""The running mean of student and teacher features, which lckt_center="running" takes off both."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..distributed.ranks import gather_rows, ranks
+from .state import StateModule
+
+
+class RunningCenter(StateModule):
+    """Takes the running mean of the training batches off features x [n, d] and y [n, d]; no gradient flows to the mean.
+
+    After batch t the mean is s * (mean before) + (1 - s) * (mean of the batch), where s = min(momentum, (t - 1) / t):
+    the plain average of all batches at first. A training batch is centred by the mean that it has moved already. Before
+    the first training batch a batch's own mean takes its place, or zero for a single image, which is its own mean.
+
+    In a process group the mean of a training batch is taken over the rows of all ranks, and the state is equal on all.
+
+    Args:
+        width: d.
+        momentum: weight of the old mean, in [0, 1]. 1 is the average of all batches.
+    """
+
+    mean: Tensor  # [2, d]: of the student's side and the teacher's; fp32, or fp64 by default dtype or after `.double()`
+    steps: Tensor  # int64, the number of training batches that are in it
+    keeps_own_state = True  # see distributed.ddp
+    wide = ("mean",)
+
+    def __init__(self, width: int, momentum: float):
+        super().__init__()
+        self.momentum = momentum
+        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        self.register_buffer("mean", torch.zeros(2, width, dtype=dtype))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self._moved: Tensor | None = None
+
+    def forward(self, x: Tensor, y: Tensor, *, moves: bool, joined: bool) -> tuple[Tensor, Tensor]:
+        """Both sides, centred.
+
+        Args:
+            moves: a training batch, whose mean enters once `finish_step` is called. In a process group the call is
+                then collective.
+            joined: x and y are the rows of all ranks already.
+        """
+        with torch.no_grad():
+            batch, rows = torch.stack((x.mean(0), y.mean(0))), len(x)
+            if moves and not joined and ranks().world > 1:
+                batch, rows = _mean_over_ranks(batch, rows)
+            before = self.mean.to(batch.dtype)
+            if moves:
+                share = (self.steps / (self.steps + 1)).clamp_max(self.momentum).to(batch.dtype)
+                mean = batch.lerp(before, share)
+                self._moved = mean
+            else:
+                mean = torch.where(self.steps == 0, batch, before)
+            if rows == 1:
+                mean = torch.where(self.steps == 0, torch.zeros_like(mean), mean)
+        return x - mean[0], y - mean[1]
+
+    @torch.no_grad()
+    def finish_step(self) -> None:
+        """The mean that the last training batch has moved becomes the state: nothing of a step that failed is kept."""
+        if self._moved is not None:
+            self.mean.copy_(self._moved)
+            self.steps.add_(1)
+            self._moved = None
+
+    def reset_parameters(self) -> None:
+        """As when it was made: no batch is in the mean."""
+        self.mean.zero_()
+        self.steps.zero_()
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        for name in ("mean", "steps"):  # a state from before there was a running mean
+            state_dict.setdefault(f"{prefix}{name}", torch.zeros_like(self.get_buffer(name), device="cpu"))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        return f"width={self.mean.shape[1]}, momentum={self.momentum}"
+
+
+def _mean_over_ranks(mean: Tensor, rows: int) -> tuple[Tensor, int]:
+    """The mean [2, d] over the rows of all ranks, and how many they are, from this rank's."""
+    sums = torch.cat((mean.double().flatten() * rows, mean.new_full((1,), rows, dtype=torch.float64)))[None]
+    (everyone,) = gather_rows([sums], [1] * ranks().world)
+    total = everyone.sum(0)
+    return (total[:-1] / total[-1]).to(mean.dtype).view_as(mean), int(total[-1])
