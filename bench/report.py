@@ -37,6 +37,7 @@ BLOCKS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {  # name -> result 
     "accuracy_tuned": ("pairs/accuracy", accuracy.tuned_line),
     "autograd": ("ot", lines.autograd_table),
     "bank": ("bank", tables.bank_table),
+    "bank_critics": ("bank_critics", lines.bank_critics_table),
     "baselines": ("baselines", tables.baselines_table),
     "collapse": ("collapse", lines.collapse),
     "critic": ("critic", lines.critic_table),

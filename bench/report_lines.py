@@ -88,6 +88,30 @@ def critic_table(rows: list[Row]) -> str:
     return table(head, lines) + f"\n{told} {clock(rows)}; {where(rows)}. `python -m bench critic`.\n"
 
 
+def bank_critics_table(rows: list[Row]) -> str:
+    """InfoNCE and the sigmoid beside CRD's NCE, by plan: times, and as a multiple of NCE's time; a line per shape."""
+    by_shape: dict[tuple, dict[str, Row]] = {}
+    for (*shape, form), row in latest(rows, "batch", "k", "num_data", "dim", "form").items():
+        by_shape.setdefault(tuple(shape), {})[form] = row
+    lines = []
+    for (batch, k, num_data, _), forms in sorted(by_shape.items()):
+        for plan in ("gather", "dense"):
+            cells = [milliseconds(forms[f"nce, {plan}"])]
+            for critic in ("infonce", "sigmoid"):
+                ours = forms[f"{critic}, {plan}"]
+                cells += [f"{milliseconds(ours)} ({ours['of_nce']:.2f})", milliseconds(forms[f"{critic}, plain"])]
+            lines.append([f"{batch}, {k:,}, {num_data:,}; {plan}", *cells])
+    head = [
+        "B, K, N (D = 128); plan",
+        "NCE, ms",
+        "InfoNCE (of NCE)",
+        "plain PyTorch",
+        "sigmoid (of NCE)",
+        "plain PyTorch",
+    ]
+    return table(head, lines) + f"\n{clock(rows)}; {where(rows)}. `python -m bench bank_critics`.\n"
+
+
 def update_table(rows: list[Row]) -> str:
     """Microseconds of one update; a line per shape and number of repeated indices."""
     names = {"naive": "index_copy_, us", "plain": "plain PyTorch, last wins", "compile": "torch.compile of it"}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wcord_fast import NegativeSampler
 
-FUNCTIONS = ("bank_nce", "bank_mean_score", "bank_log_z", "bank_update_")
+FUNCTIONS = ("bank_nce", "bank_mean_score", "bank_log_z", "bank_infonce", "bank_sigmoid", "bank_update_")
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 INDICES = (torch.int64, torch.int32)
 LAYOUTS = ("contiguous", "transposed", "columns", "rows", "unaligned", "expanded")
@@ -136,9 +136,14 @@ def arguments(function: str, call: Call) -> dict:
     if function == "bank_update_":
         return common | {"bank": call.bank.contiguous(), "rows": call.anchor, "momentum": 0.5}
     common |= {"anchor": call.anchor} | call.options()
-    if function != "bank_mean_score":
+    if function not in ("bank_mean_score", "bank_sigmoid"):
         common["temperature"] = call.tau
-    return common | ({"log_z": call.log_z} if function == "bank_nce" else {})
+    own = {
+        "bank_nce": {"log_z": call.log_z},
+        "bank_infonce": {"positive": call.anchor},
+        "bank_sigmoid": {"positive": call.anchor, "scale": 8.0, "bias": torch.tensor(-3.0)},
+    }
+    return common | own.get(function, {})
 
 
 def corrupted(name: str, call: Call) -> st.SearchStrategy:
@@ -146,11 +151,13 @@ def corrupted(name: str, call: Call) -> st.SearchStrategy:
     number, dim, batch = call.num_data, call.bank.shape[1], call.index.shape[0]
     common = [None, "five", object()]
     index, rows = call.index.clone(), call.anchor.clone()
-    if name in ("anchor", "rows", "bank"):
+    if name == "positive":
+        common = common[1:]  # None: the bank's rows
+    if name in ("anchor", "rows", "bank", "positive"):
         bad = [rows.long(), rows.bool(), rows.to_sparse(), rows[0], rows[None], rows[:0], rows[:, :0], rows.numpy]
         if name != "bank":
             bad += [rows.to("meta"), torch.zeros(batch, dim + 1), [[1.0] * dim] * batch]
-            bad += [torch.zeros(batch + 1, dim)] if name == "rows" else []
+            bad += [torch.zeros(batch + 1, dim)] if name in ("rows", "positive") else []
             bad += [_with(rows, at, value) for at in ((0, 0), (-1, -1)) for value in (math.nan, math.inf, -math.inf)]
         else:
             bad += [call.bank.to("meta").contiguous(), call.bank.contiguous().view(torch.int8), 3]
@@ -171,6 +178,9 @@ def corrupted(name: str, call: Call) -> st.SearchStrategy:
             -math.inf,
             math.inf,
         ]
+    elif name in ("scale", "bias"):
+        bad = [torch.zeros(1), torch.zeros((), dtype=torch.int64), torch.zeros((), device="meta"), True]
+        bad += [math.inf, math.nan, torch.tensor(math.nan), torch.tensor(-math.inf)]
     elif name == "temperature":
         bad = [0, -0.07, math.nan, math.inf, 1e-320, True, torch.tensor(0.07)]
     elif name == "anchor_offset":

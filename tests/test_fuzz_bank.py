@@ -63,6 +63,19 @@ def test_scores_equal_float64(data):
     within(loss, answer, share * answer)
     within(grad, slope, (share * answer * longest / call.tau)[:, None])
 
+    loss, grad = bank_fuzz.with_gradient(F.bank_infonce, call, temperature=call.tau)
+    answer, slope = bank_fuzz.with_gradient(F.bank_infonce, exact, temperature=call.tau)
+    room = unit * (2 + size + math.log(call.num_data))  # of a score / tau, so of a loss and, relatively, of a softmax
+    within(loss, answer, room)
+    within(grad, slope, (room * longest / call.tau)[:, None])
+
+    scalars = {"scale": 8.0, "bias": -3.0}
+    loss, grad = bank_fuzz.with_gradient(F.bank_sigmoid, call, **scalars)
+    answer, slope = bank_fuzz.with_gradient(F.bank_sigmoid, exact, **scalars)
+    share = unit * (4 + 8 * size * call.tau)
+    within(loss, answer, share * answer)
+    within(grad, slope, (share * answer * longest * 8)[:, None])
+
     mean, grad = bank_fuzz.with_gradient(F.bank_mean_score, call)
     answer, slope = bank_fuzz.with_gradient(F.bank_mean_score, exact)
     within(mean, answer, unit * size * call.tau)
