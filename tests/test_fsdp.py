@@ -34,9 +34,10 @@ LOSSES = {
     "nce_sn": (WCoRDLoss, {"num_negatives": K, "labels": LABELS, "ot_scope": "global"}),
     "frozen too": (WCoRDLoss, {"num_negatives": K, "lckt_trains_embed": False, "ot_scope": "global"}),
     "dual batch": (WCoRDLoss, {"critic": "dual", "labels": LABELS, "ot_scope": "global"}),
-    "sigmoid queue": (WCoRDLoss, {"critic": "sigmoid", "negatives": "queue", "queue_size": 11, "ot_scope": "global"}),
+    "sigmoid queue": (WCoRDLoss, {"critic": "sigmoid", "negatives": "queue", "queue_size": 11, "ot_scope": "global",
+                                  "lambda_gckt": 0.02}),  # log_scale learns fast
     "lckt": (WCoRDLoss, {"lambda_gckt": 0.0, "lambda_lckt": 1.0, "ot_scope": "global"}),
-}
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +198,7 @@ def saved_and_read(name, folder, options):
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("sharded", [False, True])
 def test_a_checkpoint_resumes_exactly(pool, tmp_path, name, sharded):
-    if sharded and name in ("dual batch", "lckt"):
+    if sharded and name in ("dual batch", "sigmoid queue", "lckt"):
         pytest.skip("no bank")
     for (a, there), (b, here) in pool.run(saved_and_read, name, str(tmp_path), {"shard": "rank"} if sharded else {}):
         assert a == b

@@ -17,12 +17,15 @@ SCALE, BIAS = 10.0, -10.0  # SigLIP's initial values
 
 
 class ScoreMap(nn.Module):
-    """Scale and bias of the sigmoid's scores, trained: a score is exp(log_scale) * <e_s, e_t> + bias."""
+    """Scale and bias of the sigmoid's scores, trained: a score is exp(log_scale) * <e_s, e_t> + bias.
+
+    The parameters have shape [1]: FSDP splits no scalars.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.log_scale = nn.Parameter(torch.empty(()))
-        self.bias = nn.Parameter(torch.empty(()))
+        self.log_scale = nn.Parameter(torch.empty(1))
+        self.bias = nn.Parameter(torch.empty(1))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -31,8 +34,9 @@ class ScoreMap(nn.Module):
         nn.init.constant_(self.bias, BIAS)
 
     def forward(self) -> tuple[Tensor, Tensor]:
-        """Scale and bias, scalars."""
-        return self.log_scale.exp(), self.bias
+        """Scale and bias, scalars in fp32 (fp64 for fp64 parameters)."""
+        dtype = torch.promote_types(self.bias.dtype, torch.float32)
+        return self.log_scale.to(dtype).exp()[0], self.bias.to(dtype)[0]
 
 
 class PairedContrast(nn.Module):
