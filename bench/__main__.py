@@ -13,8 +13,8 @@ import sys
 import time
 
 SUBJECTS = (
-    "accuracy", "bank", "baselines", "critic", "host", "launches", "ot", "ot_matrix", "plan", "report", "sharded",
-    "step", "update",
+    "accuracy", "bank", "baselines", "critic", "host", "launches", "ot", "ot_matrix", "plan", "project", "report",
+    "sharded", "step", "update",
 )  # fmt: skip
 QUICK = ("bank", "critic", "host", "update", "ot", "baselines", "step")
 
