@@ -116,7 +116,7 @@ def given_cost_table(rows: list[Row]) -> str:
 
 def project_table(rows: list[Row]) -> str:
     """A line per number and size of the matrices."""
-    lines = _beside_plain(rows, ("problems", "n"), "{:,} of {} x {1}")
+    lines = _beside_plain(rows, ("problems", "n"), "{0:,} of {1} x {1}")
     told = f"{rows[-1]['iters']} iterations, forward and gradient, ms; {_measured(rows)}. `python -m bench project`."
     return table(["matrices", "ours", "plain PyTorch", "ours / plain", "gradient's error"], lines) + f"\n{told}\n"
 
