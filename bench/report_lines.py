@@ -128,6 +128,47 @@ def update_table(rows: list[Row]) -> str:
     return table(["B, of them repeated", *names.values()], lines) + f"\n{told}\n"
 
 
+def given_cost_table(rows: list[Row]) -> str:
+    """A line per number of problems, classes and eps."""
+    lines = _beside_plain(rows, ("problems", "classes", "eps"), "{:,} x {:,}, eps {:g}")
+    told = f"10 iterations, forward and gradient in C, ms; {_measured(rows)}. `python -m bench ot_matrix`."
+    return (
+        table(["problems x classes", "ours", "plain PyTorch", "ours / plain", "gradient's error"], lines)
+        + f"\n{told}\n"
+    )
+
+
+def project_table(rows: list[Row]) -> str:
+    """A line per number and size of the matrices."""
+    lines = _beside_plain(rows, ("problems", "n"), "{0:,} of {1} x {1}")
+    told = f"{rows[-1]['iters']} iterations, forward and gradient, ms; {_measured(rows)}. `python -m bench project`."
+    return table(["matrices", "ours", "plain PyTorch", "ours / plain", "gradient's error"], lines) + f"\n{told}\n"
+
+
+def _measured(rows: list[Row]) -> str:
+    return f"{clock(rows)}; the error is that against float64; {where(rows)}"
+
+
+def _beside_plain(rows: list[Row], keys: tuple[str, ...], case: str) -> list[list[str]]:
+    """The last run of every case, ours beside plain PyTorch."""
+    cases: dict[tuple, dict[bool, Row]] = {}
+    for (*case_keys, provider), row in latest(rows, *keys, "provider").items():
+        cases.setdefault(tuple(case_keys), {})[provider == OURS] = row
+    lines = []
+    for key, forms in cases.items():
+        ours, plain = forms[True], forms[False]
+        lines.append(
+            [
+                case.format(*key),
+                f"**{short(ours['p50'])}**",
+                short(plain["p50"]) + ("" if plain["gradient_error"] is not None else " (NaN)"),
+                f"{ours['p50'] / plain['p50']:.2f}",
+                f"{ours['gradient_error']:.0e}",
+            ]
+        )
+    return lines
+
+
 def milliseconds(row: Row, scale: float = 1.0) -> str:
     """A form's time, or that it fails here or is not float64's answer."""
     if "failed" in row:

@@ -95,6 +95,7 @@ void def_interface(py::module_& m) {
   def_record<OtPlanMatrix>(m, "OtPlanMatrix");
   def_record<OtMatrix>(m, "OtMatrix");
   def_record<OtMatrixGradient>(m, "OtMatrixGradient");
+  def_record<OtProject>(m, "OtProject");
   def_codes<Dtype>(m, "DTYPES");
   def_codes<Source>(m, "SOURCES");
   def_codes<Replacement>(m, "REPLACEMENTS");
@@ -132,6 +133,7 @@ void def_cpu(py::module_& m) {
   def_op(m, "cpu_ot_plan_matrix", &cpu_ot_plan_matrix);
   def_op(m, "cpu_ot_matrix", &cpu_ot_matrix);
   def_op(m, "cpu_ot_matrix_gradient", &cpu_ot_matrix_gradient);
+  def_op(m, "cpu_ot_project", &cpu_ot_project);
   m.def("cpu_ot_plan", [](const py::object& plan) { cpu_ot_plan(record_of<OtPlan>(plan)); });
   m.def(
       "cpu_alias_table",

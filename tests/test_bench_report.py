@@ -211,3 +211,14 @@ def test_the_plots_show_the_rows():
     shown = [{line.get_label(): list(line.get_ydata()) for line in axis.lines} for axis in axes[:, 0]]
     assert shown[0] == {"ours, native": [2, 2], "ours, native, no autograd": [0.5, 0.5], "POT": [3, 1.5]}
     assert shown[1]["POT"] == [30, 15]
+
+
+def test_a_given_cost_and_projections_are_shown_beside_plain_pytorch():
+    common = {"clock": "cpu", "date": "2026-01-01", "torch": "2", "threads": 1, "device": "a machine", "iters": 20}
+    ours = common | {"provider": "ours, native", "p50": 2.0, "gradient_error": 3e-7}
+    plain = common | {"provider": "plain PyTorch", "p50": 4.0, "gradient_error": None}
+    case = {"problems": 64, "classes": 1000, "eps": 0.005}
+    rows = [ours | case | {"p50": 9.0}, plain | case, ours | case]  # the last run counts
+    assert "| 64 x 1,000, eps 0.005 | **2** | 4 (NaN) | 0.50 | 3e-07 |" in report_lines.given_cost_table(rows)
+    rows = [row | {"problems": 4096, "n": 4, "gradient_error": 1e-7} for row in (ours, plain)]
+    assert "| 4,096 of 4 x 4 | **2** | 4 | 0.50 | 1e-07 |" in report_lines.project_table(rows)

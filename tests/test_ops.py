@@ -206,10 +206,13 @@ def test_every_row_of_the_support_table_that_can_run_here_runs(row):
         result = F.ot_cost_from_matrix(torch.cdist(anchor, bank), backend=row.backend)
     elif row.op == "batch":
         result = torch.stack([f(anchor, bank[:B], backend=row.backend) for f in (F.batch_infonce, F.batch_sigmoid)])
+    elif row.op == "ot_project":
+        result = F.sinkhorn_project(torch.cdist(anchor, anchor), backend=row.backend)
     elif row.op == "bank_update":
         with use_backend(row.backend):
             result = F.bank_update_(bank, index, anchor)
     else:
+        assert row.op == "bank_init"
         from wcord_fast.ops.bank.init import bank_init_
 
         result = torch.full_like(bank, torch.nan)

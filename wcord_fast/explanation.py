@@ -15,6 +15,7 @@ from .ops.sinkhorn import backends
 FUNCTIONS = {  # functional -> op
     **dict.fromkeys(("ot_cost", "ot_plan", "ot_solve"), "ot"),
     **dict.fromkeys(("ot_cost_from_matrix", "ot_plan_from_matrix", "ot_solve_from_matrix"), "ot_matrix"),
+    "sinkhorn_project": "ot_project",
     "bank_update_": "bank_update",
     **dict.fromkeys(("batch_infonce", "batch_sigmoid"), "batch"),
 }
@@ -42,7 +43,8 @@ def explain(
 
     Args:
         op: "bank_nce", "bank_mean_score", "bank_log_z", "bank_infonce", "bank_sigmoid", "bank_update", "bank_init",
-            "batch", "draw", "ot" or "ot_matrix", or the name of the function in `wcord_fast.functional`.
+            "batch", "draw", "ot", "ot_matrix" or "ot_project", or the name of the function in
+            `wcord_fast.functional`.
         num_data, k, batch: N, K ("all" for the whole pool, also with expected=True) and B of a bank op; N and K are
             needed with plan="auto".
         n, m, problems, dtype: rows of both sides, number of problems and dtype of the features of "ot": with n given

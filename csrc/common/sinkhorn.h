@@ -108,35 +108,35 @@ WCF_RECORD(OtPlan, WCF_OT_PLAN)
   PART(Place, place)
 WCF_RECORD(OtPlanMatrix, WCF_OT_PLAN_MATRIX)
 
-// CPU: G problems with one given cost matrix, or one each. Real is the dtype, fp32 or fp64; a gradient that is null is not
-// wanted.
-#define WCF_OT_MATRIX(NEEDED, OPTIONAL, EACH, PART)                                                      \
-  NEEDED(int32_t, dtype)                                                                                 \
-  NEEDED(int64_t, problems)                                                                              \
-  NEEDED(int64_t, n)                                                                                     \
-  NEEDED(int64_t, m)                                                                                     \
-  NEEDED(int32_t, own)       /* 1: each problem has a matrix */                                         \
-  NEEDED(const void*, costs) /* [n, m] or [G, n, m] Real, >= 0 */                                        \
-  NEEDED(const void*, a)     /* [G, n] Real */                                                           \
-  NEEDED(const void*, b)     /* [G, m] Real */                                                           \
-  NEEDED(int32_t, solver)                                                                                \
-  NEEDED(int32_t, value)                                                                                 \
-  NEEDED(double, eps)                                                                                    \
-  NEEDED(int64_t, iters)                                                                                 \
-  NEEDED(double, tol) /* < 0: none */                                                                    \
-  NEEDED(int64_t, check_every)                                                                           \
-  NEEDED(double, sum_tolerance)                                                                          \
-  OPTIONAL(double, reach_a) /* weight of a relaxed marginal's KL term; 0: the marginal is met */         \
-  OPTIONAL(double, reach_b)                                                                              \
-  NEEDED(void*, out_value)         /* [G] Real */                                                        \
-  NEEDED(void*, out_alpha)         /* [G, n] */                                                          \
-  NEEDED(void*, out_beta)          /* [G, m] */                                                          \
-  NEEDED(void*, out_scale)         /* [G] */                                                             \
-  OPTIONAL(void*, out_error)       /* [G], or null: not wanted, which saves a product */                 \
-  NEEDED(int32_t*, out_iterations) /* [G] */                                                             \
+// CPU: G problems with one given cost matrix, or one each. Real is the dtype, fp32 or fp64; a gradient that is null is
+// not wanted.
+#define WCF_OT_MATRIX(NEEDED, OPTIONAL, EACH, PART)                                                       \
+  NEEDED(int32_t, dtype)                                                                                  \
+  NEEDED(int64_t, problems)                                                                               \
+  NEEDED(int64_t, n)                                                                                      \
+  NEEDED(int64_t, m)                                                                                      \
+  NEEDED(int32_t, own)       /* 1: each problem has a matrix */                                           \
+  NEEDED(const void*, costs) /* [n, m] or [G, n, m] Real, >= 0 */                                         \
+  NEEDED(const void*, a)     /* [G, n] Real */                                                            \
+  NEEDED(const void*, b)     /* [G, m] Real */                                                            \
+  NEEDED(int32_t, solver)                                                                                 \
+  NEEDED(int32_t, value)                                                                                  \
+  NEEDED(double, eps)                                                                                     \
+  NEEDED(int64_t, iters)                                                                                  \
+  NEEDED(double, tol) /* < 0: none */                                                                     \
+  NEEDED(int64_t, check_every)                                                                            \
+  NEEDED(double, sum_tolerance)                                                                           \
+  OPTIONAL(double, reach_a) /* weight of a relaxed marginal's KL term; 0: the marginal is met */          \
+  OPTIONAL(double, reach_b)                                                                               \
+  NEEDED(void*, out_value)         /* [G] Real */                                                         \
+  NEEDED(void*, out_alpha)         /* [G, n] */                                                           \
+  NEEDED(void*, out_beta)          /* [G, m] */                                                           \
+  NEEDED(void*, out_scale)         /* [G] */                                                              \
+  OPTIONAL(void*, out_error)       /* [G], or null: not wanted, which saves a product */                  \
+  NEEDED(int32_t*, out_iterations) /* [G] */                                                              \
   NEEDED(int32_t*, out_solved)     /* [G] 1, or 0: scalings left the range of fp64, nothing is written */ \
-  OPTIONAL(void*, grad_a)          /* [G, n] */                                                          \
-  OPTIONAL(void*, grad_b)          /* [G, m] */                                                          \
+  OPTIONAL(void*, grad_a)          /* [G, n] */                                                           \
+  OPTIONAL(void*, grad_b)          /* [G, m] */                                                           \
   PART(Place, place)
 WCF_RECORD(OtMatrix, WCF_OT_MATRIX)
 
@@ -147,14 +147,29 @@ WCF_RECORD(OtMatrix, WCF_OT_MATRIX)
   NEEDED(int64_t, problems)                                  \
   NEEDED(int64_t, n)                                         \
   NEEDED(int64_t, m)                                         \
-  NEEDED(const void*, costs) /* [1 or G, n, m] Real */       \
-  NEEDED(const void*, alpha) /* [G, n] */                    \
-  NEEDED(const void*, beta)  /* [G, m] */                    \
-  NEEDED(const void*, scale) /* [G] */                       \
+  NEEDED(const void*, costs)  /* [1 or G, n, m] Real */      \
+  NEEDED(const void*, alpha)  /* [G, n] */                   \
+  NEEDED(const void*, beta)   /* [G, m] */                   \
+  NEEDED(const void*, scale)  /* [G] */                      \
   NEEDED(const void*, weight) /* [G] */                      \
-  NEEDED(void*, out)         /* like costs */                \
+  NEEDED(void*, out)          /* like costs */               \
   PART(Place, place)
 WCF_RECORD(OtMatrixGradient, WCF_OT_MATRIX_GRADIENT)
+
+// CPU: doubly stochastic matrices by `iters` normalisations of the rows and columns of exp(logits / eps); or, with
+// grad, the gradient of the logits through them.
+#define WCF_OT_PROJECT(NEEDED, OPTIONAL, EACH, PART)                                                   \
+  NEEDED(int32_t, dtype)                                                                               \
+  NEEDED(int64_t, problems)                                                                            \
+  NEEDED(int64_t, n)                                                                                   \
+  NEEDED(int64_t, iters)                                                                               \
+  NEEDED(double, eps)                                                                                  \
+  NEEDED(const void*, logits)  /* [G, n, n] Real */                                                    \
+  OPTIONAL(const void*, grad)  /* [G, n, n], of the matrices */                                        \
+  NEEDED(void*, out)           /* [G, n, n] */                                                         \
+  NEEDED(int32_t*, out_solved) /* [G] 0: a sum left the range of Real, and the result means nothing */ \
+  PART(Place, place)
+WCF_RECORD(OtProject, WCF_OT_PROJECT)
 
 constexpr int64_t OT_CUDA_MAX_COLUMNS = 4096;          // one sweep holds a row in the registers of the block
 constexpr int64_t OT_CUDA_MAX_DIM = int64_t{1} << 27;  // GROUP rows are addressed with 32 bits

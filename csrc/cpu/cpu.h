@@ -60,6 +60,8 @@ bool cpu_ot_matrix(const OtMatrix& args);
 
 void cpu_ot_matrix_gradient(const OtMatrixGradient& args);
 
+void cpu_ot_project(const OtProject& args);
+
 // Vose's alias method. share [n]: weight * n / sum of weights, destroyed. threshold [n]: the fraction of 2^64 below
 // which a draw keeps its column; alias [n]: the row that it takes otherwise. Equals ops/sampling/alias.py to the bit.
 void cpu_alias_table(double* share, int64_t n, uint64_t* threshold, int32_t* alias);

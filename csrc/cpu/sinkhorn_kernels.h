@@ -18,19 +18,32 @@ template <class T>
 struct SharedStep {
   const T* kernel;  // packed, [rows up to whole tiles, k]
   int64_t rows, k, panels;
-  const T* in;       // [panels, k, ..]
-  T* sums;           // [panels, rows, ..]
-  const T* mass;     // null: sums is all that is wanted
-  T* scaling;        // [panels, rows, ..]; the old one on entry
-  T* extended;       // ipot's columns: scaling^2 / the old one; else null
-  T* partial;        // like sums, for k of more than one pass
-  T damp;            // scaling = mass * sums^-damp
-  T* marks;          // [panels, 2, ..] frozen problems (not 0), and those that were always in the safe range (not 0)
+  const T* in;    // [panels, k, ..]
+  T* sums;        // [panels, rows, ..]
+  const T* mass;  // null: sums is all that is wanted
+  T* scaling;     // [panels, rows, ..]; the old one on entry
+  T* extended;    // ipot's columns: scaling^2 / the old one; else null
+  T* partial;     // like sums, for k of more than one pass
+  T damp;         // scaling = mass * sums^-damp
+  T* marks;       // [panels, 2, ..] frozen problems (not 0), and those that were always in the safe range (not 0)
+};
+
+// Up to tile_columns / 2 small matrices, one a lane (sinkhorn_project.inl).
+template <class T>
+struct ProjectStep {
+  const T* logits;  // [count, n, n]
+  const T* grad;    // alike, or null
+  T* out;           // alike
+  int32_t* solved;  // [count]
+  int64_t count, n, iters;
+  T scale;     // 1 / eps
+  T* scratch;  // (2 n n + n (1 + 2 iters)) lanes; without grad iters counts as 1
 };
 
 template <class T>
 struct SinkhornKernels {
   int tile_rows;
+  void (*project)(const ProjectStep<T>& step);
   void (*shared_pack)(const T* cost, int64_t n, int64_t m, T s, const T* shift, int64_t first, int64_t last,
                       bool weighted, T* by_rows, T* by_columns, T* scratch);
   void (*shared_product)(const SharedStep<T>& step);

@@ -18,9 +18,11 @@ bool acceptable(const OtMatrix& call) {
   for (const S low : least) fine &= low >= 0;
   const bool relaxed = call.reach_a > 0 || call.reach_b > 0;
   const auto masses = [&](const S* mass, int64_t count) {
-    double sum = 0;
+    constexpr int LANES = 8;
+    double part[LANES] = {};
     S low = 0;
-    for (int64_t i = 0; i < count; ++i) low = std::min(low, mass[i]), sum += static_cast<double>(mass[i]);
+    for (int64_t i = 0; i < count; ++i) low = std::min(low, mass[i]), part[i % LANES] += static_cast<double>(mass[i]);
+    const double sum = std::accumulate(part, part + LANES, 0.0);
     fine &= low >= 0 && kernel.all_finite(mass, count);
     fine &= relaxed ? sum > 0 && sum <= static_cast<double>(std::numeric_limits<S>::max())
                     : std::fabs(sum - 1) <= call.sum_tolerance;

@@ -193,8 +193,17 @@ class Shared {
 
   SharedStep<T> row_step(const Span& span) {
     const size_t rows = at(span.first, 0, n_), columns = at(span.first, 0, m_);
-    return {by_rows_.data(), n_, m_, span.count, (ipot_ ? extended_ : v_).data() + columns, r_.data() + rows,
-            a_.data() + rows, u_.data() + rows, nullptr, partial(span.first), static_cast<T>(damp_a_),
+    return {by_rows_.data(),
+            n_,
+            m_,
+            span.count,
+            (ipot_ ? extended_ : v_).data() + columns,
+            r_.data() + rows,
+            a_.data() + rows,
+            u_.data() + rows,
+            nullptr,
+            partial(span.first),
+            static_cast<T>(damp_a_),
             marks_.data() + span.first * 2 * lanes_};
   }
 
@@ -279,7 +288,8 @@ class Shared {
     kernel_.shared_log(partial(q), m_ * lanes_);
     S *const value = static_cast<S*>(call_.out_value), *const error = static_cast<S*>(call_.out_error);
     S* const scale = static_cast<S*>(call_.out_scale);
-    write_potentials(q, a_.data() + rows, n_, r_.data() + rows, shift_.data(), damp_a_, static_cast<S*>(call_.out_alpha));
+    write_potentials(q, a_.data() + rows, n_, r_.data() + rows, shift_.data(), damp_a_,
+                     static_cast<S*>(call_.out_alpha));
     write_potentials(q, b_.data() + columns, m_, partial(q), nullptr, damp_b_, static_cast<S*>(call_.out_beta));
     for (int64_t lane = 0; lane < lanes_ && q * lanes_ + lane < count_; ++lane) {
       const int64_t g = problem(q, lane);
@@ -358,14 +368,14 @@ class Shared {
 
   // <P, C>, once again_ holds (K * C) v.
   void write_costs(int64_t q) {
+    double* const sum = errors_.data() + q * lanes_;  // which finish() has written out
+    std::fill_n(sum, lanes_, 0.0);
+    for (int64_t i = 0; i < n_; ++i) {
+      const T *const u = u_.data() + at(q, i, n_), *const received = again_.data() + at(q, i, n_);
+      for (int64_t lane = 0; lane < lanes_; ++lane) sum[lane] += static_cast<double>(u[lane] * received[lane]);
+    }
     for (int64_t lane = 0; lane < lanes_ && q * lanes_ + lane < count_; ++lane) {
-      if (!solved(q, lane)) continue;
-      double sum = 0;
-      for (int64_t i = 0; i < n_; ++i) {
-        const size_t k = at(q, i, n_) + static_cast<size_t>(lane);
-        sum += static_cast<double>(u_[k] * again_[k]);
-      }
-      static_cast<S*>(call_.out_value)[problem(q, lane)] = static_cast<S>(sum);
+      if (solved(q, lane)) static_cast<S*>(call_.out_value)[problem(q, lane)] = static_cast<S>(sum[lane]);
     }
   }
 
@@ -381,11 +391,11 @@ class Shared {
   const T* costs_ = nullptr;            // [n, m]
   Array<T> wide_, least_, shift_;       // [n, m] if S is narrower; [n] min_j C_ij; [n] s times it
   Array<T> by_rows_, by_columns_, scratch_;
-  Array<T> a_, u_, r_, again_;                // [panels, n, lanes] masses, scalings, sums; sums of the final scalings
-  Array<T> b_, v_, c_, extended_, partial_;   // [panels, m, lanes]
+  Array<T> a_, u_, r_, again_;               // [panels, n, lanes] masses, scalings, sums; sums of the final scalings
+  Array<T> b_, v_, c_, extended_, partial_;  // [panels, m, lanes]
   std::atomic<bool> uniform_start_{true};
-  Array<T> marks_;                            // [panels, 2, lanes]
-  Array<double> errors_;                      // [panels, lanes]
+  Array<T> marks_;        // [panels, 2, lanes]
+  Array<double> errors_;  // [panels, lanes]
   Array<int32_t> iterations_;
 };
 

@@ -1,14 +1,13 @@
 // Many problems with one cost matrix: products of the kernel K with the scalings of a block of problems. Included once
 // per instruction set.
 //
-// Scalings lie in panels of TILE_COLUMNS problems, [panel][row][problem], so that a product's tile of TILE_ROWS rows and
-// one panel is written where the next product reads it, and mass / sum happens in its registers. K is packed twice, by
-// rows and by columns, as panels [panel][k][TILE_ROWS].
+// Scalings lie in panels of TILE_COLUMNS problems, [panel][row][problem], so that a product's tile of TILE_ROWS rows
+// and one panel is written where the next product reads it, and mass / sum happens in its registers. K is packed twice,
+// by rows and by columns, as panels [panel][k][TILE_ROWS]. KBLOCK rows of a panel of scalings stay in L1 while the
+// panels of K go by.
 
-constexpr int64_t SHARED_DEPTH = 4096;  // bytes of one row of a panel of K that a pass goes down
-
-// Safe range of a row's or column's sum. K is between 2^-100 (fp64: 2^-866) and 1, so what underflow takes from a sum is
-// below 2^-36 of the least one (count * 2^-122), and products of two scalings do not overflow.
+// Safe range of a row's or column's sum. K is between 2^-100 (fp64: 2^-866) and 1, so what underflow takes from a sum
+// is below 2^-36 of the least one (count * 2^-122), and products of two scalings do not overflow.
 template <class T>
 struct SharedRange;
 template <>
@@ -20,13 +19,23 @@ struct SharedRange<double> {
   static constexpr double least = 0x1p-900, most = 0x1p900, normal = 0x1p-1022;
 };
 
-// K_ij = exp(shift_i - s C_ij) of rows [first, last), a multiple of TILE_ROWS apart, into both packings; times C_ij, by
-// rows only, if `weighted`. scratch [TILE_ROWS, m + WIDTH].
+// K_ij = exp(shift_i - s C_ij) of rows [first, last), a multiple of TILE_ROWS apart, into both packings; or, if
+// `weighted`, C_ij times what is packed by rows. scratch [TILE_ROWS, m + WIDTH].
 template <class T>
 void shared_pack(const T* cost, int64_t n, int64_t m, T s, const T* shift, int64_t first, int64_t last, bool weighted,
                  T* by_rows, T* by_columns, T* scratch) {
   const int64_t ld = round_up(m, WIDTH<T>);
   for (int64_t i0 = first; i0 < last; i0 += TILE_ROWS) {
+    if (weighted) {
+      T* const to = by_rows + i0 * m;
+      const T* rows[TILE_ROWS];
+      for (int64_t r = 0; r < TILE_ROWS; ++r) rows[r] = cost + (i0 + r < n ? i0 + r : n - 1) * m;
+      for (int64_t j = 0; j < m; ++j) {
+        WCF_UNROLL
+        for (int r = 0; r < TILE_ROWS; ++r) to[j * TILE_ROWS + r] *= rows[r][j];
+      }
+      continue;
+    }
     for (int64_t r = 0; r < TILE_ROWS; ++r) {
       T* const e = scratch + r * ld;
       if (i0 + r >= n) {
@@ -36,8 +45,7 @@ void shared_pack(const T* cost, int64_t n, int64_t m, T s, const T* shift, int64
       const T* const row = cost + (i0 + r) * m;
       for (int64_t j = 0; j < m; j += WIDTH<T>) {
         const Vec<T> c = j + WIDTH<T> <= m ? load_vec<T>(row + j) : load_part<T>(row + j, static_cast<int>(m - j));
-        const Vec<T> k = exp_vec<T>(fma(splat(-s), c, splat(shift[i0 + r])));
-        store_vec(e + j, weighted ? k * c : k);
+        store_vec(e + j, exp_vec<T>(fma(splat(-s), c, splat(shift[i0 + r]))));
       }
     }
     T* const to = by_rows + i0 * m;
@@ -45,7 +53,6 @@ void shared_pack(const T* cost, int64_t n, int64_t m, T s, const T* shift, int64
       WCF_UNROLL
       for (int r = 0; r < TILE_ROWS; ++r) to[j * TILE_ROWS + r] = scratch[r * ld + j];
     }
-    if (weighted) continue;
     for (int64_t r = 0; r < TILE_ROWS && i0 + r < n; ++r) {
       const T* const e = scratch + r * ld;
       const int64_t whole = m / TILE_ROWS;
@@ -61,7 +68,8 @@ void shared_pack(const T* cost, int64_t n, int64_t m, T s, const T* shift, int64
 
 // What a half step does with the sums of one row: scaling = mass / sum (or mass * sum^-damp), and where it is kept.
 template <class T>
-WCF_HD void shared_scale(const SharedStep<T>& step, int64_t at, const Vec<T>* sum, const Vec<T>* frozen, IntVec<T>* safe) {
+WCF_HD void shared_scale(const SharedStep<T>& step, int64_t at, const Vec<T>* sum, const Vec<T>* frozen,
+                         IntVec<T>* safe) {
   using Range = SharedRange<T>;
   WCF_UNROLL
   for (int v = 0; v < 2; ++v) {
@@ -86,15 +94,14 @@ WCF_HD void shared_scale(const SharedStep<T>& step, int64_t at, const Vec<T>* su
 template <class T>
 void shared_product(const SharedStep<T>& step) {
   constexpr int W = TILE_COLUMNS<T>;
-  constexpr int64_t DEPTH = SHARED_DEPTH / static_cast<int64_t>(sizeof(T));
-  for (int64_t k0 = 0; k0 < step.k; k0 += DEPTH) {
-    const int64_t depth = step.k - k0 < DEPTH ? step.k - k0 : DEPTH;
+  for (int64_t k0 = 0; k0 < step.k; k0 += KBLOCK) {
+    const int64_t depth = step.k - k0 < KBLOCK ? step.k - k0 : KBLOCK;
     const bool last = k0 + depth == step.k;
-    for (int64_t i0 = 0; i0 < step.rows; i0 += TILE_ROWS) {
-      const T* const a = step.kernel + i0 * step.k + k0 * TILE_ROWS;
-      const int64_t rows = step.rows - i0 < TILE_ROWS ? step.rows - i0 : TILE_ROWS;
-      for (int64_t q = 0; q < step.panels; ++q) {
-        const T* const b = step.in + (q * step.k + k0) * W;
+    for (int64_t q = 0; q < step.panels; ++q) {
+      const T* const b = step.in + (q * step.k + k0) * W;
+      for (int64_t i0 = 0; i0 < step.rows; i0 += TILE_ROWS) {
+        const T* const a = step.kernel + i0 * step.k + k0 * TILE_ROWS;
+        const int64_t rows = step.rows - i0 < TILE_ROWS ? step.rows - i0 : TILE_ROWS;
         const int64_t at = (q * step.rows + i0) * W;
         Vec<T> acc[TILE_ROWS][2];
         WCF_UNROLL

@@ -6,7 +6,7 @@ Vialard (Mathematics of Computation 2018).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,7 +62,9 @@ def ot_cost_from_matrix(
             derivatives that `ot_cost` refuses.
     """
     options = checked_options(solver=solver, eps=eps, iters=iters, tol=tol, value=value, reach=reach, backend=backend)
-    return _solve(C, a, b, options, need_error=options.tol is not None)[0].cost
+    problem = _problem(C, a, b, options, need_error=options.tol is not None)
+    cost = op.value(*problem[:4], options.backend)
+    return cost if problem.batched else cost[0]
 
 
 @first_order
@@ -92,10 +94,29 @@ def ot_plan_from_matrix(
         return plans if batched else plans[0]
 
 
+class _Problem(NamedTuple):
+    """What the op takes, and whether the caller has G problems."""
+
+    costs: Tensor  # [1 or G, n, m]
+    rows: Tensor  # [1 or G, n]
+    columns: Tensor  # [1 or G, m]
+    asked: Asked
+    batched: bool
+
+
 def _solve(
-    costs: Tensor, a: Tensor | None, b: Tensor | None, options: OTOptions, need_error: bool = True
+    costs: Tensor, a: Tensor | None, b: Tensor | None, options: OTOptions
 ) -> tuple[OTSolution | OTRelaxedSolution, op.MatrixSolved, Tensor, bool]:
     """The solution in the caller's shape; the op's results, the costs as it saw them, and whether there are G."""
+    problem = _problem(costs, a, b, options, need_error=True)
+    solved = op.solve(*problem[:4], options.backend)
+    fields = (*solved[:6], *marginals(solved, problem.rows, problem.columns, options))
+    kept = fields if problem.batched else tuple(t[0] if t.numel() else t for t in fields)
+    return solution(*kept), solved, problem.costs, problem.batched
+
+
+def _problem(costs: Tensor, a: Tensor | None, b: Tensor | None, options: OTOptions, need_error: bool) -> _Problem:
+    """Raises on what does not fit."""
     problems = _check(costs, a, b)
     dtype = costs.dtype
     if any(mass is not None and mass.dtype == torch.float64 for mass in (a, b)):
@@ -116,11 +137,7 @@ def _solve(
         for mass, size in ((a, costs.shape[1]), (b, costs.shape[2]))
     )
     asked = Asked("given", *options[1:6], False, False, False, False, *options.reach, need_error)
-    solved = op.solve(costs, rows, columns, asked, options.backend)
-    sides = marginals(solved, rows, columns, options)
-    fields = (*solved[:6], *sides)
-    kept = fields if problems is not None else tuple(t[0] if t.numel() else t for t in fields)
-    return solution(*kept), solved, costs, problems is not None
+    return _Problem(costs, rows, columns, asked, problems is not None)
 
 
 def _masses(mass: Tensor | None, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import dispatch
 from ..differentiable_once import differentiable_once
-from ..eager import eager
+from ..eager import calls_directly
 from ..library import register
 from . import matrix_reference, unreached
 from .autograd import refuse_overflow
@@ -93,20 +93,65 @@ class _WithGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, weight, _):
-        if weight is None:
-            return (None,) * 12
-        handle, costs, alpha, beta, scale, *by_mass = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        grads: list[Tensor | None] = [None] * 3
-        with torch.no_grad():
-            if needs[0]:
-                run = _gradient if eager() and type(costs) is Tensor else gradient_op
-                grads[0] = run(costs, alpha, beta, scale, weight.contiguous(), ctx.backend).to(costs.dtype)
-            for i, grad in enumerate(by_mass):
-                if needs[1 + i]:
-                    grad = weight.unsqueeze(-1) * grad
-                    grads[1 + i] = grad.sum_to_size(ctx.shapes[i]).to(ctx.dtypes[i])
-        return *differentiable_once(grads, _NOT_TWICE, weight, handle), *(None,) * 9
+        return *_gradients(ctx, weight), *(None,) * 9
+
+
+class _Value(torch.autograd.Function):
+    """The values [G] of a native solve as one node of the graph; backward as in `_WithGradient`."""
+
+    @staticmethod
+    def forward(ctx, costs, a, b, asked: Asked):
+        _, need_a, need_b, _ = ctx.needs_input_grad
+        solved = _solve_natively(costs, a, b, asked._replace(need_a=need_a, need_b=need_b))
+        handle = solved.value.new_empty(0)
+        ctx.set_materialize_grads(False)
+        ctx.backend = "native"
+        ctx.dtypes = a.dtype, b.dtype
+        ctx.shapes = a.shape, b.shape
+        ctx.save_for_backward(handle, costs, solved.alpha, solved.beta, solved.scale, solved.grad_a, solved.grad_b)
+        return solved.value, handle
+
+    @staticmethod
+    def backward(ctx, weight, _):
+        return *_gradients(ctx, weight), None
+
+
+def _gradients(ctx, weight: Tensor | None) -> list[Tensor | None]:
+    """Those in costs, a and b, from what a solve has saved and the gradient [G] that has come down to its values."""
+    grads: list[Tensor | None] = [None] * 3
+    if weight is None:
+        return grads
+    handle, costs, alpha, beta, scale, *by_mass = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    with torch.no_grad():
+        if needs[0]:
+            run = _gradient if calls_directly(costs, weight) else gradient_op
+            grads[0] = run(costs, alpha, beta, scale, weight.contiguous(), ctx.backend).to(costs.dtype)
+        for i, grad in enumerate(by_mass):
+            if needs[1 + i]:
+                grad = weight.unsqueeze(-1) * grad
+                grads[1 + i] = grad.sum_to_size(ctx.shapes[i]).to(ctx.dtypes[i])
+    return differentiable_once(grads, _NOT_TWICE, weight, handle)
+
+
+def _solve_natively(costs: Tensor, a: Tensor, b: Tensor, asked: Asked) -> MatrixSolved:
+    from . import matrix_native
+
+    g = _problems(costs, a, b)
+    solved = matrix_native.solve(costs, a.expand(g, -1), b.expand(g, -1), asked)
+    refuse_overflow(solved.value, {"C": costs}, asked)
+    return solved
+
+
+def value(costs: Tensor, a: Tensor, b: Tensor, asked: Asked, backend: str) -> Tensor:
+    """`solve(...).value`; of plain CPU tensors past `torch.library` and in one node of the graph."""
+    device = costs.device.type
+    direct = asked.tol is None and device == "cpu" and calls_directly(costs, a, b)
+    if not direct or dispatch.resolve("ot_matrix", device=device, backend=backend).backend != "native":
+        return solve(costs, a, b, asked, backend).value
+    if torch.is_grad_enabled() and (costs.requires_grad or a.requires_grad or b.requires_grad):
+        return _Value.apply(costs, a, b, asked)[0]
+    return _solve_natively(costs, a, b, asked).value
 
 
 def solve(
@@ -120,8 +165,7 @@ def solve(
     recording = torch.is_grad_enabled()
     need_c, need_a, need_b = (recording and t.requires_grad for t in (costs, a, b))
     options = (asked.solver, asked.eps, asked.iters, asked.tol, asked.value, asked.reach_a, asked.reach_b)
-    autocast = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")  # which the op switches off
-    run = _solve if eager() and not autocast and type(costs) is type(a) is type(b) is Tensor else solve_op
+    run = _solve if calls_directly(costs, a, b) else solve_op
     plain = (t if t is None else t.detach() for t in (costs, a, b))  # see autograd.ot_solve
     solved = MatrixSolved(*run(*plain, *options, need_a, need_b, asked.need_error, backend))
     if not (need_c or need_a or need_b):
