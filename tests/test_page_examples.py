@@ -62,11 +62,13 @@ def test_data_of_ones_own_are_loaded_by_name(monkeypatch):
     assert batch.images.shape == (8, 3, 16, 16) and batch.index.max() < 45
 
 
-def test_a_ring_of_rows_holds_the_last_teachers():
+def test_queues_hold_the_last_batches():
     names = {}
-    exec(example("howto/queue.md", "ring"), names)
-    assert torch.isfinite(names["loss"]) and names["student"].grad is not None
-    torch.testing.assert_close(names["queue"].rows[names["index"]], names["teacher"])
+    exec(example("howto/queue.md", "queue_loss"), names)
+    assert torch.isfinite(names["loss"]) and "gckt" in names["wcord"].terms
+    exec(example("howto/queue.md", "queue"), names)
+    assert int(names["queue"].filled) == 4 * 32 and names["student"].grad.norm() > 0
+    torch.testing.assert_close(names["queue"].rows[96:128], names["teacher"])
 
 
 def test_the_figures_are_what_their_script_draws(tmp_path):
