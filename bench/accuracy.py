@@ -25,6 +25,7 @@ from bench.accuracy_variants import PUBLISHED, VARIANTS
 from bench.collapse import accuracy, effective_rank
 from bench.results_file import RESULTS, append, read
 from wcord_fast import data, models
+from wcord_fast.cli.workbench import create_network
 from wcord_fast.train import checkpoint
 
 
@@ -52,7 +53,7 @@ def measures(folder: Path, student: str, dataset, images: int = 2048) -> dict[st
     """What the finished run in `folder` says: accuracies, collapse measures, and gradient shares and the plan's mass on
     the pairs of the last epoch and of each (`per_epoch`)."""
     state = checkpoint.load(folder / "checkpoint.pt")
-    network = models.create(student, num_classes=dataset.num_classes)
+    network = create_network(student, dataset, torch.device("cpu"))
     network.load_state_dict(state["student"])
     network.eval()
     features, labels = [], []
@@ -74,6 +75,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     p = argparse.ArgumentParser(
         prog="python -m bench accuracy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    p.add_argument("--data", default="cifar100")
     p.add_argument("--data-dir", required=True, help="CIFAR-100: the folder of the python pickles, or an .npz")
     p.add_argument("--teacher", default="resnet14")
     p.add_argument("--teacher-checkpoint", type=Path, default=RESULTS / "accuracy_teacher.pt")
@@ -85,16 +87,19 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     p.add_argument("--work", type=Path, required=True, help="folder of the runs")
     p.add_argument("--threads", type=int, default=1)
     p.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="of the networks, not of the losses")
+    p.add_argument("--device", default="cpu", help="on cuda every step is a replay of a CUDA graph")
     p.add_argument("--out", type=Path, default=RESULTS)
+    p.add_argument("--result-file", default="accuracy", help="name of the .jsonl in --out")
     return p.parse_args(arguments)
 
 
 def main(arguments: list[str]) -> int:
     o = parse(arguments)
     torch.set_num_threads(o.threads)
-    dataset = data.load("cifar100", data_dir=o.data_dir)
-    teacher = models.create(o.teacher, num_classes=dataset.num_classes)
-    models.load_weights(teacher, torch.load(o.teacher_checkpoint, weights_only=True))
+    dataset = data.load(o.data, data_dir=o.data_dir)
+    file = o.teacher_checkpoint / checkpoint.CURRENT if o.teacher_checkpoint.is_dir() else o.teacher_checkpoint
+    teacher = create_network(o.teacher, dataset, torch.device("cpu"))
+    models.load_weights(teacher, checkpoint.read(file))
     setting = {
         "teacher": o.teacher,
         "teacher_accuracy": accuracy(teacher, dataset),
@@ -102,26 +107,28 @@ def main(arguments: list[str]) -> int:
         "images": o.images,
         "epochs": o.epochs,
         "precision": o.precision,
+        **({} if o.device == "cpu" else {"trained_on": o.device}),
     }
     for seed in o.seeds:
         for variant in o.variants:
             row = {"subject": "accuracy", "variant": variant, "seed": seed, **setting}
-            if any(row.items() <= old.items() for old in read("accuracy", o.out)):
+            if any(row.items() <= old.items() for old in read(o.result_file, o.out)):
                 continue
             method, options = VARIANTS[variant]
             base = o.work / f"seed{seed}" / variant.replace(" ", "_").replace(",", "")
             fixed = {
-                "data": "cifar100", "data-dir": o.data_dir, "limit-train": o.images, "teacher": o.teacher,
+                "data": o.data, "data-dir": o.data_dir, "limit-train": o.images, "teacher": o.teacher,
                 "teacher-checkpoint": o.teacher_checkpoint, "student": o.student, "methods": method,
                 "epochs": o.epochs, "seed": seed, "threads": o.threads, "output-dir": base, "tensorboard": "false",
                 "precision": o.precision, "channels-last": "true", "quiet": "true",
-                "log-grad-norms": "true",
+                "log-grad-norms": "true", "device": o.device, "cuda-graph": str(o.device != "cpu").lower(),
             }  # fmt: skip
             command = [sys.executable, "-m", "wcord_fast", "distill"]
             command += [word for name, value in fixed.items() for word in (f"--{name}", str(value))]
             command += options
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             row |= measures(base / method, o.student, dataset)
-            append("accuracy", [row], o.out)
-            print(f"seed {seed} {variant:20} {row['accuracy']:.2f} % (best {row['best']:.2f})", flush=True)
+            append(o.result_file, [row], o.out)
+            cost = f"{row['seconds']:.0f} s"
+            print(f"seed {seed} {variant:20} {row['accuracy']:.2f} % (best {row['best']:.2f}), {cost}", flush=True)
     return 0

@@ -1,120 +1,95 @@
-"""Everything that only a GPU can show, in one call: `python -m bench.gpu` writes its results under bench/results/.
+"""Everything that only a GPU can show, in one call of at most nine minutes: a schedule of items, riskiest first.
 
-1. the GPU test suite (`pytest -m gpu`), 2. compute-sanitizer over the native kernels' tests, 3. times of steps and of
-kernels beside the naive forms, plain PyTorch, peers and floors, 4. a profile of training steps. Under ten minutes: a
-part that takes longer than its share is stopped and said to have been. Exits with 1 if a part failed or one of ours is
-wrong; every part runs whatever the others did, and each part's rows are written as soon as they are there.
+    python -m bench.gpu                    # build, chosen tests, sanitizer, ceilings, times, counters
+    python -m bench.gpu --full             # every GPU test and every shape
+    python -m bench.gpu --accuracy --data-dir DIR --work FOLDER    # resnet32x4 -> resnet8x4 on CIFAR-100, resumable
+    python -m bench.gpu --dry-run          # the same on a machine without a GPU: tiny sizes, stand-ins for tools
+
+Each item is a process with a share of the time; its rows are in gpu.jsonl (under --out) as soon as they are there, and
+so is a last one that says how it ended. gpu.log has what all of them printed. An item that fails, hangs or lacks its
+tool takes nothing from the others. Exits with 1 if one did not end well.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
-import subprocess
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
 
-from bench.contest import BASES
-from bench.results_file import RESULTS, append
-
-# The native kernels (Triton's are compiled under the sanitizer for minutes) without what is only big or only timing.
-SANITIZED = ["tests/test_gpu.py", "tests/test_gpu_bank.py", "tests/test_gpu_sinkhorn.py"]
-LEFT_OUT = "not two_billion and not nothing_syncs and not no_sync and not modules_give"
-TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
-TESTS_SECONDS, TOOL_SECONDS = 200, 60
+from bench import gpu_items
+from bench.gpu_schedule import Schedule, run
+from bench.results_file import RESULTS
 
 
-def run(name: str, command: list[str], out: Path, timeout: float) -> dict:
-    """Run a command for at most `timeout` seconds, keep its output in `out`/gpu-`name`.log, return a result row."""
-    print("+", " ".join(command), flush=True)
-    log = out / f"gpu-{name}.log"
-    with log.open("w") as f:
-        try:
-            code = subprocess.run(command, stdout=f, stderr=subprocess.STDOUT, timeout=timeout, check=False).returncode
-        except subprocess.TimeoutExpired:
-            code = 124
-            f.write(f"\nstopped after {timeout} s\n")
-    last = (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
-    print(f"{name}: exit {code}: {last}", flush=True)
-    return {"part": name, "exit": code, "last_line": last}
+def parse(arguments: list[str]) -> argparse.Namespace:
+    p = argparse.ArgumentParser(
+        prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    kind = p.add_mutually_exclusive_group()
+    kind.add_argument("--full", action="store_true", help="every GPU test and every shape")
+    kind.add_argument("--accuracy", action="store_true", help="a short accuracy run")
+    p.add_argument("--data-dir", help="CIFAR-100, for --accuracy: the folder of the python pickles, or an .npz")
+    p.add_argument("--work", type=Path, help="folder of the runs of --accuracy, from which they are resumed")
+    p.add_argument("--teacher-checkpoint", type=Path, help="of a resnet32x4, for --accuracy (default: one is trained)")
+    p.add_argument("--out", type=Path, help="where results go (default: bench/results; in a dry run a new folder)")
+    p.add_argument("--only", nargs="+", metavar="ITEM", help="items whose names contain one of these")
+    p.add_argument(
+        "--seconds", type=float, default=gpu_items.BUDGET, help="deadline of all of it (default %(default)s)"
+    )
+    p.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU; tests are only collected")
+    options = p.parse_args(arguments)
+    if options.accuracy and not options.dry_run and (options.data_dir is None or options.work is None):
+        p.error("--accuracy: expected --data-dir and --work")
+    return options
 
 
-def checks(out: Path) -> list[dict]:
-    """The GPU tests, and the native ones again under each tool of compute-sanitizer."""
-    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu"]
-    rows = [run("tests", [*pytest, "tests"], out, TESTS_SECONDS)]
-    sanitizer = shutil.which("compute-sanitizer")
-    if sanitizer is None:
-        return [*rows, {"part": "sanitizer", "exit": 1, "last_line": "compute-sanitizer is not on the PATH"}]
-    for tool in TOOLS:
-        guard = [sanitizer, "--tool", tool, "--error-exitcode", "9", "--target-processes", "all"]
-        rows.append(run(tool, [*guard, *pytest, *SANITIZED, "-k", LEFT_OUT], out, TOOL_SECONDS))
-    return rows
+def schedule_of(options: argparse.Namespace) -> Schedule:
+    """The items asked for.
+
+    Raises:
+        ValueError: --only names none.
+    """
+    if options.accuracy:
+        work = options.work or options.out / "work"
+        teacher = options.teacher_checkpoint
+        schedule = gpu_items.accuracy(options.out, options.data_dir or ".", work, teacher, options.dry_run)
+    else:
+        schedule = (gpu_items.full if options.full else gpu_items.first_contact)(options.out, options.dry_run)
+    if options.only:
+        kept = [[item for item in group if any(part in item.name for part in options.only)] for group in schedule]
+        names = [item.name for group in schedule for item in group]
+        schedule = [group for group in kept if group]
+        if not schedule:
+            raise ValueError(f"--only: expected parts of {names}, got {options.only}")
+    return schedule
 
 
-def fails(row: dict) -> bool:
-    """Whether a part of this row did not run, or a form of ours is wrong."""
-    return bool(row.get("exit")) or (row.get("right") is False and row.get("form") not in BASES)
-
-
-def profile(out: Path, device: torch.device, steps: int = 10) -> list[dict]:
-    """Where the time of WCoRD training steps (resnet32x4 -> resnet8x4, batch 64) goes: a table in gpu-profile.log."""
-    from wcord_fast import WCoRDLoss, models
-
-    teacher = models.create("resnet32x4", num_classes=100).to(device).eval().requires_grad_(False)
-    student = models.create("resnet8x4", num_classes=100).to(device)
-    wcord = WCoRDLoss(student.feature_dim, teacher.feature_dim, 50_000, labels=torch.arange(50_000) % 100).to(device)
-    sgd = torch.optim.SGD([*student.parameters(), *wcord.parameters()], lr=0.01)
-    images = torch.randn(64, 3, 32, 32, device=device)
-    index = torch.arange(64, device=device)
-
-    def step() -> None:
-        features, logits = student(images, return_features=True)
-        with torch.no_grad():
-            features_t, _ = teacher(images, return_features=True)
-        loss = torch.nn.functional.cross_entropy(logits, index % 100)
-        loss = loss + wcord(features[-1], features_t[-1], index)
-        sgd.zero_grad()
-        loss.backward()
-        sgd.step()
-
-    step()
-    with torch.profiler.profile() as seen:
-        for _ in range(steps):
-            step()
-    by = "cuda_time_total" if device.type == "cuda" else "cpu_time_total"
-    (out / "gpu-profile.log").write_text(seen.key_averages().table(sort_by=by, row_limit=60))
-    return [{"part": "profile", "steps": steps, "last_line": "see gpu-profile.log"}]
-
-
-def main() -> int:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--out", type=Path, default=RESULTS, help="where the results go (default: bench/results)")
-    p.add_argument("--only", nargs="+", choices=("checks", "times", "profile"), help="these parts (default: all)")
-    options = p.parse_args()
-    out = options.out
-    if not torch.cuda.is_available():
-        print("bench.gpu needs a CUDA device; torch sees none", file=sys.stderr)
+def main(arguments: list[str]) -> int:
+    options = parse(arguments)
+    if not options.dry_run and not torch.cuda.is_available():
+        print("bench.gpu needs a CUDA device (or --dry-run); torch sees none", file=sys.stderr)
         return 2
-    from bench import gpu_bank, gpu_ot  # after the check: they load the ops
-
-    out.mkdir(parents=True, exist_ok=True)
-    device = torch.device("cuda")
-    parts = {
-        "checks": (lambda: checks(out),),
-        "times": (gpu_bank.step_rows, gpu_bank.part_rows, gpu_ot.ot_rows),
-        "profile": (lambda: profile(out, device),),
-    }
-    failed = False
-    for name, makers in parts.items():
-        for make in makers if options.only is None or name in options.only else ():
-            rows = make()
-            failed |= any(map(fails, rows))
-            print("written to", append("gpu", rows, out), flush=True)
-    return int(failed)
+    out = options.out or (Path(tempfile.mkdtemp(prefix="bench_gpu_")) if options.dry_run else RESULTS)
+    options.out = out.resolve()
+    os.chdir(gpu_items.ROOT)
+    try:
+        schedule = schedule_of(options)
+        seconds = options.seconds * (gpu_items.DRY_FACTOR if options.dry_run else 1)
+        rows = run(schedule, options.out, seconds, options.dry_run)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"\n{'item':<36}{'outcome':<18}{'seconds':>8}  of at most")
+    for row in rows:
+        ending = "" if row["exit"] == 0 else f"  {row['last_line'][:120]}"
+        print(f"{row['item']:<36}{row['outcome']:<18}{row.get('seconds', 0):>8}  {row.get('limit_s', 0):>8}{ending}")
+    print(f"written to {options.out}/gpu.jsonl and gpu.log")
+    return int(any(row["exit"] for row in rows))
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(sys.argv[1:]))

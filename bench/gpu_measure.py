@@ -1,8 +1,10 @@
-"""Times of single calls on a device: by CUDA events on a GPU, by the wall clock elsewhere (for tests of the bench)."""
+"""Times, memory and kernels of single calls on a device: by CUDA events on a GPU, by the wall clock elsewhere."""
 
 from __future__ import annotations
 
+import re
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +12,8 @@ import torch
 
 from bench.measure import quantiles
 
-WARM_UPS = 5
+WARM_UPS = 3
+CPU_REPEATS = 3  # for a dry run
 
 
 def synchronize(device: torch.device) -> None:
@@ -18,12 +21,12 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def call_times(call: Callable[[], object], device: torch.device, repeats: int = 50) -> dict[str, float]:
+def device_times(call: Callable[[], object], device: torch.device, repeats: int = 30) -> dict[str, float]:
     """p20, p50 and p80 in microseconds of one call: its device time on a GPU."""
     for _ in range(WARM_UPS):
         call()
     if device.type != "cuda":
-        return quantiles([1e6 * seconds(call) for _ in range(repeats)])
+        return quantiles([1e6 * seconds(call) for _ in range(CPU_REPEATS)])
     pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
     for start, stop in pairs:
         start.record()
@@ -42,7 +45,7 @@ def eager_times(call: Callable[[], object], device: torch.device, repeats: int =
 
     for _ in range(WARM_UPS):
         waited()
-    return quantiles([1e6 * seconds(waited) for _ in range(repeats)])
+    return quantiles([1e6 * seconds(waited) for _ in range(repeats if device.type == "cuda" else CPU_REPEATS)])
 
 
 def graphed(call: Callable[[], object], device: torch.device) -> Callable[[], object]:
@@ -59,6 +62,36 @@ def graphed(call: Callable[[], object], device: torch.device) -> Callable[[], ob
     with torch.cuda.graph(graph):
         call()
     return graph.replay
+
+
+def launches(call: Callable[[], object], device: torch.device) -> dict[str, Any]:
+    """Kernels of a call as the profiler sees them: `launches`, `ours` of them, and count and time of each by name.
+
+    Empty on a CPU. Copies and fills of memory are named as the profiler names them.
+    """
+    if device.type != "cuda":
+        return {}
+    call()
+    synchronize(device)
+    with torch.profiler.profile() as seen:
+        call()
+        synchronize(device)
+    kernels: dict[str, list[float]] = defaultdict(lambda: [0, 0.0])
+    ours = 0
+    for event in seen.events() or ():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            name = short_name(event.name)
+            kernels[name][0] += 1
+            kernels[name][1] = round(kernels[name][1] + event.time_range.elapsed_us(), 2)
+            ours += "wcf::" in event.name or ("::" not in event.name and name.endswith("_kernel"))
+    found = {name: {"launches": count, "us": us} for name, (count, us) in sorted(kernels.items())}
+    return {"launches": sum(k["launches"] for k in found.values()), "ours": ours, "kernels": found}
+
+
+def short_name(kernel: str) -> str:
+    """A kernel's name without return type, namespaces, template arguments and parameters."""
+    bare = kernel.replace("(anonymous namespace)::", "").removeprefix("void ")
+    return re.split(r"[<(]", bare)[0].strip().rpartition("::")[2] or kernel[:80]
 
 
 def peak_megabytes(call: Callable[[], object], device: torch.device) -> float | None:
@@ -79,9 +112,10 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def tried(row: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """`row` with what was measured, or with the error: one form that fails must not take the others' numbers away."""
+def tried(row: dict[str, Any], measure: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """`row` after `measure(row)`, with `failed` where that raised: numbers that were there stay."""
     try:
-        return row | measure()
+        measure(row)
     except Exception as error:
-        return row | {"exit": 1, "error": f"{type(error).__name__}: {error}"[:500]}
+        row["failed"] = f"{type(error).__name__}: {error}"[:500]
+    return row

@@ -34,10 +34,10 @@ LIMIT = {"naive": 1e-3, "ours": 1e-5}  # fp32 logarithms of numbers near 1 lose 
 class NaiveCRD(nn.Module):
     """CRD in plain PyTorch, as RepDistiller computes it: rows [B, K + 1] are given, its constants live in a buffer."""
 
-    def __init__(self, num_data: int, dim: int):
+    def __init__(self, num_data: int, dim: int, s_dim: int = S_DIM, t_dim: int = T_DIM):
         super().__init__()
         self.num_data, self.dim = num_data, dim
-        self.embed_s, self.embed_t = nn.Linear(S_DIM, dim), nn.Linear(T_DIM, dim)
+        self.embed_s, self.embed_t = nn.Linear(s_dim, dim), nn.Linear(t_dim, dim)
         s = 1 / math.sqrt(dim / 3)
         for name in ("memory_v1", "memory_v2"):
             self.register_buffer(name, torch.rand(num_data, dim).mul_(2 * s).sub_(s))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 import platform
 import subprocess
 import time
@@ -14,24 +16,37 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 
 
-def provenance() -> dict[str, Any]:
-    """Commit (with a mark for a changed tree), versions, device and threads of this process."""
+@functools.cache
+def commit() -> str:
+    """The commit, with a mark for a changed tree; where there is no repository, what BENCH_COMMIT says."""
 
     def git(*args: str) -> str:
-        done = subprocess.run(["git", *args], capture_output=True, text=True, cwd=RESULTS.parent, check=False)
+        try:
+            done = subprocess.run(["git", *args], capture_output=True, text=True, cwd=RESULTS.parent, check=False)
+        except FileNotFoundError:
+            return ""
         return done.stdout.strip()
 
+    changed = "+changes" if git("status", "--porcelain", ":/", ":!/bench/results") else ""  # results do not count
+    return (git("rev-parse", "--short", "HEAD") or os.environ.get("BENCH_COMMIT", "unknown")) + changed
+
+
+def device_name() -> str:
+    """The GPU's, or the processor's without one."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+
+
+def provenance() -> dict[str, Any]:
+    """Commit, versions, device and threads of this process."""
     import wcord_fast
 
-    changed = "+changes" if git("status", "--porcelain", ":/", ":!/bench/results") else ""  # results do not count
-    processor = platform.processor() or platform.machine()
     return {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "commit": (git("rev-parse", "--short", "HEAD") or "unknown") + changed,
+        "commit": commit(),
         "wcord_fast": wcord_fast.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor,
+        "device": device_name(),
         "threads": torch.get_num_threads(),
     }
 

@@ -1,0 +1,25 @@
+"""The options that every item of a schedule takes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+
+def parsed(
+    text: str | None, arguments: list[str], more: Callable[[argparse.ArgumentParser], object] = lambda p: None
+) -> argparse.Namespace:
+    """--item, --out and --dry-run, those that `more` adds, and `device`: the GPU, or the CPU in a dry run."""
+    p = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--item", default="by hand", help="the name that its rows carry")
+    p.add_argument("--out", type=Path, required=True, help="folder of gpu.jsonl")
+    p.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU")
+    more(p)
+    options = p.parse_args(arguments)
+    options.device = torch.device("cpu" if options.dry_run else "cuda")
+    if not options.dry_run:
+        torch.zeros(1, device=options.device)  # fails here, and in words, where there is no GPU
+    return options
