@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -214,7 +214,10 @@ def create_network(
         **options: of `models.create`.
     """
     shown = data if view is None else view
-    options |= {"in_channels": shown.channels, "mean": shown.mean, "std": shown.std}
+    size: Sequence[int] = data.image_size
+    if view is not None:
+        size = view.see(torch.zeros(1, data.channels, *size)).shape[-2:]
+    options |= {"in_channels": shown.channels, "mean": shown.mean, "std": shown.std, "image_size": size}
     network = models.create(architecture, num_classes=data.num_classes, **options)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     return network.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from ..ops import checks
-from . import imagenet, libraries, mobilenetv2, resnet, resnet50, shufflenetv1, shufflenetv2, vgg, wrn
-from .base import FeatureNet
+from . import imagenet, libraries, mobilenetv2, own, resnet, resnet50, shufflenetv1, shufflenetv2, vgg, wrn
 from .libraries import LibraryNetwork, is_library_name
 
 # A family has NAMES, the published ones, and build(name, **options), which answers None to a name that is not
@@ -18,8 +17,8 @@ FAMILIES = (resnet, wrn, vgg, resnet50, mobilenetv2, shufflenetv1, shufflenetv2,
 
 
 def names() -> tuple[str, ...]:
-    """The published networks, by family. Any other "wrn_<depth>_<width>" with depth 6n+4 works too."""
-    return tuple(name for family in FAMILIES for name in family.NAMES)
+    """The published networks by family, and registered ones. Any other "wrn_<depth>_<width>" of depth 6n+4 works."""
+    return tuple(name for family in FAMILIES for name in family.NAMES) + tuple(own.MAKERS)
 
 
 def create(
@@ -30,14 +29,16 @@ def create(
     features: str | Sequence[str] = (),
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    image_size: Sequence[int] | None = None,
     **options: Any,
-) -> FeatureNet | LibraryNetwork:
+) -> Any:
     """A network by name, freshly initialised or pretrained.
 
         models.create("resnet8x4")                                      # of this package
         models.create("timm:convnext_tiny", 10, pretrained=True)        # of a library, which must be installed
         models.create("torchvision:resnet50@64")                        # which sees its images at 64x64 pixels
         models.create("hf:facebook/dinov2-small")                       # a repository or a folder; or "hf:vit"
+        models.create("my_package.my_module.small")                     # a function or class of your own
 
     A library's network maps its images by itself, see `models.LibraryNetwork`. They are resized to the size behind "@";
     without one, to the size that a pretrained network, or a transformer of timm or Hugging Face, is made for. Else they
@@ -45,13 +46,16 @@ def create(
 
     Args:
         name: one of `names()`, or any "wrn_<depth>_<width>"; any case, "-" or "_" ("ResNet8x4", "WRN-40-2"). Or
-            "timm:NAME", "torchvision:NAME" or "hf:NAME" with a name of that library.
+            "timm:NAME", "torchvision:NAME" or "hf:NAME" with a name of that library. Or a name of `register`, or the
+            dotted path of a function or class that makes a network from num_classes and in_channels.
         num_classes: width of the logits.
         pretrained: take the library's weights, from its cache or by a download. The classifier's are taken only if
             `num_classes` is theirs.
         features: of a library's network: the taps, see `Tapped`; default: stem and stages.
         mean, std: per channel, by which the images are normalised that the network will get. A library's network then
-            changes them to its own; None: they are as it wants. This package's networks take images as they are.
+            changes them to its own; None: they are as it wants. Other networks take images as they are.
+        image_size: of a user's network that gives no features: height and width of the images by which its stages are
+            found; default 64x64.
         **options: `in_channels` (default 3; a library's network takes 3, or 1 for grey images); of wide ResNets also
             `dropout`.
 
@@ -63,9 +67,12 @@ def create(
     """
     if not isinstance(name, str):
         raise TypeError(f"name: expected a str, got {type(name).__name__}")
+    make = own.maker(name)
+    if make is not None:
+        return own.create(make, num_classes, image_size=image_size, features=features, **options)
     if is_library_name(name):
-        own: dict[str, Any] = {"pretrained": pretrained, "features": features, "mean": mean, "std": std}
-        return libraries.create(name, num_classes, **own, **options)
+        theirs: dict[str, Any] = {"pretrained": pretrained, "features": features, "mean": mean, "std": std}
+        return libraries.create(name, num_classes, **theirs, **options)
     if pretrained or features:
         what = "pretrained" if pretrained else "features"
         raise ValueError(f"{what}: goes with a library's network, 'timm:NAME' and the like, got {name!r}")
@@ -83,6 +90,8 @@ def require_known(name: str) -> None:
     Raises:
         TypeError, ValueError, ImportError: as `create`.
     """
+    if own.maker(name) is not None:
+        return
     if is_library_name(name):
         libraries.require_known(name)
     else:
@@ -92,6 +101,9 @@ def require_known(name: str) -> None:
 
 def least_size(name: str) -> int:
     """The smallest height and width of images that the network `name` takes."""
+    make = own.maker(name)
+    if make is not None:
+        return getattr(make, "least_size", 1)
     if is_library_name(name):
         return LibraryNetwork.least_size
     with torch.device("meta"):

@@ -1,0 +1,124 @@
+"""A user's own network, from outside the package: by decorator, and by dotted path in the command."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from wcord_fast import models
+from wcord_fast.models import own
+
+MINE = """
+import torch
+from torch import nn
+from wcord_fast import models
+
+
+class Small(nn.Module):
+    def __init__(self, num_classes, in_channels=3, width=8):
+        super().__init__()
+        first, second = nn.Conv2d(in_channels, width, 3, 2, 1), nn.Conv2d(width, 2 * width, 3, 2, 1)
+        self.body = nn.Sequential(first, nn.ReLU(), second)
+        self.head = nn.Linear(2 * width, num_classes)
+
+    def forward(self, x):
+        return self.head(self.body(x).relu().mean((2, 3)))
+
+
+@models.register("small")
+def small(num_classes, in_channels=3):
+    return Small(num_classes, in_channels)
+
+
+def flat(num_classes, in_channels):
+    return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * 8 * 8, 12), nn.ReLU(), nn.Linear(12, num_classes))
+
+
+def wrong(num_classes, in_channels):
+    return "a network"
+
+
+number = 3
+"""
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    folder = tmp_path / "my_package"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("")
+    (folder / "mine.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    known = dict(own.MAKERS)
+    yield tmp_path
+    own.MAKERS.clear()
+    own.MAKERS.update(known)
+    for name in [name for name in sys.modules if name.startswith("my_package")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("path", ["my_package.mine.Small", "my_package.mine:Small", "my_package.mine.small"])
+def test_a_dotted_path_is_a_name(package, path):
+    net = models.create(path, 5, in_channels=1)
+    features, logits = net(torch.randn(2, 1, 20, 20), return_features=True)
+    assert logits.shape == (2, 5) and features[-1].shape == (2, 16)
+    assert models.least_size(path) == 1
+    models.require_known(path)
+
+
+def test_a_registered_name_is_one_of_ours(package):
+    __import__("my_package.mine")
+    assert "small" in models.names() and models.create("small", 3)(torch.randn(1, 3, 9, 9)).shape == (1, 3)
+
+
+def test_options_and_sizes_are_its_own(package):
+    assert models.create("my_package.mine.Small", 5, width=4).head.in_features == 8
+    net = models.create("my_package.mine.flat", 5, in_channels=1, image_size=(8, 8))
+    assert net(torch.randn(2, 1, 8, 8), return_features=True)[0][-1].shape == (2, 12)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("my_package.nothing.Small", r"name: 'my_package\.nothing\.Small' cannot be imported"),
+        ("my_package.mine.number", r"expected 'my_package\.mine\.number' to be a function or a class"),
+        ("my_package.mine.wrong", r"my_package\.mine\.wrong to make a torch\.nn\.Module, got str"),
+    ],
+)
+def test_what_is_no_network_is_refused(package, path, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        models.create(path)
+
+
+def test_a_name_that_is_none_is_refused(package):
+    for name in ("Not A Name", 3):
+        with pytest.raises(ValueError, match="name"):
+            models.register(name)(lambda: None)
+    models.register("mine")(len)
+    with pytest.raises(ValueError, match="'mine' is taken"):
+        models.register("mine")(print)
+
+
+def test_the_command_trains_it(package, tmp_path):
+    def command(*argv):
+        environment = {**os.environ, "PYTHONPATH": f"{package}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+        line = [sys.executable, "-m", "wcord_fast", "distill", *argv]
+        return subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
+
+    small = [
+        "--image-size=8",
+        "--limit-train=64",
+        "--epochs=1",
+        "--teacher-epochs=1",
+        "--threads=1",
+        "--no-tensorboard",
+    ]
+    nets = ["--teacher=my_package.mine.Small", "--student=my_package.mine.flat", "--methods=ce,crd"]
+    done = command(*nets, *small, f"--output-dir={tmp_path}/out", "--no-tensorboard")
+    assert done.returncode == 0, done.stderr
+    bad = command("--student=my_package.nothing")
+    assert bad.returncode == 2 and "student: 'my_package.nothing'" in bad.stderr
