@@ -9,8 +9,8 @@
 the stage outputs [B, C_i, H_i, W_i], `features[0]` the stem's output. With `preact=True` the stage outputs
 are taken before their activation. State-dict keys are those of RepDistiller's models; `load_weights` finds
 the weights in any program's checkpoint. `Tapped(any_network, features=[...])` makes any other network look like these;
-`with_features(any_network, images)` finds its stages by itself. A network of your own by name: `models.register`, or the
-dotted path of what makes it.
+`with_features(any_network, images)` finds its stages by itself. A network of your own by name:
+`models.register`, or the dotted path of what makes it.
 """
 
 from .base import FeatureNet
