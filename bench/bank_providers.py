@@ -59,7 +59,7 @@ class Case:
 
 
 def index_copy_update(bank: Tensor, index: Tensor, rows: Tensor) -> None:
-    """RepDistiller's update: nothing is said of an index that occurs twice."""
+    """RepDistiller's update: an index that occurs twice has no defined result."""
     row = torch.index_select(bank, 0, index).mul_(MOMENTUM).add_(torch.mul(rows, 1 - MOMENTUM))
     row.div_(row.pow(2).sum(1, keepdim=True).pow(0.5))
     bank.index_copy_(0, index, row)
@@ -103,7 +103,7 @@ class Form:
         plain_update(bank, index, rows)
 
     def step(self) -> tuple[Tensor, Tensor]:
-        """What `critic` returns, and both banks updated with the other side's anchors."""
+        """What `critic` returns, and both banks updated with the other direction's anchors."""
         found = self.critic()
         for bank, rows in zip(self.banks, self.case.anchors.flip(0), strict=True):
             self.update(bank, self.case.index, rows)

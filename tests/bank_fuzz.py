@@ -33,12 +33,12 @@ class Call:
     backend: str
 
     def __repr__(self) -> str:
-        def told(t: Tensor) -> str:
+        def text(t: Tensor) -> str:
             return f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}, strides {t.stride()}"
 
-        negatives = told(self.negatives) if isinstance(self.negatives, Tensor) else repr(self.negatives)
+        negatives = text(self.negatives) if isinstance(self.negatives, Tensor) else repr(self.negatives)
         return (
-            f"anchor {told(self.anchor)}; bank {told(self.bank)}; index {told(self.index)}; negatives {negatives}; "
+            f"anchor {text(self.anchor)}; bank {text(self.bank)}; index {text(self.index)}; negatives {negatives}; "
             f"log_z {float(self.log_z)}; tau {self.tau}; anchor_offset {self.anchor_offset}; plan {self.plan}"
         )
 

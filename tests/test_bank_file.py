@@ -42,13 +42,13 @@ def test_other_files_are_refused(tmp_path):
     for name in ("archive.npz", "objects.npy", "text.npy"):
         with pytest.raises(ValueError, match=f"file: .*{name} is not a .npy file of numbers"):
             bank.load_rows_(tmp_path / name)
-    for values, told in (
+    for values, message in (
         (np.zeros((3, 4)), r"got float64 \[3, 4\]"),
         (np.zeros((4, 3), int), r"got int64 \[4, 3\]"),
         (np.zeros((4, 3), np.longdouble), "got .*float"),
     ):
         np.save(tmp_path / "rows.npy", values)
-        with pytest.raises(ValueError, match=r"file: expected floats of shape \[4, 3\], " + told):
+        with pytest.raises(ValueError, match=r"file: expected floats of shape \[4, 3\], " + message):
             bank.load_rows_(tmp_path / "rows.npy")
     with pytest.raises(FileNotFoundError, match="nothing"):
         bank.load_rows_(tmp_path / "nothing.npy")

@@ -106,10 +106,10 @@ def test_an_update_of_a_bank_row_that_is_not_finite_names_the_bank():
         F.bank_update_(bank, INDEX, torch.ones(B, D))
 
 
-def test_explain_tells_of_the_class_sums():
-    for options, told in (({"k": "all"}, True), ({"k": 5}, False), ({"k": "all", "plan": "dense"}, False)):
+def test_explain_names_the_class_sums():
+    for options, named in (({"k": "all"}, True), ({"k": 5}, False), ({"k": "all", "plan": "dense"}, False)):
         found = wcord_fast.explain("bank_mean_score", num_data=N, **options)
-        assert ("of a MemoryBank" in found.reason) is told
+        assert ("of a MemoryBank" in found.reason) is named
     bank = MemoryBank(N, D)
     F.bank_mean_score(torch.randn(B, D), bank, INDEX, negatives=NegativeSampler(N, "all"))
     assert bank.current_sums() is not None

@@ -48,12 +48,12 @@ def joined(module, plan, p, cuts):
     return {"nce": total[0], "mean": total[1], "log_z": (log_z,), **critics}
 
 
-def assert_close(got, wanted, said):
+def assert_close(got, wanted, cuts):
     for name in ("nce", "log_z", "sigmoid", "infonce"):
         for ours, theirs in zip(got[name], wanted[name], strict=True):
-            assert relative_error(ours, theirs) < LIMIT, (name, said)
+            assert relative_error(ours, theirs) < LIMIT, (name, cuts)
     for ours, theirs in zip(got["mean"], wanted["mean"], strict=True):  # itself near zero: in units of a score
-        assert float((ours - theirs).abs().max()) < LIMIT, said
+        assert float((ours - theirs).abs().max()) < LIMIT, cuts
 
 
 @pytest.mark.parametrize("module", modules())

@@ -50,9 +50,9 @@ def test_explain_says_what_runs(ran, num_data, k, batch, dim, chosen, backend):
         function(anchor, bank, index, negatives=s, plan=chosen, backend=backend)
     sizes = {"num_data": num_data, "k": k, "batch": batch, "dim": dim}
     for name, done in zip(dispatch.BANK_SCORES, ran, strict=True):
-        told = wcord_fast.explain(name, **sizes, plan=chosen, backend=backend)
-        assert (told.backend, told.plan) == done
-        assert f"plan {told.plan}: " in told.reason
+        explained = wcord_fast.explain(name, **sizes, plan=chosen, backend=backend)
+        assert (explained.backend, explained.plan) == done
+        assert f"plan {explained.plan}: " in explained.reason
 
 
 def test_every_row_of_the_support_table_has_an_implementation():

@@ -43,12 +43,12 @@ def spec_of(name, num_data=N):
     return NegativeSampler(num_data, seed=11, **SAMPLERS[name]).cuda().spec(3)
 
 
-def problem(sides=2, batch=B, num_data=N, dim=128, dtype=torch.float32, bank_dtype=torch.float32):
+def problem(directions=2, batch=B, num_data=N, dim=128, dtype=torch.float32, bank_dtype=torch.float32):
     g = torch.Generator().manual_seed(batch + dim)
-    anchors = torch.nn.functional.normalize(torch.randn(sides, batch, dim, generator=g), dim=-1)
-    rows = torch.nn.functional.normalize(torch.randn(sides, num_data, dim, generator=g), dim=-1)
+    anchors = torch.nn.functional.normalize(torch.randn(directions, batch, dim, generator=g), dim=-1)
+    rows = torch.nn.functional.normalize(torch.randn(directions, num_data, dim, generator=g), dim=-1)
     index = torch.randint(0, num_data, (batch,), generator=g).cuda()
-    log_z = torch.linspace(8.0, 9.0, sides, device="cuda")
+    log_z = torch.linspace(8.0, 9.0, directions, device="cuda")
     return anchors.cuda().to(dtype), list(rows.cuda().to(bank_dtype)), index, log_z
 
 

@@ -49,12 +49,12 @@ def spec_of(name, num_data=N):
     return NegativeSampler(num_data, seed=11, **SAMPLERS[name]).spec(3)
 
 
-def problem(sides=1, batch=B, num_data=N, dim=D, dtype=torch.float32, bank_dtype=torch.float32):
+def problem(directions=1, batch=B, num_data=N, dim=D, dtype=torch.float32, bank_dtype=torch.float32):
     g = torch.Generator().manual_seed(batch + dim)
-    anchors = torch.nn.functional.normalize(torch.randn(sides, batch, dim, generator=g), dim=-1).to(dtype)
-    rows = torch.nn.functional.normalize(torch.randn(sides, num_data, dim, generator=g), dim=-1).to(bank_dtype)
+    anchors = torch.nn.functional.normalize(torch.randn(directions, batch, dim, generator=g), dim=-1).to(dtype)
+    rows = torch.nn.functional.normalize(torch.randn(directions, num_data, dim, generator=g), dim=-1).to(bank_dtype)
     index = torch.randint(0, num_data, (batch,), generator=g)
-    return anchors, list(rows), index, torch.linspace(3.0, 5.0, sides)
+    return anchors, list(rows), index, torch.linspace(3.0, 5.0, directions)
 
 
 def exact(anchors, banks):
@@ -186,9 +186,11 @@ def test_lower_matmul_precision_is_used_and_bounded(precision, tol):
     assert not torch.equal(full, low)
 
 
-@pytest.mark.parametrize("sides, batch, num_data, dim", [(1, 1, 1, 1), (2, 1, 33, 3), (3, 17, 64, 16), (1, 2, 65, 130)])
-def test_odd_shapes(sides, batch, num_data, dim):
-    anchors, banks, index, log_z = problem(sides, batch, num_data, dim)
+@pytest.mark.parametrize(
+    "directions, batch, num_data, dim", [(1, 1, 1, 1), (2, 1, 33, 3), (3, 17, 64, 16), (1, 2, 65, 130)]
+)
+def test_odd_shapes(directions, batch, num_data, dim):
+    anchors, banks, index, log_z = problem(directions, batch, num_data, dim)
     spec = NegativeSampler(num_data, 1 if num_data == 1 else 7, exclude="none", seed=1).spec()
     check_nce(anchors, banks, index, log_z, spec)
     check_mean(anchors, banks, index, spec)

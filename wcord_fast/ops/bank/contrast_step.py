@@ -26,7 +26,7 @@ _NOT_TWICE = "the gradient of a bank score cannot be differentiated again: only 
 
 
 class Unfit(Exception):
-    """A value stands against this call; nothing has been written. Whoever takes the long way is told which."""
+    """A value is not acceptable, and nothing has been written. The ops, called one by one, name it."""
 
 
 @dataclass

@@ -258,14 +258,14 @@ def _drawn_rows(x, index, num_data, spec, draw_backend) -> Iterator[tuple[int, i
     wide = min(width, budget)
     for lo in range(0, index.shape[0], max(1, budget // wide)):
         own, limit = (t[lo : lo + max(1, budget // wide)] for t in (index, pool[:, None]))
-        part = draws.anchor_slice(spec, lo, lo + len(own))
-        drawn = None if spec.whole_pool else draws.draw(own, num_data, part, draw_backend)
+        own_spec = draws.anchor_slice(spec, lo, lo + len(own))
+        drawn = None if spec.whole_pool else draws.draw(own, num_data, own_spec, draw_backend)
         for start in range(0, width, wide):
             if drawn is not None:
                 yield lo, lo + len(own), drawn[:, start : start + wide], None
             else:
                 position = torch.arange(start, min(start + wide, width), device=index.device)[None]
-                rows = pool_row(torch.minimum(position, limit - 1), own, part)
+                rows = pool_row(torch.minimum(position, limit - 1), own, own_spec)
                 share = spec.k / limit.double() if spec.expected else torch.ones_like(limit)
                 yield lo, lo + len(own), rows, ((position < limit) * share).to(x.dtype)
 

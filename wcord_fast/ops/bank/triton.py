@@ -34,7 +34,12 @@ def bank_nce(
     grad = call.empty(call.dim) if needs_grad else loss.new_empty(0)
     log_z = log_z.to(torch.float32).contiguous()
     for piece in call.pieces(by_column=needs_grad):
-        shared = {"log_z_ptr": log_z[piece.sides], "temperature": temperature, "NEEDS_GRAD": needs_grad, "EPS": EPS}
+        shared = {
+            "log_z_ptr": log_z[piece.directions],
+            "temperature": temperature,
+            "NEEDS_GRAD": needs_grad,
+            "EPS": EPS,
+        }
         loss_part = piece.scratch()
         grad_part = piece.scratch(call.dim) if needs_grad else grad
         piece.walk(
@@ -110,7 +115,7 @@ def _log_sum_exps(call: Call, temperature: float, known: Tensor | None = None) -
         piece.walk(
             triton_kernels.log_z_fwd_kernel,
             terms_ptr=piece.terms(triton_anchor.terms_kernel),
-            log_z_ptr=log_z[piece.sides],
+            log_z_ptr=log_z[piece.directions],
             ONLY_UNSET=known is not None,
             top_ptr=top,
             sum_ptr=total,

@@ -136,8 +136,8 @@ class Call:
         for lo in range(0, self.batch, max(1, chunk)):
             anchors = slice(lo, min(lo + chunk, self.batch))
             member = self._membership(anchors)
-            for sides in self._pairs():
-                yield Piece(self, anchors, sides, member, -(-self.dim // BLOCK_D) if by_column else 1)
+            for directions in self._pairs():
+                yield Piece(self, anchors, directions, member, -(-self.dim // BLOCK_D) if by_column else 1)
 
     def _membership(self, anchors: slice) -> Tensor:
         if self.spec.whole_pool:
@@ -160,10 +160,10 @@ class Call:
 class Piece:
     """The launches for a chunk of anchors and one or two banks: `terms`, then `walk`, then `finish`."""
 
-    def __init__(self, call: Call, anchors: slice, sides: slice, member: Tensor, columns: int):
-        self.anchors, self.sides = anchors, sides
-        self.x = call.anchors[sides, anchors].contiguous()  # [S, B, D]
-        banks = call.banks[sides]
+    def __init__(self, call: Call, anchors: slice, directions: slice, member: Tensor, columns: int):
+        self.anchors, self.directions = anchors, directions
+        self.x = call.anchors[directions, anchors].contiguous()  # [S, B, D]
+        banks = call.banks[directions]
         count, batch, dim = self.x.shape
         m_terms = call.terms(banks[0])
         self._x_terms = call.terms(self.x)
@@ -215,7 +215,7 @@ class Piece:
 
     def output(self, name: str, tensor: Tensor) -> dict:
         """The kernel arguments for this piece's view of an output [S, B, ...] (any tensor where it is not written)."""
-        view = tensor[self.sides, self.anchors] if tensor.numel() else tensor
+        view = tensor[self.directions, self.anchors] if tensor.numel() else tensor
         return {f"{name}_ptr": view, f"{name}_stride": tensor.stride(0)}
 
     def terms(self, kernel) -> Tensor:
