@@ -63,6 +63,10 @@ def test_fake_tensors_have_the_real_shapes_and_dtypes():
     lambda: WCoRDLoss(7, 9, N, feat_dim=D, num_negatives=K, labels=LABELS, seed=3, critic="dual"),
     lambda: WCoRDLoss(7, 9, N, feat_dim=D, num_negatives="all", labels=LABELS, seed=3, critic="dual", negatives="bank"),
     lambda: WCoRDLoss(7, 9, N, feat_dim=D, num_negatives=K, labels=LABELS, seed=3),
+    lambda: WCoRDLoss(7, 9, N, feat_dim=D, queue_size=K, labels=LABELS, critic="infonce", negatives="queue"),
+    lambda: WCoRDLoss(7, 9, N, feat_dim=D, queue_size=K, critic="sigmoid", negatives="queue"),
+    lambda: WCoRDLoss(7, 9, N, feat_dim=D, labels=LABELS, critic="sigmoid", negatives="batch"),
+    lambda: WCoRDLoss(7, 9, N, feat_dim=D, num_negatives=K, labels=LABELS, critic="infonce", backend="reference"),
 ])  # fmt: skip
 def test_modules_compile_without_graph_breaks(make):
     torch.manual_seed(0)

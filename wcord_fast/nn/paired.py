@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..distributed.ranks import ranks
 from ..functional.batch import batch_infonce, batch_sigmoid
 from ..ops.contrast import mean
 from ..ops.contrast import reference as ops
@@ -74,7 +75,7 @@ class PairedContrast(nn.Module):
         if self.queue_s is not None and self.queue_t is not None:
             args = group, scores
             return self._against(self.queue_t, e_s, e_t, *args) + self._against(self.queue_s, e_t, e_s, *args)
-        scope = "global" if self.training else "rank"
+        scope = "global" if self.training and ranks().world > 1 else "rank"  # what is global is not compiled
         if scores is None:
             losses = batch_infonce(
                 e_s, e_t, temperature=self.temperature, labels=group, scope=scope, backend=self.backend
