@@ -67,16 +67,16 @@ def read_distance(file: str, classes: int) -> Tensor:
     path = Path(file)
     try:
         if path.suffix == ".npy":
-            found = torch.from_numpy(np.load(path, allow_pickle=False))
+            matrix = torch.from_numpy(np.load(path, allow_pickle=False))
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            matrix = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling raises anything
         reason = str(error).split("\n")[0]
         raise ValueError(f"cost: {file!r} cannot be read as a .npy file or a tensor of torch.save: {reason}") from None
-    if not isinstance(found, Tensor) or found.shape != (classes, classes) or found.is_complex():
-        got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    if not isinstance(matrix, Tensor) or matrix.shape != (classes, classes) or matrix.is_complex():
+        got = list(matrix.shape) if isinstance(matrix, Tensor) else type(matrix).__name__
         raise ValueError(f"cost: expected a matrix [{classes}, {classes}] in {file!r}, got {got}")
-    found = found.detach().to(torch.float32)
-    if not (found.isfinite() & (found >= 0)).all():
+    matrix = matrix.detach().to(torch.float32)
+    if not (matrix.isfinite() & (matrix >= 0)).all():
         raise ValueError(f"cost: expected finite numbers of at least 0 in {file!r}")
-    return found
+    return matrix

@@ -1,4 +1,4 @@
-"""Train and eval mode, restored as they were found."""
+"""Eval mode for a while, after which every module is in its own mode again."""
 
 from __future__ import annotations
 

@@ -10,10 +10,11 @@ d being 1 - CKA of the teacher's features of two classes (`class_cost`), and the
 epochs on, `weight` falls to 0 along half a cosine.
 
 Defaults are the public configuration of resnet32x4-resnet8x4 on CIFAR-100; that of wrn_40_2-ShuffleV1 has weight 200
-and temperature 6. The public code returns <P, C> alone and its gradient through 10 unrolled iterations; here the
-gradient is that of the problem's minimum, in closed form, which points the same way and is about half as long. It
-also adds 1e-8 to costs and to sums, changes the weight by epochs where here it changes by batches, and takes the
-teacher's logits or last maps for its class features where here, as in the paper, it is the penultimate features.
+and temperature 6. The public code returns <P, C> alone and its gradient through 10 unrolled iterations. Here the
+gradient is that of the problem's minimum, in closed form: it is shorter at equal weight, and the two directions agree
+only where student and teacher are far apart. The public code also adds 1e-8 to costs and to sums, changes the weight by
+epochs where here it changes by batches, and takes the teacher's logits or last maps for its class features where here,
+as in the paper, it is the penultimate features.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ def _solve(
 
 
 def _problem(costs: Tensor, a: Tensor | None, b: Tensor | None, options: OTOptions, need_error: bool) -> _Problem:
-    """Raises on what does not fit."""
+    """The checked problem; raises ValueError or TypeError that names a wrong argument."""
     problems = _check(costs, a, b)
     dtype = costs.dtype
     if any(mass is not None and mass.dtype == torch.float64 for mass in (a, b)):

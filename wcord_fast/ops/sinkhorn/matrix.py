@@ -117,7 +117,7 @@ class _Value(torch.autograd.Function):
 
 
 def _gradients(ctx, weight: Tensor | None) -> list[Tensor | None]:
-    """Those in costs, a and b, from what a solve has saved and the gradient [G] that has come down to its values."""
+    """The gradients in costs, a and b, from what a solve saved and the gradient `weight` [G] of its values."""
     grads: list[Tensor | None] = [None] * 3
     if weight is None:
         return grads
