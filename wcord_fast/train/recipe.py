@@ -32,8 +32,8 @@ class Recipe:
         milestones: of "steps": the rate decays after these epochs; numbers below 1 are fractions of all epochs.
         lr_decay: factor of each decay.
         label_smoothing: share of the cross entropy's target that is spread over all classes.
-        mixup, cutmix: mix every training image with another one of its batch; parameter of the share's Beta
-            distribution. With both above 0 one of them is drawn for each batch.
+        mixup: blend every training image with another one of its batch; parameter of the share's Beta distribution.
+        cutmix: the same for a box of another one that is pasted in; of both one is drawn for each batch.
         ema: decay of a moving average of the student's weights over the steps, such as 0.999, which is tested and
             written beside the student; 0: none.
         clip_grad: largest norm of the whole gradient; default: no limit.
