@@ -18,6 +18,8 @@ from ..ops import checks
 from ..train.recipe import Recipe
 from .options import check_paths, devices, file_name
 
+PRETRAINED = "pretrained"  # in place of a file: the weights that a network's library has
+
 
 def _default_options() -> dict[str, distill.Options]:
     return {section: kind() for section, kind in distill.sections().items()}
@@ -44,6 +46,9 @@ class Config(Recipe):
         teacher: name of the teacher's architecture; "timm:NAME", "torchvision:NAME" or "hf:NAME" for a library's.
         student: name of the student's architecture, likewise.
         teacher_checkpoint: use this trained teacher (a checkpoint, a run's directory or a state dict).
+        init_student: begin the students with these weights: a file or run as for teacher_checkpoint, which must have
+            every weight, or "pretrained" for those that the student's library has.
+        init_teacher: the same for a teacher that is trained here.
         methods: what to train students with, by comma; "ce" is the plain student, "+kd" adds a KD term.
         teacher_epochs: epochs of the teacher; default: epochs (the packaged file of the digits has 30).
         batch_size: images per step.
@@ -69,6 +74,8 @@ class Config(Recipe):
     teacher: Annotated[str, models.names] = "resnet32x4"
     student: Annotated[str, models.names] = "resnet8x4"
     teacher_checkpoint: Annotated[str | None, "file"] = None
+    init_student: Annotated[str | None, "file"] = None
+    init_teacher: Annotated[str | None, "file"] = None
     methods: Annotated[list[str], method_names] = field(default_factory=lambda: ["ce", "wcord"])
     teacher_epochs: int | None = None
     batch_size: int = 64
@@ -93,7 +100,9 @@ class Config(Recipe):
         for name in ("teacher_epochs", "image_size", "limit_train", "threads"):
             if getattr(self, name) is not None:
                 checks.integer(name, getattr(self, name), least=1)
-        check_paths(self, "data_dir", "teacher_checkpoint", "output_dir")
+        check_paths(self, "data_dir", "teacher_checkpoint", "init_student", "init_teacher", "output_dir")
+        if self.init_teacher and self.teacher_checkpoint:
+            raise ValueError("init_teacher: goes with a teacher that is trained, but teacher_checkpoint names one")
         most = max(256, 4 * (os.cpu_count() or 1))
         if self.threads is not None and self.threads > most:
             raise ValueError(f"threads: expected at most {most} on this machine, got {self.threads}")
@@ -106,7 +115,9 @@ class Config(Recipe):
             )
         self.methods = spelled_methods(self.methods)
         for side in ("teacher", "student"):
-            require_architecture(side, getattr(self, side))
+            name = require_architecture(side, getattr(self, side))
+            if getattr(self, f"init_{side}") == PRETRAINED and ":" not in name:
+                raise ValueError(f"init_{side}: expected a file; {name!r} has no weights of a library's")
 
     @property
     def directory(self) -> Path:
@@ -181,12 +192,13 @@ def spelled_methods(asked: Any) -> list[str]:
     return found
 
 
-def require_architecture(option: str, name: str) -> None:
-    """ValueError, which begins with the option, for a network that is not known here, or not without a library."""
+def require_architecture(option: str, name: str) -> str:
+    """`name`; ValueError, which begins with the option, for a network that is not known or needs a missing library."""
     try:
         models.require_known(name)
     except (ImportError, TypeError, ValueError) as error:
         raise ValueError(f"{option}: {str(error).removeprefix('name: ')}") from None
+    return name
 
 
 def require_device(name: str) -> torch.device:

@@ -38,10 +38,11 @@ class TaskBench(Workbench):
         """The network as training would begin with it."""
         return self._network(architecture)
 
-    def _network(self, architecture: str) -> nn.Module:
+    def _network(self, architecture: str, pretrained: bool = False) -> nn.Module:
         torch.manual_seed(self.config.seed)
         layout = self.config.channels_last
-        network = create_network(architecture, self.data, self.device, layout, view=self.view)
+        view, data = self.view, self.data
+        network = create_network(architecture, data, self.device, layout, view=view, pretrained=pretrained)
         return look_through(network, self.view)
 
     def _run(self, name: str, spec: dict[str, Any], network: nn.Module, teacher: nn.Module | None, export: str) -> Run:

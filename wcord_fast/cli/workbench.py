@@ -22,7 +22,7 @@ from ..train.logs import Row, to_screen
 from ..train.loop import Run, fit
 from ..train.ranks import from_main, require_equal
 from ..train.views import View
-from .config import Config
+from .config import PRETRAINED, Config
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class Workbench:
             log.info("teacher   %s: test %.2f %%", config.teacher_checkpoint, tested["test_top1"])
             history = [{"epoch": 0, **tested, "best_top1": tested["test_top1"]}]
             return Result("teacher", network, config.teacher, history)
-        spec = self.spec("teacher", config.teacher, "ce")
+        spec = self.spec("teacher", config.teacher, "ce") | self._begin("teacher", network, config.init_teacher)
         history = fit(self._run("teacher", spec, network, teacher=None, export="teacher.pt"))
         return Result("teacher", network, config.teacher, history)
 
@@ -109,7 +109,7 @@ class Workbench:
         """A student trained (or resumed) with `method`; its initialisation is the same for every method."""
         config = self.config
         network = self._network(config.student)
-        spec = self.spec("student", config.student, method)
+        spec = self.spec("student", config.student, method) | self._begin("student", network, config.init_student)
         frozen = None
         if teacher is not None:
             frozen = teacher.network.eval().requires_grad_(False)
@@ -132,9 +132,21 @@ class Workbench:
             "recipe": self.config.recipe(role),
         }
 
-    def _network(self, architecture: str) -> nn.Module:
+    def _begin(self, role: str, network: nn.Module, weights: str | None) -> dict[str, Any]:
+        """Load the weights with which `network` begins, and say what they are; nothing of both without `weights`."""
+        if weights is None:
+            return {}
+        architecture = getattr(self.config, role)
+        if weights == PRETRAINED:
+            found = self._network(architecture, pretrained=True).state_dict()
+            network.load_state_dict(found)
+        else:
+            load_weights(network, Path(weights), f"--{role} {architecture}")
+        return {"init": checkpoint.fingerprint(network)}
+
+    def _network(self, architecture: str, pretrained: bool = False) -> nn.Module:
         torch.manual_seed(self.config.seed)
-        return create_network(architecture, self.data, self.device, self.config.channels_last)
+        return create_network(architecture, self.data, self.device, self.config.channels_last, pretrained=pretrained)
 
     def _run(self, name: str, spec: dict[str, Any], network: nn.Module, teacher: nn.Module | None, export: str) -> Run:
         config = self.config
@@ -239,11 +251,27 @@ def load_teacher(network: nn.Module, path: Path, spec: dict[str, Any]) -> None:
         with checkpoint.usable(path):
             found = {"model": value["spec"]["model"], "data": _identity(value["spec"]["data"])}
         _require_same_teacher(path, found, {"model": spec["model"], "data": _identity(spec["data"])})
+    load_weights(network, path, f"--teacher {spec['model']}", value)
+
+
+def load_weights(network: nn.Module, path: Path, what: str, value: Any = None) -> None:
+    """Load all weights of `network` from a checkpoint of ours, a run's directory, or any file with a state dict.
+
+    Args:
+        path: of the file or directory.
+        what: the network, for the message.
+        value: what `path` holds, if it has been read.
+    Raises:
+        CheckpointError: no such file, damaged, keys that do not fit, or weights that are not finite.
+    """
+    path = path / checkpoint.CURRENT if path.is_dir() else path
+    value = checkpoint.read(path) if value is None else value
+    if isinstance(value, dict) and "spec" in value and "student" in value:
         value = value["student"]
     try:
         models.load_weights(network, value)
     except ValueError as error:
-        raise CheckpointError(f"{path}: not the weights of --teacher {spec['model']}: {error}") from None
+        raise CheckpointError(f"{path}: not the weights of {what}: {error}") from None
     checkpoint.require_finite(path, network.state_dict())
 
 

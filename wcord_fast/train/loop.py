@@ -19,6 +19,7 @@ from ..distill import Method
 from ..ops import checks
 from ..ops.status import check
 from . import bank_files, checkpoint
+from .average import Average
 from .cuda_graph import GraphedStep
 from .evaluation import evaluate
 from .files import locked
@@ -27,13 +28,15 @@ from .forwards import Forward, compiled, plain
 from .logs import CSV, Progress, Row, TensorBoard, epoch_line, write_csv
 from .meters import Meters, Stopwatch
 from .ranks import average_statistics, copy_from_main, from_main, is_main, join_meters, wrap
-from .recipe import DEFAULTS
-from .schedule import announcement, learning_rate
+from .recipe import DEFAULTS, make_optimizer
+from .schedule import announcement, changes_by_step, learning_rate
 from .sources import TrainingBatches
 from .stage import pretrain
 from .step import gradients, micro_batch, train_step
 
 log = logging.getLogger(__name__)
+
+AVERAGED = "student_ema.pt"
 
 
 @dataclass
@@ -52,6 +55,7 @@ class Run:
         labelled: whether the labels mean anything; False: cross entropy and training accuracy are not logged.
         export: name of the file that gets the student's state dict when the run is finished.
         log_every, log_grad_norms, tensorboard, quiet, restart, extend: see `Config`.
+        average: the moving average of the student, if the recipe says so.
         network: the student as it is called in training: under DDP where there are several processes.
     """
 
@@ -73,6 +77,7 @@ class Run:
     extend: bool = False
     history: list[Row] = field(default_factory=list)
     network: nn.Module = field(init=False)
+    average: Average | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         checks.integer("log_every", self.log_every, least=1)
@@ -128,12 +133,8 @@ def _fit(run: Run) -> list[Row]:
             pretrain(run, run.teacher)
             checkpoint.set_rng_state(generators)  # the student's training does not depend on when its stage was run
         copy_from_main(run.student, run.method)
-    optimizer = torch.optim.SGD(
-        run.parameters(),
-        lr=recipe["lr"],
-        momentum=recipe["momentum"],
-        weight_decay=recipe["weight_decay"],
-    )
+    optimizer = make_optimizer(recipe, run.parameters())
+    run.average = Average(run.student, recipe["ema"]) if recipe["ema"] else None
     resume(run, optimizer)
     first = len(run.history)
     if run.method.fills_banks and run.teacher is not None and not first:
@@ -152,14 +153,15 @@ def _fit(run: Run) -> list[Row]:
     if directory is not None and is_main():
         write_csv(directory / CSV, run.history)
         checkpoint.save_state_dict(directory / run.export, run.student.state_dict())
+        if run.average is not None:
+            checkpoint.save_state_dict(directory / AVERAGED, run.average.network.state_dict())
     return run.history
 
 
 def one_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> None:
     """Train, test, checkpoint, log: epoch `epoch`, counted from 0."""
     rate = learning_rate(run.recipe, epoch)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+    set_rate(optimizer, rate)
     losses = train_epoch(run, optimizer, epoch)
     average_statistics(run.student, run.method)
     row = {"epoch": epoch + 1, "lr": rate, **losses}
@@ -168,6 +170,9 @@ def one_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> None:
     if run.test is not None:
         test = run.test
         row |= from_main(lambda: evaluate(run.student, test, run.recipe["precision"]))
+        if run.average is not None:
+            average = run.average.network
+            row["ema_top1"] = from_main(lambda: evaluate(average, test, run.recipe["precision"]))["test_top1"]
         row["best_top1"] = max([row["test_top1"], *(r["best_top1"] for r in run.history if "best_top1" in r)])
     run.history.append(row)
     if run.directory is not None:
@@ -187,10 +192,17 @@ def save(run: Run, directory: Path, optimizer: torch.optim.Optimizer) -> None:
         "rng": checkpoint.rng_state(),
         "history": run.history,
         **({} if images is None else {"images": images}),
+        **({} if run.average is None else {"average": run.average.state_dict()}),
     }
     bank_files.save(directory, state, run.method)
     if is_main():
         write_csv(directory / CSV, run.history)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give the optimiser its learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
 
 
 def resume(run: Run, optimizer: torch.optim.Optimizer) -> None:
@@ -204,6 +216,9 @@ def resume(run: Run, optimizer: torch.optim.Optimizer) -> None:
     if begun["epochs"] < run.recipe["epochs"]:
         log.warning("%s: %s (%s)", run.name, announcement(begun, run.recipe, state["epoch"]), run.directory)
     checkpoint.restore(run.directory, state, run.student, run.method, optimizer)
+    if run.average is not None:
+        with checkpoint.usable(run.directory):
+            run.average.load_state_dict(state["average"])
     run.history = state["history"]
     if state["epoch"] < run.recipe["epochs"]:
         log.info("%s: going on after epoch %d (%s)", run.name, state["epoch"], run.directory)
@@ -219,7 +234,10 @@ def train_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> Row:
     began = time.perf_counter()
     title = f"{run.name} {epoch + 1}/{run.recipe['epochs']}"
     bar = Progress(run.train.epoch(epoch), len(run.train), title, run.quiet)
+    by_step = changes_by_step(run.recipe)
     for step, batch in enumerate(bar):
+        if by_step:
+            set_rate(optimizer, learning_rate(run.recipe, epoch, (step + 1) / len(run.train)))
         probe = run.log_grad_norms and step == len(run.train) // 2
         part = micro_batch(step, len(run.train), run.recipe["accumulate"])
         if run.method.scheduled:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+import pkgutil
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
-from ..distill.base import check_ranges
+from ..distill.base import check_ranges, described
+from ..nn.options import option
 from ..ops import checks
 
 
@@ -18,11 +23,19 @@ class Recipe:
     Attributes:
         epochs: passes over the training set.
         accumulate: batches per optimiser step, their losses averaged; each is a step of the methods' banks.
-        lr: learning rate (SGD).
-        momentum: SGD's momentum.
-        weight_decay: SGD's weight decay.
-        milestones: the rate decays after these epochs; numbers below 1 are fractions of all epochs.
+        optimizer: a class of torch.optim by its name ("AdamW"), or any class by its dotted path.
+        lr: learning rate.
+        momentum: of an optimiser that has one (SGD, RMSprop).
+        weight_decay: of the optimiser.
+        schedule: the rate falls in "steps", or as half a "cosine" from lr to 0 over all epochs.
+        warmup: the rate rises linearly from 0 over so many epochs, or below 1 over that part of all epochs.
+        milestones: of "steps": the rate decays after these epochs; numbers below 1 are fractions of all epochs.
         lr_decay: factor of each decay.
+        label_smoothing: share of the cross entropy's target that is spread over all classes.
+        mixup: blend every training image with another one of its batch; parameter of the share's Beta distribution.
+        cutmix: the same for a box of another one that is pasted in; of both one is drawn for each batch.
+        ema: decay of a moving average of the student's weights over the steps, such as 0.999, which is tested and
+            written beside the student; 0: none.
         clip_grad: largest norm of the whole gradient; default: no limit.
         seed: of initialisation, order, augmentation and negatives; equal for all methods, so they are paired.
         precision: fp32, or bf16 autocast.
@@ -40,6 +53,13 @@ class Recipe:
     lr_decay: float = 0.1
     clip_grad: float | None = None
     seed: int = 0
+    optimizer: str = option("SGD", later=True)
+    schedule: Literal["steps", "cosine"] = option("steps", later=True)
+    warmup: float = option(0.0, later=True)
+    label_smoothing: float = option(0.0, later=True)
+    mixup: float = option(0.0, later=True)
+    cutmix: float = option(0.0, later=True)
+    ema: float = option(0.0, later=True)
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
     compile: bool = False
@@ -57,6 +77,15 @@ class Recipe:
         checks.non_negative("weight_decay", self.weight_decay)
         checks.positive("lr_decay", self.lr_decay)
         checks.choice("precision", self.precision, ("fp32", "bf16"))
+        optimizer_class(self.optimizer)
+        checks.choice("schedule", self.schedule, ("steps", "cosine"))
+        for name in ("warmup", "mixup", "cutmix"):
+            checks.non_negative(name, getattr(self, name))
+        for name in ("label_smoothing", "ema"):
+            if not 0 <= checks.number(name, getattr(self, name)) < 1:
+                raise ValueError(f"{name}: expected a number in [0, 1), got {getattr(self, name)}")
+        if self.cuda_graph and (self.mixup or self.cutmix):
+            raise ValueError("cuda_graph: a replay repeats its draws; expected mixup=0 and cutmix=0")
         if self.cuda_graph and self.accumulate > 1:
             raise ValueError(
                 f"cuda_graph: a replay overwrites the gradients; expected accumulate=1, got {self.accumulate}"
@@ -71,18 +100,64 @@ class Recipe:
         """ValueError where `device`, or the number of processes, does not allow `compile` or `cuda_graph`."""
         if self.cuda_graph and device.type != "cuda":
             raise ValueError(f"cuda_graph: expected a CUDA device, got {device}")
-        for option in ("compile", "cuda_graph"):
-            if getattr(self, option) and processes > 1:
-                raise ValueError(f"{option}: expected one process, got {processes}; not supported with several")
+        for name in ("compile", "cuda_graph"):
+            if getattr(self, name) and processes > 1:
+                raise ValueError(f"{name}: expected one process, got {processes}; not supported with several")
 
     def described(self) -> dict[str, Any]:
         """The recipe as a run's spec holds it: what must be equal when the run is resumed."""
-        values = {f.name: getattr(self, f.name) for f in fields(Recipe)}
+        known = {f.name for f in fields(Recipe)}
+        values = {name: value for name, value in described(self).items() if name in known}
         values |= {name: float(values[name]) for name in ("lr", "momentum", "weight_decay", "lr_decay")}
         values["milestones"] = [float(m) for m in self.milestones]
         for name in ("compile", "cuda_graph"):  # None as in a checkpoint from before there was the option
             values[name] = values[name] or None
         return values
+
+
+def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+    """The optimiser `name`, a class of torch.optim or a dotted path.
+
+    Raises:
+        ValueError: nothing of that name (the nearest is suggested), or one that takes no learning rate.
+        TypeError: it is no optimiser.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"optimizer: expected a str, got {type(name).__name__}")
+    if "." in name or ":" in name:
+        try:
+            found = pkgutil.resolve_name(name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(f"optimizer: {name!r} cannot be imported: {error}") from error
+    else:
+        own = [key for key, value in vars(torch.optim).items() if _is_optimizer(value) and value is not Optimizer]
+        found = getattr(torch.optim, checks.choice("optimizer", name, own))
+    if not _is_optimizer(found):
+        raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got {found!r}")
+    if "lr" not in inspect.signature(found).parameters:
+        raise ValueError(f"optimizer: expected one that takes lr, got {name!r}")
+    closure = inspect.signature(found.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ValueError(f"optimizer: expected one that steps without a closure, got {name!r}")
+    return found
+
+
+def make_optimizer(recipe: dict[str, Any], parameters: list[nn.Parameter], lr: float | None = None) -> Optimizer:
+    """The recipe's optimiser of `parameters`, with those of lr, momentum and weight_decay that it takes.
+
+    Args:
+        recipe: the fields of a `Recipe`.
+        parameters: what it changes.
+        lr: default: the recipe's.
+    """
+    kind = optimizer_class(recipe["optimizer"])
+    values = {"lr": lr or recipe["lr"], "momentum": recipe["momentum"], "weight_decay": recipe["weight_decay"]}
+    taken = inspect.signature(kind).parameters
+    return kind(parameters, **{name: value for name, value in values.items() if name in taken})
+
+
+def _is_optimizer(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, Optimizer)
 
 
 DEFAULTS = asdict(Recipe())

@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+from .recipe import DEFAULTS
 
-def learning_rate(recipe: dict[str, Any], epoch: int) -> float:
-    """The rate of epoch `epoch` (from 0): lr * lr_decay^(milestones passed); those count epochs from 1."""
-    return recipe["lr"] * recipe["lr_decay"] ** sum(epoch + 1 > end for end in decay_epochs(recipe))
+
+def learning_rate(recipe: dict[str, Any], epoch: int, part: float = 0.0) -> float:
+    """The rate in epoch `epoch` (from 0), of which the share `part` is over.
+
+    "steps": lr * lr_decay^(milestones passed); those count epochs from 1. "cosine": half a cosine from lr to 0 between
+    the end of the warm-up and the last epoch. In the warm-up it is multiplied by a factor that rises linearly to 1.
+    """
+    recipe = DEFAULTS | recipe
+    begin, done = warmup_epochs(recipe), epoch + part
+    if recipe["schedule"] == "cosine":
+        share = min(1.0, max(0.0, done - begin) / max(recipe["epochs"] - begin, 1e-9))
+        rate = recipe["lr"] * (0.5 + 0.5 * math.cos(math.pi * share))
+    else:
+        rate = recipe["lr"] * recipe["lr_decay"] ** sum(epoch + 1 > end for end in decay_epochs(recipe))
+    return rate * done / begin if done < begin else rate
+
+
+def warmup_epochs(recipe: dict[str, Any]) -> float:
+    """Epochs of the warm-up."""
+    return recipe["warmup"] * recipe["epochs"] if recipe["warmup"] < 1 else recipe["warmup"]
+
+
+def changes_by_step(recipe: dict[str, Any]) -> bool:
+    """Whether the rate differs between the steps of an epoch."""
+    return recipe["schedule"] == "cosine" or recipe["warmup"] > 0
 
 
 def decay_epochs(recipe: dict[str, Any]) -> list[float]:
@@ -27,9 +51,10 @@ def announcement(old: dict[str, Any], new: dict[str, Any], done: int) -> str:
     """What follows from going on after epoch `done` by the recipe `new`, begun by the shorter `old`; for the user."""
     ends = ", ".join(map(str, dict.fromkeys(decay_epochs(new)))) or "none"
     total = new["epochs"]
+    falls = "falls as a cosine" if new["schedule"] == "cosine" else f"decays after epochs {ends}"
     said = (
         f"extended from {old['epochs']} to {total} epochs after epoch {done}. From here on the schedule is that of "
-        f"{total} epochs: decays after epochs {ends}, next rate {learning_rate(new, done):g}"
+        f"{total} epochs: {falls}, next rate {learning_rate(new, done):g}"
     )
     other = [e + 1 for e in range(done) if learning_rate(old, e) != learning_rate(new, e)]
     if other:

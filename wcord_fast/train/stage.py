@@ -16,6 +16,7 @@ from .evaluation import autocast
 from .files import locked
 from .logs import Progress, Row
 from .meters import Meters
+from .recipe import make_optimizer
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +29,8 @@ def pretrain(run, teacher: nn.Module) -> list[Row]:
     stage, options, recipe = run.method.stage, run.method.options, run.recipe
     epochs = options.stage_epochs or max(1, round(recipe["epochs"] / SHARE))
     trained = [*stage.modules, *(feature_modules(run.student) if stage.trains_student else ())]
-    optimizer = torch.optim.SGD(
-        [p for module in trained for p in module.parameters() if p.requires_grad],
-        lr=options.stage_lr or recipe["lr"],
-        momentum=recipe["momentum"],
-        weight_decay=recipe["weight_decay"],
-    )
+    parameters = [p for module in trained for p in module.parameters() if p.requires_grad]
+    optimizer = make_optimizer(recipe, parameters, options.stage_lr)
     directory = None if run.directory is None else run.directory / DIRECTORY
     spec = {**run.spec, "stage": {"epochs": epochs, "lr": options.stage_lr or recipe["lr"]}}
     with nullcontext() if directory is None else locked(directory):

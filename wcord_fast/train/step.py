@@ -17,6 +17,7 @@ from ..distill import Batch, Method, Outputs
 from ..distill.modes import eval_mode
 from .evaluation import autocast
 from .meters import Meters, Stopwatch, Watch
+from .mix import Blend, mix
 from .ranks import average_gradients, sync_if
 
 if TYPE_CHECKING:
@@ -64,15 +65,20 @@ def train_step(
     if part.first:
         optimizer.zero_grad(set_to_none=True)
     shares: dict[str, float] = {}
+    blend = None
+    if run.recipe["mixup"] or run.recipe["cutmix"]:
+        batch, blend = mix(batch, run.recipe["mixup"], run.recipe["cutmix"])
     if run.graphed is not None and not probe:
         values = run.graphed(batch, watch)
     else:
-        values, shares = gradients(run, batch, watch, meters, probe, part.share * weight, part.last)
+        values, shares = gradients(run, batch, watch, meters, probe, part.share * weight, part.last, blend)
     if part.last:
         average_gradients(run.method.parameters())
         if run.recipe["clip_grad"] is not None:
             nn.utils.clip_grad_norm_(run.parameters(), run.recipe["clip_grad"])
         optimizer.step()
+        if run.average is not None:
+            run.average.update()
     meters.add(len(batch.labels), values)
     return shares
 
@@ -85,6 +91,7 @@ def gradients(
     probe: bool = False,
     share: float = 1.0,
     last: bool = True,
+    blend: Blend | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Add the gradients of one batch's objective, times `share`, to those of the parameters.
 
@@ -92,6 +99,7 @@ def gradients(
         run, batch, watch, meters, probe: see `train_step`.
         share: of the batch in the loss of its group.
         last: whether the batch is the last of its group; then the processes exchange the network's gradients.
+        blend: the second labels of a mixed batch.
     Returns:
         The values for the meters, and each term's share of the gradient (none without `probe`).
     """
@@ -104,7 +112,11 @@ def gradients(
             teacher = forwards["teacher"](batch.images)
     with autocast(device, precision), sync_if(last, run.network):
         student = forwards["student"](batch.images)
-    cross_entropy = F.cross_entropy(student.logits.float(), batch.labels)
+    smoothing = run.recipe["label_smoothing"]
+    cross_entropy = F.cross_entropy(student.logits.float(), batch.labels, label_smoothing=smoothing)
+    if blend is not None:
+        second = F.cross_entropy(student.logits.float(), blend.labels, label_smoothing=smoothing)
+        cross_entropy = torch.lerp(cross_entropy, second, blend.share)
     ce = run.method.options.ce_weight * cross_entropy
     correct = (student.logits.argmax(1) == batch.labels).double().mean()
     shares: dict[str, float] = {}

@@ -1,0 +1,45 @@
+"""The moving average of a student's weights and buffers over the optimiser's steps."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+
+class Average:
+    """A copy of `network` that follows it: after each step, average = decay * average + (1 - decay) * network.
+
+    In the first steps the decay is smaller, (1 + steps) / (10 + steps), so that the random weights of the beginning are
+    forgotten. Numbers that are not floating, such as counts of batches, are copied.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay, self.steps = decay, 0
+        self.network = copy.deepcopy(network).requires_grad_(False)
+        self._source, self._target = _values(network), _values(self.network)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the network's present values."""
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        self.steps += 1
+        torch._foreach_lerp_(self._target[0], self._source[0], 1 - decay)
+        if self._target[1]:
+            torch._foreach_copy_(self._target[1], self._source[1])
+
+    def state_dict(self) -> dict[str, object]:
+        """Weights, buffers and the number of steps."""
+        return {"steps": self.steps, "network": self.network.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from `state_dict()`."""
+        self.steps = state["steps"]
+        self.network.load_state_dict(state["network"])
+
+
+def _values(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """The floating tensors of a network's state dict, and the others."""
+    values = [v for v in network.state_dict(keep_vars=True).values() if isinstance(v, Tensor)]
+    return [v for v in values if v.is_floating_point()], [v for v in values if not v.is_floating_point()]
