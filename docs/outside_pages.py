@@ -1,6 +1,7 @@
 """MkDocs hook: files of the repository that stand outside docs/ are pages and pictures of the site, at their own paths.
 
 A link that leads to such a file from a page of docs/ starts with "../", as GitHub wants it; here docs/ is the root.
+An inner product <x, y> in prose is text, on GitHub and here, though Python-Markdown would take it for a tag.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import posixpath
 import re
 from pathlib import Path
 
+from markdown import Extension, Markdown
+from markdown.inlinepatterns import HtmlInlineProcessor
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -23,6 +26,19 @@ OUTSIDE = (
     "wcord_fast/ops/*/README.md",
 )
 LINK = re.compile(r"(\]\()([^)#\s:]+)(?=[)#\s])")
+TAG = r"""(</?[a-z][\w-]*(?:\s+[\w:-]+(?:="[^"]*")?)*\s*/?>|<!--.*?-->)"""
+
+
+class TagsOnly(Extension):
+    """Raw HTML within a line is a lower-case tag with attributes, and nothing else."""
+
+    def extendMarkdown(self, md: Markdown) -> None:
+        md.inlinePatterns.register(HtmlInlineProcessor(TAG, md), "html", 90)
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    config.markdown_extensions.append(TagsOnly())
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

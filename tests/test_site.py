@@ -63,6 +63,12 @@ def test_no_page_asks_another_host_for_anything(site):
         assert not re.findall(r'<(?:script|img|link)\b[^>]*\b(?:src|href)="https?:[^"]*"', page.read_text()), page
 
 
+def test_an_inner_product_is_not_taken_for_a_tag(site):
+    assert "&lt;P, C&gt;" in (site / "concepts" / "transport.html").read_text()
+    for page in site.rglob("*.html"):
+        assert not re.search(r"<\w+, ", page.read_text()), page
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_the_api_pages_have_every_public_name(site, module):
     page = (site / "api" / f"{MODULES[module]}.html").read_text()
