@@ -43,6 +43,8 @@ def output_of(name: str, *more: str, launcher: Sequence[str] = ()) -> str:
 
 def test_every_example_is_tried():
     assert {path.name for path in EXAMPLES.glob("*.py")} == set(SMALL)
+    page = (EXAMPLES.parent / "docs" / "howto" / "examples.md").read_text()
+    assert set(re.findall(r'--8<-- "examples/(\w+\.py)"', page)) == set(SMALL)
 
 
 class Compared(CRDLoss):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import functools
 import re
+import tomllib
 
 import pytest
+import yaml
 
 from bench import report
 
@@ -62,6 +64,12 @@ def test_environment_variables_are_those_of_the_sources():
 def test_links_lead_to_files(page):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_the_citation_has_the_packages_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert citation["version"] == project["version"] and citation["license"] == project["license"]
 
 
 UNIT = r"(?:ms|us|MB|GB|%|percent|times|seconds|minutes|hours|images/s)"
