@@ -9,7 +9,7 @@ from bench.gpu_schedule import Item, Schedule
 
 ROOT = Path(__file__).resolve().parent.parent
 BUDGET = 540
-DRY_FACTOR = 4  # of shares and budget in a dry run, whose machine may be slow and busy
+DRY_FACTOR = 10  # of shares and budget in a dry run, whose machine may be slow and busy
 WARMERS = 12  # processes that compile Triton kernels while the native module is built
 SHAPES = ((64, 16384, 50_000), (256, 16384, 50_000), (1024, 65536, 1_281_167))
 MORE_SHAPES = ((64, 4096, 50_000), (1024, 4096, 1_281_167))

@@ -44,9 +44,6 @@ class Recorder:
         self.alone = not config.getoption("numprocesses", None)  # no pytest-xdist
         self.is_worker = hasattr(config, "workerinput")
 
-    def pytest_collection_finish(self) -> None:
-        torch.set_num_threads(os.cpu_count() or 1)  # conftest.py asks for one: many workers are not usual here
-
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Any:
         watch = threading.Timer(self.seconds, self._hung, [item.nodeid])
@@ -93,6 +90,11 @@ def _reason(report: pytest.TestReport) -> str:
         return str(report.longrepr[2])[:500]
     crash = getattr(report.longrepr, "reprcrash", None)
     return (crash.message if crash else report.longreprtext)[:500]
+
+
+def pytest_collection_finish() -> None:
+    """The reference on the CPU takes every core: conftest.py has asked for one, for the sake of many workers."""
+    torch.set_num_threads(os.cpu_count() or 1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

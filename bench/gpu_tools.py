@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-import importlib.util
+import importlib.metadata
 import os
 import platform
 import shutil
@@ -28,10 +28,10 @@ from bench.gpu_schedule import MISSING, Rows
 
 SANITIZER_TOOLS = ("memcheck", "racecheck", "synccheck")
 PROGRAMS = ("nvcc", "compute-sanitizer", "ncu", "nvidia-smi")
-PACKAGES = ("triton", "numpy", "pytest", "xdist", "hypothesis", "ninja", "pybind11", "setuptools")
+PACKAGES = ("triton", "numpy", "pytest", "pytest-xdist", "hypothesis", "ninja", "pybind11", "setuptools")
 OURS = "kns=wcf"  # a part of the mangled names of the native kernels: their namespace
 PROFILED = (
-    "draw_kernel", "membership_kernel", "gather_rows_kernel", "nce_fwd_kernel", "contrast_finish_kernel",
+    "draw_kernel", "membership_kernel", "gather_rows_kernel", "nce_fwd_kernel", "step_finish_kernel",
     "sinkhorn_kernel",
 )  # fmt: skip
 METRICS = (
@@ -73,9 +73,10 @@ def environment(rows: Rows) -> None:
 
 
 def _version(package: str) -> str | None:
-    if importlib.util.find_spec(package) is None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
         return None
-    return str(getattr(importlib.import_module(package), "__version__", "there"))
 
 
 def sanitize(rows: Rows, name: str, arguments: list[str], dry_run: bool) -> int:
@@ -88,6 +89,8 @@ def sanitize(rows: Rows, name: str, arguments: list[str], dry_run: bool) -> int:
     chosen = "--kernel-name" if "--kernel-name" in told else "--kernel-regex"  # the newer and the older spelling
     command += ["--tool", name, chosen, OURS, "--target-processes", "all", "--error-exitcode", str(WRONG)]
     command += [sys.executable, "-m", "pytest", "-q", "-s", "-m", "gpu", "-p", "no:cacheprovider", "-n", "0"]
+    command += ["-p", "bench.gpu_pytest", "--gpu-seconds", "1000"]  # a test is slow here, and the item has its limit
+    command += ["--gpu-out", str(rows.out), "--gpu-item", name]
     command += [*arguments, *(["--collect-only"] if dry_run else [])]
     # PyTorch's allocator would hand out pieces of large blocks, in which an access past the end of one goes unseen.
     env = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}

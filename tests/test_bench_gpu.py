@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -211,6 +212,13 @@ def test_counters_of_ncu():
     first, second = gpu_tools.counters(text)
     assert first["kernel"] == "draw_kernel" and first["gpu__time_duration.sum [ns]"] == 1234
     assert first["launch__registers_per_thread [register/thread]"] == 40 and second["kernel"] == "sinkhorn_kernel"
+
+
+def test_the_kernels_that_ncu_is_asked_for_exist():
+    sources = [*gpu_items.ROOT.glob("csrc/cuda/*"), *gpu_items.ROOT.glob("wcord_fast/ops/*/triton*.py")]
+    text = "".join(path.read_text() for path in sources)
+    defined = set(re.findall(r"(?:def|__global__ void[^;{]*?) (\w+_kernel)\(", text))
+    assert len(gpu_tools.PROFILED) == 6 and set(gpu_tools.PROFILED) <= defined
 
 
 def test_a_missing_tool_is_said_to_be_missing(tmp_path, monkeypatch):
