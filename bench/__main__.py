@@ -14,7 +14,7 @@ import time
 
 SUBJECTS = (
     "accuracy", "bank", "bank_critics", "baselines", "batch", "critic", "host", "launches", "ot", "ot_matrix", "plan",
-    "project", "report", "sharded", "step", "update",
+    "project", "recipe", "report", "sharded", "step", "update",
 )  # fmt: skip
 QUICK = ("bank", "bank_critics", "batch", "critic", "host", "update", "ot", "baselines", "step")
 
