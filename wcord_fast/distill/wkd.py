@@ -9,7 +9,7 @@ d being 1 - CKA of the teacher's features of two classes (`class_cost`), and the
 -softmax(teacher)_y log softmax(student)_y at T = 1. The objective is CE + target + weight * transport; from 150 of 240
 epochs on, `weight` falls to 0 along half a cosine.
 
-Defaults are the public configuration of resnet32x4-resnet8x4 on CIFAR-100; that of wrn_40_2-ShuffleV1 has weight 200
+Defaults are a public configuration of resnet32x4-resnet8x4 on CIFAR-100; that of wrn_40_2-ShuffleV1 has weight 200
 and temperature 6. The public code returns <P, C> alone and its gradient through 10 unrolled iterations. Here the
 gradient is that of the problem's minimum, in closed form: it is shorter at equal weight, and the two directions agree
 only where student and teacher are far apart. The public code also adds 1e-8 to costs and to sums, changes the weight by
