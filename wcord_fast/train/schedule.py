@@ -49,6 +49,7 @@ def lengthened(found: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
 
 def announcement(old: dict[str, Any], new: dict[str, Any], done: int) -> str:
     """What follows from going on after epoch `done` by the recipe `new`, begun by the shorter `old`; for the user."""
+    old, new = DEFAULTS | old, DEFAULTS | new
     ends = ", ".join(map(str, dict.fromkeys(decay_epochs(new)))) or "none"
     total = new["epochs"]
     falls = "falls as a cosine" if new["schedule"] == "cosine" else f"decays after epochs {ends}"
