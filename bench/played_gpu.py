@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from wcord_fast.nn import native_step
+from wcord_fast.nn import native_step, wcord
 from wcord_fast.ops import dispatch, library, native_module, status, without_nan
 from wcord_fast.ops.bank import triton_launch
 
@@ -183,6 +183,7 @@ def played() -> Iterator[Launches]:
         mock.patch.object(native_module, "why_not", lambda on: None if on == "cuda" else why_not(on)),
         # The modes that play the device are not those that an eager step makes way for.
         mock.patch.object(native_step, "eager", lambda: True),
+        mock.patch.object(wcord, "eager", lambda: True),
         mock.patch.object(native_step, "PLAIN", (*native_step.PLAIN, Played)),
         mock.patch.object(without_nan, "may_ask", lambda tensor: tensor.is_cuda),
         mock.patch.object(without_nan, "answer", lambda flag: partial(bool, bool(flag))),

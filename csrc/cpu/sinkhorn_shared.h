@@ -378,14 +378,13 @@ class Shared {
       if (solved(q, lane)) static_cast<S*>(call_.out_value)[problem(q, lane)] = static_cast<S>(sum[lane]);
     }
   }
-
   const OtMatrix& call_;
   const S* const given_;
   const std::vector<int64_t>& problems_;
   const SinkhornKernels<T>& kernel_;
   const int64_t n_, m_, lanes_, count_, panels_;
   const int threads_;
-  const bool ipot_;
+  const bool ipot_;  // else sinkhorn
   const double damp_a_, damp_b_;
   double last_scale_ = 0, spread_ = 0;  // max over rows of max C - min C
   const T* costs_ = nullptr;            // [n, m]
@@ -394,9 +393,9 @@ class Shared {
   Array<T> a_, u_, r_, again_;               // [panels, n, lanes] masses, scalings, sums; sums of the final scalings
   Array<T> b_, v_, c_, extended_, partial_;  // [panels, m, lanes]
   std::atomic<bool> uniform_start_{true};
-  Array<T> marks_;        // [panels, 2, lanes]
-  Array<double> errors_;  // [panels, lanes]
-  Array<int32_t> iterations_;
+  Array<T> marks_;  // [panels, 2, lanes]
+  Array<double> errors_;
+  Array<int32_t> iterations_;  // [panels, lanes], both
 };
 
 }  // namespace wcf

@@ -16,7 +16,7 @@ from ..ops.keywords import keywords_of
 from .contrast import Contrast, ContrastiveLoss, check_execution
 from .embed import Embed, autocast_off
 from .local_term import LocalTerm
-from .native_step import native_step, touched
+from .native_step import eager, native_step, touched
 from .options import PAIRED, WCoRDLossOptions
 from .paired import PairedContrast, ScoreMap
 from .sampler import exclusion_rule
@@ -219,7 +219,7 @@ class WCoRDLoss(ContrastiveLoss):
 
     def _native(self, f_s: Tensor, f_t: Tensor, idx: Tensor | None, contrast_idx: Tensor | None) -> Tensor | None:
         """The forward by native code, or None: see `native_step`. LCKT has to be of the embeddings, or off."""
-        if self.critic not in ("nce_sn", "nce") or not self.lambda_gckt:
+        if not eager() or self.critic not in ("nce_sn", "nce") or not self.lambda_gckt:
             return None
         if not isinstance(f_t, Tensor) or idx is None or not self.detach_teacher:
             return None
