@@ -22,7 +22,7 @@ OUTSIDE = (
     "CONTRIBUTING.md",
     "SECURITY.md",
     "bench/results/*.md",
-    "bench/results/*.svg",
+    "bench/results/**/*.svg",
     "wcord_fast/ops/*/README.md",
 )
 LINK = re.compile(r"(\]\()([^)#\s:]+)(?=[)#\s])")
