@@ -1,8 +1,8 @@
 // Transport problems with given costs: every half step is one product for a block of problems that share a matrix.
 //
 // K = exp(shift - s C) is made once (ipot: once an iteration) and scaled by u and v per problem. Problems whose sums
-// leave the safe range of fp32 are solved again in fp64, those that leave that one are handed back. A problem with a
-// matrix of its own is a block of one: its products are bound by memory, so the idle lanes cost little.
+// leave fp32's safe range are solved again in fp64; those that leave fp64's are handed back. A problem with a matrix of
+// its own is a block of one: memory bounds its products, so the idle lanes cost little.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -10,7 +10,6 @@
 #include <limits>
 #include <numeric>
 #include <vector>
-
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
@@ -384,7 +383,7 @@ class Shared {
   const SinkhornKernels<T>& kernel_;
   const int64_t n_, m_, lanes_, count_, panels_;
   const int threads_;
-  const bool ipot_;  // else sinkhorn
+  const bool ipot_;
   const double damp_a_, damp_b_;
   double last_scale_ = 0, spread_ = 0;  // max over rows of max C - min C
   const T* costs_ = nullptr;            // [n, m]
