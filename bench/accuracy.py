@@ -67,8 +67,8 @@ def measures(folder: Path, student: str, dataset, images: int = 2048) -> dict[st
     shares = {key: history[-1][key] for key in logged}
     shares["per_epoch"] = {key: [round(row[key], 5) for row in history] for key in logged}
     top1 = [row["test_top1"] for row in history]
-    found = {"accuracy": top1[-1], "best": max(top1), "seconds": sum(row["seconds"] for row in history)}
-    return found | shares | collapse(torch.cat(features), torch.cat(labels))
+    result = {"accuracy": top1[-1], "best": max(top1), "seconds": sum(row["seconds"] for row in history)}
+    return result | shares | collapse(torch.cat(features), torch.cat(labels))
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

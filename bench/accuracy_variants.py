@@ -15,14 +15,14 @@ CENTRED = ["--wcord.lckt-features", "raw", "--wcord.lckt-center", "batch"]
 
 def local(pairs: str, weight: float, rho: float | None = None, eps: float = 0.05) -> list[str]:
     """Options of the local term on centred raw features; with `rho`, sinkhorn, whose reference plan keeps its part."""
-    told = [*CENTRED, "--wcord.lckt-pairs", pairs, "--wcord.lambda-lckt", f"{weight:g}"]
+    text = [*CENTRED, "--wcord.lckt-pairs", pairs, "--wcord.lambda-lckt", f"{weight:g}"]
     if rho is None:
-        return told
-    return [*told, "--wcord.lckt-rho", f"{rho:g}", "--wcord.ot-solver", "sinkhorn", "--wcord.ot-eps", f"{eps:g}"]
+        return text
+    return [*text, "--wcord.lckt-rho", f"{rho:g}", "--wcord.ot-solver", "sinkhorn", "--wcord.ot-eps", f"{eps:g}"]
 
 
 def _all() -> Variants:
-    found: Variants = {
+    result: Variants = {
         "plain": ("ce", []),
         "KD": ("kd", []),
         "CRD": ("crd", []),
@@ -36,35 +36,35 @@ def _all() -> Variants:
         "WCoRD": ("wcord", []),
     }
     for name, method, section in (("CRD", "crd", "crd"), ("GCKT", "gckt", "wcord")):
-        found[f"{name} banks"] = (method, FILLED[section])
-        found[f"{name} ramp"] = (method, RAMPED[section])
-        found[f"{name} banks, ramp"] = (method, [*FILLED[section], *RAMPED[section]])
-        found[f"{name} banks, ramp, z"] = (method, BOTH[section])
+        result[f"{name} banks"] = (method, FILLED[section])
+        result[f"{name} ramp"] = (method, RAMPED[section])
+        result[f"{name} banks, ramp"] = (method, [*FILLED[section], *RAMPED[section]])
+        result[f"{name} banks, ramp, z"] = (method, BOTH[section])
     for negatives in ("bank", "batch", "queue"):
-        found[f"infonce {negatives}"] = ("gckt", ["--wcord.critic", "infonce", "--wcord.negatives", negatives])
+        result[f"infonce {negatives}"] = ("gckt", ["--wcord.critic", "infonce", "--wcord.negatives", negatives])
     for weight in (1, 3, 10):
-        found[f"LCKT none, weight {weight}"] = ("lckt", local("none", weight))
-        found[f"LCKT only, weight {weight}"] = ("lckt", local("only", weight))
+        result[f"LCKT none, weight {weight}"] = ("lckt", local("none", weight))
+        result[f"LCKT only, weight {weight}"] = ("lckt", local("only", weight))
         for rho in (0.5, 0.9, 0.99):
-            found[f"LCKT prior {rho}, weight {weight}"] = ("lckt", local("prior", weight, rho))
-    found["LCKT only uncentred, weight 3"] = ("lckt", [*local("only", 3), "--wcord.lckt-center", "none"])
-    found["LCKT only mapped, weight 3"] = ("lckt", [*local("only", 3), "--wcord.lckt-features", "mapped"])
-    found["LCKT only embed, weight 3"] = (
+            result[f"LCKT prior {rho}, weight {weight}"] = ("lckt", local("prior", weight, rho))
+    result["LCKT only uncentred, weight 3"] = ("lckt", [*local("only", 3), "--wcord.lckt-center", "none"])
+    result["LCKT only mapped, weight 3"] = ("lckt", [*local("only", 3), "--wcord.lckt-features", "mapped"])
+    result["LCKT only embed, weight 3"] = (
         "lckt",
         ["--wcord.lckt-pairs", "only", "--wcord.lambda-lckt", "3", "--wcord.lckt-center", "batch"],
     )
     for eps in (0.1, 0.2):
-        found[f"LCKT prior 0.9, eps {eps}, weight 3"] = ("lckt", local("prior", 3, 0.9, eps))
-    found["LCKT prior 0.9, ipot, weight 3"] = ("lckt", [*local("prior", 3), "--wcord.lckt-rho", "0.9"])
+        result[f"LCKT prior 0.9, eps {eps}, weight 3"] = ("lckt", local("prior", 3, 0.9, eps))
+    result["LCKT prior 0.9, ipot, weight 3"] = ("lckt", [*local("prior", 3), "--wcord.lckt-rho", "0.9"])
     for weight in (3, 10):
-        found[f"WCoRD only, weight {weight}"] = ("wcord", [*BOTH["wcord"], *local("only", weight)])
+        result[f"WCoRD only, weight {weight}"] = ("wcord", [*BOTH["wcord"], *local("only", weight)])
         for rho in (0.9, 0.99):
-            found[f"WCoRD prior {rho}, weight {weight}"] = ("wcord", [*BOTH["wcord"], *local("prior", weight, rho)])
+            result[f"WCoRD prior {rho}, weight {weight}"] = ("wcord", [*BOTH["wcord"], *local("prior", weight, rho)])
     for name in ("FitNet", "SP", "RKD", "PKT", "AT"):
-        found[name] = (name.lower(), [])
-    return found | {
+        result[name] = (name.lower(), [])
+    return result | {
         f"{name}+KD": (f"{method}+kd", options)
-        for name, (method, options) in found.items()
+        for name, (method, options) in result.items()
         if method not in ("ce", "kd")
     }
 

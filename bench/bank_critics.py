@@ -48,12 +48,12 @@ class Plain:
     def step(self) -> tuple[Tensor, Tensor]:
         """Losses [2, B] and gradients [2, B, D]."""
         x = self.x.clone().requires_grad_()
-        found = []
+        result = []
         for anchors, bank in zip(x, self.banks, strict=True):
             score = anchors @ bank.T
             own = torch.take_along_dim(score, self.index[:, None], 1)[:, 0]
-            found.append(losses(self.critic, own, torch.take_along_dim(score, self.rows, 1)))
-        loss = torch.stack(found)
+            result.append(losses(self.critic, own, torch.take_along_dim(score, self.rows, 1)))
+        loss = torch.stack(result)
         (grad,) = torch.autograd.grad(loss.sum(), x)
         return loss.detach(), grad
 
@@ -120,9 +120,9 @@ def main(arguments: list[str]) -> int:
     a = parsed(p, arguments)
     rows, all_fine = [], True
     for one in quick_contests() if a.quick else (contest(s, a.dim) for s in a.shapes):
-        found = measure(one, a.repeats, a.clock)
-        show(one, found)
-        all_fine &= fine(one, found)
-        rows += with_ratios(found)
+        result = measure(one, a.repeats, a.clock)
+        show(one, result)
+        all_fine &= fine(one, result)
+        rows += with_ratios(result)
     keep("bank_critics", rows, a)
     return 0 if all_fine else 1

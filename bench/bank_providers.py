@@ -104,10 +104,10 @@ class Form:
 
     def step(self) -> tuple[Tensor, Tensor]:
         """What `critic` returns, and both banks updated with the other direction's anchors."""
-        found = self.critic()
+        result = self.critic()
         for bank, rows in zip(self.banks, self.case.anchors.flip(0), strict=True):
             self.update(bank, self.case.index, rows)
-        return found
+        return result
 
 
 class Naive(Form):

@@ -134,6 +134,6 @@ class Ours:
 def differentiate(value, s: list[Tensor], t: list[Tensor], method: torch.nn.Module) -> tuple[Tensor, list[Tensor]]:
     """`value`(s, t, method) and its gradients for those of the student's features and the parameters that it uses."""
     s = [f.detach().requires_grad_() for f in s]
-    found = value(s, t, method)
-    grads = torch.autograd.grad(found, [*s, *method.parameters()], allow_unused=True)
-    return found.detach(), [g for g in grads if g is not None]
+    result = value(s, t, method)
+    grads = torch.autograd.grad(result, [*s, *method.parameters()], allow_unused=True)
+    return result.detach(), [g for g in grads if g is not None]

@@ -37,7 +37,7 @@ def right(name: str, error: dict[str, dict[str, float]]) -> dict[str, bool]:
     public = error["naive"]
     least = {part: TINY[part] * CANCELS.get(name, 1) for part in TINY}
     limits = {"naive": dict.fromkeys(TINY, SANE), "ours": {p: max(FACTOR[p] * public[p], least[p]) for p in TINY}}
-    return {form: all(e <= limits[form][part] for part, e in found.items()) for form, found in error.items()}
+    return {form: all(e <= limits[form][part] for part, e in result.items()) for form, result in error.items()}
 
 
 def contest(name: str, batch: int, student: str = STUDENT, teacher: str = TEACHER) -> Contest:

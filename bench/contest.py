@@ -98,10 +98,10 @@ def show(contest: Contest, rows: list[Row]) -> None:
 
 def run(contests: Any, repeats: int, clock: str) -> tuple[list[Row], bool]:
     """Measure and show contest after contest: (all rows, whether ours is right in all)."""
-    found, right = [], True
+    result, right = [], True
     for contest in contests:
         rows = measure(contest, repeats, clock)
         show(contest, rows)
         right &= fine(contest, rows)
-        found += rows
-    return found, right
+        result += rows
+    return result, right

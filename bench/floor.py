@@ -13,12 +13,12 @@ SIDE, BYTES = 1024, 1 << 27  # a product that is all arithmetic, and a vector th
 def best_ms(call: Callable[[], object], repeats: int = 9) -> float:
     """The shortest of some calls: other work on the machine only ever adds. One thread's is its processor time."""
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    found = []
+    result = []
     for _ in range(repeats):
         start = clock()
         call()
-        found.append(1e3 * (clock() - start))
-    return min(found)
+        result.append(1e3 * (clock() - start))
+    return min(result)
 
 
 def speeds() -> tuple[float, float]:

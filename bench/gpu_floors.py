@@ -91,11 +91,11 @@ def measure(rows: Rows, device: torch.device) -> None:
             for _ in range(COPIES):
                 source.sum()
 
-        found = {}
+        result = {}
         for how, call, moved in (("copy", copies, 2 * size), ("sum", sums, size)):
             best = device_times(graphed(call, device), device, repeats=9)["p20"]
-            found[how] = round(COPIES * moved / best * 1e6)
-        rows.add({"ceiling": name, "per_second": max(found.values()), "unit": "bytes", "bytes": size, **found})
+            result[how] = round(COPIES * moved / best * 1e6)
+        rows.add({"ceiling": name, "per_second": max(result.values()), "unit": "bytes", "bytes": size, **result})
     side = 8192 if on_gpu else 128
     before = torch.get_float32_matmul_precision()
     for name, dtype, precision in (

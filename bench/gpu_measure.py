@@ -84,8 +84,8 @@ def launches(call: Callable[[], object], device: torch.device) -> dict[str, Any]
             kernels[name][0] += 1
             kernels[name][1] = round(kernels[name][1] + event.time_range.elapsed_us(), 2)
             ours += "wcf::" in event.name or ("::" not in event.name and name.endswith("_kernel"))
-    found = {name: {"launches": count, "us": us} for name, (count, us) in sorted(kernels.items())}
-    return {"launches": sum(k["launches"] for k in found.values()), "ours": ours, "kernels": found}
+    result = {name: {"launches": count, "us": us} for name, (count, us) in sorted(kernels.items())}
+    return {"launches": sum(k["launches"] for k in result.values()), "ours": ours, "kernels": result}
 
 
 def short_name(kernel: str) -> str:

@@ -59,9 +59,11 @@ def environment(rows: Rows) -> None:
     """One row: device, versions, programs and packages; what is missing is None."""
     smi, gpu = find("nvidia-smi"), {}
     if smi:
-        asked = "name,compute_cap,driver_version,memory.total,clocks.max.sm"
-        done = subprocess.run([smi, f"--query-gpu={asked}", "--format=csv,noheader"], capture_output=True, text=True)
-        gpu = dict(zip(asked.split(","), done.stdout.strip().split(", "), strict=False))
+        requested = "name,compute_cap,driver_version,memory.total,clocks.max.sm"
+        done = subprocess.run(
+            [smi, f"--query-gpu={requested}", "--format=csv,noheader"], capture_output=True, text=True
+        )
+        gpu = dict(zip(requested.split(","), done.stdout.strip().split(", "), strict=False))
     from wcord_fast.ops import native_module
 
     packages = {name: _version(name) for name in PACKAGES}
@@ -85,8 +87,8 @@ def sanitize(rows: Rows, name: str, arguments: list[str], dry_run: bool) -> int:
     if command is None:
         rows.add({"tool": name, "failed": "compute-sanitizer is missing"})
         return MISSING
-    told = subprocess.run([*command, "--help"], capture_output=True, text=True, check=False).stdout
-    chosen = "--kernel-name" if "--kernel-name" in told else "--kernel-regex"  # the newer and the older spelling
+    text = subprocess.run([*command, "--help"], capture_output=True, text=True, check=False).stdout
+    chosen = "--kernel-name" if "--kernel-name" in text else "--kernel-regex"  # the newer and the older spelling
     command += ["--tool", name, chosen, OURS, "--target-processes", "all", "--error-exitcode", str(WRONG)]
     command += [sys.executable, "-m", "pytest", "-q", "-s", "-m", "gpu", "-p", "no:cacheprovider", "-n", "0"]
     command += ["-p", "bench.gpu_pytest", "--gpu-seconds", "1000"]  # a test is slow here, and the item has its limit
@@ -134,16 +136,16 @@ def profile(rows: Rows, arguments: list[str], out: Path, dry_run: bool) -> int:
 def counters(text: str) -> list[dict[str, Any]]:
     """A dict per launch from ncu's CSV: kernel, grid, block, and each metric with its unit in its name."""
     lines = [line for line in text.splitlines() if line.startswith('"')]
-    found: dict[str, dict[str, Any]] = defaultdict(dict)
+    result: dict[str, dict[str, Any]] = defaultdict(dict)
     for line in csv.DictReader(lines):
-        launch = found[line["ID"]]
+        launch = result[line["ID"]]
         launch |= {"kernel": line["Kernel Name"], "grid": line["Grid Size"], "block": line["Block Size"]}
         name = f"{line['Metric Name']} [{line['Metric Unit']}]"
         try:
             launch[name] = float(line["Metric Value"].replace(",", ""))
         except ValueError:
             launch[name] = line["Metric Value"]
-    return list(found.values())
+    return list(result.values())
 
 
 def main(arguments: list[str]) -> int:

@@ -109,14 +109,14 @@ def module_contest(name: str, batch: int, k: int, num_data: int, dim: int) -> Co
     def errors(form: Step) -> dict[str, float]:
         if form.is_naive:
             loss: nn.Module = NaiveCRD(num_data, dim)
-            expected, found = _crd(loss, f_s, f_t, rows), loss(f_s, f_t, idx, rows)
+            expected, result = _crd(loss, f_s, f_t, rows), loss(f_s, f_t, idx, rows)
         else:
             loss = make()
             other = copy.deepcopy(loss)
             with use_backend("reference"):
                 expected = other(f_s, f_t, idx)
-            found = loss(f_s, f_t, idx)
-        return {"loss": float((found - expected).abs() / expected.abs())}
+            result = loss(f_s, f_t, idx)
+        return {"loss": float((result - expected).abs() / expected.abs())}
 
     sizes = {"case": name, "batch": batch, "k": k, "num_data": num_data, "dim": dim, "calls": calls}
     return Contest(sizes, {"naive": naive, "ours": ours}, errors, _right)

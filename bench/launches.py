@@ -82,9 +82,9 @@ def converting() -> Iterator[None]:
 
 def main(arguments: list[str]) -> int:
     a = parsed(parser("launches", __doc__, "the same"), arguments)
-    found = []
+    result = []
     for row in rows():
         print(json.dumps(row), flush=True)
-        found.append(row)
-    keep("launches", found, a)
+        result.append(row)
+    keep("launches", result, a)
     return 0

@@ -55,5 +55,5 @@ def keep(subject: str, rows: list[dict[str, Any]], options: argparse.Namespace, 
     """Append the rows to the subject's result file; with --quick only if --out names a folder."""
     if options.out is None and options.quick:
         return
-    told = [{"subject": subject, "device_kind": device_kind, **row} for row in rows]
-    print("written to", append(subject, told, options.out or RESULTS))
+    text = [{"subject": subject, "device_kind": device_kind, **row} for row in rows]
+    print("written to", append(subject, text, options.out or RESULTS))

@@ -160,16 +160,16 @@ def run_case(case, options: argparse.Namespace) -> list[dict[str, Any]]:
             made[name] = calls
     exact = {kind: oracle(case, x, y, kind) for kind in dict.fromkeys(c.value for c in made.values())}
     probed = {name: probe(calls) for name, calls in made.items()}
-    found = {name: errors(calls, probed[name][0], exact[calls.value]) for name, calls in made.items()}
+    result = {name: errors(calls, probed[name][0], exact[calls.value]) for name, calls in made.items()}
     calls = {}
     for name, made_calls in made.items():
         calls[name, "forward"], calls[name, "both"] = made_calls.forward, made_calls.gradient
     times = summary(interleaved(calls, options))
-    fine = passes(found)
+    fine = passes(result)
     rows = []
     for name in made:
         row = {"op": "ot", "provider": name, **vars(case), "passed": fine, "oracle": exact[made[name].value][3]}
-        row |= {"value_error": found[name][0], "gradient_error": found[name][1], "peak_mb": probed[name][1]}
+        row |= {"value_error": result[name][0], "gradient_error": result[name][1], "peak_mb": probed[name][1]}
         row |= {"peak_matrices": probed[name][1] * 2**20 / (4 * case.n**2), "load": os.getloadavg()[0]}
         row["clock"] = options.clock
         for kind in ("forward", "both"):

@@ -77,16 +77,16 @@ def main(argv: list[str]) -> int:
             base, rows = times[PLAIN, "both"]["p50"], []
             for (name, _), run in calls.items():
                 value, gradient = run()
-                found = times[name, "both"]
+                result = times[name, "both"]
                 row = {"provider": name, "problems": problems, "classes": classes, "eps": eps, "iters": options.iters}
-                row |= {"load": os.getloadavg()[0], "clock": "cpu", **found, "multiple": found["p50"] / base}
+                row |= {"load": os.getloadavg()[0], "clock": "cpu", **result, "multiple": result["p50"] / base}
                 row["value_error"] = float((value - exact[0]).abs() / exact[0])
                 row["gradient_error"] = float((gradient - exact[1]).norm() / exact[1].norm())
                 for error in ("value_error", "gradient_error"):
                     row[error] = row[error] if math.isfinite(row[error]) else None  # NaN is no JSON
                 rows.append(row)
                 print(
-                    f"{problems:>5} x {classes:<5} eps {eps:<6g} {name:<28}{found['p50']:>8.3g} ms"
+                    f"{problems:>5} x {classes:<5} eps {eps:<6g} {name:<28}{result['p50']:>8.3g} ms"
                     f"{row['multiple']:>6.2f}  errors {row['value_error']} {row['gradient_error']}",
                     flush=True,
                 )

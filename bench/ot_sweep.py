@@ -34,9 +34,9 @@ def run(options: Namespace) -> None:
             row["clock"] = options.clock
             row |= {"value_error": value, "gradient_error": gradient}
             for kind in ("forward", "both"):
-                found, base = times[ot.OURS, f"{i} {kind}"], times[ot.OURS, f"0 {kind}"]
-                row |= {f"{kind}_{k}": v for k, v in found.items()}
-                row[f"{kind}_multiple"] = found["p50"] / base["p50"]
+                result, base = times[ot.OURS, f"{i} {kind}"], times[ot.OURS, f"0 {kind}"]
+                row |= {f"{kind}_{k}": v for k, v in result.items()}
+                row[f"{kind}_multiple"] = result["p50"] / base["p50"]
             rows.append(row)
             print(
                 f"{case.solver:<10}eps {case.eps:<8g}{row['forward_p50']:>24.3g}{row['forward_multiple']:>7.2f}"

@@ -59,12 +59,12 @@ class Play(TorchFunctionMode):
         target = next((d for d in map(_device, leaves) if d is not None), None)
         if target is not None:
             args, kwargs = tree_map(lambda x: x if _device(x) is None else torch.device("cpu"), (args, kwargs))
-        found = func(*args, **kwargs)
+        result = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if target == "cpu" or name == "cpu":
-            return tree_map(lambda x: x.as_subclass(Tensor) if isinstance(x, Played) else x, found)
+            return tree_map(lambda x: x.as_subclass(Tensor) if isinstance(x, Played) else x, result)
         on_gpu = target == "cuda" or any(isinstance(x, Played) for x in leaves)
-        return tree_map(_played, found) if on_gpu and name not in ("__get__", "__set__") else found
+        return tree_map(_played, result) if on_gpu and name not in ("__get__", "__set__") else result
 
 
 def _played(value: Any) -> Any:

@@ -71,12 +71,14 @@ def main(argv: list[str]) -> int:
         times = ot.summary(ot.interleaved(calls, options))
         base, rows = times[PLAIN, "both"]["p50"], []
         for (name, _), run in calls.items():
-            errors = [float((found - want).norm() / want.norm()) for found, want in zip(run(), exact, strict=True)]
-            found = times[name, "both"]
+            errors = [float((result - want).norm() / want.norm()) for result, want in zip(run(), exact, strict=True)]
+            result = times[name, "both"]
             row = {"provider": name, "problems": problems, "n": n, "iters": ITERS, "load": os.getloadavg()[0]}
-            row |= {"clock": "cpu", **found, "multiple": found["p50"] / base}
+            row |= {"clock": "cpu", **result, "multiple": result["p50"] / base}
             rows.append(row | {"value_error": errors[0], "gradient_error": errors[1]})
-            print(f"{problems:>5} of {n:>2}  {name:<26}{found['p50']:>8.3g} ms{row['multiple']:>7.3f}  errors {errors}")
+            print(
+                f"{problems:>5} of {n:>2}  {name:<26}{result['p50']:>8.3g} ms{row['multiple']:>7.3f}  errors {errors}"
+            )
         fine &= rows[0]["gradient_error"] <= LIMIT
         if options.out or not options.quick:
             append("project", rows, options.out)

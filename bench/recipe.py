@@ -53,11 +53,11 @@ def costs(epochs: int, images: int) -> dict[str, float]:
     """Operations of one run: of the teacher's training ("teacher") and of each variant. The losses are not counted."""
     teacher_forward, teacher_both = image_flops(TEACHER)
     student_forward, student_both = image_flops(STUDENT)
-    found = {"teacher": epochs * (images * teacher_both + TEST_IMAGES * teacher_forward)}
+    result = {"teacher": epochs * (images * teacher_both + TEST_IMAGES * teacher_forward)}
     for variant in RECIPE:
         teaching = 0 if VARIANTS[variant][0] == "ce" else teacher_forward
-        found[variant] = epochs * (images * (student_both + teaching) + TEST_IMAGES * student_forward)
-    return found
+        result[variant] = epochs * (images * (student_both + teaching) + TEST_IMAGES * student_forward)
+    return result
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -85,8 +85,8 @@ def main(arguments: list[str]) -> int:
     stale = [page.name for page in PAGES if new[page] != old[page]]
     if options.check:
         if stale:
-            told = f"{', '.join(stale)}: tables that are not those of bench/results; run `python -m bench report`"
-            print(told, file=sys.stderr)
+            words = f"{', '.join(stale)}: tables that are not those of bench/results; run `python -m bench report`"
+            print(words, file=sys.stderr)
         return int(bool(stale))
     for page in PAGES:
         page.write_text(new[page])

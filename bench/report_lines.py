@@ -40,7 +40,7 @@ def last_runs(rows: list[Row]) -> Iterable[tuple[tuple, dict[str, Row]]]:
 
 def ot_lost(rows: list[Row]) -> str:
     """Where another provider is within 5 % of ours or ahead, and what of our time is not the op's."""
-    told = []
+    words = []
     for (solver, eps, n), run in last_runs(rows):
         for kind, name in (("forward", "forward"), ("both", "forward + gradient")):
             others = [r for p, r in run.items() if not p.startswith("ours") and solves(r)]
@@ -54,10 +54,10 @@ def ot_lost(rows: list[Row]) -> str:
             text += f", ours {short(mine)}"
             if ALONE in run:
                 text += f", of which the op itself {short(run[ALONE][f'{kind}_p50'])} and PyTorch's autograd the rest"
-            told.append(text)
-    if not told:
+            words.append(text)
+    if not words:
         return paragraph("Ours is the fastest of all that was run, in every line.")
-    return paragraph("Where we do not win: " + "; ".join(told) + ".")
+    return paragraph("Where we do not win: " + "; ".join(words) + ".")
 
 
 def autograd_table(rows: list[Row]) -> str:
@@ -84,8 +84,8 @@ def critic_table(rows: list[Row]) -> str:
         ratios = [f"{ours[key]:.1f}x" if key in ours else "-" for key in ("times_naive", "times_plain")]
         lines.append([f"{batch}, {k:,}, {num_data:,}", *cells, *ratios, f"{ours['percent_of_floor']:.0f} %"])
     head = ["B, K, N (D = 128)", *names.values(), "x naive", "x plain", "of the floor"]
-    told = "Floor: the scores' and gradients' arithmetic at the speed of PyTorch's matrix product in the same process."
-    return table(head, lines) + f"\n{told} {clock(rows)}; {where(rows)}. `python -m bench critic`.\n"
+    text = "Floor: the scores' and gradients' arithmetic at the speed of PyTorch's matrix product in the same process."
+    return table(head, lines) + f"\n{text} {clock(rows)}; {where(rows)}. `python -m bench critic`.\n"
 
 
 def bank_critics_table(rows: list[Row]) -> str:
@@ -124,25 +124,25 @@ def update_table(rows: list[Row]) -> str:
         for (batch, _, repeated), forms in sorted(by_shape.items())
     ]
     sizes = f"N = {rows[-1]['num_data']:,}, D = {rows[-1]['dim']}"
-    told = f"{sizes}; {clock(rows)}; {where(rows)}. `python -m bench update`."
-    return table(["B, of them repeated", *names.values()], lines) + f"\n{told}\n"
+    text = f"{sizes}; {clock(rows)}; {where(rows)}. `python -m bench update`."
+    return table(["B, of them repeated", *names.values()], lines) + f"\n{text}\n"
 
 
 def given_cost_table(rows: list[Row]) -> str:
     """A line per number of problems, classes and eps."""
     lines = _beside_plain(rows, ("problems", "classes", "eps"), "{:,} x {:,}, eps {:g}")
-    told = f"10 iterations, forward and gradient in C, ms; {_measured(rows)}. `python -m bench ot_matrix`."
+    text = f"10 iterations, forward and gradient in C, ms; {_measured(rows)}. `python -m bench ot_matrix`."
     return (
         table(["problems x classes", "ours", "plain PyTorch", "ours / plain", "gradient's error"], lines)
-        + f"\n{told}\n"
+        + f"\n{text}\n"
     )
 
 
 def project_table(rows: list[Row]) -> str:
     """A line per number and size of the matrices."""
     lines = _beside_plain(rows, ("problems", "n"), "{0:,} of {1} x {1}")
-    told = f"{rows[-1]['iters']} iterations, forward and gradient, ms; {_measured(rows)}. `python -m bench project`."
-    return table(["matrices", "ours", "plain PyTorch", "ours / plain", "gradient's error"], lines) + f"\n{told}\n"
+    text = f"{rows[-1]['iters']} iterations, forward and gradient, ms; {_measured(rows)}. `python -m bench project`."
+    return table(["matrices", "ours", "plain PyTorch", "ours / plain", "gradient's error"], lines) + f"\n{text}\n"
 
 
 def _measured(rows: list[Row]) -> str:
@@ -178,14 +178,14 @@ def milliseconds(row: Row, scale: float = 1.0) -> str:
 
 def host_table(rows: list[Row]) -> str:
     """Milliseconds of one step, naive and ours, and what part of naive's time ours takes."""
-    found = latest([r for r in rows if "failed" not in r], "case", "batch", "k", "num_data", "n", "form")
-    sizes = dict.fromkeys(key[:-1] for key in found)
+    result = latest([r for r in rows if "failed" not in r], "case", "batch", "k", "num_data", "n", "form")
+    sizes = dict.fromkeys(key[:-1] for key in result)
     lines = []
     for size in sizes:
-        naive, ours = (found[*size, form] for form in ("naive", "ours"))
+        naive, ours = (result[*size, form] for form in ("naive", "ours"))
         case, batch, k, num_data, n = size
         shape = f"n = {n}" if batch is None else f"B {batch}, K {k:,}, N {num_data:,}"
         a, b = (row["ms"]["p50"] / row["calls"] for row in (naive, ours))
         lines.append([f"{case}, {shape}", f"{a:.2f}", f"{b:.2f}", f"{b / a:.2f}"])
-    told = f"{where(found.values())}; processor time, ms. `python -m bench host`."
-    return table(["step", "naive", "ours", "ours / naive"], lines) + f"\n{told}\n"
+    text = f"{where(result.values())}; processor time, ms. `python -m bench host`."
+    return table(["step", "naive", "ours", "ours / naive"], lines) + f"\n{text}\n"

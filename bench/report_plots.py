@@ -28,11 +28,11 @@ def log_axes(axis: Any, values: Iterable[int]) -> None:
 def plot_bank(rows: list[Row], axes: Any) -> None:
     """A step against K, N and B: time (gather is linear in B K, dense flat in K), memory, share of the floor."""
     names = {"k": "K, negatives of an anchor", "num_data": "N, rows of a bank", "batch": "B, anchors"}
-    told = {"k": "K", "num_data": "N", "batch": "B"}
+    text = {"k": "K", "num_data": "N", "batch": "B"}
     for column, (name, label) in zip(axes.T, names.items(), strict=True):
         swept = list(latest([r for r in rows if r.get("sweep") == name], name, "form").values())
         fixed = {other: swept[0][other] for other in names if other != name}
-        column[0].set_title(", ".join(f"{told[key]} = {value:,}" for key, value in fixed.items()), fontsize=10)
+        column[0].set_title(", ".join(f"{text[key]} = {value:,}" for key, value in fixed.items()), fontsize=10)
         for axis, (what, value) in zip(column, BANK.items(), strict=True):
             for form in ("gather", "dense"):
                 points = sorted((r[name], value(r)) for r in swept if r["form"] == form and value(r) is not None)
@@ -58,16 +58,16 @@ def plot_ot(rows: list[Row], axes: Any) -> None:
     others = [p for p in dict.fromkeys(r["provider"] for r in rows) if p != "ours, native"]
     colors = {p: f"C{i}" if i < 10 else ["navy", "gold", "lime"][i % 3] for i, p in enumerate(others)}
     for column, (solver, eps) in zip(axes.T, (("sinkhorn", 0.05), ("sinkhorn", 1e-3), ("ipot", 0.5)), strict=True):
-        found = latest([r for r in rows if (r["solver"], r["eps"]) == (solver, eps)], "provider", "n")
+        result = latest([r for r in rows if (r["solver"], r["eps"]) == (solver, eps)], "provider", "n")
         column[0].set_title(f"{solver}, eps {eps:g}")
         for axis, (what, key) in zip(column, OT.items(), strict=True):
-            for provider in dict.fromkeys(name for name, _ in found):
-                points = sorted((n, r[key]) for (name, n), r in found.items() if name == provider and solves(r))
+            for provider in dict.fromkeys(name for name, _ in result):
+                points = sorted((n, r[key]) for (name, n), r in result.items() if name == provider and solves(r))
                 if points:
                     style = {"lw": 1, "color": colors[provider]} if provider in colors else {"lw": 3, "color": "k"}
                     axis.plot(*zip(*points, strict=True), marker="o", label=provider, **style)
             axis.set(xlabel="n = m", ylabel=what)
-            log_axes(axis, (n for _, n in found))
+            log_axes(axis, (n for _, n in result))
         if column[0].lines:
             column[0].legend(fontsize=6)
 

@@ -69,38 +69,38 @@ def ot_table(rows: list[Row]) -> str:
     for (*case, _), run in runs_of(rows, "solver", "eps", "n", "dim", "iters").items():
         by_case[tuple(case)] = run  # whole, and the last: only what ran side by side is compared
     lines = []
-    for (solver, eps, n, *_), found in sorted(
+    for (solver, eps, n, *_), result in sorted(
         by_case.items(), key=lambda item: (item[0][0] == "ipot", -item[0][1], item[0][2])
     ):
-        if ours not in found:
+        if ours not in result:
             continue
-        peers = [r for name, r in found.items() if name.startswith(("POT", "GeomLoss", "OTT")) and solves(r)]
+        peers = [r for name, r in result.items() if name.startswith(("POT", "GeomLoss", "OTT")) and solves(r)]
         best = min(peers, key=lambda r: r["both_p50"], default=None)
-        mine = found[ours]
+        mine = result[ours]
 
         def pair(row: Row | None) -> str:
             if row and not solves(row):
                 return "fails"
             return f"{short(row['forward_p50'])} / {short(row['both_p50'])}" if row else "-"
 
-        first = found.get("naive, unrolled") or found.get("naive, envelope")
-        once = next((r for name, r in found.items() if plain in name), None)
+        first = result.get("naive, unrolled") or result.get("naive, envelope")
+        once = next((r for name, r in result.items() if plain in name), None)
         peer = f"{pair(best)} ({best['provider'].split(',')[0]})" if best else "-"
         ratio = f"{first['forward_p50'] / mine['forward_p50']:.0f}x" if first else "-"
         memory = short(mine["peak_mb"])
         lines.append([f"{solver} {eps:g}, {n}", pair(first), pair(once), peer, f"**{pair(mine)}**", ratio, memory])
     head = ["solver eps, n = m", "naive loop", "exp once", "best peer here", "ours", "forward x naive", "our peak MB"]
     clock = "CPU time of one process in ms" if {r.get("clock") for r in rows} == {"cpu"} else "ms"
-    told = f"{clock}, forward / forward + gradient, D = 128, 50 iterations"
-    return table(head, lines) + f"\n{told}; {where(rows)}. `python -m bench ot`.\n"
+    text = f"{clock}, forward / forward + gradient, D = 128, 50 iterations"
+    return table(head, lines) + f"\n{text}; {where(rows)}. `python -m bench ot`.\n"
 
 
 def runs_of(rows: list[Row], *keys: str) -> dict[tuple, dict[str, Row]]:
     """Rows by `keys` and the time at which they were written together, oldest first; each by provider."""
-    found: dict[tuple, dict[str, Row]] = {}
+    result: dict[tuple, dict[str, Row]] = {}
     for row in rows:
-        found.setdefault((*(row[key] for key in keys), row["date"]), {})[row["provider"]] = row
-    return found
+        result.setdefault((*(row[key] for key in keys), row["date"]), {})[row["provider"]] = row
+    return result
 
 
 def clock(rows: list[Row]) -> str:
@@ -133,18 +133,18 @@ def step_table(rows: list[Row]) -> str:
 
 def sharded_table(rows: list[Row]) -> str:
     lines = []
-    found = latest(rows, "rows", "negatives", "batch", "dtype", "processes")
-    for (n, k, batch, dtype, world), row in sorted(found.items()):
+    result = latest(rows, "rows", "negatives", "batch", "dtype", "processes")
+    for (n, k, batch, dtype, world), row in sorted(result.items()):
         shape = f"{n:,}, {k:,}, {batch}, {dtype}"
         held = [f"{row['rows_each']:,}", f"{row['mb_each']:,.0f}"]
         times = [short(row["cpu_ms"]), short(row["step_ms"])]
         sent = [f"{row['bytes_sent']:,}", f"{row['bytes_arithmetic']:,}"]
         lines.append([shape, str(world), *held, *times, *sent, f"{row['error']:.0e}"])
     head = ["N, K, B, bank", "processes", "rows of a bank each", "MB of banks each", "step, CPU ms", "step, wall ms"]
-    told = (
+    text = (
         f"CPU ms: processor time of the busiest process; wall ms: on {rows[-1]['cores']} cores that other work shared. "
         "Difference: of losses and gradient from one process, relative."
     )
-    where_ = where(found.values())
+    where_ = where(result.values())
     columns = [*head, "bytes sent", "by the formula", "difference"]
-    return table(columns, lines) + f"\n{told} {where_}. `python -m bench sharded`.\n"
+    return table(columns, lines) + f"\n{text} {where_}. `python -m bench sharded`.\n"

@@ -62,11 +62,11 @@ def test_transport(benchmark, case, provider):
         pytest.skip("not installed, or not for this solver")
     want = ot.oracle(case, x, y, calls.value)
     naive = ot_providers.naive_envelope(case, x, y)
-    found = {"naive, envelope": ot.errors(naive, naive.gradient(), ot.oracle(case, x, y, "cost"))}
-    found[ot.OURS] = ot.errors(calls, calls.gradient(), want)
-    assert ot.passes(found) or not provider.startswith("ours")
+    result = {"naive, envelope": ot.errors(naive, naive.gradient(), ot.oracle(case, x, y, "cost"))}
+    result[ot.OURS] = ot.errors(calls, calls.gradient(), want)
+    assert ot.passes(result) or not provider.startswith("ours")
     benchmark.group = f"ot: {case.solver} eps {case.eps:g}, n = m = {case.n}, value and gradient"
-    benchmark.extra_info |= {**vars(case), "value_error": found[ot.OURS][0]}
+    benchmark.extra_info |= {**vars(case), "value_error": result[ot.OURS][0]}
     benchmark.pedantic(calls.gradient, **ROUNDS)
 
 

@@ -49,9 +49,9 @@ def __getattr__(name: str):
     if name in _SUBPACKAGES:
         return importlib.import_module(f".{name}", __name__)
     if name in __all__:
-        found = getattr(importlib.import_module(f".{_HOMES.get(name, 'nn')}", __name__), name)
-        globals()[name] = found
-        return found
+        result = getattr(importlib.import_module(f".{_HOMES.get(name, 'nn')}", __name__), name)
+        globals()[name] = result
+        return result
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

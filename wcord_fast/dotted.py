@@ -15,12 +15,12 @@ def resolve(name: str, path: str) -> Any:
         ValueError: nothing can be imported there, or it cannot be called.
     """
     try:
-        found = pkgutil.resolve_name(path)
+        result = pkgutil.resolve_name(path)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"{name}: {path!r} cannot be imported: {error}") from error
-    if not callable(found):
-        raise ValueError(f"{name}: expected {path!r} to be a function or a class, got {type(found).__name__}")
-    return found
+    if not callable(result):
+        raise ValueError(f"{name}: expected {path!r} to be a function or a class, got {type(result).__name__}")
+    return result
 
 
 def qualified(thing: Any) -> str:

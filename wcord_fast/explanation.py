@@ -63,26 +63,26 @@ def explain(
         kind = torch.device(device).type
     except RuntimeError:
         raise ValueError(f"device: expected 'cpu', 'cuda' or 'cuda:N', got {device!r}") from None
-    asked = dispatch.requested(backend)
+    requested = dispatch.requested(backend)
     dim = checks.integer("dim", dim, least=1)
     checks.choice("dtype", dtype, checks.FLOATS)
     if op == "ot" and n is not None:
         n, m = checks.integer("n", n, least=1), checks.integer("m", n if m is None else m, least=1)
         paired = checks.boolean("pairs", pairs)
-        found = backends.choose_for(n, m, dim, dtype, kind, asked, paired=paired)
-        module = backends.module_of(found.backend, kind)
+        result = backends.choose_for(n, m, dim, dtype, kind, requested, paired=paired)
+        module = backends.module_of(result.backend, kind)
         regime, why = module.regime(n, m, dim, dtype, checks.integer("problems", problems, least=1))
-        return Choice(op, regime, kind, found.backend, f"{found.reason}; {regime}: {why}")
+        return Choice(op, regime, kind, result.backend, f"{result.reason}; {regime}: {why}")
     if op not in dispatch.BANK_SCORES:
-        return dispatch.resolve(op, device=kind, backend=asked)
+        return dispatch.resolve(op, device=kind, backend=requested)
     checks.choice("plan", plan, ("auto", *PLANS))
     if plan == "auto" and (num_data is None or k is None):
         raise ValueError(f"explain({op!r}) with plan='auto' needs num_data and k, got num_data={num_data}, k={k}")
     sizes = (1, ALL) if plan != "auto" else (checks.integer("num_data", num_data, least=1), _draws(k))
-    found = choose(op, plan, Problem(checks.integer("batch", batch, least=1), *sizes, dim), kind, asked)
+    result = choose(op, plan, Problem(checks.integer("batch", batch, least=1), *sizes, dim), kind, requested)
     if op == "bank_mean_score" and plan == "auto" and k == "all":
-        return replace(found, reason=f"{found.reason}; but of a MemoryBank, outside of torch.compile: {FROM_SUMS}")
-    return found
+        return replace(result, reason=f"{result.reason}; but of a MemoryBank, outside of torch.compile: {FROM_SUMS}")
+    return result
 
 
 def _draws(k: int | str | None) -> int:

@@ -130,10 +130,10 @@ class Config(Recipe):
 
     def recipe(self, role: Literal["teacher", "student"]) -> dict[str, Any]:
         """The training recipe of one network: what must be equal when a run is resumed."""
-        found = self.described() | {"batch_size": self.batch_size}
+        result = self.described() | {"batch_size": self.batch_size}
         if role == "teacher":
-            found |= {"epochs": self.teacher_epochs or self.epochs, "lr": float(self.teacher_lr or self.lr)}
-        return found
+            result |= {"epochs": self.teacher_epochs or self.epochs, "lr": float(self.teacher_lr or self.lr)}
+        return result
 
     def method_options(self, name: str) -> distill.Options:
         """The options with which the method `name` runs under this configuration."""
@@ -179,17 +179,17 @@ def spelled_methods(asked: Any) -> list[str]:
     """Names of methods in their one spelling; ValueError if there is none, an unknown one, or one is there twice."""
     if not isinstance(asked, list) or not asked:
         raise ValueError(f"methods: expected at least one of {', '.join(distill.names())}, got {asked!r}")
-    found = []
+    result = []
     for name in asked:
         try:
             base, plus = distill.parse(name)
         except (ValueError, TypeError) as error:
             raise ValueError(f"methods: {str(error).removeprefix('method: ')}") from None
-        found.append(base + ("+kd" if plus else ""))
-    twice = {name for name in found if found.count(name) > 1}
+        result.append(base + ("+kd" if plus else ""))
+    twice = {name for name in result if result.count(name) > 1}
     if twice:
         raise ValueError(f"methods: {', '.join(sorted(twice))} is named twice")
-    return found
+    return result
 
 
 def require_architecture(option: str, name: str) -> str:

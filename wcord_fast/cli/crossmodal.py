@@ -128,15 +128,15 @@ def run(argv: list[str]) -> None:
     Raises:
         UsageError: an unknown method or option, or a bad value.
     """
-    asked, given = parse("crossmodal", CrossModalOptions, argv)
-    config, seeds = _config(given), asked.seeds
-    if asked.dry_run:
-        task_options = {name: value for name, value in vars(asked).items() if name != "dry_run"}
+    requested, given = parse("crossmodal", CrossModalOptions, argv)
+    config, seeds = _config(given), requested.seeds
+    if requested.dry_run:
+        task_options = {name: value for name, value in vars(requested).items() if name != "dry_run"}
         print(show({**config.resolved(), "crossmodal": task_options}))
         return
-    task = usage(prepare, config, asked.labelled)
+    task = usage(prepare, config, requested.labelled)
     to_screen(config.quiet)
-    home = Path(asked.output_dir)
+    home = Path(requested.output_dir)
     teacher = task.teacher_bench(
         replace(config, seed=seeds[0], output_dir=str(home / "teachers" / config.teacher))
     ).teacher()
@@ -231,6 +231,6 @@ def _report(home: Path, rows: dict[str, list[list[float]]], remarks: list[str]) 
             line[f"block {block + 1} %"] = spread([v[block] for v in by_seed]) if by_seed else "n/a"
         shown = ["-" if v is None else f"{v:.2f}" for v in theirs]
         lines.append({**line, "paper %": " / ".join(shown) if name in published else "n/a"})
-    said = "\n".join(remarks)
-    text = f"{text_table(lines)}\n\n{said}\n"
-    return f"\n{text}\nWritten: {home}/{', '.join(report.write_table(home, 'crossmodal', text, lines, said))}"
+    message = "\n".join(remarks)
+    text = f"{text_table(lines)}\n\n{message}\n"
+    return f"\n{text}\nWritten: {home}/{', '.join(report.write_table(home, 'crossmodal', text, lines, message))}"

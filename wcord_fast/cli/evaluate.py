@@ -51,32 +51,32 @@ class EvaluateOptions:
 def run(argv: list[str]) -> None:
     """Print how good a checkpoint is."""
     args, _ = parse("evaluate", EvaluateOptions, argv, trains=False)
-    found = trained.load(Path(args.checkpoint))
-    if args.data is not None and args.data != found.data["name"]:
-        raise CheckpointError(f"{found.path}: trained on {found.data['name']!r}, but --data says {args.data!r}")
+    loaded = trained.load(Path(args.checkpoint))
+    if args.data is not None and args.data != loaded.data["name"]:
+        raise CheckpointError(f"{loaded.path}: trained on {loaded.data['name']!r}, but --data says {args.data!r}")
     device = require_device(args.device)
-    data = found.dataset(args.data_dir).to(device)
-    network = found.network(data.channels).to(device)
-    measured = measures(*predictions(network, datasets.test_batches(data, args.batch_size), found.precision))
+    data = loaded.dataset(args.data_dir).to(device)
+    network = loaded.network(data.channels).to(device)
+    measured = measures(*predictions(network, datasets.test_batches(data, args.batch_size), loaded.precision))
     per_class = measured.pop("per_class")
-    best = next((row.get("best_top1") for row in found.history[-1:]), None)
+    best = next((row.get("best_top1") for row in loaded.history[-1:]), None)
     if args.json:
-        what = {"checkpoint": str(found.path), "model": found.model, "method": found.method, "epoch": found.epoch}
+        what = {"checkpoint": str(loaded.path), "model": loaded.model, "method": loaded.method, "epoch": loaded.epoch}
         what |= {"data": data.name, "test_images": len(data.test_labels), **measured, "best_top1": best}
         if args.per_class:
-            what["per_class"] = dict(zip(found.classes, per_class, strict=True))
+            what["per_class"] = dict(zip(loaded.classes, per_class, strict=True))
         print(json.dumps(what))
         return
     area = "n/a (a class without a test image)" if measured["auc"] is None else f"{measured['auc']:.2f} %"
     print(
-        f"{found.model} ({found.method}, epoch {found.epoch}) on {len(data.test_labels):,} test images of {data.name}: "
+        f"{loaded.model} ({loaded.method}, epoch {loaded.epoch}) on {len(data.test_labels):,} test images of {data.name}: "
         f"top-1 {measured['top1']:.2f} %, top-5 {measured['top5']:.2f} %, AUC {area}"
         + (f"; best epoch {best:.2f} %" if best is not None else "")
     )
     if args.per_class:
         lines = [
             {"class": name, "images": str(c["images"]), "top-1 %": "-" if c["top1"] is None else f"{c['top1']:.2f}"}
-            for name, c in zip(found.classes, per_class, strict=True)
+            for name, c in zip(loaded.classes, per_class, strict=True)
         ]
         print(text_table(lines))
 

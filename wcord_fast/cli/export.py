@@ -75,20 +75,20 @@ def run(argv: list[str]) -> None:
     form = FORMATS[args.format]
     if args.with_normalisation and form.weights_only:
         raise UsageError(f"--with-normalisation: a {args.format} file holds weights only; use torch.export or onnx")
-    found = trained.load(Path(args.checkpoint))
-    output = Path(args.output) if args.output else found.path.parent / f"{file_name(found.model)}{form.suffix}"
-    if output.name in (CURRENT, PREVIOUS) or (output.exists() and output.samefile(found.path)):
+    result = trained.load(Path(args.checkpoint))
+    output = Path(args.output) if args.output else result.path.parent / f"{file_name(result.model)}{form.suffix}"
+    if output.name in (CURRENT, PREVIOUS) or (output.exists() and output.samefile(result.path)):
         raise UsageError(
             f"--output: {output} is the name of a checkpoint, without which its run is lost; expected another"
         )
-    images = found.images(args.data_dir)
-    network = found.network(images["shape"][0])
+    images = result.images(args.data_dir)
+    network = result.network(images["shape"][0])
     if args.with_normalisation:
         network = Normalised(network, images["mean"], images["std"]).eval()
-    metadata = _metadata(found, images, args.with_normalisation)
+    metadata = _metadata(result, images, args.with_normalisation)
     examples = _random_images(images, args.with_normalisation)
     content = form.write(network, examples[0], metadata)
-    worst = difference(form, content, network, examples, found, images["shape"][0])
+    worst = difference(form, content, network, examples, result, images["shape"][0])
     files.make_directory(output.parent, "--output")
     with files.replacing(output, "--output") as file:
         file.write(content)
@@ -97,7 +97,7 @@ def run(argv: list[str]) -> None:
             f"{output}: other bytes on the disk than were written; the disk or its driver is at fault"
         )
     print(
-        f"{output}: {found.model} ({found.method}, epoch {found.epoch}), {len(content) / 2**20:.2f} MiB\n"
+        f"{output}: {result.model} ({result.method}, epoch {result.epoch}), {len(content) / 2**20:.2f} MiB\n"
         f"input: float32 images [batch, {', '.join(map(str, images['shape']))}], {metadata['input']}\n"
         f"largest difference of a logit from the checkpoint's network: {worst:.3g} ({sum(BATCHES)} random images)"
     )

@@ -43,10 +43,10 @@ def packaged_names() -> list[str]:
 
 def config_options() -> dict[str, Option]:
     """The options of a Config, `--config`, and those of every method's section."""
-    found = options_of(Config)
+    result = options_of(Config)
     for section, kind in distill.sections().items():
-        found |= options_of(kind, f"{section}.")
-    return found
+        result |= options_of(kind, f"{section}.")
+    return result
 
 
 def _of_training() -> dict[str, Option]:
@@ -199,18 +199,18 @@ def _from_file(given: Mapping[str, str], known: Collection[str]) -> dict[str, An
             hint = did_you_mean(name, packaged, f"; packaged ones: {', '.join(packaged)}")
             raise UsageError(f"config: no file {str(path)!r}{hint}")
         path = CONFIGS / f"{name}.yaml"
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for key, value in usage(yaml_file.read, path).items():
         if key not in distill.sections():
-            found[str(key)] = value
+            result[str(key)] = value
         elif isinstance(value, dict):
-            found |= {f"{key}.{name}": inner for name, inner in value.items()}
+            result |= {f"{key}.{name}": inner for name, inner in value.items()}
         else:
             raise UsageError(f"{key}: expected options as NAME: VALUE, got {value!r}")
-    for key in found:
+    for key in result:
         if key not in known:
             raise UsageError(f"unknown option {key!r}{did_you_mean(key, known, '; see --help')}")
-    return found
+    return result
 
 
 def _value(key: str, option: Option, value: Any) -> Any:

@@ -35,15 +35,15 @@ def notes(results: list[Result], test_images: int, batch_size: int) -> str:
     last = {r.name: r.history[-1]["test_top1"] for r in results}
     share = last[results[0].name] / 100
     error = 100 * math.sqrt(share * (1 - share) / test_images)
-    said = (
+    message = (
         f"The test split has {test_images:,} images: one image is {100 / test_images:.2f} points, and the sampling "
         f"error of an accuracy here is about {error:.2f} points. This is one seed."
     )
     for name, accuracy in last.items():
         if "ce" in last and name not in ("ce", "teacher"):
             images = round((accuracy - last["ce"]) * test_images / 100)
-            said += f" {name} - ce: {accuracy - last['ce']:+.2f} points ({images:+d} images)."
-    return said + (
+            message += f" {name} - ce: {accuracy - last['ce']:+.2f} points ({images:+d} images)."
+    return message + (
         " last is the accuracy after the last epoch (what papers report), best that of the best epoch. images/s is "
         f"training only, {batch_size} images a step, teacher's forward included; loss share is the part of the step "
         "spent in the distillation loss: forward, backward and bank update."

@@ -150,28 +150,28 @@ def run(argv: list[str]) -> None:
     Raises:
         UsageError: an unknown table, method, class or option, or a bad value.
     """
-    asked, given = parse("sweep", SweepOptions, argv)
-    tables, seeds = asked.tables, asked.seeds
+    requested, given = parse("sweep", SweepOptions, argv)
+    tables, seeds = requested.tables, requested.seeds
     studies: dict[str, Study] = {}
     points: list[Point] = []
     remarks: list[str] = []
     if set(tables) - {"lambda2-cifar100"}:
-        study, students, remark = _privileged(asked, given)
+        study, students, remark = _privileged(requested, given)
         require_no_kd(study.config.methods)
         studies |= {table: study for table in tables if table != "lambda2-cifar100"}
         points += [p for table in tables if table in studies for p in _points(table, students, study.config)]
         remarks.append(remark)
     if "lambda2-cifar100" in tables:
-        studies["lambda2-cifar100"] = study = _accuracy(asked, given)
+        studies["lambda2-cifar100"] = study = _accuracy(requested, given)
         points += _points("lambda2-cifar100", [study.config.student], study.config)
         remarks.append("lambda2-cifar100: top-1 accuracy after the last epoch; the paper's are means of 5 runs.")
         remarks.append(not_comparable(ACCURACY_PAIR, study.config))
-    if asked.dry_run:
-        print(_plan(asked, studies, points, seeds))
+    if requested.dry_run:
+        print(_plan(requested, studies, points, seeds))
         return
     to_screen(next(iter(studies.values())).config.quiet)
     values = {p: [studies[p.table].value(p, seed, seeds[0]) for seed in seeds] for p in points}
-    print(_report(Path(asked.output_dir), tables, values, remarks, seeds))
+    print(_report(Path(requested.output_dir), tables, values, remarks, seeds))
 
 
 def _privileged(asked: SweepOptions, given: dict[str, str]) -> tuple[Study, list[str], str]:
@@ -183,15 +183,15 @@ def _privileged(asked: SweepOptions, given: dict[str, str]) -> tuple[Study, list
     students = asked.students or _default_students(task.student_size)
     for student in students:
         usage(replace, config, student=student)
-    said = (
+    message = (
         f"AUC on the test images, {privileged.positives(task.student_data)}. The teacher saw {task.image_size} pixels "
         f"per side and {task.teacher_data.num_classes} classes, the students {task.student_size} pixels. NOT "
         "COMPARABLE: the paper's data are private; its numbers are there for orientation."
     )
     if STAND_IN in students:
-        said += f" {STAND_IN} stands in for Inception-v3, whose numbers the paper's column has."
+        message += f" {STAND_IN} stands in for Inception-v3, whose numbers the paper's column has."
     study = Study(config, Path(asked.output_dir), task.student_bench, task.teacher_bench, privileged.measured_auc)
-    return study, students, said
+    return study, students, message
 
 
 def _accuracy(asked: SweepOptions, given: dict[str, str]) -> Study:
@@ -229,30 +229,30 @@ def _points(table: str, students: list[str], config: Config) -> list[Point]:
 
 def _plan(asked: SweepOptions, studies: dict[str, Study], points: list[Point], seeds: list[int]) -> str:
     """The resolved configuration and the state of every run, in YAML."""
-    told: dict[str, Any] = {}
+    text: dict[str, Any] = {}
     for study in studies.values():
-        told["lambda2-cifar100" if study.home.name == "cifar100" else "privileged"] = study.config.resolved()
+        text["lambda2-cifar100" if study.home.name == "cifar100" else "privileged"] = study.config.resolved()
     runs = dict.fromkeys(studies[p.table].run_of(p, seed) for p in points for seed in seeds)
-    told["sweep"] = {name: value for name, value in vars(asked).items() if name != "dry_run"}
-    told["runs"] = {str(run): "finished" if (run / "student.pt").exists() else "to do" for run in runs}
-    return show(told)
+    text["sweep"] = {name: value for name, value in vars(asked).items() if name != "dry_run"}
+    text["runs"] = {str(run): "finished" if (run / "student.pt").exists() else "to do" for run in runs}
+    return show(text)
 
 
 def _report(
     home: Path, tables: list[str], values: dict[Point, list[float | str]], remarks: list[str], seeds: list[int]
 ) -> str:
-    lines = [_line(point, found) for point, found in values.items()]
-    for point, found in values.items():
-        why = dict.fromkeys(v for v in found if isinstance(v, str))
+    lines = [_line(point, result) for point, result in values.items()]
+    for point, result in values.items():
+        why = dict.fromkeys(v for v in result if isinstance(v, str))
         remarks += [f"{point.student}, {point.setting}: {reason}" for reason in why]
-    said = "\n".join(remark for remark in [*remarks, f"ours: {over(seeds)}."] if remark)
+    message = "\n".join(remark for remark in [*remarks, f"ours: {over(seeds)}."] if remark)
     blocks = [text_table([line for line in lines if line["table"] == table]) for table in tables]
-    text = "\n\n".join([*blocks, said]) + "\n"
-    written = report.write_table(home, "sweep", text, lines, said)
+    text = "\n\n".join([*blocks, message]) + "\n"
+    written = report.write_table(home, "sweep", text, lines, message)
     for table in tables:
         if table != "methods":
             rows = [
-                (p, [v for v in found if not isinstance(v, str)]) for p, found in values.items() if p.table == table
+                (p, [v for v in result if not isinstance(v, str)]) for p, result in values.items() if p.table == table
             ]
             axis = 0 if table == "lambda1" else 1
             curve = [(p.weights[axis], ours, p.paper) for p, ours in rows if p.weights is not None]

@@ -114,30 +114,32 @@ def run(argv: list[str]) -> None:
     Raises:
         UsageError: an unknown pair, method or option, or a bad value.
     """
-    asked, given = parse("table", TableOptions, argv)
+    requested, given = parse("table", TableOptions, argv)
     papers = published()
     lines: list[report.Line] = []
     remarks: dict[str, None] = {}  # in order, each once
-    configs = {pair: _config(asked, pair, given) for pair in asked.pair}  # all are checked before the first is run
-    if asked.dry_run:
-        print(_plan(asked, configs))
+    configs = {
+        pair: _config(requested, pair, given) for pair in requested.pair
+    }  # all are checked before the first is run
+    if requested.dry_run:
+        print(_plan(requested, configs))
         return
     to_screen(next(iter(configs.values())).quiet)
     for pair, config in configs.items():
-        rows, images, skipped = _pair(pair, config, asked)
+        rows, images, skipped = _pair(pair, config, requested)
         lines += [_line(pair, row, papers[pair]) for row in rows]
         remarks |= {remark: None for remark in [not_comparable(pair, config, images)] if remark}
         remarks |= {remark: None for remark in [report.left_out(skipped).strip()] if remark}
         remarks |= {f"{pair}: {row.method} is n/a. {row.refused}": None for row in rows if row.refused}
         remarks |= {f"{pair}: {row.method} failed with {why}": None for row in rows for why in row.failed}
-    said = "\n".join(
+    message = "\n".join(
         [
             *remarks,
-            f"ours: accuracy after the last epoch, {over(asked.seeds)}; paper: on CIFAR-100 the mean of 5 runs.",
+            f"ours: accuracy after the last epoch, {over(requested.seeds)}; paper: on CIFAR-100 the mean of 5 runs.",
         ]
     )
-    text, home = f"{text_table(lines)}\n\n{said}\n", Path(asked.output_dir)
-    written = report.write_table(home, "table", text, lines, said)
+    text, home = f"{text_table(lines)}\n\n{message}\n", Path(requested.output_dir)
+    written = report.write_table(home, "table", text, lines, message)
     print(f"\n{text}\nWritten: {home}/{', '.join(written)}")
 
 
@@ -183,8 +185,8 @@ def _student_run(pair: str, config: Config, asked: TableOptions, seed: int) -> C
 
 def _plan(asked: TableOptions, configs: dict[str, Config]) -> str:
     """The first pair's resolved configuration, what differs in the others, and the state of every run, in YAML."""
-    told = {pair: config.resolved() for pair, config in configs.items()}
-    first, *others = told.values()
+    text = {pair: config.resolved() for pair, config in configs.items()}
+    first, *others = text.values()
     for own in (first, *others):  # every run has its own seed and folder
         del own["seed"], own["output_dir"]
     for own in others:
@@ -195,7 +197,7 @@ def _plan(asked: TableOptions, configs: dict[str, Config]) -> str:
         homes = [_student_run(pair, config, asked, seed).directory for seed in asked.seeds]
         runs += [home / method / "student.pt" for home in homes for method in asked.methods]
     state = {str(run.parent): "finished" if run.exists() else "to do" for run in dict.fromkeys(runs)}
-    return show({"pairs": told, "runs": state})
+    return show({"pairs": text, "runs": state})
 
 
 def _pair(pair: str, config: Config, asked: TableOptions) -> tuple[list[Row], int, int]:

@@ -138,8 +138,8 @@ class Workbench:
             return {}
         architecture = getattr(self.config, role)
         if weights == PRETRAINED:
-            found = self._network(architecture, pretrained=True).state_dict()
-            network.load_state_dict(found)
+            result = self._network(architecture, pretrained=True).state_dict()
+            network.load_state_dict(result)
         else:
             load_weights(network, Path(weights), f"--{role} {architecture}")
         return {"init": checkpoint.fingerprint(network)}
@@ -201,11 +201,11 @@ def load_data(spec: Mapping[str, Any], data_dir: str | None, test_only: bool = F
     """
     name, skip = spec["name"], spec.get("skip_corrupt", False)
     held = datasets.source(name).held
-    found = datasets.load(name, data_dir=data_dir, image_size=spec["image_size"], skip_corrupt=skip and held)
-    if skip and isinstance(found, LazyFolder):
-        lazy = found
-        found = lazy.without(from_main(lambda: lazy.unreadable(train=not test_only)))
-    return found if spec["limit_train"] is None else found.limit_train(spec["limit_train"])
+    result = datasets.load(name, data_dir=data_dir, image_size=spec["image_size"], skip_corrupt=skip and held)
+    if skip and isinstance(result, LazyFolder):
+        lazy = result
+        result = lazy.without(from_main(lambda: lazy.unreadable(train=not test_only)))
+    return result if spec["limit_train"] is None else result.limit_train(spec["limit_train"])
 
 
 def create_network(
@@ -249,8 +249,8 @@ def load_teacher(network: nn.Module, path: Path, spec: dict[str, Any]) -> None:
     value = checkpoint.read(path)
     if isinstance(value, dict) and "spec" in value and "student" in value:
         with checkpoint.usable(path):
-            found = {"model": value["spec"]["model"], "data": _identity(value["spec"]["data"])}
-        _require_same_teacher(path, found, {"model": spec["model"], "data": _identity(spec["data"])})
+            result = {"model": value["spec"]["model"], "data": _identity(value["spec"]["data"])}
+        _require_same_teacher(path, result, {"model": spec["model"], "data": _identity(spec["data"])})
     load_weights(network, path, f"--teacher {spec['model']}", value)
 
 

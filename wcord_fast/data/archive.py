@@ -37,7 +37,7 @@ def read(path: Path, names: Sequence[str]) -> dict[str, IO[bytes]]:
     Raises:
         ValueError: it is damaged, no such archive, or has not all of them once, as plain files.
     """
-    found: dict[str, IO[bytes]] = {}
+    result: dict[str, IO[bytes]] = {}
     with path.open("rb") as file:
         zipped = file.read(2) == MAGIC
         file.seek(0)
@@ -48,15 +48,15 @@ def read(path: Path, names: Sequence[str]) -> dict[str, IO[bytes]]:
                     name = member.name.removeprefix("./")
                     if name not in names:
                         continue
-                    if not member.isreg() or member.issparse() or name in found:
+                    if not member.isreg() or member.issparse() or name in result:
                         raise ValueError(f"{name} is there twice or is no plain file")
                     content = tar.extractfile(member)
                     assert content is not None  # it is a plain file
-                    found[name] = io.BytesIO(content.read())
+                    result[name] = io.BytesIO(content.read())
             while stream.read(2**20):  # to the end: there is gzip's checksum
                 pass
         except Exception as error:  # a damaged archive can raise nearly anything
             raise ValueError(f"{path}: not a readable archive: {error or type(error).__name__}") from error
-    if missing := [name for name in names if name not in found]:
+    if missing := [name for name in names if name not in result]:
         raise ValueError(f"{path}: no {missing[0]} in it")
-    return {name: found[name] for name in names}
+    return {name: result[name] for name in names}

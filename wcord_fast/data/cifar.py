@@ -96,8 +96,8 @@ class Cifar:
             if have:
                 wrong = f"only {', '.join(str(folder / part) for part in have)}"
         tars = [where / f"{self.archive.removesuffix('.tar.gz')}{end}" for end in TARS]
-        if found := next((tar for tar in tars if tar.is_file()), None):
-            return found
+        if result := next((tar for tar in tars if tar.is_file()), None):
+            return result
         archives = sorted(where.glob("*.npz"))
         if len(archives) == 1:
             return archives[0]
@@ -116,8 +116,8 @@ class Cifar:
         """Path -> content of every pickle, in the order of `files`."""
         if source.is_dir():
             return {str(source / name): safe_pickle.load(source / name) for name in self.files}
-        found = archive.read(source, [f"{self.folder}/{name}" for name in self.files])
-        return {f"{source}: {name}": safe_pickle.read(file, f"{source}: {name}") for name, file in found.items()}
+        result = archive.read(source, [f"{self.folder}/{name}" for name in self.files])
+        return {f"{source}: {name}": safe_pickle.read(file, f"{source}: {name}") for name, file in result.items()}
 
     def _images(self, path: str, content: dict[str, Any]) -> Part:
         for key in ("data", self.labels):

@@ -42,8 +42,8 @@ class Unreadable(ValueError):
 @cache
 def suffixes() -> frozenset[str]:
     """What an image file's name may end with, in lower case: the formats that this Pillow decodes."""
-    found = Image.registered_extensions()  # loads all of Pillow's formats
-    return frozenset(suffix for suffix, name in found.items() if _decodes(name))
+    result = Image.registered_extensions()  # loads all of Pillow's formats
+    return frozenset(suffix for suffix, name in result.items() if _decodes(name))
 
 
 def _decodes(name: str) -> bool:
@@ -67,11 +67,11 @@ def read(path: str, mode: str = "RGB") -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
-            found = _eight_bits(_upright(image))
-            found.info.pop("transparency", None)
-            if 0 in found.size:
+            result = _eight_bits(_upright(image))
+            result.info.pop("transparency", None)
+            if 0 in result.size:
                 raise ValueError("it has no pixels")
-            return found if found.mode == mode else found.convert(mode)
+            return result if result.mode == mode else result.convert(mode)
     except MemoryError:
         raise
     except Exception as error:  # a damaged image can raise nearly anything

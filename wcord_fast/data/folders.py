@@ -98,11 +98,11 @@ def classes_in(folder: Path) -> dict[str, Path]:
     Raises:
         ValueError: there are none.
     """
-    found = subfolders(folder)
-    if not found:
+    result = subfolders(folder)
+    if not result:
         raise ValueError(f"{folder}: no class folders in it; expected {folder}/<class>/<image>")
-    times = Counter(shown(path.name) for path in found)
-    return {_distinct(path.name) if times[shown(path.name)] > 1 else shown(path.name): path for path in found}
+    times = Counter(shown(path.name) for path in result)
+    return {_distinct(path.name) if times[shown(path.name)] > 1 else shown(path.name): path for path in result}
 
 
 def _distinct(name: str) -> str:
@@ -112,10 +112,10 @@ def _distinct(name: str) -> str:
 
 def class_names(train_dir: Path) -> tuple[str, ...]:
     """The classes: names of the folders in `train_dir`, at least two, in alphabetical order."""
-    found = tuple(classes_in(train_dir))
-    if len(found) < 2:
-        raise ValueError(f"{train_dir}: expected at least two class folders, got only {found[0]!r}")
-    return found
+    result = tuple(classes_in(train_dir))
+    if len(result) < 2:
+        raise ValueError(f"{train_dir}: expected at least two class folders, got only {result[0]!r}")
+    return result
 
 
 def list_images(folder: Path, classes: tuple[str, ...]) -> tuple[list[str], Tensor]:

@@ -92,9 +92,9 @@ def labels_of(dataset: Any, columns: Sequence[str] = LABEL_COLUMNS) -> Tensor | 
     if isinstance(dataset, TensorDataset):
         return _integers(dataset.tensors[1], len(dataset)) if len(dataset.tensors) > 1 else None
     for name in ("targets", "labels"):
-        found = _integers(getattr(dataset, name, None), len(dataset))
-        if found is not None:
-            return found
+        result = _integers(getattr(dataset, name, None), len(dataset))
+        if result is not None:
+            return result
     names = getattr(dataset, "column_names", None)
     column = next((name for name in columns if name in names), None) if isinstance(names, list) else None
     # A format of Hugging Face's replaces a transform of the user's, which would read the images.

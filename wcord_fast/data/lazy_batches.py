@@ -170,6 +170,8 @@ class LazyBatches(Parts):
         except Unreadable as error:
             files = [*self.dataset.train_files, *self.dataset.test_files]
             bad, looked = read_all(files, "RGB", lambda i, image: None, PATIENCE)
-            said = str(error).splitlines()[-1].partition(f"{Unreadable.__name__}: ")  # from a worker: with a traceback
-            whys = list(dict.fromkeys([said[2] or said[0], *bad.values()]))
+            message = (
+                str(error).splitlines()[-1].partition(f"{Unreadable.__name__}: ")
+            )  # from a worker: with a traceback
+            whys = list(dict.fromkeys([message[2] or message[0], *bad.values()]))
             raise ValueError(f"{told(whys, looked, len(files))}. {ADVICE}") from None

@@ -147,7 +147,7 @@ def load(data_dir: str | os.PathLike[str], image_size: int | None = None, *, ski
     classes = class_names(train_dir)
     train_files, train_labels = list_images(train_dir, classes)
     test_files, test_labels = list_images(test_dir, classes)
-    found = LazyFolder(
+    result = LazyFolder(
         name=shown(top.resolve().name),
         train_files=tuple(train_files),
         test_files=tuple(test_files),
@@ -157,4 +157,4 @@ def load(data_dir: str | os.PathLike[str], image_size: int | None = None, *, ski
         image_size=(size, size),
         device=torch.device("cpu"),
     )
-    return found.without(found.unreadable()) if skip_corrupt else found
+    return result.without(result.unreadable()) if skip_corrupt else result

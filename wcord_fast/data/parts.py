@@ -40,8 +40,8 @@ class Parts:
                 f"batch_size: expected at least one image for each of {self.world} processes, got {batch_size}"
             )
         if len(self) == 0:
-            told = f"{batch_size} with drop_last={drop_last} and {self.world} processes"
-            raise ValueError(f"batch_size: {told} leaves no batch of {images} images")
+            text = f"{batch_size} with drop_last={drop_last} and {self.world} processes"
+            raise ValueError(f"batch_size: {text} leaves no batch of {images} images")
 
     dataset: Any  # a subclass' data set
 

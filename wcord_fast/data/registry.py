@@ -130,7 +130,7 @@ def load(
         TypeError: a user's function that gives no `Dataset`.
     """
     key = spelled(name)
-    found = SOURCES[key].read(
+    result = SOURCES[key].read(
         key,
         data_dir=data_dir,
         image_size=image_size,
@@ -138,7 +138,7 @@ def load(
         test_fraction=test_fraction,
         skip_corrupt=skip_corrupt,
     )
-    return found if limit_train is None else found.limit_train(limit_train)
+    return result if limit_train is None else result.limit_train(limit_train)
 
 
 def train_batches(

@@ -85,14 +85,14 @@ def load(path: Path) -> dict[str, Any]:
 def read(file: IO[bytes], path: str) -> dict[str, Any]:
     """`load` of an open file; `path` is its name in messages."""
     try:
-        found = _Unpickler(file, encoding="bytes").load()
+        result = _Unpickler(file, encoding="bytes").load()
     except OSError:
         raise
     except Exception as err:  # a damaged pickle can raise nearly anything
         raise ValueError(f"{path}: not a readable CIFAR pickle: {err or type(err).__name__}") from err
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: expected a pickled dict, got {type(found).__name__}")
+    if not isinstance(result, dict):
+        raise ValueError(f"{path}: expected a pickled dict, got {type(result).__name__}")
     return {
         key.decode("latin1") if isinstance(key, bytes) else str(key): getattr(value, "array", value)
-        for key, value in found.items()
+        for key, value in result.items()
     }

@@ -24,10 +24,10 @@ def skip(files: Sequence[str], bad: Mapping[int, str], allowed: bool) -> tuple[s
     """
     if not bad:
         return ()
-    said = told(list(bad.values()), len(files), len(files))
+    message = told(list(bad.values()), len(files), len(files))
     if not allowed:
-        raise ValueError(f"{said}. {ADVICE}")
-    log.warning("left out: %s", said)
+        raise ValueError(f"{message}. {ADVICE}")
+    log.warning("left out: %s", message)
     return tuple(files[i] for i in bad)
 
 

@@ -52,8 +52,8 @@ class Source:
         if options["image_size"] is None:
             options["image_size"] = self.image_size
         taken = inspect.signature(self.load).parameters
-        found = self.load(**{key: value for key, value in options.items() if key in taken})
+        result = self.load(**{key: value for key, value in options.items() if key in taken})
         kind = Dataset if self.held else LazyFolder
-        if not isinstance(found, kind):
-            raise TypeError(f"{name}: expected {qualified(self.load)} to give a data.{kind.__name__}, got {found!r}")
-        return found
+        if not isinstance(result, kind):
+            raise TypeError(f"{name}: expected {qualified(self.load)} to give a data.{kind.__name__}, got {result!r}")
+        return result

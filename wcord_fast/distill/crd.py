@@ -85,7 +85,7 @@ class CRD(Method):
 
 def loss_options(options: Any, names: Iterable[str], pair: Pair) -> dict[str, Any]:
     """Options of a driver's section as the loss module takes them."""
-    found = {name: getattr(options, name) for name in names}
-    if found["num_negatives"] is None:  # the published number, at most a third of the training set
-        found["num_negatives"] = max(1, min(PUBLISHED_NEGATIVES, pair.num_data // 3))
-    return found | {"z": module_z(options.z)}
+    result = {name: getattr(options, name) for name in names}
+    if result["num_negatives"] is None:  # the published number, at most a third of the training set
+        result["num_negatives"] = max(1, min(PUBLISHED_NEGATIVES, pair.num_data // 3))
+    return result | {"z": module_z(options.z)}

@@ -61,8 +61,8 @@ class FSP(Method):
 
 def flows(maps: list[Tensor]) -> list[Tensor]:
     """[B, C_i, C_i+1] matrices: mean over positions of the products of channels of consecutive maps."""
-    found = []
+    result = []
     for low, high in pairwise(maps):
         low, high = (f.flatten(2) for f in same_size(low, high))
-        found.append(low @ high.mT / low.shape[2])
-    return found
+        result.append(low @ high.mT / low.shape[2])
+    return result

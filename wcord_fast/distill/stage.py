@@ -57,10 +57,10 @@ def feature_modules(student: nn.Module) -> list[nn.Module]:
 
 
 def _parts(module: nn.Module, head: nn.Module | None) -> list[nn.Module]:
-    found: list[nn.Module] = []
+    result: list[nn.Module] = []
     for child in module.children():
         if all(m is not head for m in child.modules()):
-            found.append(child)
+            result.append(child)
         elif child is not head:
-            found += _parts(child, head)
-    return found
+            result += _parts(child, head)
+    return result

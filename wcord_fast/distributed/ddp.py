@@ -11,11 +11,11 @@ def own_state(module: nn.Module) -> list[str]:
 
     Those are the modules that say so by an attribute `keeps_own_state` = True.
     """
-    found = []
+    result = []
     for prefix, child in module.named_modules():
         if getattr(child, "keeps_own_state", False) is True:
-            found += [f"{prefix}.{name}" if prefix else name for name, _ in child.named_buffers(recurse=False)]
-    return found
+            result += [f"{prefix}.{name}" if prefix else name for name, _ in child.named_buffers(recurse=False)]
+    return result
 
 
 def exclude_state(model: nn.Module) -> nn.Module:

@@ -185,8 +185,8 @@ def _solve(
     dtype = accumulation_dtype(x.dtype)
     a, b = (given_masses(mass, dtype, options.relaxed) for mass in (a, b))
     solver_options, backend = options[:6], options.backend
-    found = op.ot_solve(x, y, a, b, *solver_options, backend, known, options.reach)
-    solved = solution(*found, *marginals(found, a, b, options))
+    result = op.ot_solve(x, y, a, b, *solver_options, backend, known, options.reach)
+    solved = solution(*result, *marginals(result, a, b, options))
     if debias:
         self_x = op.ot_solve(x, x, a, a, *solver_options, backend)[0]
         self_y = op.ot_solve(y, y, b, b, *solver_options, backend)[0]
@@ -234,8 +234,8 @@ def _known_pairs(x: Tensor, y: Tensor, pairs: KnownPairs, rho: float, debias: bo
         sides = tuple(torch.arange(t.shape[-2], device=x.device) for t in (x, y))
     else:
         if not isinstance(pairs, tuple | list) or len(pairs) != 2:
-            told = f"{type(pairs).__name__}"
-            raise TypeError(f"pairs: expected 'diagonal' or (labels of x's rows, labels of y's rows), got {told}")
+            text = f"{type(pairs).__name__}"
+            raise TypeError(f"pairs: expected 'diagonal' or (labels of x's rows, labels of y's rows), got {text}")
         sides = tuple(pairs)
         for name, label, rows in (("pairs[0]", sides[0], x), ("pairs[1]", sides[1], y)):
             one = isinstance(label, Tensor) and label.dim() == 1

@@ -136,8 +136,8 @@ def _problem(costs: Tensor, a: Tensor | None, b: Tensor | None, options: OTOptio
         _masses(given_masses(mass, wide, options.relaxed), size, wide, costs.device)
         for mass, size in ((a, costs.shape[1]), (b, costs.shape[2]))
     )
-    asked = Asked("given", *options[1:6], False, False, False, False, *options.reach, need_error)
-    return _Problem(costs, rows, columns, asked, problems is not None)
+    requested = Asked("given", *options[1:6], False, False, False, False, *options.reach, need_error)
+    return _Problem(costs, rows, columns, requested, problems is not None)
 
 
 def _masses(mass: Tensor | None, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -158,10 +158,10 @@ def _fetching(name: str):
     try:
         yield
     except (OSError, ConnectionError) as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        message = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WeightsUnavailable(
             f"{name}: neither in the library's cache nor to be fetched from here; without pretrained weights it begins "
-            f"at random ({type(error).__name__}: {said})"
+            f"at random ({type(error).__name__}: {message})"
         ) from error
 
 

@@ -121,9 +121,9 @@ class Tapped(nn.Module):
                 self._found.pop((thread, name), None)
         if learn and not traced:
             self._known.add(mode)
-        found = [form.take(taken[form.module], *x.shape[-2:]) for form in forms]
-        last = found.pop().flatten(1) if self.penultimate else _vector(found[-1])
-        return [*found, last], logits
+        result = [form.take(taken[form.module], *x.shape[-2:]) for form in forms]
+        last = result.pop().flatten(1) if self.penultimate else _vector(result[-1])
+        return [*result, last], logits
 
     def _keep(self, thread: int, grad: bool, copy: bool, name: str, module: nn.Module, value: Any) -> None:
         """Called by the hooks: `value` is what the tap `name` met."""
@@ -142,26 +142,26 @@ class Tapped(nn.Module):
     def _feature(self, thread: int, name: str, logits: Tensor) -> Tensor:
         """The feature of a tap after the forward: the tensor itself, or the copy if it was changed since."""
         shown = name or self.penultimate
-        found = self._found.get((thread, name))
-        if found is None:
+        result = self._found.get((thread, name))
+        if result is None:
             raise RuntimeError(f"features: {shown!r} did not run in this forward (in the thread that called it)")
-        if found.lost and _has_function(logits):
+        if result.lost and _has_function(logits):
             raise RuntimeError(
                 f"features: {shown!r} trains, but runs without gradients inside a function that differentiates itself, "
                 "so that no loss on its feature would reach it; use torch.utils.checkpoint with use_reentrant=False"
             )
-        if found.version == -1:
-            assert found.copy is not None
-            return found.copy
-        if found.tensor._version == found.version:
-            return found.tensor
+        if result.version == -1:
+            assert result.copy is not None
+            return result.copy
+        if result.tensor._version == result.version:
+            return result.tensor
         self._changed.add(name)
-        if found.copy is None:
+        if result.copy is None:
             raise RuntimeError(
                 f"features: {shown!r} was changed in place after it ran, which no earlier forward did, so that it is "
                 "lost; it is copied from the next forward on. Where that depends on the data: Tapped(..., copy=True)"
             )
-        return found.copy
+        return result.copy
 
     def _trains(self, module: nn.Module, name: str | None) -> bool:
         """Whether a parameter of the module, or of the nearest round it that has any, gets gradients."""

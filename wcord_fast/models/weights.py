@@ -56,7 +56,7 @@ def load_weights(network: nn.Module, value: Any) -> None:
     state = network.state_dict()  # its tensors are the network's own: what is absent in the file keeps its value
     own_keys = _plain_keys([key for key, item in state.items() if isinstance(item, Tensor)])
     own = {plain: state[key] for plain, key in own_keys.items()}
-    fits = [fit for found in mappings for fit in found.fits(own)]
+    fits = [fit for result in mappings for fit in result.fits(own)]
     whole = [fit for fit in fits if not fit.wrong]
     if not whole:
         raise ValueError(_no_fit(max(fits, key=lambda fit: (fit.present, -len(fit.wrong))), own))

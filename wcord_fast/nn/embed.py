@@ -38,8 +38,8 @@ class Embed(nn.Module):
     def forward(self, features: Tensor, frozen_too: bool = False) -> Any:
         """[B, ...] -> [B, D]; with `frozen_too` two of them, the second without gradient to weight and bias."""
         with autocast_off(features.device):
-            found = self.linear(features.flatten(1), frozen_too)
-            return tuple(map(self._normed, found)) if frozen_too else self._normed(found)
+            result = self.linear(features.flatten(1), frozen_too)
+            return tuple(map(self._normed, result)) if frozen_too else self._normed(result)
 
     @torch.no_grad()
     def frozen(self, features: Tensor) -> Tensor:

@@ -86,23 +86,23 @@ def replace_record(sampler: NegativeSampler, state_dict, prefix: str) -> list[st
     facts = sampler.record.differences(state_dict.get(key))
     state_dict[key] = sampler.record.tensor(sampler.made_with.device)
     own = sampler.record.facts
-    said = []
+    message = []
     if "num_data" in facts:
-        said.append(f"num_data = {facts['num_data']}, here {own['num_data']}")
+        message.append(f"num_data = {facts['num_data']}, here {own['num_data']}")
     if "k" in facts:
         there, here = ("all" if v == ALL else v for v in (facts["k"], own["k"]))
-        said.append(f"K = {there}, this loss has {here}")
+        message.append(f"K = {there}, this loss has {here}")
     if "source" in facts:
         there, here = (list(TABLES)[int(v)] for v in (facts["source"], own["source"]))
-        said.append(f"exclude = {there!r}, here {here!r}: it drew other negatives")
+        message.append(f"exclude = {there!r}, here {here!r}: it drew other negatives")
     elif "tables" in facts and "num_data" not in facts:
         what = "weights" if sampler.source == "weighted" else "labels"
-        said.append(f"other {what}: it drew other negatives")
+        message.append(f"other {what}: it drew other negatives")
     if "replacement" in facts:
-        said.append("another rule of replacement: it drew other negatives")
+        message.append("another rule of replacement: it drew other negatives")
     if "expected" in facts:
-        said.append(f"expected = {bool(facts['expected'])}, here {bool(own['expected'])}")
-    return [f"{prefix}made_with: the state dict was made with {s}" for s in said]
+        message.append(f"expected = {bool(facts['expected'])}, here {bool(own['expected'])}")
+    return [f"{prefix}made_with: the state dict was made with {s}" for s in message]
 
 
 def _other_options(contrast: Contrast, state_dict, prefix: str, facts) -> list[str]:

@@ -151,9 +151,9 @@ def _is_ours(contrast: Contrast, loss: ContrastiveLoss) -> bool:
 
 def _backend(contrast: Contrast, allowed: tuple[str, ...]) -> str | None:
     """The backend that is asked for, if it and that of the updates are allowed."""
-    asked = dispatch.requested(contrast.backend)
-    updates = asked if contrast.backend == "auto" else dispatch.requested()
-    return asked if asked in allowed and updates in _NATIVE else None
+    requested = dispatch.requested(contrast.backend)
+    updates = requested if contrast.backend == "auto" else dispatch.requested()
+    return requested if requested in allowed and updates in _NATIVE else None
 
 
 def _negatives(contrast: Contrast, idx: Tensor, contrast_idx: Tensor | None) -> tuple[Tensor, DrawSpec] | None:
@@ -176,8 +176,8 @@ def _host_step(
     factor: float,
     ramp: Tensor | None,
 ) -> Step | None:
-    asked = _backend(contrast, _NATIVE)
-    if contrast.z != "first" or asked is None or native_module.why_not("cpu") is not None:
+    requested = _backend(contrast, _NATIVE)
+    if contrast.z != "first" or requested is None or native_module.why_not("cpu") is not None:
         return None
     log_z = contrast.log_z.tolist()
     if any(z != z for z in log_z):  # to be estimated first
@@ -189,8 +189,8 @@ def _host_step(
     banks = contrast.memory_v2.rows, contrast.memory_v1.rows
     num_data, dim = banks[0].shape
     k = ALL if spec.whole_pool else spec.k
-    found = chosen("bank_nce", contrast.plan, Problem(len(idx), num_data, k, dim), "cpu", asked)
-    if found.backend != "native":
+    result = chosen("bank_nce", contrast.plan, Problem(len(idx), num_data, k, dim), "cpu", requested)
+    if result.backend != "native":
         return None
     spectral = tuple(linear.leading() if linear.spectral else None for linear in _linears(loss))
     if any(s is not None and not 0 < s.sigma < float("inf") for s in spectral):
@@ -204,7 +204,7 @@ def _host_step(
         temperature=contrast.temperature,
         least_length=LEAST_LENGTH[loss.embed_s.norm],
         momentum=contrast.memory_v1.momentum,
-        plan=found.plan,
+        plan=result.plan,
         factor=factor if ramp is None else factor * float(ramp[0]),
         spectral=(spectral[0], spectral[1]),
     )

@@ -44,15 +44,15 @@ def check_fields(record: object) -> None:
 def _checks_of(kind: type) -> dict[str, Check]:
     hints = get_type_hints(kind)
     names = [f.name for f in fields(kind)]
-    found = {name: _declared_check(kind, name) or _check_by_type(hints[name]) for name in names}
-    return {name: check for name, check in found.items() if check is not None}
+    result = {name: _declared_check(kind, name) or _check_by_type(hints[name]) for name in names}
+    return {name: check for name, check in result.items() if check is not None}
 
 
 def _declared_check(kind: type, name: str) -> Check | None:
     """The check that a record, or the nearest of its bases, declares for a field: another default keeps it."""
     declared = (cls.__dict__.get("__dataclass_fields__", {}).get(name) for cls in kind.__mro__)
-    found = (f.metadata.get("check") for f in declared if f is not None)
-    return next((check for check in found if check is not None), None)
+    result = (f.metadata.get("check") for f in declared if f is not None)
+    return next((check for check in result if check is not None), None)
 
 
 def _check_by_type(hint: Any) -> Check | None:

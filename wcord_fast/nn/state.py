@@ -63,9 +63,9 @@ class StateModule(nn.Module):
         """A state that was made otherwise: RuntimeError under `strict=True`, else a warning."""
         if not misfits:
             return
-        said = [*misfits, "with strict=False the rest is loaded"]
+        message = [*misfits, "with strict=False the rest is loaded"]
         if self._strict:
-            raise RuntimeError("\n\t".join([f"Error(s) in loading state_dict for {type(self).__name__}:", *said]))
+            raise RuntimeError("\n\t".join([f"Error(s) in loading state_dict for {type(self).__name__}:", *message]))
         if self._strict is None:  # torch tells modules below the first nothing of `strict`, but raises for these if so
             unexpected_keys += misfits
         self._said = misfits
@@ -138,14 +138,14 @@ class Record:
         if not isinstance(there, Tensor) or there.dtype != torch.uint8 or there.is_meta:
             return {}
         packed = bytes(there.detach().cpu().flatten().tolist())
-        found = {}
+        result = {}
         for at, (name, mine) in enumerate(self.facts.items()):
             part = packed[8 * at : 8 * at + 8]
             if len(part) == 8:
                 value = struct.unpack("<d" if isinstance(mine, float) else "<q", part)[0]
                 if not math.isclose(value, mine, rel_tol=1e-5 if isinstance(mine, float) else 0.0):
-                    found[name] = value
-        return found
+                    result[name] = value
+        return result
 
 
 def _writes(tensor: Tensor) -> int:

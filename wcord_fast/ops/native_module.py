@@ -58,10 +58,10 @@ def module() -> Any:
     Raises:
         RuntimeError: it is not there, with the reason.
     """
-    found, reason = _load()
-    if found is None:
+    result, reason = _load()
+    if result is None:
         raise RuntimeError(f"the native module is not available: {reason}")
-    return found
+    return result
 
 
 def build_record() -> dict[str, Any]:

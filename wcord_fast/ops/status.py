@@ -45,8 +45,8 @@ _unreached: dict[torch.device, Tensor] = {}
 def word(device: torch.device) -> Tensor:
     """The status word of `device`: int32 [1], made on first use (so use it once before a graph capture)."""
     device = _indexed(device)
-    found = _words.get(device)
-    return found if found is not None else _first(_words, device, (1,), torch.int32)
+    result = _words.get(device)
+    return result if result is not None else _first(_words, device, (1,), torch.int32)
 
 
 def note_unreached(error: Tensor, iters: int) -> None:
@@ -119,8 +119,8 @@ def check(device: torch.device | str | None = None) -> None:
         flags = int(_words[dev].item())
         if flags:
             _words[dev].zero_()
-            told = "; ".join(MESSAGES[c] for c in Code if c & flags)
-            raise ValueError(f"on {dev}: {told} (WCORD_FAST_CHECK=1 checks after every call)")
+            text = "; ".join(MESSAGES[c] for c in Code if c & flags)
+            raise ValueError(f"on {dev}: {text} (WCORD_FAST_CHECK=1 checks after every call)")
 
 
 def _first(kept: dict[torch.device, Tensor], device: torch.device, shape: tuple[int, ...], dtype) -> Tensor:

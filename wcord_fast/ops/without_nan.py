@@ -25,12 +25,12 @@ class WithoutNaN:
                 way stays good. (A host that is always steps ahead of the device would never get another one.)
         """
         may = may_ask(tensor)
-        asked = may and self._asked_of(tensor) and self._answer() is not True
+        requested = may and self._asked_of(tensor) and self._answer() is not True
         if filled is not None:
             tensor.copy_(filled)
         if not may:
             return
-        if not asked:
+        if not requested:
             self._answer = answer(torch.isnan(tensor.detach()).any())
         self._of = tensor, tensor._version
 

@@ -78,8 +78,8 @@ def verify(path: Path, state: dict[str, Any]) -> None:
             if file.stat().st_size != size:
                 raise CheckpointError(f"{file}: damaged, expected {size} bytes, got {file.stat().st_size}")
         with ThreadPoolExecutor(READERS) as pool:
-            found = pool.map(_checksum, (folder / name for name in listed))
-            for (name, (_, checksum)), now in zip(listed.items(), found, strict=True):
+            result = pool.map(_checksum, (folder / name for name in listed))
+            for (name, (_, checksum)), now in zip(listed.items(), result, strict=True):
                 if now != checksum:
                     raise CheckpointError(f"{folder / name}: damaged, its checksum is wrong")
 
@@ -104,7 +104,7 @@ def _write(folder: Path, banks: dict[str, MemoryBank]) -> dict[str, list[int]]:
         if not (folder / name).is_file():
             reason = f"no {name} here, which another process has written; all need one file system"
             raise files.cannot_write(folder, OSError(None, reason))
-    return {name: found for part in listed for name, found in part.items()}
+    return {name: result for part in listed for name, result in part.items()}
 
 
 def _read(folder: Path, banks: dict[str, MemoryBank]) -> None:

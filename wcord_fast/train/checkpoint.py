@@ -114,8 +114,8 @@ def load(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: expected checkpoint format {FORMAT}, got {state['format']!r}")
     for key, kind in PARTS.items():
         if not isinstance(state.get(key), kind):
-            found = f"{key!r} is {type(state[key]).__name__}, not {kind.__name__}" if key in state else f"no {key!r}"
-            raise CheckpointError(f"{path}: an incomplete checkpoint ({found})")
+            result = f"{key!r} is {type(state[key]).__name__}, not {kind.__name__}" if key in state else f"no {key!r}"
+            raise CheckpointError(f"{path}: an incomplete checkpoint ({result})")
     require_finite(path, state["student"])
     return state
 
@@ -141,8 +141,8 @@ def usable(path: Path) -> Iterator[None]:
     except KeyError as error:
         raise CheckpointError(f"{path}: an incomplete checkpoint (no {error})") from None
     except Exception as error:  # values of any type and shape may be in the file
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise CheckpointError(f"{path}: an incomplete checkpoint, or one of other networks ({said[:300]})") from None
+        message = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"{path}: an incomplete checkpoint, or one of other networks ({message[:300]})") from None
 
 
 def require_finite(path: Path, weights: dict[str, Any]) -> None:
@@ -199,11 +199,11 @@ def require_same(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> N
     ours, theirs = _flat(wanted), _flat(found)
     differ = [key for key in dict.fromkeys([*ours, *theirs]) if ours.get(key) != theirs.get(key)]
     if differ:
-        told = "; ".join(f"{key} was {theirs.get(key)!r}, now {ours.get(key)!r}" for key in differ[:3])
+        text = "; ".join(f"{key} was {theirs.get(key)!r}, now {ours.get(key)!r}" for key in differ[:3])
         more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
         longer = differ == ["recipe.epochs"] and lengthened(found, wanted) != found
         raise CheckpointError(
-            f"{path} was made with another configuration: {told}{more}. Use another --output-dir to keep it, "
+            f"{path} was made with another configuration: {text}{more}. Use another --output-dir to keep it, "
             f"{'--extend to go on with it, ' if longer else ''}or --restart to train every run in it anew"
         )
 

@@ -100,8 +100,8 @@ def record_on_cuda(function: Function) -> tuple[Values, Callable[[], None]]:
         with torch.cuda.graph(graph):
             values = function()
     except RuntimeError as error:
-        said = str(error).strip().splitlines()[0]
-        raise NotImplementedError(f"cuda_graph: this step cannot be captured: {said}") from error
+        message = str(error).strip().splitlines()[0]
+        raise NotImplementedError(f"cuda_graph: this step cannot be captured: {message}") from error
     return values, graph.replay
 
 

@@ -35,7 +35,7 @@ def _explained(forward: Forward) -> Forward:
         try:
             return forward(images)
         except TorchDynamoException as error:
-            said = " ".join(str(error).split())[:300] or type(error).__name__
-            raise NotImplementedError(f"compile: PyTorch cannot compile this network here: {said}") from error
+            message = " ".join(str(error).split())[:300] or type(error).__name__
+            raise NotImplementedError(f"compile: PyTorch cannot compile this network here: {message}") from error
 
     return explained

@@ -23,7 +23,7 @@ def block_features(network: nn.Module, batches: Iterable, precision: str) -> tup
     The blocks are the last four feature maps: four stages, or stem and three stages. Each is averaged over a square
     grid, the finest of 1, 2, 4, 8 cells per side that leaves at most WIDEST numbers.
     """
-    found: list[list[Tensor]] = []
+    result: list[list[Tensor]] = []
     wanted = []
     with eval_mode(network):
         for images, labels, _ in batches:
@@ -32,9 +32,9 @@ def block_features(network: nn.Module, batches: Iterable, precision: str) -> tup
             maps = [f.float() for f in features if f.dim() == 4][-BLOCKS:]
             if len(maps) < BLOCKS:
                 raise ValueError(f"student: expected at least {BLOCKS} feature maps to probe, got {len(maps)}")
-            found.append([F.adaptive_avg_pool2d(m, cells(m.shape[1], m.shape[2])).flatten(1) for m in maps])
+            result.append([F.adaptive_avg_pool2d(m, cells(m.shape[1], m.shape[2])).flatten(1) for m in maps])
             wanted.append(labels)
-    return [torch.cat(block) for block in zip(*found, strict=True)], torch.cat(wanted)
+    return [torch.cat(block) for block in zip(*result, strict=True)], torch.cat(wanted)
 
 
 def cells(channels: int, side: int) -> int:

@@ -102,8 +102,10 @@ class Run:
 
     def networks(self) -> dict[str, Forward]:
         """The "student" and, if there is one, the "teacher", as functions of the images."""
-        found = {"student": plain(lambda *args, **kwargs: self.network(*args, **kwargs))}  # wrapped anew in every epoch
-        return found if self.teacher is None else found | {"teacher": plain(self.teacher)}
+        result = {
+            "student": plain(lambda *args, **kwargs: self.network(*args, **kwargs))
+        }  # wrapped anew in every epoch
+        return result if self.teacher is None else result | {"teacher": plain(self.teacher)}
 
     def parameters(self) -> list[nn.Parameter]:
         """What the optimiser changes: the student's parameters and the method's own."""

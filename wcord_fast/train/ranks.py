@@ -90,14 +90,14 @@ def tell_launcher(message: str) -> None:
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if file:
         with suppress(OSError):
-            said = {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}
-            Path(file).write_text(json.dumps({"message": said}))
+            text = {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}
+            Path(file).write_text(json.dumps({"message": text}))
 
 
 def peer_lost(error: BaseException) -> bool:
     """Whether `error` says that a collective has lost a process."""
-    said = str(error)
-    by_gloo = type(error) is RuntimeError and ("gloo" in said or "Connection" in said)
+    message = str(error)
+    by_gloo = type(error) is RuntimeError and ("gloo" in message or "Connection" in message)
     return ranks().world > 1 and (by_gloo or isinstance(error, dist.DistError))
 
 
@@ -157,9 +157,9 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 def average_statistics(*networks: nn.Module) -> None:
     """The running statistics of batch normalisation become their means over ranks."""
     norms = [m for network in networks for m in network.modules() if isinstance(m, _NormBase)]
-    found = [b for norm in norms for b in norm.buffers(recurse=False) if b.is_floating_point()]
-    if ranks().world > 1 and found:
-        _average(found)
+    result = [b for norm in norms for b in norm.buffers(recurse=False) if b.is_floating_point()]
+    if ranks().world > 1 and result:
+        _average(result)
 
 
 @torch.no_grad()

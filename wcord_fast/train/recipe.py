@@ -126,20 +126,20 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
         raise TypeError(f"optimizer: expected a str, got {type(name).__name__}")
     if "." in name or ":" in name:
         try:
-            found = pkgutil.resolve_name(name)
+            result = pkgutil.resolve_name(name)
         except (ImportError, AttributeError, ValueError) as error:
             raise ValueError(f"optimizer: {name!r} cannot be imported: {error}") from error
     else:
         own = [key for key, value in vars(torch.optim).items() if _is_optimizer(value) and value is not Optimizer]
-        found = getattr(torch.optim, checks.choice("optimizer", name, own))
-    if not _is_optimizer(found):
-        raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got {found!r}")
-    if "lr" not in inspect.signature(found).parameters:
+        result = getattr(torch.optim, checks.choice("optimizer", name, own))
+    if not _is_optimizer(result):
+        raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got {result!r}")
+    if "lr" not in inspect.signature(result).parameters:
         raise ValueError(f"optimizer: expected one that takes lr, got {name!r}")
-    closure = inspect.signature(found.step).parameters.get("closure")
+    closure = inspect.signature(result.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise ValueError(f"optimizer: expected one that steps without a closure, got {name!r}")
-    return found
+    return result
 
 
 def make_optimizer(recipe: dict[str, Any], parameters: list[nn.Parameter], lr: float | None = None) -> Optimizer:

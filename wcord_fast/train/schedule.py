@@ -53,14 +53,14 @@ def announcement(old: dict[str, Any], new: dict[str, Any], done: int) -> str:
     ends = ", ".join(map(str, dict.fromkeys(decay_epochs(new)))) or "none"
     total = new["epochs"]
     falls = "falls as a cosine" if new["schedule"] == "cosine" else f"decays after epochs {ends}"
-    said = (
+    message = (
         f"extended from {old['epochs']} to {total} epochs after epoch {done}. From here on the schedule is that of "
         f"{total} epochs: {falls}, next rate {learning_rate(new, done):g}"
     )
     other = [e + 1 for e in range(done) if learning_rate(old, e) != learning_rate(new, e)]
     if other:
-        return f"{said}. An uninterrupted run of {total} epochs has other rates in epochs {_ranges(other)}"
-    return f"{said}. The epochs so far had the rates of an uninterrupted run of {total}"
+        return f"{message}. An uninterrupted run of {total} epochs has other rates in epochs {_ranges(other)}"
+    return f"{message}. The epochs so far had the rates of an uninterrupted run of {total}"
 
 
 def _ranges(numbers: list[int]) -> str:

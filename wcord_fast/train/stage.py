@@ -75,8 +75,8 @@ def _epoch(run, teacher, stage: Stage, trained, optimizer, epoch: int, epochs: i
         with torch.no_grad(), autocast(device, precision):
             wanted = _features(teacher, images, stage.preact)
         with autocast(device, precision), torch.set_grad_enabled(stage.trains_student):
-            found = _features(run.student, images, stage.preact) if stage.trains_student else []
-        loss = stage.loss([f.float() for f in found], [f.float() for f in wanted])
+            result = _features(run.student, images, stage.preact) if stage.trains_student else []
+        loss = stage.loss([f.float() for f in result], [f.float() for f in wanted])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if run.recipe["clip_grad"] is not None:

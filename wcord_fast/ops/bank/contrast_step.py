@@ -127,8 +127,8 @@ class Step:
         self._record, self._alive = record, [anchors, sums, ends, value, rows]
         other = 0.0
         if self.local is not None:
-            found, local_grad = self.local(anchors[0], anchors[1], needs_grad)
-            other = float(found)
+            result, local_grad = self.local(anchors[0], anchors[1], needs_grad)
+            other = float(result)
             total += self.local_factor * other
             if local_grad is not None:
                 local_grad = local_grad.mul_(self.local_factor)

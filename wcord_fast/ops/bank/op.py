@@ -47,15 +47,15 @@ def select(
         return triton_launch.why_not(anchors, banks, part) if candidate == "triton" else None
 
     device = banks[0].device.type
-    asked = dispatch.requested(backend)
+    requested = dispatch.requested(backend)
     k = ALL if spec.whole_pool else max(1, round(spec.k * height / part.num_data))  # draws that the banks hold
     problem = Problem(anchors.shape[1], height, k, anchors.shape[2])
     if device == "cpu":
-        found = chosen(op, plan, problem, device, asked)
+        result = chosen(op, plan, problem, device, requested)
     else:
-        found = choose(op, plan, problem, device, asked, unfit)
-    module = _MODULES.get((found.backend, found.plan, device)) or _MODULES[found.backend, found.plan, "any"]
-    return module, found.plan, asked  # an explicit backend draws for itself, `auto` draws by the fastest
+        result = choose(op, plan, problem, device, requested, unfit)
+    module = _MODULES.get((result.backend, result.plan, device)) or _MODULES[result.backend, result.plan, "any"]
+    return module, result.plan, requested  # an explicit backend draws for itself, `auto` draws by the fastest
 
 
 def checked(anchors: Tensor, num_data: int, index: Tensor, spec: DrawSpec) -> tuple[Tensor, DrawSpec, Tensor]:

@@ -80,8 +80,8 @@ def choose(
         return dispatch.resolve(op, plan=name, device=device, backend=backend, unfit=own)
 
     if plan != "auto":
-        found = resolved(plan)
-        return replace(found, reason=f"{found.reason}; plan {plan}: asked for")
+        result = resolved(plan)
+        return replace(result, reason=f"{result.reason}; plan {plan}: asked for")
     able, refused = [], []
     for name in PLANS:
         try:
@@ -92,11 +92,11 @@ def choose(
         raise refused[0]
     fast = [c for c in able if c.backend != "reference"] or able
     if len(fast) == 1:
-        (found,) = fast
-        why = f"the only plan of backend {found.backend} here"
+        (result,) = fast
+        why = f"the only plan of backend {result.backend} here"
     else:
-        found, why = _cheapest(fast, problem)
-    return replace(found, reason=f"{found.reason}; plan {found.plan}: {why}")
+        result, why = _cheapest(fast, problem)
+    return replace(result, reason=f"{result.reason}; plan {result.plan}: {why}")
 
 
 def chosen(op: str, plan: str, problem: Problem, device: str, backend: str) -> Choice:

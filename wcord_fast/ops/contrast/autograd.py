@@ -69,12 +69,12 @@ def wants_grad(c: Contrast) -> bool:
 class _Losses(torch.autograd.Function):
     @staticmethod
     def forward(ctx, anchors, positives, scale, bias, c: Contrast, runner: Runner):
-        found = runner.values(c)
+        result = runner.values(c)
         scalars = [t if isinstance(t, Tensor) else None for t in (scale, bias)]
-        ctx.save_for_backward(anchors, positives, *scalars, None if c.both else c.rows, *found.totals)
+        ctx.save_for_backward(anchors, positives, *scalars, None if c.both else c.rows, *result.totals)
         fixed = [None if isinstance(t, Tensor) else t for t in (scale, bias)]
         ctx.options, ctx.ids, ctx.runner = (c.critic, c.first, c.both, *fixed), c[8:], runner
-        return found.value
+        return result.value
 
     @staticmethod
     def backward(ctx, weight):
@@ -82,8 +82,8 @@ class _Losses(torch.autograd.Function):
         critic, first, both, fixed_scale, fixed_bias = ctx.options
         scalars = (fixed_scale if scale is None else scale, fixed_bias if bias is None else bias)
         c = Contrast(critic, anchors, positives, positives if both else rows, first, both, *scalars, *ctx.ids)
-        found = ctx.runner.gradients(c, weight, weight if both else None, Totals(*known), ctx.needs_input_grad)
-        return *as_inputs(found, (anchors, positives, scale, bias), ctx.needs_input_grad, weight), None, None
+        result = ctx.runner.gradients(c, weight, weight if both else None, Totals(*known), ctx.needs_input_grad)
+        return *as_inputs(result, (anchors, positives, scale, bias), ctx.needs_input_grad, weight), None, None
 
 
 def as_inputs(found: tuple[Tensor | None, ...], inputs: tuple, needs: tuple, weight: Tensor) -> list[Tensor | None]:

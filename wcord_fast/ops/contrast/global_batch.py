@@ -59,8 +59,8 @@ class _Losses(torch.autograd.Function):
         args = own[0], row_weight
         of_x = ctx.runner.gradients(x_strip, *args, x_known, (needs_x, False, *needs_scalars))
         of_y = ctx.runner.gradients(y_strip, *args, y_known, (True, False, False, False)).anchors if needs_y else None
-        found = (of_x.anchors, of_y, of_x.scale, of_x.bias)
-        return *autograd.as_inputs(found, (x, y, scale, bias), needs, weight), None, None
+        result = (of_x.anchors, of_y, of_x.scale, of_x.bias)
+        return *autograd.as_inputs(result, (x, y, scale, bias), needs, weight), None, None
 
 
 def _strips(critic, sizes, ids, x, y, all_x, all_y, scale, bias) -> tuple[Contrast, Contrast]:

@@ -26,13 +26,13 @@ class _Mean(torch.autograd.Function):
     def forward(ctx, anchors, positives, scale, bias, c: Contrast, runner: Runner):
         losses = runner.values(c)
         weight = torch.full_like(losses.value, 1 / len(anchors))
-        found = runner.gradients(c, weight, None, losses.totals)
+        result = runner.gradients(c, weight, None, losses.totals)
         scalars = [t if isinstance(t, Tensor) else None for t in (scale, bias)]
-        ctx.save_for_backward(anchors, positives, *scalars, *found)
+        ctx.save_for_backward(anchors, positives, *scalars, *result)
         return losses.value.mean()
 
     @staticmethod
     def backward(ctx, weight):
-        inputs, found = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
-        scaled = tuple(grad * weight.to(grad.dtype) for grad in found)
+        inputs, result = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+        scaled = tuple(grad * weight.to(grad.dtype) for grad in result)
         return *as_inputs(scaled, inputs, ctx.needs_input_grad, weight), None, None

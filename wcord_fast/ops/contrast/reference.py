@@ -80,8 +80,8 @@ def values(c: Contrast) -> Values:
         ValueError: on the CPU, a value that is not finite. On a device all losses are NaN then, and a status bit set.
     """
     finite = check_values(c)
-    found = _values(_widened(c))
-    return found if finite is None else found._replace(value=torch.where(finite, found.value, torch.nan))
+    result = _values(_widened(c))
+    return result if finite is None else result._replace(value=torch.where(finite, result.value, torch.nan))
 
 
 def check_values(c: Contrast) -> Tensor | None:

@@ -23,13 +23,13 @@ _NOT_TWICE = "the gradient of an optimal-transport cost cannot be differentiated
 
 def _solve(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, *rest: Any) -> Solved:
     """`backends.solve`; on the CPU, finite features that overflow the arithmetic are an error."""
-    asked, backend = _asked(rest), rest[10]
+    requested, backend = _asked(rest), rest[10]
     labels = rest[11:14]  # trailing defaults are not passed
     pairs = Pairs(*labels) if labels and labels[0] is not None else None
-    solved = Solved(*backends.solve(x, y, a, b, asked, backend, pairs))
+    solved = Solved(*backends.solve(x, y, a, b, requested, backend, pairs))
     if x.device.type == "cpu":
-        refuse_overflow(solved.value, {"x": x, "y": y}, asked)
-    unreached.tell(solved, asked)
+        refuse_overflow(solved.value, {"x": x, "y": y}, requested)
+    unreached.tell(solved, requested)
     return solved
 
 
@@ -94,9 +94,9 @@ def value_and_gradients(x: Tensor, y: Tensor, asked: Asked, backend: str = "auto
         return solved.value, solved.grad_x, solved.grad_y
     from . import native_cpu
 
-    found = native_cpu.value_and_gradients(x, y, asked)
-    refuse_overflow(found[0], {"x": x, "y": y}, asked)
-    return found
+    result = native_cpu.value_and_gradients(x, y, asked)
+    refuse_overflow(result[0], {"x": x, "y": y}, asked)
+    return result
 
 
 class _Cost(torch.autograd.Function):
@@ -132,10 +132,10 @@ def _times(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def native_cost(x: Tensor, y: Tensor, cost: str, solver: str, eps: float, iters: int, value: str) -> Tensor:
     """The differentiable value of what `runs_natively`, with uniform masses and no `tol`."""
-    asked = Asked(cost, solver, eps, iters, None, value, False, False, False, False)
+    requested = Asked(cost, solver, eps, iters, None, value, False, False, False, False)
     if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad):
-        return _Cost.apply(x, y.view_as(y) if y is x else y, asked)[0]
-    return value_and_gradients(x, y, asked)[0]
+        return _Cost.apply(x, y.view_as(y) if y is x else y, requested)[0]
+    return value_and_gradients(x, y, requested)[0]
 
 
 class _WithGradient(torch.autograd.Function):

@@ -42,11 +42,11 @@ def _problems(costs: Tensor, a: Tensor, b: Tensor) -> int:
 
 def _solve(costs: Tensor, a: Tensor, b: Tensor, *rest: Any) -> MatrixSolved:
     *options, backend = rest
-    asked, g = _asked(*options), _problems(costs, a, b)
-    solved = _module(costs, backend).solve(costs, a.expand(g, -1), b.expand(g, -1), asked)
+    requested, g = _asked(*options), _problems(costs, a, b)
+    solved = _module(costs, backend).solve(costs, a.expand(g, -1), b.expand(g, -1), requested)
     if costs.device.type == "cpu":
-        refuse_overflow(solved.value, {"C": costs}, asked)
-    unreached.tell(solved, asked)
+        refuse_overflow(solved.value, {"C": costs}, requested)
+    unreached.tell(solved, requested)
     return solved
 
 

@@ -136,12 +136,12 @@ def budget() -> int:
 def regime(n: int, m: int, dim: int, dtype: torch.dtype = torch.float32, problems: int = 1) -> tuple[str, str]:
     """(name, why) of the way a call with these shapes would be solved."""
     limit = budget()
-    found = layout(n, m, dim, dtype, problems, budget=limit)
+    result = layout(n, m, dim, dtype, problems, budget=limit)
     size = n * m * accumulation_dtype(dtype).itemsize
-    sign = "<=" if found.regime == "resident" else ">"
-    how = "each thread solves problems of its own" if found.per_thread else "all threads share one problem"
-    scratch = f"scratch {found.scratch_bytes:,} bytes"
-    return found.regime, f"{n} x {m} matrix of {size:,} bytes {sign} budget {limit:,}; {how}; {scratch}"
+    sign = "<=" if result.regime == "resident" else ">"
+    how = "each thread solves problems of its own" if result.per_thread else "all threads share one problem"
+    scratch = f"scratch {result.scratch_bytes:,} bytes"
+    return result.regime, f"{n} x {m} matrix of {size:,} bytes {sign} budget {limit:,}; {how}; {scratch}"
 
 
 class Layout(NamedTuple):

@@ -89,12 +89,12 @@ def why_not(n: int, m: int, dim: int, dtype: torch.dtype = torch.float32, device
     if dim > native.OT_CUDA_MAX_DIM:
         return f"D = {dim} is above {native.OT_CUDA_MAX_DIM}"
     device = torch.cuda.current_device() if device is None else device
-    found = plan(device, n, m, accumulation_dtype(dtype))
-    if found.regime != "none":
+    result = plan(device, n, m, accumulation_dtype(dtype))
+    if result.regime != "none":
         return None
     return (
         f"a {n} x {m} matrix of {_size(n, m, dtype):,} bytes fits neither in one block "
-        f"nor in strips in the shared memory of {found.sms} SMs ({found.shared:,} bytes each)"
+        f"nor in strips in the shared memory of {result.sms} SMs ({result.shared:,} bytes each)"
     )
 
 
@@ -103,12 +103,12 @@ def regime(n: int, m: int, dim: int, dtype: torch.dtype = torch.float32, problem
     reason = why_not(n, m, dim, dtype)
     if reason:
         return "none", reason
-    found = plan(torch.cuda.current_device(), n, m, accumulation_dtype(dtype))
-    name = found.regime
+    result = plan(torch.cuda.current_device(), n, m, accumulation_dtype(dtype))
+    name = result.regime
     matrix = f"{n} x {m} matrix of {_size(n, m, dtype):,} bytes"
     if name == "resident":
-        return name, f"{matrix} in one block; up to {found.blocks} of {problems} problems at once"
-    return name, f"{matrix} in strips of {found.rows} rows on {found.blocks} of {found.sms} SMs, problem by problem"
+        return name, f"{matrix} in one block; up to {result.blocks} of {problems} problems at once"
+    return name, f"{matrix} in strips of {result.rows} rows on {result.blocks} of {result.sms} SMs, problem by problem"
 
 
 @functools.lru_cache(maxsize=1024)

@@ -142,8 +142,8 @@ class _Solve:
             result = (rows * f).sum(-1) + (self.b * g).sum(-1)  # the column step is last: the columns of P are b
             grad_a, grad_b = f if need_a else grad_a, g if need_b else grad_b
         error = _row_error(rows, self.a)
-        found = (self.alpha, self.beta, self.scale, error, self.iterations)
-        return Solved(result, *found, grad_x, grad_y, grad_a, grad_b)
+        outcome = (self.alpha, self.beta, self.scale, error, self.iterations)
+        return Solved(result, *outcome, grad_x, grad_y, grad_a, grad_b)
 
     def _potentials(self, eps: float) -> tuple[Tensor, Tensor]:
         """f [G, n] and g [G, m], as `reference.potentials`."""
