@@ -236,7 +236,12 @@ def compile_module(temp: Path, tools: Tools, nvcc: str | None) -> Path:
 def build(temp: Path) -> tuple[Path | None, dict[str, object]]:
     """The compiled module, or None, and the record of what was built and what was not."""
     setting = cuda_setting()
-    info: dict[str, object] = {"native": False, "why_not": None, "cuda": False, "cuda_why_not": None}
+    info: dict[str, object] = {
+        "native": False,
+        "unavailable_reason": None,
+        "cuda": False,
+        "cuda_unavailable_reason": None,
+    }
     try:
         tools = Tools()
         info["compiler"] = run([*tools.cxx, "--version"]).splitlines()[0]
@@ -244,7 +249,9 @@ def build(temp: Path) -> tuple[Path | None, dict[str, object]]:
         if tools.sanitize and setting == "1":
             raise CannotBuild("WCORD_FAST_SANITIZE=1 builds none")
         if tools.sanitize or setting == "0":
-            info["cuda_why_not"] = f"built with {'WCORD_FAST_SANITIZE=1' if tools.sanitize else 'WCORD_FAST_CUDA=0'}"
+            info["cuda_unavailable_reason"] = (
+                f"built with {'WCORD_FAST_SANITIZE=1' if tools.sanitize else 'WCORD_FAST_CUDA=0'}"
+            )
         else:
             try:
                 nvcc = find_nvcc()
@@ -253,7 +260,7 @@ def build(temp: Path) -> tuple[Path | None, dict[str, object]]:
             except CannotBuild as e:
                 if setting == "1":
                     raise
-                nvcc, info["cuda_why_not"] = None, str(e)
+                nvcc, info["cuda_unavailable_reason"] = None, str(e)
                 info.pop("nvcc", None)
         if nvcc is None:
             built = compile_module(temp, tools, None)
@@ -262,7 +269,7 @@ def build(temp: Path) -> tuple[Path | None, dict[str, object]]:
     except CannotBuild as e:
         if setting == "1":
             raise SystemExit(f"WCORD_FAST_CUDA=1, but the CUDA code cannot be built: {e}") from e
-        info["why_not"] = str(e)
+        info["unavailable_reason"] = str(e)
         return None, info
 
 
@@ -280,7 +287,7 @@ class BuildNative(build_ext):
             if module:
                 shutil.copy2(module, target)
             target.with_name(INFO_NAME).write_text(json.dumps(info, indent=1) + "\n")
-        for key, part in (("why_not", "the native module"), ("cuda_why_not", "CUDA")):
+        for key, part in (("unavailable_reason", "the native module"), ("cuda_unavailable_reason", "CUDA")):
             if info[key]:
                 print(f"wcord_fast: built without {part}: {info[key]}", file=sys.stderr)
 

@@ -71,7 +71,7 @@ def environment(rows: Rows) -> None:
     lacking = [name for name, value in {**packages, **programs}.items() if value is None]
     row = {"tool": "environment", "gpu": gpu, "cuda": torch.version.cuda, "cores": os.cpu_count()}
     row |= {"machine": platform.platform(), "packages": packages, "programs": programs, "missing": lacking}
-    rows.add(row | {"native_module": native_module.why_not("cpu") or "there"})
+    rows.add(row | {"native_module": native_module.unavailable_reason("cpu") or "there"})
 
 
 def _version(package: str) -> str | None:

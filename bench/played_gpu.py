@@ -168,7 +168,7 @@ def played() -> Iterator[Launches]:
     """Inside, tensors on "cuda" can be made and every backend for them can run; yields what would be launched."""
     launches = Launches()
     module = PlayedModule(launches.own)
-    cannot_run, why_not = dispatch.cannot_run, native_module.why_not
+    cannot_run, unavailable_reason = dispatch.cannot_run, native_module.unavailable_reason
 
     def launched(_piece, kernel, _grid, _args, **_options) -> None:
         launches.own[kernel.fn.__name__] += 1
@@ -180,7 +180,9 @@ def played() -> Iterator[Launches]:
         mock.patch.object(
             dispatch, "cannot_run", lambda backend, on: None if on == "cuda" else cannot_run(backend, on)
         ),
-        mock.patch.object(native_module, "why_not", lambda on: None if on == "cuda" else why_not(on)),
+        mock.patch.object(
+            native_module, "unavailable_reason", lambda on: None if on == "cuda" else unavailable_reason(on)
+        ),
         # The modes that play the device are not those that an eager step makes way for.
         mock.patch.object(native_step, "eager", lambda: True),
         mock.patch.object(wcord, "eager", lambda: True),

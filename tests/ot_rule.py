@@ -23,7 +23,7 @@ def uniform(rows):
 
 def solve_args(cost, solver, eps, iters, *, tol=None, value="cost"):
     """What follows x, y, a, b in a backend's `ot_solve`, every gradient asked for."""
-    return reference.Asked(cost, solver, eps, iters, tol, value, True, True, value == "dual", value == "dual")
+    return reference.SolveOptions(cost, solver, eps, iters, tol, value, True, True, value == "dual", value == "dual")
 
 
 def assert_rule(solve, x, y, a, b, args, *, lattice=False):

@@ -16,7 +16,7 @@ from wcord_fast.ops import native_module
 from wcord_fast.ops.bank import native_cpu, reference
 
 pytestmark = pytest.mark.skipif(
-    native_module.load() is None, reason=f"no native module: {native_module.why_not('cpu')}"
+    native_module.load() is None, reason=f"no native module: {native_module.unavailable_reason('cpu')}"
 )
 
 PLANS = ("gather", "dense")

@@ -10,7 +10,7 @@ from wcord_fast.ops import native_module
 
 from .test_batch_functions import CRITICS, function, gradients, options, problem
 
-pytestmark = pytest.mark.skipif(native_module.load() is None, reason=str(native_module.why_not("cpu")))
+pytestmark = pytest.mark.skipif(native_module.load() is None, reason=str(native_module.unavailable_reason("cpu")))
 
 # Blocks of 96 anchors, panels of 8 or 16 (AVX-512: 32) rows, 16 panels a chunk, tiles of 6 (8) anchors.
 SIZES = [(95, 5), (96, 16), (97, 33), (300, 12)]

@@ -34,7 +34,7 @@ import torch, wcord_fast
 from wcord_fast.ops import native_module
 assert wcord_fast.__file__.startswith(sys.argv[1]), wcord_fast.__file__
 native_module.load(), native_module.load()
-print(native_module.why_not("cpu"), native_module.why_not("cuda"), sep="\\n")
+print(native_module.unavailable_reason("cpu"), native_module.unavailable_reason("cuda"), sep="\\n")
 print(list(wcord_fast.NegativeSampler(100, 5, seed=1).draw(torch.tensor([3])).shape))
 """
 
@@ -131,10 +131,10 @@ def test_a_source_distribution_is_whole(source, tmp_path):
 
 def test_reasons_are_recorded(source, tmp_path):
     status, record, said = build(source, tmp_path / "a", **without_tools(tmp_path))
-    assert status == 0 and record["native"] is False and "no C++ compiler" in record["why_not"]
+    assert status == 0 and record["native"] is False and "no C++ compiler" in record["unavailable_reason"]
     assert "built without the native module: no C++ compiler" in said
     status, record, _ = build(source, tmp_path / "b", CXX="/no/such/compiler")
-    assert status == 0 and record["why_not"] == "CXX='/no/such/compiler' cannot be run"
+    assert status == 0 and record["unavailable_reason"] == "CXX='/no/such/compiler' cannot be run"
     status, _, said = build(source, tmp_path / "c", WCORD_FAST_CUDA="maybe")
     assert status != 0 and "WCORD_FAST_CUDA: expected auto, 0 or 1, got 'maybe'" in said
     status, _, said = build(source, tmp_path / "d", WCORD_FAST_SANITIZE="yes")
@@ -147,12 +147,12 @@ def test_reasons_are_recorded(source, tmp_path):
 @needs_ninja
 def test_missing_build_tools_are_named(source, tmp_path):
     status, record, _ = build(source, tmp_path / "a", hide="pybind11,torch")
-    assert status == 0 and "pybind11 was not found" in record["why_not"]
+    assert status == 0 and "pybind11 was not found" in record["unavailable_reason"]
     (tmp_path / "bin").mkdir()
     cxx = next(found for name in ("c++", "g++", "clang++") if (found := shutil.which(name)))
     env = {"PATH": str(tmp_path / "bin"), "CXX": cxx}
     status, record, _ = build(source, tmp_path / "b", hide="ninja", **env)
-    assert status == 0 and "ninja was not found" in record["why_not"]
+    assert status == 0 and "ninja was not found" in record["unavailable_reason"]
     status, _, said = build(source, tmp_path / "c", WCORD_FAST_CUDA="1", CUDA_HOME=str(tmp_path / "bin"))
     assert status != 0 and "WCORD_FAST_CUDA=1, but the CUDA code cannot be built: nvcc was not found" in said
 
@@ -167,7 +167,7 @@ def test_without_nvcc(source, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", os.path.dirname(sys.executable), prepend=os.pathsep)
     status, record, said = build(source, out, hide="ninja", WCORD_FAST_CUDA="0")
     assert status == 0 and record["native"] and not record["cuda"], said
-    assert record["cuda_why_not"] == "built with WCORD_FAST_CUDA=0"
+    assert record["cuda_unavailable_reason"] == "built with WCORD_FAST_CUDA=0"
     (module,) = modules(out)
     assert not re.findall(
         rb"/[\w.-]+/[\w./-]+\.(?:h|hpp|cpp|inl)\b", module.read_bytes()
@@ -180,7 +180,7 @@ def test_without_nvcc(source, tmp_path, monkeypatch):
 
     before = objects()
     status, record, _ = build(source, out, CUDA_HOME=none, hide="ninja")
-    assert status == 0 and record["native"] and "nvcc was not found" in record["cuda_why_not"]
+    assert status == 0 and record["native"] and "nvcc was not found" in record["cuda_unavailable_reason"]
     assert objects() == before  # nothing was compiled again
 
     fake = tmp_path / "fake" / "bin" / "nvcc"
@@ -189,7 +189,7 @@ def test_without_nvcc(source, tmp_path, monkeypatch):
     fake.chmod(0o755)
     status, record, said = build(source, out, CUDA_HOME=str(tmp_path / "fake"), hide="ninja")
     assert status == 0 and record["native"] and not record["cuda"], said
-    assert "this nvcc is broken" in record["cuda_why_not"]
+    assert "this nvcc is broken" in record["cuda_unavailable_reason"]
     status, _, said = build(
         source, tmp_path / "refused", CUDA_HOME=str(tmp_path / "fake"), WCORD_FAST_CUDA="1", hide="ninja"
     )

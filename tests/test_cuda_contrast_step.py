@@ -32,8 +32,10 @@ def on_device(library, monkeypatch):
     """Steps go the way of a CUDA device; scores stay those of the CPU."""
     with emulated(library):
         monkeypatch.setattr(native_step, "_host_step", native_step._device_step)
-        reason = native_module.why_not
-        monkeypatch.setattr(native_module, "why_not", lambda device: None if device == "cuda" else reason(device))
+        reason = native_module.unavailable_reason
+        monkeypatch.setattr(
+            native_module, "unavailable_reason", lambda device: None if device == "cuda" else reason(device)
+        )
         yield
 
 

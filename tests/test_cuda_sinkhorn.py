@@ -65,7 +65,7 @@ class Problem:
     def solve(
         self, run, *, cost="cosine", solver="ipot", eps=0.5, iters=20, tol=None, value="cost", needs=(1, 1, 1, 1)
     ):
-        asked = reference.Asked(cost, solver, eps, iters, tol, value, *map(bool, needs))
+        asked = reference.SolveOptions(cost, solver, eps, iters, tol, value, *map(bool, needs))
         return run(self.x, self.y, self.a, self.b, asked)
 
     def check(self, **options):
@@ -260,7 +260,7 @@ def test_a_bad_value_spoils_its_problem_only(regime, which):
     spoil(p)
     got = p.solve(native_cuda.ot_solve, **options)
     assert int(status.word(p.x.device)) == code
-    for name in reference.Solved._fields:
+    for name in reference.SolveResult._fields:
         g, w = getattr(got, name), getattr(good, name)
         assert torch.equal(g[[0, 2, 3]], w[[0, 2, 3]]), name
         assert not g.is_floating_point() or g[1].isnan().all(), name
@@ -287,14 +287,14 @@ def test_the_choice_of_a_regime(kernels, monkeypatch):
     assert plan(0, 6, 3000, F64)[:3] == ("cooperative", 3, 2)
     assert plan(0, 20_000, 5, F32)[:3] == ("cooperative", 8, 2500)
     assert plan(0, 2000, 2000, F32).regime == "none" and plan(0, 2**31, 8, F32).regime == "none"
-    assert native_cuda.why_not(64, 64, 128) is None
+    assert native_cuda.unavailable_reason(64, 64, 128) is None
     for sizes, reason in {
         (2000, 2000, 8): "2000 x 2000 matrix of 16,000,000 bytes fits neither .* of 8 SMs .232,448 bytes",
         (4, 4097, 8): "m = 4097 is above the 4096 columns",
         (4, 4, 2**27 + 1): "D = 134217729",
     }.items():
-        assert re.search(reason, native_cuda.why_not(*sizes)), native_cuda.why_not(*sizes)
-        assert native_cuda.regime(*sizes) == ("none", native_cuda.why_not(*sizes))
+        assert re.search(reason, native_cuda.unavailable_reason(*sizes)), native_cuda.unavailable_reason(*sizes)
+        assert native_cuda.regime(*sizes) == ("none", native_cuda.unavailable_reason(*sizes))
     assert native_cuda.regime(64, 64, 8, F32, 3)[0] == "resident"
     assert native_cuda.regime(256, 256, 8)[0] == "cooperative"
     p = Problem(1, 4097, 1, zeros=False)

@@ -316,7 +316,7 @@ def traffic(shard, n, k, z):
     loss = CRDLoss(S_DIM, T_DIM, n, feat_dim=D, nce_k=k, seed=1, exclude="self", shard=shard)
     if z:
         loss.contrast.log_z.fill_(8.0)
-    loss.require_alike()  # once in a loss's life
+    loss.require_agreement()  # once in a loss's life
     seen = {"all_gather": 0, "all_to_all_single": 0}
     originals = {name: getattr(dist, name) for name in seen}
 

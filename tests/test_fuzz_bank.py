@@ -19,7 +19,9 @@ from wcord_fast import use_backend
 from wcord_fast.ops import native_module
 
 pytestmark = [
-    pytest.mark.skipif(native_module.load() is None, reason=f"no native module: {native_module.why_not('cpu')}"),
+    pytest.mark.skipif(
+        native_module.load() is None, reason=f"no native module: {native_module.unavailable_reason('cpu')}"
+    ),
     pytest.mark.filterwarnings("ignore:k = "),  # a small pool is drawn from with replacement, which is told
 ]
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

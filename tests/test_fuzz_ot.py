@@ -18,7 +18,7 @@ from torch import Tensor
 from tests import bank_fuzz, ot_rule
 from wcord_fast import functional as F
 from wcord_fast.ops import native_module
-from wcord_fast.ops.sinkhorn.reference import Asked, Solved
+from wcord_fast.ops.sinkhorn.reference import SolveOptions, SolveResult
 
 needs_native = pytest.mark.skipif(native_module.load() is None, reason="no native module")
 FUNCTIONS = ("ot_cost", "ot_solve", "ot_plan")
@@ -80,7 +80,7 @@ def laid_out(t: Tensor, layout: str) -> Tensor:
     )
 
 
-def by_public_call(x: Tensor, y: Tensor, a: Tensor, b: Tensor, asked: Asked) -> Solved:
+def by_public_call(x: Tensor, y: Tensor, a: Tensor, b: Tensor, asked: SolveOptions) -> SolveResult:
     """`functional.ot_solve` and its gradients, as a backend returns them."""
     inputs = [t.detach().requires_grad_() for t in (x, y)]
     inputs += [t.detach().requires_grad_(asked.need_a) for t in (a, b)]
@@ -89,7 +89,7 @@ def by_public_call(x: Tensor, y: Tensor, a: Tensor, b: Tensor, asked: Asked) -> 
         tol=asked.tol, value=asked.value, backend="native",
     )  # fmt: skip
     grads = torch.autograd.grad(found.cost.sum(), [t for t in inputs if t.requires_grad])
-    return Solved(*(t.detach() for t in found), *grads, *[x.new_empty(0)] * (4 - len(grads)))
+    return SolveResult(*(t.detach() for t in found), *grads, *[x.new_empty(0)] * (4 - len(grads)))
 
 
 @needs_native

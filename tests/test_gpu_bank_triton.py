@@ -34,7 +34,7 @@ SAMPLERS = {
 def runnable():
     from wcord_fast.ops import triton_module
 
-    why = triton_module.why_not("cuda")
+    why = triton_module.unavailable_reason("cuda")
     if why:
         pytest.skip(why)
 

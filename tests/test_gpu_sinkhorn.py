@@ -26,7 +26,7 @@ class Problem:
         self.there = x.cuda(), y.cuda(), a.to(wide).cuda(), b.to(wide).cuda()
 
     def solve(self, *, cost="cosine", solver="sinkhorn", eps=0.05, iters=50, tol=None, value="cost", run=None):
-        asked = reference.Asked(cost, solver, eps, iters, tol, value, True, True, True, True)
+        asked = reference.SolveOptions(cost, solver, eps, iters, tol, value, True, True, True, True)
         if run is None:
             return native_cuda.ot_solve(*self.there, asked)
         return run(asked)
@@ -34,7 +34,7 @@ class Problem:
     def check(self, regime, **options):
         (_, n, d), m = self.here[0].shape, self.here[1].shape[1]
         assert native_cuda.regime(n, m, d, self.there[0].dtype)[0] == regime
-        got = reference.Solved(*(t.cpu() for t in self.solve(**options)))
+        got = reference.SolveResult(*(t.cpu() for t in self.solve(**options)))
         want = self.solve(run=lambda asked: reference.ot_solve(*self.here, asked), **options)
         plain = self.solve(run=lambda asked: reference.ot_solve(*self.there, asked), **options)
         assert torch.equal(got.iterations, want.iterations)
@@ -140,5 +140,5 @@ def test_a_bad_value_is_flagged_and_spoils_its_problem_only(n):
 
 
 def test_why_not():
-    assert native_cuda.why_not(1024, 1024, 128) is None
-    assert "fits neither" in native_cuda.why_not(8000, 4000, 128)
+    assert native_cuda.unavailable_reason(1024, 1024, 128) is None
+    assert "fits neither" in native_cuda.unavailable_reason(8000, 4000, 128)

@@ -21,7 +21,7 @@ from .philox_python import GOLDEN_ANCHOR, GOLDEN_PERMUTATION, GOLDEN_REPLACED_50
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 pytestmark = pytest.mark.skipif(
-    native_module.load() is None, reason=f"no native module: {native_module.why_not('cpu')}"
+    native_module.load() is None, reason=f"no native module: {native_module.unavailable_reason('cpu')}"
 )
 
 
@@ -316,7 +316,9 @@ def test_half_types_round_like_torch():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(native_module.why_not("cuda") is not None, reason=str(native_module.why_not("cuda")))
+@pytest.mark.skipif(
+    native_module.unavailable_reason("cuda") is not None, reason=str(native_module.unavailable_reason("cuda"))
+)
 class TestCuda:
     """The same code on a device."""
 

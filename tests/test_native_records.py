@@ -12,7 +12,7 @@ from wcord_fast.ops.sampling.spec import TABLES
 from .bank_cases import TAU, problem, relative_error
 
 NATIVE = native_module.load()
-pytestmark = pytest.mark.skipif(NATIVE is None, reason=f"no native module: {native_module.why_not('cpu')}")
+pytestmark = pytest.mark.skipif(NATIVE is None, reason=f"no native module: {native_module.unavailable_reason('cpu')}")
 
 INIT = {"out": 64, "dtype": 1, "num_rows": 2, "dim": 3, "seed": 2**64 - 1, "bank_id": 5, "first_row": -6}
 RECORDS = [t for t in vars(NATIVE).values() if isinstance(t, type) and hasattr(t, "address")] if NATIVE else []

@@ -162,7 +162,7 @@ def test_a_flagged_problem_is_nan_and_leaves_the_others_alone(monkeypatch, name,
         raised = []
         monkeypatch.setattr(status, "guard", lambda bad, code, _: raised.append(code) if bad.any() else None)
         bad = reference.flag_inputs(*inputs.values(), "cosine")
-        asked = reference.Asked("cosine", "ipot", 0.5, 20, 1e-9, "cost", True, True, False, False)
+        asked = reference.SolveOptions("cosine", "ipot", 0.5, 20, 1e-9, "cost", True, True, False, False)
         solved = reference.ot_solve(*inputs.values(), asked)
         return bad, reference.poison(bad, solved), raised
 

@@ -10,7 +10,7 @@ from wcord_fast import functional as F
 from wcord_fast.ops import native_module
 
 pytestmark = pytest.mark.skipif(
-    native_module.load() is None, reason=f"no native module: {native_module.why_not('cpu')}"
+    native_module.load() is None, reason=f"no native module: {native_module.unavailable_reason('cpu')}"
 )
 
 COSTS = ("cosine", "sqeuclidean")

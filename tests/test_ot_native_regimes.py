@@ -17,7 +17,7 @@ from wcord_fast.ops import native_module
 from wcord_fast.ops.sinkhorn import native_cpu
 
 pytestmark = pytest.mark.skipif(
-    native_module.load() is None, reason=f"no native module: {native_module.why_not('cpu')}"
+    native_module.load() is None, reason=f"no native module: {native_module.unavailable_reason('cpu')}"
 )
 
 CASES = [

@@ -12,7 +12,7 @@ from wcord_fast import OTLoss
 from wcord_fast import functional as F
 from wcord_fast.ops import status
 from wcord_fast.ops.sinkhorn import unreached
-from wcord_fast.ops.sinkhorn.reference import Asked, Solved
+from wcord_fast.ops.sinkhorn.reference import SolveOptions, SolveResult
 
 pytestmark = pytest.mark.usefixtures("each_ot_backend")
 
@@ -132,7 +132,9 @@ def test_on_a_device_check_warns_of_the_worst(monkeypatch):
 
 
 def test_what_a_device_notes():
-    asked = Asked("cosine", "ipot", 0.5, 40, 0.1, "cost", False, False, False, False)
+    asked = SolveOptions("cosine", "ipot", 0.5, 40, 0.1, "cost", False, False, False, False)
     for errors, want in (([0.3, 0.2, 0.05], 0.2), ([0.3, 0.1, 0.05], 0.0), ([0.3, float("nan"), 0.4], 0.4)):
-        solved = Solved(*[None] * 4, torch.tensor(errors), torch.tensor([20, 40, 40]), *[None] * 4)  # the first stopped
+        solved = SolveResult(
+            *[None] * 4, torch.tensor(errors), torch.tensor([20, 40, 40]), *[None] * 4
+        )  # the first stopped
         assert unreached.worst(solved, asked) == pytest.approx(want)

@@ -138,7 +138,7 @@ def test_evaluate_refuses_what_it_cannot_use(finished, capsys, tmp_path, monkeyp
         assert words in capsys.readouterr().err
     other = data.load("digits")
     renamed = type(other)(**{**vars(other), "classes": tuple("abcdefghij")})
-    monkeypatch.setattr("wcord_fast.cli.trained.load_data", lambda *_, **__: renamed)
+    monkeypatch.setattr("wcord_fast.cli.trained_network.load_data", lambda *_, **__: renamed)
     assert main(["evaluate", str(out / "wcord")]) == 1
     assert "trained on 10 classes ['0', '1'" in capsys.readouterr().err
 

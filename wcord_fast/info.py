@@ -40,7 +40,7 @@ def _devices() -> list[str]:
 def _native() -> list[str]:
     module = native_module.load()
     if module is None:
-        return [f"native module: absent: {native_module.why_not('cpu')}"]
+        return [f"native module: absent: {native_module.unavailable_reason('cpu')}"]
     built = ", ".join(f"{key} {value}" for key, value in module.build_info().items())
     return [f"native module: {built}"]
 

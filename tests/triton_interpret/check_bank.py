@@ -352,9 +352,9 @@ def test_refusals_say_why():
     with pytest.raises(NotImplementedError, match="gather"):
         triton.bank_nce(anchors, banks, *args, "gather", "triton")
     wide = torch.zeros(1, 3, triton_launch.MAX_DIM + 1)
-    assert "D up to" in triton_launch.why_not(wide, banks)
-    assert triton_launch.why_not(anchors, banks) is None
-    assert "rows" in triton_launch.why_not(anchors, banks, Part(0, 2**31))
+    assert "D up to" in triton_launch.unavailable_reason(wide, banks)
+    assert triton_launch.unavailable_reason(anchors, banks) is None
+    assert "rows" in triton_launch.unavailable_reason(anchors, banks, Part(0, 2**31))
 
 
 def test_inputs_are_not_modified():

@@ -108,7 +108,7 @@ def test_only_what_is_needed_is_returned():
     full = triton.ot_solve(x, y, uniform(x), uniform(y), solve_args("cosine", "sinkhorn", 0.2, 2, value="dual"))
     names = ("grad_x", "grad_y", "grad_a", "grad_b")
     for i, name in enumerate(names):
-        asked = reference.Asked("cosine", "sinkhorn", 0.2, 2, None, "dual", *(j == i for j in range(4)))
+        asked = reference.SolveOptions("cosine", "sinkhorn", 0.2, 2, None, "dual", *(j == i for j in range(4)))
         part = triton.ot_solve(x, y, uniform(x), uniform(y), asked)
         for other in names:
             want = getattr(full, other) if other == name else full.value.new_empty(0)

@@ -16,7 +16,7 @@ from ..train.checkpoint import CheckpointError
 from ..train.evaluation import predictions
 from ..train.metrics import auc
 from ..train.tables import text_table
-from . import trained
+from . import trained_network as trained
 from .config import require_device
 from .options import check_paths, devices
 from .parser import parse
@@ -69,7 +69,8 @@ def run(argv: list[str]) -> None:
         return
     area = "n/a (a class without a test image)" if measured["auc"] is None else f"{measured['auc']:.2f} %"
     print(
-        f"{loaded.model} ({loaded.method}, epoch {loaded.epoch}) on {len(data.test_labels):,} test images of {data.name}: "
+        f"{loaded.model} ({loaded.method}, epoch {loaded.epoch}) "
+        f"on {len(data.test_labels):,} test images of {data.name}: "
         f"top-1 {measured['top1']:.2f} %, top-5 {measured['top5']:.2f} %, AUC {area}"
         + (f"; best epoch {best:.2f} %" if best is not None else "")
     )

@@ -18,11 +18,11 @@ from .. import __version__
 from ..ops import checks
 from ..train import files
 from ..train.checkpoint import CURRENT, PREVIOUS, CheckpointError
-from . import trained
+from . import trained_network as trained
 from .export_formats import FORMATS, Format
 from .options import check_paths, file_name
 from .parser import parse
-from .trained import Trained
+from .trained_network import Trained
 from .usage import UsageError
 
 TOLERANCE = 1e-4  # of the largest logit; weights alone must give the very same bits

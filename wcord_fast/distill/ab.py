@@ -53,13 +53,13 @@ class AB(Method):
         """The weighted loss of the stage on pre-activations."""
         count = len(self.connectors)
         losses = [
-            2.0 ** (i - count + 1) * crossed(connect(s), t, self.margin)
+            2.0 ** (i - count + 1) * boundary_loss(connect(s), t, self.margin)
             for i, (connect, s, t) in enumerate(zip(self.connectors, student[1:-1], teacher[1:-1], strict=True))
         ]
         return self.weight * SCALE * torch.stack(losses).sum() / len(student[0])
 
 
-def crossed(s: Tensor, t: Tensor, margin: float) -> Tensor:
+def boundary_loss(s: Tensor, t: Tensor, margin: float) -> Tensor:
     """Sum over all elements of the squared distance to the margin, where s is not beyond it on the side of t."""
     on = t > 0
     wrong = torch.where(on, s <= margin, s > -margin)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from .base import Pair
 from .maps import require_same_aspect, same_size, stage_maps
-from .one_term import OneTerm, WeightedOptions
+from .weighted_term import WeightedOptions, WeightedTerm
 
 
 @dataclass
@@ -28,7 +28,7 @@ class ATOptions(WeightedOptions):
     weight: float = 1000.0
 
 
-class AT(OneTerm):
+class AT(WeightedTerm):
     """weight * sum over stages of the mean squared difference of normalised attention maps."""
 
     term = "attention"

@@ -19,7 +19,7 @@ from ..batch import Batch
 from ..nn.kd import KDLoss
 from ..nn.options import check_fields, option
 from ..ops import checks
-from .modes import eval_mode
+from .eval_mode import eval_mode
 
 if TYPE_CHECKING:
     from .stage import Stage

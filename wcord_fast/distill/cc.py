@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..nn.options import option
 from ..ops import checks
 from .base import Pair
-from .one_term import OneTerm, WeightedOptions
+from .weighted_term import WeightedOptions, WeightedTerm
 
 
 @dataclass
@@ -30,7 +30,7 @@ class CCOptions(WeightedOptions):
     feat_dim: int = option(128, partial(checks.integer, least=1))
 
 
-class CC(OneTerm):
+class CC(WeightedTerm):
     """weight * mean of products of neighbouring absolute differences; 0 for a batch of one image."""
 
     term = "correlation"

@@ -16,8 +16,8 @@ from ..nn.options import option
 from ..ops import checks
 from .base import Pair
 from .maps import require_maps
-from .one_term import OneTerm, WeightedOptions
 from .regressor import ConvRegressor
+from .weighted_term import WeightedOptions, WeightedTerm
 
 
 @dataclass
@@ -33,7 +33,7 @@ class FitNetOptions(WeightedOptions):
     layer: int = option(2, partial(checks.integer, least=0))
 
 
-class FitNet(OneTerm):
+class FitNet(WeightedTerm):
     """weight * mean squared error between the regressed student map and the teacher's."""
 
     term = "hint"

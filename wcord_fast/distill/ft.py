@@ -18,8 +18,8 @@ from ..ops import checks
 from .at import attention
 from .base import Pair
 from .maps import require_maps, require_same_aspect, same_size
-from .one_term import OneTerm
 from .stage import Stage, StageOptions
+from .weighted_term import WeightedTerm
 
 LEAK = 0.1
 
@@ -51,7 +51,7 @@ class Paraphraser(nn.Module):
         return self.decoder(self.encoder(x))
 
 
-class FT(OneTerm):
+class FT(WeightedTerm):
     """A stage for the paraphraser, then weight * mean | factor_s - factor_t |."""
 
     term = "factor"

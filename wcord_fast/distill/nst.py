@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from .base import Pair
 from .maps import require_same_aspect, same_size, stage_maps
-from .one_term import OneTerm, WeightedOptions
+from .weighted_term import WeightedOptions, WeightedTerm
 
 
 @dataclass
@@ -32,7 +32,7 @@ class NSTOptions(WeightedOptions):
     weight: float = 50.0
 
 
-class NST(OneTerm):
+class NST(WeightedTerm):
     """weight * sum over stages of the discrepancy."""
 
     term = "selectivity"

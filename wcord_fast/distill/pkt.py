@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .base import Pair
-from .one_term import OneTerm, WeightedOptions
+from .weighted_term import WeightedOptions, WeightedTerm
 
 EPSILON = 1e-7  # the authors' own
 
@@ -27,7 +27,7 @@ class PKTOptions(WeightedOptions):
     weight: float = 30000.0
 
 
-class PKT(OneTerm):
+class PKT(WeightedTerm):
     """weight * mean of p_t log(p_t / p_s)."""
 
     term = "transfer"

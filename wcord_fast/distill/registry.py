@@ -22,11 +22,11 @@ from .cc import CC, CCOptions
 from .ce import CE
 from .crd import CRD, CRDOptions
 from .dkd import DKD, DKDOptions
+from .eval_mode import eval_mode
 from .fitnet import FitNet, FitNetOptions
 from .fsp import FSP, FSPOptions
 from .ft import FT, FTOptions
 from .kd import KD, KDOptions
-from .modes import eval_mode
 from .nst import NST, NSTOptions
 from .pkt import PKT, PKTOptions
 from .rkd import RKD, RKDOptions

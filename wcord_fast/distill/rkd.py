@@ -19,7 +19,7 @@ from ..nn.options import option
 from ..ops import checks
 from ..ops.differentiable_once import differentiable_once, graph_handle
 from .base import Pair
-from .one_term import OneTerm, WeightedOptions
+from .weighted_term import WeightedOptions, WeightedTerm
 
 CHUNK_ELEMENTS = 1 << 22  # of [i, B, max(B, D)] at a time
 CHUNK_ON_CPU = 1 << 19  # there: 2 MB stay in the cache (B = D = 256: a fifth less time, a fifth of the memory)
@@ -40,7 +40,7 @@ class RKDOptions(WeightedOptions):
     angle_weight: float = option(50.0, checks.non_negative)
 
 
-class RKD(OneTerm):
+class RKD(WeightedTerm):
     """weight * (distance_weight * distances + angle_weight * angles)."""
 
     term = "relation"

@@ -20,7 +20,7 @@ from .. import functional as F
 from ..nn.options import option
 from ..ops import checks
 from .base import Batch, Loss, Method, Outputs, Pair, require_one_label_set
-from .one_term import WeightedOptions
+from .weighted_term import WeightedOptions
 
 
 @dataclass

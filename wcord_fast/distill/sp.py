@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .base import Pair
-from .one_term import OneTerm, WeightedOptions
+from .weighted_term import WeightedOptions, WeightedTerm
 
 
 @dataclass
@@ -25,7 +25,7 @@ class SPOptions(WeightedOptions):
     weight: float = 3000.0
 
 
-class SP(OneTerm):
+class SP(WeightedTerm):
     """weight * || rownorm(F_s F_s') - rownorm(F_t F_t') ||^2 / B^2."""
 
     term = "similarity"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..ops import checks
-from .one_term import WeightedOptions
+from .weighted_term import WeightedOptions
 
 
 @dataclass

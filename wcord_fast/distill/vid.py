@@ -16,7 +16,7 @@ from ..nn.options import option
 from ..ops import checks
 from .base import Pair
 from .maps import require_same_aspect, same_size, stage_maps
-from .one_term import OneTerm, WeightedOptions
+from .weighted_term import WeightedOptions, WeightedTerm
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Likelihood(nn.Module):
         return 0.5 * ((self.regressor(s) - t).square() / variance + variance.log()).mean()
 
 
-class VID(OneTerm):
+class VID(WeightedTerm):
     """weight * sum over stages of the negative log-likelihood."""
 
     term = "likelihood"

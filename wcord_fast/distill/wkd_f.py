@@ -28,9 +28,9 @@ from ..nn.options import option
 from ..ops import checks
 from .base import Batch, Loss, Outputs, Pair
 from .maps import require_maps
-from .one_term import OneTerm, WeightedOptions
 from .regressor import ConvRegressor
 from .schedule import CosineDecay
+from .weighted_term import WeightedOptions, WeightedTerm
 
 VARIANCE = 1e-5  # added to a variance before its root is taken
 
@@ -56,7 +56,7 @@ class WKDFOptions(WeightedOptions):
     decay: float = option(150 / 240, checks.fraction)
 
 
-class WKDF(OneTerm):
+class WKDF(WeightedTerm):
     """CE + weight * distance of Gaussians."""
 
     options: WKDFOptions

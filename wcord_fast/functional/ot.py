@@ -205,7 +205,7 @@ def plain_value_and_gradient(
         return None
     _check_eps(x, options)
     value, grad, _ = op.value_and_gradients(
-        x, y, op.Asked(*options[:4], None, options.value, True, False, False, False), backend
+        x, y, op.SolveOptions(*options[:4], None, options.value, True, False, False, False), backend
     )
     return value, grad
 

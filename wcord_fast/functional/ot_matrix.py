@@ -15,7 +15,7 @@ from ..ops import checks
 from ..ops.first_order import first_order
 from ..ops.keywords import keywords_of
 from ..ops.sinkhorn import matrix as op
-from ..ops.sinkhorn.reference import Asked, accumulation_dtype
+from ..ops.sinkhorn.reference import SolveOptions, accumulation_dtype
 from .ot import given_masses
 from .ot_options import OTOptions, OTRelaxedSolution, OTSolution, Reach, checked_options, marginals, solution
 
@@ -100,13 +100,13 @@ class _Problem(NamedTuple):
     costs: Tensor  # [1 or G, n, m]
     rows: Tensor  # [1 or G, n]
     columns: Tensor  # [1 or G, m]
-    asked: Asked
+    asked: SolveOptions
     batched: bool
 
 
 def _solve(
     costs: Tensor, a: Tensor | None, b: Tensor | None, options: OTOptions
-) -> tuple[OTSolution | OTRelaxedSolution, op.MatrixSolved, Tensor, bool]:
+) -> tuple[OTSolution | OTRelaxedSolution, op.MatrixResult, Tensor, bool]:
     """The solution in the caller's shape; the op's results, the costs as it saw them, and whether there are G."""
     problem = _problem(costs, a, b, options, need_error=True)
     solved = op.solve(*problem[:4], options.backend)
@@ -136,7 +136,7 @@ def _problem(costs: Tensor, a: Tensor | None, b: Tensor | None, options: OTOptio
         _masses(given_masses(mass, wide, options.relaxed), size, wide, costs.device)
         for mass, size in ((a, costs.shape[1]), (b, costs.shape[2]))
     )
-    requested = Asked("given", *options[1:6], False, False, False, False, *options.reach, need_error)
+    requested = SolveOptions("given", *options[1:6], False, False, False, False, *options.reach, need_error)
     return _Problem(costs, rows, columns, requested, problems is not None)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distributed.alike import require_alike
+from ..distributed.agreement import require_agreement
 from ..distributed.ddp import own_state
 from ..distributed.ranks import gather_rows, ranks
 from ..ops import checks
@@ -257,7 +257,7 @@ class ContrastiveLoss(StateModule):
         self._alike = False
         self._filled = True
         self.register_load_state_dict_pre_hook(_fit_loss)
-        self.register_load_state_dict_post_hook(_unsure)
+        self.register_load_state_dict_post_hook(_forget_agreement)
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
@@ -331,7 +331,7 @@ class ContrastiveLoss(StateModule):
         self._filled = not any(isinstance(module, StateModule) and module._empty for module in self.modules())
         return self
 
-    def require_alike(self) -> None:
+    def require_agreement(self) -> None:
         """ValueError, on every rank, unless all ranks have made this loss alike: options, labels, seed, step.
 
         Collective. In a process group the first training forward does it, and the first after a state dict was loaded.
@@ -347,7 +347,7 @@ class ContrastiveLoss(StateModule):
             facts = [self.contrast.sampler.fingerprint(), f"seed {self.contrast.sampler.seed}, step {int(state[1])}"]
         queues = (module for module in self.modules() if isinstance(module, FeatureQueue))
         facts += [f"queue of which {int(queue.pushed)} rows have been pushed" for queue in queues]
-        require_alike(self, facts, self.embed_s.linear.bias.device)
+        require_agreement(self, facts, self.embed_s.linear.bias.device)
         self._alike = True
 
     @property
@@ -378,7 +378,7 @@ class ContrastiveLoss(StateModule):
                 if name in tensors:
                     checks.rows_in_range(name, tensors[name], self.n_data)
         if self.training and not self._alike and ranks().world > 1:
-            self.require_alike()
+            self.require_agreement()
 
 
 def _fit_contrast(module: Contrast, state_dict, prefix, _metadata, _strict, _missing, unexpected_keys, _errors) -> None:
@@ -392,5 +392,5 @@ def _fit_loss(module: ContrastiveLoss, state_dict, prefix, _metadata, _strict, _
     module.say_misfits(replace_misfits_of_loss(module, state_dict, prefix), unexpected_keys)
 
 
-def _unsure(module: ContrastiveLoss, _keys) -> None:
+def _forget_agreement(module: ContrastiveLoss, _keys) -> None:
     module._alike = False

@@ -177,7 +177,7 @@ def _host_step(
     ramp: Tensor | None,
 ) -> Step | None:
     requested = _backend(contrast, _NATIVE)
-    if contrast.z != "first" or requested is None or native_module.why_not("cpu") is not None:
+    if contrast.z != "first" or requested is None or native_module.unavailable_reason("cpu") is not None:
         return None
     log_z = contrast.log_z.tolist()
     if any(z != z for z in log_z):  # to be estimated first
@@ -218,7 +218,7 @@ def _device_step(
     factor: float,
     ramp: Tensor | None,
 ) -> DeviceStep | None:
-    if _backend(contrast, (*_NATIVE, "triton")) is None or native_module.why_not("cuda") is not None:
+    if _backend(contrast, (*_NATIVE, "triton")) is None or native_module.unavailable_reason("cuda") is not None:
         return None
     student, teacher = contrast.memory_v1.rows, contrast.memory_v2.rows
     linears = _linears(loss)

@@ -126,10 +126,10 @@ def cannot_run(backend: str, device: str) -> str | None:
     if backend == "native":
         from . import native_module
 
-        return native_module.why_not(device)
+        return native_module.unavailable_reason(device)
     from . import triton_module
 
-    return triton_module.why_not(device)
+    return triton_module.unavailable_reason(device)
 
 
 def resolve(

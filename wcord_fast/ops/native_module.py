@@ -35,11 +35,11 @@ _RECORD = Path(__file__).resolve().parent.parent / "_build_info.json"
 
 
 def load() -> ModuleType | None:
-    """The compiled module, or None (told once, as a warning); `why_not("cpu")` has the reason."""
+    """The compiled module, or None (told once, as a warning); `unavailable_reason("cpu")` has the reason."""
     return _load()[0]
 
 
-def why_not(device: str) -> str | None:
+def unavailable_reason(device: str) -> str | None:
     """Why the native code cannot run on a kind of device ("cpu", "cuda") in this process, or None if it can.
 
     The first call for "cuda" runs a kernel and waits for it, so make it before a graph capture.
@@ -49,7 +49,7 @@ def why_not(device: str) -> str | None:
         return reason
     if device == "cpu":
         return None
-    return _why_not_cuda() if device == "cuda" else f"the native module has no code for {device}"
+    return _cuda_unavailable_reason() if device == "cuda" else f"the native module has no code for {device}"
 
 
 def module() -> Any:
@@ -65,7 +65,7 @@ def module() -> Any:
 
 
 def build_record() -> dict[str, Any]:
-    """What the build wrote down: native, why_not, cuda, cuda_why_not, compiler; empty if it left no record."""
+    """What the build wrote down; empty if it left no record."""
     try:
         return json.loads(_RECORD.read_text())
     except (OSError, ValueError):
@@ -138,16 +138,16 @@ def _load() -> tuple[ModuleType | None, str]:
         return importlib.import_module(_NAME), ""
     except ImportError as e:
         never_built = f"{_RECORD.parent} is a source folder that was never built (leave it, or pip install -e .)"
-        reason = build_record().get("why_not") or (str(e) if _RECORD.exists() else never_built)
+        reason = build_record().get("unavailable_reason") or (str(e) if _RECORD.exists() else never_built)
     warn(f"wcord_fast runs without its native module, slower: {reason}", RuntimeWarning)
     return None, reason
 
 
 @functools.cache
-def _why_not_cuda() -> str | None:
+def _cuda_unavailable_reason() -> str | None:
     native = module()
     if not native.with_cuda:
-        return build_record().get("cuda_why_not") or "the native module was built without CUDA"
+        return build_record().get("cuda_unavailable_reason") or "the native module was built without CUDA"
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
     out = torch.zeros(1, dtype=torch.int32, device="cuda")

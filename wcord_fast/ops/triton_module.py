@@ -14,7 +14,7 @@ import torch
 MIN_CAPABILITY = (8, 0)  # bf16 tensor cores
 
 
-def why_not(device: str) -> str | None:
+def unavailable_reason(device: str) -> str | None:
     """Why the Triton kernels cannot run on a kind of device ("cpu", "cuda") in this process, or None if they can.
 
     Under TRITON_INTERPRET=1 (set before triton is imported) they are interpreted on the CPU, for tests.
@@ -25,7 +25,7 @@ def why_not(device: str) -> str | None:
         return None if device == "cpu" else f"under TRITON_INTERPRET=1 Triton runs on the CPU only, not on {device}"
     if device != "cuda":
         return f"Triton has no code for {device} (TRITON_INTERPRET=1 interprets the kernels, for tests)"
-    return _why_not_cuda()
+    return _cuda_unavailable_reason()
 
 
 def interpreted() -> bool:
@@ -34,7 +34,7 @@ def interpreted() -> bool:
 
 
 @functools.cache
-def _why_not_cuda() -> str | None:
+def _cuda_unavailable_reason() -> str | None:
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
     if torch.version.hip:

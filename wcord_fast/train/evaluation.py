@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..batch import Batch
-from ..distill.modes import eval_mode
+from ..distill.eval_mode import eval_mode
 from ..models.answer import class_logits_of
 
 

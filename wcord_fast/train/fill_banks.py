@@ -7,7 +7,7 @@ import logging
 import torch
 from torch import nn
 
-from ..distill.modes import eval_mode
+from ..distill.eval_mode import eval_mode
 from ..ops.status import check
 from .evaluation import autocast
 from .forwards import plain

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..distill.modes import eval_mode
+from ..distill.eval_mode import eval_mode
 from .evaluation import autocast
 
 BLOCKS = 4

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..distill import Batch, Method, Outputs
-from ..distill.modes import eval_mode
+from ..distill.eval_mode import eval_mode
 from .evaluation import autocast
 from .meters import Meters, Stopwatch, Watch
 from .mix import Blend, mix

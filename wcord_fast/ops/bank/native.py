@@ -28,7 +28,7 @@ def bank_update_(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> 
     CUDA such a row is skipped and sets its bit in the status word. The write counts in the bank's version.
     """
     native = native_module.module()
-    index, rows = _apart(index.contiguous(), bank), _apart(rows.contiguous(), bank)
+    index, rows = _without_overlap(index.contiguous(), bank), _without_overlap(rows.contiguous(), bank)
     if rows.numel() == 0:
         return
     acc = accumulate_dtype(bank)
@@ -60,7 +60,7 @@ def bank_update_(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> 
     status.check_if_asked(bank.device)
 
 
-def _apart(x: Tensor, bank: Tensor) -> Tensor:
+def _without_overlap(x: Tensor, bank: Tensor) -> Tensor:
     """`x`, or a copy of it if the writes to `bank` would change it: both contiguous, and not always of one storage."""
     start, other = x.data_ptr(), bank.data_ptr()
     return x.clone() if start < other + bank.nbytes and other < start + x.nbytes else x

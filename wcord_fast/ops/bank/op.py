@@ -44,7 +44,7 @@ def select(
     part, height = part or whole(banks), banks[0].shape[0]
 
     def unfit(candidate: str, name: str) -> str | None:
-        return triton_launch.why_not(anchors, banks, part) if candidate == "triton" else None
+        return triton_launch.unavailable_reason(anchors, banks, part) if candidate == "triton" else None
 
     device = banks[0].device.type
     requested = dispatch.requested(backend)

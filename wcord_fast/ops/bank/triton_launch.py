@@ -68,7 +68,7 @@ def padded(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
-def why_not(anchors: Tensor, banks: list[Tensor], part: Part | None = None) -> str | None:
+def unavailable_reason(anchors: Tensor, banks: list[Tensor], part: Part | None = None) -> str | None:
     """Why these tensors are outside what the kernels do, or None."""
     for t in (anchors, *banks):
         if t.dtype not in DTYPE_TERMS:
@@ -85,7 +85,7 @@ class Call:
     """One call of an op: the checked tensors, and what all its launches share.
 
     Raises:
-        NotImplementedError: a plan other than "dense", or tensors that `why_not` refuses.
+        NotImplementedError: a plan other than "dense", or tensors that `unavailable_reason` refuses.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Call:
         part: Part | None = None,
     ):
         wrong = f"Triton has the dense plan only, got plan={plan!r}" if plan != "dense" else None
-        if reason := wrong or why_not(anchors, banks, part):
+        if reason := wrong or unavailable_reason(anchors, banks, part):
             raise NotImplementedError(reason)
         self.anchors, self.index, self.spec = anchors, index.long().contiguous(), spec
         self.banks = [bank if bank.stride(1) == 1 else bank.contiguous() for bank in banks]

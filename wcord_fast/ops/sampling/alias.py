@@ -19,7 +19,7 @@ def alias_table(weights: Tensor) -> tuple[Tensor, Tensor]:
     w = weights.detach().to("cpu", torch.float64).numpy()
     w = w / w.max()  # the sum can neither overflow nor vanish
     share = w * (len(w) / w.sum())
-    if native_module.why_not("cpu") is not None:
+    if native_module.unavailable_reason("cpu") is not None:
         return _by_python(share)
     threshold, alias = (torch.empty(len(w), dtype=d, device="cpu") for d in (torch.int64, torch.int32))
     native = native_module.module()

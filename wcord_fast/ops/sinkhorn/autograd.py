@@ -16,24 +16,24 @@ from ..differentiable_once import differentiable_once
 from ..eager import calls_directly, eager
 from ..library import register
 from . import backends, unreached
-from .reference import Asked, Pairs, Solved, accumulation_dtype, unwritten
+from .reference import Pairs, SolveOptions, SolveResult, accumulation_dtype, unwritten
 
 _NOT_TWICE = "the gradient of an optimal-transport cost cannot be differentiated again: its plan is detached"
 
 
-def _solve(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, *rest: Any) -> Solved:
+def _solve(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, *rest: Any) -> SolveResult:
     """`backends.solve`; on the CPU, finite features that overflow the arithmetic are an error."""
     requested, backend = _asked(rest), rest[10]
     labels = rest[11:14]  # trailing defaults are not passed
     pairs = Pairs(*labels) if labels and labels[0] is not None else None
-    solved = Solved(*backends.solve(x, y, a, b, requested, backend, pairs))
+    solved = SolveResult(*backends.solve(x, y, a, b, requested, backend, pairs))
     if x.device.type == "cpu":
         refuse_overflow(solved.value, {"x": x, "y": y}, requested)
     unreached.tell(solved, requested)
     return solved
 
 
-def refuse_overflow(value: Tensor, inputs: dict[str, Tensor], asked: Asked) -> None:
+def refuse_overflow(value: Tensor, inputs: dict[str, Tensor], asked: SolveOptions) -> None:
     """ValueError if a value is not finite: the inputs are, and the one with the largest entry is named."""
     values = value.tolist()
     if all(map(math.isfinite, values)) if isinstance(values, list) else math.isfinite(values):
@@ -46,11 +46,11 @@ def refuse_overflow(value: Tensor, inputs: dict[str, Tensor], asked: Asked) -> N
     )
 
 
-def _asked(rest: tuple[Any, ...]) -> Asked:
-    return Asked(*rest[:10], *rest[14:])
+def _asked(rest: tuple[Any, ...]) -> SolveOptions:
+    return SolveOptions(*rest[:10], *rest[14:])
 
 
-def _solve_fake(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, *rest: Any) -> Solved:
+def _solve_fake(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, *rest: Any) -> SolveResult:
     like = x.new_empty(0, dtype=accumulation_dtype(x.dtype))
     return unwritten(like, x.shape[:-2], x.shape[-2], y.shape[-2], x.shape[-1], _asked(rest))
 
@@ -85,7 +85,9 @@ def runs_natively(x: Tensor, y: Tensor, backend: str) -> bool:
     return plain and backends.choose(x, y, backend).backend == "native"
 
 
-def value_and_gradients(x: Tensor, y: Tensor, asked: Asked, backend: str = "auto") -> tuple[Tensor, Tensor, Tensor]:
+def value_and_gradients(
+    x: Tensor, y: Tensor, asked: SolveOptions, backend: str = "auto"
+) -> tuple[Tensor, Tensor, Tensor]:
     """Value, and gradients of x and y where they are asked for, of what `runs_natively`, or is on a CUDA device; masses
     are uniform."""
     x, y = x.detach(), y.detach()
@@ -103,7 +105,7 @@ class _Cost(torch.autograd.Function):
     """`value_and_gradients` as one node of the graph; the second output as in `_WithGradient`."""
 
     @staticmethod
-    def forward(ctx, x, y, asked: Asked):
+    def forward(ctx, x, y, asked: SolveOptions):
         needs_x, needs_y, _ = ctx.needs_input_grad
         value, *grads = value_and_gradients(x, y, asked._replace(need_x=needs_x, need_y=needs_y))
         handle = value.new_empty(0)
@@ -132,7 +134,7 @@ def _times(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def native_cost(x: Tensor, y: Tensor, cost: str, solver: str, eps: float, iters: int, value: str) -> Tensor:
     """The differentiable value of what `runs_natively`, with uniform masses and no `tol`."""
-    requested = Asked(cost, solver, eps, iters, None, value, False, False, False, False)
+    requested = SolveOptions(cost, solver, eps, iters, None, value, False, False, False, False)
     if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad):
         return _Cost.apply(x, y.view_as(y) if y is x else y, requested)[0]
     return value_and_gradients(x, y, requested)[0]

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import dispatch
 from ..dispatch import Choice
 from . import reference
-from .reference import Asked, Pairs, Solved
+from .reference import Pairs, SolveOptions, SolveResult
 
 # Which module is which backend on which kind of device ("any": all that have no line of their own). A module has
 # - `ot_solve`, with the signature and result of reference.ot_solve (batches, masses that are tensors, values that have
@@ -50,7 +50,7 @@ def choose(x: Tensor, y: Tensor, backend: str = "auto", paired: bool = False, la
     return choose_for(x.shape[-2], y.shape[-2], x.shape[-1], x.dtype, x.device.type, backend, index, paired, lacking)
 
 
-def lacking_of(asked: Asked) -> str | None:
+def lacking_of(asked: SolveOptions) -> str | None:
     """Why only the reference can do what is asked, or None."""
     if asked.cost == "euclidean":
         return NO_EUCLIDEAN
@@ -78,7 +78,7 @@ def choose_for(
         if candidate == "triton":
             return module_of("triton", kind).unsupported(dtype)
         if (candidate, kind) == ("native", "cuda"):
-            return module_of("native", kind).why_not(n, m, dim, dtype, index)
+            return module_of("native", kind).unavailable_reason(n, m, dim, dtype, index)
         return None
 
     every = kind == "cpu" and not paired and lacking is None  # nothing depends on the call's tensors
@@ -90,11 +90,11 @@ def solve(
     y: Tensor,  # [m, d] or [G, m, d]
     a: Tensor | None,  # [n] or [G, n]; None is uniform
     b: Tensor | None,  # [m] or [G, m]
-    asked: Asked,
+    asked: SolveOptions,
     backend: str,
     pairs: Pairs | None = None,  # labels of x's leading shape
 ) -> tuple[Tensor, ...]:
-    """The op: a `Solved` of x's leading shape, [] or [G]; gradients not asked for have shape [0]."""
+    """The op: a `SolveResult` of x's leading shape, [] or [G]; gradients not asked for have shape [0]."""
     kind = x.device.type
     paired: tuple[Pairs, ...] = () if pairs is None else (pairs,)  # most modules know of none
     module = module_of(choose(x, y, backend, bool(paired), lacking_of(asked)).backend, kind)
@@ -112,7 +112,7 @@ def solve(
     solved = module.ot_solve(x, y, a, b, asked, *paired)
     if kind != "cpu":
         solved = reference.poison(bad, solved)
-    return solved if batched else Solved(*(t.squeeze(0) if t.numel() or t.dim() > 1 else t for t in solved))
+    return solved if batched else SolveResult(*(t.squeeze(0) if t.numel() or t.dim() > 1 else t for t in solved))
 
 
 def plan(x: Tensor, y: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor, cost: str, backend: str = "auto") -> Tensor:

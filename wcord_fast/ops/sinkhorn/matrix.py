@@ -18,8 +18,8 @@ from ..eager import calls_directly
 from ..library import register
 from . import matrix_reference, unreached
 from .autograd import refuse_overflow
-from .matrix_reference import MatrixSolved
-from .reference import Asked, accumulation_dtype
+from .matrix_reference import MatrixResult
+from .reference import SolveOptions, accumulation_dtype
 
 _NOT_TWICE = "the gradient of an optimal-transport cost cannot be differentiated again: its plan is detached"
 
@@ -32,15 +32,17 @@ def _module(costs: Tensor, backend: str) -> ModuleType:
     return matrix_reference
 
 
-def _asked(solver, eps, iters, tol, value, reach_a, reach_b, need_a, need_b, need_error) -> Asked:
-    return Asked("given", solver, eps, iters, tol, value, False, False, need_a, need_b, reach_a, reach_b, need_error)
+def _asked(solver, eps, iters, tol, value, reach_a, reach_b, need_a, need_b, need_error) -> SolveOptions:
+    return SolveOptions(
+        "given", solver, eps, iters, tol, value, False, False, need_a, need_b, reach_a, reach_b, need_error
+    )
 
 
 def _problems(costs: Tensor, a: Tensor, b: Tensor) -> int:
     return max(costs.shape[0], a.shape[0], b.shape[0])
 
 
-def _solve(costs: Tensor, a: Tensor, b: Tensor, *rest: Any) -> MatrixSolved:
+def _solve(costs: Tensor, a: Tensor, b: Tensor, *rest: Any) -> MatrixResult:
     *options, backend = rest
     requested, g = _asked(*options), _problems(costs, a, b)
     solved = _module(costs, backend).solve(costs, a.expand(g, -1), b.expand(g, -1), requested)
@@ -50,7 +52,7 @@ def _solve(costs: Tensor, a: Tensor, b: Tensor, *rest: Any) -> MatrixSolved:
     return solved
 
 
-def _solve_fake(costs: Tensor, a: Tensor, b: Tensor, *rest: Any) -> MatrixSolved:
+def _solve_fake(costs: Tensor, a: Tensor, b: Tensor, *rest: Any) -> MatrixResult:
     return matrix_reference.unwritten(costs, _problems(costs, a, b), _asked(*rest[:-1]))
 
 
@@ -82,7 +84,7 @@ class _WithGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, costs, a, b, backend, *solved):
-        solved = MatrixSolved(*solved)
+        solved = MatrixResult(*solved)
         handle = solved.value.new_empty(0)
         ctx.set_materialize_grads(False)
         ctx.backend = backend
@@ -100,7 +102,7 @@ class _Value(torch.autograd.Function):
     """The values [G] of a native solve as one node of the graph; backward as in `_WithGradient`."""
 
     @staticmethod
-    def forward(ctx, costs, a, b, asked: Asked):
+    def forward(ctx, costs, a, b, asked: SolveOptions):
         _, need_a, need_b, _ = ctx.needs_input_grad
         solved = _solve_natively(costs, a, b, asked._replace(need_a=need_a, need_b=need_b))
         handle = solved.value.new_empty(0)
@@ -134,7 +136,7 @@ def _gradients(ctx, weight: Tensor | None) -> list[Tensor | None]:
     return differentiable_once(grads, _NOT_TWICE, weight, handle)
 
 
-def _solve_natively(costs: Tensor, a: Tensor, b: Tensor, asked: Asked) -> MatrixSolved:
+def _solve_natively(costs: Tensor, a: Tensor, b: Tensor, asked: SolveOptions) -> MatrixResult:
     from . import matrix_native
 
     g = _problems(costs, a, b)
@@ -143,7 +145,7 @@ def _solve_natively(costs: Tensor, a: Tensor, b: Tensor, asked: Asked) -> Matrix
     return solved
 
 
-def value(costs: Tensor, a: Tensor, b: Tensor, asked: Asked, backend: str) -> Tensor:
+def value(costs: Tensor, a: Tensor, b: Tensor, asked: SolveOptions, backend: str) -> Tensor:
     """`solve(...).value`; of plain CPU tensors past `torch.library` and in one node of the graph."""
     device = costs.device.type
     direct = asked.tol is None and device == "cpu" and calls_directly(costs, a, b)
@@ -158,22 +160,22 @@ def solve(
     costs: Tensor,  # [G, n, m], or [1, n, m] for all problems
     a: Tensor,  # [G, n] or [1, n], in the accumulation dtype of costs
     b: Tensor,  # [G, m] or [1, m]
-    asked: Asked,  # checked; its `need_` fields are set here
+    asked: SolveOptions,  # checked; its `need_` fields are set here
     backend: str,
-) -> MatrixSolved:
+) -> MatrixResult:
     """Differentiable solve of checked arguments: `value` has a gradient for C, a and b. Second derivatives raise."""
     recording = torch.is_grad_enabled()
     need_c, need_a, need_b = (recording and t.requires_grad for t in (costs, a, b))
     options = (asked.solver, asked.eps, asked.iters, asked.tol, asked.value, asked.reach_a, asked.reach_b)
     run = _solve if calls_directly(costs, a, b) else solve_op
     plain = (t if t is None else t.detach() for t in (costs, a, b))  # see autograd.ot_solve
-    solved = MatrixSolved(*run(*plain, *options, need_a, need_b, asked.need_error, backend))
+    solved = MatrixResult(*run(*plain, *options, need_a, need_b, asked.need_error, backend))
     if not (need_c or need_a or need_b):
         return solved
     return solved._replace(value=_WithGradient.apply(costs, a, b, backend, *solved)[0])
 
 
-def plan(costs: Tensor, solved: MatrixSolved) -> Tensor:
+def plan(costs: Tensor, solved: MatrixResult) -> Tensor:
     """P [G, n, m] of a solve."""
     from . import reference
 

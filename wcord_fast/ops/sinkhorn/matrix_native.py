@@ -11,11 +11,11 @@ from torch import Tensor
 
 from .. import native_module
 from . import matrix_reference
-from .matrix_reference import MatrixSolved, is_relaxed, unwritten
-from .reference import CHECK_EVERY, SUM_TOLERANCE, Asked, accumulation_dtype
+from .matrix_reference import MatrixResult, is_relaxed, unwritten
+from .reference import CHECK_EVERY, SUM_TOLERANCE, SolveOptions, accumulation_dtype
 
 
-def solve(costs: Tensor, a: Tensor, b: Tensor, asked: Asked) -> MatrixSolved:
+def solve(costs: Tensor, a: Tensor, b: Tensor, asked: SolveOptions) -> MatrixResult:
     """As `matrix_reference.solve`."""
     problems, (n, m) = a.shape[0], costs.shape[-2:]
     wide = costs.to(accumulation_dtype(costs.dtype)).contiguous()

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from .. import status
 from . import reference
-from .reference import Asked
+from .reference import SolveOptions
 
 
-class MatrixSolved(NamedTuple):
+class MatrixResult(NamedTuple):
     """What every backend returns for G problems, in this order; gradients not asked for have shape [0]."""
 
     value: Tensor  # [G]
@@ -28,7 +28,7 @@ class MatrixSolved(NamedTuple):
     grad_b: Tensor  # [G, m]
 
 
-def unwritten(costs: Tensor, problems: int, asked: Asked) -> MatrixSolved:
+def unwritten(costs: Tensor, problems: int, asked: SolveOptions) -> MatrixResult:
     """Memory for the results, on the device of `costs` [1 or G, n, m] and in the accumulation dtype."""
     dtype, (n, m) = reference.accumulation_dtype(costs.dtype), costs.shape[-2:]
     dual = asked.value == "dual"
@@ -36,7 +36,7 @@ def unwritten(costs: Tensor, problems: int, asked: Asked) -> MatrixSolved:
     def new(*shape: int) -> Tensor:
         return costs.new_empty(shape, dtype=dtype)
 
-    return MatrixSolved(
+    return MatrixResult(
         new(problems),
         new(problems, n),
         new(problems, m),
@@ -48,7 +48,7 @@ def unwritten(costs: Tensor, problems: int, asked: Asked) -> MatrixSolved:
     )
 
 
-def solve(costs: Tensor, a: Tensor, b: Tensor, asked: Asked) -> MatrixSolved:
+def solve(costs: Tensor, a: Tensor, b: Tensor, asked: SolveOptions) -> MatrixResult:
     """Solve G problems: costs [G, n, m], or [1, n, m] for all; masses a [G, n] and b [G, m]."""
     bad = flag(costs, a, b, is_relaxed(asked))
     solved, _ = reference.solve_costs(costs.to(a.dtype), a, b, asked)
@@ -56,10 +56,10 @@ def solve(costs: Tensor, a: Tensor, b: Tensor, asked: Asked) -> MatrixSolved:
         solved = reference.poison(bad, solved)
     if not asked.need_error:
         solved = solved._replace(marginal_error=costs.new_empty(0, dtype=a.dtype))
-    return MatrixSolved(*solved[:6], *solved[8:])
+    return MatrixResult(*solved[:6], *solved[8:])
 
 
-def is_relaxed(asked: Asked) -> bool:
+def is_relaxed(asked: SolveOptions) -> bool:
     return asked.reach_a is not None or asked.reach_b is not None
 
 

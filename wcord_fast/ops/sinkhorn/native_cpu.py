@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import checks, native_module
 from . import reference
 from .native_fields import option_fields, pair_fields, problem_fields, result_fields
-from .reference import Asked, Pairs, Solved, accumulation_dtype
+from .reference import Pairs, SolveOptions, SolveResult, accumulation_dtype
 
 DEFAULT_BUDGET = 1 << 30  # bytes of stored matrices: n = m = 16384 in fp32
 
@@ -25,9 +25,9 @@ def solve_op(
     y: Tensor,  # [m, d] or [G, m, d]
     a: Tensor | None,  # [n] or [G, n]; None is uniform
     b: Tensor | None,  # [m] or [G, m]
-    asked: Asked,
+    asked: SolveOptions,
     pairs: Pairs | None = None,
-) -> Solved:
+) -> SolveResult:
     """As `reference.ot_solve`, in x's leading shape, and raising what `reference.flag_inputs` raises.
 
     Bad values are found by the solver, in the pass that reads them.
@@ -53,7 +53,7 @@ def solve_op(
     return solved
 
 
-def _refuse(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, asked: Asked) -> NoReturn:
+def _refuse(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, asked: SolveOptions) -> NoReturn:
     """Name the first value for which the native code has refused a problem."""
     if x.dim() == 2:
         x, y = x.unsqueeze(0), y.unsqueeze(0)
@@ -62,7 +62,7 @@ def _refuse(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, asked: Ask
     raise ValueError(f"a, b: expected masses with sum 1 (to {reference.SUM_TOLERANCE:g})")
 
 
-def value_and_gradients(x: Tensor, y: Tensor, asked: Asked) -> tuple[Tensor, Tensor, Tensor]:
+def value_and_gradients(x: Tensor, y: Tensor, asked: SolveOptions) -> tuple[Tensor, Tensor, Tensor]:
     """`solve_op` of uniform masses, less what nobody asked for: value [] or [G], gradients [G, n, d] and [G, m, d] or
     empty. Potentials and errors go to scratch memory."""
     dtype = accumulation_dtype(x.dtype)

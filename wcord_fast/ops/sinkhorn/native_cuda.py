@@ -2,7 +2,7 @@
 
 Two regimes, chosen by size: *resident*, one block per problem with its cost matrix in shared memory, and
 *cooperative*, one problem at a time in the shared memory of all SMs. README.md beside this file says how. What fits
-neither is for another backend: `why_not` has the reason. Nothing here waits for the device.
+neither is for another backend: `unavailable_reason` has the reason. Nothing here waits for the device.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import native_module, status
 from . import reference
 from .native_fields import option_fields, problem_fields, result_fields
-from .reference import Asked, Solved, accumulation_dtype
+from .reference import SolveOptions, SolveResult, accumulation_dtype
 
 
 class Plan(NamedTuple):
@@ -34,8 +34,8 @@ def ot_solve(
     y: Tensor,  # [m, d] or [G, m, d]
     a: Tensor | None,  # [n] or [G, n]; None is uniform
     b: Tensor | None,  # [m] or [G, m]
-    asked: Asked,
-) -> Solved:
+    asked: SolveOptions,
+) -> SolveResult:
     """As `reference.ot_solve`, in x's leading shape.
 
     Bad values are found by the kernel, in the pass that reads them: such a problem has NaN in all its results and sets
@@ -49,7 +49,7 @@ def ot_solve(
     dtype = accumulation_dtype(x.dtype)
     g, n, m, d = x.shape[:-2], x.shape[-2], y.shape[-2], x.shape[-1]
     device, _stream = native_module.stream_of(x)
-    reason = why_not(n, m, d, x.dtype, device)
+    reason = unavailable_reason(n, m, d, x.dtype, device)
     if reason:
         raise NotImplementedError(f"backend='native': {reason}")
     chosen = plan(device, n, m, dtype)
@@ -81,7 +81,9 @@ def ot_solve(
 solve_op = ot_solve  # layouts, missing masses and bad values are its own business
 
 
-def why_not(n: int, m: int, dim: int, dtype: torch.dtype = torch.float32, device: int | None = None) -> str | None:
+def unavailable_reason(
+    n: int, m: int, dim: int, dtype: torch.dtype = torch.float32, device: int | None = None
+) -> str | None:
     """Why n x m cannot be solved here on a device (None: the current one), or None if it can."""
     native = native_module.module()
     if m > native.OT_CUDA_MAX_COLUMNS:
@@ -100,7 +102,7 @@ def why_not(n: int, m: int, dim: int, dtype: torch.dtype = torch.float32, device
 
 def regime(n: int, m: int, dim: int, dtype: torch.dtype = torch.float32, problems: int = 1) -> tuple[str, str]:
     """(name, why) of the way a call with these shapes is solved on the current device; ("none", why) if it is not."""
-    reason = why_not(n, m, dim, dtype)
+    reason = unavailable_reason(n, m, dim, dtype)
     if reason:
         return "none", reason
     result = plan(torch.cuda.current_device(), n, m, accumulation_dtype(dtype))

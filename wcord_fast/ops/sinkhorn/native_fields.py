@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import native_module
-from .reference import CHECK_EVERY, SUM_TOLERANCE, Asked, Pairs, Solved
+from .reference import CHECK_EVERY, SUM_TOLERANCE, Pairs, SolveOptions, SolveResult
 
 
 def problem_fields(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, problems: int) -> dict[str, int]:
@@ -23,7 +23,7 @@ def problem_fields(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, pro
     }
 
 
-def option_fields(asked: Asked) -> dict[str, int | float]:
+def option_fields(asked: SolveOptions) -> dict[str, int | float]:
     native = native_module.module()
     return {
         "cost": native.OT_COSTS[asked.cost],
@@ -46,7 +46,7 @@ def pair_fields(pairs: Pairs | None) -> tuple[dict[str, int | float], tuple[Tens
     return {"row_labels": rows.data_ptr(), "column_labels": columns.data_ptr(), "rho": pairs.rho}, labels
 
 
-def result_fields(solved: Solved) -> dict[str, int]:
+def result_fields(solved: SolveResult) -> dict[str, int]:
     """Where the results go; a gradient that is not needed is empty, so its address is 0."""
     return {
         "out_value": solved.value.data_ptr(),

@@ -20,7 +20,7 @@ CHECK_EVERY = 10  # iterations between two tests of tol
 SUM_TOLERANCE = 1e-4  # how far a marginal's sum may be from 1
 
 
-class Asked(NamedTuple):
+class SolveOptions(NamedTuple):
     """What a backend's `ot_solve` is asked for beside features and masses: checked options, and which gradients."""
 
     cost: str
@@ -51,7 +51,7 @@ class Pairs(NamedTuple):
         return (rows == columns) & (rows >= 0)
 
 
-class Solved(NamedTuple):
+class SolveResult(NamedTuple):
     """What every backend of the op returns, in this order; gradients not asked for have shape [0]."""
 
     value: Tensor  # [G]
@@ -66,10 +66,10 @@ class Solved(NamedTuple):
     grad_b: Tensor  # [G, m]
 
 
-def unwritten(like: Tensor, g: tuple[int, ...], n: int, m: int, d: int, asked: Asked) -> Solved:
+def unwritten(like: Tensor, g: tuple[int, ...], n: int, m: int, d: int, asked: SolveOptions) -> SolveResult:
     """Memory for the results of problems of leading shape `g`, of `like`'s dtype and device."""
     new, dual = like.new_empty, asked.value == "dual"  # on that device, whatever the default device is
-    return Solved(
+    return SolveResult(
         new(g),
         new((*g, n)),
         new((*g, m)),
@@ -102,9 +102,9 @@ def ot_solve(
     y: Tensor,  # [G, m, d]
     a: Tensor,  # [G, n] in the accumulation dtype
     b: Tensor,  # [G, m]
-    asked: Asked,
+    asked: SolveOptions,
     pairs: Pairs | None = None,
-) -> Solved:
+) -> SolveResult:
     """Solve G problems and differentiate their values with respect to what is needed."""
     x, y = x.to(a.dtype), y.to(a.dtype)
     costs = cost_matrix(x, y, asked.cost)  # [G, n, m]
@@ -125,8 +125,8 @@ def ot_solve(
 
 
 def solve_costs(
-    costs: Tensor, a: Tensor, b: Tensor, asked: Asked, log_r: Tensor | None = None
-) -> tuple[Solved, Tensor]:
+    costs: Tensor, a: Tensor, b: Tensor, asked: SolveOptions, log_r: Tensor | None = None
+) -> tuple[SolveResult, Tensor]:
     """The solve of costs [G, n, m], or [1, n, m] for all problems, without feature gradients; and the plan."""
     alpha, beta, scale, iterations = iterate(costs, a, b, asked, log_r)
     p = plan(costs, alpha, beta, scale, log_r)
@@ -144,7 +144,7 @@ def solve_costs(
     else:
         value = (p * costs).sum((-2, -1))
     error = _row_error(rows, wanted_rows(a, alpha, asked))
-    return Solved(value, alpha, beta, scale, error, iterations, none[0], none[1], grad_a, grad_b), p
+    return SolveResult(value, alpha, beta, scale, error, iterations, none[0], none[1], grad_a, grad_b), p
 
 
 def damping(reach: float | None, eps: float) -> float:
@@ -152,7 +152,7 @@ def damping(reach: float | None, eps: float) -> float:
     return 1.0 if reach is None else reach / (reach + eps)
 
 
-def wanted_rows(a: Tensor, alpha: Tensor, asked: Asked) -> Tensor:
+def wanted_rows(a: Tensor, alpha: Tensor, asked: SolveOptions) -> Tensor:
     """The row sums [G, n] that fit `alpha`, which P has at convergence: a, or a exp(-f / reach) if relaxed."""
     if asked.reach_a is None:
         return a
@@ -160,7 +160,7 @@ def wanted_rows(a: Tensor, alpha: Tensor, asked: Asked) -> Tensor:
     return a * torch.exp(-off * (asked.eps / asked.reach_a))
 
 
-def relaxation(rows: Tensor, columns: Tensor, a: Tensor, b: Tensor, asked: Asked) -> Tensor:
+def relaxation(rows: Tensor, columns: Tensor, a: Tensor, b: Tensor, asked: SolveOptions) -> Tensor:
     """What the dual value has beyond <P, C> + eps sum P log(P / ab) where a marginal is relaxed, [G].
 
     The KL terms of both marginals, KL(p | q) = sum p log(p / q) - p + q, and of the plan what is 0 at equal masses.
@@ -174,7 +174,7 @@ def relaxation(rows: Tensor, columns: Tensor, a: Tensor, b: Tensor, asked: Asked
     return extra
 
 
-def mass_grad(potential: Tensor, other: Tensor, reach: float | None, asked: Asked) -> Tensor:
+def mass_grad(potential: Tensor, other: Tensor, reach: float | None, asked: SolveOptions) -> Tensor:
     """Gradient of the dual value at the masses with this potential; `other` [G, m]: masses of the other marginal."""
     if asked.reach_a is None and asked.reach_b is None:
         return potential
@@ -204,7 +204,7 @@ def iterate(
     costs: Tensor,  # [G, n, m], or [1, n, m] for all problems
     a: Tensor,  # [G, n]
     b: Tensor,  # [G, m]
-    asked: Asked,
+    asked: SolveOptions,
     log_r: Tensor | None = None,  # [G, n, m] added to every exponent, see `log_reference`
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """alpha [G, n], beta [G, m], scale [G] and iterations [G] after at most `iters` iterations."""
@@ -266,7 +266,7 @@ def plan(costs: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor, log_r: Tenso
 
 
 def potentials(
-    costs: Tensor, a: Tensor, b: Tensor, alpha: Tensor, beta: Tensor, asked: Asked, log_r: Tensor | None = None
+    costs: Tensor, a: Tensor, b: Tensor, alpha: Tensor, beta: Tensor, asked: SolveOptions, log_r: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """f = eps * (alpha - log a) [G, n] and g = eps * (beta - log b) [G, m], sinkhorn only.
 
@@ -357,7 +357,7 @@ def _where(several: bool, name: str, kind: str, at: tuple[int, ...]) -> str:
     return f"{name}: {kind} {at[1]}" + (f" of problem {at[0]}" if several else "")
 
 
-def poison(bad: Tensor, solved: Solved) -> Solved:
+def poison(bad: Tensor, solved: SolveResult) -> SolveResult:
     """`solved` with NaN in every floating-point result, gradients included, of the problems that `bad` [G] marks."""
 
     def masked(t: Tensor) -> Tensor:
@@ -365,7 +365,7 @@ def poison(bad: Tensor, solved: Solved) -> Solved:
             return t
         return torch.where(bad.view(-1, *[1] * (t.dim() - 1)), math.nan, t)
 
-    return Solved(*map(masked, solved))
+    return SolveResult(*map(masked, solved))
 
 
 def _row_error(rows: Tensor, a: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..precision import matmul_precision
-from .reference import CHECK_EVERY, Asked, Solved, _row_error, _unit_rows
+from .reference import CHECK_EVERY, SolveOptions, SolveResult, _row_error, _unit_rows
 
 SCALE = 2.0**12  # UNIT of the kernels: halves of a split keep clear of fp16's subnormals
 PADDING = 128  # and their PADDING
@@ -67,8 +67,8 @@ def ot_solve(
     y: Tensor,  # [G, m, d]
     a: Tensor,  # [G, n] fp32
     b: Tensor,  # [G, m] fp32
-    asked: Asked,
-) -> Solved:
+    asked: SolveOptions,
+) -> SolveResult:
     """Solve G problems and differentiate their values with respect to what is needed, as `reference.ot_solve`.
 
     Products are 3xTF32 in accuracy; `torch.set_float32_matmul_precision("high")` or "medium" makes them TF32.
@@ -127,7 +127,7 @@ class _Solve:
                 self.active.masked_fill_(stop, 0)
         self.scale.masked_fill_(self.active.bool(), s)
 
-    def finish(self, value: str, eps: float, need_x: bool, need_y: bool, need_a: bool, need_b: bool) -> Solved:
+    def finish(self, value: str, eps: float, need_x: bool, need_y: bool, need_a: bool, need_b: bool) -> SolveResult:
         """The results, with P recomputed tile by tile."""
         rows, moved, pulled = self._plan_sums("rows", gradient=need_x)
         result, grad_x, grad_y, grad_a, grad_b = moved.sum(-1), *(self.a.new_empty(0) for _ in range(4))
@@ -143,7 +143,7 @@ class _Solve:
             grad_a, grad_b = f if need_a else grad_a, g if need_b else grad_b
         error = _row_error(rows, self.a)
         outcome = (self.alpha, self.beta, self.scale, error, self.iterations)
-        return Solved(result, *outcome, grad_x, grad_y, grad_a, grad_b)
+        return SolveResult(result, *outcome, grad_x, grad_y, grad_a, grad_b)
 
     def _potentials(self, eps: float) -> tuple[Tensor, Tensor]:
         """f [G, n] and g [G, m], as `reference.potentials`."""

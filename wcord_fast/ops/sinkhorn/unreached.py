@@ -7,10 +7,10 @@ from torch import Tensor
 
 from .. import status
 from ..warn import warn_once
-from .reference import Asked, Solved
+from .reference import SolveOptions, SolveResult
 
 
-def tell(solved: Solved, asked: Asked) -> None:
+def tell(solved: SolveResult, asked: SolveOptions) -> None:
     """Warns once per line of the caller on the CPU; elsewhere leaves a note on the device, without reading it."""
     error = solved.marginal_error
     if asked.tol is None or error.device.type == "meta":
@@ -25,12 +25,12 @@ def tell(solved: Solved, asked: Asked) -> None:
         )
 
 
-def worst(solved: Solved, asked: Asked) -> Tensor:
+def worst(solved: SolveResult, asked: SolveOptions) -> Tensor:
     """The largest marginal error of the problems that have not reached `tol`, a scalar; 0 where all have."""
     return torch.where(_late(solved, asked), solved.marginal_error, 0).amax()
 
 
-def _late(solved: Solved, asked: Asked) -> Tensor:
+def _late(solved: SolveResult, asked: SolveOptions) -> Tensor:
     """bool like the marginal errors. A problem that was stopped has reached it, whatever rounding its error has."""
     tol = torch.inf if asked.tol is None else asked.tol
     return (solved.marginal_error > tol) & (solved.iterations >= asked.iters)

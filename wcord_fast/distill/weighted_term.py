@@ -22,7 +22,7 @@ class WeightedOptions(Options):
     weight: float = option(1.0, checks.non_negative)
 
 
-class OneTerm(Method):
+class WeightedTerm(Method):
     """CE + weight * distance; a subclass names its term and implements `distance`."""
 
     term: str

@@ -11,7 +11,7 @@ from .ranks import gather_rows, not_compiled, sizes_of
 
 
 @not_compiled
-def require_alike(module: nn.Module, facts: list[str], device: torch.device) -> None:
+def require_agreement(module: nn.Module, facts: list[str], device: torch.device) -> None:
     """ValueError, on every rank, that names the first difference between the ranks' `repr(module)` and `facts`.
 
     Collective: one message of a few hundred bytes.
