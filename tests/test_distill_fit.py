@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 from tests.test_train_loop import Killed, assert_equal, everything, metrics
 from tests.train_tiny import CLASSES, SMALL, TEST, TRAIN, dataset, make_run
 from wcord_fast import data, distill, models
-from wcord_fast.cli import trained
+from wcord_fast.cli import trained_network as trained
 from wcord_fast.train import checkpoint, loop
 from wcord_fast.train.checkpoint import CheckpointError
 from wcord_fast.train.loaders import TrainLoader

@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.metrics import log_loss, roc_auc_score, top_k_accuracy_score
 
-from wcord_fast.cli import trained
+from wcord_fast.cli import trained_network as trained
 from wcord_fast.cli.config import Config
 from wcord_fast.cli.evaluate import measures
 from wcord_fast.cli.main import main

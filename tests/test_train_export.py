@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from wcord_fast import models
-from wcord_fast.cli import export, export_formats, trained
+from wcord_fast.cli import export, export_formats
+from wcord_fast.cli import trained_network as trained
 from wcord_fast.cli.config import Config
 from wcord_fast.cli.main import main
 from wcord_fast.cli.workbench import Workbench

@@ -33,6 +33,12 @@ class Runner:
             return self._module.values(c)
         return Values(*op.values_op(*_op_args(c), self._backend))
 
+    def mean(self, c: Contrast) -> tuple[Tensor, ...]:
+        """The mean of the losses, and its gradients in anchors, positives, scale and bias."""
+        if self._module:
+            return op.mean(*c, self._backend)
+        return op.mean_op(*_op_args(c), self._backend)
+
     def gradients(
         self,
         c: Contrast,

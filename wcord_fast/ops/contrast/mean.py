@@ -24,12 +24,10 @@ def mean_loss(c: Contrast, backend: str) -> Tensor:
 class _Mean(torch.autograd.Function):
     @staticmethod
     def forward(ctx, anchors, positives, scale, bias, c: Contrast, runner: Runner):
-        losses = runner.values(c)
-        weight = torch.full_like(losses.value, 1 / len(anchors))
-        result = runner.gradients(c, weight, None, losses.totals)
+        mean, *result = runner.mean(c)
         scalars = [t if isinstance(t, Tensor) else None for t in (scale, bias)]
         ctx.save_for_backward(anchors, positives, *scalars, *result)
-        return losses.value.mean()
+        return mean
 
     @staticmethod
     def backward(ctx, weight):

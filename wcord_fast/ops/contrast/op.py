@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 
 import torch
+from torch import Tensor
 
 from .. import dispatch
 from ..library import register
@@ -36,6 +37,24 @@ def gradients(*args) -> Gradients:
     return module_of(c.anchors.device, backend).gradients(c, weight, row_weight, Totals(*known), *needs)
 
 
+def mean(*args) -> tuple[Tensor, *tuple[Tensor, ...]]:
+    """The mean of the losses of the fields of a `Contrast`, followed by the backend, and its gradients.
+
+    One op: a compiler that moved the gradients to backward would read rows that have been written by then.
+    """
+    c = Contrast(*args[:-1])
+    module = module_of(c.anchors.device, args[-1])
+    losses = module.values(c)
+    weight = torch.full_like(losses.value, 1 / len(c.anchors))
+    return losses.value.mean(), *module.gradients(c, weight, None, losses.totals, True, True)
+
+
+def _mean_fake(*args) -> tuple[Tensor, *tuple[Tensor, ...]]:
+    c = Contrast(*args[:-1])
+    wide = c.anchors.new_empty(c.anchors.shape, dtype=accumulate_dtype(c.anchors, c.positives, c.rows))
+    return wide.new_empty(()), *reference.unwritten(wide, True, True)
+
+
 def _values_fake(*args) -> Values:
     c = Contrast(*args[:-1])
     value = c.anchors.new_empty(c.anchors.shape[0], dtype=accumulate_dtype(c.anchors, c.positives, c.rows))
@@ -59,6 +78,12 @@ values_op = register(
     f"contrast_values({_CONTRAST}, str backend) -> (Tensor value, Tensor slope, Tensor total, Tensor row_total)",
     values,
     _values_fake,
+)
+mean_op = register(
+    f"contrast_mean({_CONTRAST}, str backend) -> "
+    "(Tensor mean, Tensor anchors, Tensor positives, Tensor scale, Tensor bias)",
+    mean,
+    _mean_fake,
 )
 gradients_op = register(
     f"contrast_gradients({_CONTRAST}, Tensor weight, Tensor? row_weight, Tensor slope, Tensor total, Tensor row_total, "
