@@ -10,6 +10,7 @@ import torch
 from wcord_fast import data, distill, models
 from wcord_fast.data import registry as data_registry
 from wcord_fast.distill import registry
+from wcord_fast.nn import own_critic
 from wcord_fast.train.evaluation import evaluate
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -53,6 +54,17 @@ def test_a_method_of_ones_own_is_made_by_name(monkeypatch):
     loss = method(outputs, outputs, data.Batch(images, labels[:2], torch.arange(2)))
     assert set(loss.terms) == {"distance", "kd"}
     assert loss.value.item() == pytest.approx(2 * loss.terms["distance"].item(), abs=1e-6)
+
+
+def test_a_critic_of_ones_own():
+    names = {"__name__": "mine"}
+    known = dict(own_critic.OWN)
+    try:
+        exec(example("howto/own.md", "critic"), names)
+    finally:
+        own_critic.OWN.clear()
+        own_critic.OWN.update(known)
+    assert names["loss"].isfinite() and names["wcord"].critic == "hinge"
 
 
 def test_data_of_ones_own_are_loaded_by_name(monkeypatch):

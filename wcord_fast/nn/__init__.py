@@ -7,6 +7,7 @@ from .kd import KDLoss
 from .memory_bank import MemoryBank
 from .options import ContrastOptions, WCoRDLossOptions
 from .ot import OTLoss
+from .own_critic import register_critic
 from .queue import FeatureQueue
 from .sampler import NegativeSampler
 from .wcord import WCoRDLoss
@@ -23,4 +24,5 @@ __all__ = [
     "OTLoss",
     "WCoRDLoss",
     "WCoRDLossOptions",
+    "register_critic",
 ]

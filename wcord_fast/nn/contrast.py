@@ -103,7 +103,7 @@ class Contrast(StateModule):
         """NCE losses [2, B] of anchors [2, B, D]; in training sets log Z, or moves it under z="ema"."""
         positive, spec = self._negatives(idx, contrast_idx, joined)
         log_z = self._current_log_z(anchors, positive, spec, joined)
-        return directions.nce(anchors, self._banks(), positive, log_z, spec, *self._options(), joined)
+        return directions.nce(anchors, self.banks(), positive, log_z, spec, *self._options(), joined)
 
     def losses_and_gradient(
         self, anchors: Tensor, idx: Tensor, contrast_idx: Tensor | None, needs_grad: bool
@@ -112,12 +112,12 @@ class Contrast(StateModule):
         positive, spec = self._negatives(idx, contrast_idx)
         log_z = self._current_log_z(anchors, positive, spec, None)
         return directions.nce_and_gradient(
-            anchors, self._banks(), positive, log_z, spec, *self._options(), needs_grad=needs_grad
+            anchors, self.banks(), positive, log_z, spec, *self._options(), needs_grad=needs_grad
         )
 
     def _current_log_z(self, anchors: Tensor, positive: Tensor, spec: DrawSpec, joined: Joined | None) -> Tensor:
         """Log Z [2] to score with; in training it is set, or moved under z="ema"."""
-        args = (anchors, self._banks(), positive)
+        args = (anchors, self.banks(), positive)
         if self.z == "ema" and self.training:
             estimate = self._joint_log_z(torch.full_like(self.log_z, math.nan), *args, spec, joined)
             unset = torch.isnan(self.log_z)
@@ -138,7 +138,7 @@ class Contrast(StateModule):
             scores: scale and bias of the sigmoid, or None for InfoNCE. Neither has a log Z.
         """
         index, spec = self._negatives(idx, contrast_idx, joined)
-        args = (anchors, self._banks(), index, anchors.flip(0))
+        args = (anchors, self.banks(), index, anchors.flip(0))
         if scores is None:
             return directions.infonce(*args, spec, *self._options(), joined)
         scale, bias = scores
@@ -150,10 +150,8 @@ class Contrast(StateModule):
         """Scores of the bank's positives [2, B], mean scores of its negatives [2, B]."""
         positive, spec = self._negatives(idx, contrast_idx, joined)
         owners = (self.memory_v2, self.memory_v1)
-        negative = directions.mean_score(
-            anchors, self._banks(), positive, spec, self.plan, self.backend, owners, joined
-        )
-        return (anchors * self._rows(positive, joined).to(anchors.dtype)).sum(-1), negative
+        negative = directions.mean_score(anchors, self.banks(), positive, spec, self.plan, self.backend, owners, joined)
+        return (anchors * self.rows_at(positive, joined).to(anchors.dtype)).sum(-1), negative
 
     def num_negatives(self, idx: Tensor, contrast_idx: Tensor | None) -> Tensor:
         """K_b, how many bank rows are the negatives of each anchor: [B]."""
@@ -197,9 +195,9 @@ class Contrast(StateModule):
         total = everyone.logsumexp(0)
         return torch.where(unset, (total[:2] - total[2]).to(log_z.dtype), log_z)
 
-    def _rows(self, index: Tensor, joined: Joined | None) -> Tensor:
+    def rows_at(self, index: Tensor, joined: Joined | None) -> Tensor:
         """Rows `index` of the banks, [2, B, D]."""
-        banks = self._banks()
+        banks = self.banks()
         if joined is None or not isinstance(banks[0], Shard):
             own = self._clamped(index)  # what is out of range is flagged by the op, whose result is NaN there
             return torch.stack([bank[own] for bank in banks])
@@ -211,7 +209,8 @@ class Contrast(StateModule):
     def _clamped(self, idx: Tensor) -> Tensor:
         return idx.long().clamp(0, self.memory_v1.num_data - 1)
 
-    def _banks(self) -> list:
+    def banks(self) -> list:
+        """The rows that direction 0 and 1 score."""
         return [self.memory_v2.held(), self.memory_v1.held()]
 
     def _options(self) -> tuple[float, str, str]:

@@ -10,10 +10,11 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ..functional.ot import DEFAULT_RHO
 from ..ops import checks
+from .own_critic import BUILT_IN, checked_critic, critics
 from .sampler import MAX_ROWS, check_count, replacement_option
 
 T = TypeVar("T")
@@ -133,8 +134,8 @@ class ContrastOptions:
 
 PAIRED = ("infonce", "sigmoid")
 CRITICS_OF: dict[str | None, tuple[str, ...]] = {  # where negatives may come from -> critics
-    None: ("nce_sn", "nce", "dual", *PAIRED),
-    "bank": ("nce_sn", "nce", "dual", *PAIRED),
+    None: BUILT_IN,
+    "bank": BUILT_IN,
     "batch": ("dual", *PAIRED),
     "queue": PAIRED,
     "bank_negatives": ("dual",),
@@ -188,7 +189,7 @@ class WCoRDLossOptions(ContrastOptions):
 
     lambda_gckt: float = option(0.8, checks.non_negative)
     lambda_lckt: float = option(0.05, checks.non_negative)
-    critic: Literal["nce_sn", "nce", "dual", "infonce", "sigmoid"] = "nce_sn"
+    critic: Annotated[str, critics] = option("nce_sn", checked_critic)
     negatives: Literal["bank", "batch", "queue", "bank_negatives"] | None = None
     queue_size: int | None = option(None, _size_or_none, later=True)
     neg_weight: float | Literal["M"] = option(1.0, _mean_weight)
@@ -210,9 +211,13 @@ class WCoRDLossOptions(ContrastOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        critics = CRITICS_OF[self.negatives]
-        if self.critic not in critics:
-            needed = " or ".join(map(repr, critics))
+        allowed = CRITICS_OF[self.negatives]
+        own = self.critic not in BUILT_IN and self.negatives in (None, "bank")
+        if own and (self.num_negatives == "all" or self.shard is not None):
+            what = "num_negatives='all'" if self.shard is None else "shard='rank'"
+            raise ValueError(f"critic: {self.critic!r} scores rows one by one, which {what} does not allow")
+        if not own and self.critic not in allowed:
+            needed = " or ".join(map(repr, allowed))
             raise ValueError(f"negatives: {self.negatives!r} needs critic={needed}, got critic={self.critic!r}")
         if self.negatives == "queue":
             self.rows_of_queue()

@@ -18,10 +18,12 @@ from .embed import Embed, autocast_off
 from .local_term import LocalTerm
 from .native_step import eager, native_step, touched
 from .options import PAIRED, WCoRDLossOptions
+from .own_critic import OWN, each_score, value_of
 from .paired import PairedContrast, ScoreMap
 from .sampler import exclusion_rule
 
 WITHOUT_BANK = ("batch", "queue")
+UNNORMALISED = ("nce", *PAIRED)  # critics without a spectral norm
 
 
 class WCoRDLoss(ContrastiveLoss):
@@ -83,7 +85,7 @@ class WCoRDLoss(ContrastiveLoss):
         self._exclude, classes = exclusion_rule(options.exclude, labels, self.n_data or 0)
         self.lckt_trains_embed = options.lckt_trains_embed
         self.embed_s, self.embed_t = (
-            Embed(dim, options.feat_dim, spectral=self.critic in ("nce_sn", "dual"), norm=options.embed_norm)
+            Embed(dim, options.feat_dim, spectral=self.critic not in UNNORMALISED, norm=options.embed_norm)
             for dim in (s_dim, t_dim)
         )
         if self.lambda_gckt == 0:
@@ -301,6 +303,9 @@ class WCoRDLoss(ContrastiveLoss):
         if self.critic in PAIRED:
             scores = None if self.score_map is None else self.score_map()
             gckt = -contrast.pair_losses(anchors, idx, contrast_idx, joined, scores).mean(1).sum()
+        elif self.critic in OWN:
+            scores = each_score(contrast, anchors, idx, contrast_idx, joined)
+            gckt = value_of(OWN[self.critic], *scores).mean(1).sum()
         elif self.critic != "dual":
             gckt = -contrast.nce(anchors, idx, contrast_idx, joined).mean(1).sum()
         else:
