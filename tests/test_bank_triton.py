@@ -17,7 +17,7 @@ import pytest
 import wcord_fast
 from wcord_fast.ops import dispatch
 
-from .triton_release import judge, why_not_interpreted
+from .triton_release import judge, not_interpreted_reason
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_LIMIT = {80: 99 << 10, 90: 227 << 10}  # bytes a block; 99 KB is what sm_86 and sm_89 have of the sm_80 table
@@ -63,7 +63,7 @@ def test_the_reason_is_told():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(why_not_interpreted() is not None, reason=str(why_not_interpreted()))
+@pytest.mark.skipif(not_interpreted_reason() is not None, reason=str(not_interpreted_reason()))
 def test_interpreted_kernels_equal_the_reference():
     """tests/triton_interpret/check_bank.py, some forty tests."""
     check = str(Path("tests", "triton_interpret", "check_bank.py"))

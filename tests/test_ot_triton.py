@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from .triton_release import why_not_interpreted
+from .triton_release import not_interpreted_reason
 
-pytestmark = pytest.mark.skipif(why_not_interpreted() is not None, reason=str(why_not_interpreted()))
+pytestmark = pytest.mark.skipif(not_interpreted_reason() is not None, reason=str(not_interpreted_reason()))
 
 CASES = Path(__file__).parent / "triton_interpret" / "ot_cases.py"
 ACCURACY = "accuracy"

@@ -32,7 +32,7 @@ def judge(problems: list[str]) -> None:
     pytest.skip(f"Triton {major}.{minor}, reported and not judged: {'; '.join(problems)}")
 
 
-def why_not_interpreted() -> str | None:
+def not_interpreted_reason() -> str | None:
     """Why kernels cannot be interpreted here, or None."""
     if release("triton") == (0, 0):
         return "triton is not installed"
