@@ -1,4 +1,4 @@
-"""What no code on this CPU can beat: arithmetic at the speed of PyTorch's matrix product, bytes at that of a sum."""
+"""Lower bounds of run time on this CPU: arithmetic at the speed of PyTorch's matrix product, bytes at that of a sum."""
 
 from __future__ import annotations
 
