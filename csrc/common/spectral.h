@@ -7,8 +7,8 @@ namespace wcf {
 // Real is fp64 if `wide`, else fp32.
 //   iterate   new_u = W v / |W v|, row = W^T new_u, sigma = |row|, new_v = row / sigma; or, without `moves`,
 //             sigma = u^T W v
-//   gradient  grad <- grad - <grad, W> / sigma * u v^T. On entry grad is the gradient with respect to W / sigma, divided
-//             by sigma. On exit it is the gradient with respect to W.
+//   gradient  grad <- grad - <grad, W> / sigma * u v^T. On entry grad is the gradient with respect to W / sigma,
+//             divided by sigma. On exit it is the gradient with respect to W.
 #define WCF_SPECTRAL(NEEDED, OPTIONAL, EACH, PART)      \
   NEEDED(const void*, weight) /* W, [out, in] Real */   \
   NEEDED(int32_t, wide)                                 \
