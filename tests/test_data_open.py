@@ -11,6 +11,8 @@ import pytest
 from wcord_fast import data
 from wcord_fast.data import registry
 
+from .outside import package_outside
+
 MINE = """
 import torch
 from wcord_fast import data
@@ -37,17 +39,7 @@ number = 3
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    folder = tmp_path / "my_package"
-    folder.mkdir()
-    (folder / "__init__.py").write_text("")
-    (folder / "mine.py").write_text(MINE)
-    monkeypatch.syspath_prepend(tmp_path)
-    known = dict(registry.SOURCES)
-    yield tmp_path
-    registry.SOURCES.clear()
-    registry.SOURCES.update(known)
-    for name in [name for name in sys.modules if name.startswith("my_package")]:
-        del sys.modules[name]
+    yield from package_outside(tmp_path, monkeypatch, MINE, registry.SOURCES)
 
 
 def test_a_dotted_path_is_a_name(package):

@@ -11,6 +11,8 @@ import torch
 
 from wcord_fast import distill, models
 
+from .outside import package_outside
+
 MINE = """
 from dataclasses import dataclass
 from wcord_fast import distill
@@ -44,17 +46,7 @@ class Bare(Mine):
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    folder = tmp_path / "my_package"
-    folder.mkdir()
-    (folder / "__init__.py").write_text("")
-    (folder / "mine.py").write_text(MINE)
-    monkeypatch.syspath_prepend(tmp_path)
-    known = dict(distill.METHODS)
-    yield tmp_path
-    distill.METHODS.clear()
-    distill.METHODS.update(known)
-    for name in [name for name in sys.modules if name.startswith("my_package")]:
-        del sys.modules[name]
+    yield from package_outside(tmp_path, monkeypatch, MINE, distill.METHODS)
 
 
 def create(name, **options):

@@ -12,6 +12,8 @@ import torch
 from wcord_fast import models
 from wcord_fast.models import own
 
+from .outside import package_outside
+
 MINE = """
 import torch
 from torch import nn
@@ -48,17 +50,7 @@ number = 3
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    folder = tmp_path / "my_package"
-    folder.mkdir()
-    (folder / "__init__.py").write_text("")
-    (folder / "mine.py").write_text(MINE)
-    monkeypatch.syspath_prepend(tmp_path)
-    known = dict(own.MAKERS)
-    yield tmp_path
-    own.MAKERS.clear()
-    own.MAKERS.update(known)
-    for name in [name for name in sys.modules if name.startswith("my_package")]:
-        del sys.modules[name]
+    yield from package_outside(tmp_path, monkeypatch, MINE, own.MAKERS)
 
 
 @pytest.mark.parametrize("path", ["my_package.mine.Small", "my_package.mine:Small", "my_package.mine.small"])

@@ -12,6 +12,8 @@ import torch
 from wcord_fast import WCoRDLoss, nn
 from wcord_fast.nn import own_critic
 
+from .outside import package_outside
+
 B, N, D, S_DIM, T_DIM, K = 6, 40, 8, 7, 9, 5
 LABELS = torch.arange(N) % 4
 
@@ -31,17 +33,7 @@ def wrong(positive, negative):
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    folder = tmp_path / "my_package"
-    folder.mkdir()
-    (folder / "__init__.py").write_text("")
-    (folder / "mine.py").write_text(MINE)
-    monkeypatch.syspath_prepend(tmp_path)
-    known = dict(own_critic.OWN)
-    yield tmp_path
-    own_critic.OWN.clear()
-    own_critic.OWN.update(known)
-    for name in [name for name in sys.modules if name.startswith("my_package")]:
-        del sys.modules[name]
+    yield from package_outside(tmp_path, monkeypatch, MINE, own_critic.OWN)
 
 
 def loss_module(critic, **options):

@@ -1,0 +1,24 @@
+"""A user's package outside of ours, on the path for one test."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+def package_outside(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str, registered: dict) -> Iterator[Path]:
+    """`my_package.mine` with this code below `folder`; what it registers is taken back at the end."""
+    package = folder / "my_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "mine.py").write_text(code)
+    monkeypatch.syspath_prepend(folder)
+    before = dict(registered)
+    yield folder
+    registered.clear()
+    registered.update(before)
+    for name in [name for name in sys.modules if name.startswith("my_package")]:
+        del sys.modules[name]
