@@ -7,7 +7,7 @@ from .kd import kd_loss
 from .ot import ot_cost, ot_plan, ot_solve
 from .ot_matrix import ot_cost_from_matrix, ot_plan_from_matrix, ot_solve_from_matrix
 from .ot_options import OTRelaxedSolution, OTSolution
-from .sinkhorn_project import sinkhorn_project
+from .projection import sinkhorn_project
 
 __all__ = [
     "OTRelaxedSolution",
