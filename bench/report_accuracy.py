@@ -3,41 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from typing import NamedTuple
 
 from bench.accuracy_variants import TUNED
 from bench.report_lines import paragraph
 from bench.report_tables import Row, latest, table, where
+from wcord_fast.train.estimates import LEAST_SEEDS, Estimate, difference_text, estimate, mean_text, paired
 
 Runs = dict[str, dict[int, Row]]  # variant -> seed -> row
 SETTING = ("teacher", "teacher_accuracy", "student", "images", "epochs", "precision")
 REFERENCES = ("plain", "KD", "CRD", "GCKT nce_sn", "WCoRD")
-LEAST_SEEDS = 3  # with fewer no interval is given, and no difference is called separated
-
-
-class Estimate(NamedTuple):
-    """A mean over seeds and its 95 % confidence interval by Student's t; no interval below LEAST_SEEDS seeds."""
-
-    mean: float
-    interval: tuple[float, float] | None
-    seeds: int
-
-    @property
-    def separated(self) -> bool:
-        """Whether the interval leaves zero out."""
-        return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
-
-
-def estimate(values: Sequence[float]) -> Estimate:
-    """The mean of at least one value, one per seed."""
-    from scipy import stats
-
-    mean, n = statistics.mean(values), len(values)
-    if n < LEAST_SEEDS:
-        return Estimate(mean, None, n)
-    half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(values) / n**0.5
-    return Estimate(mean, (mean - half, mean + half), n)
 
 
 def newest(rows: list[Row]) -> Runs:
@@ -56,23 +30,12 @@ def accuracies(own: dict[int, Row]) -> Estimate:
 
 def difference(runs: Runs, variant: str, reference: str) -> Estimate | None:
     """Accuracy of `variant` minus that of `reference` with the same seed; None without a seed that both have."""
-    other = runs[reference]
-    paired = [row["accuracy"] - other[seed]["accuracy"] for seed, row in runs[variant].items() if seed in other]
-    return estimate(paired) if paired else None
-
-
-def difference_text(paired: Estimate | None) -> str:
-    if paired is None:
-        return "-"
-    if paired.interval is None:
-        return f"{paired.mean:+.2f} ({count(paired.seeds, 'pair')}), not separated"
-    low, high = paired.interval
-    return f"{paired.mean:+.2f} [{low:+.2f}, {high:+.2f}]" + ("" if paired.separated else ", not separated")
+    ours, others = ({seed: row["accuracy"] for seed, row in runs[name].items()} for name in (variant, reference))
+    return paired(ours, others)
 
 
 def accuracy_text(own: dict[int, Row]) -> str:
-    mean, interval, _ = accuracies(own)
-    return f"{mean:.2f}" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
+    return mean_text(accuracies(own))
 
 
 def shares(own: dict[int, Row]) -> dict[str, float]:
@@ -124,9 +87,9 @@ def accuracy_line(rows: list[Row]) -> str:
     runs = newest(rows)
     groups: dict[str, list[str]] = {"Above": [], "Below": [], "Not separated": []}
     for variant in runs:
-        paired = difference(runs, variant, "plain")
-        if variant != "plain" and paired is not None:
-            side = ("Above" if paired.mean > 0 else "Below") if paired.separated else "Not separated"
+        gain = difference(runs, variant, "plain")
+        if variant != "plain" and gain is not None:
+            side = ("Above" if gain.mean > 0 else "Below") if gain.separated else "Not separated"
             groups[side].append(variant)
     sentences = ". ".join(f"{side}: {'; '.join(variants)}" for side, variants in groups.items() if variants)
     return paragraph(

@@ -69,6 +69,48 @@ def test_distill_ends_with_a_table_and_a_plot(finished):
     network.load_state_dict(torch.load(out / "wcord" / "student.pt", weights_only=True))
 
 
+def test_several_seeds_of_students_with_few_images(finished, capsys, tmp_path):
+    out, _ = finished
+    arguments = [*TINY, *WCORD, "--methods=ce,kd,wcord", f"--teacher-checkpoint={out / 'teacher'}", "--quiet"]
+    arguments += ["--limit-student=60", "--seeds=3,0,1", f"--output-dir={tmp_path}"]
+    assert main(["distill", *arguments]) == 0
+    said = capsys.readouterr().out
+    last = {}
+    for seed in (3, 0, 1):
+        for method in ("ce", "kd", "wcord"):
+            run = tmp_path / f"seed{seed}" / method
+            spec = torch.load(run / "checkpoint.pt", weights_only=True)["spec"]
+            assert spec["data"]["train_images"] == spec["data"]["limit_train"] == 60 and spec["recipe"]["seed"] == seed
+            with open(run / "metrics.csv", newline="") as file:
+                last[method, seed] = float(list(csv.DictReader(file))[-1]["test_top1"])
+    with open(tmp_path / "results.csv", newline="") as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert list(rows) == ["ce", "kd", "wcord", "teacher"] and rows["ce"]["minus ce"] == rows["teacher"]["minus ce"] == "-"
+    for method in ("ce", "kd", "wcord"):
+        mean = sum(last[method, seed] for seed in (3, 0, 1)) / 3
+        assert rows[method]["last %"].startswith(f"{mean:.2f} [")
+        gain = mean - sum(last["ce", seed] for seed in (3, 0, 1)) / 3
+        assert method == "ce" or rows[method]["minus ce"].startswith(f"{gain:+.2f} [")
+    said = " ".join(said.split())
+    assert "means over 3 seeds" in said and "wcord - kd: " in said and "kd - kd" not in said
+    assert main(["distill", *arguments, "--epochs=2"]) == 0  # all are finished
+    assert capsys.readouterr().out.count("finished earlier") == 0  # --quiet
+
+
+@pytest.mark.parametrize(
+    "argument, named",
+    [
+        ("--seeds=1,1", "seeds: expected different ones"),
+        ("--seeds=-1", "seeds: expected"),
+        ("--limit-student=0", "limit_student: expected"),
+        ("--limit-student=131", "limit_student: expected at most the 130 training images, got 131"),
+    ],
+)
+def test_bad_seeds_and_students_are_named_before_anything_is_trained(capsys, tmp_path, argument, named):
+    assert main(["distill", *TINY, argument, f"--output-dir={tmp_path / 'out'}"]) in (1, 2)
+    assert named in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("critic", ["infonce", "sigmoid"])
 @pytest.mark.parametrize("negatives", ["queue", "batch"])
 def test_contrast_without_a_bank_ends_with_a_table(finished, capsys, tmp_path, critic, negatives):

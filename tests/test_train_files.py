@@ -88,7 +88,7 @@ def test_results_of_the_wrong_type_are_told(tmp_path):
         write_csv(tmp_path / "metrics.csv", [{"a": 1}])
     (tmp_path / "results.md").mkdir()
     with pytest.raises(OutputError, match=r"cannot write .*results.md: Is a directory"):
-        report.write(tmp_path, [], [{"a": "1"}], "")
+        report.write(tmp_path, {}, None, [{"a": "1"}], "")
     assert sorted(os.listdir(tmp_path)) == ["metrics.csv", "results.md"]
 
 

@@ -8,6 +8,7 @@ TRAIN = {  # module: its package
     "PIL": "pillow",
     "matplotlib": "matplotlib",
     "safetensors": "safetensors",
+    "scipy": "scipy",
     "sklearn": "scikit-learn",
     "tensorboard": "tensorboard",
     "tqdm": "tqdm",

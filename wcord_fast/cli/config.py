@@ -6,7 +6,7 @@ A method's options (`wcord.lambda_gckt`, ...) are the dataclasses of `wcord_fast
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,7 @@ from .. import data as datasets
 from .. import distill, models
 from ..ops import checks
 from ..train.recipe import Recipe
-from .options import check_paths, devices, file_name
+from .options import check_paths, check_seeds, devices, file_name
 
 PRETRAINED = "pretrained"  # in place of a file: the weights that a network's library has
 
@@ -41,6 +41,7 @@ class Config(Recipe):
         data_dir: where its files are.
         image_size: height and width of the images, where the data set has a choice.
         limit_train: train on this many images only, every class in proportion.
+        limit_student: train the students on this many of them only; the teacher has them all.
         skip_corrupt: leave out image files that cannot be read (of "folder" and "imagenet"; the latter is read once
             to find them).
         teacher: name of the teacher's architecture; "timm:NAME", "torchvision:NAME" or "hf:NAME" for a library's.
@@ -50,6 +51,8 @@ class Config(Recipe):
             every weight, or "pretrained" for those that the student's library has.
         init_teacher: the same for a teacher that is trained here.
         methods: what to train students with, by comma; "ce" is the plain student, "+kd" adds a KD term.
+        seeds: train every student once with each of these seeds, by comma; default: once, with `seed`, which is the
+            teacher's.
         teacher_epochs: epochs of the teacher; default: epochs (the packaged file of the digits has 30).
         batch_size: images per step.
         eval_batch_size: images per forward pass when testing.
@@ -70,6 +73,7 @@ class Config(Recipe):
     data_dir: Annotated[str | None, "directory"] = None
     image_size: int | None = None
     limit_train: int | None = None
+    limit_student: int | None = None
     skip_corrupt: bool = False
     teacher: Annotated[str, models.names] = "resnet32x4"
     student: Annotated[str, models.names] = "resnet8x4"
@@ -77,6 +81,7 @@ class Config(Recipe):
     init_student: Annotated[str | None, "file"] = None
     init_teacher: Annotated[str | None, "file"] = None
     methods: Annotated[list[str], method_names] = field(default_factory=lambda: ["ce", "wcord"])
+    seeds: list[int] | None = None
     teacher_epochs: int | None = None
     batch_size: int = 64
     eval_batch_size: int = 500
@@ -97,9 +102,11 @@ class Config(Recipe):
         self.data = datasets.spelled(self.data, "data")
         for name in ("batch_size", "eval_batch_size", "log_every"):
             checks.integer(name, getattr(self, name), least=1)
-        for name in ("teacher_epochs", "image_size", "limit_train", "threads"):
+        for name in ("teacher_epochs", "image_size", "limit_train", "limit_student", "threads"):
             if getattr(self, name) is not None:
                 checks.integer(name, getattr(self, name), least=1)
+        if self.seeds is not None:
+            check_seeds(self.seeds)
         check_paths(self, "data_dir", "teacher_checkpoint", "init_student", "init_teacher", "output_dir")
         if self.init_teacher and self.teacher_checkpoint:
             raise ValueError("init_teacher: goes with a teacher that is trained, but teacher_checkpoint names one")
@@ -123,6 +130,12 @@ class Config(Recipe):
     def directory(self) -> Path:
         named = "_".join(map(file_name, (self.data, self.teacher, self.student)))
         return Path(self.output_dir or f"runs/{named}")
+
+    def of_student(self, seed: int) -> Config:
+        """The configuration with which the students of one seed are trained: their images, seed and folder."""
+        folder = self.directory if self.seeds is None else self.directory / f"seed{seed}"
+        images = self.limit_train if self.limit_student is None else self.limit_student
+        return replace(self, seed=seed, seeds=None, limit_train=images, limit_student=None, output_dir=str(folder))
 
     @property
     def torch_device(self) -> torch.device:

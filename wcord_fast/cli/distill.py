@@ -32,18 +32,24 @@ def run(argv: list[str]) -> None:
         print(show(config.resolved()))
         return
     bench = Workbench.start(config)
-    bench.require_methods()
+    own_benches = {seed: bench.of_student(seed) for seed in config.seeds or [config.seed]}
+    next(iter(own_benches.values())).require_methods()
     if config.teacher_checkpoint is None:
         epochs = (config.recipe("teacher")["epochs"], config.epochs)
         log.info("%d epochs of the teacher (--teacher-epochs), %d of each student (--epochs)", *epochs)
     teacher = bench.teacher()
-    students = [bench.student(method, teacher) for method in config.methods]
-    results = [*students, teacher]
-    lines = report.lines_of(results)
-    remarks = report.notes(results, len(bench.data.test_labels), config.batch_size)
+    students: report.Students = {method: {} for method in config.methods}
+    for seed, own_bench in own_benches.items():
+        if config.seeds is not None:
+            log.info("students of seed %d", seed)
+        for method in config.methods:
+            students[method][seed] = own_bench.student(method, teacher)
+    remarks = report.notes(students, len(bench.data.test_labels), config.batch_size)
     remarks += report.left_out(len(bench.data.skipped))
     if is_main():
-        files = report.write(config.directory, results, lines, remarks)
+        lines = report.lines_of(students, teacher)
+        files = report.write(config.directory, students, teacher, lines, remarks)
         print(f"\n{text_table(lines)}\n\n{textwrap.fill(remarks, 100)}\n")
         print(f"{time.perf_counter() - began:.0f} s in all. Written: {', '.join(map(str, files))}")
-        print(f"Checkpoints: {', '.join(str(config.directory / r.name / checkpoint.CURRENT) for r in students)}")
+        runs = [b.config.directory / method / checkpoint.CURRENT for b in own_benches.values() for method in students]
+        print(f"Checkpoints: {', '.join(map(str, runs))}")

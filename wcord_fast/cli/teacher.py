@@ -32,5 +32,5 @@ def run(argv: list[str]) -> None:
         raise UsageError("--teacher-checkpoint is for distill; this command trains a teacher")
     bench = Workbench.start(config)
     result = bench.teacher()
-    print(f"\n{text_table(report.lines_of([result]))}\n{report.left_out(len(bench.data.skipped))}")
+    print(f"\n{text_table(report.lines_of({}, result))}\n{report.left_out(len(bench.data.skipped))}")
     print(f"Checkpoint: {config.directory / 'teacher' / checkpoint.CURRENT}")

@@ -81,6 +81,16 @@ class Workbench:
         )
         return bench
 
+    def of_student(self, seed: int) -> Workbench:
+        """The workbench of one seed's students, who may have fewer images than the teacher."""
+        config, data = self.config.of_student(seed), self.data
+        if config.limit_train != self.config.limit_train and config.limit_train is not None:
+            try:
+                data = data.limit_train(config.limit_train)
+            except ValueError as error:
+                raise ValueError(str(error).replace("limit_train", "limit_student", 1)) from None
+        return Workbench(config, data)
+
     def require_methods(self) -> None:
         """Build every method once, untrained: CannotServe or ValueError now, not after the teacher's training."""
         student, teacher = (self._network(name) for name in (self.config.student, self.config.teacher))
