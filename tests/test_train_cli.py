@@ -85,7 +85,8 @@ def test_several_seeds_of_students_with_few_images(finished, capsys, tmp_path):
                 last[method, seed] = float(list(csv.DictReader(file))[-1]["test_top1"])
     with open(tmp_path / "results.csv", newline="") as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}
-    assert list(rows) == ["ce", "kd", "wcord", "teacher"] and rows["ce"]["minus ce"] == rows["teacher"]["minus ce"] == "-"
+    assert list(rows) == ["ce", "kd", "wcord", "teacher"]
+    assert rows["ce"]["minus ce"] == rows["teacher"]["minus ce"] == "-"
     for method in ("ce", "kd", "wcord"):
         mean = sum(last[method, seed] for seed in (3, 0, 1)) / 3
         assert rows[method]["last %"].startswith(f"{mean:.2f} [")
