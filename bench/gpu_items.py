@@ -49,13 +49,13 @@ SANITIZED_FILES = [
     "tests/test_gpu_step.py",
 ]
 SANITIZED = (
-    ("memcheck", 35, "bit_identical_on_every or (native_update and 33) or (test_nce and (dtype0 or dtype1)) or "
+    ("memcheck", 35, "bit_identical_on_every or (native_update and 33) or (test_bank_nce and (dtype0 or dtype1)) or "
      "(every_source and 20) or given_rows or mean_score or (membership and 1000) or bad_values or "
-     "(solvers and 0.01) or dual_in_fp64 or (steps_are and gather)"),
-    ("racecheck", 25, "(test_nce and 128 and dtype0) or (test_nce and 33 and dtype1) or "
-     "(membership and 900-no-1000) or dual_in_fp64 or (mean_score and 20) or (steps_are and wcord and gather)"),
-    ("synccheck", 20, "(test_nce and 128 and dtype0) or (membership and 900-no-1000) or (solvers and 0.01) or "
-     "(steps_are and ball and gather)"),
+     "(solvers and 0.01) or dual_in_fp64 or (steps_equal and gather)"),
+    ("racecheck", 25, "(test_bank_nce and 128 and dtype0) or (test_bank_nce and 33 and dtype1) or "
+     "(membership and 900-no-1000) or dual_in_fp64 or (mean_score and 20) or (steps_equal and wcord and gather)"),
+    ("synccheck", 20, "(test_bank_nce and 128 and dtype0) or (membership and 900-no-1000) or (solvers and 0.01) or "
+     "(steps_equal and ball and gather)"),
 )  # fmt: skip
 
 

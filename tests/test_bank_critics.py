@@ -125,7 +125,7 @@ def test_narrow_dtypes_accumulate_in_fp32(dtype, plan, backend):
             torch.testing.assert_close(grad.double(), slope, rtol=4 * torch.finfo(dtype).eps, atol=1e-5)
 
 
-def test_only_what_is_wanted_gets_a_gradient():
+def test_gradients_are_computed_only_for_inputs_that_require_them():
     anchor, bank, index = problem()
     positive, (scale, bias) = given_rows().requires_grad_(), scalars()
     options = {"negatives": sampler("class"), "positive": positive}
@@ -138,7 +138,7 @@ def test_only_what_is_wanted_gets_a_gradient():
     assert not F.bank_sigmoid(anchor, bank, index, **options).requires_grad
 
 
-def test_a_float_scale_equals_a_tensor_and_zero_and_negative_ones_are_right():
+def test_scale_may_be_float_or_tensor_and_zero_or_negative():
     anchor, bank, index = problem()
     negatives = sampler("class")
     rows = negatives.draw(index)
@@ -198,7 +198,7 @@ def test_a_gradient_belongs_to_the_forward_even_if_bank_and_step_move_on():
         bank.copy_(problem()[1])
 
 
-def test_compiled_and_offset_and_memory_bank():
+def test_compiled_calls_anchor_offsets_and_memory_banks_give_equal_losses():
     anchor, _, index = problem(torch.float32)
     bank, negatives = MemoryBank(N, D, seed=1), sampler("class")
 

@@ -62,7 +62,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("change", "error", "message"), BAD)
-def test_bad_arguments_of_the_scores(change, error, message):
+def test_bad_arguments_of_the_score_functions_are_named(change, error, message):
     args = good() | change
     anchor, bank, index = (args.pop(k) for k in ("anchor", "bank", "index"))
     with pytest.raises(error, match=message):
@@ -92,7 +92,7 @@ def test_bad_updates_write_nothing(change, error, message):
     assert torch.equal(bank, before)
 
 
-def test_memory_bank_options():
+def test_bad_memory_bank_options_are_refused():
     for options, message in (
         ({"num_data": 0, "dim": 4}, "num_data"),
         ({"num_data": 4, "dim": 0}, "dim"),
@@ -118,7 +118,7 @@ def test_a_memory_bank_stands_for_its_rows():
 
 @pytest.mark.parametrize("plan", ["gather", "dense"])
 @pytest.mark.parametrize("flagged", [False, True])
-def test_z_is_not_estimated_from_what_a_device_has_flagged(monkeypatch, plan, flagged):
+def test_flagged_bad_values_do_not_enter_the_estimate_of_log_z(monkeypatch, plan, flagged):
     """As the CUDA kernels do; here a device is played, on which bad values are flagged and not raised."""
     args = good()
     del args["log_z"]

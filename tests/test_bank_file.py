@@ -12,7 +12,7 @@ from wcord_fast.nn import memory_bank
 
 @pytest.mark.parametrize("kind", ["<f4", ">f4", "<f2", ">f8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_rows_are_taken_as_they_are(tmp_path, monkeypatch, kind, dtype):
+def test_rows_of_a_file_are_not_normalised_or_changed(tmp_path, monkeypatch, kind, dtype):
     monkeypatch.setattr(memory_bank, "CHUNK_ROWS", 3)
     values = np.random.default_rng(0).standard_normal((7, 4)).astype(kind)
     np.save(tmp_path / "rows.npy", values)
@@ -33,7 +33,7 @@ def test_a_row_that_is_not_finite_in_the_bank_is_named(tmp_path, monkeypatch, va
     assert bool(bank.rows.isfinite().all())
 
 
-def test_other_files_are_refused(tmp_path):
+def test_files_that_are_no_bank_are_refused(tmp_path):
     bank = MemoryBank(4, 3, seed=0)
     before = bank.rows.clone()
     np.savez(tmp_path / "archive.npz", rows=np.zeros((4, 3)))

@@ -68,7 +68,7 @@ def test_explicit_rows_equal_the_sampler_that_drew_them(plan):
 
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("options", [{"exclude": "none"}, {"exclude": "self"}, {"labels": LABELS}])
-def test_all_is_every_pool_row_once(options, plan):
+def test_negatives_all_scores_every_pool_row_once(options, plan):
     anchor, bank, index = problem()
     negatives = NegativeSampler(N, "all", **options)
     rows = torch.cat((index[:, None], negatives.draw(index)), 1)
@@ -79,7 +79,7 @@ def test_all_is_every_pool_row_once(options, plan):
     torch.testing.assert_close(mean, torch.einsum("bd,bkd->bk", anchor, bank[rows[:, 1:]]).mean(1))
 
 
-def test_all_counts_each_pool_of_unequal_classes():
+def test_negatives_all_with_unequal_classes_uses_each_pool_size():
     anchor, bank, index = problem()
     labels = torch.cat((torch.zeros(30), torch.arange(30) % 4 + 1)).long()
     negatives = NegativeSampler(N, "all", labels=labels)
@@ -93,7 +93,7 @@ def test_all_counts_each_pool_of_unequal_classes():
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_expected_is_the_mean_over_draws(plan):
+def test_expected_loss_equals_the_mean_over_draws(plan):
     anchor, bank, index = problem()
     expected = F.bank_nce(
         anchor,
@@ -183,7 +183,7 @@ def test_gradient_belongs_to_the_forward_even_if_bank_and_step_move_on():
     assert torch.equal(before, after)
 
 
-def test_strided_inputs_give_the_same_and_are_not_modified():
+def test_strided_inputs_give_equal_results_and_are_not_modified():
     anchor, bank, index = problem()
     wide = torch.stack((anchor, anchor), 2)[:, :, 0]
     bank_t = bank.T.contiguous().T
@@ -248,7 +248,7 @@ def test_update_of_huge_and_tiny_rows(backend):
     torch.testing.assert_close(bank[1], rows[1] / 1e-12, rtol=1e-6, atol=0)  # the clamped norm
 
 
-def test_an_update_s_momentum_is_the_bank_s_own_or_a_half():
+def test_update_uses_the_banks_momentum_and_defaults_to_a_half():
     anchor, plain, index = problem()
     bank = MemoryBank(N, D, momentum=0.9, dtype=torch.float64, seed=0)
     for mine, rows, momentum in ((bank, bank.rows, 0.9), (plain, plain, 0.5)):

@@ -56,7 +56,7 @@ def test_a_sampler_made_on_meta_gets_its_tables_with_its_device(options):
         assert torch.equal(made.draw(INDEX), expected.draw(INDEX))
 
 
-def test_a_loss_made_on_meta_is_itself_once_loaded():
+def test_loss_made_on_meta_equals_the_original_after_loading():
     def make() -> CRDLoss:
         return CRDLoss(8, 9, N, feat_dim=D, nce_k=K, labels=LABELS, seed=1)
 

@@ -94,7 +94,7 @@ def test_the_default_shape(plan):
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_two_directions_equal_one_by_one(plan):
+def test_two_directions_in_one_call_equal_two_calls(plan):
     """Directions of different dtypes too; the draws are the same for both."""
     case = problem("class", dim=32)
     case.banks[1] = case.banks[1].to(torch.bfloat16)
@@ -108,7 +108,7 @@ def test_two_directions_equal_one_by_one(plan):
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_without_gradient_the_values_are_the_same(plan):
+def test_values_do_not_depend_on_requires_grad(plan):
     case = problem("class")
     with_grad, _ = native_cpu.bank_nce(case.anchors, case.banks, case.index, case.log_z, case.spec, 1.0, True, plan, "")
     without, empty = native_cpu.bank_nce(
@@ -120,7 +120,7 @@ def test_without_gradient_the_values_are_the_same(plan):
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("temperature", [0.005, 0.07, 5.0])
 @pytest.mark.parametrize("log_z", [-60.0, 0.0, 11.0, 200.0, 1e4])
-def test_extremes_stay_exact(simd, temperature, log_z, plan):
+def test_extreme_temperatures_and_scores_stay_exact(simd, temperature, log_z, plan):
     """Terms far below the rounding of 1, terms in their linear part, and scores of 1 / tau = 200."""
     from wcord_fast.ops.bank import reference
 
@@ -156,7 +156,7 @@ def test_an_unset_log_z_gives_nan(simd, plan):
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_terms_below_the_rounding_of_one_are_kept(simd, plan):
+def test_terms_smaller_than_machine_epsilon_are_kept(simd, plan):
     """Negatives of u = -18 each add 1.5e-8: with the positive's term at 0 they are all of the loss."""
     from wcord_fast.ops.bank import reference
 

@@ -43,7 +43,7 @@ def flat(results: dict) -> list[torch.Tensor]:
         ("all", {"num_data": 2600, "batch": 9, "dim": 17}),
     ],
 )
-def test_any_number_of_threads_gives_the_same_bits(threads, name, sizes, plan):
+def test_results_do_not_depend_on_the_number_of_threads(threads, name, sizes, plan):
     case = problem(name, **sizes)
     threads(1)
     once = flat(case.results(native_cpu, plan))
@@ -92,7 +92,7 @@ def test_no_tensor_of_the_size_of_the_scores(plan, name):
 
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("grad_output", ["contiguous", "expanded", "sliced"])
-def test_autograd(plan, grad_output):
+def test_autograd_of_the_native_scores(plan, grad_output):
     case = problem("class", anchor=torch.float64, bank=torch.float64)
     x, y = (case.anchors[0].clone().requires_grad_() for _ in range(2))
     s = NegativeSampler(300, 90, labels=torch.arange(300) % 7, seed=3)
@@ -169,7 +169,7 @@ def test_a_bank_of_more_than_2_to_31_elements():
     assert relative_error(ours, expected) < 1e-6
 
 
-def test_an_anchor_with_nothing_to_draw_is_named():
+def test_anchor_with_an_empty_pool_is_named():
     case = problem("class")
     spec = spec_of("class", 300, 90, 5)
     spec = type(spec)("class", 299, "no", False, 0, spec.tables)

@@ -77,7 +77,7 @@ def test_many_anchors_and_rows_in_a_narrow_type(module):
 
 
 @pytest.mark.parametrize("module", modules())
-def test_a_part_without_any_drawn_row_gives_nothing(module):
+def test_part_without_drawn_rows_contributes_zero(module):
     p = problem("self", num_data=300, k=2)
     drawn = {int(r) for r in reference.draws.draw(p.index, 300, p.spec, "reference").flatten()} | set(p.index.tolist())
     lo = next(r for r in range(300) if not {r, r + 1, r + 2} & drawn)

@@ -38,7 +38,7 @@ def ran(monkeypatch):
 @pytest.mark.parametrize("backend", ["auto", "native", "reference"])
 @pytest.mark.parametrize("chosen", ["auto", "gather", "dense"])
 @pytest.mark.parametrize(("num_data", "k", "batch", "dim"), [(4000, 5, 2, 16), (200, 180, 40, 16), (300, "all", 3, 64)])
-def test_explain_says_what_runs(ran, num_data, k, batch, dim, chosen, backend):
+def test_explain_names_the_backend_and_plan_that_run(ran, num_data, k, batch, dim, chosen, backend):
     if backend == "native" and native_module.load() is None:
         pytest.skip("no native module")
     g = torch.Generator().manual_seed(0)

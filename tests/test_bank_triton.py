@@ -51,12 +51,12 @@ def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
-def test_importing_the_package_leaves_triton_alone():
+def test_importing_the_package_does_not_import_triton():
     done = run(["-c", "import sys, wcord_fast, wcord_fast.ops.bank.triton; print('triton' in sys.modules)"])
     assert done.stdout.strip() == "False", done.stdout + done.stderr
 
 
-def test_the_reason_is_told():
+def test_unavailable_triton_gives_its_reason():
     why = dispatch.cannot_run("triton", "cpu")
     assert why is not None and ("no code for cpu" in why if HAS_TRITON else "not installed" in why)
     assert wcord_fast.explain("bank_nce", plan="dense", device="cpu").backend != "triton"
@@ -114,7 +114,7 @@ for module in (triton_anchor, triton_kernels):
 
 
 @needs_triton
-def test_a_batch_of_another_size_compiles_nothing():
+def test_another_batch_size_does_not_recompile():
     done = run(["-c", SPECIALISED], TRITON_INTERPRET="0")
     names = set(done.stdout.split())
     assert names, done.stderr

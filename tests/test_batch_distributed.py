@@ -74,7 +74,7 @@ def test_ranks_equal_one_process(pool, critic, excluded, dtypes, backend):
         torch.testing.assert_close(sum(of[2 + i] for _, of, _ in found), whole, rtol=1e-5, atol=1e-5)
 
 
-def test_gradients_travel_as_one_number_per_pair(pool):
+def test_ranks_exchange_one_gradient_number_per_pair(pool):
     sizes = [4] * pool.world
     sent = [sent for *_, sent in pool.run(on_rank, "infonce", sizes, (torch.float32,) * 2, (), "auto")]
     others = pool.world - 1
@@ -97,6 +97,6 @@ def test_a_bad_row_is_refused_on_every_rank(pool):
     assert all("x: row 1 holds nan" in message for message in pool.run(refused, "x"))
 
 
-def test_a_process_alone_is_a_rank_of_its_own():
+def test_single_process_equals_one_rank():
     x, y, labels, *_ = problem(6, 5)
     assert torch.equal(F.batch_infonce(x, y, labels=labels, scope="global"), F.batch_infonce(x, y, labels=labels))

@@ -33,7 +33,7 @@ def test_opcheck(critic, both):
 
 @pytest.mark.parametrize("needed", ["x", "y", "scale", "bias"])
 @pytest.mark.parametrize("critic", CRITICS)
-def test_one_input_alone_gets_the_same_gradient(critic, needed, backend):  # noqa: F811
+def test_gradient_of_one_input_does_not_depend_on_the_other_requiring_grad(critic, needed, backend):  # noqa: F811
     if critic == "infonce" and needed in ("scale", "bias"):
         pytest.skip("numbers there")
     x, y, labels, _, weight = problem(13, 5)
@@ -110,7 +110,7 @@ def test_strides_of_inputs_and_of_the_output_s_gradient_do_not_matter(critic, ba
 
 
 @pytest.mark.parametrize("critic", CRITICS)
-def test_one_tensor_on_both_sides(critic, backend):  # noqa: F811
+def test_one_tensor_as_both_inputs_gets_the_sum_of_both_gradients(critic, backend):  # noqa: F811
     x, _, _, _, weight = problem(7, 5)
     call = {**options(critic), "backend": backend}
     x = x.requires_grad_()

@@ -54,13 +54,13 @@ def test_ratios_are_between_right_forms_only(capsys):
     ("forms", "good"),
     [({"plain": 0.5, "ours": 0.0}, True), ({"ours": 0.5}, False), ({"ours": "broken"}, False), ({"plain": "x"}, True)],
 )
-def test_only_ours_has_to_be_right(forms, good):
+def test_the_contest_fails_only_if_ours_is_wrong(forms, good):
     case = contest(**forms)
     assert fine(case, measure(case, 1)) is good
 
 
 @needs_native
-def test_the_critics_forms_are_float64s_and_leave_the_banks_alone():
+def test_critic_forms_agree_with_float64_and_do_not_change_the_banks():
     case = critic.contest((4, 64, 1000), 16)
     forms = {name: make() for name, make in case.forms.items() if name != "compile"}
     assert all(case.right({name: case.errors(form) for name, form in forms.items()}).values())
@@ -70,14 +70,14 @@ def test_the_critics_forms_are_float64s_and_leave_the_banks_alone():
 
 @needs_native
 @pytest.mark.parametrize("repeated", update.REPEATED)
-def test_the_updates_forms_obey_the_rule_of_equal_indices(repeated):
+def test_update_forms_let_the_last_duplicate_win(repeated):
     case = update.contest(16, 100, repeated, 8)
     forms = {name: make() for name, make in case.forms.items() if name not in ("compile", "naive")}
     assert all(case.right({name: case.errors(form) for name, form in forms.items()}).values())
     assert case.sizes["repeated"] == int(repeated * 16)
 
 
-def test_the_first_of_equal_indices_is_wrong():
+def test_update_that_keeps_the_first_duplicate_fails_the_gate():
     def first_wins(bank, index, rows):
         update.last_wins(bank, index.flip(0), rows.flip(0))
 
@@ -95,7 +95,7 @@ def test_the_floor_is_the_slower_of_arithmetic_and_bytes(monkeypatch):
     assert floor.critic_floor_ms(1, 8, 8, 4) == pytest.approx(max(2 * 9 * 16 / 100, 2 * 8 * 4 * 4 / 10))
 
 
-def test_the_best_speed_counts(monkeypatch):
+def test_floor_keeps_the_best_speed_measured(monkeypatch):
     took = iter((2.0, 4.0, 8.0, 1.0))
     monkeypatch.setattr(floor, "best_ms", lambda call: next(took))
     monkeypatch.setattr(floor, "_seen", (0.0, 0.0))
@@ -104,7 +104,7 @@ def test_the_best_speed_counts(monkeypatch):
 
 
 @needs_native
-def test_quick_writes_only_where_it_is_told(monkeypatch, tmp_path, capsys):
+def test_quick_writes_only_into_the_given_folder(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(update, "quick_contests", lambda: [update.contest(4, 50, 0.0, 8)])
     monkeypatch.setattr(torch, "compile", lambda f, **_: f)
     monkeypatch.setattr(options, "RESULTS", tmp_path / "results")
@@ -116,7 +116,7 @@ def test_quick_writes_only_where_it_is_told(monkeypatch, tmp_path, capsys):
     assert all(r["right"] and r["commit"] and r["subject"] == "update" for r in rows)
 
 
-def test_the_top_command_runs_every_subject_and_tells_who_failed(monkeypatch, capsys):
+def test_the_top_command_runs_every_subject_and_names_the_failed_ones(monkeypatch, capsys):
     asked = []
 
     def run(line, check):

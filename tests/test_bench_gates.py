@@ -12,14 +12,14 @@ SMALL = ("resnet8", "wrn_10_1")  # as in the suite's other quick pairs
 
 
 @pytest.mark.parametrize("name", baseline_providers.NAIVE)
-def test_both_forms_of_a_baseline_are_float64s(name):
+def test_both_forms_of_a_baseline_agree_with_float64(name):
     rows = measure(baselines.contest(name, 3, *SMALL), 1)
     assert [(r["form"], r["right"]) for r in rows] == [("naive", True), ("ours", True)]
     assert rows[1]["times_naive"] > 0 and "times_naive" not in rows[0]
     assert all(e < 1e-3 for r in rows for e in r["error"].values())
 
 
-def test_float64_of_nst_image_by_image_is_the_whole_batchs():
+def test_nst_oracle_image_by_image_equals_the_whole_batch():
     case = baseline_providers.Case("nst", 3, *SMALL)
     s, t = ([f.double() for f in feats] for feats in (case.s, case.t))
     value, grads = baseline_providers.differentiate(baseline_providers.nst, s, t, case.method)
@@ -47,7 +47,7 @@ def test_a_wrong_form_gets_no_ratio(monkeypatch, tmp_path, capsys):
     assert rows[0]["commit"] and rows[0]["subject"] == "baselines"
 
 
-def test_the_step_bench_runs_the_drivers_step(tmp_path, capsys):
+def test_step_bench_equals_the_drivers_step(tmp_path, capsys):
     asked = ["--methods=crd", "--pair=wrn_10_1,resnet8", "--num-data=1000", "--repeats=2", f"--out={tmp_path}"]
     assert step.main(asked) == 0
     eager, other = [json.loads(line) for line in (tmp_path / "step.jsonl").read_text().splitlines()]
@@ -57,7 +57,7 @@ def test_the_step_bench_runs_the_drivers_step(tmp_path, capsys):
         assert 0 < row["loss_ms"] < row["ms"]["p80"] * 2
 
 
-def test_another_loss_gets_no_ratio(monkeypatch, tmp_path):
+def test_step_with_a_different_loss_gets_no_ratio(monkeypatch, tmp_path):
     real = step.Stepper.first
     monkeypatch.setattr(
         step.Stepper, "first", lambda self: real(self) * (1.01 if self.run.recipe["channels_last"] else 1)
@@ -68,7 +68,7 @@ def test_another_loss_gets_no_ratio(monkeypatch, tmp_path):
     assert [r["right"] for r in rows] == [True, False] and "times_eager" not in rows[1]
 
 
-def test_host_time_of_ours_stands_beside_naives(tmp_path):
+def test_host_bench_reports_ours_and_naive(tmp_path):
     assert host.main(["--quick", f"--out={tmp_path}"]) == 0
     rows = [json.loads(line) for line in (tmp_path / "host.jsonl").read_text().splitlines()]
     assert [(r["case"], r["form"]) for r in rows] == [

@@ -122,7 +122,7 @@ def test_shares_are_within_the_budget(tmp_path, dry_run):
         assert len(set(names)) == len(names)
 
 
-def test_every_item_has_a_line_whatever_became_of_it(tmp_path, capsys):
+def test_every_item_has_a_line_even_if_it_failed(tmp_path, capsys):
     schedule = [
         [python("fine", "print('a'); print('b')")],
         [python("wrong", "import sys; print('no'); sys.exit(1)"), python("beside", "print('c')")],
@@ -140,7 +140,7 @@ def test_every_item_has_a_line_whatever_became_of_it(tmp_path, capsys):
     assert "[hangs] begun" in (tmp_path / "gpu.log").read_text() and "[beside] c" in capsys.readouterr().out
 
 
-def test_what_an_item_leaves_over_is_the_next_ones_and_no_share_is_lost(tmp_path):
+def test_unused_time_goes_to_the_next_item(tmp_path):
     schedule = [[python("first", "pass", 20)], [python("second", "pass", 20)]]
     rows = {r["item"]: r for r in gpu_schedule.run(schedule, tmp_path, 40)}
     assert rows["second"]["limit_s"] > 25
@@ -151,7 +151,7 @@ def test_what_an_item_leaves_over_is_the_next_ones_and_no_share_is_lost(tmp_path
         gpu_schedule.run(schedule, tmp_path, 5)
 
 
-def test_an_item_for_which_no_time_is_left_says_so(tmp_path):
+def test_item_without_time_left_is_reported(tmp_path):
     rows = gpu_schedule.run(
         [[python("slow", "import time; time.sleep(9)", 1)], [python("late", "pass", 0.25)]], tmp_path, 1.25
     )
@@ -172,7 +172,7 @@ def test_last(): print("the last one ran")
 """
 
 
-def test_outcomes_of_tests_are_written_one_by_one_and_a_dead_device_costs_no_other_test(tmp_path):
+def test_outcomes_of_tests_are_written_one_by_one_and_survive_a_dead_device(tmp_path):
     (tmp_path / "test_outcomes.py").write_text(OUTCOMES)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
     code = (
@@ -221,7 +221,7 @@ def test_the_kernels_that_ncu_is_asked_for_exist():
     assert len(gpu_tools.PROFILED) == 6 and set(gpu_tools.PROFILED) <= defined
 
 
-def test_a_missing_tool_is_said_to_be_missing(tmp_path, monkeypatch):
+def test_missing_tool_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_tools, "find", lambda program: None)
     rows = gpu_schedule.Rows("tools", tmp_path, False)
     assert gpu_tools.sanitize(rows, "memcheck", [], False) == gpu_tools.profile(rows, [], tmp_path, False) == MISSING
@@ -241,7 +241,7 @@ def test_names_of_kernels(full, short):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so(capsys):
+def test_without_a_gpu_the_command_reports_it(capsys):
     assert gpu.main([]) == 2 and "needs a CUDA device" in capsys.readouterr().err
     assert gpu.main(["--dry-run", "--only", "nothing"]) == 2 and "--only: expected" in capsys.readouterr().err
     with pytest.raises(SystemExit):
@@ -251,7 +251,7 @@ def test_without_a_gpu_it_says_so(capsys):
 @pytest.mark.slow
 @needs_native
 @pytest.mark.parametrize("kind", [[], ["--full"], ["--accuracy"]])
-def test_a_dry_run_plays_every_item(tmp_path, kind):
+def test_dry_run_executes_every_item(tmp_path, kind):
     command = [sys.executable, "-m", "bench.gpu", "--dry-run", "--out", str(tmp_path), *kind]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=gpu_items.ROOT)
     rows = [json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines()]

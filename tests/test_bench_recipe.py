@@ -16,7 +16,7 @@ def options(*words):
     return recipe.parse(["--dry-run", "--device=cpu", *words])
 
 
-def test_its_commands_are_accepted(tmp_path, capsys):
+def test_recipe_commands_parse(tmp_path, capsys):
     first, second = recipe.commands(options("--data-dir", str(tmp_path), "--work", str(tmp_path), "--seeds", "3", "4"))
     assert main(["teacher", *first, "--dry-run"]) == 0
     shown = capsys.readouterr().out
@@ -32,7 +32,7 @@ def test_its_commands_are_accepted(tmp_path, capsys):
     assert students.teacher_checkpoint == tmp_path / "teacher_run" / "teacher" / "teacher.pt"
 
 
-def test_operations_are_those_of_the_products_of_each_layer():
+def test_flops_equal_the_sum_over_layers():
     counted = []
 
     def count(module, inputs, output):
@@ -49,7 +49,7 @@ def test_operations_are_those_of_the_products_of_each_layer():
     assert both == 3 * forward - counted[0]  # the images have no gradient
 
 
-def test_the_cost_of_a_run_is_that_of_its_images():
+def test_cost_of_a_run_is_proportional_to_its_images():
     costs = recipe.costs(epochs=3, images=10)
     teacher, student = (recipe.image_flops(name) for name in (recipe.TEACHER, recipe.STUDENT))
     tests = 3 * recipe.TEST_IMAGES * student[0]
@@ -58,7 +58,7 @@ def test_the_cost_of_a_run_is_that_of_its_images():
     assert costs["teacher"] == 30 * teacher[1] + 3 * recipe.TEST_IMAGES * teacher[0]
 
 
-def test_what_is_done_is_counted_and_its_hours_are_shown(tmp_path):
+def test_finished_runs_are_counted_with_their_hours(tmp_path):
     row = {"variant": "KD", "student": "resnet8x4", "images": 50_000, "epochs": 240, "seconds": 7200.0}
     others = [row | {"seed": 7}, row | {"seed": 2, "epochs": 20}]
     rows = [row | {"seed": 0}, row | {"seed": 1, "seconds": 3600.0}, *others]

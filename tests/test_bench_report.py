@@ -32,7 +32,7 @@ def test_a_new_row_replaces_the_old_one(tmp_path):
     assert report_tables.bank_table(narrow_first) == after  # of the widest set only, and told so
 
 
-def test_the_plan_is_its_arithmetic():
+def test_plan_table_equals_its_formula():
     shown = report.plan_table([{**report.read("plan")[-1], "ns_draw": 2.0, "ns_row": 50.0, "checksum_gb_s": 1.0}])
     cells = dict(line.strip("| ").split(" | ")[:2] for line in shown.splitlines()[2:14])
     assert cells["rows of a bank"] == "15,625,000" and cells["both banks"] == "8.0 GB"  # 10^9 / 64; x 2 x 128 x 2
@@ -93,7 +93,7 @@ def accuracy_rows(accuracies):
     ]
 
 
-def test_an_interval_is_that_of_a_paired_t():
+def test_interval_equals_that_of_a_paired_t_test():
     """By hand: differences 1, 2, 3, 4 have mean 2.5, deviation 1.291, and t at 3 degrees of freedom is 3.182."""
     runs = report_accuracy.newest(accuracy_rows({"plain": (10, 11, 12, 13, 99), "a": (11, 13, 15, 17)}))
     paired = report_accuracy.difference(runs, "a", "plain")
@@ -101,7 +101,7 @@ def test_an_interval_is_that_of_a_paired_t():
     assert paired.interval == pytest.approx((2.5 - 3.18245 * 1.290994 / 2, 2.5 + 3.18245 * 1.290994 / 2), rel=1e-5)
 
 
-def test_every_variant_is_held_against_every_reference():
+def test_every_variant_is_compared_with_every_reference():
     tuned = report_accuracy.TUNED
     rows = accuracy_rows({"plain": (30, 31, 32), "KD": (35, 36.2, 37.1), "WCoRD": (33,), tuned: (35.1, 36, 37.3)})
     head, _, *lines = report_accuracy.differences_table(rows).splitlines()
@@ -115,7 +115,7 @@ def test_every_variant_is_held_against_every_reference():
     assert "WCoRD +2.10 (1 pair), not separated" in told and "3 seeds" in told
 
 
-def test_the_accuracies_are_drawn_with_intervals_from_three_seeds_on(tmp_path, monkeypatch):
+def test_accuracy_plot_has_intervals_from_three_seeds_on(tmp_path, monkeypatch):
     import matplotlib.axes
 
     drawn = []
@@ -144,12 +144,12 @@ def ot_rows():
     return [*rows, ot_row("POT", 64, 0.1, **{"date": "2025-01-01T00:00:00Z"})][::-1]  # not in the last run
 
 
-def test_what_does_not_solve_the_problem_is_no_peer():
+def test_form_that_does_not_solve_the_problem_is_not_compared():
     first, second = (line for line in report_tables.ot_table(ot_rows()).splitlines() if line.startswith("| sinkhorn"))
     assert "| fails | - | 1.5 / 3 (POT) | **1 / 2** | 20x |" in first and "0.75 / 1.5 (POT)" in second
 
 
-def test_where_ours_loses_is_said():
+def test_sizes_where_ours_is_slower_are_listed():
     told = " ".join(report_lines.ot_lost(ot_rows()).split())
     assert told.count("n = 256") == 2 and "n = 64" not in told and "GeomLoss" not in told
     assert "forward + gradient: POT 1.5 ms, ours 2, of which the op itself 0.5" in told
@@ -157,7 +157,7 @@ def test_where_ours_loses_is_said():
     assert report_lines.ot_lost(won) == "Ours is the fastest of all that was run, in every line.\n"
 
 
-def test_what_autograd_adds_is_a_ratio_of_one_run():
+def test_autograd_overhead_is_a_ratio_within_one_run():
     rows = [ot_row("ours, native", 64, 2.0) | {"forward_p50": 0.8}, ot_row("ours, native, no autograd", 64, 3.0)]
     assert report_lines.autograd_table(rows).splitlines()[2:] == ["| 64 | 2.5 | 2.0 |"]
 
@@ -167,7 +167,7 @@ def contest_row(form, p50, **more):
     return row | {"ms": {"p50": p50, "p20": 1.0}, "percent_of_floor": 12.3, "simd": "avx2"} | COMMON | more
 
 
-def test_what_fails_or_is_wrong_is_marked():
+def test_failed_and_wrong_forms_are_marked():
     rows = [contest_row("naive", 9.0, right=False), contest_row("plain", 4.0), contest_row("dense", 3.0)]
     rows += [
         contest_row("compile", 0, failed="x"),
@@ -178,7 +178,7 @@ def test_what_fails_or_is_wrong_is_marked():
     assert "| 4, 1 | 450 (wrong) | 200 | fails | 50 |" in report_lines.update_table(rows)
 
 
-def test_the_last_collapse_run_is_told():
+def test_text_reports_the_last_collapse_run():
     row = {"student_model": "a", "teacher_model": "b", "images": 2000, "epoch": 3, "mean_norm": 0.456}
     row |= {"effective_rank": 7.77, "gap": 0.333, "collapsed": True}
     told = " ".join(report_lines.collapse([row | {"collapsed": False}, row]).split())

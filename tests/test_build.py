@@ -99,7 +99,7 @@ def without_tools(tmp_path: Path) -> dict[str, str]:
     return {"PATH": str(tmp_path / "empty"), "CXX": "", "CUDA_HOME": str(tmp_path / "empty")}
 
 
-def test_no_compiler_installs_and_says_so_once(source, tmp_path):
+def test_install_without_a_compiler_succeeds_with_one_message(source, tmp_path):
     target = tmp_path / "site"
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps", "--target"]
     env = {**os.environ, **without_tools(tmp_path)}
@@ -119,7 +119,7 @@ def files(folder: Path, *parts: str) -> set[str]:
     return {str(path.relative_to(folder)) for path in found if path.suffix != ".pyc"}
 
 
-def test_a_source_distribution_is_whole(source, tmp_path):
+def test_source_distribution_contains_every_needed_file(source, tmp_path):
     done = python(RUN_SETUP, "", "-q", "sdist", "-d", str(tmp_path), cwd=source)
     assert done.returncode == 0, done.stderr
     (packed,) = tmp_path.glob("*.tar.gz")
@@ -129,7 +129,7 @@ def test_a_source_distribution_is_whole(source, tmp_path):
     assert not wanted - names, wanted - names
 
 
-def test_reasons_are_recorded(source, tmp_path):
+def test_reasons_for_a_missing_module_are_recorded(source, tmp_path):
     status, record, said = build(source, tmp_path / "a", **without_tools(tmp_path))
     assert status == 0 and record["native"] is False and "no C++ compiler" in record["unavailable_reason"]
     assert "built without the native module: no C++ compiler" in said
@@ -160,7 +160,7 @@ def test_missing_build_tools_are_named(source, tmp_path):
 @needs_cxx
 @needs_ninja
 @pytest.mark.slow
-def test_without_nvcc(source, tmp_path, monkeypatch):
+def test_build_without_nvcc_records_the_reason(source, tmp_path, monkeypatch):
     """C++ only: asked for, nvcc missing, nvcc broken; pybind11 from torch; incremental; nothing stale left behind."""
     out, none = tmp_path / "out", str(tmp_path / "none")
     # Ninja as a binary on PATH only; one and the same throughout, since each version distrusts another's log.
@@ -217,7 +217,7 @@ def script(path: Path, text: str) -> str:
         ("native", ["86", "90"]),
     ],
 )
-def test_the_gpus_to_build_for(asked, archs, tmp_path, monkeypatch):
+def test_cuda_architectures_are_chosen_from_variable_or_device(asked, archs, tmp_path, monkeypatch):
     nvcc = script(tmp_path / "nvcc", "echo sm_80; echo sm_86; echo sm_90; echo sm_100")
     script(tmp_path / "nvidia-smi", "echo 9.0; echo 8.6; echo 9.0")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)

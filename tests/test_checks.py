@@ -14,7 +14,7 @@ from wcord_fast.ops import checks
 
 
 @pytest.mark.parametrize("value", [3, np.int32(3), np.array(3), torch.tensor(3)])
-def test_what_stands_for_an_int(value):
+def test_values_accepted_as_int(value):
     found = checks.integer("k", value, least=1)
     assert found == 3 and type(found) is int
 
@@ -25,7 +25,7 @@ def test_what_stands_for_an_int(value):
      torch.tensor(True), torch.tensor([3, 4]), np.array([3]), torch.tensor(3, device="meta")],
     ids=repr,
 )  # fmt: skip
-def test_what_does_not_is_never_cut_to_one(value):
+def test_values_that_are_no_int_are_never_truncated(value):
     with pytest.raises(TypeError, match="k: expected an int, got"):
         checks.integer("k", value, least=1)
 
@@ -39,7 +39,7 @@ def test_an_option_that_is_no_whole_number_is_refused_by_its_name():
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.int64])
-def test_numbers_of_numpy_are_numbers(kind):
+def test_numpy_scalars_are_accepted(kind):
     found = checks.positive("eps", kind(1))
     assert found == 1.0 and type(found) is float
     x = torch.randn(4, 3)

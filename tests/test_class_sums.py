@@ -93,7 +93,7 @@ def test_rows_written_behind_the_banks_back_are_noticed():
     assert_right(bank, negatives)
 
 
-def test_other_classes_are_other_sums():
+def test_another_sampler_makes_new_sums():
     bank = MemoryBank(N, D, seed=2)
     for source in ("class", "none", "self", "class"):
         assert_right(bank, sampler(source))
@@ -124,7 +124,7 @@ def test_copies_and_pickles_make_their_own_sums(updates):
     torch.save(bank, io.BytesIO())
 
 
-def test_only_this_case_takes_the_sums():
+def test_class_sums_are_used_only_for_expected_draws_by_class():
     bank, index = MemoryBank(N, D, seed=2), torch.arange(B)
     anchor = torch.randn(B, D)
     F.bank_mean_score(anchor, bank, index, negatives=sampler("self"), plan="dense")
@@ -133,7 +133,7 @@ def test_only_this_case_takes_the_sums():
     assert bank._sums is None
 
 
-def test_bad_values_are_refused_here_too():
+def test_bad_values_are_refused_on_the_class_sums_path():
     bank, negatives = MemoryBank(N, D, seed=2), sampler("class")
     with pytest.raises(ValueError, match=r"index\[2\].*got -1"):
         F.bank_mean_score(torch.randn(3, D), bank, torch.tensor([0, 1, -1]), negatives=negatives)
@@ -141,7 +141,7 @@ def test_bad_values_are_refused_here_too():
         F.bank_mean_score(torch.full((1, D), torch.inf), bank, torch.tensor([0]), negatives=negatives)
 
 
-def test_no_pass_over_the_bank():
+def test_class_sums_path_does_not_read_the_bank():
     """The bank's rows are not read at all (class pools): after the sums are made they could be anything."""
     bank, negatives = MemoryBank(N, D, seed=2), sampler("class")
     anchor, index = torch.randn(B, D), torch.arange(B)

@@ -43,7 +43,7 @@ def test_values_and_gradients_equal_float64(critic, sizes, backend):  # noqa: F8
 
 
 @pytest.mark.parametrize("critic", CRITICS)
-def test_an_anchor_without_negatives_is_left_its_positive(critic, backend):  # noqa: F811
+def test_anchor_without_negatives_keeps_its_positive_term(critic, backend):  # noqa: F811
     anchors, positives, *_ = problem(3, 4)
     labels, row_labels = torch.zeros(3, dtype=torch.long), torch.zeros(9, dtype=torch.long)
     scalars = torch.tensor(8.0), torch.tensor(-2.0)

@@ -68,11 +68,11 @@ def test_every_source(kernels, source, replacement, dim):
         (40, 2, 90, "expected", "no"),  # charged for more negatives than there are rows
     ],
 )
-def test_edges(kernels, num_data, batch, k, source, replacement, dim):
+def test_edge_sizes(kernels, num_data, batch, k, source, replacement, dim):
     Problem(num_data, batch, k, dim, source, replacement).check()
 
 
-def test_the_pool_of_a_bank_of_one_row(kernels):
+def test_bank_of_one_row_without_exclusion(kernels):
     problem = Problem(1, 2, 1, 128, "none")
     problem.spec = DrawSpec("none", ALL, "no", False, 0, problem.spec.tables)
     problem.check()
@@ -104,7 +104,7 @@ def test_parts_in_other_dtypes(kernels, dtype):
 
 
 @pytest.mark.parametrize("dim", [128, 20])
-def test_a_part_that_is_all_rows_gives_the_same_bits_and_any_schedule_does(kernels, dim):
+def test_part_of_all_rows_equals_the_whole_bank_bit_for_bit_under_any_schedule(kernels, dim):
     problem = Problem(300, 2, 600, dim, "self", "yes")
     args = problem.index, problem.log_z, problem.spec, TEMPERATURE, True, "gather", "auto"
     whole = native_cuda.bank_nce(problem.anchors, problem.banks, *args, Part(0, 300))
@@ -153,7 +153,7 @@ def test_results_do_not_depend_on_the_schedule(kernels, dim):
 
 
 @pytest.mark.parametrize("dim", [128, 20])
-def test_a_call_without_gradient_gives_the_same_loss(kernels, dim):
+def test_loss_does_not_depend_on_requires_grad(kernels, dim):
     problem = Problem(80, 2, 50, dim)
     loss, grad = problem.nce(needs_grad=False)
     assert grad.numel() == 0 and torch.equal(loss, problem.nce()[0])
@@ -249,7 +249,7 @@ def test_a_bad_given_row_is_not_read(kernels, dim, row):
     assert torch.equal(loss[:, 0], good[0][:, 0]) and torch.equal(grad[:, 0], good[1][:, 0])
 
 
-def test_an_anchor_with_nothing_to_draw(kernels):
+def test_anchor_with_an_empty_pool_gives_nan_and_a_flag(kernels):
     for num_data, k, source in ((9, 10, "none"), (1, 1, "self")):
         problem = Problem(num_data, 2, 1, 128, "none")
         problem.spec = DrawSpec(source, k, "no", False, 0, problem.spec.tables)
@@ -272,7 +272,7 @@ def test_unset_log_z_gives_nan_and_extreme_temperatures_do_not(kernels):
 
 
 @pytest.mark.parametrize("dim", [128, 20])
-def test_terms_below_the_rounding_of_one_are_not_lost(kernels, dim):
+def test_terms_smaller_than_machine_epsilon_are_kept(kernels, dim):
     problem = Problem(3, 1, 20_000, dim, "none", "yes", directions=1)
     problem.log_z[:] = 9.5  # each term is about 1e-8, their sum 1e-5 of the loss
     problem.check(("nce",))
@@ -289,7 +289,7 @@ def test_a_known_log_z_is_kept_and_costs_no_pass(kernels):
     assert flags() == 0
 
 
-def test_only_the_gather_plan():
+def test_cuda_supports_only_the_gather_plan():
     with pytest.raises(NotImplementedError, match="plan='dense'"):
         native_cuda.bank_mean_score(torch.ones(1, 1, 1), [torch.ones(1, 1)], None, None, True, "dense", "auto")
 
@@ -303,7 +303,7 @@ def test_splits_cover_the_negatives_and_bound_the_scratch():
             assert native_cuda.scratch_bytes(2, batch, 128, negatives) <= 2 * (1024 + batch) * 129 * 4
 
 
-def test_what_is_flagged_is_raised_after_the_call_when_asked(kernels, monkeypatch):
+def test_flagged_values_are_raised_after_the_call_in_check_mode(kernels, monkeypatch):
     monkeypatch.setenv("WCORD_FAST_CHECK", "1")
     problem = Problem(60, 3, 40, 20, "self", "yes")
     problem.nce()

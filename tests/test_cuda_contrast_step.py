@@ -70,7 +70,7 @@ CASES = {
 
 @pytest.mark.parametrize("ramped", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_steps_are_those_of_the_reference(on_device, case, ramped):
+def test_steps_equal_the_reference(on_device, case, ramped):
     torch.manual_seed(0)
     ours = CASES[case]()
     theirs = copy.deepcopy(ours).double()
@@ -116,7 +116,7 @@ def test_a_module_in_fp64_is_exact(on_device):
         assert all((f - w).abs().max() <= 1e-12 * w.abs().max() for f, w in zip(found, wanted, strict=True))
 
 
-def test_what_needs_no_gradient_gets_none_and_half_features_theirs(on_device):
+def test_gradients_only_for_inputs_that_require_them_and_in_half_for_half_features(on_device):
     loss = CASES["gckt ball"]()
     f_s, f_t, idx = batch()
     loss(f_s, f_t, idx)

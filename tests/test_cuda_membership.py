@@ -200,7 +200,7 @@ def test_no_anchors(kernels):
 
 
 @needs_compiler
-def test_a_flagged_row_is_raised_after_the_call_when_asked(kernels, monkeypatch):
+def test_flagged_row_is_raised_after_the_call_in_check_mode(kernels, monkeypatch):
     monkeypatch.setenv("WCORD_FAST_CHECK", "1")
     monkeypatch.setattr(status, "_words", {})
     with pytest.raises(ValueError, match="a row index was out of"):

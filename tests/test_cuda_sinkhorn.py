@@ -150,7 +150,7 @@ def test_masses_of_every_size(regime, solver):
     p.check(solver=solver, eps=0.02, iters=6)
 
 
-def test_a_column_that_receives_nothing_at_first(regime):
+def test_column_whose_first_sum_underflows(regime):
     """x all near y_0: at eps 1e-4 no exponential of the first sweep reaches column 1, and its sum is made anew."""
     p = Problem(6, 2, 2, zeros=False)
     p.y[0] = torch.tensor([[1.0, 0.0], [-1.0, 0.1]])
@@ -162,7 +162,7 @@ def test_a_column_that_receives_nothing_at_first(regime):
 
 @pytest.mark.parametrize("cost", ["cosine", "sqeuclidean"])
 @pytest.mark.parametrize("dtype", [F32, F64])
-def test_a_first_iteration_that_is_made_anew_is_the_last(regime, dtype, cost):
+def test_first_iteration_recomputed_in_the_log_domain_may_be_the_last(regime, dtype, cost):
     """The cheapest column of a row has no mass, and columns receive nothing: the plan is then made of the sums anew."""
     eps = 1e-4 if cost == "cosine" else 2e-3
     Problem(21, 26, 10, dtype=dtype).check(cost=cost, solver="sinkhorn", eps=eps, iters=1)
@@ -200,7 +200,7 @@ def test_lengths_that_do_not_fit_when_squared(regime):
     torch.testing.assert_close(got.grad_y / want.grad_y, torch.ones(1, 7, 3), rtol=1e-3, atol=0)
 
 
-def test_uniform_masses_and_one_problem_without_a_batch(regime):
+def test_uniform_masses_without_a_batch_dimension(regime):
     p = Problem(7, 6, 4, zeros=False)
     p.a, p.b = torch.full((1, 7), 1 / 7), torch.full((1, 6), 1 / 6)
     want = p.solve(native_cuda.ot_solve)
@@ -213,7 +213,7 @@ def test_uniform_masses_and_one_problem_without_a_batch(regime):
 
 
 @pytest.mark.parametrize("needs", [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 1), (0, 0, 0, 0)])
-def test_only_the_gradients_asked_for(regime, needs):
+def test_only_requested_gradients_are_computed(regime, needs):
     p = Problem(6, 7, 3)
     options = {"solver": "sinkhorn", "eps": 0.1, "value": "dual", "iters": 4}
     every, some = p.solve(native_cuda.ot_solve, **options), p.solve(native_cuda.ot_solve, needs=needs, **options)
@@ -234,7 +234,7 @@ def test_bits_do_not_depend_on_the_order_of_threads(regime, library, dtype):
         assert all(torch.equal(u, v) for u, v in zip(runs[0], other, strict=True))
 
 
-def test_a_strip_of_one_row_each(kernels, monkeypatch):
+def test_strips_of_one_row(kernels, monkeypatch):
     monkeypatch.setattr(native_cuda, "plan", lambda device, n, m, dtype: strips(n, n))
     Problem(13, 11, 4, problems=2).check(solver="sinkhorn", eps=0.1, value="dual", iters=11, tol=1e-6)
 
@@ -276,7 +276,7 @@ def test_a_zero_row_without_mass_is_no_mistake(regime):
     assert int(status.word(p.x.device)) == 0
 
 
-def test_the_choice_of_a_regime(kernels, monkeypatch):
+def test_regime_is_chosen_by_size_and_memory(kernels, monkeypatch):
     """On the emulated device: 8 SMs of 2048 threads and 227 KB."""
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     plan = native_cuda.plan
@@ -303,7 +303,7 @@ def test_the_choice_of_a_regime(kernels, monkeypatch):
     Problem(26, 300, 2).check(iters=2)  # by the real choice
 
 
-def test_launches_that_cannot_be_are_refused(kernels, monkeypatch):
+def test_impossible_launches_are_refused(kernels, monkeypatch):
     p = Problem(12, 6, 2)
     monkeypatch.setattr(native_cuda, "plan", lambda *_: Plan("cooperative", 2, 5, 8, 0))  # two rows are left over
     with pytest.raises(RuntimeError, match="CUDA error 9"):

@@ -32,7 +32,7 @@ def one_at_a_time(images, index, shift, mirror, padding):
     mirrored=st.booleans(),
     seed=st.integers(0, 2**31),
 )
-def test_equals_one_image_at_a_time(n, batch, channels, height, width, padding, mirrored, seed):
+def test_crop_flip_equals_a_loop_over_images(n, batch, channels, height, width, padding, mirrored, seed):
     g = torch.Generator().manual_seed(seed)
     images = torch.randint(1, 256, (n, channels, height, width), dtype=torch.uint8, generator=g)
     before = images.clone()
@@ -45,7 +45,7 @@ def test_equals_one_image_at_a_time(n, batch, channels, height, width, padding, 
     assert torch.equal(images, before)
 
 
-def test_strided_images_and_memory_format():
+def test_strided_images_give_channels_last_results():
     images = torch.randint(0, 256, (5, 6, 8, 3), dtype=torch.uint8).permute(0, 3, 1, 2)  # channels_last
     index, shift = torch.tensor([4, 0, 4]), torch.tensor([[1, -2], [0, 0], [-3, 3]])
     mirror = torch.tensor([True, True, False])
@@ -54,7 +54,7 @@ def test_strided_images_and_memory_format():
     assert got.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_compiles_whole():
+def test_crop_flip_compiles_without_graph_breaks():
     def step(images, index, shift, mirror):
         return normalise(crop_flip(images, index, shift, mirror))
 
@@ -69,7 +69,7 @@ def test_compiles_whole():
     ("dtype", "tolerance"),
     [(torch.float64, 1e-14), (torch.float32, 1e-6), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)],
 )
-def test_normalise(dtype, tolerance, channels_last):
+def test_normalise_equals_the_formula(dtype, tolerance, channels_last):
     mean, std = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
     images = torch.randint(0, 256, (4, 3, 5, 6), dtype=torch.uint8)
     before = images.clone()

@@ -37,7 +37,7 @@ def pixels(images):
 
 
 @pytest.mark.parametrize(("drop_last", "sizes"), [(False, [5, 5, 5, 5, 3]), (True, [5, 5, 5, 5])])
-def test_every_row_once(drop_last, sizes):
+def test_an_epoch_has_every_row_once(drop_last, sizes):
     train = data.TrainBatches(small(), 5, seed=3, drop_last=drop_last)
     batches = list(train.epoch(0))
     assert [len(b[2]) for b in batches] == sizes
@@ -52,7 +52,7 @@ def test_every_row_once(drop_last, sizes):
         assert torch.equal(pixels(images)[:, 0, 4, 4], (rows + 1).to(torch.uint8))  # the image is that row's
 
 
-def test_a_batch_is_what_the_methods_take():
+def test_batch_has_images_labels_and_index():
     assert distill.Batch is data.Batch
     for batch in (next(data.TrainBatches(small(), 5, seed=0).epoch(0)), next(iter(data.TestBatches(small(), 5)))):
         images, labels, index = batch
@@ -60,7 +60,7 @@ def test_a_batch_is_what_the_methods_take():
         assert batch.images is images and batch.labels is labels and batch.index is index
 
 
-def test_nobody_but_the_caller_holds_a_batch():
+def test_loader_keeps_no_reference_to_a_batch():
     """Neither the epoch nor the generator: what the caller lets go of is gone, also while it works with the next."""
     for batches in (data.TrainBatches(small(), 5, seed=0).epoch(0), iter(data.TestBatches(small(), 2))):
         seen = []
@@ -113,7 +113,7 @@ def test_plain_images_without_augmentation():
         assert torch.equal(pixels(images), record.train_images[rows])
 
 
-def test_function_of_seed_and_epoch_alone():
+def test_batches_depend_only_on_seed_and_epoch():
     def run(seed, epoch, **options):
         torch.manual_seed(len(options))  # torch's own generator has no say
         return [torch.cat(part) for part in zip(*data.TrainBatches(small(), 5, seed=seed).epoch(epoch), strict=True)]
@@ -125,7 +125,7 @@ def test_function_of_seed_and_epoch_alone():
 
 
 @pytest.mark.parametrize("start", [0, 1, 3, 5])
-def test_resumes_in_mid_epoch(start):
+def test_loader_resumes_in_mid_epoch(start):
     train = data.TrainBatches(small(), 5, seed=1)
     whole, rest = list(train.epoch(2)), list(train.epoch(2, start=start))
     assert len(rest) == 5 - start
@@ -163,7 +163,7 @@ def chi_square(counts):
     return ((counts - counts.mean()) ** 2 / counts.mean()).sum()
 
 
-def test_defaults_come_from_the_data_set():
+def test_loader_defaults_come_from_the_data_set():
     record = small(flip=False, padding=1)
     train = data.TrainBatches(record, 5, seed=0)
     assert (train.flip, train.padding) == (False, 1)
@@ -195,7 +195,7 @@ def test_test_batches():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_same_batches_on_the_gpu():
+def test_batches_on_the_gpu_equal_those_on_the_cpu():
     for here, there in zip(
         data.TrainBatches(small(), 5, seed=1).epoch(1),
         data.TrainBatches(small().to("cuda"), 5, seed=1).epoch(1),

@@ -83,7 +83,7 @@ def test_archives_are_read_and_nothing_is_written(tmp_path, name, ending, by_fol
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_urls():
+def test_urls_are_those_of_the_authors():
     for kind in KINDS.values():
         assert kind.url == f"https://www.cs.toronto.edu/~kriz/{kind.title.lower()}-python.tar.gz"
     assert cifar10.CIFAR10.classes[:3] == ("airplane", "automobile", "bird") and len(cifar10.CIFAR10.classes) == 10
@@ -110,7 +110,7 @@ def outside():
     return {"../../evil": b"x", "/tmp/evil-absolute": b"x", link("cifar-100-python/evil", tarfile.SYMTYPE): b""}
 
 
-def test_a_hostile_archive_reaches_nothing(tmp_path):
+def test_hostile_archive_writes_nothing_outside(tmp_path):
     """Members that lead out of the folder are passed over, those in a needed file's place are refused."""
     (tmp_path / "in").mkdir()
     path = packed(tmp_path / "in" / "cifar-100-python.tar.gz", {**outside(), **whole(cifar100.CIFAR100)})
@@ -144,7 +144,7 @@ def test_a_hostile_pickle_in_an_archive_runs_nothing(tmp_path):
     assert not (tmp_path / "mark").exists()
 
 
-def test_what_unpacks_without_end_is_refused(tmp_path, monkeypatch):
+def test_archive_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(archive, "LIMIT", 2**20)
     bomb = packed(tmp_path / "a.tar.gz", {"filler": bytes(2**22)})
     assert bomb.stat().st_size < 2**14

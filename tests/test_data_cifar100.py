@@ -89,7 +89,7 @@ def assert_loaded(got):
     assert got.padding == 4
 
 
-def test_hand_written_pickle_is_what_pickle_means():
+def test_hand_written_pickle_equals_the_standard_module():
     images, labels = arrays()
     content = pickle.loads(python2_pickle(images, labels), encoding="bytes")
     assert np.array_equal(content[b"data"], images.transpose(0, 3, 1, 2).reshape(-1, 3072))
@@ -132,7 +132,7 @@ def test_npz_labels_of_any_integer_type(tmp_path):
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_missing(tmp_path, there, monkeypatch):
+def test_missing_files_are_named(tmp_path, there, monkeypatch):
     where = tmp_path if there else tmp_path / "absent"
     with pytest.raises(FileNotFoundError) as error:
         data.load("cifar100", data_dir=where)
@@ -148,7 +148,7 @@ def test_missing(tmp_path, there, monkeypatch):
         data.load("cifar100")
 
 
-def test_missing_in_part(tmp_path):
+def test_partly_missing_files_are_named(tmp_path):
     write_pickles(tmp_path)
     (tmp_path / "test").unlink()
     with pytest.raises(FileNotFoundError, match=r"only .*train"):
@@ -180,7 +180,7 @@ def test_every_truncation_of_a_pickle_is_refused(tmp_path, write):
             safe_pickle.load(path)
 
 
-def test_random_damage_never_gets_through_as_another_error(tmp_path):
+def test_random_damage_always_gives_the_documented_error(tmp_path):
     """Whatever byte is wrong: the load succeeds (a pixel, a name) or raises ValueError naming the file."""
     write_pickles(tmp_path)
     path = tmp_path / "train"

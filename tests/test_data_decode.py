@@ -57,7 +57,7 @@ def test_values_without_a_white_are_refused(tmp_path, values, name, mode):
         decode.read(str(path))
 
 
-def test_a_reason_does_not_say_the_path_again(tmp_path):
+def test_reason_does_not_repeat_the_path(tmp_path):
     path = tmp_path / "text.png"
     for reason in (r"\[Errno 2\] No such file or directory", "cannot identify image file"):
         with pytest.raises(decode.Unreadable, match=rf"text\.png: cannot be read as an image: {reason}$"):
@@ -66,7 +66,7 @@ def test_a_reason_does_not_say_the_path_again(tmp_path):
 
 
 @pytest.mark.parametrize("loader", ["folder", "imagenet"])
-def test_both_loaders_read_deep_images_alike_and_refuse_alike(tmp_path, loader):
+def test_both_loaders_read_and_refuse_deep_images_equally(tmp_path, loader):
     for part, name in ((p, c) for p in ("train", "val") for c in "ab"):
         (tmp_path / part / name).mkdir(parents=True)
         Image.fromarray(np.full((20, 20), 0x4080, np.uint16)).save(tmp_path / part / name / "0.png")
@@ -137,7 +137,7 @@ def test_damaged_exif_does_not_make_the_pixels_unreadable(tmp_path):
     assert pixels(path).shape == (8, 8, 3)
 
 
-def test_what_the_machine_cannot_do_is_not_the_file_s_fault(tmp_path, monkeypatch):
+def test_system_errors_do_not_blame_the_image_file(tmp_path, monkeypatch):
     path = saved(tmp_path, Image.new("L", (4, 4)), "a.png")
 
     def fails(*_):
@@ -152,7 +152,7 @@ def test_what_the_machine_cannot_do_is_not_the_file_s_fault(tmp_path, monkeypatc
         decode.read(str(tmp_path / "dangling.png"))
 
 
-def test_suffixes_are_those_that_pillow_decodes():
+def test_suffixes_equal_those_that_pillow_decodes():
     found = decode.suffixes()
     assert {".jpg", ".jpeg", ".jfif", ".png", ".tif", ".webp", ".gif", ".bmp", ".ppm", ".jp2", ".mpo"} <= found
     known = Image.registered_extensions()

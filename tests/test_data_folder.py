@@ -130,7 +130,7 @@ def break_no_train(root):
         (break_no_train, ValueError, "train is not"),
     ],
 )
-def test_refused(tmp_path, damage, error, message):
+def test_bad_folders_are_refused(tmp_path, damage, error, message):
     root = tmp_path / "set"
     write(root / "train", {"cat": 2, "dog": 2})
     write(root / "test", {"cat": 1})

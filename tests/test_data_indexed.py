@@ -59,7 +59,7 @@ def test_a_loader_gives_images_labels_and_rows():
 
 @pytest.mark.parametrize("labels", [LABELS, np.array(LABELS, dtype=np.uint8), torch.tensor(LABELS, dtype=torch.int32)])
 @pytest.mark.parametrize("name", ["targets", "labels"])
-def test_labels_are_found_without_reading_an_image(name, labels):
+def test_labels_are_read_without_decoding_an_image(name, labels):
     found = Indexed(Folder(labels, name, read=False)).labels
     assert found.dtype == torch.int64 and found.tolist() == LABELS
 
@@ -83,7 +83,7 @@ def test_a_hugging_face_set():
 
 
 @pytest.mark.parametrize("unknown", [None, [0.5] * 5, [[1, 2]] * 5, [[1], [1, 2], [], [3], [4]], LABELS[:3]])
-def test_what_is_no_class_per_row_is_not_taken_for_labels(unknown):
+def test_attributes_that_are_no_label_per_row_are_ignored(unknown):
     assert Indexed(Folder(unknown)).labels is None
 
 
@@ -94,7 +94,7 @@ def test_given_labels_win_and_must_fit():
             Indexed(Folder(LABELS), labels=bad)
 
 
-def test_what_has_no_rows_is_refused():
+def test_object_without_rows_is_refused():
     class Stream(IterableDataset):
         def __iter__(self):
             return iter(())

@@ -52,7 +52,7 @@ def test_batches_do_not_depend_on_workers_or_the_start(folder):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def test_a_place_that_is_none_is_refused(folder):
+def test_positions_outside_the_epoch_are_refused(folder):
     found = data.load("imagenet", data_dir=folder, image_size=12)
     batches = lazy_batches.LazyBatches(found, 10, seed=3, workers=0)  # three of them
     assert list(batches.epoch(0, start=3)) == []
@@ -63,7 +63,7 @@ def test_a_place_that_is_none_is_refused(folder):
         next(iter(batches))
 
 
-def test_the_middle_is_pillows(folder):
+def test_centre_crop_equals_pillow(folder):
     found = data.load("imagenet", data_dir=folder, image_size=28)
     image, label, _ = (part[0] for part in next(iter(data.test_batches(found, 4))))
     with Image.open(folder / "val" / "cat" / "000.png") as noise:  # 60 x 40: the shorter side becomes 32
@@ -101,7 +101,7 @@ def test_a_last_batch_of_one_image_joins_the_one_before(folder):
     assert sorted(index.tolist()) == list(range(31))
 
 
-def test_what_the_machine_cannot_do_is_told_in_one_line(folder, monkeypatch):
+def test_system_errors_are_raised_in_one_line(folder, monkeypatch):
     def fails(path):
         raise OSError(24, "Too many open files", path)
 

@@ -42,7 +42,7 @@ def package(tmp_path, monkeypatch):
     yield from package_outside(tmp_path, monkeypatch, MINE, registry.SOURCES)
 
 
-def test_a_dotted_path_is_a_name(package):
+def test_dotted_path_serves_as_a_name(package):
     assert data.load("my_package.mine.bare").image_size == (16, 16)
     assert data.load("my_package.mine:load").image_size == (8, 8)  # registered by its module
     assert data.load("my_package.mine.load", image_size=12, limit_train=20).train_images.shape == (20, 1, 12, 12)
@@ -58,7 +58,7 @@ def test_a_dotted_path_is_a_name(package):
         ("my_package.mine.wrong", r"my_package\.mine\.wrong.* to give a data\.Dataset, got \[1, 2\]"),
     ],
 )
-def test_what_is_no_data_set_is_refused(package, path, said):
+def test_objects_that_are_no_data_set_are_refused(package, path, said):
     with pytest.raises((TypeError, ValueError), match=said):
         data.load(path)
 

@@ -48,7 +48,7 @@ def every_batch(found):
 
 
 @pytest.mark.parametrize("loader", ["folder", "imagenet"])
-def test_all_are_told_in_one_line(folder, loader):
+def test_all_unreadable_files_are_named_in_one_line(folder, loader):
     with pytest.raises(ValueError) as told:
         every_batch(data.load(loader, data_dir=folder, image_size=12))
     said = str(told.value)
@@ -58,7 +58,7 @@ def test_all_are_told_in_one_line(folder, loader):
 
 
 @pytest.mark.parametrize("loader", ["folder", "imagenet"])
-def test_without_them_every_row_is_that_of_a_readable_file(folder, loader, caplog):
+def test_rows_after_skipping_are_the_readable_files(folder, loader, caplog):
     found = data.load(loader, data_dir=folder, image_size=12, skip_corrupt=True)
     assert found.train_labels.tolist() == GOOD_TRAIN and found.test_labels.tolist() == GOOD_TEST
     names = {"train/cat/bad.png", "train/dog/000.png", "train/dog/zz.jpg", "val/emu/bad.png"}
@@ -76,7 +76,7 @@ def test_without_them_every_row_is_that_of_a_readable_file(folder, loader, caplo
     assert found.limit_train(6).train_labels.bincount().tolist() == [2, 2, 2]
 
 
-def test_a_sound_set_is_the_same_with_and_without(tmp_path, caplog):
+def test_skip_corrupt_does_not_change_a_sound_set(tmp_path, caplog):
     write(tmp_path / "train", {"cat": 3, "dog": 3})
     write(tmp_path / "test", {"cat": 1})
     for loader in ("folder", "imagenet"):
@@ -85,7 +85,7 @@ def test_a_sound_set_is_the_same_with_and_without(tmp_path, caplog):
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
 
 
-def test_many_are_counted_and_some_named(tmp_path):
+def test_many_unreadable_files_are_counted_and_some_named(tmp_path):
     write(tmp_path, {"cat": 2, "dog": 2})
     damaged(tmp_path, [f"cat/x{i:02d}.png" for i in range(25)])
     with pytest.raises(ValueError, match=r"^25 of 29 image files .*x00.*x09\S+: .*; and 15 more\. ") as told:
@@ -94,7 +94,7 @@ def test_many_are_counted_and_some_named(tmp_path):
 
 
 @pytest.mark.parametrize("loader", ["folder", "imagenet"])
-def test_a_class_or_a_test_set_of_which_nothing_is_left_is_refused(tmp_path, loader):
+def test_empty_class_or_test_set_after_skipping_is_refused(tmp_path, loader):
     write(tmp_path / "train", {"cat": 2, "dog": 2, "emu": 1})
     write(tmp_path / "test", {"cat": 1})
     damaged(tmp_path, ["train/emu/000.png"])
@@ -106,7 +106,7 @@ def test_a_class_or_a_test_set_of_which_nothing_is_left_is_refused(tmp_path, loa
         data.load(loader, data_dir=tmp_path, skip_corrupt=True)
 
 
-def test_the_look_for_others_has_an_end(folder, monkeypatch):
+def test_search_for_unreadable_files_is_limited(folder, monkeypatch):
     monkeypatch.setattr(lazy_batches, "PATIENCE", 0.01)
     monkeypatch.setattr(decode, "CHUNK", 7)
     real = decode.read
@@ -118,7 +118,7 @@ def test_the_look_for_others_has_an_end(folder, monkeypatch):
     assert "train/cat/bad.png" in str(told.value) and "zz.jpg" not in str(told.value)
 
 
-def test_one_process_looks_for_all_and_all_skip_the_same(folder, monkeypatch):
+def test_one_rank_checks_the_files_and_all_ranks_skip_equally(folder, monkeypatch):
     """Whatever another process could read: what the first one found is left out everywhere."""
     looked = []
     monkeypatch.setattr(lazy_folder.LazyFolder, "unreadable", lambda self, train=True: looked.append(train) or ())
@@ -133,7 +133,7 @@ def test_one_process_looks_for_all_and_all_skip_the_same(folder, monkeypatch):
     assert pickle.loads(pickle.dumps(found)).skipped == gone
 
 
-def test_processes_that_read_different_images_are_told(monkeypatch):
+def test_ranks_that_read_different_images_are_refused(monkeypatch):
     monkeypatch.setattr(ranks, "ranks", lambda: type("R", (), {"rank": 0, "world": 2})())
     monkeypatch.setattr(ranks.dist, "all_gather_object", lambda box, own: box.__setitem__(slice(2), [own, "b"]))
     with pytest.raises(ValueError, match=r"data_dir: differ \(fingerprints a, b\)"):
@@ -142,7 +142,7 @@ def test_processes_that_read_different_images_are_told(monkeypatch):
 
 
 @pytest.mark.parametrize("loader", ["folder", "imagenet"])
-def test_a_run_says_how_many_and_is_evaluated_without_them(folder, tmp_path, capsys, loader):
+def test_run_reports_skipped_files_and_evaluates_without_them(folder, tmp_path, capsys, loader):
     out = tmp_path / "out"
     asked = ["distill", "--config=digits", f"--data={loader}", f"--data-dir={folder}", "--image-size=12", "--epochs=1"]
     asked += ["--teacher=resnet8", "--teacher-epochs=1", "--batch-size=8", "--methods=ce", "--no-tensorboard"]

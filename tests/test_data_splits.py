@@ -52,7 +52,7 @@ def test_usual_names_of_splits(tmp_path, train, test):
 
 
 @pytest.mark.parametrize("before", ["archive/", "a/b/c/"])
-def test_a_folder_too_high(tmp_path, before):
+def test_split_folders_one_level_down_are_found(tmp_path, before):
     tree(tmp_path, splits("train", "test", before))
     (tmp_path / "__MACOSX" / "a").mkdir(parents=True)
     (tmp_path / ".git").mkdir()
@@ -60,7 +60,7 @@ def test_a_folder_too_high(tmp_path, before):
     assert loaded(tree(tmp_path / "other", {"x/y/cat": 5, "x/y/dog": 5})) == (("cat", "dog"), 8, 2)
 
 
-def test_test_is_taken_before_val_and_what_is_not_read_is_said(tmp_path, caplog):
+def test_test_folder_wins_over_val_and_unread_folders_are_reported(tmp_path, caplog):
     tree(tmp_path, {**splits("train", "test"), "valid/cat": 7, "masks/cat": 3})
     with caplog.at_level("INFO", logger="wcord_fast"):
         assert loaded(tmp_path) == (("cat", "dog"), 10, 3)
@@ -100,7 +100,7 @@ def test_test_is_taken_before_val_and_what_is_not_read_is_said(tmp_path, caplog)
         ),
     ],
 )
-def test_what_looks_like_splits_and_is_not_known_is_told(tmp_path, spec, said):
+def test_unknown_split_names_are_reported(tmp_path, spec, said):
     with pytest.raises(ValueError, match=said):
         loaded(tree(tmp_path, spec))
 
@@ -121,7 +121,7 @@ def test_classes_of_any_name(tmp_path, spec):
     assert train + test == sum(spec.values())
 
 
-def test_images_outside_of_class_folders_are_told(tmp_path, caplog):
+def test_images_outside_class_folders_are_reported(tmp_path, caplog):
     root = tree(tmp_path, {**splits("train", "test"), "train": 2})
     assert loaded(root) == (("cat", "dog"), 10, 3)
     assert "train: 2 images are in no class folder and not read: 0.png" in caplog.text
@@ -131,7 +131,7 @@ def test_images_outside_of_class_folders_are_told(tmp_path, caplog):
     assert loaded(root) == (("bus", "plane", "train"), 16, 4)
 
 
-def test_kinds():
+def test_folder_kinds_are_recognised():
     for name in ("train", "Training", "TRAIN_SET", "training data", "trainset", "train-images"):
         assert split_folders.kind_of(name) == "train"
     for name in ("test", "Testing", "test_set", "TestImages"):
@@ -181,7 +181,7 @@ def test_links_are_followed_and_loops_are_not(tmp_path, caplog):
     assert found == sorted(found, key=lambda f: f.split("/"))
 
 
-def test_an_image_that_is_a_dangling_link_is_told(tmp_path):
+def test_dangling_link_is_reported(tmp_path):
     root = tree(tmp_path, splits("train", "test"))
     (root / "train" / "cat" / "gone.png").symlink_to(tmp_path / "annex" / "gone.png")
     with pytest.raises(ValueError, match=r"1 of 14 image files cannot be read: .*gone\.png"):
@@ -233,7 +233,7 @@ def test_a_run_on_such_names_is_evaluated_by_class(tmp_path, capsys, monkeypatch
     assert "caf\\xe9" in (tmp_path / "screen.txt").read_text()
 
 
-def test_nothing_is_logged_of_an_ordinary_set(tmp_path, caplog):
+def test_ordinary_set_logs_nothing(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="wcord_fast"):
         loaded(tree(tmp_path, splits("train", "test")))
     assert not caplog.records

@@ -93,7 +93,7 @@ def test_kd_loss_is_zero_for_equal_logits_and_fp32_under_autocast():
     assert half.item() == pytest.approx(exact.item(), rel=1e-5)
 
 
-def test_kd_loss_refuses():
+def test_kd_loss_refuses_bad_arguments():
     with pytest.raises(ValueError, match=r"temperature: .* got 0"):
         KDLoss(0.0)
     with pytest.raises(ValueError, match=r"teacher_logits: .*\[2, 3\], got \[2, 4\].* same classes"):
@@ -141,7 +141,7 @@ def test_gradient_reaches_the_student_and_not_the_teacher(name, pair):
 
 
 @pytest.mark.parametrize("name", [n for n in ALL if n != "ce"])
-def test_parts_add_up_and_change_nothing(name, pair):
+def test_loss_equals_the_sum_of_its_terms_and_reading_them_changes_nothing(name, pair):
     method = make(name, pair)
     student, teacher, batch = outputs(pair)
     method(student, teacher, batch)  # so that log Z is set and the banks have moved
@@ -187,14 +187,14 @@ def test_k_is_capped_at_a_third_of_the_training_set(pair):
         ("wcord", {"lckt_features": "raw"}, ValueError, "student has 64 and the teacher 128"),
     ],
 )
-def test_bad_requests_are_refused_by_name(name, options, error, words, pair):
+def test_bad_method_names_and_options_are_named(name, options, error, words, pair):
     with pytest.raises(error, match=words):
         if name == 3:
             distill.create(3, student=pair[0], example=torch.randn(2, 1, 8, 8), num_data=N)
         make(name, pair, **options)
 
 
-def test_pairs_that_cannot_be_served_are_refused(pair):
+def test_unsupported_pairs_are_refused(pair):
     for name in ("kd", "crd", "wcord"):
         with pytest.raises(ValueError, match="got None"):
             make(name, pair, teacher=False)
@@ -204,7 +204,7 @@ def test_pairs_that_cannot_be_served_are_refused(pair):
     assert make("crd", (pair[0], other)).needs_teacher  # features need no common label set
 
 
-def test_features_that_are_no_vector_are_refused(pair):
+def test_features_without_vector_shape_are_refused(pair):
     class Maps(nn.Module):
         def forward(self, x, return_features=False):
             return ([x], x.mean((2, 3)))

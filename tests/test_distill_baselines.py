@@ -137,7 +137,7 @@ SHAPES = {"equal": TEACHER, "smaller": SMALLER, "larger": LARGER}
 
 @pytest.mark.parametrize("shapes", SHAPES)
 @pytest.mark.parametrize("name", FORMULAS)
-def test_value_and_gradients_are_the_published_ones(name, shapes):
+def test_value_and_gradients_equal_the_published_formula(name, shapes):
     formula, weight = FORMULAS[name]
     m, s, t, loss = run(name, pair(teacher=SHAPES[shapes]))
     expected = formula(m, s, [f.detach() for f in t])
@@ -177,7 +177,7 @@ def test_both_forms_of_nst_agree(positions):
     torch.testing.assert_close(loss.value, 50 * nst(m, s, t), rtol=1e-10, atol=1e-12)
 
 
-def test_rkd_in_chunks_is_rkd(monkeypatch):
+def test_rkd_in_chunks_equals_rkd(monkeypatch):
     whole = run("rkd", pair())
     monkeypatch.setattr("wcord_fast.distill.rkd.CHUNK_ELEMENTS", 1)
     chunked = run("rkd", pair())
@@ -214,7 +214,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_pair_that_cannot_be_served_is_refused_with_the_reason(case):
+def test_unsupported_pair_is_refused_with_the_reason(case):
     name, shapes, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         method(name, shapes)

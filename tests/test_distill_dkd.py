@@ -27,14 +27,14 @@ def eq7(student, teacher, labels, temperature):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_both_parts_are_the_papers(temperature):
+def test_both_terms_equal_the_papers_formula(temperature):
     rng = np.random.default_rng(0)
     s, t, labels = rng.normal(size=(7, 5)) * 3, rng.normal(size=(7, 5)) * 3, rng.integers(0, 5, 7)
     found = decoupled(torch.from_numpy(s), torch.from_numpy(t), torch.from_numpy(labels), temperature)
     assert [float(x) for x in found] == pytest.approx(eq7(s, t, labels, temperature), rel=1e-12)
 
 
-def test_the_gradient_is_finite_and_right():
+def test_gradient_is_finite_and_equals_float64():
     torch.manual_seed(0)
     s, t, labels = torch.randn(4, 6, dtype=torch.float64), torch.randn(4, 6, dtype=torch.float64), torch.arange(4)
     torch.autograd.gradcheck(lambda x: decoupled(x, t, labels, 4.0), s.requires_grad_())
@@ -43,7 +43,7 @@ def test_the_gradient_is_finite_and_right():
     assert sure.grad.isfinite().all()
 
 
-def test_kds_divergence_is_made_of_both_parts():
+def test_both_terms_add_up_to_kds_divergence():
     """KL = TCKD + (1 - p) NCKD for one image (the paper's eq. 6)."""
     torch.manual_seed(0)
     s, t, labels = torch.randn(1, 6, dtype=torch.float64), torch.randn(1, 6, dtype=torch.float64), torch.tensor([2])
@@ -53,7 +53,7 @@ def test_kds_divergence_is_made_of_both_parts():
     torch.testing.assert_close(target + (1 - p[0, 2]) * others, divergence)
 
 
-def test_it_grows_over_its_ramp(pair):  # noqa: F811
+def test_weight_grows_over_its_ramp(pair):  # noqa: F811
     method = make("dkd", pair, ramp=2.0)
     student, teacher, batch = outputs(pair)
     values = []
@@ -64,7 +64,7 @@ def test_it_grows_over_its_ramp(pair):  # noqa: F811
     assert values == pytest.approx([0.0, 0.25 * full, 0.5 * full, full, full])
 
 
-def test_what_it_cannot_serve_is_said(pair):  # noqa: F811
+def test_dkd_refuses_unsupported_pairs_and_options(pair):  # noqa: F811
     student, teacher = pair
     with pytest.raises(distill.CannotServe, match="labels"):
         distill.create("dkd", student=student, teacher=teacher, example=torch.randn(2, 1, 8, 8), num_data=9)

@@ -73,7 +73,7 @@ class Epochs:
 
 
 @pytest.mark.parametrize("method", ["wcord+kd", "ft"])
-def test_it_is_the_loop_of_the_driver(tmp_path, method):
+def test_fit_equals_the_loop_of_the_driver(tmp_path, method):
     """Same networks and order: the same bits as the run that the command makes."""
     run = make_run(tmp_path / "driver", method, epochs=2)
     run.train.padding = 0  # a user's set of tensors is not augmented
@@ -105,7 +105,7 @@ def test_it_is_the_loop_of_the_driver(tmp_path, method):
     assert_equal(saved, dict(student.state_dict()))
 
 
-def test_five_lines_with_plain_modules(capsys):
+def test_fit_takes_plain_modules(capsys):
     student = network(4)
     before = student[0].weight.detach().clone()
     found = fitted("wcord+kd", student, test_loader=test_loader())
@@ -118,7 +118,7 @@ def test_five_lines_with_plain_modules(capsys):
     assert found.table[-1]["test %"] == f"{found.history[-1]['test_top1']:.2f}"
 
 
-def test_accuracy_is_that_of_the_given_test_loader():
+def test_accuracy_is_measured_on_the_given_test_loader():
     student = network(4)
     last = fitted("ce", student, test_loader=test_loader()).history[-1]
     images, labels = tensors("test").tensors
@@ -164,7 +164,7 @@ def test_without_a_directory_nothing_is_written(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_recipe_in_the_same_directory_is_refused(tmp_path):
+def test_directory_with_a_different_recipe_is_refused(tmp_path):
     fitted("ce", epochs=1, output_dir=tmp_path)
     with pytest.raises(CheckpointError, match=r"recipe.lr was 0.05, now 0.1"):
         fitted("ce", epochs=1, output_dir=tmp_path, lr=0.1)
@@ -198,7 +198,7 @@ def test_banks_are_filled_from_the_loader(monkeypatch):
     assert torch.equal(torch.get_rng_state(), before)  # filling draws nothing that training would miss
 
 
-def test_labels_that_are_not_known_are_not_needed_by_the_bank():
+def test_bank_methods_work_without_labels():
     class Silent:
         def __len__(self):
             return TRAIN
@@ -238,7 +238,7 @@ def test_labels_that_are_not_known_are_not_needed_by_the_bank():
         ({"log_every": 0}, ValueError, "log_every: expected an int of at least 1"),
     ],
 )
-def test_what_cannot_be_used_is_named(change, error, words):
+def test_unusable_arguments_are_named(change, error, words):
     with pytest.raises(error, match=words):
         fitted(**change)
 

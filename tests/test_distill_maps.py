@@ -58,7 +58,7 @@ def test_maps_of_another_aspect_ratio_are_refused_when_built(name, sizes):
 
 @pytest.mark.parametrize("sizes", [*ALIKE, *OTHERS, ((8, 13), (4, 7)), ((4, 7), (8, 13)), ((8, 8), (4, 1))])
 @pytest.mark.parametrize("name", METHODS)
-def test_what_is_built_can_be_used(name, sizes):
+def test_method_that_was_built_accepts_its_maps(name, sizes):
     """Never an error, or a broadcast, in the first step."""
     made = pair(*sizes)
     try:
@@ -69,7 +69,7 @@ def test_what_is_built_can_be_used(name, sizes):
     assert bool(value_of(method, made).isfinite())
 
 
-def test_fsp_refuses_maps_that_cross():
+def test_fsp_refuses_maps_whose_sizes_cross():
     made = distill.Pair(((4, 8, 4), (4, 4, 8), (5,)), ((4, 8, 8), (4, 4, 4), (5,)), 3, 3, 12, None, 0)
     with pytest.raises(ValueError, match=r"fsp: .*\[4, 8, 4\] is followed by \[4, 4, 8\]"):
         distill.build("fsp", made, distill.options_for("fsp"))

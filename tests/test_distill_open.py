@@ -64,7 +64,7 @@ def create(name, **options):
 
 
 @pytest.mark.parametrize("path", ["my_package.mine.Mine", "my_package.mine:Mine", "my_package.mine.Bare+kd"])
-def test_a_dotted_path_is_a_name(package, path):
+def test_dotted_path_serves_as_a_name(package, path):
     method = create(path, weight=2.0)
     logits = torch.randn(3, 4)
     student = distill.Outputs([], logits.clone().requires_grad_())
@@ -73,7 +73,7 @@ def test_a_dotted_path_is_a_name(package, path):
     assert value.item() >= 2.0 - 1e-6 and ("kd" in terms) == path.endswith("+kd")
 
 
-def test_a_registered_name_is_one_of_ours(package):
+def test_registered_name_serves_like_a_built_in(package):
     __import__("my_package.mine")
     assert "mine" in distill.names() and distill.sections()["mine"].__name__ == "MineOptions"
     assert create("Mine").options.weight == 0.5
@@ -83,7 +83,7 @@ def test_a_registered_name_is_one_of_ours(package):
     ("path", "said"),
     [("my_package.nothing.Mine", "cannot be imported"), ("my_package.mine.MineOptions", "derived from distill.Method")],
 )
-def test_what_is_no_method_is_refused(package, path, said):
+def test_objects_that_are_no_method_are_refused(package, path, said):
     with pytest.raises((TypeError, ValueError), match=said):
         create(path)
 
@@ -120,7 +120,7 @@ def test_the_command_trains_with_it(package, tmp_path):
     assert again.returncode == 0, again.stderr  # finished runs are found again
 
 
-def test_the_command_says_what_is_wrong(package):
+def test_command_names_the_mistake_in_a_users_method(package):
     done = command(package, "--methods=my_package.mine.Mine", "--mine.wieght=2", "--dry-run")
     assert done.returncode == 2 and "--mine.weight" in done.stderr
     done = command(package, "--methods=my_package.nothing", "--dry-run")

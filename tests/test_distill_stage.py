@@ -40,7 +40,7 @@ def fsp(m, s, t):
 
 
 @pytest.mark.parametrize(("name", "formula"), [("ab", ab), ("fsp", fsp)])
-def test_stage_losses_are_the_published_ones(name, formula):
+def test_stage_losses_equal_the_published_formulas(name, formula):
     m = method(name, pair(teacher=SAME_CHANNELS) if name == "fsp" else pair())
     s, t = features(STUDENT, 2), features(SAME_CHANNELS if name == "fsp" else TEACHER, 3)
     ours, theirs = m.stage.loss(s, t), formula(m, s, t)
@@ -62,7 +62,7 @@ def leaky(x):
     return F.leaky_relu(x, 0.1)
 
 
-def test_ft_is_the_published_one():
+def test_ft_equals_the_published_formula():
     m = method("ft", pair(teacher=((6, 8, 8), (6, 8, 8), (9, 4, 4), (12, 4, 4), (12,))))
     s, t = features(STUDENT, 2), features(((12, 4, 4), (12,)), 3)
     encode, decode, translate = m.paraphraser.encoder, m.paraphraser.decoder, m.translator
@@ -87,7 +87,7 @@ def test_ft_is_the_published_one():
     assert all(p.grad is not None for p in m.translator.parameters())
 
 
-def test_fsp_refuses_unequal_channels_and_says_why():
+def test_fsp_refuses_unequal_channels_with_the_reason():
     with pytest.raises(ValueError, match=r"fsp: .*same channels .*student has \[4, 4, 6, 8\].*\[6, 6, 9, 12\]"):
         method("fsp", pair())
 
@@ -102,7 +102,7 @@ def weights(module):
 
 
 @pytest.mark.parametrize("name", ["ab", "ft"])
-def test_a_stage_trains_what_it_says_and_nothing_else(tmp_path, name):
+def test_stage_trains_only_its_own_parameters(tmp_path, name):
     r = run(tmp_path, name)
     student, own = weights(r.student), weights(r.method)
     history = stage.pretrain(r, r.teacher)
@@ -116,7 +116,7 @@ def test_a_stage_trains_what_it_says_and_nothing_else(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["ab+kd", "ft"])
-def test_killed_in_its_stage_and_resumed_it_is_the_uninterrupted_run(tmp_path, monkeypatch, name):
+def test_run_killed_in_its_stage_resumes_to_equal_results(tmp_path, monkeypatch, name):
     fit(run(tmp_path / "whole", name))
     real, calls = stage._epoch, []
 
@@ -143,7 +143,7 @@ def test_a_finished_stage_is_not_run_again(tmp_path, monkeypatch):
     fit(run(tmp_path, "ab"))
 
 
-def test_another_stage_in_the_same_directory_is_refused(tmp_path):
+def test_directory_with_a_different_stage_is_refused(tmp_path):
     fit(run(tmp_path, "ab"))
     (tmp_path / "checkpoint.pt").unlink()
     with pytest.raises(checkpoint.CheckpointError, match=r"stage.epochs was 3, now 4"):

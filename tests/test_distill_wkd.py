@@ -36,7 +36,7 @@ def entropic_minimum(c, p, q, eps, iters=4000):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 8.0])
-def test_the_transport_is_the_papers_minimum_without_the_target_class(temperature):
+def test_transport_equals_the_exact_minimum_over_non_target_classes(temperature):
     s, t, labels, cost = problem()
     expected = 0.0
     for zs, zt, y in zip(s.numpy(), t.numpy(), labels.tolist(), strict=True):
@@ -47,13 +47,13 @@ def test_the_transport_is_the_papers_minimum_without_the_target_class(temperatur
     assert float(found) == pytest.approx(expected, rel=1e-9)
 
 
-def test_its_gradient_is_that_of_the_minimum():
+def test_transport_gradient_equals_that_of_the_minimum():
     s, t, labels, cost = problem(1)
     s.requires_grad_()
     assert torch.autograd.gradcheck(lambda z: class_transport(z, t, labels, cost, 4.0, 0.2, 2000), s, atol=1e-7)
 
 
-def test_the_target_term_is_the_papers():
+def test_target_term_equals_the_papers_formula():
     s, t, labels, _ = problem(2)
     rows = zip(s.numpy(), t.numpy(), labels.tolist(), strict=True)
     expected = -np.mean([softmax(zt)[y] * np.log(softmax(zs)[y]) for zs, zt, y in rows])
@@ -68,12 +68,12 @@ def test_extreme_logits_have_a_finite_gradient():
     assert s.grad.isfinite().all()
 
 
-def test_equal_distributions_have_no_negative_value():
+def test_value_of_equal_distributions_is_not_negative():
     s, _, labels, cost = problem(4)
     assert 0 <= class_transport(s, s, labels, cost, 1.0, 0.05, 50) < 0.2
 
 
-def test_cka_is_the_definition():
+def test_cka_equals_its_definition():
     """Through the centred Gram matrices of the images, H K H."""
     x = np.random.default_rng(0).normal(size=(4, 6, 3))
     h = np.eye(6) - 1 / 6
@@ -83,7 +83,7 @@ def test_cka_is_the_definition():
     torch.testing.assert_close(found, torch.from_numpy(1 - np.array(alike)), rtol=0, atol=1e-12)
 
 
-def test_cka_in_chunks_is_cka_and_equal_features_are_like_nothing(monkeypatch):
+def test_cka_in_chunks_equals_cka_and_constant_features_have_likeness_zero(monkeypatch):
     x = torch.randn(4, 6, 3, dtype=torch.float64)
     x[2] = 1.0
     whole = class_cost.cka_distance(x)
@@ -92,7 +92,7 @@ def test_cka_in_chunks_is_cka_and_equal_features_are_like_nothing(monkeypatch):
     assert whole[2].tolist() == [1, 1, 0, 1]
 
 
-def test_the_cost_is_made_of_the_first_images_of_every_class():
+def test_cost_is_made_of_the_first_images_of_each_class():
     labels = torch.tensor([1, 0, -1, 1, 1, 0, 2, 2, 1])
     slots, size = class_cost.slots_of(labels, 3, None)
     assert size == 2 and slots.tolist() == [2, 0, -1, 3, -1, 1, 4, 5, -1]
@@ -106,7 +106,7 @@ def test_the_cost_is_made_of_the_first_images_of_every_class():
         class_cost.slots_of(labels, 2, None)
 
 
-def test_the_method_finds_the_cost_from_the_teachers_features(pair):  # noqa: F811
+def test_method_computes_the_cost_from_teacher_features(pair):  # noqa: F811
     method = make("wkd", pair, sharpen=2.0)
     images = torch.randn(40, 1, 8, 8, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
@@ -115,7 +115,7 @@ def test_the_method_finds_the_cost_from_the_teachers_features(pair):  # noqa: F8
     torch.testing.assert_close(method.cost, 1 - torch.exp(-2.0 * class_cost.cka_distance(classes)))
 
 
-def test_a_cost_that_is_not_known_yet_is_said_and_a_state_dict_brings_it(pair):  # noqa: F811
+def test_unset_cost_raises_and_a_state_dict_restores_it(pair):  # noqa: F811
     student, teacher, batch = outputs(pair)
     known = make("wkd", pair)
     new = distill.create(
@@ -162,7 +162,7 @@ def test_a_bad_file_is_refused_by_name(pair, tmp_path, content, words):  # noqa:
         make("wkd", pair, cost=str(file))
 
 
-def test_pairs_and_labels_that_cannot_be_served_are_refused():
+def test_unsupported_pairs_and_labels_are_refused():
     shapes = ((4, 2, 2), (4,))
     build = distill.build
     options = distill.options_for("wkd")
@@ -192,7 +192,7 @@ def test_the_weight_falls_along_half_a_cosine(pair, name):  # noqa: F811
     assert "decay" not in " ".join(method.state_dict())
 
 
-def test_sinkd_is_the_papers_plan_between_the_batchs_softmaxes():
+def test_sinkd_equals_the_papers_plan_between_the_batchs_softmaxes():
     rng = np.random.default_rng(3)
     zs, zt = rng.normal(size=(B, CLASSES)), rng.normal(size=(B, CLASSES))
     s, t = (np.stack([softmax(z / 2) for z in rows]) for rows in (zs, zt))
@@ -217,7 +217,7 @@ def test_sinkd_is_the_papers_plan_between_the_batchs_softmaxes():
     torch.testing.assert_close(student.grad, 0.8 * torch.autograd.grad((held * cost).sum(), again)[0])
 
 
-def test_filling_in_eval_mode_leaves_the_networks_alone(pair):  # noqa: F811
+def test_filling_banks_does_not_change_the_networks(pair):  # noqa: F811
     method = make("wkd", pair)
     before = method.cost.clone()
     fill(method, pair)

@@ -46,7 +46,7 @@ def made(covariance, **options):
 
 
 @pytest.mark.parametrize("covariance", ["diagonal", "full"])
-def test_value_and_gradient_are_the_papers(covariance):
+def test_value_and_gradient_equal_the_papers_formula(covariance):
     method, s, t, loss = made(covariance, mean_ratio=2.0)
     maps = method.regressor(s[1])
     expected = sum(gaussians(maps[b].flatten(1), t[1][b].flatten(1), 2.0, covariance) for b in range(B)) / B
@@ -73,7 +73,7 @@ def test_cells_have_gaussians_of_their_own(covariance):
 
 
 @pytest.mark.parametrize("positions", [2, 5, 40])
-def test_more_channels_than_positions_and_fewer(positions):
+def test_any_ratio_of_channels_to_positions(positions):
     """The covariance has no full rank where there are few positions."""
     g = torch.Generator().manual_seed(0)
     s, t = (torch.randn(2, 8, positions, generator=g, dtype=torch.float64) for _ in range(2))
@@ -93,7 +93,7 @@ def test_equal_and_dead_maps_have_distance_zero_and_a_finite_gradient():
     assert VARIANCE > 0
 
 
-def test_maps_that_share_nothing_pull_on_each_other_by_mean_and_variance_alone():
+def test_orthogonal_maps_have_gradients_of_mean_and_variance_only():
     """The nuclear norm is 0 and has many subgradients: the shortest one is taken."""
     x = torch.randn(2, 4, 9, dtype=torch.float64)
     s, t = x * torch.tensor([1.0, 1, 0, 0])[:, None], x * torch.tensor([0, 0, 1.0, 1])[:, None]
@@ -115,7 +115,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("options", "teacher", "words"), REFUSED)
-def test_what_it_cannot_serve_is_said(options, teacher, words):
+def test_wkd_f_refuses_unsupported_pairs_and_options(options, teacher, words):
     with pytest.raises(ValueError, match=words):
         section = METHODS["wkd_f"].options(**options)
         build("wkd_f", Pair(STUDENT, teacher or TEACHER, 5, 5, 40, None, 0), options_for("wkd_f", section))

@@ -39,7 +39,7 @@ def unlike(what):
 
 
 @pytest.mark.parametrize("what", UNLIKE)
-def test_losses_that_the_ranks_made_differently_are_told_before_anything_changes(pool, what):
+def test_losses_that_differ_between_ranks_raise_before_any_change(pool, what):
     for said, step in pool.run(unlike, what):
         assert "CRDLoss: all ranks must make it alike, but rank 1 has" in said and UNLIKE[what][1] in said
         assert step == 0
@@ -63,7 +63,7 @@ def of_another_group():
     return str(unlike.value), str(made_early.value)
 
 
-def test_a_state_of_another_rank_and_banks_made_before_the_group_are_told(pool):
+def test_state_of_another_rank_and_banks_made_before_the_group_raise(pool):
     for unlike, early in pool.run(of_another_group):
         assert "'seed 1, step 2' where rank 0 has 'seed 1, step 1'" in unlike
         assert "make the loss after init_process_group" in early

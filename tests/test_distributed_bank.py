@@ -134,7 +134,7 @@ def assert_equals_one_process(pool, name, options, tolerance=2e-5):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_replicas_equal_one_another_to_the_bit_and_one_process(pool, name):
+def test_replicas_are_bit_identical_and_equal_one_process(pool, name):
     state, states = assert_equals_one_process(pool, name, {})
     for key, value in state.items():
         for other in states:
@@ -175,7 +175,7 @@ def running_state(scope):
     return own_state(loss)
 
 
-def test_the_running_mean_of_a_rank_s_term_is_of_all_ranks(pool):
+def test_running_mean_covers_all_ranks(pool):
     states = pool.run(running_state, "rank")
     alone = build("lckt running")
     for f_s, f_t, idx, _ in batches(pool.world):
@@ -228,7 +228,7 @@ def wrapped(whole_model):
 
 
 @pytest.mark.parametrize("whole_model", [False, True])
-def test_ddp_leaves_the_banks_alone(pool, whole_model):
+def test_ddp_does_not_broadcast_the_banks(pool, whole_model):
     assert pool.run(wrapped, whole_model) == [[rank + 1.0] for rank in range(pool.world)]
 
 
@@ -341,7 +341,7 @@ def traffic(shard, n, k, z):
             setattr(dist, name, function)
 
 
-def test_traffic_of_a_step_is_that_of_the_arithmetic_and_independent_of_k_and_n(pool):
+def test_traffic_of_a_step_equals_its_formula_and_is_independent_of_k_and_n(pool):
     world, batch = pool.world, 4 * pool.world
     message = 8 + 4 * (2 * D * 4 + 8)  # the size, then 4 anchors of two directions and their row numbers
     for n, k in ((50, 3), (50, 40), (1000, 3), (1000, 900)):

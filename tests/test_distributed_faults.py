@@ -32,7 +32,7 @@ def whole(tmp_path_factory, teacher):
     return directory, command(directory, teacher, logs=tmp_path_factory.mktemp("logs"))
 
 
-def test_one_table_and_one_set_of_files(whole):
+def test_ranks_write_one_table_and_one_set_of_files(whole):
     directory, ended = whole
     assert ended.codes == [0, 0], ended.err
     assert ended.out[0].count("method   network") == 1 and ended.out[0].count("epoch   3/3") == 1
@@ -46,7 +46,7 @@ def test_one_table_and_one_set_of_files(whole):
     [(2, f) for f in ("step:1", "step:0", "banks:1", "checkpoint:0", "renames:0", "test:0", "step:all")]
     + [(3, "step:2")],
 )
-def test_killed_processes_end_the_job_and_the_same_command_goes_on(whole, teacher, tmp_path, world, fault):
+def test_killed_process_ends_the_job_and_the_command_resumes(whole, teacher, tmp_path, world, fault):
     ended = command(tmp_path, teacher, fault=fault, world=world)
     assert -signal.SIGKILL in ended.codes and 0 not in ended.codes
     said = [line for text in ended.err for line in ours(text)]

@@ -41,7 +41,7 @@ def train(shard):
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_under_a_limit_that_the_whole_bank_does_not_fit(world):
+def test_sharded_bank_trains_under_a_memory_limit_below_the_whole_bank(world):
     pool = Pool(world)
     try:
         for rows, said in pool.run(train, None):

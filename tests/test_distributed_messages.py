@@ -30,7 +30,7 @@ def test_a_defect_of_all_ranks_is_shown_once(teacher, tmp_path):
 
 
 @pytest.mark.parametrize("rank", ["1", "all"])
-def test_a_loss_that_is_nan_on_one_rank_is_told_once(teacher, tmp_path, rank):
+def test_nan_loss_on_one_rank_gives_one_message(teacher, tmp_path, rank):
     ended = command(tmp_path, teacher, fault=f"nan:{rank}")
     assert ended.codes == [1, 1]
     (said,) = "".join(ended.err).splitlines()
@@ -39,20 +39,20 @@ def test_a_loss_that_is_nan_on_one_rank_is_told_once(teacher, tmp_path, rank):
 
 
 @pytest.mark.parametrize("fault, said", [("step:1", "ended without a word"), ("nan:1", "'ce' became NaN")])
-def test_under_another_launcher_too_all_end_with_one_message(teacher, tmp_path, fault, said):
+def test_other_launchers_also_end_with_one_message(teacher, tmp_path, fault, said):
     ended = command(tmp_path, teacher, fault=fault, agent=False)
     assert 0 not in ended.codes
     (line,) = [line for text in ended.err for line in ours(text)]
     assert said in line
 
 
-def test_a_mistake_is_told_once(teacher, tmp_path):
+def test_users_mistake_gives_one_message(teacher, tmp_path):
     ended = command(tmp_path, teacher, "--batch-size=1")
     said = [line for text in ended.err for line in ours(text)]
     assert said == ["wcord-fast distill: batch_size: expected at least one image for each of 2 processes, got 1"]
 
 
-def test_a_disk_that_fills_up_at_rank_0_is_told_once_and_the_run_goes_on_later(teacher, tmp_path):
+def test_full_disk_at_rank_0_gives_one_message_and_the_run_resumes(teacher, tmp_path):
     ended = command(tmp_path, teacher, fault="disk:0")
     assert ended.codes == [1, 1]
     (said,) = "".join(ended.err).splitlines()
@@ -72,7 +72,7 @@ def test_a_warning_is_given_by_one_rank(teacher, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["table", "evaluate"])
-def test_commands_for_one_process_say_so(tmp_path, name):
+def test_single_process_commands_refuse_several_ranks(tmp_path, name):
     ended = launch(2, tmp_path, faulty_rank.run, "", [name, "--help"])
     said = [line for text in ended.err for line in ours(text)]
     assert said == [f"wcord-fast {name}: expected one process, got 2; distill and teacher run on several"]
@@ -80,7 +80,7 @@ def test_commands_for_one_process_say_so(tmp_path, name):
 
 
 @pytest.mark.slow
-def test_torchrun_ends_with_what_went_wrong(teacher, tmp_path):
+def test_torchrun_output_ends_with_the_error(teacher, tmp_path):
     done = torchrun("nan:1", tmp_path, teacher)
     assert done.returncode == 1
     _, _, report = done.stderr.partition("Root Cause")

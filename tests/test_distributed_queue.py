@@ -56,6 +56,6 @@ def refused():
     return "", -1
 
 
-def test_a_bad_row_is_refused_on_every_rank(pool):
+def test_bad_row_is_refused_on_every_rank(pool):
     for message, count in pool.run(refused):
         assert "rows: row 3 holds nan" in message and count == 0

@@ -115,7 +115,7 @@ def test_images_that_join_the_batch_before_are_trained_on_and_resumed(pools, tmp
     assert 2 * 2 in step  # two batches in each of two epochs
 
 
-def test_the_joined_epoch_is_that_of_one_process():
+def test_joined_epoch_equals_one_process():
     for world in (2, 3, 5):
         parts = [TrainBatches(dataset(), 16, seed=3, part=(r, world)) for r in range(world)]
         one = TrainBatches(dataset(), 16, seed=3)
@@ -145,7 +145,7 @@ def filled(options):
 
 @pytest.mark.parametrize("options", [REPLICATED, SHARDED], ids=["replicated", "sharded"])
 @pytest.mark.parametrize("world", [2, 3])
-def test_the_filled_banks_are_those_of_one_process(pools, world, options):
+def test_filled_banks_equal_one_process(pools, world, options):
     one, everyone = filled({"wcord": REPLICATED["wcord"]}), pools[world].run(filled, options)
     assert len(one) == 2
     for banks in everyone:
@@ -211,7 +211,7 @@ def goes_on(source, directory):
 
 @pytest.mark.parametrize("how", ["truncated", "flipped", "missing"])
 @pytest.mark.parametrize("name", ["__1_0.distcp", ".metadata", "checkpoint.pt"])
-def test_a_damaged_checkpoint_is_told_and_the_one_before_loads(finished, tmp_path, caplog, name, how):
+def test_damaged_checkpoint_is_reported_and_the_previous_one_loads(finished, tmp_path, caplog, name, how):
     source, first = finished
     directory = tmp_path / "run"
     shutil.copytree(source, directory)
@@ -308,7 +308,7 @@ def written_apart(directory):
     return ""
 
 
-def test_ranks_that_share_no_file_system_are_told_at_the_first_checkpoint(pools, tmp_path):
+def test_ranks_without_a_shared_file_system_raise_at_the_first_checkpoint(pools, tmp_path):
     said, *others = pools[3].run(written_apart, tmp_path)
     assert "no __1_0.distcp here" in said and "one file system" in said and others == ["", ""]
     assert not (tmp_path / "0" / "checkpoint.pt").exists()

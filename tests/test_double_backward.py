@@ -35,7 +35,7 @@ def _calls():
 
 
 @pytest.mark.parametrize("name", _calls())
-def test_refused_for_named_inputs(name):
+def test_double_backward_is_refused_naming_the_input(name):
     x, w = torch.randn(B, 3, generator=torch.Generator().manual_seed(1)), torch.ones(D, 3, requires_grad=True)
     h = x @ w.T + torch.arange(D) ** 2
     (g,) = torch.autograd.grad(_calls()[name](h), h, create_graph=True)

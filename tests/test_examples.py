@@ -41,7 +41,7 @@ def output_of(name: str, *more: str, launcher: Sequence[str] = ()) -> str:
     return done.stdout
 
 
-def test_every_example_is_tried():
+def test_every_example_has_a_test():
     assert {path.name for path in EXAMPLES.glob("*.py")} == set(SMALL)
     page = (EXAMPLES.parent / "docs" / "howto" / "examples.md").read_text()
     assert set(re.findall(r'--8<-- "examples/(\w+\.py)"', page)) == set(SMALL)
@@ -67,7 +67,7 @@ class Compared(CRDLoss):
         return loss
 
 
-def test_the_replaced_loss_is_repdistillers_along_the_run(monkeypatch, capsys):
+def test_replaced_loss_equals_repdistiller_along_the_run(monkeypatch, capsys):
     """Not its accuracy, which no release of PyTorch promises: banks, Z and loss of every step, and that it trains."""
     spec = importlib.util.spec_from_file_location("replace_crd_loss", EXAMPLES / "replace_crd_loss.py")
     example = importlib.util.module_from_spec(spec)
@@ -88,7 +88,7 @@ def test_the_replaced_loss_runs_as_printed():
     assert [line.split(":")[0] for line in out.splitlines() if "%" in line] == ["teacher", "plain student", "student"]
 
 
-def test_a_student_is_fitted_and_the_same_command_goes_on(tmp_path):
+def test_fit_example_trains_and_resumes(tmp_path):
     def rows(out):
         return [line.split() for line in out.splitlines() if re.match(r" +\d", line)]
 
@@ -113,7 +113,7 @@ def test_many_rows():
     assert "plan=gather" in out and len(losses) == 2 and all(map(math.isfinite, losses)), out
 
 
-def test_two_towers_find_their_pairs_on_one_process_and_on_two():
+def test_two_towers_retrieve_their_pairs_on_one_and_two_processes():
     alone = output_of("two_tower.py")
     together = output_of("two_tower.py", launcher=("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"))
     (losses, shares), others = (

@@ -49,7 +49,7 @@ def test_losses_methods_and_models_need_torch_and_numpy_only():
     assert done.returncode == 0, done.stderr
 
 
-def test_the_driver_says_what_to_install():
+def test_driver_without_its_extra_names_it():
     done = command("distill", "--epochs=3")
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and not done.stdout, done
     assert done.stderr.startswith("wcord-fast distill: ") and "pip install 'wcord-fast[train]'" in done.stderr
@@ -59,7 +59,7 @@ def test_the_driver_says_what_to_install():
     assert alone.returncode == 2 and "tqdm" in alone.stderr and "pillow" not in alone.stderr
 
 
-def test_what_needs_no_driver_works_without():
+def test_losses_work_without_the_driver_extra():
     """All three in one process, which costs one import of PyTorch."""
     code = """
 from wcord_fast.cli.main import main
@@ -79,7 +79,7 @@ def test_scikit_learn_is_imported_for_the_digits_only():
     assert done.stdout.split() == ["False", "False"], done.stderr
 
 
-def test_the_list_is_that_of_pyproject():
+def test_list_of_extras_equals_pyproject():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {
         key: {re.match(r"[\w-]+", line)[0] for line in lines} for key, lines in project["optional-dependencies"].items()
@@ -89,7 +89,7 @@ def test_the_list_is_that_of_pyproject():
     assert "wcord-fast[train]" in project["optional-dependencies"]["test"]
 
 
-def test_only_what_lacks_is_named():
+def test_only_missing_packages_are_named():
     require_train("this", "PIL", "yaml")
     with pytest.raises(KeyError):
         require_train("this", "no_such_module")

@@ -112,14 +112,14 @@ def test_functional_call_works(loss):
     assert torch.equal(functional_call(OTLoss(), {}, (x, y)), F.ot_cost(x, y))
 
 
-def test_a_second_derivative_says_the_same():
+def test_second_derivative_raises_the_same_error_as_transforms():
     x, y = problem()
     (g,) = torch.autograd.grad(F.ot_cost(x.requires_grad_(), y), x, create_graph=True)
     with pytest.raises(NotImplementedError, match=r"cannot be differentiated again: .* backward\(\)"):
         g.sum().backward()
 
 
-def test_kd_is_plain_torch_and_has_them_all():
+def test_kd_supports_all_transforms():
     x, y = problem()
     kd = KDLoss()
     leaf = x.clone().requires_grad_()
@@ -132,7 +132,7 @@ def test_kd_is_plain_torch_and_has_them_all():
 
 
 @pytest.mark.parametrize("transformed", [False, True])
-def test_compiled(transformed):
+def test_compiled_functions_refuse_transforms(transformed):
     x, y = problem()
 
     def step(x):

@@ -104,7 +104,7 @@ def sharded_training(name, how):
 
 @pytest.mark.parametrize("how", ["whole", "parts"])
 @pytest.mark.parametrize("name", LOSSES)
-def test_equals_one_process(pool, name, how):
+def test_fsdp_equals_one_process(pool, name, how):
     alone = Distilled(name)
     values, _ = train(alone, range(3))
     parts = pool.run(sharded_training, name, how)
@@ -165,7 +165,7 @@ def linear_in_bfloat16():
     return float(loss(f_s, f_t, torch.arange(B)).detach()), float(rounded(f_s, f_t, torch.arange(B)).detach())
 
 
-def test_only_the_parameters_are_rounded(pool):
+def test_mixed_precision_rounds_parameters_only(pool):
     for ours, expected in pool.run(linear_in_bfloat16):
         assert ours == pytest.approx(expected, rel=1e-6)
 
@@ -271,7 +271,7 @@ def vectors_after_reset():
     return linear.u, linear.v, linear.frozen()[0]
 
 
-def test_spectral_norms_of_sharded_weights_are_alike(pool):
+def test_spectral_norms_of_sharded_weights_equal_one_process(pool):
     (u, v, weight), (u1, v1, other) = pool.run(vectors_after_reset)
     assert torch.equal(u, u1) and torch.equal(v, v1) and torch.equal(weight, other)
     torch.testing.assert_close(torch.linalg.matrix_norm(weight, 2), torch.tensor(1.0), rtol=1e-4, atol=1e-4)
@@ -289,5 +289,5 @@ def sharded_bank_states():
     return torch.equal(state["rows"].full_tensor(), whole) and torch.equal(bank.all_rows(), whole), took
 
 
-def test_the_state_of_a_sharded_bank_is_one_tensor_of_all_rows(pool):
+def test_state_of_a_sharded_bank_has_all_rows(pool):
     assert pool.run(sharded_bank_states) == [(True, [True] * 3)] * 2

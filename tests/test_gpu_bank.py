@@ -61,7 +61,7 @@ class Problem:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("dim", [64, 128, 256, 1, 33, 300])
-def test_nce(dtype, dim):
+def test_bank_nce_equals_the_reference(dtype, dim):
     Problem(5000, 70, 1501, dim, dtype=dtype).check()
 
 
@@ -99,7 +99,7 @@ def test_mean_score_and_log_z(dim):
 
 @pytest.mark.parametrize(("source", "replacement"), [*SOURCES, ("given", "no"), ("whole", "no")])
 @pytest.mark.parametrize("dim", [128, 20])
-def test_parts(source, replacement, dim):
+def test_parts_equal_the_whole_bank(source, replacement, dim):
     drawn = "class" if source in ("given", "whole") else source
     problem = Problem(3000, 9, 1100, dim, drawn, replacement, given=source == "given")
     if source == "whole":
@@ -126,7 +126,7 @@ def test_parts(source, replacement, dim):
     assert ((sum(grads).cpu() - expected[1]).norm(dim=-1) <= 1e-5 * expected[1].norm(dim=-1)).all()
 
 
-def test_parts_are_the_same_to_the_bit_do_not_sync_and_skip_what_they_do_not_hold():
+def test_parts_are_bit_identical_do_not_sync_and_skip_rows_of_other_parts():
     problem = Problem(20_000, 64, 4096, 128, dtype=torch.bfloat16)
     (x, banks, index), log_z, spec = problem.there, problem.log_z.cuda(), problem.spec_there
     part, held = Part(5000, 20_000), [bank[5000:6001] for bank in banks]

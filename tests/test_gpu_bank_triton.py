@@ -138,7 +138,7 @@ def test_lower_matmul_precision(precision, tol):
     assert 1e-7 < error(grad, expected_grad) < tol
 
 
-def test_chunks_of_anchors_give_the_same(monkeypatch):
+def test_chunks_of_anchors_give_equal_results(monkeypatch):
     args = (*problem(1, 200), spec_of("class"), TAU, True, "dense", "auto")
     whole = triton.bank_nce(*args)
     monkeypatch.setattr(triton_launch, "CHUNK_BYTES", 70 * 4 * (N // 32 + 1))
@@ -146,7 +146,7 @@ def test_chunks_of_anchors_give_the_same(monkeypatch):
         torch.testing.assert_close(ours, theirs, rtol=2e-6, atol=2e-6)
 
 
-def test_a_long_bank_keeps_its_digits():
+def test_long_bank_keeps_its_accuracy():
     """One split of many tiles per program: sums of a million terms."""
     num_data = 1_000_003
     anchors, banks, index, log_z = problem(1, 1024, num_data)

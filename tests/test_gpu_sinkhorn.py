@@ -118,7 +118,7 @@ def test_no_sync_and_a_graph_replays_on_new_inputs(n):
             assert torch.equal(g, w)
 
 
-def test_two_streams_at_once_do_not_meet():
+def test_concurrent_streams_do_not_interfere():
     """Cooperative grids of 16 blocks each, so that several are on the device together."""
     problems = [Problem(128 * 2, 256, 32) for _ in range(4)]
     alone = [p.solve(iters=300) for p in problems]
@@ -147,6 +147,6 @@ def test_a_bad_value_is_flagged_and_spoils_its_problem_only(n):
     assert torch.equal(got.grad_x[[0, 2]], good.grad_x[[0, 2]])
 
 
-def test_the_reason_why_a_size_cannot_be_solved():
+def test_unsupported_size_gives_its_reason():
     assert native_cuda.unavailable_reason(64, 64, 128) is None
     assert "fits neither" in native_cuda.unavailable_reason(20_000, 4000, 128)

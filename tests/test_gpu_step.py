@@ -37,7 +37,7 @@ def step(loss, f_s, f_t, idx, device, dtype):
 
 @pytest.mark.parametrize("plan", ["gather", "dense"])
 @pytest.mark.parametrize("case", CASES)
-def test_steps_are_those_of_the_reference(case, plan):
+def test_steps_equal_the_reference(case, plan):
     kind, options = CASES[case]
     torch.manual_seed(0)
     theirs = kind(S_DIM, T_DIM, N, labels=torch.arange(N) % 10, seed=1, plan=plan, **options)
@@ -58,7 +58,7 @@ def test_steps_are_those_of_the_reference(case, plan):
             assert torch.equal(value.cpu(), there[name]), name
 
 
-def test_a_step_in_a_graph_is_the_eager_one():
+def test_graphed_step_equals_the_eager_one():
     torch.manual_seed(0)
     eager = WCoRDLoss(S_DIM, T_DIM, N, num_negatives=K, seed=1).cuda()
     graphed = copy.deepcopy(eager)

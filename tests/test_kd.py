@@ -26,7 +26,7 @@ def formula(s, t, temperature, mask, dim):
 
 @pytest.mark.parametrize("masked", ["no", "some", "one", "all", "none"])
 @pytest.mark.parametrize("kind", SHAPES)
-def test_value_and_gradient_are_the_formula_s(kind, masked):
+def test_value_and_gradient_equal_the_formula(kind, masked):
     shape, dim = SHAPES[kind]
     generator = torch.Generator().manual_seed(0)
     s = torch.randn(shape, generator=generator, dtype=torch.float64).mul_(3).requires_grad_()
@@ -58,7 +58,7 @@ def test_plain_logits_keep_their_bits():
     assert torch.equal(KDLoss()(s, t), (log_t.exp() * (log_t - log_s)).sum() / 6 * 16)
 
 
-def test_what_does_not_count_has_no_effect():
+def test_ignored_rows_and_classes_have_no_effect():
     s, t = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
     mask = torch.tensor([[True, True, False], [False, True, True]])
     want = KDLoss()(s, t, mask)

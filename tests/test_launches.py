@@ -26,7 +26,7 @@ MOST = {
 
 
 @needs_triton
-def test_no_step_launches_more_than_it_did():
+def test_launches_per_step_do_not_exceed_the_record():
     found = {(row["case"], row.get("plan") or row["n"]): row for row in launches.rows()}
     assert found.keys() == MOST.keys()
     for case, most in MOST.items():
@@ -35,7 +35,7 @@ def test_no_step_launches_more_than_it_did():
         assert sum(row["kernels"].values()) == row["ours"] + row["pytorch"] + row["products"]
 
 
-def test_a_played_tensor_is_on_the_gpu_and_its_operators_are_counted():
+def test_emulated_cuda_tensor_counts_its_operators():
     with played() as counted:
         x = torch.ones(3, device="cuda", requires_grad=True)
         y = (x * 2 + 1).sum()

@@ -152,7 +152,7 @@ def wrn_by_hand(state, x, blocks):
         ("wrn_16_2", wrn_by_hand, 2),
     ],
 )
-def test_forward_equals_the_published_one_at_32x32(name, by_hand, blocks):
+def test_forward_equals_the_published_network_at_32x32(name, by_hand, blocks):
     net = fresh(name, num_classes=5).double().eval()
     state = {k: v for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
     used = set()
@@ -240,12 +240,12 @@ def test_other_wide_resnets():
         ("resnet8", {"dropout": 0.1}, TypeError, "dropout"),
     ],
 )
-def test_wrong_requests(name, options, error, message):
+def test_bad_names_and_options_are_refused(name, options, error, message):
     with pytest.raises(error, match=message):
         models.create(name, **options)
 
 
-def test_depth_of_the_class_itself():
+def test_resnet_of_an_impossible_depth_is_refused():
     with pytest.raises(ValueError, match="depth"):
         models.ResNet(9)
 
@@ -260,13 +260,13 @@ def test_depth_of_the_class_itself():
         (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), TypeError, "uint8"),
     ],
 )
-def test_wrong_images(x, error, message):
+def test_bad_images_are_refused(x, error, message):
     with pytest.raises(error, match=message):
         models.create("resnet8")(x)
 
 
 @pytest.mark.parametrize("name", ["resnet8", "wrn_16_1"])
-def test_one_channel_channels_last_and_strides(name):
+def test_grey_channels_last_and_strided_images_give_equal_logits(name):
     net = fresh(name, num_classes=5, in_channels=1).eval()
     x = images(n=4, channels=1)
     want = net(x)
@@ -282,7 +282,7 @@ def test_one_channel_channels_last_and_strides(name):
 
 @pytest.mark.parametrize("name", ["resnet8", "wrn_16_1"])
 @pytest.mark.parametrize("preact", [False, True])
-def test_compiles_whole(name, preact):
+def test_networks_compile_without_graph_breaks(name, preact):
     net = fresh(name, num_classes=5)
     compiled = torch.compile(copy.deepcopy(net), fullgraph=True, backend="eager")
     x = images()
@@ -293,7 +293,7 @@ def test_compiles_whole(name, preact):
 
 
 @pytest.mark.parametrize("name", ["resnet8", "wrn_16_1"])
-def test_exports(name):
+def test_networks_export(name):
     net = fresh(name, num_classes=5).eval()
     program = torch.export.export(net, (images(),))
     torch.testing.assert_close(program.module()(images(seed=1)), net(images(seed=1)))
@@ -323,7 +323,7 @@ def test_initialisation():
 
 
 @pytest.mark.parametrize("name", ["resnet8", "wrn_10_1"])
-def test_learns(name):
+def test_networks_learn(name):
     """A few steps bring the loss of one batch down: gradients reach every parameter and point the right way."""
     net = fresh(name, num_classes=4)
     x, y = images(n=16, seed=3), torch.arange(16) % 4

@@ -71,7 +71,7 @@ def batches():
 
 
 @pytest.mark.parametrize("kind", TAKEN)
-def test_taken(kind, batches):
+def test_answers_of_supported_forms_are_accepted(kind, batches):
     plain, net = Net(TAKEN["tensor"]), Net(TAKEN[kind])
     want = plain(X)
     tapped = Tapped(net, ["conv"])
@@ -85,7 +85,7 @@ def test_taken(kind, batches):
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_refused_by_name(kind, batches):
+def test_answers_of_other_forms_are_refused_by_name(kind, batches):
     answer, message = REFUSED[kind]
     net = Net(answer)
     match = rf"network: expected it to answer with logits \[B, classes\], .*{message}"

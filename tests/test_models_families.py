@@ -74,7 +74,7 @@ def test_published_keys(name):
 
 @pytest.mark.parametrize("name", ["vgg8", "ResNet50", "ShuffleV1"])
 @torch.no_grad()
-def test_the_pre_activation_is_what_the_relu_gets(name):
+def test_pre_activation_is_the_input_of_the_relu(name):
     net = models.create(name).eval()
     post, pre = (net(images(16), return_features=True, preact=p)[0] for p in (False, True))
     for a, b in zip(post[1:-1], pre[1:-1], strict=True):
@@ -106,7 +106,7 @@ def test_other_spellings(spelling):
     assert models.create(spelling, num_classes=2).num_classes == 2
 
 
-def test_a_misspelt_name_is_answered_with_the_nearest():
+def test_misspelt_name_suggests_the_nearest():
     with pytest.raises(ValueError, match=r"name: .*got 'mobilnetv2'; did you mean 'MobileNetV2'"):
         models.create("MobilNetV2")
 

@@ -64,7 +64,7 @@ def convolutional():
 
 
 @pytest.mark.parametrize("form", ["map", "map3", "class", "mean", "mean3"])
-def test_tokens_are_taken_as_they_are_laid(form):
+def test_layouts_of_tokens_are_recognised(form):
     tokens = torch.randn(2, 3 + 8, 6)  # a map of 2 x 4 behind three others
     taken = tap(f"x:{form}").take(tokens, 32, 64)
     if form == "class":
@@ -129,7 +129,7 @@ def test_the_stages_of_a_convolutional_network_are_its_blocks():
     assert [tuple(f.shape[1:]) for f in features] == [(6, 8, 8), (7, 4, 4), (7,)]
 
 
-def test_a_network_without_a_linear_gives_the_mean_of_its_last_stage():
+def test_network_without_linear_head_gives_the_mean_of_its_last_stage():
     network = nn.Sequential(nn.Conv2d(3, 5, 3, 2), nn.Conv2d(5, 4, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     features, _ = with_features(network, X)(X, return_features=True)
     torch.testing.assert_close(features[-1], features[-2].mean((2, 3)))
@@ -153,7 +153,7 @@ def test_grey_images_get_three_channels_each_with_its_own_scale():
     torch.testing.assert_close(out[0, :, 0, 0], (0.7 - torch.tensor((0.5, 0.4, 0.3))) / torch.tensor((0.2, 0.3, 0.4)))
 
 
-def test_images_are_left_alone_where_nothing_is_said_of_them():
+def test_images_without_declared_statistics_are_not_changed():
     assert torch.equal(Prepare((0.5,) * 3, (0.2,) * 3, None, 8, 3)(X), X)
     with pytest.raises(ValueError, match="in_channels: expected 3, or 1 for grey images, got 2"):
         Prepare((0.5,) * 3, (0.2,) * 3, None, 8, 2)

@@ -48,7 +48,7 @@ def test_parameter_count_and_width(tv, name):
 
 @pytest.mark.parametrize("name", ["resnet18", "inception_v3"])
 @torch.no_grad()
-def test_logits_are_torchvisions_and_features_are_its_stages(tv, name):
+def test_logits_and_stage_features_equal_torchvision(tv, name):
     """Batch norms off the identity, so that a missing layer shows."""
     torch.manual_seed(0)
     net = models.create(name, num_classes=7).eval()

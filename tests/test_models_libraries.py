@@ -64,7 +64,7 @@ def full(name, folder):
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_logits_are_the_librarys_for_images_normalised_its_way(name, folder):
+def test_logits_equal_the_library_with_its_normalisation(name, folder):
     torch.manual_seed(0)
     given_mean, given_std = (0.3,), (0.4,)
     net = models.create(full(name, folder), 7, in_channels=1, mean=given_mean, std=given_std).eval()
@@ -113,13 +113,13 @@ def test_pretrained_weights_of_a_folder(folder):
 
 
 @timm
-def test_weights_that_cannot_be_had_are_named_timm():
+def test_unavailable_timm_weights_are_named():
     with pytest.raises(WeightsUnavailable, match="timm:resnet18: neither in the library's cache nor to be fetched"):
         models.create("timm:resnet18", pretrained=True)
 
 
 @torchvision
-def test_weights_that_cannot_be_had_are_named_torchvision(monkeypatch, tmp_path):
+def test_unavailable_torchvision_weights_are_named(monkeypatch, tmp_path):
     def refused(*_, **__):
         raise urllib.error.URLError("no route")
 
@@ -130,7 +130,7 @@ def test_weights_that_cannot_be_had_are_named_torchvision(monkeypatch, tmp_path)
 
 
 @torchvision
-def test_weights_in_torchvisions_cache_are_taken_but_for_another_head(monkeypatch):
+def test_torchvision_cached_weights_load_except_for_a_different_head(monkeypatch):
     from torchvision.models import ResNet18_Weights, resnet18
 
     torch.manual_seed(5)
@@ -142,7 +142,7 @@ def test_weights_in_torchvisions_cache_are_taken_but_for_another_head(monkeypatc
 
 
 @hf
-def test_a_repository_that_cannot_be_had_is_named():
+def test_unavailable_repository_is_named():
     with pytest.raises(WeightsUnavailable, match="hf:nobody/nothing: neither"):
         models.create("hf:nobody/nothing")
     with pytest.raises(ValueError, match="pretrained: expected a repository or a folder behind 'hf:', got the arch"):

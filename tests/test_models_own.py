@@ -54,7 +54,7 @@ def package(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", ["my_package.mine.Small", "my_package.mine:Small", "my_package.mine.small"])
-def test_a_dotted_path_is_a_name(package, path):
+def test_dotted_path_serves_as_a_name(package, path):
     net = models.create(path, 5, in_channels=1)
     features, logits = net(torch.randn(2, 1, 20, 20), return_features=True)
     assert logits.shape == (2, 5) and features[-1].shape == (2, 16)
@@ -62,7 +62,7 @@ def test_a_dotted_path_is_a_name(package, path):
     models.require_known(path)
 
 
-def test_a_registered_name_is_one_of_ours(package):
+def test_registered_name_serves_like_a_built_in(package):
     __import__("my_package.mine")
     assert "small" in models.names() and models.create("small", 3)(torch.randn(1, 3, 9, 9)).shape == (1, 3)
 
@@ -81,12 +81,12 @@ def test_options_and_sizes_are_its_own(package):
         ("my_package.mine.wrong", r"my_package\.mine\.wrong to make a torch\.nn\.Module, got str"),
     ],
 )
-def test_what_is_no_network_is_refused(package, path, message):
+def test_objects_that_are_no_network_are_refused(package, path, message):
     with pytest.raises((TypeError, ValueError), match=message):
         models.create(path)
 
 
-def test_a_name_that_is_none_is_refused(package):
+def test_unknown_name_is_refused(package):
     for name in ("Not A Name", 3):
         with pytest.raises(ValueError, match="name"):
             models.register(name)(lambda: None)

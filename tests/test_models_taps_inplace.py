@@ -71,7 +71,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("how", ["eager", "compiled", "autocast"])
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_feature_is_what_the_module_gave(change, how):
+def test_tap_returns_the_output_before_in_place_changes(change, how):
     in_place, out_of_place = CHANGES[change]
     net, twin = Net(in_place), Net(lambda net, x: out_of_place(x))
     net.conv.bias.data.fill_(0.3)
@@ -107,7 +107,7 @@ def test_detached_changes_and_inference_mode_are_seen():
             assert torch.equal(tapped(X, return_features=True)[0][0], right)
 
 
-def test_the_ordinary_case_copies_nothing():
+def test_networks_without_in_place_changes_copy_nothing():
     tapped = Tapped(Net(CHANGES["none"][0]), features=("conv", "norm"))
     seen = []
     for module in (tapped.network.conv, tapped.network.norm):
@@ -136,7 +136,7 @@ def test_the_input_of_the_head_changed_by_the_head():
         assert torch.equal(tapped(X, return_features=True)[0][-1], net[1](net[0](X)))
 
 
-def test_a_mode_that_changes_more():
+def test_in_place_dropout_in_training_does_not_change_the_tap():
     """Dropout in place changes its input in training only: what evaluation has shown does not hold there."""
     tapped = Tapped(Net(lambda net, x: net.drop(x)), features="norm").eval()
     for _ in range(2):
@@ -184,7 +184,7 @@ def hooks_of(network):
     return [h for m in network.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
 
 
-def test_nothing_stays_on_the_network():
+def test_no_hook_stays_on_the_network():
     net = Net(CHANGES["none"][0])
     own = net.conv.register_forward_hook(lambda *_: None)
     one, two = Tapped(net, features="conv"), Tapped(net, features=("conv", "norm"))
@@ -283,7 +283,7 @@ def test_activation_checkpointing(reentrant):
         torch.testing.assert_close(tapped.network.conv.weight.grad, twin.conv.weight.grad)
 
 
-def test_a_part_without_gradients_is_taken():
+def test_frozen_module_can_be_tapped():
     def forward(net, x):
         with torch.no_grad():
             frozen = net.flat(2 * x)

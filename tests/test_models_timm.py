@@ -37,7 +37,7 @@ def tapped(net):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_logits_and_penultimate_vector_are_timms(name):
+def test_logits_and_penultimate_vector_equal_timm(name):
     net = made(name)
     tap = tapped(net)
     want = net(X)
@@ -50,7 +50,7 @@ def test_logits_and_penultimate_vector_are_timms(name):
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 @torch.no_grad()
-def test_stages_are_those_of_timms_extractor(name):
+def test_stages_equal_timms_extractor(name):
     net = made(name)
     extractor = timm.create_model(name, features_only=True).eval()
     children = dict(extractor.named_children())  # it flattens some networks: "stages.0" is "stages_0" there

@@ -92,7 +92,7 @@ def kinds():
 
 @pytest.mark.parametrize("how", ["", "zip", "legacy"])
 @pytest.mark.parametrize("kind", kinds())
-def test_checkpoints_of_other_programs(tmp_path, kind, how):
+def test_checkpoints_of_other_programs_load(tmp_path, kind, how):
     torch.manual_seed(0)
     source = models.create("resnet8", 5).state_dict()
     value = formats(source)[kind]
@@ -109,7 +109,7 @@ def test_checkpoints_of_other_programs(tmp_path, kind, how):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_family(name):
+def test_weights_load_into_every_family(name):
     torch.manual_seed(0)
     source = models.create(name, 5).state_dict()
     for kind in ("plain", "Lightning and others", "DataParallel inside", "mmcv", "thop"):
@@ -119,7 +119,7 @@ def test_every_family(name):
         assert all(torch.equal(v, source[k]) for k, v in net.state_dict().items()), kind
 
 
-def test_a_whole_module_is_read_as_its_state_dict(tmp_path):
+def test_pickled_module_loads_as_its_state_dict(tmp_path):
     source = models.create("resnet8", 5)
     torch.save({"net": Whole(source), "epoch": 3}, tmp_path / "whole.pt")
     value = checkpoint.read(tmp_path / "whole.pt")
@@ -178,7 +178,7 @@ def test_no_code_in_a_foreign_file_is_run(tmp_path, legacy):
         assert not mark.exists() and not mark.with_suffix(".npy").exists()
 
 
-def test_what_holds_no_weights_is_refused():
+def test_file_without_weights_is_refused():
     net = models.create("resnet8", 5)
     state = copy.deepcopy(net.state_dict())
     for value in (3, {}, {"epoch": 3}, {"model": {}}, {"a": "b"}, [torch.ones(1)]):
@@ -191,7 +191,7 @@ def test_what_holds_no_weights_is_refused():
     assert list(find_state_dict({"lr": torch.ones(1), "model": before("module.", state)})) == list(state)
 
 
-def test_when_nothing_fits_the_message_names_what_is_there():
+def test_mismatch_names_the_keys_of_the_file():
     net, other = models.create("resnet8", 5), models.create("resnet14", 5).state_dict()
     few = {"fc.weight": torch.ones(5, 64), "stem.weight": torch.ones(1)}
     for value, message in (
@@ -204,7 +204,7 @@ def test_when_nothing_fits_the_message_names_what_is_there():
             load_weights(net, value)
 
 
-def test_another_network_s_weights_beside():
+def test_first_of_two_networks_in_a_file_is_loaded_and_the_other_named():
     """The first in the file are taken, and that there are others is said."""
     torch.manual_seed(0)
     one, two = (models.create("resnet8", 5).state_dict() for _ in range(2))

@@ -162,7 +162,7 @@ def test_index_dtypes_and_strides():
     ("index", "num_data", "k", "source"),
     [([0, -1], 9, 3, "none"), ([0, 9], 9, 3, "none"), ([1, 0, 0], 1, 1, "self"), ([0, 4], 9, 10, "none")],
 )
-def test_an_anchor_with_nothing_to_draw_is_named(index, num_data, k, source):
+def test_anchor_with_an_empty_pool_is_named(index, num_data, k, source):
     first = 1 if k < num_data and num_data > 1 else 0
     with pytest.raises(ValueError, match=rf"index\[{first}\] = {index[first]} with N = {num_data}"):
         native.draw(torch.tensor(index), num_data, state_spec(source, k, "no"))

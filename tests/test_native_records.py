@@ -18,7 +18,7 @@ INIT = {"out": 64, "dtype": 1, "num_rows": 2, "dim": 3, "seed": 2**64 - 1, "bank
 RECORDS = [t for t in vars(NATIVE).values() if isinstance(t, type) and hasattr(t, "address")] if NATIVE else []
 
 
-def test_a_record_holds_what_it_is_given_by_name():
+def test_record_fields_are_set_by_name():
     record = NATIVE.BankInit(**INIT)
     assert {name: getattr(record, name) for name in INIT} == INIT
     assert record.threads == 0  # not given
@@ -67,7 +67,7 @@ def test_a_value_that_does_not_fit_is_refused(name, value, error):
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda t: t.__name__)
-def test_every_field_of_every_record_is_a_place_of_its_own(record):
+def test_fields_of_a_record_do_not_overlap(record):
     """Each field keeps its own number when all of them are set: no two overlap, whatever their order in memory."""
     names = [name for name, kind in vars(record).items() if type(kind).__name__ == "getset_descriptor"]
     names.remove("address")
@@ -86,7 +86,7 @@ def test_a_record_of_another_op_is_refused():
         NATIVE.cpu_bank_init(3)
 
 
-def test_codes_are_of_the_names_that_python_uses():
+def test_exported_codes_match_pythons_names():
     assert set(NATIVE.SOURCES) | {"given"} == set(TABLES)
     assert set(NATIVE.REPLACEMENTS) == {"no", "yes", "auto"}
     assert all(isinstance(getattr(torch, name), torch.dtype) for name in NATIVE.DTYPES)
@@ -95,7 +95,7 @@ def test_codes_are_of_the_names_that_python_uses():
 
 
 @pytest.mark.parametrize("plan", ["gather", "dense"])
-def test_the_constant_of_the_nce_loss_stands_in_one_place(monkeypatch, plan):
+def test_constant_of_the_nce_loss_is_defined_once(monkeypatch, plan):
     """With another constant the native loss is the reference's with that constant: none of its parts has its own."""
     p = problem("class")
     args = p.anchors, p.banks, p.index, p.log_z, p.spec, TAU, True, plan, "native"
@@ -109,7 +109,7 @@ def test_the_constant_of_the_nce_loss_stands_in_one_place(monkeypatch, plan):
     assert relative_error(before, expected[0]) > 1e-3
 
 
-def test_the_least_norm_of_a_bank_row_stands_in_one_place(monkeypatch):
+def test_least_norm_of_a_bank_row_is_defined_once(monkeypatch):
     monkeypatch.setattr(native, "MIN_NORM", 60.0)
     bank = torch.zeros(1, 4)
     native.bank_update_(bank, torch.tensor([0]), torch.full((1, 4), 3.0), 0.0)

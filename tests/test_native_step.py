@@ -58,7 +58,7 @@ def close(a, b, dtype=torch.float32):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", LOSSES)
-def test_steps_equal_the_long_way(name, dtype):
+def test_native_steps_equal_the_python_path(name, dtype):
     ours, other = twins(name, dtype)
     for seed in range(1, 4):
         mine, theirs = batch(seed, dtype), batch(seed, dtype)
@@ -127,7 +127,7 @@ def test_a_ramp_weighs_both_terms():
     assert unramped(*batch(1)).item() > value.item()
 
 
-def test_a_map_of_zeros_divides_by_the_least_length():
+def test_zero_feature_map_is_divided_by_the_least_norm():
     ours, other = twins("crd")
     with torch.no_grad():
         for loss in (ours, other):
@@ -143,7 +143,7 @@ def test_a_map_of_zeros_divides_by_the_least_length():
     torch.testing.assert_close(mine / theirs.abs().max(), theirs / theirs.abs().max(), rtol=1e-5, atol=1e-6)
 
 
-def test_what_the_native_step_does_not_take_goes_the_long_way():
+def test_unsupported_steps_take_the_python_path():
     ours, _ = twins("crd")
     with use_backend("reference"):
         assert not is_native(ours(*batch(1)))

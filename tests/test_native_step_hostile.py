@@ -119,7 +119,7 @@ def test_a_sampler_state_with_strides():
     assert torch.equal(wide[:, 1:], torch.full((2, 2), 7))
 
 
-def test_rows_lost_by_to_empty_of_the_bank_alone_are_named():
+def test_uninitialised_bank_after_to_empty_is_named():
     ours, _ = twins("crd")
     ours.contrast.memory_v1.to("meta").to_empty(device="cpu")
     with pytest.raises(RuntimeError, match="MemoryBank: rows"):
@@ -142,7 +142,7 @@ def test_explicit_rows_of_another_integer_are_a_type_error():
 
 
 @pytest.mark.parametrize("option", ["embed_t.norm", "contrast.memory_v2.momentum", "local.ot"])
-def test_an_option_set_on_one_side_is_followed(option):
+def test_option_set_on_one_direction_is_followed(option):
     ours, other = twins("wcord sum" if option == "local.ot" else "crd")
     for loss in (ours, other):
         with torch.no_grad():  # short embeddings, for which the norms differ
@@ -158,7 +158,7 @@ def test_an_option_set_on_one_side_is_followed(option):
 
 
 @pytest.mark.parametrize("own_class", [True, False])
-def test_a_local_term_of_ones_own_is_used(own_class):
+def test_custom_local_term_is_used(own_class):
     class Mine(LocalTerm):
         def forward(self, x, y, key):
             return 7 + x.square().mean()
@@ -219,7 +219,7 @@ def test_a_second_derivative_in_any_parameter_is_refused(name, second):
 
 
 @pytest.mark.parametrize("case", ["buffer", "inference", "weight"])
-def test_what_no_gradient_needs_may_change_before_backward(case):
+def test_tensors_not_needed_for_backward_may_change(case):
     ours, other = twins("crd")
     for loss in (ours, other):
         f_s, f_t, idx = batch(1)

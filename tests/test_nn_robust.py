@@ -54,7 +54,7 @@ def test_a_state_dict_holds_any_log_z(log_z):
 
 
 @pytest.mark.parametrize("cast", ["half", "bfloat16"])
-def test_a_narrow_cast_keeps_log_z(cast):
+def test_casting_to_half_keeps_log_z(cast):
     f_s, f_t, idx = batch()
     for module in losses():
         module(f_s, f_t, idx)
@@ -255,7 +255,7 @@ def test_a_row_of_zero_weight_is_never_drawn(weights):
     assert set(rows.unique().tolist()) <= set(w.nonzero()[:, 0].tolist())
 
 
-def test_numbers_of_32_bits():
+def test_arguments_beyond_32_bits_are_refused():
     with pytest.raises(ValueError, match=r"bank_id: expected an int below 4294967296, got 4294967296"):
         MemoryBank(4, 4, bank_id=2**32)
     with pytest.raises(ValueError, match="anchor_offset"):

@@ -38,7 +38,7 @@ def test_a_record_checks_its_fields(kind, name, value):
         kind(**{name: value})
 
 
-def test_a_child_may_allow_other_words():
+def test_subclass_may_allow_other_choices():
     assert Child(kind="c").kind == "c" and Base(kind=None).kind is None
     for record, word in ((Base, "c"), (Child, None)):
         with pytest.raises(ValueError, match="kind"):
@@ -50,7 +50,7 @@ def front(x, *, own=3, **options):
     return x, own, options
 
 
-def test_a_front_gets_every_option_and_refuses_others():
+def test_keyword_front_accepts_exactly_the_records_options():
     assert front(1, rate=5.0) == (1, 3, {"rate": 5.0, "sort": None})
     assert list(signature(front).parameters) == ["x", "own", "rate", "sort"]
     for word, hint in (("rat", "'rate'"), ("kind", "'sort'"), ("flag", "")):
@@ -83,7 +83,7 @@ def test_an_error_calls_an_option_by_the_name_that_was_given(name):
 
 
 @pytest.mark.parametrize(("method", "record"), [("wcord", nn.WCoRDLossOptions), ("crd", nn.ContrastOptions)])
-def test_a_section_of_the_driver_is_the_record_of_the_loss(method, record):
+def test_driver_section_equals_the_losss_record(method, record):
     options = distill.METHODS[method].options
     assert issubclass(options, record)
     own = {name for name in options.__annotations__ if name in {f.name for f in fields(record)}}

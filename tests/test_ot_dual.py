@@ -76,7 +76,7 @@ def test_mass_gradients_are_the_potentials():
 
 
 @pytest.mark.parametrize("side", ["a", "b"])
-def test_mass_gradient_at_a_zero_mass_is_the_one_sided_derivative(side):
+def test_gradient_at_a_zero_mass_is_the_one_sided_derivative(side):
     x, y, a, b = problem(16, 5, 4)
     mass = {"a": a, "b": b}
     mass[side] = oracle.masses(20, len(mass[side]), zeros=[1]).requires_grad_()
@@ -91,7 +91,7 @@ def test_mass_gradient_at_a_zero_mass_is_the_one_sided_derivative(side):
     assert (moved / h).item() == pytest.approx((grad[1] - grad[0]).item(), rel=1e-4)
 
 
-def test_one_set_of_masses_for_a_batch_collects_every_problems_gradient():
+def test_shared_masses_sum_the_gradients_of_all_problems():
     x, y = oracle.features(22, 3, 5, 2), oracle.features(23, 3, 4, 2)
     a = oracle.masses(24, 5).requires_grad_()
     kwargs = {"solver": "sinkhorn", "value": "dual", "eps": 0.3}

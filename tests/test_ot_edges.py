@@ -53,7 +53,7 @@ def test_zero_masses_equal_the_smaller_problem(cost, solver, dtype):
 
 
 @both
-def test_one_nonzero_mass_has_a_closed_form(cost, solver):
+def test_single_nonzero_mass_equals_the_closed_form(cost, solver):
     x, y = oracle.features(4, 5, 3), oracle.features(5, 4, 3)
     a, b = torch.eye(5, dtype=torch.float64)[2], oracle.masses(6, 4)
     solved, gx, gy = solve_with_grad(x, y, a=a, b=b, cost=cost, solver=solver)
@@ -113,7 +113,7 @@ def test_no_nan_from_large_to_tiny_eps(cost, solver, eps, dtype):
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-20, 1e20, 1e30])
-def test_cosine_does_not_see_the_size_of_rows(size):
+def test_cosine_cost_is_scale_invariant(size):
     x, y = oracle.features(16, 5, 4, dtype=torch.float32), oracle.features(17, 6, 4, dtype=torch.float32)
     base, gx, _ = solve_with_grad(x, y)
     solved, hx, _ = solve_with_grad(x * size, y)

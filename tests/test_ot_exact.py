@@ -58,7 +58,7 @@ def test_sinkhorn_tends_to_the_exact_cost(cost):
 
 @each_backend
 @pytest.mark.parametrize("cost", COSTS)
-def test_sinkhorn_equals_pots(cost):
+def test_sinkhorn_equals_pot(cost):
     x, y, a, b, c = problem(cost, seed=20)
     eps = 0.1 * c.max()
     want = pot.sinkhorn(a.numpy(), b.numpy(), c, reg=eps, numItermax=5000, stopThr=1e-13)
@@ -69,7 +69,7 @@ def test_sinkhorn_equals_pots(cost):
 @each_backend
 @pytest.mark.parametrize("cost", COSTS)
 @pytest.mark.parametrize("iters", [1, 20])
-def test_sinkhorn_equals_pots_before_convergence_at_small_eps(cost, iters):
+def test_sinkhorn_equals_pot_before_convergence_at_small_eps(cost, iters):
     x, y, a, b, c = problem(cost, seed=30)
     eps = 0.003 * c.max()
     options = {"reg": eps, "numItermax": iters, "stopThr": 0.0, "warn": False}

@@ -27,7 +27,7 @@ def envelope(x, y, **kwargs):
 @pytest.mark.parametrize(("cost", "solver"), CASES)
 @pytest.mark.parametrize("g", [None, 3])
 @pytest.mark.parametrize("offset", [0.0, 50.0])
-def test_equals_autograd_of_the_detached_plan(cost, solver, g, offset):
+def test_gradient_equals_autograd_with_the_plan_detached(cost, solver, g, offset):
     x, y = (t + offset for t in pair(g=g))
     kwargs = {
         "cost": cost,
@@ -44,7 +44,7 @@ def test_equals_autograd_of_the_detached_plan(cost, solver, g, offset):
 
 
 @pytest.mark.parametrize("cost", ["cosine", "sqeuclidean"])
-def test_only_what_is_needed_is_returned_and_equals_the_joint_gradient(cost):
+def test_only_required_gradients_are_returned_and_equal_the_joint_ones(cost):
     x, y = pair(seed=4)
     both = torch.autograd.grad(F.ot_cost(x.requires_grad_(), y.requires_grad_(), cost=cost), (x, y))
     for i in range(2):
@@ -58,7 +58,7 @@ def test_only_what_is_needed_is_returned_and_equals_the_joint_gradient(cost):
 
 
 @pytest.mark.parametrize("cost", ["cosine", "sqeuclidean"])
-def test_the_same_tensor_on_both_sides_gets_both_gradients(cost):
+def test_one_tensor_as_x_and_y_gets_both_gradients(cost):
     x, kwargs = pair(seed=6)[0], {"cost": cost, "solver": "sinkhorn", "iters": 3}
     joint = torch.autograd.grad(F.ot_cost(x.requires_grad_(), x, **kwargs), x)[0]
     left, right = envelope(x, x, **kwargs)

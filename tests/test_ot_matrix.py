@@ -33,7 +33,7 @@ def textbook(c, a, b, solver, eps, iters):
 @pytest.mark.parametrize("solver", ["sinkhorn", "ipot"])
 @pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
 @pytest.mark.parametrize("zeros", [(), (0, 7)], ids=["full", "zeros"])
-def test_values_and_plans_are_the_textbooks(backend, solver, own, zeros):
+def test_values_and_plans_equal_the_textbook_iteration(backend, solver, own, zeros):
     c = costs(G, N, M) if own else costs(N, M)
     a, b = masses(1, G, N, zeros=zeros), masses(2, G, M, zeros=zeros)
     options = {"solver": solver, "eps": 0.1 if solver == "sinkhorn" else 0.8, "iters": 30, "backend": backend}
@@ -52,7 +52,7 @@ def test_values_and_plans_are_the_textbooks(backend, solver, own, zeros):
 @pytest.mark.parametrize("a_shape", [None, (N,), (G, N)])
 @pytest.mark.parametrize("b_shape", [None, (M,), (G, M)])
 @pytest.mark.parametrize("batched", [False, True])
-def test_masses_of_one_problem_serve_all(backend, a_shape, b_shape, batched):
+def test_masses_without_a_batch_dimension_are_broadcast(backend, a_shape, b_shape, batched):
     c = costs(G, N, M) if batched else costs(N, M)
     a = None if a_shape is None else masses(1, *a_shape)
     b = None if b_shape is None else masses(2, *b_shape)
@@ -69,7 +69,7 @@ def test_masses_of_one_problem_serve_all(backend, a_shape, b_shape, batched):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("eps", [0.05, 0.005, 0.0005])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_small_eps_leaves_no_range(backend, eps, dtype):
+def test_small_eps_is_solved_in_the_log_domain(backend, eps, dtype):
     """At eps = .005 the kernel leaves fp32, at .0005 fp64."""
     c, sharp = costs(N, M, dtype=dtype), 6 * torch.randn(G, N + M, generator=torch.Generator().manual_seed(3))
     a, b = sharp[:, :N].softmax(-1).to(dtype), sharp[:, N:].softmax(-1).to(dtype)
@@ -108,7 +108,7 @@ def test_gradients_of_the_dual_value(backend, reach, own):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_gradient_of_the_cost_is_the_plan(backend):
+def test_gradient_of_the_cost_matrix_is_the_plan(backend):
     c, a, b = costs(N, M).requires_grad_(), masses(1, G, N), masses(2, G, M)
     weight = torch.arange(1.0, G + 1, dtype=torch.float64)
     (weight * F.ot_cost_from_matrix(c, a, b, backend=backend)).sum().backward()
@@ -150,7 +150,7 @@ def test_a_problem_does_not_depend_on_its_neighbours_or_on_the_threads():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("solver", ["sinkhorn", "ipot"])
-def test_tol_freezes_each_problem_by_itself(backend, solver):
+def test_tol_stops_each_problem_on_its_own(backend, solver):
     c, b = costs(N, M), masses(2, 3, M)
     a = torch.stack([masses(1, N), masses(5, N), 1e-3 * masses(7, N)])
     a[2, 0] += 1 - 1e-3
@@ -234,7 +234,7 @@ def test_opcheck(backend):
 
 
 @pytest.mark.parametrize("reach", [None, 0.5])
-def test_compiled_code_gives_the_same_bits(reach):
+def test_compiled_and_eager_results_are_bit_identical(reach):
     c, a, b = costs(N, M, dtype=torch.float32), masses(1, G, N).float(), masses(2, G, M).float()
 
     def step(c):

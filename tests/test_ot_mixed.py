@@ -81,7 +81,7 @@ def test_masses_of_every_dtype(dtypes):
         assert_rounded(leaf.grad, right.grad, factor=16)
 
 
-def test_under_autocast_as_without():
+def test_autocast_does_not_change_the_result():
     x, y = problem(torch.bfloat16, torch.float32)
     plain = F.ot_cost(x, y, iters=20)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -95,7 +95,7 @@ def test_under_autocast_as_without():
     torch.testing.assert_close(loss, OTLoss(iters=20)(h.float(), y))
 
 
-def test_one_loss_takes_any_pair_and_leaves_one_dtype_as_it_was():
+def test_one_loss_accepts_any_pair_of_dtypes():
     x, y = problem(torch.float32, torch.bfloat16)
     assert torch.equal(OTLoss()(x, y), F.ot_cost(x, y.float()))
     x, y = problem(torch.bfloat16, torch.bfloat16)
@@ -104,7 +104,7 @@ def test_one_loss_takes_any_pair_and_leaves_one_dtype_as_it_was():
     assert torch.equal(F.ot_cost(x, y, a=fp32), F.ot_cost(x.float(), y.float(), a=fp32))
 
 
-def test_compiled():
+def test_mixed_dtypes_compile():
     x, y = problem(torch.bfloat16, torch.float32)
     step = torch.compile(lambda x, y: F.ot_cost(x, y, iters=20), fullgraph=True, backend="aot_eager")
     value = step(x, y)

@@ -103,7 +103,7 @@ def test_the_accuracy_rule_at_the_sizes_of_training(solver, eps, n):
 
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 40), (40, 1), (3, 31), (5, 33), (63, 64), (66, 130), (130, 1030)])
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_rectangles_of_every_kind_of_edge(n, m, solver):
+def test_rectangles_with_every_remainder_of_the_tiles(n, m, solver):
     for cost, dim in zip(itertools.cycle(COSTS), (1, 2, 37)):
         x, y = pair(n, m, dim)
         options = {"cost": cost, "solver": solver, "eps": 0.3, "iters": 12}
@@ -177,7 +177,7 @@ def test_equal_costs_and_duplicates():
 
 
 @pytest.mark.parametrize(("dtype", "eps"), [(torch.float64, 0.005), (torch.float32, 0.03)])
-def test_an_outlier_drives_the_stored_kernel_out_of_its_range(dtype, eps):
+def test_outlier_that_overflows_the_stored_kernel_is_solved(dtype, eps):
     """s C is small enough for a kernel to be stored, but its last column receives less than the safe range allows."""
     x = torch.ones(9, 5, dtype=dtype) + 0.1 * oracle.features(3, 9, 5, dtype=dtype)
     y = torch.cat([x[:7] + 0.02 * oracle.features(4, 7, 5, dtype=dtype), -x[:1]])
@@ -207,7 +207,7 @@ def errors_of_one(x, y, backend, options, want):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_the_plan_meets_its_columns(solver):
+def test_plan_satisfies_the_column_marginals(solver):
     x, y = pair(50, 60, 8, dtype=torch.float32, batch=(2,))
     b = oracle.masses(1, 2, 60, zeros=[3]).float()
     for cost, iters in itertools.product(COSTS, (1, 50, 300)):

@@ -49,7 +49,7 @@ def same_bits(got, want):
 @cases
 @pytest.mark.parametrize("batch", [(), (5,)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_bits_do_not_depend_on_threads_or_on_the_run(threads, regime, options, batch, dtype):
+def test_results_are_bit_identical_over_threads_and_runs(threads, regime, options, batch, dtype):
     n, m = (300, 170) if not batch else (70, 40)
     x, y = pair(n, m, 20, dtype=dtype, batch=batch)
     threads(1)
@@ -62,7 +62,7 @@ def test_bits_do_not_depend_on_threads_or_on_the_run(threads, regime, options, b
 
 @cases
 @pytest.mark.parametrize("n", [40, 520])  # each thread solves problems of its own; all share one problem
-def test_a_problem_of_a_batch_is_solved_as_if_alone(threads, regime, options, n):
+def test_batched_problem_equals_the_same_problem_alone(threads, regime, options, n):
     x, y = pair(n, n + 3, 9, dtype=torch.float32, batch=(3,))
     a = oracle.masses(5, 3, n, zeros=[1, 4]).float()
     a[2] = 1 / n
@@ -95,7 +95,7 @@ def scratch(n, m, d, *, resident=True, threads=1, problems=1, gradients=True):
     return found.scratch_bytes
 
 
-def test_memory_is_one_matrix_or_linear():
+def test_scratch_is_one_matrix_if_resident_and_linear_if_streaming():
     n = 4096
     gradients = 2 * n * 128 * 4
     assert scratch(n, n, 128) + gradients <= 1.3 * 4 * n * n
@@ -124,7 +124,7 @@ print(1024 * (kilobytes("VmHWM") - before))
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's peak memory counter")
 @pytest.mark.parametrize("resident", [True, False])
-def test_measured_memory(resident):
+def test_measured_peak_memory_stays_below_the_bound(resident):
     n = 2560
     env = {**os.environ, "OMP_NUM_THREADS": "1", "WCORD_FAST_OT_BYTES": str(1 << 40 if resident else 0)}
     root = Path(wcord_fast.__file__).parents[1]
@@ -151,7 +151,7 @@ def test_explain_names_the_regime(monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["1GB", "-1", "", "9" * 30])
-def test_a_budget_that_is_no_number_is_named(monkeypatch, text):
+def test_invalid_budget_variable_is_named(monkeypatch, text):
     monkeypatch.setenv("WCORD_FAST_OT_BYTES", text)
     with pytest.raises(ValueError, match="WCORD_FAST_OT_BYTES: expected a number of bytes"):
         F.ot_cost(*pair(4, 4, 2), backend="native")
@@ -159,7 +159,7 @@ def test_a_budget_that_is_no_number_is_named(monkeypatch, text):
     assert native_cpu.budget() == 123
 
 
-def test_bad_values_in_a_batch_are_found_by_any_thread(threads):
+def test_bad_value_of_any_problem_is_named_with_several_threads(threads):
     x, y = pair(40, 30, 5, batch=(6,))
     threads(3)
     for g, row in itertools.product((0, 5), (0, 39)):

@@ -118,7 +118,7 @@ def test_compiles_with_inductor():
     compare(torch.compile(step, fullgraph=True), DUAL, [(6, 5)])
 
 
-def test_compiled_with_the_same_tensor_on_both_sides():
+def test_one_tensor_as_x_and_y_compiles():
     torch._dynamo.reset()
     x = pair()[0].requires_grad_()
     weights = torch.full((2, 6), 1 / 6, requires_grad=True)
@@ -132,7 +132,7 @@ def test_compiled_with_the_same_tensor_on_both_sides():
 
 
 @pytest.mark.parametrize("cost", ["cosine", "sqeuclidean"])
-def test_autocast_changes_nothing(cost):
+def test_autocast_does_not_change_the_result(cost):
     x, y = (t.requires_grad_() for t in pair(n=30, m=20))
     plain, plan = F.ot_cost(x, y, cost=cost), F.ot_plan(x, y, cost=cost)
     want = torch.autograd.grad(plain.sum(), (x, y))

@@ -49,7 +49,7 @@ def oracle(c, a, b, r, solver, eps, iters):
 @pytest.mark.parametrize("solver", EPS)
 @pytest.mark.parametrize("cost", ["cosine", "sqeuclidean"])
 @pytest.mark.parametrize(("n", "m"), [(5, 5), (7, 4), (130, 90)])
-def test_value_plan_and_gradient_are_the_oracle_s(backend, streaming, solver, cost, n, m, monkeypatch):
+def test_value_plan_and_gradient_equal_the_oracle(backend, streaming, solver, cost, n, m, monkeypatch):
     if streaming:
         monkeypatch.setenv("WCORD_FAST_OT_BYTES", "0")
     eps = EPS[solver] * (1 if cost == "cosine" else 20)
@@ -86,7 +86,7 @@ def test_the_dual_value_s_gradient_is_the_derivative_at_convergence(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("solver", EPS)
 @pytest.mark.parametrize("value", ["cost", "dual"])
-def test_rho_0_and_labels_without_a_pair_are_the_problem_without_pairs_to_the_bit(backend, solver, value):
+def test_rho_0_or_no_pair_equals_the_problem_without_pairs_bit_for_bit(backend, solver, value):
     if solver == "ipot" and value == "dual":
         pytest.skip("ipot has no dual value")
     x, y = features(1, 9, 5, dtype=torch.float32), features(2, 12, 5, dtype=torch.float32)
@@ -100,7 +100,7 @@ def test_rho_0_and_labels_without_a_pair_are_the_problem_without_pairs_to_the_bi
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_towards_rho_1_the_plan_is_on_the_pairs_and_the_value_their_mean_cost(backend):
+def test_plan_concentrates_on_the_pairs_as_rho_tends_to_1(backend):
     x, y = features(1, 16, 8), features(2, 16, 8)
     mass = []
     for rho in (0.0, 0.5, 0.9, 0.999, 1 - 1e-12):
@@ -112,7 +112,7 @@ def test_towards_rho_1_the_plan_is_on_the_pairs_and_the_value_their_mean_cost(ba
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_batch_of_problems_is_each_of_them_with_its_own_labels_and_reference_plan(backend):
+def test_batch_equals_single_problems_with_their_own_labels(backend):
     x, y = features(1, 3, 6, 4), features(2, 3, 8, 4)
     rows, columns = torch.arange(18).view(3, 6) % 5, torch.arange(24).view(3, 8) % 7 - 1
     a = masses(3, 3, 6, zeros=(2,))
@@ -130,7 +130,7 @@ def test_a_batch_of_problems_is_each_of_them_with_its_own_labels_and_reference_p
 @pytest.mark.filterwarnings("ignore:tol = ")
 @settings(deadline=None, max_examples=60)
 @given(st.data())
-def test_native_is_the_reference_over_shapes_labels_and_options(data):
+def test_native_equals_the_reference_over_shapes_labels_and_options(data):
     n, m, d = (data.draw(st.integers(1, 40)) for _ in range(3))
     solver = data.draw(st.sampled_from(sorted(EPS)))
     kinds = data.draw(st.integers(1, 12))
@@ -155,7 +155,7 @@ def test_native_is_the_reference_over_shapes_labels_and_options(data):
 
 
 @pytest.mark.skipif(native_module.load() is None, reason="no native module")
-def test_any_number_of_threads_gives_the_same_bits():
+def test_results_do_not_depend_on_the_number_of_threads():
     x, y = features(1, 300, 16, dtype=torch.float32), features(2, 300, 16, dtype=torch.float32)
     before, found = torch.get_num_threads(), []
     try:
@@ -189,7 +189,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(("options", "kind", "message"), ERRORS)
-def test_what_cannot_be_is_said(options, kind, message):
+def test_unsupported_pairs_options_are_refused(options, kind, message):
     with pytest.raises(kind, match=message):
         F.ot_cost(features(1, 4, 3, dtype=torch.float32), features(2, 5, 3, dtype=torch.float32), **options)
 

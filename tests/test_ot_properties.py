@@ -55,7 +55,7 @@ def test_permuting_rows_permutes_everything(seed, n, m, d, cost, solver):
 
 @few
 @given(seeds, sizes, sizes, st.integers(2, 6), solvers)
-def test_what_the_cost_cannot_see_changes_nothing(seed, n, m, d, solver):
+def test_transformations_that_keep_the_cost_keep_the_result(seed, n, m, d, solver):
     x, y = oracle.features(seed, n, d), oracle.features(seed + 1, m, d)
     shift, turn = oracle.features(seed + 2, d), torch.linalg.qr(oracle.features(seed + 3, d, d)).Q
     stretch = oracle.features(seed + 4, n, 1).exp()
@@ -74,7 +74,7 @@ def test_what_the_cost_cannot_see_changes_nothing(seed, n, m, d, solver):
 
 @few
 @given(seeds, sizes, sizes, costs, solvers)
-def test_plan_and_potentials_agree_whatever_their_common_shift(seed, n, m, cost, solver):
+def test_plan_equals_exp_of_the_potentials_after_a_common_shift(seed, n, m, cost, solver):
     x, y = oracle.features(seed, n, 3), oracle.features(seed + 1, m, 3)
     kwargs = {"cost": cost, "solver": solver, "eps": 0.7, "iters": 15}
     s, c = F.ot_solve(x, y, **kwargs), oracle.torch_cost(x, y, cost)

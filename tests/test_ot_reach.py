@@ -63,7 +63,7 @@ def test_the_plan_minimises_the_relaxed_problem(backend, cost, reach):
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
-def test_equals_pot(backend):
+def test_relaxed_plan_equals_pot(backend):
     pot = pytest.importorskip("ot")
     x, y, a, b = problem()
     c = ot_oracles.torch_cost(x, y, "sqeuclidean")
@@ -104,14 +104,14 @@ def test_the_euclidean_gradient_is_zero_at_coincident_points():
     assert x.grad.isfinite().all() and x.grad.abs().max() < 1e-6
 
 
-def test_a_far_outlier_is_given_up():
+def test_far_outlier_loses_its_mass():
     x = torch.tensor([[0.0], [1.0], [100.0]], dtype=torch.float64)
     y = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
     found = F.ot_solve(x, y, cost="sqeuclidean", solver="sinkhorn", eps=0.1, iters=500, reach=1.0)
     assert found.row_mass[2] < 1e-12 and found.row_mass[:2].min() > 0.3
 
 
-def test_what_does_not_go_together_is_refused():
+def test_incompatible_options_are_refused():
     x, y = problem()[:2]
     for other in ({"debias": True}, {"pairs": "diagonal"}):
         with pytest.raises(NotImplementedError, match="reach"):

@@ -18,7 +18,7 @@ ACCURACY = "accuracy"
 
 
 @pytest.mark.parametrize("keyword", [ACCURACY, pytest.param(f"not {ACCURACY}", marks=pytest.mark.slow)])
-def test_interpreted(keyword):
+def test_interpreted_kernels_equal_the_reference(keyword):
     """In a process of its own: triton decides at import whether it interprets."""
     command = [
         sys.executable,

@@ -48,7 +48,7 @@ MATRIX = {"eps": 0.01, "iters": 30, "tol": 1e-4}
 
 @pytest.mark.parametrize("call", [F.ot_cost_from_matrix, F.ot_solve_from_matrix, F.ot_plan_from_matrix])
 @pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
-def test_the_functions_for_a_given_cost_name_them_too(call, own):
+def test_functions_for_a_given_cost_warn_too(call, own):
     g = torch.Generator().manual_seed(1)
     c = torch.rand(*([2] if own else []), 9, 7, generator=g).requires_grad_()
     a = torch.rand(2, 9, generator=g).softmax(1)
@@ -60,7 +60,7 @@ def test_the_functions_for_a_given_cost_name_them_too(call, own):
     assert not collected(lambda: call(c, a, **MATRIX | {"tol": 0.5}))[1]
 
 
-def test_once_per_line():
+def test_warning_comes_once_per_calling_line():
     x, y = problem()
 
     def three():
@@ -88,7 +88,7 @@ def test_the_problems_of_a_batch_are_counted():
     assert f"in 1 of 3 problems: the marginal error is {solved.marginal_error[0]:.3g}" in str(one.message)
 
 
-def test_nothing_is_said_of_what_was_reached_or_not_asked_for():
+def test_no_warning_if_tol_was_reached_or_not_given():
     x, y = problem()
     easy = HARD | {"eps": 2.0}
     solved, seen = collected(lambda: F.ot_solve(x, y, **easy))
@@ -99,14 +99,14 @@ def test_nothing_is_said_of_what_was_reached_or_not_asked_for():
     assert solved.iterations == 30 and not seen  # by the last iteration
 
 
-def test_the_self_terms_are_said_too():
+def test_self_terms_of_the_debiased_cost_warn_too():
     y = problem()[1].double()
     x, options = y[:1].expand(6, -1), HARD | {"eps": 1.0, "iters": 10, "tol": 1e-9}
     assert not collected(lambda: F.ot_cost(x, y, **options))[1]  # all rows of x are one point
     assert len(collected(lambda: F.ot_cost(x, y, debias=True, **options))[1]) == 1
 
 
-def test_compiled_code_says_it_when_it_runs():
+def test_compiled_code_warns_when_it_runs():
     x, y = problem()
     step = torch.compile(lambda x, y: F.ot_cost(x, y, **HARD), fullgraph=True, backend="aot_eager")
     value, seen = collected(lambda: step(x, y))
@@ -131,7 +131,7 @@ def test_on_a_device_check_warns_of_the_worst(monkeypatch):
     assert len(collected(lambda: wcord_fast.check(cpu))[1]) == 1
 
 
-def test_what_a_device_notes():
+def test_worst_error_counts_unreached_problems_only():
     asked = SolveOptions("cosine", "ipot", 0.5, 40, 0.1, "cost", False, False, False, False)
     for errors, want in (([0.3, 0.2, 0.05], 0.2), ([0.3, 0.1, 0.05], 0.0), ([0.3, float("nan"), 0.4], 0.4)):
         solved = SolveResult(

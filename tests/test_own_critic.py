@@ -48,7 +48,7 @@ def batch(seed=0):
     return f_s.requires_grad_(), f_t, torch.randperm(N, generator=g)[:B]
 
 
-def test_a_softmax_of_ones_own_is_that_of_the_drawn_rows(package):
+def test_custom_softmax_critic_equals_the_formula_over_drawn_rows(package):
     loss = loss_module("my_package.mine.softmax", embed_norm="ball").double()
     for seed in range(3):
         f_s, f_t, idx = batch(seed)
@@ -82,7 +82,7 @@ def test_given_rows_are_scored_and_eval_changes_nothing(package):
     )
 
 
-def test_a_registered_name_is_one_of_ours(package):
+def test_registered_name_serves_like_a_built_in(package):
     @nn.register_critic("hinge")
     def hinge(positive, negative):
         return -(1 + negative - positive[..., None]).relu().mean(-1)
@@ -105,12 +105,12 @@ def test_a_registered_name_is_one_of_ours(package):
         ("my_package.mine.softmax", {"negatives": "queue"}, "negatives: 'queue' needs critic="),
     ],
 )
-def test_what_cannot_be_is_said(package, critic, options, message):
+def test_bad_critics_and_options_are_refused(package, critic, options, message):
     with pytest.raises(ValueError, match=message):
         WCoRDLoss(S_DIM, T_DIM, N, critic=critic, **options)
 
 
-def test_an_objective_of_another_shape_is_said(package):
+def test_critic_result_of_wrong_shape_is_named(package):
     with pytest.raises(ValueError, match=r"critic: expected my_package\.mine\.wrong to give \[2, 6\], got \[\]"):
         loss_module("my_package.mine.wrong")(*batch())
 

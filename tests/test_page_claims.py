@@ -46,15 +46,15 @@ def said(quote: str) -> bool:
 
 
 @pytest.mark.parametrize("quote", QUOTED)
-def test_quoted_messages_are_the_sources(quote):
+def test_quoted_messages_stand_in_the_sources(quote):
     assert said(quote), quote
 
 
-def test_a_message_that_nobody_says_is_noticed():
+def test_message_missing_from_the_sources_is_noticed():
     assert not said("wcord_fast runs without its native module, quicker") and not said("no C++ compiler was ... nvcc")
 
 
-def test_environment_variables_are_those_of_the_sources():
+def test_environment_variables_equal_those_of_the_sources():
     told = set(re.findall(r"^\| `(WCORD_FAST_\w+)", VARIABLES, re.MULTILINE))
     used = {name for text in messages() for name in re.findall(r"\bWCORD_FAST_[A-Z_]*[A-Z]\b", text)}
     assert told == used

@@ -74,7 +74,7 @@ def test_data_of_ones_own_are_loaded_by_name(monkeypatch):
     assert batch.images.shape == (8, 3, 16, 16) and batch.index.max() < 45
 
 
-def test_a_queue_of_ones_own_is_scored_as_a_bank():
+def test_custom_queue_is_scored_as_a_bank():
     names = {}
     exec(example("howto/queue.md", "queue"), names)
     queue, student, teacher = (names[name] for name in ("queue", "student", "teacher"))
@@ -89,7 +89,7 @@ def test_a_stream_needs_no_numbers():
     assert int(names["wcord"].paired.queue_t.filled) == 8 * 32
 
 
-def test_the_figures_are_what_their_script_draws(tmp_path):
+def test_figures_equal_what_their_script_draws(tmp_path):
     spec = importlib.util.spec_from_file_location("draw", DOCS / "figures" / "draw.py")
     draw = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(draw)

@@ -128,5 +128,5 @@ def test_larger_pools_are_flat(size, keys):
 
 
 @pytest.mark.parametrize("size", [5, 8, 16, 100])
-def test_too_few_rounds_are_found_out(size):
+def test_permutation_of_too_few_rounds_is_not_flat(size):
     assert smallest_p(permutations(size, 2, *key_family("seed", 40_000))) < 1e-12

@@ -20,14 +20,14 @@ from .train_tiny import config_of as config
 TUNED = PRESETS["tuned"]
 
 
-def test_paper_is_the_default_to_the_bit():
+def test_paper_preset_equals_the_defaults_bit_for_bit():
     assert replace(WCoRDOptions(preset="paper"), preset=None) == WCoRDOptions()
     for name in ("wcord", "gckt", "lckt", "wcord+kd"):
         told = [distill.described(config(*given).method_options(name)) for given in ((), ("--wcord.preset=paper",))]
         assert told[0] == told[1] and "preset" not in told[0]
 
 
-def test_tuned_is_what_was_measured():
+def test_tuned_preset_equals_the_measured_options():
     """Its options are those of the variant whose rows are in the result file, which has equal widths."""
     _, words = VARIANTS[MEASURED]
     measured = config(*words).method_options("wcord")
@@ -46,19 +46,19 @@ def test_options_given_win_over_a_preset_and_a_preset_over_defaults(tmp_path):
     assert WCoRDOptions(preset="tuned", lambda_lckt=0.05).lambda_lckt == 0.05  # given, though the default
 
 
-def test_a_run_with_a_preset_is_the_run_with_its_options_typed_out():
+def test_preset_run_equals_the_run_with_its_options_typed_out():
     typed = distill.described(distill.options_for("wcord", WCoRDOptions(**TUNED)))
     assert distill.described(distill.options_for("wcord", WCoRDOptions(preset="tuned"))) == typed
 
 
-def test_an_option_given_by_its_place_is_given():
+def test_positional_option_wins_over_the_preset():
     names = [f.name for f in fields(WCoRDOptions)]
     first = [getattr(WCoRDOptions(), name) for name in names[: names.index("lambda_lckt") + 1]]
     found = WCoRDOptions(*first, preset="tuned")
     assert (found.z, found.lambda_lckt, found.lckt_pairs) == ("first", 0.05, "only")
 
 
-def test_a_filled_record_is_only_filled_once():
+def test_filled_record_is_not_filled_again():
     tuned = WCoRDOptions(preset="tuned")
     changed = replace(tuned, lambda_lckt=0.05, lckt_pairs="none")
     assert (changed.lambda_lckt, changed.lckt_pairs, changed.init_banks) == (0.05, "none", True)
@@ -69,7 +69,7 @@ def test_a_filled_record_is_only_filled_once():
     assert (gckt.lambda_gckt, gckt.lambda_lckt) == (0.8, 0.0)
 
 
-def test_a_record_derived_from_it_has_the_presets():
+def test_derived_record_has_the_presets():
     @dataclass
     class Mine(WCoRDOptions):
         mine: int = 1
@@ -77,7 +77,7 @@ def test_a_record_derived_from_it_has_the_presets():
     assert Mine(preset="tuned", mine=2).lambda_lckt == 10.0
 
 
-def test_the_dry_run_shows_what_a_preset_fills_and_its_output_is_a_configuration(tmp_path, capsys):
+def test_dry_run_prints_a_configuration_with_the_preset_filled_in(tmp_path, capsys):
     words = ["distill", "--wcord.preset=tuned", "--wcord.lambda-lckt=2", "--dry-run", f"--output-dir={tmp_path}"]
     assert main(words) == 0
     text = capsys.readouterr().out

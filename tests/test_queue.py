@@ -40,7 +40,7 @@ def test_the_last_rows_stay(counts, labels):
         assert torch.equal(queue.is_filled(), torch.arange(SIZE) < len(rows))
 
 
-def test_it_begins_empty():
+def test_queue_begins_empty():
     queue = FeatureQueue(SIZE, DIM, labels=True)
     assert int(queue.filled) == int(queue.pushed) == 0 and not queue.is_filled().any()
     assert not queue.rows.any() and queue.labels.tolist() == [-1] * SIZE
@@ -72,12 +72,12 @@ def test_a_state_of_another_size_is_refused():
         FeatureQueue(SIZE, DIM).load_state_dict(FeatureQueue(SIZE + 1, DIM).state_dict())
 
 
-def test_it_uses_the_memory_that_is_stated():
+def test_memory_equals_the_documented_formula():
     queue = FeatureQueue(SIZE, DIM, dtype=torch.float16, labels=True)
     assert sum(b.nbytes for b in queue.buffers()) == 2 * SIZE * DIM + 8 * SIZE + queue.pushed.nbytes
 
 
-def test_reset_empties_it_and_to_empty_is_noticed():
+def test_reset_empties_the_queue_and_to_empty_is_noticed():
     queue = FeatureQueue(SIZE, DIM, labels=True).push_(*batch(4))
     queue.reset_parameters()
     assert int(queue.filled) == 0 and not queue.rows.any() and queue.labels.tolist() == [-1] * SIZE
@@ -105,7 +105,7 @@ def test_opcheck(labels):
     torch.library.opcheck(push_op, (*args, tags if labels else None), test_utils=checked)
 
 
-def test_ddp_leaves_it_alone():
+def test_ddp_does_not_broadcast_the_queue():
     model = torch.nn.ModuleDict({"tower": torch.nn.Linear(2, 2), "queue": FeatureQueue(SIZE, DIM, labels=True)})
     exclude_state(model)
     ignored = model._ddp_params_and_buffers_to_ignore

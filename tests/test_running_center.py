@@ -62,7 +62,7 @@ def test_the_plan_sees_the_centred_features_and_the_pairs():
     torch.testing.assert_close(module(f_s, f_t, idx), want)
 
 
-def test_nothing_but_a_training_step_that_ends_moves_it():
+def test_only_a_completed_training_step_moves_the_mean():
     options = {"lambda_gckt": 0.5, "num_negatives": 9, "lckt_pairs": "prior", "ot_solver": "sinkhorn"}
     module = module_of(**options)
     f_s, f_t, idx = features()
@@ -79,7 +79,7 @@ def test_nothing_but_a_training_step_that_ends_moves_it():
     assert all(torch.equal(before[k], v) for k, v in module.state_dict().items())
 
 
-def test_a_step_that_the_bank_refuses_leaves_it():
+def test_refused_step_leaves_the_mean():
     module = loss_module(lckt_center="running", lambda_lckt=1.0)
     f_s, f_t, idx = batch()
     module(f_s, f_t, idx)
@@ -95,7 +95,7 @@ def refuse(*_):
     raise ArithmeticError
 
 
-def test_the_native_step_moves_it_once(monkeypatch):
+def test_native_step_moves_the_mean_once(monkeypatch):
     native, long_way = (loss_module(lckt_center="running", lambda_lckt=2.0, lckt_pairs="only") for _ in range(2))
     monkeypatch.setattr(long_way, "_native", lambda *_: None)
     for step in range(3):
@@ -106,7 +106,7 @@ def test_the_native_step_moves_it_once(monkeypatch):
 
 
 @pytest.mark.parametrize("features", ["embed", "mapped"])
-def test_the_mean_has_the_width_of_what_is_compared(features):
+def test_mean_has_the_width_of_the_compared_features(features):
     module = loss_module(**ALONE, lckt_features=features, lckt_pairs="only")
     f_s, f_t, idx = batch()
     loss = module(f_s, f_t, idx)
@@ -117,7 +117,7 @@ def test_the_mean_has_the_width_of_what_is_compared(features):
         torch.testing.assert_close(loss, 1 - torch.cosine_similarity(x - x.mean(0), y - y.mean(0)).mean())
 
 
-def test_one_image_is_compared_by_the_mean_of_the_batches_before():
+def test_batch_of_one_image_uses_the_mean_of_earlier_batches():
     f_s, f_t, idx = (t[:1] for t in features())
     first = module_of()(f_s, f_t, idx)  # its own mean would leave nothing
     torch.testing.assert_close(first, 1 - torch.cosine_similarity(f_s, f_t).mean())
@@ -129,7 +129,7 @@ def test_one_image_is_compared_by_the_mean_of_the_batches_before():
     assert loss > 0 and torch.autograd.grad(loss, f_s)[0].isfinite().all()
 
 
-def test_a_state_goes_on_to_the_bit_and_one_without_the_mean_begins_it_anew():
+def test_state_resumes_bit_for_bit_and_may_lack_the_mean():
     module, other = module_of(), module_of()
     for step in range(3):
         module(*features(step))

@@ -38,7 +38,7 @@ def test_golden_draws_with_replacement(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_pools_exclude_what_they_say(backend):
+def test_pools_exclude_own_row_class_or_nothing(backend):
     labels = torch.randint(0, 6, (97,), generator=torch.Generator().manual_seed(0))
     index = torch.arange(97)
     for step in range(3):

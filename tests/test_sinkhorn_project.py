@@ -26,7 +26,7 @@ def logits(*shape, seed=0, dtype=torch.float64):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("n", [1, 2, 4, 7, 16])
 @pytest.mark.parametrize("iters", [1, 20])
-def test_value_and_gradient_are_those_of_the_iterations(backend, n, iters):
+def test_value_and_gradient_equal_those_of_the_iterations(backend, n, iters):
     x = (2 * logits(13, n, n)).requires_grad_()  # a whole group of lanes and a part of one
     weight = logits(13, n, n, seed=1)
     found, want = F.sinkhorn_project(x, iters, 0.5, backend=backend), textbook(x, iters, 0.5)
@@ -48,7 +48,7 @@ def test_each_instruction_set_agrees_with_float64(simd):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_logits_that_leave_the_range_are_solved_in_the_log_domain(backend, dtype):
+def test_logits_beyond_the_range_of_exp_are_solved_in_the_log_domain(backend, dtype):
     x = logits(9, 4, 4)
     x[3] *= 400 if dtype == torch.float32 else 4000
     x[5, :, 2] -= 200 if dtype == torch.float32 else 2000  # a column that receives next to nothing at first
@@ -77,7 +77,7 @@ def test_shapes_strides_and_dtypes(backend):
     torch.testing.assert_close(found.double(), textbook(half.detach().double(), 20), rtol=4e-3, atol=1e-3)
 
 
-def test_it_is_doubly_stochastic_and_a_problem_does_not_depend_on_its_neighbours_or_on_the_threads():
+def test_result_is_doubly_stochastic_and_independent_of_batch_and_threads():
     x = logits(21, 6, 6, dtype=torch.float32)
     whole = F.sinkhorn_project(x, 200)
     for dim in (-1, -2):
@@ -101,7 +101,7 @@ def test_gradcheck_and_no_second_derivative():
         torch.func.grad(lambda z: F.sinkhorn_project(z).square().sum())(x.detach())
 
 
-def test_compiled_and_as_an_op():
+def test_projection_compiles_and_passes_opcheck():
     x = logits(5, 4, 4, dtype=torch.float32).requires_grad_()
     step = torch.compile(lambda z: F.sinkhorn_project(z, 10).square().sum(), fullgraph=True, backend="aot_eager")
     step(x).backward()

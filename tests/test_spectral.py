@@ -53,7 +53,7 @@ def test_equals_torch_over_training_and_eval():
                 weight.grad = None
 
 
-def test_is_made_as_torch_makes_it():
+def test_initial_vectors_equal_torchs_for_a_seed():
     torch.manual_seed(3)
     ours = CriticLinear(WIDE, NARROW, spectral=True)
     torch.manual_seed(3)
@@ -62,7 +62,7 @@ def test_is_made_as_torch_makes_it():
         assert torch.equal(value, theirs.state_dict()[name]), name
 
 
-def test_two_forwards_before_one_backward():
+def test_gradients_after_two_forwards_equal_torch():
     ours, theirs = pair()
     x, y = torch.randn(2, BATCH, WIDE).double()
     for module in (ours, theirs):
@@ -118,7 +118,7 @@ def test_copies_pickles_and_compiled_code(frozen_too):
             torch.testing.assert_close(other.grad, ours.grad)
 
 
-def test_one_training_forward_moves_the_vectors_once_whoever_asks():
+def test_one_training_forward_makes_one_power_iteration():
     ours, _ = pair()
     twin = copy.deepcopy(ours)
     x = torch.randn(BATCH, WIDE).double()

@@ -56,7 +56,7 @@ def trained(kind, steps=2, **options):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_name_is_that_of_a_tensor_of_the_module(kind):
+def test_every_state_name_is_a_tensor_of_the_module(kind):
     model = torch.nn.ModuleDict({"student": torch.nn.Linear(2, 2), "loss": make(kind)})
     for name, value in model.state_dict().items():
         path, _, leaf = name.rpartition(".")
@@ -106,7 +106,7 @@ def spelt(kind, options):
 
 @pytest.mark.parametrize("kind", BANKED)
 @pytest.mark.parametrize("what", OTHERS)
-def test_a_state_of_other_options_is_refused_by_name_and_taken_if_asked(kind, what):
+def test_state_of_other_options_is_refused_unless_strict_is_false(kind, what):
     options, said = OTHERS[what]
     theirs, module = trained(kind, **spelt(kind, options)), trained(kind, seed=3)
     state, before = snapshot(theirs), snapshot(module)
@@ -133,7 +133,7 @@ SIZES = {
 
 @pytest.mark.parametrize("what", SIZES)
 @pytest.mark.parametrize("form", ["ours", "RepDistiller's"])
-def test_a_state_of_other_sizes_is_refused_by_name_and_what_fits_is_taken_if_asked(what, form):
+def test_state_of_other_sizes_is_refused_and_loads_in_part_without_strict(what, form):
     options, n, s_dim, said = SIZES[what]
     theirs = CRDLoss(s_dim, T_DIM, n, **({"feat_dim": D, "nce_k": K, "labels": torch.arange(n) % 4} | options))
     theirs.contrast.log_z.fill_(2.0)
@@ -154,7 +154,7 @@ def test_a_state_of_other_sizes_is_refused_by_name_and_what_fits_is_taken_if_ask
     module(*batch())
 
 
-def test_a_map_of_another_size_is_left_as_it_is_if_asked():
+def test_score_map_of_another_size_is_kept_without_strict():
     theirs, mine = (
         WCoRDLoss(S_DIM, t_dim, N, feat_dim=D, critic="dual", lckt_features="mapped") for t_dim in (9, T_DIM)
     )
@@ -166,7 +166,7 @@ def test_a_map_of_another_size_is_left_as_it_is_if_asked():
 
 
 @pytest.mark.parametrize("what", ["labels", "exclude", "k"])
-def test_within_another_module_the_rest_is_taken_and_torch_refuses(what):
+def test_nested_loss_loads_fitting_entries_and_torch_raises(what):
     options, said = OTHERS[what]
     theirs = torch.nn.ModuleDict({"loss": trained("crd", **spelt("crd", options))})
     mine = torch.nn.ModuleDict({"loss": make("crd", seed=4)})
@@ -177,7 +177,7 @@ def test_within_another_module_the_rest_is_taken_and_torch_refuses(what):
     assert torch.equal(mine["loss"].contrast.memory_v1.rows, theirs["loss"].contrast.memory_v1.rows)
 
 
-def test_a_state_read_in_place_is_checked_as_well():
+def test_state_overwritten_in_place_is_checked_too():
     """torch.distributed.checkpoint reads into the tensors of `state_dict()`, before anything of ours is called."""
     theirs, module = trained("crd", labels=LABELS.flip(0)), make("crd")
     state = module.state_dict()
@@ -197,7 +197,7 @@ def test_a_state_read_in_place_is_checked_as_well():
         ({"expected": True}, "expected = True, here False"),
     ],
 )
-def test_a_sampler_alone_says_it_too(options, said):
+def test_sampler_alone_refuses_a_state_of_other_options(options, said):
     theirs = NegativeSampler(**({"num_data": N, "k": K, "labels": LABELS} | options))
     mine = NegativeSampler(N, K, labels=LABELS)
     before = snapshot(mine)
@@ -211,7 +211,7 @@ def test_a_sampler_alone_says_it_too(options, said):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_loss_made_on_meta_is_a_new_one_after_a_reset(kind):
+def test_loss_made_on_meta_equals_a_new_one_after_reset(kind):
     torch.manual_seed(2)
     made = make(kind)
     with torch.device("meta"):
@@ -244,7 +244,7 @@ def make_empty_says(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("order", ["modules", "apply"])
-def test_a_reset_of_every_module_makes_it_whole(kind, order):
+def test_reset_of_every_module_initialises_the_loss(kind, order):
     with torch.device("meta"):
         model = torch.nn.Sequential(torch.nn.Linear(S_DIM, S_DIM), make(kind))
     model.to_empty(device="cpu")
@@ -269,7 +269,7 @@ def test_a_reset_of_every_module_makes_it_whole(kind, order):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("assign", [False, True])
-def test_a_loss_made_on_meta_is_whole_once_loaded(kind, assign):
+def test_loss_made_on_meta_works_after_loading(kind, assign):
     made = trained(kind)
     with torch.device("meta"):
         other = make(kind)
@@ -313,7 +313,7 @@ COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda m: pickle.loads(pickle.dum
 
 @pytest.mark.parametrize("how", COPIES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_copies_are_whole_and_apart(kind, how):
+def test_copies_are_complete_and_independent(kind, how):
     module = trained(kind)
     other = COPIES[how](module)
     assert same(snapshot(other), snapshot(module))
@@ -326,7 +326,7 @@ def test_copies_are_whole_and_apart(kind, how):
 
 
 @pytest.mark.parametrize("module", [OTLoss(eps=0.1), KDLoss(2.0), MemoryBank(3, 2), NegativeSampler(9, 2)])
-def test_the_others_go_through_a_file_too(module):
+def test_other_modules_survive_save_and_load(module):
     other = through_a_file(module)
     assert repr(other) == repr(module) and same(snapshot(other), snapshot(module))
 
@@ -350,7 +350,7 @@ def test_the_teachers_features_get_their_gradient_from_crd_and_none_from_wcord()
         assert (f_t.grad is not None) == (kind == "crd")
 
 
-def test_repdistillers_form_computes_the_same():
+def test_repdistiller_state_gives_equal_losses():
     """Weights are written divided by their spectral norm: the plain critic that takes them gives the same loss."""
     module = trained("nce_sn", lambda_lckt=0.0).eval()
     other = make("nce", lambda_lckt=0.0).eval()
@@ -361,7 +361,7 @@ def test_repdistillers_form_computes_the_same():
         make("dual").repdistiller_state_dict()
 
 
-def test_a_state_that_fits_warns_of_nothing():
+def test_matching_state_gives_no_warning():
     module = trained("crd")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

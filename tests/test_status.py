@@ -29,7 +29,7 @@ def test_check_names_every_flag_once_and_clears():
     wcord_fast.check("cpu")
 
 
-def test_threads_that_come_at_once_share_one_word(monkeypatch):
+def test_concurrent_threads_share_one_status_word(monkeypatch):
     device, both = torch.device("cpu"), threading.Barrier(2, timeout=10)
     monkeypatch.setattr(status, "_words", {})
     zeros = torch.zeros
@@ -47,7 +47,7 @@ def test_a_word_made_in_inference_mode_can_be_written_outside(monkeypatch):
 
 
 @pytest.mark.parametrize("device", ["nowhere", 3.5])
-def test_a_device_that_is_none_is_refused(device):
+def test_invalid_device_is_refused(device):
     with pytest.raises(ValueError, match=f"device: expected one of this machine, got {device!r}"):
         wcord_fast.check(device)
 

@@ -87,7 +87,7 @@ def run(script: str, folder, *words: str) -> None:
 @needs_native
 @needs_fork
 @pytest.mark.parametrize("op", ["bank", "ot"])
-def test_a_forked_process_does_not_wait_for_threads_that_it_has_not(tmp_path, op):
+def test_forked_process_does_not_wait_for_missing_threads(tmp_path, op):
     run(FORK, tmp_path, op)
 
 
@@ -95,7 +95,7 @@ def test_a_forked_process_does_not_wait_for_threads_that_it_has_not(tmp_path, op
 @needs_native
 @needs_fork
 @pytest.mark.parametrize("context", ["fork", "spawn"])
-def test_a_loader_s_workers_call_us(tmp_path, context):
+def test_data_loader_workers_can_call_the_ops(tmp_path, context):
     run(LOADER, tmp_path, context)
 
 
@@ -116,7 +116,7 @@ def scores(plan: str) -> tuple[torch.Tensor, ...]:
 
 @needs_native
 @pytest.mark.parametrize(("step", "choices"), [(transport, ("ipot", "sinkhorn")), (scores, ("gather", "dense"))])
-def test_python_threads_get_what_one_gets(step, choices, monkeypatch):
+def test_python_threads_get_equal_results(step, choices, monkeypatch):
     monkeypatch.setattr(native_module, "threads", lambda: 2)
     expected = {choice: step(choice) for choice in choices}
     calls = choices * 50

@@ -77,7 +77,7 @@ def test_rows_and_files(finished):
     assert "(resnet8, means of 4x4 pixels)" in said and "100 images without labels" in said
 
 
-def test_what_is_logged_without_labels(finished):
+def test_crossmodal_metrics_without_labels(finished):
     """No accuracy, which would be of labels that nobody knows."""
     home, _ = finished
     with open(home / "resnet8" / "seed0" / "wcord" / "metrics.csv", newline="") as file:
@@ -86,7 +86,7 @@ def test_what_is_logged_without_labels(finished):
     assert float(first["loss"]) == pytest.approx(-0.8 * float(first["gckt"]) + 0.05 * float(first["lckt"]), rel=1e-5)
 
 
-def test_the_same_command_again_trains_nothing_and_more_seeds_go_on(finished, monkeypatch, capsys):
+def test_repeated_command_trains_nothing_and_more_seeds_resume(finished, monkeypatch, capsys):
     home, asked = finished
     before = rows_of(home)
     monkeypatch.setattr("wcord_fast.train.loop.one_epoch", None)
@@ -113,7 +113,7 @@ def test_an_interrupted_student_goes_on_where_it_stopped(finished, tmp_path, mon
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 
 
-def test_the_probe_is_logistic_regression():
+def test_probe_equals_logistic_regression():
     """Scikit-learn's on the same standardised features finds the same minimum."""
     from sklearn.linear_model import LogisticRegression
 
@@ -162,7 +162,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("word", WRONG)
-def test_what_was_typed_wrong_is_told(word, tmp_path, capsys):
+def test_mistakes_in_options_are_named(word, tmp_path, capsys):
     assert main(["crossmodal", "--data=digits", f"--output-dir={tmp_path}", word, "--quiet"]) == 2
     said = capsys.readouterr().err
     assert re.search(WRONG[word], said) and len(said.splitlines()) == 1

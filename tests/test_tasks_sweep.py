@@ -90,7 +90,7 @@ def test_rows_and_files(finished):
     assert "'8' against the rest: 6 of 60 training and 35 of 360 test images" in said and "NOT COMPARABLE" in said
 
 
-def test_the_auc_is_that_of_the_kept_weights(finished):
+def test_auc_is_measured_on_the_kept_weights(finished):
     """From the weights in student.pt and scikit-learn's digits alone."""
     home, _ = finished
     task = privileged.prepare(config(), None, None, None)
@@ -118,7 +118,7 @@ def test_the_teacher_has_ten_classes_and_the_student_two(finished):
     assert teacher["fc.weight"].shape == (10, 64) and student["fc.weight"].shape == (2, 64)
 
 
-def test_the_same_command_again_trains_nothing(finished, monkeypatch, capsys):
+def test_repeated_command_trains_nothing(finished, monkeypatch, capsys):
     home, asked = finished
     before = (home / "sweep.csv").read_text()
     monkeypatch.setattr("wcord_fast.train.loop.one_epoch", None)
@@ -130,7 +130,7 @@ def test_the_same_command_again_trains_nothing(finished, monkeypatch, capsys):
     assert plan["privileged"]["epochs"] == 1 and plan["sweep"]["seeds"] == [0, 2]
 
 
-def test_another_question_in_the_same_directory_is_refused(finished, capsys):
+def test_directory_with_a_different_study_is_refused(finished, capsys):
     home, asked = finished
     assert main([*asked, f"--output-dir={home}", "--positive=3"]) == 1
     assert "task.positive was '8', now '3'" in capsys.readouterr().err
@@ -157,12 +157,12 @@ def test_the_accuracy_table_sweeps_the_published_pair(tmp_path, capsys):
     assert plan["runs"][str(published)] == "to do" and set(plan["runs"].values()) == {"to do"}
 
 
-def test_the_accuracy_table_is_of_its_pair(tmp_path, capsys):
+def test_accuracy_table_refuses_other_pairs(tmp_path, capsys):
     assert main(["sweep", "--tables=lambda2-cifar100", "--teacher=vgg13", f"--output-dir={tmp_path}"]) == 2
     assert "lambda2-cifar100 is of resnet32x4-resnet8x4" in capsys.readouterr().err
 
 
-def test_a_method_that_cannot_serve_is_n_a(tmp_path, capsys):
+def test_unsupported_method_is_marked_n_a(tmp_path, capsys):
     asked = ["sweep", *TINY, "--students=wrn_10_1", "--teacher=vgg8", "--tables=methods", "--methods=at"]
     assert main([*asked, f"--output-dir={tmp_path}", "--image-size=16"]) == 0
     assert "wrn_10_1, at: at: compares the stages one by one" in capsys.readouterr().out
@@ -188,7 +188,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("word", WRONG)
-def test_what_was_typed_wrong_is_told(word, tmp_path, capsys):
+def test_mistakes_in_options_are_named(word, tmp_path, capsys):
     assert main(["sweep", f"--output-dir={tmp_path}", word, "--quiet"]) == 2
     said = capsys.readouterr().err
     assert re.search(WRONG[word], said) and len(said.splitlines()) == 1

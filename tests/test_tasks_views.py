@@ -25,7 +25,7 @@ def test_lab(colour):
     torch.testing.assert_close(found.flatten(), torch.tensor(COLOURS[colour], dtype=torch.float64), atol=0.02, rtol=0)
 
 
-def test_luminance_and_chrominance_share_nothing():
+def test_luminance_and_chrominance_are_independent():
     """A change of colour at one lightness is invisible to the one, grey levels are to the other; both fill [-1, 1]."""
     corners = torch.cartesian_prod(*[torch.linspace(0, 1, 12)] * 3)[:, :, None, None]
     light, colour = views.luminance(), views.chrominance()
@@ -48,7 +48,7 @@ def test_coarse_and_detail_add_up():
     assert high.see(images)[:, :, :8, :8].reshape(2, 2, 4, 2, 4).mean((2, 4)).abs().max() < 1e-6
 
 
-def test_resized_loses_pixels_and_scales():
+def test_low_resolution_view_equals_interpolation():
     digits = data.load("digits", image_size=16)
     images = digits.test_images[:5].float() / 255
     seen = views.resized(4, digits, least=8).see(images)
@@ -62,7 +62,7 @@ def test_resized_loses_pixels_and_scales():
     torch.testing.assert_close(whole, plain)  # as without a view
 
 
-def test_a_network_looks_through_its_view_and_stays_itself():
+def test_viewed_network_equals_the_network_on_the_view():
     torch.manual_seed(0)
     net = models.create("resnet8", num_classes=3, in_channels=2).eval()
     keys, images = list(net.state_dict()), torch.rand(2, 3, 8, 8)

@@ -36,21 +36,21 @@ def flip_byte(path, at=None):
     path.write_bytes(raw)
 
 
-def test_the_last_one_is_loaded_and_the_previous_one_kept(directory):
+def test_last_checkpoint_loads_and_the_previous_one_is_kept(directory):
     assert checkpoint.load_latest(directory, SPEC)["epoch"] == 2
     assert checkpoint.load(directory / PREVIOUS)["epoch"] == 1
     assert sorted(os.listdir(directory)) == [PREVIOUS, CURRENT]
     torch.testing.assert_close(checkpoint.load(directory / CURRENT)["student"]["w"], state(2)["student"]["w"])
 
 
-def test_none_where_there_is_none(tmp_path):
+def test_empty_directory_has_no_checkpoint(tmp_path):
     assert checkpoint.load_latest(tmp_path, SPEC) is None
     with pytest.raises(CheckpointError, match="no such file"):
         checkpoint.load(tmp_path / CURRENT)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "flipped byte", "text", "missing"])
-def test_a_damaged_one_falls_back_to_the_previous(directory, damage, caplog):
+def test_damaged_checkpoint_falls_back_to_the_previous(directory, damage, caplog):
     path = directory / CURRENT
     if damage == "truncated":
         path.write_bytes(path.read_bytes()[:-700])
@@ -67,14 +67,14 @@ def test_a_damaged_one_falls_back_to_the_previous(directory, damage, caplog):
     assert [checkpoint.load(directory / name)["epoch"] for name in (CURRENT, PREVIOUS)] == [2, 1]
 
 
-def test_two_damaged_ones_are_an_error_that_names_both(directory):
+def test_two_damaged_checkpoints_raise_naming_both(directory):
     flip_byte(directory / CURRENT)
     flip_byte(directory / PREVIOUS)
     with pytest.raises(CheckpointError, match=r"checkpoint.pt: damaged.*checkpoint.prev.pt: damaged.*--restart"):
         checkpoint.load_latest(directory, SPEC)
 
 
-def test_a_write_that_fails_leaves_everything_as_it_was(directory, monkeypatch):
+def test_failed_write_leaves_the_files_unchanged(directory, monkeypatch):
     def full_disk(value, file):
         file.write(b"half of it")
         raise OSError(28, "No space left on device")
@@ -104,7 +104,7 @@ def test_killed_between_the_two_renames(directory, monkeypatch):
     assert checkpoint.load_latest(directory, SPEC)["epoch"] == 3
 
 
-def test_another_configuration_is_refused_by_its_first_fields(directory):
+def test_different_configuration_is_refused_naming_its_fields(directory):
     other = {"model": "resnet14", "recipe": {**SPEC["recipe"], "lr": 0.1}}
     with pytest.raises(CheckpointError, match=r"model was 'resnet8', now 'resnet14'; recipe.lr was 0.05, now 0.1"):
         checkpoint.load_latest(directory, other)
@@ -122,7 +122,7 @@ def test_files_of_other_programs_are_refused(tmp_path, value):
 
 @pytest.mark.parametrize("key", ["spec", "epoch", "student", "method", "optimizer", "rng", "history"])
 @pytest.mark.parametrize("value", [None, "absent", [1]])
-def test_an_incomplete_one_is_refused_by_what_it_lacks(tmp_path, key, value):
+def test_incomplete_checkpoint_is_refused_naming_the_missing_entry(tmp_path, key, value):
     if (key, value) == ("history", [1]):
         value = {}
     whole = {"format": 1, **state(1), key: value}
@@ -197,7 +197,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_disk_that_is_really_full(small_disk):
+def test_real_full_disk_keeps_the_checkpoint(small_disk):
     checkpoint.save(small_disk, state(1))
     checkpoint.save(small_disk, state(2))
     before = {p.name: p.read_bytes() for p in small_disk.iterdir()}

@@ -128,7 +128,7 @@ def test_contrast_without_a_bank_ends_with_a_table(finished, capsys, tmp_path, c
         assert rows.shape == (20, 32) and int(pushed) == 2 * 130
 
 
-def test_students_start_from_the_same_weights(finished, capsys, tmp_path):
+def test_students_start_from_equal_weights(finished, capsys, tmp_path):
     """Paired: with a zero learning rate in all but name, both students end where both began."""
     out, _ = finished
     still = [*TINY, *WCORD, "--epochs=1", "--lr=1e-30", "--weight-decay=0", f"--output-dir={tmp_path}"]
@@ -139,7 +139,7 @@ def test_students_start_from_the_same_weights(finished, capsys, tmp_path):
             torch.testing.assert_close(other[name], value, rtol=0, atol=1e-20)
 
 
-def test_the_same_command_again_trains_nothing(finished, capsys):
+def test_repeated_command_trains_nothing(finished, capsys):
     out, _ = finished
     before = (out / "wcord" / "checkpoint.pt").read_bytes()
     assert main(["distill", *TINY, *WCORD, f"--output-dir={out}", "--methods=ce,wcord"]) == 0
@@ -148,7 +148,7 @@ def test_the_same_command_again_trains_nothing(finished, capsys):
     assert (out / "wcord" / "checkpoint.pt").read_bytes() == before
 
 
-def test_another_configuration_in_the_same_directory_is_refused(finished, capsys):
+def test_directory_with_a_different_configuration_is_refused(finished, capsys):
     out, _ = finished
     assert main(["distill", *TINY, *WCORD, f"--output-dir={out}", "--epochs=5", "--quiet"]) == 1
     said = capsys.readouterr().err
@@ -167,7 +167,7 @@ def test_evaluate_gives_the_accuracy_of_the_last_epoch(finished, capsys):
     assert "resnet8 (wcord, epoch 2) on 360 test images of digits" in said
 
 
-def test_evaluate_refuses_what_it_cannot_use(finished, capsys, tmp_path, monkeypatch):
+def test_evaluate_refuses_unusable_arguments(finished, capsys, tmp_path, monkeypatch):
     out, _ = finished
     (tmp_path / "text.pt").write_text("hello")
     cases = [
@@ -204,7 +204,7 @@ def test_a_teacher_of_another_program_is_loaded(finished, capsys, tmp_path):
     assert "this teacher was trained with model resnet8, not resnet14" in capsys.readouterr().err
 
 
-def test_teacher_alone_is_the_teacher_that_distill_finds(capsys, tmp_path):
+def test_teacher_command_trains_the_teacher_that_distill_uses(capsys, tmp_path):
     assert main(["teacher", *TINY, f"--output-dir={tmp_path}"]) == 0
     assert "teacher  resnet8" in capsys.readouterr().out
     assert main(["distill", *TINY, f"--output-dir={tmp_path}", "--methods=ce", "--epochs=1"]) == 0
@@ -270,7 +270,7 @@ def test_a_method_that_cannot_run_is_refused_before_anything_is_trained(capsys, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_output_directory_that_is_a_file_is_told_in_one_line(capsys, tmp_path):
+def test_output_directory_that_is_a_file_is_named_in_one_line(capsys, tmp_path):
     (tmp_path / "file").write_text("")
     assert main(["distill", *TINY, f"--output-dir={tmp_path / 'file'}"]) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
@@ -282,7 +282,7 @@ def test_evaluate_of_the_whole_directory_names_the_runs(finished, capsys):
     assert f"the runs in it: {out / 'ce'}" in capsys.readouterr().err
 
 
-def test_what_was_typed_wrong_is_told_in_one_line(capsys):
+def test_mistakes_in_options_are_named_in_one_line(capsys):
     assert main(["distil"]) == 2
     assert "unknown command 'distil'; expected distill, teacher, " in (said := capsys.readouterr().err)
     assert said.endswith("did you mean 'distill'?\n")
@@ -295,14 +295,14 @@ def test_what_was_typed_wrong_is_told_in_one_line(capsys):
     assert "distill" in capsys.readouterr().out
 
 
-def test_output_that_nobody_reads_is_no_traceback():
+def test_closed_output_pipe_gives_no_traceback():
     program = [sys.executable, "-m", "wcord_fast", "info"]
     running = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     running.stdout.close()
     assert running.stderr.read() == "" and running.wait() == 141
 
 
-def test_the_teachers_help_shows_what_a_teacher_uses(capsys):
+def test_teacher_help_lists_teacher_options_only(capsys):
     shown = {}
     for command in ("teacher", "distill"):
         assert main([command, "--help"]) == 0

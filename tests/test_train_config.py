@@ -14,7 +14,7 @@ from wcord_fast.train.schedule import learning_rate
 from .train_tiny import config_of as config
 
 
-def test_without_arguments_it_is_the_packaged_digits_file():
+def test_no_arguments_give_the_packaged_digits_configuration():
     values = yaml.safe_load((CONFIGS / "digits.yaml").read_text())
     resolved = config().as_dict()
     assert {key: resolved[key] for key in values} == values
@@ -41,7 +41,7 @@ def test_flags_and_lists():
     assert config("--wcord.num-negatives", "12").options["wcord"].num_negatives == 12
 
 
-def test_cifar100_brings_the_published_recipe():
+def test_cifar100_sets_the_published_recipe():
     found = config("--data", "cifar100")
     assert (found.teacher, found.student) == ("resnet32x4", "resnet8x4")
     assert config("--config", "cifar100_resnet32x4_resnet8x4").as_dict() == found.as_dict()
@@ -156,7 +156,7 @@ def test_bad_files_are_named(text, words, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "wcord: null", "wcord:\nepochs:\n", "{}"])
-def test_a_file_that_says_nothing_means_the_defaults(text, tmp_path):
+def test_empty_file_means_the_defaults(text, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     assert config("--config", str(path)) == Config()
@@ -192,7 +192,7 @@ def test_help_shows_types_and_defaults(capsys):
         (["--quiet", "false"], "quiet", False),
     ],
 )
-def test_what_is_typed_becomes_a_value_of_the_fields_type(argv, name, value):
+def test_typed_text_is_converted_to_the_fields_type(argv, name, value):
     found = getattr(config(*argv), name)
     assert found == value and type(found) is type(value)
 

@@ -23,7 +23,7 @@ def finished(tmp_path_factory):
     return bench, bench.student("ce", None), directory / "ce"
 
 
-def test_measures_are_those_of_scikit_learn():
+def test_measures_equal_scikit_learn():
     g = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(60, 7, generator=g), torch.arange(60) % 7
     found = measures(logits, labels)
@@ -43,7 +43,7 @@ def test_a_class_without_an_image_has_no_area_and_no_accuracy():
     assert found["top1"] == pytest.approx(200 / 3) and found["top5"] == 100
 
 
-def test_the_command_prints_what_training_logged(finished, capsys):
+def test_command_prints_the_accuracy_that_training_logged(finished, capsys):
     bench, result, directory = finished
     last = result.history[-1]
     assert main(["evaluate", str(directory), "--json", "--per-class", "--batch-size=77"]) == 0

@@ -115,7 +115,7 @@ def test_onnx(run, tmp_path, images, logits, runtime, monkeypatch, capsys):
         torch.testing.assert_close(run_again(normalised(images[:n], metadata)), logits[:n], rtol=1e-4, atol=1e-5)
 
 
-def test_without_onnx_it_says_what_to_install(run, tmp_path, monkeypatch, capsys):
+def test_without_onnx_the_extra_is_named(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert main(["export", str(run), "--format=onnx", f"--output={tmp_path / 'net.onnx'}"]) == 1
     said = capsys.readouterr().err
@@ -139,7 +139,7 @@ def test_a_file_that_computes_something_else_is_never_written(run, tmp_path, mon
     assert (tmp_path / "net.pt2").read_text() == "the earlier one" and len(list(tmp_path.iterdir())) == 1
 
 
-def test_weights_must_be_the_very_same_bits(run):
+def test_exported_weights_must_be_bit_identical(run):
     form, found = export_formats.FORMATS["state_dict"], trained.load(run)
     rounded = form.write(found.network(1).bfloat16().float(), None, {})
     with pytest.raises(checkpoint.CheckpointError, match="gives other logits than the network"):
@@ -165,7 +165,7 @@ def test_a_checkpoint_of_an_older_version_takes_its_normalisation_from_the_data(
     assert trained.load(tmp_path).images(None) == wanted
 
 
-def test_what_was_typed_wrong_is_told(run, tmp_path, capsys):
+def test_mistakes_in_options_are_named(run, tmp_path, capsys):
     for words, said in {
         ("--format=onx",): "did you mean 'onnx'?",
         ("--formt=onnx",): "unknown option '--formt'; did you mean '--format'?",

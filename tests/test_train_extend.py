@@ -18,7 +18,7 @@ def recipe(epochs, milestones=(0.5, 0.75)):
     return {"epochs": epochs, "lr": 1.0, "lr_decay": 0.5, "milestones": list(milestones)}
 
 
-def test_a_finished_run_goes_on_as_the_longer_one(tmp_path, capsys):
+def test_extended_run_equals_the_longer_run(tmp_path, capsys):
     """With decays that neither run has reached, it ends with the bits of the uninterrupted one."""
     late = "--milestones=9"
     assert run(tmp_path / "short", "--epochs=2", late) == 0
@@ -35,7 +35,7 @@ def test_a_finished_run_goes_on_as_the_longer_one(tmp_path, capsys):
     assert "crd: finished earlier, 4 epochs" in capsys.readouterr().out
 
 
-def test_what_it_cannot_extend_is_refused_as_without(tmp_path, capsys):
+def test_runs_that_cannot_be_extended_are_refused(tmp_path, capsys):
     assert run(tmp_path, "--epochs=2") == 0
     assert run(tmp_path, "--epochs=1", "--extend") == 1
     said = capsys.readouterr().err
@@ -46,7 +46,7 @@ def test_what_it_cannot_extend_is_refused_as_without(tmp_path, capsys):
     assert "extend: " in capsys.readouterr().err
 
 
-def test_the_schedule_is_told():
+def test_announcement_names_the_new_schedule():
     said = schedule.announcement(recipe(4), recipe(8), done=4)
     assert "decays after epochs 4, 6, next rate 0.5" in said
     assert "other rates in epochs 3-4" in said  # of the shorter schedule, which decayed after 2 and 3
@@ -55,7 +55,7 @@ def test_the_schedule_is_told():
 
 
 @pytest.mark.parametrize("old, new, taken", [(2, 5, True), (5, 2, False), (2, 2, False), (None, 5, False)])
-def test_only_more_epochs_lengthen_a_checkpoint(old, new, taken):
+def test_only_a_larger_epochs_option_extends_a_checkpoint(old, new, taken):
     found = {"recipe": {"epochs": old, "lr": 1}, "model": "a"}
     wanted = {"recipe": {"epochs": new, "lr": 1}, "model": "a"}
     assert (schedule.lengthened(found, wanted) == wanted) == (taken or old == new)

@@ -75,7 +75,7 @@ def test_both_networks_are_compiled_whole_and_the_losses_left_alone(tmp_path, ea
     torch.compiler.reset()
 
 
-def test_what_cannot_be_compiled_is_told(tmp_path, monkeypatch):
+def test_uncompilable_network_is_reported(tmp_path, monkeypatch):
     from torch._dynamo.exc import BackendCompilerFailed
 
     def no_compiler(*_, **__):
@@ -147,7 +147,7 @@ class NoWatch:
 
 
 @pytest.mark.parametrize("method", ["ce", "crd", "wcord+kd"])
-def test_the_graphed_step_is_the_step(tmp_path, method):
+def test_graphed_step_equals_the_eager_step(tmp_path, method):
     """All but the recording itself: static inputs, gradients and values, eager warm-up, smaller last batch, probe."""
     config = {"epochs": 2, "batch_size": 8, "log_grad_norms": True, "clip_grad": 1.0, "log_every": 2}
     plain = make_run(tmp_path / "plain", method, **config)
@@ -204,7 +204,7 @@ def test_a_graph_of_accumulated_gradients_is_refused(monkeypatch):
         Config(cuda_graph=True, accumulate=2)
 
 
-def test_a_step_that_cannot_be_recorded_is_told(monkeypatch):
+def test_step_that_cannot_be_recorded_raises(monkeypatch):
     class Refused:
         def __init__(self, graph):
             pass
@@ -221,7 +221,7 @@ def test_a_step_that_cannot_be_recorded_is_told(monkeypatch):
         cuda_graph.record_on_cuda(dict)
 
 
-def test_the_losss_share_is_that_of_its_time(tmp_path, monkeypatch):
+def test_loss_share_is_its_fraction_of_the_time(tmp_path, monkeypatch):
     """A loss that sleeps 20 ms in each of three steps: its share of the epoch is at least those 60 ms, and below 1."""
     run = make_run(tmp_path, "kd", epochs=1, tensorboard=True)
     real = run.method.forward

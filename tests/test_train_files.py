@@ -67,13 +67,13 @@ def test_a_full_disk_that_shows_when_the_file_is_closed(tmp_path, monkeypatch):
     "place, reason",
     [("file/run", "Not a directory"), ("n" * 300, "File name too long"), ("/proc/nothing", "No such file|Permission")],
 )
-def test_a_directory_that_cannot_be_is_told(tmp_path, place, reason):
+def test_impossible_directory_is_named(tmp_path, place, reason):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=rf"^output_dir: cannot write [^\n]*: ({reason})[^\n]*$"):
         fit(make_run(tmp_path / place))
 
 
-def test_a_read_only_file_system_is_told(tmp_path, monkeypatch):
+def test_read_only_file_system_is_named(tmp_path, monkeypatch):
     def refuses(*_, **__):
         raise OSError(30, "Read-only file system")
 
@@ -82,7 +82,7 @@ def test_a_read_only_file_system_is_told(tmp_path, monkeypatch):
         fit(make_run(tmp_path / "run"))
 
 
-def test_results_of_the_wrong_type_are_told(tmp_path):
+def test_results_file_of_wrong_type_is_named(tmp_path):
     (tmp_path / "metrics.csv").mkdir()
     with pytest.raises(OutputError, match=r"cannot write .*metrics.csv: Is a directory"):
         write_csv(tmp_path / "metrics.csv", [{"a": 1}])
@@ -115,7 +115,7 @@ def test_a_second_run_in_a_directory_is_refused_at_once(tmp_path):
     assert len(fit(run)) == 2
 
 
-def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path):
+def test_next_run_removes_temporary_files_of_a_killed_one(tmp_path):
     (tmp_path / f"{files.TEMPORARY}123-0").write_text("half")
     fit(make_run(tmp_path))
     assert sorted(os.listdir(tmp_path)) == [
@@ -143,7 +143,7 @@ def test_the_lock_is_free_after_an_error(tmp_path):
         pass
 
 
-def test_a_checkpoint_of_other_networks_is_told(tmp_path):
+def test_checkpoint_of_other_networks_is_refused(tmp_path):
     fit(make_run(tmp_path))
     path = tmp_path / checkpoint.CURRENT
     for key, value in (("student", {"x": torch.zeros(1)}), ("optimizer", {}), ("rng", {}), ("method", {"x": 1})):

@@ -89,7 +89,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path, caplog):
     assert again.history[0]["seconds"] != first[0]["seconds"]
 
 
-def test_the_gradient_is_that_of_one_joint_backward(tmp_path):
+def test_gradient_equals_one_joint_backward(tmp_path):
     run = make_run(tmp_path, "wcord+kd")
     run.student.double(), run.method.double(), run.teacher.double()
     batch = next(run.train.epoch(0))
@@ -143,7 +143,7 @@ def test_metrics_and_logs_hold_the_right_numbers(tmp_path):
         assert found == [(row["epoch"], pytest.approx(row[name], rel=1e-6)) for row in history]
 
 
-def test_accuracy_is_counted_by_hand(tmp_path):
+def test_accuracy_equals_a_count_by_hand(tmp_path):
     run = make_run(tmp_path)
     tested = evaluate(run.student, run.test)
     run.student.eval()
@@ -218,7 +218,7 @@ def test_clipping_limits_the_step(tmp_path):
 
 
 @pytest.mark.parametrize("accumulate", [2, 4, 9])
-def test_accumulated_gradients_are_those_of_the_averaged_loss(tmp_path, accumulate):
+def test_accumulated_gradients_equal_those_of_the_averaged_loss(tmp_path, accumulate):
     """Plain SGD without momentum: the weights move by lr times the mean of the group's gradients."""
     config = {"lr": 0.5, "momentum": 0.0, "weight_decay": 0.0, "milestones": [], "batch_size": 10}
     run = make_run(tmp_path / "run", "ce", epochs=1, accumulate=accumulate, **config)

@@ -12,7 +12,7 @@ def pairs_in_order(scores, positive):
     return 100 * ((gap > 0).double() + 0.5 * (gap == 0)).mean().item()
 
 
-def test_two_classes_count_pairs():
+def test_auc_of_two_classes_counts_ordered_pairs():
     g = torch.Generator().manual_seed(0)
     labels = torch.arange(60) % 5 // 4  # one in five
     logits = torch.randn(60, 2, generator=g).round(decimals=1)
@@ -22,13 +22,13 @@ def test_two_classes_count_pairs():
     assert auc(-logits, labels) == pytest.approx(100 - want, abs=1e-9)
 
 
-def test_sure_answers_keep_their_order():
+def test_saturated_probabilities_keep_their_order():
     """Softmax in float32 would tie all of these at 1."""
     logits = torch.tensor([[0.0, 40.0], [0.0, 50.0], [0.0, 60.0], [0.0, 70.0]])
     assert auc(logits, torch.tensor([0, 0, 1, 1])) == 100
 
 
-def test_more_classes_average_one_against_the_rest():
+def test_auc_of_several_classes_averages_one_against_rest():
     g = torch.Generator().manual_seed(1)
     labels = torch.arange(30) % 3
     logits = torch.randn(30, 3, generator=g) + 0.7 * torch.eye(3)[labels]
@@ -47,6 +47,6 @@ def test_more_classes_average_one_against_the_rest():
         (torch.zeros(2, 2), torch.tensor([0, 1, 1]), r"labels: expected shape \[2\]"),
     ],
 )
-def test_refused(logits, labels, said):
+def test_bad_inputs_are_refused(logits, labels, said):
     with pytest.raises(ValueError, match=said):
         auc(logits, labels)

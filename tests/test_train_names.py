@@ -45,24 +45,24 @@ def test_the_nearest_name_is_suggested(typed, capsys):
 
 
 @pytest.mark.parametrize("text, near", {"epocs: 3": "epochs", "wcord:\n  lamda_gckt: 3": "wcord.lambda_gckt"}.items())
-def test_in_a_file_too(tmp_path, capsys, text, near):
+def test_nearest_name_is_suggested_for_a_configuration_file(tmp_path, capsys, text, near):
     (tmp_path / "my.yaml").write_text(text)
     assert main(["distill", f"--config={tmp_path / 'my.yaml'}"]) == 2
     assert f"did you mean {near!r}?" in capsys.readouterr().err
 
 
-def test_what_is_far_from_everything_gets_no_suggestion(capsys):
+def test_distant_name_gets_no_suggestion(capsys):
     assert main(["info", "--zzz"]) == 2
     assert capsys.readouterr().err == "wcord-fast info: unknown option '--zzz'; see --help\n"
 
 
-def test_every_command_is_told_and_completed():
+def test_every_command_is_listed_and_completed():
     subparsers = next(a for a in all_commands(None, None)._actions if a.choices)
     assert set(subparsers.choices) == set(COMMANDS)
     assert re.findall(r"^  (\w+)", USAGE, re.M) == list(COMMANDS)
 
 
-def test_without_shtab_it_says_what_to_install(monkeypatch, capsys):
+def test_without_shtab_the_extra_is_named(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "shtab", None)
     assert main(["completion", "bash"]) == 1
     assert 'pip install "wcord-fast[completion]"' in capsys.readouterr().err

@@ -66,12 +66,12 @@ def test_optimisers_by_name_and_by_dotted_path():
         ({"cuda_graph": True, "cutmix": 1.0}, ValueError, "cuda_graph: a replay repeats its draws"),
     ],
 )
-def test_what_cannot_be_used_is_named(options, error, words):
+def test_unusable_options_are_named(options, error, words):
     with pytest.raises(error, match=words):
         Recipe(**options)
 
 
-def test_what_is_not_asked_for_is_no_part_of_a_run():
+def test_unused_options_do_not_enter_a_runs_record():
     """Checkpoints from before there were these options go on."""
     assert not EVERYTHING.keys() & Recipe().described().keys() - {"lr"}
     assert Recipe(**EVERYTHING).described().items() >= EVERYTHING.items()
@@ -89,7 +89,7 @@ def test_warm_up_and_cosine():
     assert [learning_rate(steps, e, 0.5) for e in (0, 1, 4, 5)] == pytest.approx([1.0, 2.0, 2.0, 0.2])
 
 
-def test_the_rate_is_that_of_every_step(tmp_path, monkeypatch):
+def test_rate_is_set_at_every_step(tmp_path, monkeypatch):
     run, seen = make_run(tmp_path, epochs=2, schedule="cosine", warmup=0.25, lr=0.4), []
     real = loop.train_step
 
@@ -103,7 +103,7 @@ def test_the_rate_is_that_of_every_step(tmp_path, monkeypatch):
     assert seen[0] == pytest.approx(0.4 * 2 / 3) and seen[-1] == pytest.approx(0)
 
 
-def test_label_smoothing_is_torchs(tmp_path):
+def test_label_smoothing_equals_torch(tmp_path):
     run = make_run(tmp_path, label_smoothing=0.2, epochs=1)
     batch = next(iter(run.train.epoch(0)))
     run.student.eval()
@@ -200,7 +200,7 @@ def test_students_begin_with_the_weights_of_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["wcord+kd", "ft"])
-def test_all_of_it_resumes_exactly(tmp_path, monkeypatch, method):
+def test_run_with_all_recipe_options_resumes_exactly(tmp_path, monkeypatch, method):
     fit(make_run(tmp_path / "whole", method, epochs=3, **EVERYTHING))
     real, steps = loop.train_step, []
 

@@ -30,7 +30,7 @@ def test_a_cifar_label_of_any_size_is_refused(tmp_path, label):
         MemoryError(),
     ],
 )
-def test_memory_and_backends_are_told_in_one_line(monkeypatch, capsys, error):
+def test_lack_of_memory_or_backend_gives_one_line(monkeypatch, capsys, error):
     def fails(_):
         raise error
 
@@ -40,7 +40,7 @@ def test_memory_and_backends_are_told_in_one_line(monkeypatch, capsys, error):
     assert said == f"wcord-fast evaluate: {str(error) or 'out of memory'}\n"
 
 
-def test_a_defect_is_a_traceback(monkeypatch):
+def test_programming_error_gives_a_traceback(monkeypatch):
     def fails(_):
         raise RuntimeError("shape mismatch")
 

@@ -28,7 +28,7 @@ def images(root, seed, per_class=10):
 
 
 @pytest.mark.parametrize("method", ["ce", "wcord"])
-def test_other_images_or_another_number_of_them_are_refused(tmp_path, capsys, method):
+def test_other_training_images_are_refused(tmp_path, capsys, method):
     argv = ["distill", "--data=folder", f"--data-dir={tmp_path / 'data'}", "--image-size=8", f"--methods={method}"]
     argv += ["--teacher=resnet8", "--student=resnet8", "--epochs=1", "--batch-size=8", "--no-tensorboard", "--quiet"]
     argv += [f"--output-dir={tmp_path / 'out'}"]
@@ -45,7 +45,7 @@ def test_other_images_or_another_number_of_them_are_refused(tmp_path, capsys, me
     assert "data.train_images was 16, now 24" in capsys.readouterr().err
 
 
-def test_a_checkpoint_without_a_fingerprint_is_of_another_configuration(tmp_path):
+def test_checkpoint_without_a_fingerprint_is_refused(tmp_path):
     bench = Workbench(Config(**TINY, output_dir=str(tmp_path)))
     bench.student("ce", None)
     path = tmp_path / "ce" / checkpoint.CURRENT
@@ -56,7 +56,7 @@ def test_a_checkpoint_without_a_fingerprint_is_of_another_configuration(tmp_path
         bench.student("ce", None)
 
 
-def test_the_fingerprint_is_of_every_image_and_label():
+def test_fingerprint_covers_every_image_and_label():
     data = Workbench(Config(**TINY)).data
     parts = {name: getattr(data, name) for name in ("train_images", "train_labels", "test_images", "test_labels")}
     for name, value in parts.items():
@@ -77,7 +77,7 @@ def test_a_teacher_trained_on_more_of_the_images_is_accepted(tmp_path):
 
 
 @pytest.mark.parametrize("spec", [None, [1], {}, {"model": "resnet8"}])
-def test_a_teacher_or_evaluate_of_an_incomplete_checkpoint_is_told(tmp_path, capsys, spec):
+def test_incomplete_checkpoint_is_refused_by_teacher_and_evaluate(tmp_path, capsys, spec):
     Workbench(Config(**TINY, output_dir=str(tmp_path))).teacher()
     path = tmp_path / "teacher" / checkpoint.CURRENT
     torch.save({**torch.load(path, weights_only=True), "spec": spec}, path)

@@ -28,7 +28,7 @@ WCORD = {
 METHODS = [("crd", CRD), ("wcord+kd", WCORD), ("lckt", {"wcord": {"lckt_pairs": "only", **LOCAL}})]
 
 
-def test_a_ramp_is_linear_in_the_step_over_its_epochs_or_its_part_of_all():
+def test_ramp_is_linear_in_the_step():
     assert ramp_steps(2, 3, 10) == ramp_steps(0.2, 3, 10) == 6 and ramp_steps(0.25, 3, 10) == 8
     assert [ramp_factor(done, 4) for done in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
     assert ramp_steps(0, 3, 10) == 0 and ramp_factor(0, 0) == 1
@@ -56,7 +56,7 @@ def test_a_run_that_died_resumes_exactly_and_fills_no_bank_again(tmp_path, monke
         assert_equal(everything(tmp_path / "whole"), everything(broken))
 
 
-def test_every_row_is_filled_with_its_image_s_features_and_nothing_else_changes(tmp_path):
+def test_fill_sets_every_row_to_its_images_feature_and_changes_nothing_else(tmp_path):
     run = make_run(tmp_path, "crd", **CRD)
     before = {k: v.clone() for k, v in run.student.state_dict().items()}
     drawn = torch.get_rng_state()
@@ -95,7 +95,7 @@ def test_the_weight_grows_and_log_z_is_set_anew_at_the_end_of_the_ramp(tmp_path,
     assert all(math.isfinite(z) for z in log_z[0])
 
 
-def test_at_factor_0_the_term_has_no_gradient_and_at_1_it_is_the_published_one(tmp_path):
+def test_ramp_factor_scales_the_terms_gradient_from_zero_to_published(tmp_path):
     off = {"crd": {"ramp": 0.0, "z": "first"}, "wcord": {"ramp_gckt": 0.0, "ramp_lckt": 0.0, "z": "first"}}
     for name, config in (("crd", CRD), ("wcord", WCORD)):
         run = make_run(tmp_path, name, **config)
@@ -137,7 +137,7 @@ def test_the_plan_s_mass_on_the_pairs_is_logged_with_the_shares(tmp_path):
         assert 0 < row["lckt_on_pairs"] <= 1 and {"grad_gckt", "grad_lckt"} <= row.keys()
 
 
-def test_options_at_their_defaults_are_no_part_of_what_a_run_is():
+def test_options_at_their_defaults_do_not_enter_a_runs_record():
     told = distill.described(distill.options_for("wcord"))
     later = {"ramp_gckt", "ramp_lckt", "init_banks", "lckt_pairs", "lckt_rho", "lckt_pairs_by", "lckt_center"}
     assert not later & told.keys() and {"lambda_gckt", "z", "lckt_features"} <= told.keys()
@@ -157,6 +157,6 @@ def test_options_at_their_defaults_are_no_part_of_what_a_run_is():
         ("wcord", {"lckt_center": "yes"}, "lckt_center: "),
     ],
 )
-def test_what_cannot_be_is_said(method, options, said):
+def test_bad_schedule_options_are_refused(method, options, said):
     with pytest.raises(ValueError, match=said):
         distill.METHODS[method].options(**options)

@@ -51,7 +51,7 @@ def killed(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_it_goes_on_as_if_nothing_had_happened(killed, tmp_path, method):
+def test_run_killed_by_sigkill_resumes_to_equal_results(killed, tmp_path, method):
     assert everything(killed / method)["epoch"] == 2
     torch.rand(5)  # the new process's generator is anywhere
     resumed = make_run(killed / method, method, epochs=EPOCHS)

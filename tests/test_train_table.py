@@ -52,7 +52,7 @@ def test_the_imagenet_pair():
     assert table.published()["resnet34-resnet18"]["wcord"] == [71.49]  # an error of 28.51
 
 
-def test_all_methods_are_all_methods():
+def test_methods_all_lists_every_method():
     assert {distill.parse(name)[0] for name in table.all_methods()} == set(distill.names())
 
 
@@ -89,7 +89,7 @@ def test_rows_and_files(finished):
     assert (home / "table.md").read_text().startswith("| pair | method |")
 
 
-def test_the_same_command_again_trains_nothing(finished, monkeypatch, capsys):
+def test_repeated_command_trains_nothing(finished, monkeypatch, capsys):
     home, asked = finished
     before = (home / "table.csv").read_text()
     monkeypatch.setattr("wcord_fast.train.loop.one_epoch", None)
@@ -98,7 +98,7 @@ def test_the_same_command_again_trains_nothing(finished, monkeypatch, capsys):
     assert "crd+kd" in capsys.readouterr().out
 
 
-def test_a_method_that_cannot_serve_the_pair_is_n_a_with_its_reason(tmp_path, capsys):
+def test_unsupported_method_is_marked_n_a_with_its_reason(tmp_path, capsys):
     asked = ["table", "--pair=resnet32x4-shufflev1", "--methods=fsp", *TINY, f"--output-dir={tmp_path}"]
     assert main(asked) == 0
     said = capsys.readouterr().out
@@ -142,7 +142,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("word", WRONG)
-def test_what_was_typed_wrong_is_told(word, capsys):
+def test_mistakes_in_options_are_named(word, capsys):
     assert main(["table", word]) == 2
     assert re.search(WRONG[word], capsys.readouterr().err)
 
@@ -153,7 +153,7 @@ def test_help(capsys):
     assert "resnet32x4-resnet8x4" in said and "wcord+kd" in said
 
 
-def test_dry_run_tells_the_recipes_and_what_is_done(tmp_path, capsys):
+def test_dry_run_prints_the_recipes_and_finished_runs(tmp_path, capsys):
     asked = ["table", "--pair=vgg13-vgg8,vgg13-MobileNetV2", "--methods=ce,wcord", "--seeds=0,3", "--dry-run"]
     done = tmp_path / "vgg13-vgg8" / "seed3" / "ce"
     done.mkdir(parents=True)

@@ -38,7 +38,7 @@ def test_a_pool_drawn_to_its_last_row(labels, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_every_draw_is_from_the_pool_and_every_row_of_it_is_drawn(backend):
+def test_draws_cover_exactly_the_pool(backend):
     seen = torch.zeros(len(ANCHORS), N, dtype=torch.bool)
     for replacement in (True, False):
         sampler = NegativeSampler(N, 30, labels=LABELS, replacement=replacement, seed=3)
@@ -76,7 +76,7 @@ def test_the_whole_pool_against_brute_force(plan, backend):
 
 
 @pytest.mark.parametrize("expected", [False, True])
-def test_the_mean_by_class_sums(expected):
+def test_mean_score_by_class_sums_equals_brute_force(expected):
     x, rows = problem()
     bank = MemoryBank(N, D, dtype=torch.float64, seed=1)
     bank.rows.copy_(rows)
@@ -113,14 +113,14 @@ def unsigned(labels):
     return labels.numpy().astype("uint64")
 
 
-def test_without_a_label_below_0_nothing_changes():
+def test_labels_without_unlabelled_rows_give_unchanged_draws():
     labels = torch.tensor([7, 2, 40, 2, 7, 7, 2**40, 40])
     assert NegativeSampler(8, 2, labels=labels).spec().table("label").tolist() == [1, 0, 2, 0, 1, 1, 3, 2]
     draws = [NegativeSampler(8, 3, labels=given, seed=1).draw(torch.arange(8)) for given in (labels, unsigned(labels))]
     assert torch.equal(*draws)
 
 
-def test_classes_known_decide_the_default():
+def test_labels_decide_the_default_exclusion():
     known = torch.tensor([-1, 0, 0, 1, 1, -1, -1])
     assert NegativeSampler(7, 2, labels=known).exclude == "self"
     assert NegativeSampler(7, 2, labels=torch.full((7,), -1)).exclude == "self"

@@ -76,7 +76,7 @@ def test_lckt_does_not_train_the_teacher_s_embedding():
 
 
 @pytest.mark.parametrize("trains", [True, False])
-def test_student_only_gradient(trains):
+def test_only_the_student_gets_a_gradient(trains):
     module = loss_module(lambda_gckt=0.0, lambda_lckt=1.0, lckt_trains_embed=trains, critic="nce")
     f_s, f_t, idx = batch()
     f_s.requires_grad_()

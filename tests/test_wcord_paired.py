@@ -114,7 +114,7 @@ def test_the_first_batch_of_a_queue_has_no_negatives():
 
 @pytest.mark.parametrize("critic", CRITICS)
 @pytest.mark.parametrize("negatives", ["batch", "queue"])
-def test_no_numbers_of_images_are_needed(critic, negatives):
+def test_idx_is_not_needed(critic, negatives):
     streamed, numbered = build(critic, negatives, None), build(critic, negatives, N)
     streamed.load_state_dict(numbered.state_dict())
     for step in range(3):
@@ -124,7 +124,7 @@ def test_no_numbers_of_images_are_needed(critic, negatives):
         assert torch.isfinite(streamed(f_s, f_t, distinct + 10**12)) and torch.isfinite(numbered(f_s, f_t))
 
 
-def test_dual_needs_no_numbers_of_images():
+def test_dual_needs_no_idx():
     f_s, f_t, _ = batch(0)
     streamed, numbered = build("dual", "batch", None), build("dual", "batch", N)
     assert torch.equal(streamed(f_s, f_t), numbered(f_s, f_t, torch.arange(B)))
@@ -203,7 +203,7 @@ def test_a_queue_has_as_many_rows_as_there_are_negatives_by_default():
     assert queue.size == 8 and queue.rows.dtype == torch.bfloat16 and isinstance(queue, FeatureQueue)
 
 
-def test_reset_is_as_made():
+def test_reset_restores_the_initial_state():
     loss = build("sigmoid", "queue", None)
     loss(*batch(0)[:2])
     with torch.no_grad():
@@ -212,7 +212,7 @@ def test_reset_is_as_made():
     assert int(loss.paired.queue_s.pushed) == 0 and loss.score_map.bias.item() == -10
 
 
-def test_local_term_knows_the_pairs_without_numbers():
+def test_local_term_needs_no_idx_for_its_pairs():
     options = {"lambda_lckt": 1.0, "lckt_pairs": "prior"}
     f_s, f_t, _ = batch(0)
     streamed, numbered = build("infonce", "batch", None, **options), build("infonce", "batch", N, **options)

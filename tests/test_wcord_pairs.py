@@ -79,7 +79,7 @@ def test_mapped_trains_a_linear_map_of_the_student_and_nothing_of_the_teacher():
     assert {"local.map.weight", "local.map.bias"} <= set(module.state_dict())
 
 
-def test_a_centred_batch_of_one_image_says_nothing():
+def test_centred_batch_of_one_image_gives_zero():
     f_s, f_t, idx = features()
     for pairs in ("none", "only"):
         loss = raw(lckt_pairs=pairs, lckt_center="batch")(f_s[:1], f_t[:1], idx[:1])
@@ -114,7 +114,7 @@ def test_a_ramp_scales_each_term_s_value_and_gradient_in_place():
         ramped.ramp(lckt=-1)
 
 
-def test_log_z_that_is_forgotten_is_estimated_by_the_next_batch():
+def test_reset_log_z_is_estimated_from_the_next_batch():
     torch.manual_seed(0)
     loss = CRDLoss(S_DIM, T_DIM, N, feat_dim=8, nce_k=9, labels=LABELS, seed=1).double()
     loss(*batch(0))
@@ -140,6 +140,6 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(("options", "message"), ERRORS)
-def test_what_cannot_be_is_said(options, message):
+def test_bad_pair_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         loss_module(**options)

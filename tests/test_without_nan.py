@@ -41,7 +41,7 @@ def test_a_log_z_that_is_set_costs_no_launch_after_the_first_step(on_gpu):
     assert steps(loss, launches) == 0
 
 
-def test_every_write_and_every_copy_is_looked_at_anew(on_gpu):
+def test_every_write_and_copy_is_checked_again(on_gpu):
     loss, launches = on_gpu
     steps(loss, launches)
     loss.reset_z()
@@ -54,13 +54,13 @@ def test_every_write_and_every_copy_is_looked_at_anew(on_gpu):
     assert steps(loss, launches, 2) == 1
 
 
-def test_a_copy_knows_nothing():
+def test_copy_does_not_inherit_the_checked_state():
     loss = CRDLoss(5, 6, 40, nce_k=10, seed=1)
     loss.contrast._is_set._of = loss.contrast.log_z, 0
     assert copy.deepcopy(loss).contrast._is_set._of is None
 
 
-def test_an_answer_that_comes_steps_later_is_taken(on_gpu, monkeypatch):
+def test_late_answer_of_the_device_is_used(on_gpu, monkeypatch):
     loss, launches = on_gpu
     arrived = []
     monkeypatch.setattr(without_nan, "answer", lambda flag: lambda: bool(flag) if arrived else None)
@@ -70,7 +70,7 @@ def test_an_answer_that_comes_steps_later_is_taken(on_gpu, monkeypatch):
     assert steps(loss, launches, 2) == 0
 
 
-def test_an_answer_that_has_not_arrived_is_no_answer(on_gpu, monkeypatch):
+def test_pending_answer_of_the_device_is_ignored(on_gpu, monkeypatch):
     loss, launches = on_gpu
     monkeypatch.setattr(without_nan, "answer", lambda flag: lambda: None)
     assert steps(loss, launches, 3) == 3

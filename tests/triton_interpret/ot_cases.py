@@ -88,7 +88,7 @@ def test_dual_value_and_its_gradients(cost):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_tol_freezes_each_problem_by_itself(solver):
+def test_tol_stops_each_problem_on_its_own(solver):
     spread = torch.tensor([0.05, 2.0])
     x = features(18, 2, 12, 3) * spread[:, None, None] + 1
     y = features(19, 2, 11, 3) * spread[:, None, None] + 1
