@@ -50,19 +50,19 @@ class Problem:
         value, slope = (1e-12, 1e-12) if wide else (1e-6, 1e-5)
         plan = ("gather", "reference")
         if "nce" in scores:
-            got = self.nce()
+            actual = self.nce()
             expected = reference.bank_nce(*self.exact(), self.log_z.double(), self.spec, TEMPERATURE, True, *plan)
-            assert_relative(got[0], expected[0], value)
-            close(got[1], expected[1], slope)
+            assert_relative(actual[0], expected[0], value)
+            close(actual[1], expected[1], slope)
         if "mean" in scores:
-            got = native_cuda.bank_mean_score(self.anchors, self.banks, self.index, self.spec, True, *plan)
+            actual = native_cuda.bank_mean_score(self.anchors, self.banks, self.index, self.spec, True, *plan)
             expected = reference.bank_mean_score(*self.exact(), self.spec, True, *plan)
-            assert (got[0] - expected[0]).abs().max() <= value  # a mean of values of both signs, each at most 1
-            close(got[1], expected[1], slope)
+            assert (actual[0] - expected[0]).abs().max() <= value  # a mean of values of both signs, each at most 1
+            close(actual[1], expected[1], slope)
         if "log_z" in scores:
-            got = self.estimate()
+            actual = self.estimate()
             expected = reference.bank_log_z(*self.exact(), self.spec, TEMPERATURE, *plan)
-            assert_relative(got, expected, value)
+            assert_relative(actual, expected, value)
         assert flags() == 0
 
     def check_parts(self, cuts) -> None:
@@ -105,12 +105,12 @@ def given(rows: torch.Tensor) -> DrawSpec:
     return DrawSpec("given", rows.shape[1], "no", False, 0, [rows])
 
 
-def assert_relative(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
-    torch.testing.assert_close(got.double(), expected, rtol=tolerance, atol=0)
+def assert_relative(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
+    torch.testing.assert_close(actual.double(), expected, rtol=tolerance, atol=0)
 
 
-def close(got: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
+def close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
     """Gradients: the error of a row against the row's norm."""
-    assert got.shape == expected.shape
-    error = torch.linalg.vector_norm(got.double() - expected, dim=-1)
-    assert (error <= tolerance * torch.linalg.vector_norm(expected, dim=-1)).all(), (got, expected)
+    assert actual.shape == expected.shape
+    error = torch.linalg.vector_norm(actual.double() - expected, dim=-1)
+    assert (error <= tolerance * torch.linalg.vector_norm(expected, dim=-1)).all(), (actual, expected)

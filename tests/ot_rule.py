@@ -42,7 +42,7 @@ def assert_rule(solve, x, y, a, b, args, *, lattice=False):
         largest = max(largest, 1.0)  # 1 - <x, y> is rounded at the size of 1
     rounding = 6e-8 * float(exact.scale.max()) * largest  # of an exponent: no row sum is known better
     assert (ours.marginal_error - exact.marginal_error).abs().max() <= 1e-5 + 4 * rounding
-    for name, share, times, least in (
+    for name, fraction, times, least in (
         ("value", 1e-5, 2, 3e-7 * largest),
         ("alpha", 1e-4, 2, 1e-6),
         ("beta", 1e-4, 2, 1e-6),
@@ -56,8 +56,8 @@ def assert_rule(solve, x, y, a, b, args, *, lattice=False):
         other = {"alpha": "beta", "beta": "alpha", "grad_a": "grad_b", "grad_b": "grad_a"}.get(name, name)
         scale = max(size(want), size(getattr(exact, other)))
         error, *plain = (distance(getattr(s, name), want) for s in (ours, *loops))
-        share = max(share, rounding) if lattice else share
-        assert error <= max(share * scale, times * max(plain), least), (name, error, plain, scale)
+        fraction = max(fraction, rounding) if lattice else fraction
+        assert error <= max(fraction * scale, times * max(plain), least), (name, error, plain, scale)
     return ours
 
 
@@ -83,9 +83,9 @@ def permuted_loop(x, y, a, b, args, seed):
     )
 
 
-def distance(found, want):
+def distance(actual, want):
     """Largest difference of [G, n] potentials, norm of the difference of gradients; equal infinities count as equal."""
-    difference = torch.where(found.double() == want, 0.0, found.double() - want)
+    difference = torch.where(actual.double() == want, 0.0, actual.double() - want)
     return float(difference.norm() if want.dim() == 3 else difference.abs().amax()) if want.numel() else 0.0
 
 

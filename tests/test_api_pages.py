@@ -11,8 +11,8 @@ MODULES = ["wcord_fast", *(f"wcord_fast.{m}" for m in ("data", "distill", "funct
 
 
 def public(module: str) -> dict[str, object]:
-    found = importlib.import_module(module)
-    return {name: getattr(found, name) for name in found.__all__}
+    imported = importlib.import_module(module)
+    return {name: getattr(imported, name) for name in imported.__all__}
 
 
 @pytest.mark.parametrize("module", MODULES)

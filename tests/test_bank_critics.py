@@ -76,8 +76,8 @@ def test_losses_and_all_gradients_equal_the_formulas(name, plan, own, backend):
                 loss = formula(x, bank[index] if positive is None else positive, bank, rows, times, *extra)
             inputs = [x, *([] if positive is None else [positive]), *extra]
             results.append((loss, *torch.autograd.grad((loss * WEIGHT).sum(), inputs)))
-        for got, wanted in zip(*results, strict=True):
-            torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-12)
+        for actual, wanted in zip(*results, strict=True):
+            torch.testing.assert_close(actual, wanted, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -213,8 +213,8 @@ def test_compiled_calls_anchor_offsets_and_memory_banks_give_equal_losses():
     results = []
     for call in (losses, torch.compile(losses, fullgraph=True, backend="aot_eager")):
         inputs = leaves()
-        found = call(*inputs)
-        results.append((*found, *torch.autograd.grad(sum(loss.sum() for loss in found), inputs)))
+        actual = call(*inputs)
+        results.append((*actual, *torch.autograd.grad(sum(loss.sum() for loss in actual), inputs)))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b)
     for part, whole in zip(

@@ -133,5 +133,5 @@ def test_flagged_bad_values_do_not_enter_the_estimate_of_log_z(monkeypatch, plan
         return index.long(), spec, ok.as_subclass(Elsewhere)
 
     monkeypatch.setattr(op, "checked", checked)
-    got = F.bank_log_z(**args, plan=plan, backend="reference")
-    assert got.isnan() if flagged else torch.equal(got, wanted)
+    actual = F.bank_log_z(**args, plan=plan, backend="reference")
+    assert actual.isnan() if flagged else torch.equal(actual, wanted)

@@ -33,8 +33,8 @@ def check(case, plan: str, *, value: float, grad: float) -> None:
             assert float(((ours[op][0] - answer[0]).abs() / answer[0].abs().clamp_min(1)).max()) <= value
         else:
             assert relative_error(ours[op][0], answer[0]) <= value, op
-        for got, wanted in zip(ours[op][1:], answer[1:], strict=True):
-            assert relative_error(got, wanted) <= grad, op
+        for actual, wanted in zip(ours[op][1:], answer[1:], strict=True):
+            assert relative_error(actual, wanted) <= grad, op
 
 
 @pytest.mark.parametrize("plan", PLANS)

@@ -212,8 +212,8 @@ def test_alias_tables_equal_plain_python():
             assert torch.equal(threshold, expected[0]) and torch.equal(other, expected[1])
             # The table gives every row its share of the draws.
             kept = (threshold.double() + 2.0**64 * (threshold < 0)) / 2.0**64
-            share = kept.index_add(0, other.long(), 1 - kept) / n
-            torch.testing.assert_close(share, weights / weights.sum(), rtol=1e-9, atol=1e-12)
+            fraction = kept.index_add(0, other.long(), 1 - kept) / n
+            torch.testing.assert_close(fraction, weights / weights.sum(), rtol=1e-9, atol=1e-12)
 
 
 def test_reference_and_native_agree_on_modules():

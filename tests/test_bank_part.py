@@ -20,9 +20,9 @@ CUTS = [(0, 300), (0, 1, 300), (0, 96, 97, 200, 300)]
 
 
 def modules():
-    found = [pytest.param(reference, id="reference")]
+    modules = [pytest.param(reference, id="reference")]
     why = dispatch.cannot_run("native", "cpu")
-    return [*found, pytest.param(native_cpu, id="native", marks=pytest.mark.skipif(bool(why), reason=str(why)))]
+    return [*modules, pytest.param(native_cpu, id="native", marks=pytest.mark.skipif(bool(why), reason=str(why)))]
 
 
 def joined(module, plan, p, cuts):
@@ -48,11 +48,11 @@ def joined(module, plan, p, cuts):
     return {"nce": total[0], "mean": total[1], "log_z": (log_z,), **critics}
 
 
-def assert_close(got, wanted, cuts):
+def assert_close(actual, wanted, cuts):
     for name in ("nce", "log_z", "sigmoid", "infonce"):
-        for ours, theirs in zip(got[name], wanted[name], strict=True):
+        for ours, theirs in zip(actual[name], wanted[name], strict=True):
             assert relative_error(ours, theirs) < LIMIT, (name, cuts)
-    for ours, theirs in zip(got["mean"], wanted["mean"], strict=True):  # itself near zero: in units of a score
+    for ours, theirs in zip(actual["mean"], wanted["mean"], strict=True):  # itself near zero: in units of a score
         assert float((ours - theirs).abs().max()) < LIMIT, cuts
 
 
@@ -63,8 +63,8 @@ def test_parts_add_up_to_the_whole(name, plan, module):
     p = problem(name)
     wanted = p.answers()
     for cuts in CUTS:
-        got = joined(module, plan, p, cuts)
-        assert_close(got, wanted, cuts)
+        actual = joined(module, plan, p, cuts)
+        assert_close(actual, wanted, cuts)
 
 
 @pytest.mark.parametrize("module", modules())
@@ -72,8 +72,8 @@ def test_many_anchors_and_rows_in_a_narrow_type(module):
     p = problem("class", dim=33, num_data=5000, batch=70, k=700, bank=torch.bfloat16)
     wanted = p.answers()
     for plan in ("gather", "dense"):
-        got = joined(module, plan, p, (0, 1800, 5000))
-        assert_close(got, wanted, plan)
+        actual = joined(module, plan, p, (0, 1800, 5000))
+        assert_close(actual, wanted, plan)
 
 
 @pytest.mark.parametrize("module", modules())

@@ -78,8 +78,8 @@ def test_the_cheaper_plan_is_taken(monkeypatch):
 def test_a_backend_without_costs_is_judged_by_bytes(monkeypatch):
     monkeypatch.setattr(plan, "COSTS", {})
     for k, expected in ((43, "gather"), (44, "dense")):
-        found = choose("bank_nce", "auto", Problem(64, 1000, k, 128), "cpu", "reference")
-        assert found.plan == expected and "by the assumed costs" in found.reason
+        choice = choose("bank_nce", "auto", Problem(64, 1000, k, 128), "cpu", "reference")
+        assert choice.plan == expected and "by the assumed costs" in choice.reason
 
 
 def test_a_compiled_backend_beats_a_cheaper_plan_of_the_reference(monkeypatch):
@@ -89,8 +89,8 @@ def test_a_compiled_backend_beats_a_cheaper_plan_of_the_reference(monkeypatch):
     )
     monkeypatch.setattr(dispatch, "SUPPORT", rows)
     monkeypatch.setattr(dispatch, "cannot_run", lambda backend, device: None)
-    found = choose("bank_nce", "auto", Problem(64, 1000, 999, 128), "cpu")
-    assert (found.plan, found.backend) == ("gather", "native") and "the only plan of backend native" in found.reason
+    choice = choose("bank_nce", "auto", Problem(64, 1000, 999, 128), "cpu")
+    assert (choice.plan, choice.backend) == ("gather", "native") and "the only plan of backend native" in choice.reason
     assert choose("bank_nce", "dense", Problem(64, 1000, 999, 128), "cpu").backend == "reference"
     with pytest.raises(NotImplementedError, match="backend='triton'"):
         choose("bank_nce", "auto", Problem(64, 1000, 999, 128), "cpu", "triton")

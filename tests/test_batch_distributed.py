@@ -61,17 +61,17 @@ def test_ranks_equal_one_process(pool, critic, excluded, dtypes, backend):
         pytest.skip(f"no {backend} here")
     sizes = SIZES[pool.world]
     losses, grads, _ = step(critic, slice(None), sizes, dtypes, excluded, backend, "rank")
-    found = pool.run(on_rank, critic, sizes, dtypes, excluded, backend)
+    actual = pool.run(on_rank, critic, sizes, dtypes, excluded, backend)
     close = dict.fromkeys(("rtol", "atol"), 1e-12 if torch.float64 in dtypes else 3e-5)
     narrow = {"rtol": 1e-2, "atol": 1e-3}
-    for rank, (own, (of_x, of_y, *of_scalars), _) in enumerate(found):
+    for rank, (own, (of_x, of_y, *of_scalars), _) in enumerate(actual):
         at = rows_of(sizes, rank)
         torch.testing.assert_close(own, losses[at], **close)
         torch.testing.assert_close(of_x, grads[0][at], **(narrow if of_x.dtype == torch.bfloat16 else close))
         torch.testing.assert_close(of_y, grads[1][at], **close)
         assert len(of_scalars) == 2 * (critic == "sigmoid")
     for i, whole in enumerate(grads[2:]):
-        torch.testing.assert_close(sum(of[2 + i] for _, of, _ in found), whole, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(sum(of[2 + i] for _, of, _ in actual), whole, rtol=1e-5, atol=1e-5)
 
 
 def test_ranks_exchange_one_gradient_number_per_pair(pool):

@@ -77,8 +77,8 @@ def test_values_and_gradients_equal_float64(critic, excluded, batch, dim, backen
     x, y = x.requires_grad_(), y.requires_grad_()
     losses = function(critic)(x, y, **options(critic), **ids, backend=backend)
     torch.testing.assert_close(losses.double(), expected, rtol=1e-6, atol=1e-6)
-    for found, want in zip(gradients(losses, weight, x, y), gradients(expected, weight.double(), *wide), strict=True):
-        assert (found - want).norm() <= 1e-6 + 1e-5 * want.norm()
+    for actual, want in zip(gradients(losses, weight, x, y), gradients(expected, weight.double(), *wide), strict=True):
+        assert (actual - want).norm() <= 1e-6 + 1e-5 * want.norm()
 
 
 @pytest.mark.parametrize("critic", CRITICS)

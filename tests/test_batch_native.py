@@ -24,9 +24,9 @@ def step(critic, backend, dtype, batch, dim, norm=1.0, **more):
     return losses.detach(), *gradients(losses, weight, x, y)
 
 
-def assert_near(found, wanted, dtype):
+def assert_near(actual, wanted, dtype):
     limit = 2e-6 if dtype == torch.float32 else 1e-13
-    for a, b in zip(found, wanted, strict=True):
+    for a, b in zip(actual, wanted, strict=True):
         assert torch.isfinite(a).all() and (a - b).norm() <= limit * (1 + b.norm())
 
 
@@ -35,30 +35,30 @@ def assert_near(found, wanted, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("critic", CRITICS)
 def test_every_instruction_set_equals_the_reference(simd, critic, dtype, plain, batch, dim):
-    found = step(critic, "native", dtype, batch, dim, plain=plain)
-    assert_near(found, step(critic, "reference", dtype, batch, dim, plain=plain), dtype)
+    actual = step(critic, "native", dtype, batch, dim, plain=plain)
+    assert_near(actual, step(critic, "reference", dtype, batch, dim, plain=plain), dtype)
 
 
 @pytest.mark.parametrize("norm", [1.0, 4.0])  # scores within the range of a sum of exp, and beyond
 @pytest.mark.parametrize("critic", CRITICS)
 def test_the_number_of_threads_changes_no_bit(critic, norm):
     before = torch.get_num_threads()
-    found = []
+    results = []
     try:
         for threads in (1, 2, 3, 7):
             torch.set_num_threads(threads)
-            found.append(step(critic, "native", torch.float32, 600, 20, norm))
+            results.append(step(critic, "native", torch.float32, 600, 20, norm))
     finally:
         torch.set_num_threads(before)
-    for other in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 @pytest.mark.parametrize("norm", [3.0, 10.0, 100.0])
 def test_scores_beyond_the_range_of_fp32_s_exp_equal_float64(simd, norm):
-    found = step("infonce", "native", torch.float32, 200, 40, norm)
+    actual = step("infonce", "native", torch.float32, 200, 40, norm)
     wanted = step("infonce", "reference", torch.float64, 200, 40, norm)
-    for a, b in zip(found, wanted, strict=True):
+    for a, b in zip(actual, wanted, strict=True):
         assert (a.double() - b).norm() <= 3e-7 * norm**2 * 10 * b.norm() / 2  # a score's rounding, relative to its size
 
 

@@ -84,8 +84,8 @@ def test_narrow_inputs_equal_their_widened_values(critic, dtypes, backend):  # n
     call = {"labels": labels, "backend": backend, **options(critic)}
     losses, expected = function(critic)(x, y, **call), function(critic)(wide_x, wide_y, **call)
     assert losses.dtype == wide and torch.equal(losses, expected)
-    for found, want in zip(gradients(losses, weight, x, y), gradients(expected, weight, wide_x, wide_y), strict=True):
-        assert torch.equal(found, want.to(found.dtype))
+    for actual, want in zip(gradients(losses, weight, x, y), gradients(expected, weight, wide_x, wide_y), strict=True):
+        assert torch.equal(actual, want.to(actual.dtype))
 
 
 @pytest.mark.parametrize("critic", CRITICS)
@@ -105,8 +105,8 @@ def test_strides_of_inputs_and_of_the_output_s_gradient_do_not_matter(critic, ba
         (torch.autograd.grad(summed, (x, y)), (ones, ones[:1].expand(17))),
     ):
         for handed in weights:
-            found = torch.autograd.grad(strange, (strange_x, strange_y), handed, retain_graph=True)
-            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+            actual = torch.autograd.grad(strange, (strange_x, strange_y), handed, retain_graph=True)
+            assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
 @pytest.mark.parametrize("critic", CRITICS)

@@ -35,7 +35,7 @@ def contest(**forms):
 
     makers = {name: lambda name=name: make(name) for name in forms}
     floors = itertools.cycle((3e-3, 1e-3))  # the second time nothing was in the way
-    right = lambda found: {name: e["value"] < 0.1 for name, e in found.items()}  # noqa: E731
+    right = lambda errors: {name: e["value"] < 0.1 for name, e in errors.items()}  # noqa: E731
     return Contest({"n": 3}, makers, lambda form: {"value": form.error}, right, floor=lambda: next(floors))
 
 
@@ -46,8 +46,8 @@ def test_ratios_are_between_right_forms_only(capsys):
     assert "times_plain" not in rows["ours"] and "times_naive" not in rows["off"]
     assert rows["compile"]["failed"] == "RuntimeError: no compiler" and "ms" not in rows["compile"]
     show(case, list(rows.values()))
-    told = capsys.readouterr().out
-    assert "fails: RuntimeError: no compiler" in told and told.count("WRONG") == 2
+    text = capsys.readouterr().out
+    assert "fails: RuntimeError: no compiler" in text and text.count("WRONG") == 2
 
 
 @pytest.mark.parametrize(
@@ -117,17 +117,17 @@ def test_quick_writes_only_into_the_given_folder(monkeypatch, tmp_path, capsys):
 
 
 def test_the_top_command_runs_every_subject_and_names_the_failed_ones(monkeypatch, capsys):
-    asked = []
+    argv = []
 
     def run(line, check):
-        asked.append(line[3:])
+        argv.append(line[3:])
         return subprocess.CompletedProcess(line, int(line[3] == "ot"))
 
     monkeypatch.setattr(subprocess, "run", run)
     assert command.main(["--quick", "--out", "there"]) == 1
-    assert asked == [[subject, "--quick", "--out", "there"] for subject in command.QUICK]
+    assert argv == [[subject, "--quick", "--out", "there"] for subject in command.QUICK]
     assert "FAILED: ot\n" in capsys.readouterr().out
-    asked.clear()
+    argv.clear()
     monkeypatch.setattr(command, "QUICK", ("bank",))
-    assert command.main(["--quick"]) == 0 and asked == [["bank", "--quick"]]
+    assert command.main(["--quick"]) == 0 and argv == [["bank", "--quick"]]
     assert "every form of ours is right" in capsys.readouterr().out

@@ -23,15 +23,15 @@ def test_nst_oracle_image_by_image_equals_the_whole_batch():
     case = baseline_providers.Case("nst", 3, *SMALL)
     s, t = ([f.double() for f in feats] for feats in (case.s, case.t))
     value, grads = baseline_providers.differentiate(baseline_providers.nst, s, t, case.method)
-    found = case.answer()
-    torch.testing.assert_close(found[0], value, rtol=1e-12, atol=0)
-    torch.testing.assert_close(found[1], grads, rtol=1e-10, atol=1e-14)
+    actual = case.answer()
+    torch.testing.assert_close(actual[0], value, rtol=1e-12, atol=0)
+    torch.testing.assert_close(actual[1], grads, rtol=1e-10, atol=1e-14)
 
 
 def test_a_wrong_form_gets_no_ratio(monkeypatch, tmp_path, capsys):
     real = baselines.Ours.step
     monkeypatch.setattr(baselines.Ours, "step", lambda self: (real(self)[0] * 1.001, real(self)[1]))
-    asked = [
+    argv = [
         "--methods=pkt",
         "--batches",
         "4",
@@ -40,7 +40,7 @@ def test_a_wrong_form_gets_no_ratio(monkeypatch, tmp_path, capsys):
         "--student=resnet8",
         "--teacher=resnet8",
     ]
-    assert baselines.main(asked) == 1
+    assert baselines.main(argv) == 1
     assert "WRONG" in capsys.readouterr().out
     rows = [json.loads(line) for line in (tmp_path / "baselines.jsonl").read_text().splitlines()]
     assert [r["right"] for r in rows] == [True, False] and not any("times_naive" in r for r in rows)
@@ -48,8 +48,8 @@ def test_a_wrong_form_gets_no_ratio(monkeypatch, tmp_path, capsys):
 
 
 def test_step_bench_equals_the_drivers_step(tmp_path, capsys):
-    asked = ["--methods=crd", "--pair=wrn_10_1,resnet8", "--num-data=1000", "--repeats=2", f"--out={tmp_path}"]
-    assert step.main(asked) == 0
+    argv = ["--methods=crd", "--pair=wrn_10_1,resnet8", "--num-data=1000", "--repeats=2", f"--out={tmp_path}"]
+    assert step.main(argv) == 0
     eager, other = [json.loads(line) for line in (tmp_path / "step.jsonl").read_text().splitlines()]
     assert eager["right"] and other["right"] and other["times_eager"] > 0
     for row in (eager, other):
@@ -62,8 +62,8 @@ def test_step_with_a_different_loss_gets_no_ratio(monkeypatch, tmp_path):
     monkeypatch.setattr(
         step.Stepper, "first", lambda self: real(self) * (1.01 if self.run.recipe["channels_last"] else 1)
     )
-    asked = ["--methods=ce", "--pair=wrn_10_1,resnet8", "--num-data=1000", "--repeats=1", f"--out={tmp_path}"]
-    assert step.main(asked) == 1
+    argv = ["--methods=ce", "--pair=wrn_10_1,resnet8", "--num-data=1000", "--repeats=1", f"--out={tmp_path}"]
+    assert step.main(argv) == 1
     rows = [json.loads(line) for line in (tmp_path / "step.jsonl").read_text().splitlines()]
     assert [r["right"] for r in rows] == [True, False] and "times_eager" not in rows[1]
 

@@ -77,10 +77,10 @@ def test_differences_that_may_be_zero_are_not_separated():
     assert "-0.95 (2 pairs), not separated" in shown["| two (2 of 3 seeds)"]
     assert "| 31.00 [28.52, 33.48] |" in shown["| plain"] and "| 29.55 |" in shown["| two (2 of 3 seeds)"]
     assert "| ce 80 %, lckt 20 % |" in shown["| plain"]  # of the seeds that have shares
-    said = " ".join(report_accuracy.accuracy_line(rows).split())
-    assert "3 paired seeds. Above: better. Below: worse. Not separated: unclear; two; LCKT mean; LCKT sum." in said
-    said = report_accuracy.lckt_share(rows)
-    assert "is 0.1 % of the gradient" in said and "6.4 %" in said
+    message = " ".join(report_accuracy.accuracy_line(rows).split())
+    assert "3 paired seeds. Above: better. Below: worse. Not separated: unclear; two; LCKT mean; LCKT sum." in message
+    message = report_accuracy.lckt_share(rows)
+    assert "is 0.1 % of the gradient" in message and "6.4 %" in message
 
 
 def accuracy_rows(accuracies):
@@ -111,8 +111,8 @@ def test_every_variant_is_compared_with_every_reference():
     assert cells["KD"][1] == "-" and "not separated" not in cells["KD"][0]
     best = cells[f"{tuned} (preset tuned)"]
     assert best[1].endswith("], not separated") and best[2] == "+2.10 (1 pair), not separated"
-    told = " ".join(report_accuracy.tuned_line(rows).split())
-    assert "WCoRD +2.10 (1 pair), not separated" in told and "3 seeds" in told
+    text = " ".join(report_accuracy.tuned_line(rows).split())
+    assert "WCoRD +2.10 (1 pair), not separated" in text and "3 seeds" in text
 
 
 def test_accuracy_plot_has_intervals_from_three_seeds_on(tmp_path, monkeypatch):
@@ -150,9 +150,9 @@ def test_form_that_does_not_solve_the_problem_is_not_compared():
 
 
 def test_sizes_where_ours_is_slower_are_listed():
-    told = " ".join(report_lines.ot_lost(ot_rows()).split())
-    assert told.count("n = 256") == 2 and "n = 64" not in told and "GeomLoss" not in told
-    assert "forward + gradient: POT 1.5 ms, ours 2, of which the op itself 0.5" in told
+    text = " ".join(report_lines.ot_lost(ot_rows()).split())
+    assert text.count("n = 256") == 2 and "n = 64" not in text and "GeomLoss" not in text
+    assert "forward + gradient: POT 1.5 ms, ours 2, of which the op itself 0.5" in text
     won = [row for row in ot_rows() if row["provider"] != "POT"]
     assert report_lines.ot_lost(won) == "Ours is the fastest of all that was run, in every line.\n"
 
@@ -181,8 +181,8 @@ def test_failed_and_wrong_forms_are_marked():
 def test_text_reports_the_last_collapse_run():
     row = {"student_model": "a", "teacher_model": "b", "images": 2000, "epoch": 3, "mean_norm": 0.456}
     row |= {"effective_rank": 7.77, "gap": 0.333, "collapsed": True}
-    told = " ".join(report_lines.collapse([row | {"collapsed": False}, row]).split())
-    assert "**It has collapsed**" in told and "norm 0.46, effective rank 7.8 and positives 0.33 above" in told
+    text = " ".join(report_lines.collapse([row | {"collapsed": False}, row]).split())
+    assert "**It has collapsed**" in text and "norm 0.46, effective rank 7.8 and positives 0.33 above" in text
 
 
 def test_only_the_widest_instruction_set_is_in_the_table():

@@ -115,8 +115,8 @@ def test_install_without_a_compiler_succeeds_with_one_message(source, tmp_path):
 
 
 def files(folder: Path, *parts: str) -> set[str]:
-    found = (path for part in parts for path in (folder / part).rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)) for path in found if path.suffix != ".pyc"}
+    paths = (path for part in parts for path in (folder / part).rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)) for path in paths if path.suffix != ".pyc"}
 
 
 def test_source_distribution_contains_every_needed_file(source, tmp_path):
@@ -130,17 +130,17 @@ def test_source_distribution_contains_every_needed_file(source, tmp_path):
 
 
 def test_reasons_for_a_missing_module_are_recorded(source, tmp_path):
-    status, record, said = build(source, tmp_path / "a", **without_tools(tmp_path))
+    status, record, output = build(source, tmp_path / "a", **without_tools(tmp_path))
     assert status == 0 and record["native"] is False and "no C++ compiler" in record["unavailable_reason"]
-    assert "built without the native module: no C++ compiler" in said
+    assert "built without the native module: no C++ compiler" in output
     status, record, _ = build(source, tmp_path / "b", CXX="/no/such/compiler")
     assert status == 0 and record["unavailable_reason"] == "CXX='/no/such/compiler' cannot be run"
-    status, _, said = build(source, tmp_path / "c", WCORD_FAST_CUDA="maybe")
-    assert status != 0 and "WCORD_FAST_CUDA: expected auto, 0 or 1, got 'maybe'" in said
-    status, _, said = build(source, tmp_path / "d", WCORD_FAST_SANITIZE="yes")
-    assert status != 0 and "WCORD_FAST_SANITIZE: expected 0 or 1, got 'yes'" in said
-    status, _, said = build(source, tmp_path / "e", WCORD_FAST_SANITIZE="1", WCORD_FAST_CUDA="1")
-    assert status != 0 and "WCORD_FAST_CUDA=1, but the CUDA code cannot be built: WCORD_FAST_SANITIZE=1" in said
+    status, _, output = build(source, tmp_path / "c", WCORD_FAST_CUDA="maybe")
+    assert status != 0 and "WCORD_FAST_CUDA: expected auto, 0 or 1, got 'maybe'" in output
+    status, _, output = build(source, tmp_path / "d", WCORD_FAST_SANITIZE="yes")
+    assert status != 0 and "WCORD_FAST_SANITIZE: expected 0 or 1, got 'yes'" in output
+    status, _, output = build(source, tmp_path / "e", WCORD_FAST_SANITIZE="1", WCORD_FAST_CUDA="1")
+    assert status != 0 and "WCORD_FAST_CUDA=1, but the CUDA code cannot be built: WCORD_FAST_SANITIZE=1" in output
 
 
 @needs_cxx
@@ -149,12 +149,12 @@ def test_missing_build_tools_are_named(source, tmp_path):
     status, record, _ = build(source, tmp_path / "a", hide="pybind11,torch")
     assert status == 0 and "pybind11 was not found" in record["unavailable_reason"]
     (tmp_path / "bin").mkdir()
-    cxx = next(found for name in ("c++", "g++", "clang++") if (found := shutil.which(name)))
+    cxx = next(compiler for name in ("c++", "g++", "clang++") if (compiler := shutil.which(name)))
     env = {"PATH": str(tmp_path / "bin"), "CXX": cxx}
     status, record, _ = build(source, tmp_path / "b", hide="ninja", **env)
     assert status == 0 and "ninja was not found" in record["unavailable_reason"]
-    status, _, said = build(source, tmp_path / "c", WCORD_FAST_CUDA="1", CUDA_HOME=str(tmp_path / "bin"))
-    assert status != 0 and "WCORD_FAST_CUDA=1, but the CUDA code cannot be built: nvcc was not found" in said
+    status, _, output = build(source, tmp_path / "c", WCORD_FAST_CUDA="1", CUDA_HOME=str(tmp_path / "bin"))
+    assert status != 0 and "WCORD_FAST_CUDA=1, but the CUDA code cannot be built: nvcc was not found" in output
 
 
 @needs_cxx
@@ -165,8 +165,8 @@ def test_build_without_nvcc_records_the_reason(source, tmp_path, monkeypatch):
     out, none = tmp_path / "out", str(tmp_path / "none")
     # Ninja as a binary on PATH only; one and the same throughout, since each version distrusts another's log.
     monkeypatch.setenv("PATH", os.path.dirname(sys.executable), prepend=os.pathsep)
-    status, record, said = build(source, out, hide="ninja", WCORD_FAST_CUDA="0")
-    assert status == 0 and record["native"] and not record["cuda"], said
+    status, record, output = build(source, out, hide="ninja", WCORD_FAST_CUDA="0")
+    assert status == 0 and record["native"] and not record["cuda"], output
     assert record["cuda_unavailable_reason"] == "built with WCORD_FAST_CUDA=0"
     (module,) = modules(out)
     assert not re.findall(
@@ -187,16 +187,16 @@ def test_build_without_nvcc_records_the_reason(source, tmp_path, monkeypatch):
     fake.parent.mkdir(parents=True)
     fake.write_text("#!/bin/sh\necho this nvcc is broken >&2\nexit 1\n")
     fake.chmod(0o755)
-    status, record, said = build(source, out, CUDA_HOME=str(tmp_path / "fake"), hide="ninja")
-    assert status == 0 and record["native"] and not record["cuda"], said
+    status, record, output = build(source, out, CUDA_HOME=str(tmp_path / "fake"), hide="ninja")
+    assert status == 0 and record["native"] and not record["cuda"], output
     assert "this nvcc is broken" in record["cuda_unavailable_reason"]
-    status, _, said = build(
+    status, _, output = build(
         source, tmp_path / "refused", CUDA_HOME=str(tmp_path / "fake"), WCORD_FAST_CUDA="1", hide="ninja"
     )
-    assert status != 0 and "this nvcc is broken" in said and modules(tmp_path / "refused") == []
+    assert status != 0 and "this nvcc is broken" in output and modules(tmp_path / "refused") == []
 
-    status, record, said = build(source, out, hide="ninja,pybind11", WCORD_FAST_CUDA="0")
-    assert status == 0 and record["native"], said  # the headers that torch ships
+    status, record, output = build(source, out, hide="ninja,pybind11", WCORD_FAST_CUDA="0")
+    assert status == 0 and record["native"], output  # the headers that torch ships
 
     status, record, _ = build(source, out, **without_tools(tmp_path))
     assert status == 0 and not record["native"] and modules(out) == []
@@ -209,7 +209,7 @@ def script(path: Path, text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("asked", "archs"),
+    ("variable", "archs"),
     [
         ("", ["80", "90", "100"]),  # of the default, what this nvcc knows
         ("90", ["90"]),
@@ -217,11 +217,11 @@ def script(path: Path, text: str) -> str:
         ("native", ["86", "90"]),
     ],
 )
-def test_cuda_architectures_are_chosen_from_variable_or_device(asked, archs, tmp_path, monkeypatch):
+def test_cuda_architectures_are_chosen_from_variable_or_device(variable, archs, tmp_path, monkeypatch):
     nvcc = script(tmp_path / "nvcc", "echo sm_80; echo sm_86; echo sm_90; echo sm_100")
     script(tmp_path / "nvidia-smi", "echo 9.0; echo 8.6; echo 9.0")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setenv("WCORD_FAST_CUDA_ARCHS", asked)
+    monkeypatch.setenv("WCORD_FAST_CUDA_ARCHS", variable)
     assert build_functions(monkeypatch)["cuda_archs"](nvcc) == archs
 
 

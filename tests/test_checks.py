@@ -15,8 +15,8 @@ from wcord_fast.ops import checks
 
 @pytest.mark.parametrize("value", [3, np.int32(3), np.array(3), torch.tensor(3)])
 def test_values_accepted_as_int(value):
-    found = checks.integer("k", value, least=1)
-    assert found == 3 and type(found) is int
+    actual = checks.integer("k", value, least=1)
+    assert actual == 3 and type(actual) is int
 
 
 @pytest.mark.parametrize(
@@ -40,8 +40,8 @@ def test_an_option_that_is_no_whole_number_is_refused_by_its_name():
 
 @pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.int64])
 def test_numpy_scalars_are_accepted(kind):
-    found = checks.positive("eps", kind(1))
-    assert found == 1.0 and type(found) is float
+    actual = checks.positive("eps", kind(1))
+    assert actual == 1.0 and type(actual) is float
     x = torch.randn(4, 3)
     assert torch.equal(F.ot_cost(x, x, eps=kind(1)), F.ot_cost(x, x, eps=1.0))
     assert MemoryBank(4, 3, momentum=kind(1)).momentum == 1.0

@@ -37,8 +37,8 @@ def test_values_and_gradients_equal_float64(critic, sizes, backend):  # noqa: F8
     losses = autograd.losses(c, backend)
     torch.testing.assert_close(losses.double(), expected, rtol=1e-6, atol=2e-6)
     needed = 4 if critic == "sigmoid" else 2
-    found, wanted = gradients(losses, weight, *inputs[:needed]), gradients(expected, weight.double(), *wide[:needed])
-    for a, b in zip(found, wanted, strict=True):
+    actual, wanted = gradients(losses, weight, *inputs[:needed]), gradients(expected, weight.double(), *wide[:needed])
+    for a, b in zip(actual, wanted, strict=True):
         assert (a - b).norm() <= 1e-6 + 1e-5 * b.norm()
 
 

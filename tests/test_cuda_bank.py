@@ -265,10 +265,10 @@ def test_unset_log_z_gives_nan_and_extreme_temperatures_do_not(kernels):
     assert flags() == 0
     args = problem.exact(), problem.spec
     problem.log_z[:] = 3.0
-    got = native_cuda.bank_nce(*problem.exact(), problem.log_z, problem.spec, 1e-3, True, "gather", "auto")
+    actual = native_cuda.bank_nce(*problem.exact(), problem.log_z, problem.spec, 1e-3, True, "gather", "auto")
     expected = reference.bank_nce(*args[0], problem.log_z.double(), args[1], 1e-3, True, "gather", "reference")
-    assert_relative(got[0], expected[0], 1e-12)  # the published form overflows below tau = 0.0113
-    close(got[1], expected[1], 1e-12)
+    assert_relative(actual[0], expected[0], 1e-12)  # the published form overflows below tau = 0.0113
+    close(actual[1], expected[1], 1e-12)
 
 
 @pytest.mark.parametrize("dim", [128, 20])

@@ -69,9 +69,9 @@ def test_kernels_fit(source, arch, tmp_path):
         if int(kernel["registers"]) > budget:
             problems.append(f"more than {budget} registers: {kernel}")
         assert "smem" not in kernel["rest"], f"static shared memory: {kernel}"
-    found = re.search(r"release ([\d.]+)", subprocess.run([NVCC, "--version"], capture_output=True, text=True).stdout)
-    if problems and found and found[1] != BUDGETED:
-        pytest.skip(f"nvcc {found[1]}, reported and not judged: {'; '.join(problems)}")
+    release = re.search(r"release ([\d.]+)", subprocess.run([NVCC, "--version"], capture_output=True, text=True).stdout)
+    if problems and release and release[1] != BUDGETED:
+        pytest.skip(f"nvcc {release[1]}, reported and not judged: {'; '.join(problems)}")
     assert not problems, "\n".join(problems)
 
 

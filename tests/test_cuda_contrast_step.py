@@ -79,13 +79,13 @@ def test_steps_equal_the_reference(on_device, case, ramped):
             loss.ramp(gckt=0.25, lckt=0.5)
     exact = 1e-5 if case != "crd bf16" else 2e-2  # the reference keeps its rows in fp64
     for seed in range(3):
-        found, value = step(ours, *batch(seed))
+        actual, value = step(ours, *batch(seed))
         assert "ContrastStep" in str(value.grad_fn)
         with use_backend("reference"):
             wanted, other = step(theirs, *batch(seed, torch.float64))
         assert "ContrastStep" not in str(other.grad_fn)
-        assert len(found) == len(wanted)
-        for f, w in zip(found, wanted, strict=True):
+        assert len(actual) == len(wanted)
+        for f, w in zip(actual, wanted, strict=True):
             assert (f - w).abs().max() <= exact * w.abs().max()
         state, reference = ours.state_dict(), theirs.state_dict()
         for name, there in reference.items():
@@ -98,10 +98,10 @@ def test_steps_equal_the_reference(on_device, case, ramped):
                 assert float(term) == pytest.approx(float(theirs.terms[name]), rel=1e-4, abs=1e-6)
     ours.eval(), theirs.eval()
     before = copy.deepcopy(ours.state_dict())
-    found, _ = step(ours, *batch(9))
+    actual, _ = step(ours, *batch(9))
     with use_backend("reference"):
         wanted, _ = step(theirs, *batch(9, torch.float64))
-    assert all((f - w).abs().max() <= exact * w.abs().max() for f, w in zip(found, wanted, strict=True))
+    assert all((f - w).abs().max() <= exact * w.abs().max() for f, w in zip(actual, wanted, strict=True))
     assert all(torch.equal(value, before[name]) for name, value in ours.state_dict().items())
 
 
@@ -110,10 +110,10 @@ def test_a_module_in_fp64_is_exact(on_device):
     ours = CASES["wcord"]().double()
     theirs = copy.deepcopy(ours)
     for seed in range(2):
-        found, _ = step(ours, *batch(seed, torch.float64))
+        actual, _ = step(ours, *batch(seed, torch.float64))
         with use_backend("reference"):
             wanted, _ = step(theirs, *batch(seed, torch.float64))
-        assert all((f - w).abs().max() <= 1e-12 * w.abs().max() for f, w in zip(found, wanted, strict=True))
+        assert all((f - w).abs().max() <= 1e-12 * w.abs().max() for f, w in zip(actual, wanted, strict=True))
 
 
 def test_gradients_only_for_inputs_that_require_them_and_in_half_for_half_features(on_device):

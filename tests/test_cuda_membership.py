@@ -103,10 +103,10 @@ def test_devices_with_less_shared_memory(library, kilobytes):
                 rows = reference.draw(index, num_data, spec)
                 check((membership.mask_native, membership.counts_native), index, num_data, spec, rows)
                 wide = DrawSpec("none", 32768, "yes", False, 0, [torch.tensor([3, 4])])
-                found = membership.counts_native(index, num_data, wide)
-                assert found.dtype == torch.int32
+                actual = membership.counts_native(index, num_data, wide)
+                assert actual.dtype == torch.int32
                 expected = counted(reference.draw(index, num_data, wide), num_data)
-                assert torch.equal(found[:, :num_data].long(), expected)
+                assert torch.equal(actual[:, :num_data].long(), expected)
     finally:
         library.cuda_on_cpu_shared_limit(ctypes.c_size_t(0))
 

@@ -65,21 +65,21 @@ class Problem:
     def solve(
         self, run, *, cost="cosine", solver="ipot", eps=0.5, iters=20, tol=None, value="cost", needs=(1, 1, 1, 1)
     ):
-        asked = reference.SolveOptions(cost, solver, eps, iters, tol, value, *map(bool, needs))
-        return run(self.x, self.y, self.a, self.b, asked)
+        options = reference.SolveOptions(cost, solver, eps, iters, tol, value, *map(bool, needs))
+        return run(self.x, self.y, self.a, self.b, options)
 
     def check(self, **options):
         """The kernel against the float64 reference, by the accuracy rule; returns the kernel's result."""
         exact = Problem.__new__(Problem)
         exact.x, exact.y, exact.a, exact.b = (t.double() for t in (self.x, self.y, self.a, self.b))
-        want, got = exact.solve(reference.ot_solve, **options), self.solve(native_cuda.ot_solve, **options)
+        want, actual = exact.solve(reference.ot_solve, **options), self.solve(native_cuda.ot_solve, **options)
         plain = self.solve(reference.ot_solve, **options)
-        assert torch.equal(got.iterations, want.iterations)
-        torch.testing.assert_close(got.scale.double(), want.scale, rtol=1e-7, atol=0)
+        assert torch.equal(actual.iterations, want.iterations)
+        torch.testing.assert_close(actual.scale.double(), want.scale, rtol=1e-7, atol=0)
         costs = reference.cost_matrix(exact.x, exact.y, options.get("cost", "cosine"))
         least_scale = {"value": float(costs.max()), "alpha": 1.0, "beta": 1.0, "marginal_error": 1.0}
         for name in ("value", *POTENTIALS, "marginal_error", *GRADIENTS):
-            g, w, p = getattr(got, name), getattr(want, name), getattr(plain, name)
+            g, w, p = getattr(actual, name), getattr(want, name), getattr(plain, name)
             assert g.shape == w.shape and g.dtype == plain.value.dtype, name
             if w.numel() == 0:
                 continue
@@ -92,7 +92,7 @@ class Problem:
             bound = max(floor * scale, times * float((p - w).abs().max()))
             error = float((g - w).abs().max())
             assert error <= bound, f"{name}: error {error:.2e} above {bound:.2e}"
-        return got
+        return actual
 
 
 SHAPES = [(24, 20, 9), (7, 40, 3), (40, 7, 20), (1, 1, 1), (1, 13, 4), (13, 1, 5)]
@@ -113,17 +113,17 @@ def test_fp64(regime, shape, solver, cost):
 )
 def test_fp32(regime, solver, eps, cost):
     p = Problem(21, 26, 10)
-    got = p.check(cost=cost, solver=solver, eps=eps, iters=23, value="dual" if solver == "sinkhorn" else "cost")
+    actual = p.check(cost=cost, solver=solver, eps=eps, iters=23, value="dual" if solver == "sinkhorn" else "cost")
     if eps >= 0.05:  # the columns meet their marginal
-        plan = reference.ot_plan(p.x, p.y, got.alpha, got.beta, got.scale, cost)
+        plan = reference.ot_plan(p.x, p.y, actual.alpha, actual.beta, actual.scale, cost)
         torch.testing.assert_close(plan.sum(-2), p.b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [F32, F64])
 @pytest.mark.parametrize("eps", [0.05, 1e-3])
 def test_dual_with_masses_of_zero(regime, eps, dtype):
-    got = Problem(11, 14, 5, dtype=dtype).check(solver="sinkhorn", eps=eps, value="dual", iters=12)
-    assert got.grad_a.isfinite().all() and got.grad_b.isfinite().all()
+    actual = Problem(11, 14, 5, dtype=dtype).check(solver="sinkhorn", eps=eps, value="dual", iters=12)
+    assert actual.grad_a.isfinite().all() and actual.grad_b.isfinite().all()
 
 
 @pytest.mark.parametrize("m", [65, 300, 1100])
@@ -172,10 +172,10 @@ def test_every_problem_stops_when_it_has_converged(regime):
     p = Problem(9, 8, 6, problems=4, seed=3)
     p.y[1] = p.x[1, :8]
     p.x[2], p.y[2] = 1.0, 1.0  # all costs equal: one iteration is enough
-    got = p.check(solver="sinkhorn", eps=0.2, iters=35, tol=1e-4)
-    assert got.iterations.tolist()[2] == 10 and len(set(got.iterations.tolist())) >= 3
-    got = p.check(solver="ipot", eps=0.5, iters=12, tol=1e-9)  # never reached: all iterations, error reported
-    assert (got.iterations[[0, 1, 3]] == 12).all() and (got.marginal_error[[0, 1, 3]] > 1e-9).all()
+    actual = p.check(solver="sinkhorn", eps=0.2, iters=35, tol=1e-4)
+    assert actual.iterations.tolist()[2] == 10 and len(set(actual.iterations.tolist())) >= 3
+    actual = p.check(solver="ipot", eps=0.5, iters=12, tol=1e-9)  # never reached: all iterations, error reported
+    assert (actual.iterations[[0, 1, 3]] == 12).all() and (actual.marginal_error[[0, 1, 3]] > 1e-9).all()
 
 
 @pytest.mark.parametrize("problems", [1, 5])
@@ -194,10 +194,10 @@ def test_lengths_that_do_not_fit_when_squared(regime):
     p.x[0, 0] *= 1e30
     p.y[0, 1] *= 1e-30
     p.y[0, 2] *= 1e-37
-    got, want = (p.solve(run, iters=5) for run in (native_cuda.ot_solve, reference.ot_solve))
+    actual, want = (p.solve(run, iters=5) for run in (native_cuda.ot_solve, reference.ot_solve))
     for name in ("value", "alpha", "beta", "grad_x"):
-        torch.testing.assert_close(getattr(got, name), getattr(want, name), rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(got.grad_y / want.grad_y, torch.ones(1, 7, 3), rtol=1e-3, atol=0)
+        torch.testing.assert_close(getattr(actual, name), getattr(want, name), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(actual.grad_y / want.grad_y, torch.ones(1, 7, 3), rtol=1e-3, atol=0)
 
 
 def test_uniform_masses_without_a_batch_dimension(regime):
@@ -258,10 +258,10 @@ def test_a_bad_value_spoils_its_problem_only(regime, which):
     good = p.solve(native_cuda.ot_solve, **options)
     assert int(status.word(p.x.device)) == 0
     spoil(p)
-    got = p.solve(native_cuda.ot_solve, **options)
+    actual = p.solve(native_cuda.ot_solve, **options)
     assert int(status.word(p.x.device)) == code
     for name in reference.SolveResult._fields:
-        g, w = getattr(got, name), getattr(good, name)
+        g, w = getattr(actual, name), getattr(good, name)
         assert torch.equal(g[[0, 2, 3]], w[[0, 2, 3]]), name
         assert not g.is_floating_point() or g[1].isnan().all(), name
 

@@ -39,9 +39,9 @@ def test_crop_flip_equals_a_loop_over_images(n, batch, channels, height, width, 
     index = torch.randint(n, (batch,), generator=g)
     shift = torch.randint(-padding, padding + 1, (batch, 2), generator=g)
     mirror = torch.rand(batch, generator=g) < 0.5 if mirrored else None
-    got = crop_flip(images, index, shift, mirror)
-    assert got.dtype == torch.uint8
-    assert torch.equal(got, one_at_a_time(images, index, shift, mirror, padding))
+    actual = crop_flip(images, index, shift, mirror)
+    assert actual.dtype == torch.uint8
+    assert torch.equal(actual, one_at_a_time(images, index, shift, mirror, padding))
     assert torch.equal(images, before)
 
 
@@ -49,9 +49,9 @@ def test_strided_images_give_channels_last_results():
     images = torch.randint(0, 256, (5, 6, 8, 3), dtype=torch.uint8).permute(0, 3, 1, 2)  # channels_last
     index, shift = torch.tensor([4, 0, 4]), torch.tensor([[1, -2], [0, 0], [-3, 3]])
     mirror = torch.tensor([True, True, False])
-    got = crop_flip(images, index, shift, mirror)
-    assert torch.equal(got, one_at_a_time(images, index, shift, mirror, 3))
-    assert got.is_contiguous(memory_format=torch.channels_last)
+    actual = crop_flip(images, index, shift, mirror)
+    assert torch.equal(actual, one_at_a_time(images, index, shift, mirror, 3))
+    assert actual.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_crop_flip_compiles_without_graph_breaks():
@@ -73,11 +73,11 @@ def test_normalise_equals_the_formula(dtype, tolerance, channels_last):
     mean, std = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
     images = torch.randint(0, 256, (4, 3, 5, 6), dtype=torch.uint8)
     before = images.clone()
-    got = Normalise(mean, std, dtype, channels_last, torch.device("cpu"))(images)
+    actual = Normalise(mean, std, dtype, channels_last, torch.device("cpu"))(images)
     m, s = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (mean, std))
-    torch.testing.assert_close(got.double(), (images.double() / 255 - m) / s, rtol=0, atol=tolerance)
-    assert got.dtype == dtype
-    assert got.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    torch.testing.assert_close(actual.double(), (images.double() / 255 - m) / s, rtol=0, atol=tolerance)
+    assert actual.dtype == dtype
+    assert actual.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     assert torch.equal(images, before)
 
 

@@ -185,12 +185,12 @@ def test_dtype_and_memory_format():
 def test_test_batches():
     record = small()
     batches = data.TestBatches(record, 3)
-    got = list(batches)
-    assert len(batches) == len(got) == 3
-    assert torch.equal(torch.cat([pixels(b[0]) for b in got]), record.test_images)
-    assert torch.equal(torch.cat([b[1] for b in got]), record.test_labels)
-    assert torch.cat([b[2] for b in got]).tolist() == list(range(7))
-    assert list(map(len, (b[1] for b in got))) == [3, 3, 1]
+    actual = list(batches)
+    assert len(batches) == len(actual) == 3
+    assert torch.equal(torch.cat([pixels(b[0]) for b in actual]), record.test_images)
+    assert torch.equal(torch.cat([b[1] for b in actual]), record.test_labels)
+    assert torch.cat([b[2] for b in actual]).tolist() == list(range(7))
+    assert list(map(len, (b[1] for b in actual))) == [3, 3, 1]
 
 
 @pytest.mark.gpu

@@ -23,13 +23,13 @@ def arrays(seed, classes, n=12):
 
 def pickles(kind, protocol=2):
     """File name -> bytes, as in the original archive."""
-    found = {}
+    files = {}
     for seed, name in enumerate(kind.files):
         pixels, labels = arrays(seed, len(kind.classes))
         content = {b"data": pixels, kind.labels.encode(): labels, b"batch_label": name.encode()}
-        found[name] = pickle.dumps(content, protocol=protocol)
-    found[{"cifar10": "batches.meta", "cifar100": "meta"}[kind.name]] = pickle.dumps({b"names": []}, protocol=2)
-    return found
+        files[name] = pickle.dumps(content, protocol=protocol)
+    files[{"cifar10": "batches.meta", "cifar100": "meta"}[kind.name]] = pickle.dumps({b"names": []}, protocol=2)
+    return files
 
 
 def packed(path, members, mode="w:gz"):
@@ -48,13 +48,13 @@ def whole(kind):
     return {folder: b"", **{f"{kind.folder}/{name}": content for name, content in pickles(kind).items()}}
 
 
-def assert_loaded(got, kind):
+def assert_loaded(dataset, kind):
     parts = [arrays(seed, len(kind.classes)) for seed in range(len(kind.files))]
     pixels, labels = np.concatenate([p for p, _ in parts[:-1]]), [label for _, y in parts[:-1] for label in y]
-    assert torch.equal(got.train_images, torch.from_numpy(pixels).view(-1, 3, 32, 32))
-    assert got.train_labels.tolist() == labels and got.test_labels.tolist() == parts[-1][1]
-    assert torch.equal(got.test_images, torch.from_numpy(parts[-1][0]).view(-1, 3, 32, 32))
-    assert (got.name, got.classes, got.mean, got.std) == (kind.name, kind.classes, kind.mean, kind.std)
+    assert torch.equal(dataset.train_images, torch.from_numpy(pixels).view(-1, 3, 32, 32))
+    assert dataset.train_labels.tolist() == labels and dataset.test_labels.tolist() == parts[-1][1]
+    assert torch.equal(dataset.test_images, torch.from_numpy(parts[-1][0]).view(-1, 3, 32, 32))
+    assert (dataset.name, dataset.classes, dataset.mean, dataset.std) == (kind.name, kind.classes, kind.mean, kind.std)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -67,9 +67,9 @@ def test_pickles(tmp_path, name, inner):
         (folder / file).write_bytes(content)
     assert_loaded(data.load(name, data_dir=tmp_path), kind)
     (folder / kind.files[0]).unlink()
-    with pytest.raises(FileNotFoundError, match=rf"no {kind.title} in .*only .*{kind.test}\)") as told:
+    with pytest.raises(FileNotFoundError, match=rf"no {kind.title} in .*only .*{kind.test}\)") as error:
         data.load(name, data_dir=tmp_path)
-    assert kind.url in str(told.value)
+    assert kind.url in str(error.value)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -186,9 +186,9 @@ def test_damaged_archives(tmp_path):
 def test_the_driver_trains_on_cifar10(tmp_path, capsys):
     packed(tmp_path / "cifar-10-python.tar.gz", whole(cifar10.CIFAR10))
     assert main(["distill", "--data=cifar10", "--dry-run"]) == 0
-    said = capsys.readouterr().out
-    assert "teacher: resnet32x4" in said and "epochs: 240" in said and "runs/cifar10_resnet32x4_resnet8x4" in said
-    asked = [
+    output = capsys.readouterr().out
+    assert "teacher: resnet32x4" in output and "epochs: 240" in output and "runs/cifar10_resnet32x4_resnet8x4" in output
+    argv = [
         "teacher",
         "--data=cifar10",
         f"--data-dir={tmp_path}",
@@ -196,7 +196,7 @@ def test_the_driver_trains_on_cifar10(tmp_path, capsys):
         "--epochs=1",
         "--batch-size=59",
     ]
-    assert main([*asked, f"--output-dir={tmp_path / 'out'}", "--no-tensorboard"]) == 0  # 60 images: one batch
+    assert main([*argv, f"--output-dir={tmp_path / 'out'}", "--no-tensorboard"]) == 0  # 60 images: one batch
     assert "60 training and 12 test images, 10 classes" in capsys.readouterr().out
     assert main(["evaluate", str(tmp_path / "out" / "teacher"), f"--data-dir={tmp_path}", "--per-class"]) == 0
     assert "automobile" in capsys.readouterr().out

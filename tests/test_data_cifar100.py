@@ -72,21 +72,21 @@ def write_npz(path, channels_first=False, save=np.savez, **changes):
     return path
 
 
-def assert_loaded(got):
+def assert_loaded(dataset):
     for images, labels, seed in (
-        (got.train_images, got.train_labels, 0),
-        (got.test_images, got.test_labels, 1),
+        (dataset.train_images, dataset.train_labels, 0),
+        (dataset.test_images, dataset.test_labels, 1),
     ):
         want, want_labels = arrays(seed=seed)
         assert torch.equal(images, torch.from_numpy(want).permute(0, 3, 1, 2))
         assert images.is_contiguous()
         assert torch.equal(labels, torch.from_numpy(want_labels))
-    assert len(got.classes) == 100
-    assert got.classes[0], got.classes[99] == ("apple", "worm")
-    assert got.mean == (0.5071, 0.4867, 0.4408)
-    assert got.std == (0.2675, 0.2565, 0.2761)
-    assert got.flip
-    assert got.padding == 4
+    assert len(dataset.classes) == 100
+    assert dataset.classes[0], dataset.classes[99] == ("apple", "worm")
+    assert dataset.mean == (0.5071, 0.4867, 0.4408)
+    assert dataset.std == (0.2675, 0.2565, 0.2761)
+    assert dataset.flip
+    assert dataset.padding == 4
 
 
 def test_hand_written_pickle_equals_the_standard_module():
@@ -342,10 +342,10 @@ def test_real_images(tmp_path):
     images, labels = cifar100_data.load_test()
     path = tmp_path / "cifar100.npz"
     np.savez(path, train_images=images, train_labels=labels, test_images=images, test_labels=labels)
-    got = data.load("cifar100", data_dir=path, limit_train=1000)
-    assert list(got.classes) == cifar100_data.CLASSES
-    assert torch.bincount(got.train_labels).tolist() == [10] * 100
-    assert torch.equal(got.test_images[1234], torch.from_numpy(images[1234]).permute(2, 0, 1))
-    whole = torch.cat([b[0] for b in data.TestBatches(got, 1000)])
+    dataset = data.load("cifar100", data_dir=path, limit_train=1000)
+    assert list(dataset.classes) == cifar100_data.CLASSES
+    assert torch.bincount(dataset.train_labels).tolist() == [10] * 100
+    assert torch.equal(dataset.test_images[1234], torch.from_numpy(images[1234]).permute(2, 0, 1))
+    whole = torch.cat([b[0] for b in data.TestBatches(dataset, 1000)])
     assert whole.mean((0, 2, 3)).abs().max() < 0.02  # the published mean and deviation are of these pictures
     assert (whole.std((0, 2, 3)) - 1).abs().max() < 0.02

@@ -70,9 +70,9 @@ def test_both_loaders_read_and_refuse_deep_images_equally(tmp_path, loader):
     for part, name in ((p, c) for p in ("train", "val") for c in "ab"):
         (tmp_path / part / name).mkdir(parents=True)
         Image.fromarray(np.full((20, 20), 0x4080, np.uint16)).save(tmp_path / part / name / "0.png")
-    found = data.load(loader, data_dir=tmp_path, image_size=16)
-    images = next(iter(data.test_batches(found, 2))).images
-    grey = images[:, 0] * found.std[0] + found.mean[0]
+    dataset = data.load(loader, data_dir=tmp_path, image_size=16)
+    images = next(iter(data.test_batches(dataset, 2))).images
+    grey = images[:, 0] * dataset.std[0] + dataset.mean[0]
     assert np.allclose(grey * 255, 0x40, atol=0.01)  # 0x4080 / 257 = 64.2
     Image.fromarray(np.zeros((9, 9), np.float32)).save(tmp_path / "val" / "b" / "1.tif")
     with pytest.raises(ValueError, match=r"1 of 5 image files cannot be read: .*1\.tif: .*mode F"):
@@ -153,12 +153,12 @@ def test_system_errors_do_not_blame_the_image_file(tmp_path, monkeypatch):
 
 
 def test_suffixes_equal_those_that_pillow_decodes():
-    found = decode.suffixes()
-    assert {".jpg", ".jpeg", ".jfif", ".png", ".tif", ".webp", ".gif", ".bmp", ".ppm", ".jp2", ".mpo"} <= found
+    suffixes = decode.suffixes()
+    assert {".jpg", ".jpeg", ".jfif", ".png", ".tif", ".webp", ".gif", ".bmp", ".ppm", ".jp2", ".mpo"} <= suffixes
     known = Image.registered_extensions()
-    assert (".avif" in found) == (".avif" in known) and (".heic" in found) == (".heic" in known)
+    assert (".avif" in suffixes) == (".avif" in known) and (".heic" in suffixes) == (".heic" in known)
     assert (
-        not {".mpg", ".eps", ".pdf", ".h5", ".grib", ".txt", ".db", ""} & found
+        not {".mpg", ".eps", ".pdf", ".h5", ".grib", ".txt", ".db", ""} & suffixes
     )  # films, data, and what is only saved
 
 
@@ -170,6 +170,6 @@ def test_newer_suffixes_are_images(tmp_path, suffix):
         (tmp_path / name).mkdir()
         for i in range(3):
             Image.new("RGB", (16, 16), (200, 40, 40)).save(tmp_path / name / f"{i}{suffix}")
-    found = data.load("folder", data_dir=tmp_path)
-    assert len(found.train_labels) + len(found.test_labels) == 6
-    assert np.abs(found.train_images[0, :, 8, 8].numpy().astype(int) - [200, 40, 40]).max() < 8
+    dataset = data.load("folder", data_dir=tmp_path)
+    assert len(dataset.train_labels) + len(dataset.test_labels) == 6
+    assert np.abs(dataset.train_images[0, :, 8, 8].numpy().astype(int) - [200, 40, 40]).max() < 8

@@ -17,8 +17,8 @@ def test_split_is_fixed_stratified_and_complete():
     assert digits.classes == tuple("0123456789")
     assert not digits.flip
     for labels, n in ((digits.train_labels, 1437), (digits.test_labels, 360)):
-        share = torch.bincount(labels).numpy() / n
-        np.testing.assert_allclose(share, np.bincount(load_digits().target) / 1797, atol=1 / n)
+        fraction = torch.bincount(labels).numpy() / n
+        np.testing.assert_allclose(fraction, np.bincount(load_digits().target) / 1797, atol=1 / n)
 
     def rows(images, labels):
         return sorted(map(tuple, np.column_stack([images.reshape(len(labels), -1), labels]).tolist()))

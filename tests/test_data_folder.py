@@ -25,17 +25,17 @@ def write(root, counts, size=(20, 14), suffixes=("png", "JPG", "bmp", "webp")):
 def test_train_and_test_folders(tmp_path, test_name):
     write(tmp_path / "train", {"dog": 5, "cat": 3, "emu": 1})
     write(tmp_path / test_name, {"emu": 2, "cat": 1})
-    got = data.load("folder", data_dir=tmp_path, image_size=12)
-    assert got.classes == ("cat", "dog", "emu")
-    assert got.train_images.shape == (9, 3, 12, 12)
-    assert got.train_labels.tolist() == [0] * 3 + [1] * 5 + [2]
-    assert got.test_labels.tolist() == [0, 2, 2]
-    for images, labels in ((got.train_images, got.train_labels), (got.test_images, got.test_labels)):
-        want = torch.tensor([COLOURS[got.classes[c]] for c in labels.tolist()])
+    dataset = data.load("folder", data_dir=tmp_path, image_size=12)
+    assert dataset.classes == ("cat", "dog", "emu")
+    assert dataset.train_images.shape == (9, 3, 12, 12)
+    assert dataset.train_labels.tolist() == [0] * 3 + [1] * 5 + [2]
+    assert dataset.test_labels.tolist() == [0, 2, 2]
+    for images, labels in ((dataset.train_images, dataset.train_labels), (dataset.test_images, dataset.test_labels)):
+        want = torch.tensor([COLOURS[dataset.classes[c]] for c in labels.tolist()])
         assert (images.float().mean((2, 3)) - want).abs().max() < 4  # JPEG and WebP are lossy
-    scaled = got.train_images.double() / 255
-    np.testing.assert_allclose(got.mean, scaled.mean((0, 2, 3)), rtol=1e-9)
-    assert got.name == tmp_path.name
+    scaled = dataset.train_images.double() / 255
+    np.testing.assert_allclose(dataset.mean, scaled.mean((0, 2, 3)), rtol=1e-9)
+    assert dataset.name == tmp_path.name
 
 
 def test_pixels_are_pillows(tmp_path):
@@ -44,8 +44,8 @@ def test_pixels_are_pillows(tmp_path):
     write(tmp_path / "test", {"cat": 1})
     Image.fromarray(noise).save(tmp_path / "test" / "cat" / "000.png")
     small = Image.fromarray(noise).resize((16, 16), Image.Resampling.BILINEAR)
-    got = image_folder.load(tmp_path, 16)
-    assert np.array_equal(got.test_images[0].permute(1, 2, 0), np.asarray(small))
+    dataset = image_folder.load(tmp_path, 16)
+    assert np.array_equal(dataset.test_images[0].permute(1, 2, 0), np.asarray(small))
     grey = image_folder.load(tmp_path, 16, channels=1)
     assert grey.test_images.shape == (1, 1, 16, 16)
     want = Image.fromarray(noise).convert("L").resize((16, 16), Image.Resampling.BILINEAR)
@@ -55,12 +55,12 @@ def test_pixels_are_pillows(tmp_path):
 @pytest.mark.parametrize("inner", ["", "train"])
 def test_split_of_a_single_folder(tmp_path, inner):
     write(tmp_path / inner, {"cat": 10, "dog": 20})
-    got = data.load("folder", data_dir=tmp_path, test_fraction=0.3)
-    assert got.test_labels.tolist() == [0] * 3 + [1] * 6
-    assert len(got.train_labels) == 21
+    dataset = data.load("folder", data_dir=tmp_path, test_fraction=0.3)
+    assert dataset.test_labels.tolist() == [0] * 3 + [1] * 6
+    assert len(dataset.train_labels) == 21
     again = data.load("folder", data_dir=tmp_path, test_fraction=0.3)
-    assert torch.equal(got.test_images, again.test_images)
-    assert got.image_size == (32, 32)
+    assert torch.equal(dataset.test_images, again.test_images)
+    assert dataset.image_size == (32, 32)
 
 
 def test_other_files_are_ignored_and_counted(tmp_path, caplog):
@@ -70,10 +70,10 @@ def test_other_files_are_ignored_and_counted(tmp_path, caplog):
         (tmp_path / "train" / "cat" / name).write_text("x")
     (tmp_path / "train" / ".cache").mkdir()
     (tmp_path / "train" / "labels.csv").write_text("x")
-    got = data.load("folder", data_dir=tmp_path)
+    dataset = data.load("folder", data_dir=tmp_path)
     assert "train: 3 files that are not images are ignored: 2 .csv, 1 .txt" in caplog.text
-    assert got.classes == ("cat", "dog")
-    assert len(got.train_labels) == 4
+    assert dataset.classes == ("cat", "dog")
+    assert len(dataset.train_labels) == 4
 
 
 def break_nothing_there(root):

@@ -60,8 +60,8 @@ def test_a_loader_gives_images_labels_and_rows():
 @pytest.mark.parametrize("labels", [LABELS, np.array(LABELS, dtype=np.uint8), torch.tensor(LABELS, dtype=torch.int32)])
 @pytest.mark.parametrize("name", ["targets", "labels"])
 def test_labels_are_read_without_decoding_an_image(name, labels):
-    found = Indexed(Folder(labels, name, read=False)).labels
-    assert found.dtype == torch.int64 and found.tolist() == LABELS
+    actual = Indexed(Folder(labels, name, read=False)).labels
+    assert actual.dtype == torch.int64 and actual.tolist() == LABELS
 
 
 def test_labels_of_tensors_subsets_and_joined_sets():
@@ -74,9 +74,9 @@ def test_labels_of_tensors_subsets_and_joined_sets():
 
 
 def test_a_hugging_face_set():
-    found = Indexed(HuggingFace(), transform=lambda image: image + 1)
-    assert found.labels.tolist() == LABELS
-    image, label, row = found[-1]
+    actual = Indexed(HuggingFace(), transform=lambda image: image + 1)
+    assert actual.labels.tolist() == LABELS
+    image, label, row = actual[-1]
     assert (float(image[0, 0, 0]), label, row) == (5.0, 1, 4)
     other = Indexed(HuggingFace(), image="caption", label="image")
     assert other.labels is None and other[0][0] == "a digit"

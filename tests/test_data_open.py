@@ -51,15 +51,15 @@ def test_dotted_path_serves_as_a_name(package):
 
 
 @pytest.mark.parametrize(
-    ("path", "said"),
+    ("path", "message"),
     [
         ("my_package.nothing.load", "name: 'my_package.nothing.load' cannot be imported"),
         ("my_package.mine.number", "expected 'my_package.mine.number' to be a function"),
         ("my_package.mine.wrong", r"my_package\.mine\.wrong.* to give a data\.Dataset, got \[1, 2\]"),
     ],
 )
-def test_objects_that_are_no_data_set_are_refused(package, path, said):
-    with pytest.raises((TypeError, ValueError), match=said):
+def test_objects_that_are_no_data_set_are_refused(package, path, message):
+    with pytest.raises((TypeError, ValueError), match=message):
         data.load(path)
 
 

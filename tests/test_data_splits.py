@@ -21,8 +21,8 @@ def tree(root, spec):
 
 
 def loaded(root):
-    found = data.load("folder", data_dir=root, image_size=8)
-    return found.classes, len(found.train_labels), len(found.test_labels)
+    dataset = data.load("folder", data_dir=root, image_size=8)
+    return dataset.classes, len(dataset.train_labels), len(dataset.test_labels)
 
 
 def splits(train, test, before=""):
@@ -77,7 +77,7 @@ def test_test_folder_wins_over_val_and_unread_folders_are_reported(tmp_path, cap
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "message"),
     [
         ({**splits("train", "holdout")}, "train/ and no known test folder, but holdout/ has some of its classes"),
         ({**splits("seg_train", "seg_test"), "seg_pred": 4}, "seg_test/, seg_train/.* look like splits"),
@@ -100,8 +100,8 @@ def test_test_folder_wins_over_val_and_unread_folders_are_reported(tmp_path, cap
         ),
     ],
 )
-def test_unknown_split_names_are_reported(tmp_path, spec, said):
-    with pytest.raises(ValueError, match=said):
+def test_unknown_split_names_are_reported(tmp_path, spec, message):
+    with pytest.raises(ValueError, match=message):
         loaded(tree(tmp_path, spec))
 
 
@@ -175,10 +175,10 @@ def test_links_are_followed_and_loops_are_not(tmp_path, caplog):
     (more / "x" / "back").symlink_to(more / "x")
     (more / "x" / "round").symlink_to(cat)
     (cat / "itself").symlink_to("itself")
-    found, labels = folders.list_images(root / "train", ("cat", "dog", "emu"))
+    paths, labels = folders.list_images(root / "train", ("cat", "dog", "emu"))
     assert labels.bincount().tolist() == [6 + 6, 4, 3]
     assert sum("leads back" in r.getMessage() for r in caplog.records) == 5
-    assert found == sorted(found, key=lambda f: f.split("/"))
+    assert paths == sorted(paths, key=lambda f: f.split("/"))
 
 
 def test_dangling_link_is_reported(tmp_path):
@@ -206,10 +206,10 @@ def test_class_folders_of_any_encoding(tmp_path):
         mkdir_bytes(tmp_path / part, "猫".encode())
         mkdir_bytes(tmp_path / part, b"\xff\xfe")
     for loader in ("folder", "imagenet"):
-        found = data.load(loader, data_dir=tmp_path)
-        assert sorted(found.classes) == ["café", "ÿþ", "猫"]
-        assert found.train_labels.bincount().tolist() == found.test_labels.bincount().tolist() == [2, 2, 2]
-        assert len(found.fingerprint) == 16
+        dataset = data.load(loader, data_dir=tmp_path)
+        assert sorted(dataset.classes) == ["café", "ÿþ", "猫"]
+        assert dataset.train_labels.bincount().tolist() == dataset.test_labels.bincount().tolist() == [2, 2, 2]
+        assert len(dataset.fingerprint) == 16
     mkdir_bytes(tmp_path / "train", "café".encode())
     assert sorted(folders.classes_in(tmp_path / "train")) == ["caf\\xe9", "café", "ÿþ", "猫"]
 
@@ -220,9 +220,9 @@ def test_a_run_on_such_names_is_evaluated_by_class(tmp_path, capsys, monkeypatch
     for name in ("café".encode("latin-1"), "猫".encode()):
         mkdir_bytes(tmp_path / "set" / "train", name)
         mkdir_bytes(tmp_path / "set" / "test", name)
-    asked = ["distill", "--config=digits", "--data=folder", f"--data-dir={tmp_path / 'set'}", "--epochs=1"]
-    asked += ["--teacher=resnet8", "--student=resnet8", "--methods=ce", "--teacher-epochs=1", "--no-tensorboard"]
-    assert main([*asked, f"--output-dir={tmp_path / 'out'}", "--image-size=8"]) == 0
+    argv = ["distill", "--config=digits", "--data=folder", f"--data-dir={tmp_path / 'set'}", "--epochs=1"]
+    argv += ["--teacher=resnet8", "--student=resnet8", "--methods=ce", "--teacher-epochs=1", "--no-tensorboard"]
+    assert main([*argv, f"--output-dir={tmp_path / 'out'}", "--image-size=8"]) == 0
     run = ["evaluate", str(tmp_path / "out" / "ce"), f"--data-dir={tmp_path / 'set'}", "--per-class"]
     capsys.readouterr()
     assert main(run) == 0 and {"café", "猫"} <= set(capsys.readouterr().out.split())

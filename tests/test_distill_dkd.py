@@ -30,8 +30,8 @@ def eq7(student, teacher, labels, temperature):
 def test_both_terms_equal_the_papers_formula(temperature):
     rng = np.random.default_rng(0)
     s, t, labels = rng.normal(size=(7, 5)) * 3, rng.normal(size=(7, 5)) * 3, rng.integers(0, 5, 7)
-    found = decoupled(torch.from_numpy(s), torch.from_numpy(t), torch.from_numpy(labels), temperature)
-    assert [float(x) for x in found] == pytest.approx(eq7(s, t, labels, temperature), rel=1e-12)
+    actual = decoupled(torch.from_numpy(s), torch.from_numpy(t), torch.from_numpy(labels), temperature)
+    assert [float(x) for x in actual] == pytest.approx(eq7(s, t, labels, temperature), rel=1e-12)
 
 
 def test_gradient_is_finite_and_equals_float64():

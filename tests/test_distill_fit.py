@@ -88,7 +88,7 @@ def test_fit_equals_the_loop_of_the_driver(tmp_path, method):
     teacher = models.create("wrn_10_1", CLASSES, in_channels=1)
     normalised = run.train.normalise(run.train.dataset.train_images)
     rows = data.Indexed(TensorDataset(normalised, run.train.dataset.train_labels))
-    found = fitted(
+    actual = fitted(
         method,
         student,
         teacher,
@@ -96,11 +96,11 @@ def test_fit_equals_the_loop_of_the_driver(tmp_path, method):
         test_loader=list(run.test),
         output_dir=tmp_path / "python",
     )
-    assert metrics(found.history) == metrics(run.history)
+    assert metrics(actual.history) == metrics(run.history)
     ours, theirs = everything(tmp_path / "python"), everything(tmp_path / "driver")
     for key in ("student", "method", "optimizer", "history"):
         assert_equal(ours[key], theirs[key], key)
-    assert found.student is student
+    assert actual.student is student
     saved = torch.load(tmp_path / "python" / "student.pt", weights_only=True)
     assert_equal(saved, dict(student.state_dict()))
 
@@ -108,14 +108,14 @@ def test_fit_equals_the_loop_of_the_driver(tmp_path, method):
 def test_fit_takes_plain_modules(capsys):
     student = network(4)
     before = student[0].weight.detach().clone()
-    found = fitted("wcord+kd", student, test_loader=test_loader())
+    actual = fitted("wcord+kd", student, test_loader=test_loader())
     assert not torch.equal(student[0].weight, before) and student.training
-    header, rule, *rows = str(found).splitlines()
+    header, rule, *rows = str(actual).splitlines()
     assert re.split(r"\s{2,}", header.strip()) == [
         "epoch", "lr", "loss", "ce", "gckt", "lckt", "kd", "train %", "test %", "best %", "images/s", "loss share",
     ]  # fmt: skip
-    assert len(rows) == len(found.history) == 2 and set(rule) == {"-", " "}
-    assert found.table[-1]["test %"] == f"{found.history[-1]['test_top1']:.2f}"
+    assert len(rows) == len(actual.history) == 2 and set(rule) == {"-", " "}
+    assert actual.table[-1]["test %"] == f"{actual.history[-1]['test_top1']:.2f}"
 
 
 def test_accuracy_is_measured_on_the_given_test_loader():
@@ -208,8 +208,8 @@ def test_bank_methods_work_without_labels():
 
     rows = data.Indexed(Silent())
     assert rows.labels is None
-    found = fitted(batches=DataLoader(rows, batch_size=16), epochs=1)
-    assert found.method.wcord.contrast.sampler.exclude == "self"
+    actual = fitted(batches=DataLoader(rows, batch_size=16), epochs=1)
+    assert actual.method.wcord.contrast.sampler.exclude == "self"
 
 
 @pytest.mark.parametrize(

@@ -80,11 +80,11 @@ def test_registered_name_serves_like_a_built_in(package):
 
 
 @pytest.mark.parametrize(
-    ("path", "said"),
+    ("path", "message"),
     [("my_package.nothing.Mine", "cannot be imported"), ("my_package.mine.MineOptions", "derived from distill.Method")],
 )
-def test_objects_that_are_no_method_are_refused(package, path, said):
-    with pytest.raises((TypeError, ValueError), match=said):
+def test_objects_that_are_no_method_are_refused(package, path, message):
+    with pytest.raises((TypeError, ValueError), match=message):
         create(path)
 
 

@@ -29,12 +29,12 @@ def ab(m, s, t):
 
 def fsp(m, s, t):
     def matrices(g):
-        found = []
+        maps = []
         for low, high in pairwise(g[:-1]):
             low, high = pooled(low, high)
             low, high = low.unsqueeze(1).flatten(3), high.unsqueeze(2).flatten(3)
-            found.append((low * high).mean(-1))
-        return found
+            maps.append((low * high).mean(-1))
+        return maps
 
     return 50 * sum((a - b).pow(2).mean() for a, b in zip(matrices(s), matrices(t), strict=True))
 

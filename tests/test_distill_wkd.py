@@ -43,8 +43,8 @@ def test_transport_equals_the_exact_minimum_over_non_target_classes(temperature)
         p, q = (softmax(np.delete(z, y) / temperature) for z in (zt, zs))
         c = np.delete(np.delete(cost.numpy(), y, 0), y, 1)
         expected += entropic_minimum(c, p, q, 0.1) / B
-    found = class_transport(s, t, labels, cost, temperature, 0.1, 4000)
-    assert float(found) == pytest.approx(expected, rel=1e-9)
+    actual = class_transport(s, t, labels, cost, temperature, 0.1, 4000)
+    assert float(actual) == pytest.approx(expected, rel=1e-9)
 
 
 def test_transport_gradient_equals_that_of_the_minimum():
@@ -79,8 +79,8 @@ def test_cka_equals_its_definition():
     h = np.eye(6) - 1 / 6
     grams = [h @ f @ f.T @ h for f in x]
     alike = [[(a * b).sum() / math.sqrt((a * a).sum() * (b * b).sum()) for b in grams] for a in grams]
-    found = class_cost.cka_distance(torch.from_numpy(x))
-    torch.testing.assert_close(found, torch.from_numpy(1 - np.array(alike)), rtol=0, atol=1e-12)
+    actual = class_cost.cka_distance(torch.from_numpy(x))
+    torch.testing.assert_close(actual, torch.from_numpy(1 - np.array(alike)), rtol=0, atol=1e-12)
 
 
 def test_cka_in_chunks_equals_cka_and_constant_features_have_likeness_zero(monkeypatch):

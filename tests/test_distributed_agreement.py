@@ -40,8 +40,8 @@ def unlike(what):
 
 @pytest.mark.parametrize("what", UNLIKE)
 def test_losses_that_differ_between_ranks_raise_before_any_change(pool, what):
-    for said, step in pool.run(unlike, what):
-        assert "CRDLoss: all ranks must make it alike, but rank 1 has" in said and UNLIKE[what][1] in said
+    for message, step in pool.run(unlike, what):
+        assert "CRDLoss: all ranks must make it alike, but rank 1 has" in message and UNLIKE[what][1] in message
         assert step == 0
 
 

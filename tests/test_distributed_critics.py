@@ -35,7 +35,7 @@ def results(bank, batch, negatives, plan, own):
     f_s, _, idx, _ = batch
     x, positive = anchors_of(f_s)
     scale, bias = torch.tensor(6.0), torch.tensor(-3.0)
-    found = []
+    results = []
     for critic in CRITICS:
         inputs = [t.clone().requires_grad_() for t in (x, positive, scale, bias)]
         inputs = inputs if critic is F.bank_sigmoid else inputs[:2]
@@ -48,8 +48,8 @@ def results(bank, batch, negatives, plan, own):
         wanted = [t for i, t in enumerate(inputs) if i != 1 or own == "given"]
         with torch.no_grad():
             assert torch.equal(critic(inputs[0], bank, idx, **options), loss)
-        found.append((loss.detach(), *torch.autograd.grad(loss.sum(), wanted)))
-    return found
+        results.append((loss.detach(), *torch.autograd.grad(loss.sum(), wanted)))
+    return results
 
 
 def on_a_rank(source, k, plan, expected, own):

@@ -49,9 +49,9 @@ def test_ranks_write_one_table_and_one_set_of_files(whole):
 def test_killed_process_ends_the_job_and_the_command_resumes(whole, teacher, tmp_path, world, fault):
     ended = command(tmp_path, teacher, fault=fault, world=world)
     assert -signal.SIGKILL in ended.codes and 0 not in ended.codes
-    said = [line for text in ended.err for line in ours(text)]
+    message = [line for text in ended.err for line in ours(text)]
     if fault != "step:all":
-        assert len(said) == 1 and "ended without a word" in said[0] and "goes on" in said[0], ended.err
+        assert len(message) == 1 and "ended without a word" in message[0] and "goes on" in message[0], ended.err
     assert tracebacks(ended) == 0
     assert last_epoch(tmp_path) == 1
     again = command(tmp_path, teacher)

@@ -44,8 +44,8 @@ def train(shard):
 def test_sharded_bank_trains_under_a_memory_limit_below_the_whole_bank(world):
     pool = Pool(world)
     try:
-        for rows, said in pool.run(train, None):
-            assert rows == 0 and "memory" in str(said).lower()
+        for rows, message in pool.run(train, None):
+            assert rows == 0 and "memory" in str(message).lower()
         parts = pool.run(train, "rank")
         assert sum(rows for rows, _ in parts) == ROWS and all(0 < rows <= -(-ROWS // world) for rows, _ in parts), parts
         assert all(0 < value < float("inf") for _, values in parts for value in values)

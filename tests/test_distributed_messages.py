@@ -33,31 +33,32 @@ def test_a_defect_of_all_ranks_is_shown_once(teacher, tmp_path):
 def test_nan_loss_on_one_rank_gives_one_message(teacher, tmp_path, rank):
     ended = command(tmp_path, teacher, fault=f"nan:{rank}")
     assert ended.codes == [1, 1]
-    (said,) = "".join(ended.err).splitlines()
-    assert said.startswith("wcord-fast distill: the loss term 'ce' became NaN or infinite in step 1 of epoch 2")
+    (message,) = "".join(ended.err).splitlines()
+    assert message.startswith("wcord-fast distill: the loss term 'ce' became NaN or infinite in step 1 of epoch 2")
     assert last_epoch(tmp_path) == 1
 
 
-@pytest.mark.parametrize("fault, said", [("step:1", "ended without a word"), ("nan:1", "'ce' became NaN")])
-def test_other_launchers_also_end_with_one_message(teacher, tmp_path, fault, said):
+@pytest.mark.parametrize("fault, message", [("step:1", "ended without a word"), ("nan:1", "'ce' became NaN")])
+def test_other_launchers_also_end_with_one_message(teacher, tmp_path, fault, message):
     ended = command(tmp_path, teacher, fault=fault, agent=False)
     assert 0 not in ended.codes
     (line,) = [line for text in ended.err for line in ours(text)]
-    assert said in line
+    assert message in line
 
 
 def test_users_mistake_gives_one_message(teacher, tmp_path):
     ended = command(tmp_path, teacher, "--batch-size=1")
-    said = [line for text in ended.err for line in ours(text)]
-    assert said == ["wcord-fast distill: batch_size: expected at least one image for each of 2 processes, got 1"]
+    message = [line for text in ended.err for line in ours(text)]
+    assert message == ["wcord-fast distill: batch_size: expected at least one image for each of 2 processes, got 1"]
 
 
 def test_full_disk_at_rank_0_gives_one_message_and_the_run_resumes(teacher, tmp_path):
     ended = command(tmp_path, teacher, fault="disk:0")
     assert ended.codes == [1, 1]
-    (said,) = "".join(ended.err).splitlines()
+    (message,) = "".join(ended.err).splitlines()
     assert (
-        said == f"wcord-fast distill: output_dir: cannot write {tmp_path}/wcord/checkpoint.pt: No space left on device"
+        message
+        == f"wcord-fast distill: output_dir: cannot write {tmp_path}/wcord/checkpoint.pt: No space left on device"
     )
     assert last_epoch(tmp_path) == 1
     again = command(tmp_path, teacher)
@@ -74,8 +75,8 @@ def test_a_warning_is_given_by_one_rank(teacher, tmp_path):
 @pytest.mark.parametrize("name", ["table", "evaluate"])
 def test_single_process_commands_refuse_several_ranks(tmp_path, name):
     ended = launch(2, tmp_path, faulty_rank.run, "", [name, "--help"])
-    said = [line for text in ended.err for line in ours(text)]
-    assert said == [f"wcord-fast {name}: expected one process, got 2; distill and teacher run on several"]
+    message = [line for text in ended.err for line in ours(text)]
+    assert message == [f"wcord-fast {name}: expected one process, got 2; distill and teacher run on several"]
     assert ended.codes == [2, 2]
 
 

@@ -82,4 +82,4 @@ def bad_index():
 
 
 def test_a_bad_index_is_refused_before_anything_is_sent(pool):
-    assert all("index" in said and str(N) in said for said in pool.run(bad_index))
+    assert all("index" in message and str(N) in message for message in pool.run(bad_index))

@@ -54,7 +54,7 @@ def train(directory, method, options, stop=False):
     """History and state after `fit`, or after its first epoch; in a process of any pool or in this one."""
     logging.disable(logging.CRITICAL)
     run = make_run(directory, method, epochs=2, **options)
-    said = loop.epoch_line
+    message = loop.epoch_line
     try:
         if stop:
 
@@ -66,7 +66,7 @@ def train(directory, method, options, stop=False):
     except Stopped:
         pass
     finally:
-        loop.epoch_line = said
+        loop.epoch_line = message
         logging.disable(logging.NOTSET)
     return run.history, whole_state(run)
 
@@ -239,19 +239,19 @@ def full_disk(directory, options, limit):
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
         train(directory, "wcord", options)
-        said = ""
+        message = ""
     except OutputError as error:
-        said = str(error)
+        message = str(error)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    return said
+    return message
 
 
 def test_a_disk_that_is_full_keeps_the_last_checkpoint(pools, tmp_path):
     pool, directory = pools[2], tmp_path / "run"
     options = {**SHARDED, "wcord": {**SHARDED["wcord"], "feat_dim": 64}}
-    for said in pool.run(full_disk, directory, options, 4096):
-        assert "output_dir: cannot write" in said and "banks-000002" in said and "File too large" in said
+    for message in pool.run(full_disk, directory, options, 4096):
+        assert "output_dir: cannot write" in message and "banks-000002" in message and "File too large" in message
     assert {p.name for p in directory.glob("banks-*")} == {"banks-000001"}
     assert load(directory / "checkpoint.pt")["epoch"] == 1
     assert [epoch for epoch, _ in pool.run(resumed, directory, options)] == [1, 1]
@@ -263,14 +263,14 @@ def saved_over_a_left_folder(directory):
     """Whether the folder of an interrupted run was still there when this rank began to write; rank 0 is slow."""
     run = make_run(directory, "wcord", **SHARDED)
     folder = directory / "banks-000001"
-    remove, save, found = shutil.rmtree, bank_files.dcp.save, []
+    remove, save, leftovers = shutil.rmtree, bank_files.dcp.save, []
 
     def slowly(path, **options):
         time.sleep(0.3)
         remove(path, **options)
 
     def look(*args, **kwargs):
-        found.append((folder / "left").exists())
+        leftovers.append((folder / "left").exists())
         return save(*args, **kwargs)
 
     shutil.rmtree, bank_files.dcp.save = slowly, look
@@ -278,7 +278,7 @@ def saved_over_a_left_folder(directory):
         bank_files.save(directory, {"epoch": 1, "method": {}}, run.method)
     finally:
         shutil.rmtree, bank_files.dcp.save = remove, save
-    return found
+    return leftovers
 
 
 def test_no_rank_writes_before_the_folder_of_an_interrupted_run_is_gone(pools, tmp_path):
@@ -309,6 +309,6 @@ def written_apart(directory):
 
 
 def test_ranks_without_a_shared_file_system_raise_at_the_first_checkpoint(pools, tmp_path):
-    said, *others = pools[3].run(written_apart, tmp_path)
-    assert "no __1_0.distcp here" in said and "one file system" in said and others == ["", ""]
+    message, *others = pools[3].run(written_apart, tmp_path)
+    assert "no __1_0.distcp here" in message and "one file system" in message and others == ["", ""]
     assert not (tmp_path / "0" / "checkpoint.pt").exists()

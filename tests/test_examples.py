@@ -116,12 +116,12 @@ def test_many_rows():
 def test_two_towers_retrieve_their_pairs_on_one_and_two_processes():
     alone = output_of("two_tower.py")
     together = output_of("two_tower.py", launcher=("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"))
-    (losses, shares), others = (
+    (losses, fractions), others = (
         ([float(x) for x in re.findall(rf"{name}:? ([\d.]+)", out)] for name in ("last batch", "images"))
         for out in (alone, together)
     )
     assert len(losses) == 4 and losses[-1] < 0.9 * losses[0], alone
-    assert shares[0] > 2.0, alone  # by chance 0.3
+    assert fractions[0] > 2.0, alone  # by chance 0.3
     their_losses, their_shares = others
     assert their_losses == pytest.approx(losses, rel=1e-3)
-    assert their_shares == pytest.approx(shares, abs=1.0)
+    assert their_shares == pytest.approx(fractions, abs=1.0)

@@ -61,9 +61,9 @@ def test_scores_equal_float64(data):
     loss, grad = bank_fuzz.with_gradient(F.bank_nce, call, log_z=call.log_z, temperature=call.tau)
     answer, slope = bank_fuzz.with_gradient(F.bank_nce, exact, log_z=exact.log_z, temperature=call.tau)
     # A term's slope is at most its value, so an error of u is no more than that, relative to the loss.
-    share = unit * (1 + size + abs(float(exact.log_z)) + math.log(call.num_data))
-    within(loss, answer, share * answer)
-    within(grad, slope, (share * answer * longest / call.tau)[:, None])
+    fraction = unit * (1 + size + abs(float(exact.log_z)) + math.log(call.num_data))
+    within(loss, answer, fraction * answer)
+    within(grad, slope, (fraction * answer * longest / call.tau)[:, None])
 
     loss, grad = bank_fuzz.with_gradient(F.bank_infonce, call, temperature=call.tau)
     answer, slope = bank_fuzz.with_gradient(F.bank_infonce, exact, temperature=call.tau)
@@ -74,9 +74,9 @@ def test_scores_equal_float64(data):
     scalars = {"scale": 8.0, "bias": -3.0}
     loss, grad = bank_fuzz.with_gradient(F.bank_sigmoid, call, **scalars)
     answer, slope = bank_fuzz.with_gradient(F.bank_sigmoid, exact, **scalars)
-    share = unit * (4 + 8 * size * call.tau)
-    within(loss, answer, share * answer)
-    within(grad, slope, (share * answer * longest * 8)[:, None])
+    fraction = unit * (4 + 8 * size * call.tau)
+    within(loss, answer, fraction * answer)
+    within(grad, slope, (fraction * answer * longest * 8)[:, None])
 
     mean, grad = bank_fuzz.with_gradient(F.bank_mean_score, call)
     answer, slope = bank_fuzz.with_gradient(F.bank_mean_score, exact)
@@ -107,10 +107,10 @@ def test_updates_equal_a_loop(data):
         expected[r] = new / new.norm().clamp_min(1e-12)
     torch.set_num_threads(draw(st.sampled_from((1, 3))))
     for backend in ("native", "reference"):
-        got, given_rows = bank.clone(), rows.clone()
+        actual, given_rows = bank.clone(), rows.clone()
         with use_backend(backend):
-            F.bank_update_(got, index, rows, momentum)
-        within(got, expected, torch.full_like(expected, 4 * torch.finfo(acc).eps))
+            F.bank_update_(actual, index, rows, momentum)
+        within(actual, expected, torch.full_like(expected, 4 * torch.finfo(acc).eps))
         assert torch.equal(rows, given_rows)
 
 

@@ -85,10 +85,10 @@ def on_native(module: nn.Module) -> nn.Module:
     return twin
 
 
-def near(ours: Tensor, want: Tensor, share: float, least: float = 0.0, what: str = "") -> None:
-    """Every number is as near as `share` of the largest, or `least`."""
+def near(ours: Tensor, want: Tensor, fraction: float, least: float = 0.0, what: str = "") -> None:
+    """Every number is as near as `fraction` of the largest, or `least`."""
     ours, want = ours.detach().double(), want.detach().double()
-    room = share * float(want.abs().max()) + least if want.numel() else 0.0
+    room = fraction * float(want.abs().max()) + least if want.numel() else 0.0
     assert ours.shape == want.shape and bool(((ours - want).abs() <= room).all()), (what, ours, want, room)
 
 
@@ -99,15 +99,15 @@ def test_two_steps_equal_the_reference(data):
     for _ in range(2):
         f_s, f_t, index = data.draw(batches(plain))
         before = [t.clone() for t in (f_s, f_t, index)]
-        found = []
+        actual = []
         for module, backend in ((fast, "native"), (plain, "reference")):
             x = f_s.detach().requires_grad_()
             with use_backend(backend):  # of the update too, which has no option
                 loss = module(x, f_t, index)
             trained = [p for p in module.parameters() if p.requires_grad]
             grads = torch.autograd.grad(loss, [x, *trained], allow_unused=True)
-            found.append((loss, [g for g in grads if g is not None]))
-        (loss, grads), (want, wants) = found
+            actual.append((loss, [g for g in grads if g is not None]))
+        (loss, grads), (want, wants) = actual
         rounded = torch.finfo(f_s.dtype).eps if f_s.dtype in (torch.bfloat16, torch.float16) else 0.0
         near(loss, want, 3e-5, 1e-6)
         assert len(grads) == len(wants)

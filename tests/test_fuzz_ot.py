@@ -80,16 +80,16 @@ def laid_out(t: Tensor, layout: str) -> Tensor:
     )
 
 
-def by_public_call(x: Tensor, y: Tensor, a: Tensor, b: Tensor, asked: SolveOptions) -> SolveResult:
+def by_public_call(x: Tensor, y: Tensor, a: Tensor, b: Tensor, options: SolveOptions) -> SolveResult:
     """`functional.ot_solve` and its gradients, as a backend returns them."""
     inputs = [t.detach().requires_grad_() for t in (x, y)]
-    inputs += [t.detach().requires_grad_(asked.need_a) for t in (a, b)]
-    found = F.ot_solve(
-        *inputs[:2], a=inputs[2], b=inputs[3], cost=asked.cost, solver=asked.solver, eps=asked.eps, iters=asked.iters,
-        tol=asked.tol, value=asked.value, backend="native",
+    inputs += [t.detach().requires_grad_(options.need_a) for t in (a, b)]
+    actual = F.ot_solve(
+        *inputs[:2], a=inputs[2], b=inputs[3], cost=options.cost, solver=options.solver, eps=options.eps,
+        iters=options.iters, tol=options.tol, value=options.value, backend="native",
     )  # fmt: skip
-    grads = torch.autograd.grad(found.cost.sum(), [t for t in inputs if t.requires_grad])
-    return SolveResult(*(t.detach() for t in found), *grads, *[x.new_empty(0)] * (4 - len(grads)))
+    grads = torch.autograd.grad(actual.cost.sum(), [t for t in inputs if t.requires_grad])
+    return SolveResult(*(t.detach() for t in actual), *grads, *[x.new_empty(0)] * (4 - len(grads)))
 
 
 @needs_native
@@ -102,7 +102,7 @@ def test_solves_keep_the_accuracy_rule(data):
     largest = 1.0 if cost == "cosine" else float(torch.cdist(x.double(), y.double()).square().max()) or 1.0
     eps = largest * draw(st.sampled_from((0.5, 0.05, 1e-3) if solver == "sinkhorn" else (0.5, 2.0)))
     tol = draw(st.sampled_from((None, 1e-2, 1e-12)))
-    asked = ot_rule.solve_args(cost, solver, eps, draw(st.sampled_from((1, 2, 10, 11, 50))), tol=None, value=value)
+    options = ot_rule.solve_args(cost, solver, eps, draw(st.sampled_from((1, 2, 10, 11, 50))), tol=None, value=value)
     layouts = [draw(st.sampled_from(bank_fuzz.LAYOUTS)) for _ in "xy"]
     given_x, given_y = (laid_out(t, layout) for t, layout in zip((x, y), layouts, strict=True))
     before = [t.clone() for t in (given_x, given_y, a, b)]
@@ -112,16 +112,16 @@ def test_solves_keep_the_accuracy_rule(data):
         def solve(_x, _y, *rest):
             return by_public_call(given_x, given_y, *rest)
 
-        ours = ot_rule.assert_rule(solve, x, y, a, b, asked, lattice=True)
+        ours = ot_rule.assert_rule(solve, x, y, a, b, options, lattice=True)
         assert all(torch.equal(s, t) for s, t in zip(before, (given_x, given_y, a, b), strict=True))
 
         for dtype in (torch.bfloat16, torch.float16):  # the same numbers: the same results, gradients rounded once
-            narrow = by_public_call(given_x.to(dtype), given_y.to(dtype), a, b, asked)
+            narrow = by_public_call(given_x.to(dtype), given_y.to(dtype), a, b, options)
             assert narrow.grad_x.dtype is dtype and torch.equal(narrow.grad_x, ours.grad_x.to(dtype))
             assert torch.equal(narrow.value, ours.value) and torch.equal(narrow.alpha, ours.alpha)
 
-        wide = by_public_call(*(t.double() for t in (given_x, given_y)), a.double(), b.double(), asked)
-        exact = ot_rule.reference.ot_solve(x.double(), y.double(), a.double(), b.double(), asked)
+        wide = by_public_call(*(t.double() for t in (given_x, given_y)), a.double(), b.double(), options)
+        exact = ot_rule.reference.ot_solve(x.double(), y.double(), a.double(), b.double(), options)
         sharp = 1e-13 * (1 + float(exact.scale.max()) * largest)
         for name in ("value", "grad_x", "grad_y", "grad_a", "grad_b"):
             want = getattr(exact, name)
@@ -129,13 +129,13 @@ def test_solves_keep_the_accuracy_rule(data):
             assert error <= 1e-9 * size + sharp * largest * 10, (name, error, size)
 
         if tol is not None:
-            stopped = by_public_call(given_x, given_y, a, b, asked._replace(tol=tol))
-            early = stopped.iterations < asked.iters
-            assert bool((stopped.iterations <= asked.iters).all())
+            stopped = by_public_call(given_x, given_y, a, b, options._replace(tol=tol))
+            early = stopped.iterations < options.iters
+            assert bool((stopped.iterations <= options.iters).all())
             assert bool((stopped.marginal_error[early] <= tol + 1e-5).all())
             assert torch.equal(stopped.value[~early], ours.value[~early])
-            if asked.iters > 10:  # the first test of tol, and what it sees but for rounding
-                error = by_public_call(given_x, given_y, a, b, asked._replace(iters=10)).marginal_error
+            if options.iters > 10:  # the first test of tol, and what it sees but for rounding
+                error = by_public_call(given_x, given_y, a, b, options._replace(iters=10)).marginal_error
                 assert bool((stopped.iterations[error < 0.8 * tol] == 10).all())
                 assert bool((stopped.iterations[error > 1.25 * tol + 1e-3] > 10).all())
 

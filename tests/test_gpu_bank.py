@@ -93,8 +93,8 @@ def test_mean_score_and_log_z(dim):
     log_z = reference.bank_log_z(*exact, TEMPERATURE, "gather", "auto")
     torch.testing.assert_close(native_cuda.bank_log_z(*args).cpu().double(), log_z, rtol=1e-6, atol=0)
     known = torch.tensor([2.5, torch.nan], device="cuda")
-    got = native_cuda.bank_log_z(*args, known)
-    assert got[0] == 2.5 and math.isclose(got[1], log_z[1], rel_tol=1e-6)
+    actual = native_cuda.bank_log_z(*args, known)
+    assert actual[0] == 2.5 and math.isclose(actual[1], log_z[1], rel_tol=1e-6)
 
 
 @pytest.mark.parametrize(("source", "replacement"), [*SOURCES, ("given", "no"), ("whole", "no")])
@@ -191,11 +191,11 @@ def test_membership(num_data, k, replacement):
     index = torch.randint(0, num_data, (5,))
     spec = DrawSpec("self", k, replacement, False, 2, [state])
     for function in (membership.draw_mask, membership.draw_counts):
-        got = function(index.cuda(), num_data, on("cuda", spec), "native")
-        assert torch.equal(got.cpu(), function(index, num_data, spec))
+        actual = function(index.cuda(), num_data, on("cuda", spec), "native")
+        assert torch.equal(actual.cpu(), function(index, num_data, spec))
         held = (num_data // 3 + 1, num_data // 2)
-        got = function(index.cuda(), num_data, on("cuda", spec), "native", held)
-        assert torch.equal(got.cpu(), function(index, num_data, spec, held=held))
+        actual = function(index.cuda(), num_data, on("cuda", spec), "native", held)
+        assert torch.equal(actual.cpu(), function(index, num_data, spec, held=held))
 
 
 @pytest.mark.parametrize("dim", [128, 20])

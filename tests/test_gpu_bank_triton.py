@@ -86,7 +86,7 @@ def test_every_sampler_and_bank(name, bank_dtype):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_parts_of_every_sampler(name, bank_dtype):
     anchors, banks, index, log_z = problem(bank_dtype=bank_dtype)
-    spec, (x, rows), shares = spec_of(name), exact(anchors, banks), []
+    spec, (x, rows), fractions = spec_of(name), exact(anchors, banks), []
     for lo, hi in pairwise((0, 1, 1025, 1057, N)):
         part, own = Part(lo, N), [bank[lo:hi] for bank in banks]
         loss, grad = triton.bank_nce(anchors, own, index, log_z, spec, TAU, True, "dense", "auto", part)
@@ -98,8 +98,8 @@ def test_parts_of_every_sampler(name, bank_dtype):
         args = index, spec, TAU, "dense", "auto", part
         expected = reference.bank_log_sum_exp(x, [bank[lo:hi] for bank in rows], *args)
         torch.testing.assert_close(lse, expected, rtol=0, atol=1e-5)
-        shares.append((loss.double(), grad.double()))
-    loss, grad = (sum(t) for t in zip(*shares, strict=True))
+        fractions.append((loss.double(), grad.double()))
+    loss, grad = (sum(t) for t in zip(*fractions, strict=True))
     expected = reference.bank_nce(x, rows, index, log_z.double(), spec, TAU, True, "dense", "auto")
     torch.testing.assert_close(loss, expected[0], rtol=1e-6, atol=0)
     assert error(grad, expected[1]) < 1e-5

@@ -54,9 +54,9 @@ def test_ranks_on_nccl_equal_one_process():
         parts = [torch.load(Path(folder) / f"{rank}.pt") for rank in range(world)]
     value, grad, bank = step("cpu", *CASES[0], slice(None))
     for case in CASES:
-        shares = [len(p[case][1]) / BATCH for p in parts]
-        assert sum(w * p[case][0] for w, p in zip(shares, parts, strict=True)) == pytest.approx(value, rel=1e-5)
-        ours = torch.cat([w * p[case][1] for w, p in zip(shares, parts, strict=True)])
+        fractions = [len(p[case][1]) / BATCH for p in parts]
+        assert sum(w * p[case][0] for w, p in zip(fractions, parts, strict=True)) == pytest.approx(value, rel=1e-5)
+        ours = torch.cat([w * p[case][1] for w, p in zip(fractions, parts, strict=True)])
         torch.testing.assert_close(ours, grad, rtol=1e-4, atol=1e-4 * float(grad.abs().max()))
     for case in CASES[1:]:
         torch.testing.assert_close(torch.cat([p[case][2] for p in parts]), bank, rtol=1e-4, atol=1e-5)

@@ -27,10 +27,10 @@ class Problem:
         self.there = x.cuda(), y.cuda(), a.to(wide).cuda(), b.to(wide).cuda()
 
     def solve(self, *, cost="cosine", solver="sinkhorn", eps=0.05, iters=50, tol=None, value="cost", run=None):
-        asked = reference.SolveOptions(cost, solver, eps, iters, tol, value, True, True, True, True)
+        options = reference.SolveOptions(cost, solver, eps, iters, tol, value, True, True, True, True)
         if run is None:
-            return native_cuda.ot_solve(*self.there, asked)
-        return run(asked)
+            return native_cuda.ot_solve(*self.there, options)
+        return run(options)
 
     def check(self, regime, **options):
         (_, n, d), m = self.here[0].shape, self.here[1].shape[1]
@@ -42,22 +42,22 @@ class Problem:
                 pytest.skip(reason)
         else:
             assert chosen == regime
-        got = reference.SolveResult(*(t.cpu() for t in self.solve(**options)))
-        want = self.solve(run=lambda asked: reference.ot_solve(*self.here, asked), **options)
-        plain = self.solve(run=lambda asked: reference.ot_solve(*self.there, asked), **options)
-        assert torch.equal(got.iterations, want.iterations)
+        actual = reference.SolveResult(*(t.cpu() for t in self.solve(**options)))
+        want = self.solve(run=lambda solve_options: reference.ot_solve(*self.here, solve_options), **options)
+        plain = self.solve(run=lambda solve_options: reference.ot_solve(*self.there, solve_options), **options)
+        assert torch.equal(actual.iterations, want.iterations)
         for name in ("value", "alpha", "beta", "marginal_error", "grad_x", "grad_y", "grad_a", "grad_b"):
-            g, w, p = getattr(got, name), getattr(want, name), getattr(plain, name).cpu()
+            g, w, p = getattr(actual, name), getattr(want, name), getattr(plain, name).cpu()
             finite = w.isfinite()
             assert torch.equal(g.isfinite(), finite), name
             if not w.numel():
                 continue
             g, w, p = g.double()[finite], w[finite], p.double()[finite]
-            floor = 1e-12 if got.value.dtype == torch.float64 else 1e-5 if name == "value" else 1e-4
+            floor = 1e-12 if actual.value.dtype == torch.float64 else 1e-5 if name == "value" else 1e-4
             scale = max(float(w.abs().max()), 1.0 if name in ("alpha", "beta", "marginal_error") else 0.0)
             bound = max(floor * scale, 3 * float((p - w).abs().max()))
             assert float((g - w).abs().max()) <= bound, (name, float((g - w).abs().max()), bound)
-        return got
+        return actual
 
 
 SHAPES = [(64, 64, "resident"), (200, 220, "resident"), (1, 64, "resident"), (256, 256, "cooperative"),
@@ -130,9 +130,9 @@ def test_concurrent_streams_do_not_interfere():
             with torch.cuda.stream(stream):
                 together.append((p, p.solve(iters=300)))
     torch.cuda.synchronize()
-    for p, got in together:
+    for p, actual in together:
         want = alone[problems.index(p)]
-        assert all(torch.equal(u, v) for u, v in zip(want, got, strict=True))
+        assert all(torch.equal(u, v) for u, v in zip(want, actual, strict=True))
 
 
 @pytest.mark.parametrize("n", [32, 300])
@@ -140,11 +140,11 @@ def test_a_bad_value_is_flagged_and_spoils_its_problem_only(n):
     p = Problem(n, n, 16, problems=3)
     good = p.solve()
     p.there[0][1, n - 1, 3] = torch.nan
-    got = p.solve()
+    actual = p.solve()
     with pytest.raises(ValueError, match="optimal-transport"):
         status.check()
-    assert got.value.isnan().tolist() == [False, True, False] and got.grad_y[1].isnan().all()
-    assert torch.equal(got.grad_x[[0, 2]], good.grad_x[[0, 2]])
+    assert actual.value.isnan().tolist() == [False, True, False] and actual.grad_y[1].isnan().all()
+    assert torch.equal(actual.grad_x[[0, 2]], good.grad_x[[0, 2]])
 
 
 def test_unsupported_size_gives_its_reason():

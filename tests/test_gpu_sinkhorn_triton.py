@@ -113,8 +113,8 @@ def test_graph_replay_gives_the_bits_of_an_eager_call(cost, tol):
     static_y.copy_(y)
     for _ in range(2):
         graph.replay()
-    for found, want in zip(captured, solve(x, y, args), strict=True):
-        assert torch.equal(found, want)
+    for actual, want in zip(captured, solve(x, y, args), strict=True):
+        assert torch.equal(actual, want)
 
 
 @pytest.mark.parametrize("cost", COSTS)

@@ -45,11 +45,11 @@ def test_steps_equal_the_reference(case, plan):
     theirs.double()
     exact = 2e-2 if case == "crd bf16" else 1e-4
     for seed in range(4):
-        found, value = step(ours, *batch(seed), "cuda", torch.float32)
+        actual, value = step(ours, *batch(seed), "cuda", torch.float32)
         assert "ContrastStep" in str(value.grad_fn)
         with use_backend("reference"):
             wanted, _ = step(theirs, *batch(seed), "cpu", torch.float64)
-        assert all((f - w).abs().max() <= exact * w.abs().max() for f, w in zip(found, wanted, strict=True))
+        assert all((f - w).abs().max() <= exact * w.abs().max() for f, w in zip(actual, wanted, strict=True))
     there = theirs.state_dict()
     for name, value in ours.state_dict().items():
         if value.is_floating_point():

@@ -27,10 +27,10 @@ MOST = {
 
 @needs_triton
 def test_launches_per_step_do_not_exceed_the_record():
-    found = {(row["case"], row.get("plan") or row["n"]): row for row in launches.rows()}
-    assert found.keys() == MOST.keys()
+    measured = {(row["case"], row.get("plan") or row["n"]): row for row in launches.rows()}
+    assert measured.keys() == MOST.keys()
     for case, most in MOST.items():
-        row = found[case]
+        row = measured[case]
         assert row["ours"] <= most[0] and row["pytorch"] <= most[1] and row["products"] == most[2], row
         assert sum(row["kernels"].values()) == row["ours"] + row["pytorch"] + row["products"]
 

@@ -164,11 +164,11 @@ def test_forward_equals_the_published_network_at_32x32(name, by_hand, blocks):
 
     x = images(size=32).double()
     want, before, logits = by_hand(Recorded(state), x, blocks)
-    got, got_logits = net(x, return_features=True)
-    torch.testing.assert_close(got, want)
+    actual, got_logits = net(x, return_features=True)
+    torch.testing.assert_close(actual, want)
     torch.testing.assert_close(got_logits, logits)
-    got, got_logits = net(x, return_features=True, preact=True)
-    torch.testing.assert_close(got, [want[0], *before, want[-1]])
+    actual, got_logits = net(x, return_features=True, preact=True)
+    torch.testing.assert_close(actual, [want[0], *before, want[-1]])
     torch.testing.assert_close(got_logits, logits)
     assert used == set(state)  # the keys are the published ones, all of them
 
@@ -210,8 +210,10 @@ def test_features_carry_gradients_of_their_own():
     ],
 )
 def test_any_case_and_separator(spelling, name):
-    got, want = models.create(spelling), models.create(name)
-    assert [(k, v.shape) for k, v in got.state_dict().items()] == [(k, v.shape) for k, v in want.state_dict().items()]
+    actual, want = models.create(spelling), models.create(name)
+    assert [(k, v.shape) for k, v in actual.state_dict().items()] == [
+        (k, v.shape) for k, v in want.state_dict().items()
+    ]
 
 
 def test_other_wide_resnets():
@@ -287,8 +289,8 @@ def test_networks_compile_without_graph_breaks(name, preact):
     compiled = torch.compile(copy.deepcopy(net), fullgraph=True, backend="eager")
     x = images()
     features, logits = net(x, return_features=True, preact=preact)
-    got, got_logits = compiled(x, return_features=True, preact=preact)
-    torch.testing.assert_close(got, features)
+    actual, got_logits = compiled(x, return_features=True, preact=preact)
+    torch.testing.assert_close(actual, features)
     torch.testing.assert_close(got_logits, logits)
 
 

@@ -145,5 +145,5 @@ def test_without_torchvision_the_extra_is_named(monkeypatch, capsys):
     with pytest.raises(ImportError, match=r"inception_v3 needs torchvision.*pip install 'wcord-fast\[torchvision\]'"):
         models.create("inception-v3")
     assert main(["distill", "--student=resnet18", "--dry-run"]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("wcord-fast distill: student: resnet18 needs torchvision") and "[torchvision]" in said
+    output = capsys.readouterr().err
+    assert output.startswith("wcord-fast distill: student: resnet18 needs torchvision") and "[torchvision]" in output

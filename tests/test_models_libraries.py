@@ -181,9 +181,9 @@ def test_the_command_distils_from_a_transformer_to_a_convolutional_network(tmp_p
     assert main([*command, "--no-tensorboard", "--wcord.num-negatives=32"]) == 0
     assert "timm:test_resnet" in capsys.readouterr().out
     assert main(["evaluate", str(tmp_path / "wcord"), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    report = json.loads(capsys.readouterr().out)
     last = torch.load(tmp_path / "wcord" / "checkpoint.pt", weights_only=True)["history"][-1]
-    assert found["model"] == "timm:test_resnet" and found["top1"] == last["test_top1"]
+    assert report["model"] == "timm:test_resnet" and report["top1"] == last["test_top1"]
     file = tmp_path / "student.safetensors"
     assert main(["export", str(tmp_path / "wcord"), "--format=safetensors", f"--output={file}"]) == 0
 

@@ -86,10 +86,10 @@ def test_tap_returns_the_output_before_in_place_changes(change, how):
             want_norm = twin.norm(want_conv)
             want_last = out_of_place(want_norm).mean((2, 3))
             want = twin.fc(want_last)
-        found, wanted = (conv, norm, last, logits), (want_conv, want_norm, want_last, want)
-        for a, b in zip(found, wanted, strict=True):
+        actual, wanted = (conv, norm, last, logits), (want_conv, want_norm, want_last, want)
+        for a, b in zip(actual, wanted, strict=True):
             assert a.dtype == b.dtype and torch.equal(a, b)
-        for model, values in ((net, found), (twin, wanted)):
+        for model, values in ((net, actual), (twin, wanted)):
             model.zero_grad()
             sum(v.float().square().sum() for v in values).backward()
         for p, q in zip(net.parameters(), twin.parameters(), strict=True):

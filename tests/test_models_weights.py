@@ -170,11 +170,11 @@ def test_no_code_in_a_foreign_file_is_run(tmp_path, legacy):
         value = {"model": {"w": torch.ones(1)}, "x": Calls(function, argument)}
         torch.save(value, tmp_path / "f.pt", _use_new_zipfile_serialization=not legacy)
         try:
-            found = checkpoint.read(tmp_path / "f.pt")
+            actual = checkpoint.read(tmp_path / "f.pt")
         except CheckpointError as error:
             assert refused is not False, error
         else:
-            assert not refused and torch.equal(found["model"]["w"], torch.ones(1))
+            assert not refused and torch.equal(actual["model"]["w"], torch.ones(1))
         assert not mark.exists() and not mark.with_suffix(".npy").exists()
 
 
@@ -208,7 +208,7 @@ def test_first_of_two_networks_in_a_file_is_loaded_and_the_other_named():
     """The first in the file are taken, and that there are others is said."""
     torch.manual_seed(0)
     one, two = (models.create("resnet8", 5).state_dict() for _ in range(2))
-    for value, taken, said in (
+    for value, taken, message in (
         ({"model": one, "model_ema": two}, one, "under 'model.', not those under 'model_ema.'"),
         (
             {"student": one, "teacher": before("module.", two)},
@@ -223,7 +223,7 @@ def test_first_of_two_networks_in_a_file_is_loaded_and_the_other_named():
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             load_weights(net, value)
-        assert [said in str(w.message) for w in caught] == ([True] if said else [])
+        assert [message in str(w.message) for w in caught] == ([True] if message else [])
         assert all(torch.equal(v, taken[k]) for k, v in net.state_dict().items())
 
 

@@ -162,8 +162,8 @@ def test_a_flagged_problem_is_nan_and_leaves_the_others_alone(monkeypatch, name,
         raised = []
         monkeypatch.setattr(status, "guard", lambda bad, code, _: raised.append(code) if bad.any() else None)
         bad = reference.flag_inputs(*inputs.values(), "cosine")
-        asked = reference.SolveOptions("cosine", "ipot", 0.5, 20, 1e-9, "cost", True, True, False, False)
-        solved = reference.ot_solve(*inputs.values(), asked)
+        options = reference.SolveOptions("cosine", "ipot", 0.5, 20, 1e-9, "cost", True, True, False, False)
+        solved = reference.ot_solve(*inputs.values(), options)
         return bad, reference.poison(bad, solved), raised
 
     bad, clean, raised = solve()

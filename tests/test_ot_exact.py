@@ -37,9 +37,9 @@ def test_ipot_reaches_the_exact_plan_and_its_gradient(cost):
     options = {"a": a, "b": b, "cost": cost, "eps": 0.02 * c.max(), "iters": 4000}
     assert (F.ot_plan(x, y, **options) - exact).abs().sum() < 1e-3
     leaves = x.requires_grad_(), y.requires_grad_()
-    got = torch.autograd.grad(F.ot_cost(*leaves, **options), leaves)
+    actual = torch.autograd.grad(F.ot_cost(*leaves, **options), leaves)
     want = torch.autograd.grad((exact * oracle.torch_cost(*leaves, cost)).sum(), leaves)
-    for g, w in zip(got, want, strict=True):
+    for g, w in zip(actual, want, strict=True):
         assert (g - w).abs().max() < 1e-3 * w.abs().max()
 
 

@@ -37,15 +37,15 @@ def test_values_and_plans_equal_the_textbook_iteration(backend, solver, own, zer
     c = costs(G, N, M) if own else costs(N, M)
     a, b = masses(1, G, N, zeros=zeros), masses(2, G, M, zeros=zeros)
     options = {"solver": solver, "eps": 0.1 if solver == "sinkhorn" else 0.8, "iters": 30, "backend": backend}
-    found = F.ot_solve_from_matrix(c, a, b, **options)
+    actual = F.ot_solve_from_matrix(c, a, b, **options)
     plans = F.ot_plan_from_matrix(c, a, b, **options)
     for g in range(G):
         value, plan = textbook(c[g] if own else c, a[g], b[g], solver, options["eps"], 30)
         torch.testing.assert_close(plans[g], plan, rtol=1e-9, atol=1e-13)
-        assert float(found.cost[g]) == pytest.approx(value, rel=1e-10)
+        assert float(actual.cost[g]) == pytest.approx(value, rel=1e-10)
         error = float((plan.sum(1) - a[g]).abs().sum())
-        assert float(found.marginal_error[g]) == pytest.approx(error, rel=1e-6, abs=1e-12)
-    assert found.iterations.tolist() == [30] * G
+        assert float(actual.marginal_error[g]) == pytest.approx(error, rel=1e-6, abs=1e-12)
+    assert actual.iterations.tolist() == [30] * G
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -57,11 +57,11 @@ def test_masses_without_a_batch_dimension_are_broadcast(backend, a_shape, b_shap
     a = None if a_shape is None else masses(1, *a_shape)
     b = None if b_shape is None else masses(2, *b_shape)
     several = batched or any(s is not None and len(s) == 2 for s in (a_shape, b_shape))
-    found = F.ot_cost_from_matrix(c, a, b, eps=0.2, backend=backend)
-    assert found.shape == ((G,) if several else ())
+    actual = F.ot_cost_from_matrix(c, a, b, eps=0.2, backend=backend)
+    assert actual.shape == ((G,) if several else ())
     plan = F.ot_plan_from_matrix(c, a, b, eps=0.2, backend=backend)
     assert plan.shape == ((G, N, M) if several else (N, M))
-    torch.testing.assert_close(found, (plan * c).sum((-2, -1)), rtol=1e-12, atol=0)
+    torch.testing.assert_close(actual, (plan * c).sum((-2, -1)), rtol=1e-12, atol=0)
     columns = torch.full((M,), 1 / M, dtype=torch.float64) if b is None else b
     torch.testing.assert_close(plan.sum(-2), columns.expand(plan.sum(-2).shape))
 
@@ -75,8 +75,8 @@ def test_small_eps_is_solved_in_the_log_domain(backend, eps, dtype):
     a, b = sharp[:, :N].softmax(-1).to(dtype), sharp[:, N:].softmax(-1).to(dtype)
     a, b = a / a.sum(-1, keepdim=True), b / b.sum(-1, keepdim=True)
     c.requires_grad_()
-    found = F.ot_solve_from_matrix(c, a, b, eps=eps, iters=10, backend=backend)
-    found.cost.sum().backward()
+    actual = F.ot_solve_from_matrix(c, a, b, eps=eps, iters=10, backend=backend)
+    actual.cost.sum().backward()
     plans = [
         ot_oracles.sinkhorn_log(c.detach().double().numpy(), x.double().numpy(), y.double().numpy(), eps, 10)
         for x, y in zip(a, b, strict=True)
@@ -85,7 +85,7 @@ def test_small_eps_is_solved_in_the_log_domain(backend, eps, dtype):
     narrow = dtype == torch.float32
     rounding = 6e-8 * 1.5 / eps if narrow else 1e-12  # of an exponent
     torch.testing.assert_close(
-        found.cost.double(), value.double(), rtol=max(1e-5, 4 * rounding) if narrow else 1e-9, atol=0
+        actual.cost.double(), value.double(), rtol=max(1e-5, 4 * rounding) if narrow else 1e-9, atol=0
     )
     want = torch.from_numpy(sum(plans))
     assert float((c.grad - want).norm()) <= (max(1e-4, 4 * rounding) if narrow else 1e-9) * float(want.norm())
@@ -133,19 +133,19 @@ def test_a_problem_does_not_depend_on_its_neighbours_or_on_the_threads():
     a, b = masses(1, 40, N, dtype=torch.float32), masses(2, 40, M, dtype=torch.float32)
     threads = torch.get_num_threads()
     try:
-        found = []
+        results = []
         for count in (1, 2, 3):
             torch.set_num_threads(count)
             leaf = c.clone().requires_grad_()
             solved = F.ot_solve_from_matrix(leaf, a, b, backend="native")
             solved.cost.sum().backward()
-            found.append((*solved[:5], leaf.grad))
+            results.append((*solved[:5], leaf.grad))
     finally:
         torch.set_num_threads(threads)
-    for other in found[1:]:
-        assert all(torch.equal(x, y) for x, y in zip(found[0], other, strict=True))
+    for other in results[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
     alone = F.ot_solve_from_matrix(c, a[17], b[17], backend="native")
-    assert torch.equal(alone.alpha, found[0][1][17]) and torch.equal(alone.cost, found[0][0][17])
+    assert torch.equal(alone.alpha, results[0][1][17]) and torch.equal(alone.cost, results[0][0][17])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -155,26 +155,26 @@ def test_tol_stops_each_problem_on_its_own(backend, solver):
     a = torch.stack([masses(1, N), masses(5, N), 1e-3 * masses(7, N)])
     a[2, 0] += 1 - 1e-3
     options = {"solver": solver, "eps": 0.2 if solver == "sinkhorn" else 20.0, "iters": 200, "backend": backend}
-    found = F.ot_solve_from_matrix(c, a, b, tol=1e-6, **options)
-    stopped = found.iterations < 200
-    assert len(set(found.iterations.tolist())) > 1 and stopped.any()
-    assert (found.marginal_error[stopped] <= 1e-6).all()
-    for g, count in enumerate(found.iterations.tolist()):
+    actual = F.ot_solve_from_matrix(c, a, b, tol=1e-6, **options)
+    stopped = actual.iterations < 200
+    assert len(set(actual.iterations.tolist())) > 1 and stopped.any()
+    assert (actual.marginal_error[stopped] <= 1e-6).all()
+    for g, count in enumerate(actual.iterations.tolist()):
         alone = F.ot_solve_from_matrix(c, a[g], b[g], **{**options, "iters": count})
-        torch.testing.assert_close(found.alpha[g], alone.alpha)
-        torch.testing.assert_close(found.cost[g], alone.cost)
+        torch.testing.assert_close(actual.alpha[g], alone.alpha)
+        torch.testing.assert_close(actual.cost[g], alone.cost)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_widened(dtype):
     c, a, b = costs(N, M, dtype=dtype).requires_grad_(), masses(1, G, N).to(dtype), masses(2, G, M).to(dtype)
-    found = F.ot_cost_from_matrix(c, a, b)
-    assert found.dtype == torch.float32
-    found.sum().backward()
+    actual = F.ot_cost_from_matrix(c, a, b)
+    assert actual.dtype == torch.float32
+    actual.sum().backward()
     assert c.grad.dtype == dtype
     wide = [t.detach().float() for t in (a, b)]
     want = F.ot_cost_from_matrix(c.detach().float(), *(t / t.sum(-1, keepdim=True) for t in wide))
-    torch.testing.assert_close(found.detach(), want, rtol=1e-5, atol=0)
+    torch.testing.assert_close(actual.detach(), want, rtol=1e-5, atol=0)
 
 
 def test_strides_do_not_matter():

@@ -56,9 +56,9 @@ def test_values_and_gradients_against_float64(dtype_x, dtype_y, batch, options, 
     plan, wanted = F.ot_plan(x, y, **options), F.ot_plan(px, py, **options)
     assert plan.dtype is wide
     torch.testing.assert_close(plan.double(), wanted, rtol=1e-4, atol=1e-6)
-    for got, right in zip(F.ot_solve(x, y, **options)[1:4], F.ot_solve(px, py, **options)[1:4], strict=True):
-        assert got.dtype is wide
-        torch.testing.assert_close(got.double(), right, rtol=1e-4, atol=1e-4)
+    for actual, right in zip(F.ot_solve(x, y, **options)[1:4], F.ot_solve(px, py, **options)[1:4], strict=True):
+        assert actual.dtype is wide
+        torch.testing.assert_close(actual.double(), right, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtypes", list(itertools.product(DTYPES[1:], repeat=4))[1::7])

@@ -47,17 +47,17 @@ def solve(x, y, backend, **options):
     return solved, *torch.autograd.grad(solved.cost.sum(), (x, y, *masses))
 
 
-def agree(got, want, tolerance):
+def agree(actual, want, tolerance):
     """Everything of two solves within `tolerance` of the largest entry; the potentials' -inf in the same places."""
-    names = (*got[0]._fields, *range(len(got) - 1))
-    for name, a, b in zip(names, (*got[0], *got[1:]), (*want[0], *want[1:]), strict=True):
+    names = (*actual[0]._fields, *range(len(actual) - 1))
+    for name, a, b in zip(names, (*actual[0], *actual[1:]), (*want[0], *want[1:]), strict=True):
         assert a.dtype == (torch.int32 if name == "iterations" else torch.float64)
         assert torch.equal(a.isinf(), b.isinf()), name
         a, b = a.masked_fill(a.isinf(), 0).double(), b.masked_fill(b.isinf(), 0).double()
         assert (a - b).abs().max() <= tolerance * max(1.0, b.abs().max()), name
 
 
-def errors(got, want):
+def errors(actual, want):
     """Relative value error, absolute error of the potentials, gradient error relative to the largest entry.
 
     Means over a batch: a single problem's error is luck, and the loop's may be lucky.
@@ -66,9 +66,9 @@ def errors(got, want):
     def worst(a, b):
         return (a - b).flatten(1).abs().amax(-1)
 
-    value = ((got[0].cost - want[0].cost) / want[0].cost).abs()
-    potentials = torch.maximum(worst(got[0].alpha, want[0].alpha), worst(got[0].beta, want[0].beta))
-    gradient = torch.stack([worst(g, w) / worst(w, 0 * w) for g, w in zip(got[1:], want[1:], strict=True)]).amax(0)
+    value = ((actual[0].cost - want[0].cost) / want[0].cost).abs()
+    potentials = torch.maximum(worst(actual[0].alpha, want[0].alpha), worst(actual[0].beta, want[0].beta))
+    gradient = torch.stack([worst(g, w) / worst(w, 0 * w) for g, w in zip(actual[1:], want[1:], strict=True)]).amax(0)
     return value.mean().item(), potentials.mean().item(), gradient.mean().item()
 
 
@@ -81,11 +81,11 @@ def test_the_accuracy_rule(simd, name, cost, solver, eps):
     x, y = pair(70, 45, 20, batch=(4,))
     want = solve(x, y, "reference", **options)
     agree(solve(x, y, "native", **options), want, 1e-11 / min(eps, 1e-2))
-    got = errors(solve(x.float(), y.float(), "native", **options), want)
+    result = errors(solve(x.float(), y.float(), "native", **options), want)
     naive = errors(solve(x.float(), y.float(), "reference", **options), want)
     limits = (1e-5, 1e-4, 1e-4)
-    for found, limit, factor, loop in zip(got, limits, (2, 2, 3), naive, strict=True):
-        assert found <= max(limit, factor * loop)
+    for error, limit, factor, loop in zip(result, limits, (2, 2, 3), naive, strict=True):
+        assert error <= max(limit, factor * loop)
 
 
 @pytest.mark.parametrize(("solver", "eps"), [("sinkhorn", 0.05), ("sinkhorn", 1e-3), ("ipot", 0.5)])
@@ -95,10 +95,10 @@ def test_the_accuracy_rule_at_the_sizes_of_training(solver, eps, n):
     x, y = pair(n, n + 30, 128)
     want = solve(x, y, "reference", **options)
     agree(solve(x, y, "native", **options), want, 1e-11 / min(eps, 1e-2))
-    got = errors_of_one(x.float(), y.float(), "native", options, want)
+    result = errors_of_one(x.float(), y.float(), "native", options, want)
     loop = errors_of_one(x.float(), y.float(), "reference", options, want)
-    for found, limit, factor, naive in zip(got, (1e-5, 1e-4, 1e-4, 1e-4, 1e-4), (2, 2, 2, 3, 3), loop, strict=True):
-        assert found <= max(limit, factor * naive)
+    for error, limit, factor, naive in zip(result, (1e-5, 1e-4, 1e-4, 1e-4, 1e-4), (2, 2, 2, 3, 3), loop, strict=True):
+        assert error <= max(limit, factor * naive)
 
 
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (1, 40), (40, 1), (3, 31), (5, 33), (63, 64), (66, 130), (130, 1030)])
@@ -148,8 +148,8 @@ def test_dual_value_and_gradients_of_the_masses(cost, eps):
 def test_early_stop_is_per_problem(cost, solver, eps):
     x, y = pair(20, 17, 3, batch=(6,))
     options = {"cost": cost, "solver": solver, "eps": eps, "iters": 73, "tol": 2e-3 if eps > 0.1 else 0.05}
-    got, want = solve(x, y, "native", **options), solve(x, y, "reference", **options)
-    agree(got, want, 1e-9)
+    actual, want = solve(x, y, "native", **options), solve(x, y, "reference", **options)
+    agree(actual, want, 1e-9)
     counts = F.ot_solve(x, y, backend="native", **{**options, "tol": 1e-30}).iterations
     assert counts.tolist() == [73] * 6
 
@@ -186,8 +186,8 @@ def test_outlier_that_overflows_the_stored_kernel_is_solved(dtype, eps):
     if dtype == torch.float64:
         agree(solve(x, y, "native", **options), want, 1e-10)
     else:
-        got, loop = errors_of_one(x, y, "native", options, want), errors_of_one(x, y, "reference", options, want)
-        assert all(e <= max(1e-5, 2 * r) for e, r in zip(got, loop, strict=True))
+        actual, loop = errors_of_one(x, y, "native", options, want), errors_of_one(x, y, "reference", options, want)
+        assert all(e <= max(1e-5, 2 * r) for e, r in zip(actual, loop, strict=True))
 
 
 def test_rows_past_the_first_chunk_that_forbid_a_stored_kernel():
@@ -201,9 +201,9 @@ def test_rows_past_the_first_chunk_that_forbid_a_stored_kernel():
 
 
 def errors_of_one(x, y, backend, options, want):
-    got = solve(x, y, backend, **options)
-    pairs = [(got[0].cost, want[0].cost), (got[0].alpha, want[0].alpha), (got[0].beta, want[0].beta)]
-    return [((g - w).abs().max() / w.abs().max()).item() for g, w in (*pairs, *zip(got[1:], want[1:], strict=True))]
+    actual = solve(x, y, backend, **options)
+    pairs = [(actual[0].cost, want[0].cost), (actual[0].alpha, want[0].alpha), (actual[0].beta, want[0].beta)]
+    return [((g - w).abs().max() / w.abs().max()).item() for g, w in (*pairs, *zip(actual[1:], want[1:], strict=True))]
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

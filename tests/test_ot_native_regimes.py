@@ -42,8 +42,8 @@ def regime(request, monkeypatch):
     return request.param
 
 
-def same_bits(got, want):
-    assert all(torch.equal(a, b) for a, b in zip((*got[0], *got[1:]), (*want[0], *want[1:]), strict=True))
+def same_bits(actual, want):
+    assert all(torch.equal(a, b) for a, b in zip((*actual[0], *actual[1:]), (*want[0], *want[1:]), strict=True))
 
 
 @cases
@@ -71,8 +71,8 @@ def test_batched_problem_equals_the_same_problem_alone(threads, regime, options,
     batched = solve(x, y, "native", a=a, **options)
     for g in range(3):
         alone = solve(x[g], y[g], "native", a=a[g], **options)
-        for got, want in zip((*batched[0], *batched[1:]), (*alone[0], *alone[1:]), strict=True):
-            assert torch.equal(got[g], want)
+        for actual, want in zip((*batched[0], *batched[1:]), (*alone[0], *alone[1:]), strict=True):
+            assert torch.equal(actual[g], want)
 
 
 @cases
@@ -90,9 +90,9 @@ def test_streaming_equals_resident(monkeypatch, options, n, m, d):
 
 def scratch(n, m, d, *, resident=True, threads=1, problems=1, gradients=True):
     budget = 1 << 60 if resident else 0
-    found = native_cpu.layout(n, m, d, problems=problems, gradients=gradients, budget=budget, threads=threads)
-    assert found.regime == ("resident" if resident else "streaming")
-    return found.scratch_bytes
+    layout = native_cpu.layout(n, m, d, problems=problems, gradients=gradients, budget=budget, threads=threads)
+    assert layout.regime == ("resident" if resident else "streaming")
+    return layout.scratch_bytes
 
 
 def test_scratch_is_one_matrix_if_resident_and_linear_if_streaming():

@@ -138,9 +138,9 @@ def test_autocast_does_not_change_the_result(cost):
     want = torch.autograd.grad(plain.sum(), (x, y))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast, cast_plan = F.ot_cost(x, y, cost=cost), F.ot_plan(x, y, cost=cost)
-        got = torch.autograd.grad(cast.sum(), (x, y))
+        actual = torch.autograd.grad(cast.sum(), (x, y))
     assert torch.equal(cast, plain) and torch.equal(cast_plan, plan)
-    assert all(torch.equal(p, q) for p, q in zip(got, want, strict=True))
+    assert all(torch.equal(p, q) for p, q in zip(actual, want, strict=True))
 
 
 @pytest.mark.gpu

@@ -54,7 +54,7 @@ def test_value_plan_and_gradient_equal_the_oracle(backend, streaming, solver, co
         monkeypatch.setenv("WCORD_FAST_OT_BYTES", "0")
     eps = EPS[solver] * (1 if cost == "cosine" else 20)
     labels, a, b = labels_of(n, m), masses(3, n), masses(4, m)
-    for dtype, share in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
+    for dtype, fraction in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
         x, y = features(1, n, 6, dtype=dtype).requires_grad_(), features(2, m, 6, dtype=dtype).requires_grad_()
         c, r = oracles.cost_matrix(x.detach(), y.detach(), cost), reference_plan(a, b, labels, 0.8)
         plan = oracle(c, a, b, r, solver, eps, 25)
@@ -62,16 +62,16 @@ def test_value_plan_and_gradient_equal_the_oracle(backend, streaming, solver, co
         options |= {"pairs": labels, "rho": 0.8, "backend": backend}
         solved = F.ot_solve(x, y, **options)
         solved.cost.backward()
-        assert abs(solved.cost.item() - (plan * c).sum()) <= share * max(1, c.max())
+        assert abs(solved.cost.item() - (plan * c).sum()) <= fraction * max(1, c.max())
         ours = F.ot_plan(x.detach(), y.detach(), **options)
-        assert (ours.double() - torch.from_numpy(plan)).abs().max() <= share * plan.max()
+        assert (ours.double() - torch.from_numpy(plan)).abs().max() <= fraction * plan.max()
         wide = [t.detach().double().requires_grad_() for t in (x, y)]
         (torch.from_numpy(plan) * oracles.torch_cost(*wide, cost)).sum().backward()
         for mine, want in zip((x, y), wide, strict=True):
-            assert (mine.grad.double() - want.grad).abs().max() <= share * want.grad.abs().max()
+            assert (mine.grad.double() - want.grad).abs().max() <= fraction * want.grad.abs().max()
         if solver == "sinkhorn":
             dual = F.ot_cost(x, y, **options, value="dual").item()
-            assert abs(dual - (plan * (c + eps * np.log(plan / r))).sum()) <= 10 * share * max(1, c.max())
+            assert abs(dual - (plan * (c + eps * np.log(plan / r))).sum()) <= 10 * fraction * max(1, c.max())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -94,8 +94,8 @@ def test_rho_0_or_no_pair_equals_the_problem_without_pairs_bit_for_bit(backend, 
     plain = F.ot_solve(x, y, **options)
     none = (torch.full((9,), -1), torch.full((12,), -1))
     for pairs, rho in (("diagonal", 0.0), (none, 0.9), ((torch.zeros(9).long(), torch.ones(12).long()), 0.9)):
-        found = F.ot_solve(x, y, **options, pairs=pairs, rho=rho)
-        assert all(torch.equal(p, q) for p, q in zip(plain, found, strict=True))
+        actual = F.ot_solve(x, y, **options, pairs=pairs, rho=rho)
+        assert all(torch.equal(p, q) for p, q in zip(plain, actual, strict=True))
         assert torch.equal(F.ot_plan(x, y, **options), F.ot_plan(x, y, **options, pairs=pairs, rho=rho))
 
 
@@ -146,25 +146,25 @@ def test_native_equals_the_reference_over_shapes_labels_and_options(data):
         "pairs": (rows, columns),
         "rho": data.draw(st.sampled_from((0.1, 0.9, 0.9999))),
     }
-    found = []
+    actual = []
     for backend in ("reference", "native"):
         solved = F.ot_solve(x, y, **options, backend=backend)
-        found.append((solved.cost, solved.marginal_error, *torch.autograd.grad(solved.cost, (x, y))))
-    for want, ours in zip(*found, strict=True):
+        actual.append((solved.cost, solved.marginal_error, *torch.autograd.grad(solved.cost, (x, y))))
+    for want, ours in zip(*actual, strict=True):
         torch.testing.assert_close(ours, want, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.skipif(native_module.load() is None, reason="no native module")
 def test_results_do_not_depend_on_the_number_of_threads():
     x, y = features(1, 300, 16, dtype=torch.float32), features(2, 300, 16, dtype=torch.float32)
-    before, found = torch.get_num_threads(), []
+    before, actual = torch.get_num_threads(), []
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            found.append(F.ot_cost(x, y, pairs=(torch.arange(300) % 40,) * 2, rho=0.9, backend="native"))
+            actual.append(F.ot_cost(x, y, pairs=(torch.arange(300) % 40,) * 2, rho=0.9, backend="native"))
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(*found)
+    assert torch.equal(*actual)
 
 
 def test_the_op_passes_opcheck_and_compiles_with_pairs():
@@ -195,9 +195,9 @@ def test_unsupported_pairs_options_are_refused(options, kind, message):
 
 
 def test_explain_says_that_cuda_has_the_reference_only():
-    told = explain("ot", n=64, dim=64, pairs=True)
-    assert told.backend in ("native", "reference")
-    found = explain("ot", n=64, dim=64, device="cuda", pairs=True)
-    assert found.backend == "reference"
+    choice = explain("ot", n=64, dim=64, pairs=True)
+    assert choice.backend in ("native", "reference")
+    actual = explain("ot", n=64, dim=64, device="cuda", pairs=True)
+    assert actual.backend == "reference"
     with pytest.raises((NotImplementedError, RuntimeError)):
         explain("ot", n=64, dim=64, device="cuda", backend="triton", pairs=True)

@@ -54,11 +54,11 @@ def test_the_plan_minimises_the_relaxed_problem(backend, cost, reach):
         slope = slope - slope.mean(0, keepdim=True)
         torch.testing.assert_close(plan.detach().sum(0), b)
     assert slope.abs().max() < 1e-9
-    found = F.ot_solve(x, y, a=a, b=b, value="dual", **options)
-    assert float(found.cost) == pytest.approx(float(value.detach()), rel=1e-10)
-    torch.testing.assert_close(found.row_mass, plan.detach().sum(1))
-    torch.testing.assert_close(found.column_mass, plan.detach().sum(0))
-    assert float(found.marginal_error) < 1e-9
+    actual = F.ot_solve(x, y, a=a, b=b, value="dual", **options)
+    assert float(actual.cost) == pytest.approx(float(value.detach()), rel=1e-10)
+    torch.testing.assert_close(actual.row_mass, plan.detach().sum(1))
+    torch.testing.assert_close(actual.column_mass, plan.detach().sum(0))
+    assert float(actual.marginal_error) < 1e-9
     assert float(F.ot_cost(x, y, a=a, b=b, **options)) == pytest.approx(float((plan.detach() * c).sum()), rel=1e-10)
 
 
@@ -70,8 +70,8 @@ def test_relaxed_plan_equals_pot(backend):
     want = pot.unbalanced.sinkhorn_unbalanced(
         a.numpy(), b.numpy(), c.numpy(), 0.5, (1.5, 0.8), reg_type="kl", numItermax=5000, stopThr=1e-14
     )
-    found = F.ot_plan_from_matrix(c, a, b, eps=0.5, reach=(1.5, 0.8), iters=2000, backend=backend)
-    torch.testing.assert_close(found, torch.from_numpy(want), rtol=1e-8, atol=1e-13)
+    actual = F.ot_plan_from_matrix(c, a, b, eps=0.5, reach=(1.5, 0.8), iters=2000, backend=backend)
+    torch.testing.assert_close(actual, torch.from_numpy(want), rtol=1e-8, atol=1e-13)
 
 
 @pytest.mark.parametrize("reach", [math.inf, (math.inf, math.inf)], ids=str)
@@ -107,8 +107,8 @@ def test_the_euclidean_gradient_is_zero_at_coincident_points():
 def test_far_outlier_loses_its_mass():
     x = torch.tensor([[0.0], [1.0], [100.0]], dtype=torch.float64)
     y = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-    found = F.ot_solve(x, y, cost="sqeuclidean", solver="sinkhorn", eps=0.1, iters=500, reach=1.0)
-    assert found.row_mass[2] < 1e-12 and found.row_mass[:2].min() > 0.3
+    actual = F.ot_solve(x, y, cost="sqeuclidean", solver="sinkhorn", eps=0.1, iters=500, reach=1.0)
+    assert actual.row_mass[2] < 1e-12 and actual.row_mass[:2].min() > 0.3
 
 
 def test_incompatible_options_are_refused():

@@ -26,10 +26,10 @@ def test_kernels_fit(capability, tmp_path):
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
-    found = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {kernel["name"].split()[0] for kernel in found} == {"sweep", "combine", "finish"}
+    actual = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {kernel["name"].split()[0] for kernel in actual} == {"sweep", "combine", "finish"}
     problems = []
-    for kernel in found:
+    for kernel in actual:
         assert kernel["shared"] + 1024 <= SHARED[capability], kernel  # else it cannot be launched
         if spilled := max(kernel["stack"], kernel["stores"], kernel["loads"]):
             problems.append(f"{kernel['name']} spills {spilled} bytes")

@@ -28,17 +28,17 @@ FROM_THE_SYSTEM = ("No space left on device",)
 @functools.cache
 def messages() -> list[str]:
     """Every string of the sources, values left open."""
-    found = []
+    texts = []
     for path in [ROOT / "setup.py", *(ROOT / "wcord_fast").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.JoinedStr):
-                found.append("".join(p.value if isinstance(p, ast.Constant) else HOLE for p in node.values))
+                texts.append("".join(p.value if isinstance(p, ast.Constant) else HOLE for p in node.values))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.append(node.value)
-    return found
+                texts.append(node.value)
+    return texts
 
 
-def said(quote: str) -> bool:
+def is_quoted(quote: str) -> bool:
     """Whether one message has the quote's pieces, in order, with values where the quote has dots or an example."""
     pieces = [re.escape(p) for part in quote.split("...") for p in re.split("|".join(FROM_THE_SYSTEM), part)]
     pattern = ".*".join(pieces)
@@ -47,17 +47,19 @@ def said(quote: str) -> bool:
 
 @pytest.mark.parametrize("quote", QUOTED)
 def test_quoted_messages_stand_in_the_sources(quote):
-    assert said(quote), quote
+    assert is_quoted(quote), quote
 
 
 def test_message_missing_from_the_sources_is_noticed():
-    assert not said("wcord_fast runs without its native module, quicker") and not said("no C++ compiler was ... nvcc")
+    assert not is_quoted("wcord_fast runs without its native module, quicker") and not is_quoted(
+        "no C++ compiler was ... nvcc"
+    )
 
 
 def test_environment_variables_equal_those_of_the_sources():
-    told = set(re.findall(r"^\| `(WCORD_FAST_\w+)", VARIABLES, re.MULTILINE))
+    documented = set(re.findall(r"^\| `(WCORD_FAST_\w+)", VARIABLES, re.MULTILINE))
     used = {name for text in messages() for name in re.findall(r"\bWCORD_FAST_[A-Z_]*[A-Z]\b", text)}
-    assert told == used
+    assert documented == used
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))

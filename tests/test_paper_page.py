@@ -37,10 +37,10 @@ def test_the_commands(command, tmp_path, capsys):
     words = shlex.split(command.replace("DIR", str(tmp_path)))
     if words[:2] == ["sweep", "--data"] or words[0] == "crossmodal":  # these read the data before they answer
         pytest.skip("needs images")
-    code, said = main([*words, *(() if "--dry-run" in words else ("--dry-run",))]), capsys.readouterr()
-    if code == 2 and "torchvision, which is not installed" in said.err:
+    code, output = main([*words, *(() if "--dry-run" in words else ("--dry-run",))]), capsys.readouterr()
+    if code == 2 and "torchvision, which is not installed" in output.err:
         pytest.skip("torchvision is not installed")
-    assert code == 0 and said.out
+    assert code == 0 and output.out
 
 
 @pytest.mark.parametrize("code", [code for code in CODE if re.match(r'\w+="|"', code)])

@@ -95,9 +95,9 @@ def smallest_p(perms: np.ndarray) -> float:
         member = np.zeros((keys, size), np.float32)
         member[np.arange(keys)[:, None], perms[:, :k]] = 1
         both = (member.T @ member)[np.triu_indices(size, 1)]
-        share = k * (k - 1) / (size * (size - 1))
-        if share < 1:
-            z = np.abs(both - keys * share).max() / np.sqrt(keys * share * (1 - share))
+        fraction = k * (k - 1) / (size * (size - 1))
+        if fraction < 1:
+            z = np.abs(both - keys * fraction).max() / np.sqrt(keys * fraction * (1 - fraction))
             p_values.append(2 * norm.sf(z) * both.size)
         # Consecutive keys: the first rank's row in this one and the next.
         serial = np.bincount(perms[:-1, 0].astype(np.int64) * size + perms[1:, 0], minlength=size**2)

@@ -23,8 +23,8 @@ TUNED = PRESETS["tuned"]
 def test_paper_preset_equals_the_defaults_bit_for_bit():
     assert replace(WCoRDOptions(preset="paper"), preset=None) == WCoRDOptions()
     for name in ("wcord", "gckt", "lckt", "wcord+kd"):
-        told = [distill.described(config(*given).method_options(name)) for given in ((), ("--wcord.preset=paper",))]
-        assert told[0] == told[1] and "preset" not in told[0]
+        text = [distill.described(config(*given).method_options(name)) for given in ((), ("--wcord.preset=paper",))]
+        assert text[0] == text[1] and "preset" not in text[0]
 
 
 def test_tuned_preset_equals_the_measured_options():
@@ -39,10 +39,10 @@ def test_tuned_preset_equals_the_measured_options():
 def test_options_given_win_over_a_preset_and_a_preset_over_defaults(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("wcord: {preset: paper, lambda_lckt: 3, lckt_center: none}\n")
-    found = config("--config", str(path), "--wcord.preset=tuned", "--wcord.ramp-gckt=2").options["wcord"]
-    assert (found.preset, found.lambda_lckt, found.lckt_center, found.ramp_gckt) == ("tuned", 3.0, "none", 2.0)
-    assert (found.init_banks, found.z, found.lckt_pairs) == (True, "ramp", "only")
-    assert found.lambda_gckt == WCoRDOptions.lambda_gckt
+    actual = config("--config", str(path), "--wcord.preset=tuned", "--wcord.ramp-gckt=2").options["wcord"]
+    assert (actual.preset, actual.lambda_lckt, actual.lckt_center, actual.ramp_gckt) == ("tuned", 3.0, "none", 2.0)
+    assert (actual.init_banks, actual.z, actual.lckt_pairs) == (True, "ramp", "only")
+    assert actual.lambda_gckt == WCoRDOptions.lambda_gckt
     assert WCoRDOptions(preset="tuned", lambda_lckt=0.05).lambda_lckt == 0.05  # given, though the default
 
 
@@ -54,8 +54,8 @@ def test_preset_run_equals_the_run_with_its_options_typed_out():
 def test_positional_option_wins_over_the_preset():
     names = [f.name for f in fields(WCoRDOptions)]
     first = [getattr(WCoRDOptions(), name) for name in names[: names.index("lambda_lckt") + 1]]
-    found = WCoRDOptions(*first, preset="tuned")
-    assert (found.z, found.lambda_lckt, found.lckt_pairs) == ("first", 0.05, "only")
+    actual = WCoRDOptions(*first, preset="tuned")
+    assert (actual.z, actual.lambda_lckt, actual.lckt_pairs) == ("first", 0.05, "only")
 
 
 def test_filled_record_is_not_filled_again():

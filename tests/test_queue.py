@@ -34,8 +34,8 @@ def test_the_last_rows_stay(counts, labels):
         more, of_more = batch(count, step)
         assert queue.push_(more, of_more if labels else None) is queue
         rows, tags = torch.cat((rows, more))[-SIZE:], torch.cat((tags, of_more))[-SIZE:]
-        found, of_found = held(queue)
-        assert torch.equal(found, rows) and (not labels or torch.equal(of_found, tags))
+        actual, of_found = held(queue)
+        assert torch.equal(actual, rows) and (not labels or torch.equal(of_found, tags))
         assert int(queue.filled) == len(rows)
         assert torch.equal(queue.is_filled(), torch.arange(SIZE) < len(rows))
 

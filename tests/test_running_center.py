@@ -25,13 +25,13 @@ def features(step=0):
 
 def oracle_means(means, momentum):
     """The running mean after each of the batches, whose own means are `means`, as a sum of weighted means."""
-    weights, found = [], []
+    weights, averages = [], []
     for t, _ in enumerate(means, 1):
-        share = min(momentum, (t - 1) / t)
-        weights = [w * share for w in weights] + [1 - share]
-        found.append(sum(w * m for w, m in zip(weights, means, strict=False)))
+        fraction = min(momentum, (t - 1) / t)
+        weights = [w * fraction for w in weights] + [1 - fraction]
+        averages.append(sum(w * m for w, m in zip(weights, means, strict=False)))
         assert sum(weights) == pytest.approx(1)
-    return found
+    return averages
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.6, 0.9, 1.0])

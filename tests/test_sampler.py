@@ -90,9 +90,9 @@ def test_alias_table_reproduces_the_weights_exactly():
     weights = torch.rand(501, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     threshold, alias = alias_table(weights)
     keep = threshold.numpy().view(np.uint64).astype(np.float64) / 2.0**64
-    share = keep.copy()
-    np.add.at(share, alias.numpy(), 1 - keep)
-    np.testing.assert_allclose(share / 501, (weights / weights.sum()).numpy(), rtol=1e-12)
+    fraction = keep.copy()
+    np.add.at(fraction, alias.numpy(), 1 - keep)
+    np.testing.assert_allclose(fraction / 501, (weights / weights.sum()).numpy(), rtol=1e-12)
 
 
 def test_state_is_seed_and_step_and_resumes():

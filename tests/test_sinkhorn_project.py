@@ -29,9 +29,9 @@ def logits(*shape, seed=0, dtype=torch.float64):
 def test_value_and_gradient_equal_those_of_the_iterations(backend, n, iters):
     x = (2 * logits(13, n, n)).requires_grad_()  # a whole group of lanes and a part of one
     weight = logits(13, n, n, seed=1)
-    found, want = F.sinkhorn_project(x, iters, 0.5, backend=backend), textbook(x, iters, 0.5)
-    torch.testing.assert_close(found, want, rtol=1e-9, atol=1e-13)
-    ours, theirs = (torch.autograd.grad((p * weight).sum(), x)[0] for p in (found, want))
+    actual, want = F.sinkhorn_project(x, iters, 0.5, backend=backend), textbook(x, iters, 0.5)
+    torch.testing.assert_close(actual, want, rtol=1e-9, atol=1e-13)
+    ours, theirs = (torch.autograd.grad((p * weight).sum(), x)[0] for p in (actual, want))
     torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-11)
 
 
@@ -39,9 +39,9 @@ def test_each_instruction_set_agrees_with_float64(simd):
     x = logits(37, 5, 5, dtype=torch.float32).requires_grad_()
     weight = logits(37, 5, 5, seed=1)
     wide = x.detach().double().requires_grad_()
-    found, want = F.sinkhorn_project(x, backend="native"), textbook(wide, 20)
-    torch.testing.assert_close(found.double(), want, rtol=2e-6, atol=1e-7)
-    (found * weight.float()).sum().backward()
+    actual, want = F.sinkhorn_project(x, backend="native"), textbook(wide, 20)
+    torch.testing.assert_close(actual.double(), want, rtol=2e-6, atol=1e-7)
+    (actual * weight.float()).sum().backward()
     (want * weight).sum().backward()
     torch.testing.assert_close(x.grad.double(), wide.grad, rtol=1e-4, atol=2e-6)
 
@@ -57,9 +57,9 @@ def test_logits_beyond_the_range_of_exp_are_solved_in_the_log_domain(backend, dt
     for _ in range(20):
         log = log - log.logsumexp(-1, keepdim=True)
         log = log - log.logsumexp(-2, keepdim=True)
-    found = F.sinkhorn_project(x, backend=backend)
-    torch.testing.assert_close(found.double(), log.exp(), rtol=1e-3, atol=1e-5 if dtype == torch.float32 else 1e-11)
-    found.square().sum().backward()
+    actual = F.sinkhorn_project(x, backend=backend)
+    torch.testing.assert_close(actual.double(), log.exp(), rtol=1e-3, atol=1e-5 if dtype == torch.float32 else 1e-11)
+    actual.square().sum().backward()
     assert x.grad.isfinite().all()
 
 
@@ -71,10 +71,10 @@ def test_shapes_strides_and_dtypes(backend):
     torch.testing.assert_close(F.sinkhorn_project(x[0, 0], backend=backend), want[0, 0])
     assert F.sinkhorn_project(x[:0], backend=backend).shape == (0, 3, 4, 4)
     half = x.to(torch.bfloat16).requires_grad_()
-    found = F.sinkhorn_project(half, backend=backend)
-    found.sum().backward()
-    assert found.dtype == half.grad.dtype == torch.bfloat16
-    torch.testing.assert_close(found.double(), textbook(half.detach().double(), 20), rtol=4e-3, atol=1e-3)
+    actual = F.sinkhorn_project(half, backend=backend)
+    actual.sum().backward()
+    assert actual.dtype == half.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(actual.double(), textbook(half.detach().double(), 20), rtol=4e-3, atol=1e-3)
 
 
 def test_result_is_doubly_stochastic_and_independent_of_batch_and_threads():

@@ -107,13 +107,13 @@ def spelt(kind, options):
 @pytest.mark.parametrize("kind", BANKED)
 @pytest.mark.parametrize("what", OTHERS)
 def test_state_of_other_options_is_refused_unless_strict_is_false(kind, what):
-    options, said = OTHERS[what]
+    options, message = OTHERS[what]
     theirs, module = trained(kind, **spelt(kind, options)), trained(kind, seed=3)
     state, before = snapshot(theirs), snapshot(module)
-    with pytest.raises(RuntimeError, match=rf"(?s){said}.*with strict=False the rest is loaded"):
+    with pytest.raises(RuntimeError, match=rf"(?s){message}.*with strict=False the rest is loaded"):
         module.load_state_dict(state)
     assert same(snapshot(module), before)
-    with pytest.warns(UserWarning, match=said) as seen:
+    with pytest.warns(UserWarning, match=message) as seen:
         module.load_state_dict(state, strict=False)
     assert seen[0].filename == __file__ and len(seen) == 1
     now = snapshot(module)
@@ -134,16 +134,16 @@ SIZES = {
 @pytest.mark.parametrize("what", SIZES)
 @pytest.mark.parametrize("form", ["ours", "RepDistiller's"])
 def test_state_of_other_sizes_is_refused_and_loads_in_part_without_strict(what, form):
-    options, n, s_dim, said = SIZES[what]
+    options, n, s_dim, message = SIZES[what]
     theirs = CRDLoss(s_dim, T_DIM, n, **({"feat_dim": D, "nce_k": K, "labels": torch.arange(n) % 4} | options))
     theirs.contrast.log_z.fill_(2.0)
     state = theirs.repdistiller_state_dict() if form != "ours" else snapshot(theirs)
     module = trained("crd")
     before = snapshot(module)
-    with pytest.raises(RuntimeError, match=said):
+    with pytest.raises(RuntimeError, match=message):
         module.load_state_dict(state)
     assert same(snapshot(module), before)
-    with pytest.warns(UserWarning, match=said):
+    with pytest.warns(UserWarning, match=message):
         module.load_state_dict(state, strict=False)
     now, kept = snapshot(module), {"s_dim": "embed_s.linear.weight"}.get(what, "contrast.log_z")
     assert torch.equal(now[kept], before[kept])
@@ -167,13 +167,13 @@ def test_score_map_of_another_size_is_kept_without_strict():
 
 @pytest.mark.parametrize("what", ["labels", "exclude", "k"])
 def test_nested_loss_loads_fitting_entries_and_torch_raises(what):
-    options, said = OTHERS[what]
+    options, message = OTHERS[what]
     theirs = torch.nn.ModuleDict({"loss": trained("crd", **spelt("crd", options))})
     mine = torch.nn.ModuleDict({"loss": make("crd", seed=4)})
-    with pytest.raises(RuntimeError, match=rf"loss.contrast.sampler.made_with: the state dict was {said}"):
+    with pytest.raises(RuntimeError, match=rf"loss.contrast.sampler.made_with: the state dict was {message}"):
         mine.load_state_dict(theirs.state_dict())
     keys = mine.load_state_dict(theirs.state_dict(), strict=False)
-    assert said in keys.unexpected_keys[0] and not keys.missing_keys
+    assert message in keys.unexpected_keys[0] and not keys.missing_keys
     assert torch.equal(mine["loss"].contrast.memory_v1.rows, theirs["loss"].contrast.memory_v1.rows)
 
 
@@ -188,7 +188,7 @@ def test_state_overwritten_in_place_is_checked_too():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"labels": LABELS.flip(0)}, "other labels"),
         ({"exclude": "none"}, "exclude = 'none', here 'class'"),
@@ -197,14 +197,14 @@ def test_state_overwritten_in_place_is_checked_too():
         ({"expected": True}, "expected = True, here False"),
     ],
 )
-def test_sampler_alone_refuses_a_state_of_other_options(options, said):
+def test_sampler_alone_refuses_a_state_of_other_options(options, message):
     theirs = NegativeSampler(**({"num_data": N, "k": K, "labels": LABELS} | options))
     mine = NegativeSampler(N, K, labels=LABELS)
     before = snapshot(mine)
-    with pytest.raises(RuntimeError, match=said):
+    with pytest.raises(RuntimeError, match=message):
         mine.load_state_dict(theirs.state_dict())
     assert same(snapshot(mine), before)
-    with pytest.warns(UserWarning, match=said):
+    with pytest.warns(UserWarning, match=message):
         mine.load_state_dict(theirs.state_dict(), strict=False)
     assert mine.seed == theirs.seed
     mine.load_state_dict({"state": theirs.state}, strict=False)  # of an earlier version

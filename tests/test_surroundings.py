@@ -102,8 +102,8 @@ def test_data_loader_workers_can_call_the_ops(tmp_path, context):
 def transport(solver: str) -> tuple[torch.Tensor, ...]:
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(3, 70, 16, generator=g).requires_grad_(), torch.randn(3, 300, 16, generator=g)
-    found = F.ot_solve(x, y, solver=solver, backend="native")
-    return *(t.detach() for t in found), *torch.autograd.grad(found.cost.sum(), x)
+    actual = F.ot_solve(x, y, solver=solver, backend="native")
+    return *(t.detach() for t in actual), *torch.autograd.grad(actual.cost.sum(), x)
 
 
 def scores(plan: str) -> tuple[torch.Tensor, ...]:
@@ -132,7 +132,7 @@ def test_steps_run_and_repeat_in_deterministic_mode(backend, threads):
 
     def train() -> list[torch.Tensor]:
         torch.manual_seed(0)
-        found = []
+        tensors = []
         for module in (
             CRDLoss(6, 9, 60, feat_dim=8, nce_k=20, labels=torch.arange(60) % 4, backend=backend),
             WCoRDLoss(6, 9, 60, feat_dim=8, num_negatives="all", backend=backend, ot_solver="sinkhorn", ot_eps=0.1),
@@ -142,10 +142,10 @@ def test_steps_run_and_repeat_in_deterministic_mode(backend, threads):
                 index = torch.tensor([3, 3, 0, 59, step])  # one of them twice
                 loss = module(torch.randn(5, 6), torch.randn(5, 9), index)
                 loss.backward()
-                found.append(loss.detach())
-            found += [p.grad for p in module.parameters() if p.grad is not None]
-            found += [t.clone() for t in module.state_dict().values()]
-        return found
+                tensors.append(loss.detach())
+            tensors += [p.grad for p in module.parameters() if p.grad is not None]
+            tensors += [t.clone() for t in module.state_dict().values()]
+        return tensors
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

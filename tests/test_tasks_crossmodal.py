@@ -56,9 +56,9 @@ def test_no_method_gets_labels_or_a_cross_entropy():
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     home = tmp_path_factory.mktemp("crossmodal")
-    asked = ["crossmodal", *TINY, "--labelled=0.3", "--methods=crd,wcord,lckt"]
-    assert main([*asked, f"--output-dir={home}"]) == 0
-    return home, asked
+    argv = ["crossmodal", *TINY, "--labelled=0.3", "--methods=crd,wcord,lckt"]
+    assert main([*argv, f"--output-dir={home}"]) == 0
+    return home, argv
 
 
 def rows_of(home):
@@ -71,10 +71,10 @@ def test_rows_and_files(finished):
     rows = rows_of(home)
     assert list(rows) == ["random", "scratch", "crd", "wcord", "lckt"]
     assert all(20 < value <= 100 for values in rows.values() for value in values)  # chance is 20 %
-    said = (home / "crossmodal.txt").read_text()
-    assert "55.00 / 63.64 / 73.76 / 74.75" in said and "NOT COMPARABLE" in said
-    assert "top-1 % on 179 test images of 5 classes, learnt from 30 labelled ones" in said
-    assert "(resnet8, means of 4x4 pixels)" in said and "100 images without labels" in said
+    output = (home / "crossmodal.txt").read_text()
+    assert "55.00 / 63.64 / 73.76 / 74.75" in output and "NOT COMPARABLE" in output
+    assert "top-1 % on 179 test images of 5 classes, learnt from 30 labelled ones" in output
+    assert "(resnet8, means of 4x4 pixels)" in output and "100 images without labels" in output
 
 
 def test_crossmodal_metrics_without_labels(finished):
@@ -87,15 +87,15 @@ def test_crossmodal_metrics_without_labels(finished):
 
 
 def test_repeated_command_trains_nothing_and_more_seeds_resume(finished, monkeypatch, capsys):
-    home, asked = finished
+    home, argv = finished
     before = rows_of(home)
     monkeypatch.setattr("wcord_fast.train.loop.one_epoch", None)
-    assert main([*asked, f"--output-dir={home}"]) == 0
+    assert main([*argv, f"--output-dir={home}"]) == 0
     assert rows_of(home) == before
 
 
 def test_an_interrupted_student_goes_on_where_it_stopped(finished, tmp_path, monkeypatch):
-    home, asked = finished
+    home, argv = finished
     from wcord_fast.train import loop
 
     def once(run, optimizer, epoch):
@@ -105,7 +105,7 @@ def test_an_interrupted_student_goes_on_where_it_stopped(finished, tmp_path, mon
 
     one_epoch = loop.one_epoch
     monkeypatch.setattr(loop, "one_epoch", once)
-    again = [*asked[:-1], "--methods=crd", f"--output-dir={tmp_path}"]
+    again = [*argv[:-1], "--methods=crd", f"--output-dir={tmp_path}"]
     assert main(again) == 130
     monkeypatch.setattr(loop, "one_epoch", one_epoch)
     assert main(again) == 0
@@ -164,15 +164,15 @@ WRONG = {
 @pytest.mark.parametrize("word", WRONG)
 def test_mistakes_in_options_are_named(word, tmp_path, capsys):
     assert main(["crossmodal", "--data=digits", f"--output-dir={tmp_path}", word, "--quiet"]) == 2
-    said = capsys.readouterr().err
-    assert re.search(WRONG[word], said) and len(said.splitlines()) == 1
+    output = capsys.readouterr().err
+    assert re.search(WRONG[word], output) and len(output.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
 
 def test_dry_run_and_help(capsys):
     assert main(["crossmodal", "--dry-run", "--seeds=1,2"]) == 0
-    said = capsys.readouterr().out
-    assert "data: cifar100" in said and "seeds:\n  - 1\n  - 2" in said
+    output = capsys.readouterr().out
+    assert "data: cifar100" in output and "seeds:\n  - 1\n  - 2" in output
     assert main(["crossmodal", "--help"]) == 0
     assert "--labelled" in capsys.readouterr().out
 
@@ -184,9 +184,9 @@ def test_on_cifar100(tmp_path):
         part = {f"train_{kind}": whole[f"train_{kind}"][::20] for kind in ("images", "labels")}
         part |= {f"test_{kind}": whole[f"test_{kind}"][::33] for kind in ("images", "labels")}
     np.savez(tmp_path / "part.npz", **part)
-    asked = ["crossmodal", f"--data-dir={tmp_path / 'part.npz'}", "--labelled=0.2", "--epochs=1", "--threads=1"]
-    asked += ["--teacher=resnet8", "--student=resnet8", "--methods=wcord", "--quiet", "--no-tensorboard"]
-    assert main([*asked, f"--output-dir={tmp_path}"]) == 0
+    argv = ["crossmodal", f"--data-dir={tmp_path / 'part.npz'}", "--labelled=0.2", "--epochs=1", "--threads=1"]
+    argv += ["--teacher=resnet8", "--student=resnet8", "--methods=wcord", "--quiet", "--no-tensorboard"]
+    assert main([*argv, f"--output-dir={tmp_path}"]) == 0
     rows = rows_of(tmp_path)
     assert list(rows) == ["random", "scratch", "wcord"] and rows["random"][0] > 4  # chance is 2 %
     student = torch.load(tmp_path / "resnet8" / "seed0" / "wcord" / "student.pt", weights_only=True)

@@ -62,9 +62,9 @@ def test_the_task_on_digits():
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     home = tmp_path_factory.mktemp("sweep")
-    asked = ["sweep", "--methods=ce,crd,wcord", "--tables=methods,lambda2", "--seeds=0,2", *TINY]
-    assert main([*asked, f"--output-dir={home}"]) == 0
-    return home, asked
+    argv = ["sweep", "--methods=ce,crd,wcord", "--tables=methods,lambda2", "--seeds=0,2", *TINY]
+    assert main([*argv, f"--output-dir={home}"]) == 0
+    return home, argv
 
 
 def rows_of(home):
@@ -86,8 +86,8 @@ def test_rows_and_files(finished):
     wcord = next(r for r in rows if (r["student"], r["setting"]) == ("resnet8", "wcord"))
     assert wcord["ours %"] == swept[3]["ours %"]  # one run, in both tables
     assert (home / "lambda2.png").read_bytes().startswith(b"\x89PNG") and not (home / "methods.png").exists()
-    said = (home / "sweep.txt").read_text()
-    assert "'8' against the rest: 6 of 60 training and 35 of 360 test images" in said and "NOT COMPARABLE" in said
+    output = (home / "sweep.txt").read_text()
+    assert "'8' against the rest: 6 of 60 training and 35 of 360 test images" in output and "NOT COMPARABLE" in output
 
 
 def test_auc_is_measured_on_the_kept_weights(finished):
@@ -95,7 +95,7 @@ def test_auc_is_measured_on_the_kept_weights(finished):
     home, _ = finished
     task = privileged.prepare(config(), None, None, None)
     small = privileged.prepare(config("--image-size=8", "--limit-train=60"), None, 4, None)
-    found = []
+    areas = []
     for seed in (0, 2):
         net = models.create("resnet8", num_classes=2, in_channels=1)
         net.load_state_dict(torch.load(home / "resnet8" / f"seed{seed}" / "crd" / "student.pt", weights_only=True))
@@ -104,10 +104,10 @@ def test_auc_is_measured_on_the_kept_weights(finished):
         scaled = (pixels - small.student_data.mean[0]) / small.student_data.std[0]
         with torch.no_grad():
             logits = net.eval()(scaled.repeat_interleave(2, 2).repeat_interleave(2, 3))
-        found.append(metrics.auc(logits, task.student_data.test_labels))
+        areas.append(metrics.auc(logits, task.student_data.test_labels))
     row = next(r for r in rows_of(home) if (r["student"], r["setting"]) == ("resnet8", "crd"))
     mean, deviation = map(float, row["ours %"].split(" ± "))
-    want_mean, want_deviation = map(float, spread(found).split(" ± "))
+    want_mean, want_deviation = map(float, spread(areas).split(" ± "))
     assert mean == pytest.approx(want_mean, abs=0.02) and deviation == pytest.approx(want_deviation, abs=0.02)
 
 
@@ -119,39 +119,39 @@ def test_the_teacher_has_ten_classes_and_the_student_two(finished):
 
 
 def test_repeated_command_trains_nothing(finished, monkeypatch, capsys):
-    home, asked = finished
+    home, argv = finished
     before = (home / "sweep.csv").read_text()
     monkeypatch.setattr("wcord_fast.train.loop.one_epoch", None)
-    assert main([*asked, f"--output-dir={home}"]) == 0
+    assert main([*argv, f"--output-dir={home}"]) == 0
     assert (home / "sweep.csv").read_text() == before
-    assert main([*asked, f"--output-dir={home}", "--dry-run"]) == 0
+    assert main([*argv, f"--output-dir={home}", "--dry-run"]) == 0
     plan = yaml.safe_load(capsys.readouterr().out.split("Written:")[1].partition("\n")[2])
     assert set(plan["runs"].values()) == {"finished"} and len(plan["runs"]) == 2 * (3 + 3 + 7)
     assert plan["privileged"]["epochs"] == 1 and plan["sweep"]["seeds"] == [0, 2]
 
 
 def test_directory_with_a_different_study_is_refused(finished, capsys):
-    home, asked = finished
-    assert main([*asked, f"--output-dir={home}", "--positive=3"]) == 1
+    home, argv = finished
+    assert main([*argv, f"--output-dir={home}", "--positive=3"]) == 1
     assert "task.positive was '8', now '3'" in capsys.readouterr().err
 
 
 def test_a_teacher_of_other_images(tmp_path, capsys):
     write(tmp_path / "theirs", {"cat": 8, "dog": 8, "emu": 8})
     write(tmp_path / "own", {"dog": 12, "emu": 12})
-    asked = ["sweep", "--data=folder", f"--data-dir={tmp_path / 'own'}", f"--teacher-data-dir={tmp_path / 'theirs'}"]
-    asked += [*TINY[5:], "--teacher=resnet8", "--students=resnet8", "--image-size=16", "--tables=methods"]
-    assert main([*asked, "--methods=sp", f"--output-dir={tmp_path / 'out'}"]) == 0
-    said = capsys.readouterr().out
-    assert "'emu' against the rest: 10 of 19 training and 2 of 5 test images are positive" in said
-    assert "The teacher saw 16 pixels per side and 3 classes, the students 4 pixels" in said
+    argv = ["sweep", "--data=folder", f"--data-dir={tmp_path / 'own'}", f"--teacher-data-dir={tmp_path / 'theirs'}"]
+    argv += [*TINY[5:], "--teacher=resnet8", "--students=resnet8", "--image-size=16", "--tables=methods"]
+    assert main([*argv, "--methods=sp", f"--output-dir={tmp_path / 'out'}"]) == 0
+    output = capsys.readouterr().out
+    assert "'emu' against the rest: 10 of 19 training and 2 of 5 test images are positive" in output
+    assert "The teacher saw 16 pixels per side and 3 classes, the students 4 pixels" in output
 
 
 def test_the_accuracy_table_sweeps_the_published_pair(tmp_path, capsys):
-    asked = ["sweep", "--tables=lambda2-cifar100", f"--data-dir={tmp_path}", "--dry-run", f"--output-dir={tmp_path}"]
+    argv = ["sweep", "--tables=lambda2-cifar100", f"--data-dir={tmp_path}", "--dry-run", f"--output-dir={tmp_path}"]
     published = tmp_path / "cifar100/resnet8x4/seed0/lambda_0.8_0.05/wcord"
     published.mkdir(parents=True)  # begun
-    assert main(asked) == 0
+    assert main(argv) == 0
     plan = yaml.safe_load(capsys.readouterr().out)
     assert plan["lambda2-cifar100"]["teacher"] == "resnet32x4" and len(plan["runs"]) == 7
     assert plan["runs"][str(published)] == "to do" and set(plan["runs"].values()) == {"to do"}
@@ -163,8 +163,8 @@ def test_accuracy_table_refuses_other_pairs(tmp_path, capsys):
 
 
 def test_unsupported_method_is_marked_n_a(tmp_path, capsys):
-    asked = ["sweep", *TINY, "--students=wrn_10_1", "--teacher=vgg8", "--tables=methods", "--methods=at"]
-    assert main([*asked, f"--output-dir={tmp_path}", "--image-size=16"]) == 0
+    argv = ["sweep", *TINY, "--students=wrn_10_1", "--teacher=vgg8", "--tables=methods", "--methods=at"]
+    assert main([*argv, f"--output-dir={tmp_path}", "--image-size=16"]) == 0
     assert "wrn_10_1, at: at: compares the stages one by one" in capsys.readouterr().out
 
 
@@ -190,8 +190,8 @@ WRONG = {
 @pytest.mark.parametrize("word", WRONG)
 def test_mistakes_in_options_are_named(word, tmp_path, capsys):
     assert main(["sweep", f"--output-dir={tmp_path}", word, "--quiet"]) == 2
-    said = capsys.readouterr().err
-    assert re.search(WRONG[word], said) and len(said.splitlines()) == 1
+    output = capsys.readouterr().err
+    assert re.search(WRONG[word], output) and len(output.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
 

@@ -21,8 +21,8 @@ COLOURS = {
 
 @pytest.mark.parametrize("colour", COLOURS)
 def test_lab(colour):
-    found = views.lab(torch.tensor(colour, dtype=torch.float64)[None, :, None, None])
-    torch.testing.assert_close(found.flatten(), torch.tensor(COLOURS[colour], dtype=torch.float64), atol=0.02, rtol=0)
+    actual = views.lab(torch.tensor(colour, dtype=torch.float64)[None, :, None, None])
+    torch.testing.assert_close(actual.flatten(), torch.tensor(COLOURS[colour], dtype=torch.float64), atol=0.02, rtol=0)
 
 
 def test_luminance_and_chrominance_are_independent():

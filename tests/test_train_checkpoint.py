@@ -61,8 +61,8 @@ def test_damaged_checkpoint_falls_back_to_the_previous(directory, damage, caplog
     else:
         path.write_bytes(b"" if damage == "empty" else b"no checkpoint at all")
     assert checkpoint.load_latest(directory, SPEC)["epoch"] == 1
-    told = "" if damage == "missing" else f"going on from {directory / PREVIOUS} (epoch 1)"
-    assert told in caplog.text
+    text = "" if damage == "missing" else f"going on from {directory / PREVIOUS} (epoch 1)"
+    assert text in caplog.text
     checkpoint.save(directory, state(2))  # as the run goes on: again there are two good ones
     assert [checkpoint.load(directory / name)["epoch"] for name in (CURRENT, PREVIOUS)] == [2, 1]
 

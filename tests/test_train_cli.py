@@ -47,8 +47,8 @@ def command(arguments, directory, **options):
 
 
 def test_distill_ends_with_a_table_and_a_plot(finished):
-    out, said = finished
-    table = said[said.index("method ") :].splitlines()
+    out, output = finished
+    table = output[output.index("method ") :].splitlines()
     assert [line.split()[:2] for line in table[2:5]] == [
         ["ce", "resnet8"],
         ["wcord", "resnet8"],
@@ -60,7 +60,7 @@ def test_distill_ends_with_a_table_and_a_plot(finished):
         last, best = (f"{float(rows[-1][c]):.2f}" for c in ("test_top1", "best_top1"))
         assert line.split()[2:4] == [last, best] and len(rows) == 2
         assert float(rows[-1]["best_top1"]) == max(float(row["test_top1"]) for row in rows)
-    assert "The test split has 360 images: one image is 0.28 points" in said
+    assert "The test split has 360 images: one image is 0.28 points" in output
     assert (out / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "results.md").read_text().startswith("| method | network |")
     with open(out / "results.csv", newline="") as file:
@@ -143,16 +143,16 @@ def test_repeated_command_trains_nothing(finished, capsys):
     out, _ = finished
     before = (out / "wcord" / "checkpoint.pt").read_bytes()
     assert main(["distill", *TINY, *WCORD, f"--output-dir={out}", "--methods=ce,wcord"]) == 0
-    said = capsys.readouterr().out
-    assert said.count("finished earlier, 2 epochs") == 3
+    output = capsys.readouterr().out
+    assert output.count("finished earlier, 2 epochs") == 3
     assert (out / "wcord" / "checkpoint.pt").read_bytes() == before
 
 
 def test_directory_with_a_different_configuration_is_refused(finished, capsys):
     out, _ = finished
     assert main(["distill", *TINY, *WCORD, f"--output-dir={out}", "--epochs=5", "--quiet"]) == 1
-    said = capsys.readouterr().err
-    assert "recipe.epochs was 2, now 5" in said and "--output-dir" in said and "--restart" in said
+    output = capsys.readouterr().err
+    assert "recipe.epochs was 2, now 5" in output and "--output-dir" in output and "--restart" in output
     assert main(["distill", *TINY, f"--output-dir={out}", "--methods=wcord", "--quiet"]) == 1
     assert "method.num_negatives was 20, now None" in capsys.readouterr().err
 
@@ -162,9 +162,9 @@ def test_evaluate_gives_the_accuracy_of_the_last_epoch(finished, capsys):
     with open(out / "wcord" / "metrics.csv", newline="") as file:
         last = list(csv.DictReader(file))[-1]
     assert main(["evaluate", str(out / "wcord")]) == 0
-    said = capsys.readouterr().out
-    assert f"top-1 {float(last['test_top1']):.2f} %, top-5 {float(last['test_top5']):.2f} %" in said
-    assert "resnet8 (wcord, epoch 2) on 360 test images of digits" in said
+    output = capsys.readouterr().out
+    assert f"top-1 {float(last['test_top1']):.2f} %, top-5 {float(last['test_top5']):.2f} %" in output
+    assert "resnet8 (wcord, epoch 2) on 360 test images of digits" in output
 
 
 def test_evaluate_refuses_unusable_arguments(finished, capsys, tmp_path, monkeypatch):
@@ -242,25 +242,25 @@ def test_print_config_is_a_dry_run(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("--print_config", "--print-config"):
         assert main(["distill", "--epochs=3", name]) == 0
-        said = capsys.readouterr().out
-        assert "epochs: 3" in said and "lambda_gckt: 0.8" in said
+        output = capsys.readouterr().out
+        assert "epochs: 3" in output and "lambda_gckt: 0.8" in output
         assert main(["distill", "--epochs=-1", name]) == 2
         assert "epochs: expected an int of at least 1, got -1" in capsys.readouterr().err
     assert main(["distill", "--epochs=3", "--dry-run", "--methods=gckt"]) == 0
-    said = yaml.safe_load(capsys.readouterr().out)
-    assert said["output_dir"] == "runs/digits_resnet20_resnet8" and said["teacher_epochs"] == 30
+    output = yaml.safe_load(capsys.readouterr().out)
+    assert output["output_dir"] == "runs/digits_resnet20_resnet8" and output["teacher_epochs"] == 30
     assert main(["distill", "--dry-run", "--methods=wcrd"]) == 2
     assert "did you mean 'wcord'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(said))
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(output))
     assert main(["distill", "--config=mine.yaml", "--dry-run"]) == 0
-    assert yaml.safe_load(capsys.readouterr().out) == said
+    assert yaml.safe_load(capsys.readouterr().out) == output
 
 
 def test_in_the_teacher_command_epochs_and_lr_are_the_teachers(capsys):
     assert main(["teacher", "--epochs=3", "--lr", "0.2", "--dry-run"]) == 0
-    said = yaml.safe_load(capsys.readouterr().out)
-    assert said["teacher_epochs"] == 3 and said["teacher_lr"] == 0.2
+    output = yaml.safe_load(capsys.readouterr().out)
+    assert output["teacher_epochs"] == 3 and output["teacher_lr"] == 0.2
 
 
 def test_a_method_that_cannot_run_is_refused_before_anything_is_trained(capsys, tmp_path):
@@ -284,8 +284,8 @@ def test_evaluate_of_the_whole_directory_names_the_runs(finished, capsys):
 
 def test_mistakes_in_options_are_named_in_one_line(capsys):
     assert main(["distil"]) == 2
-    assert "unknown command 'distil'; expected distill, teacher, " in (said := capsys.readouterr().err)
-    assert said.endswith("did you mean 'distill'?\n")
+    assert "unknown command 'distil'; expected distill, teacher, " in (output := capsys.readouterr().err)
+    assert output.endswith("did you mean 'distill'?\n")
     assert main(["distill", "--epocs=3"]) == 2
     assert capsys.readouterr().err == "wcord-fast distill: unknown option '--epocs'; did you mean '--epochs'?\n"
     assert main(["teacher", "--teacher-checkpoint=x"]) == 2

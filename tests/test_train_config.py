@@ -24,28 +24,28 @@ def test_no_arguments_give_the_packaged_digits_configuration():
 def test_precedence_defaults_file_command_line(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("epochs: 7\nlr: 1\nwcord: {lambda_gckt: 3, ot_iters: 5}\nquiet: true\n")
-    found = config("--wcord.ot-iters", "9", "--config", str(path), "--epochs=8")
-    assert (found.epochs, found.lr, found.quiet) == (8, 1.0, True)
-    wcord = found.options["wcord"]
+    actual = config("--wcord.ot-iters", "9", "--config", str(path), "--epochs=8")
+    assert (actual.epochs, actual.lr, actual.quiet) == (8, 1.0, True)
+    wcord = actual.options["wcord"]
     assert (wcord.lambda_gckt, wcord.ot_iters, wcord.lambda_lckt) == (3.0, 9, 0.05)
-    assert found.batch_size == Config.batch_size
-    assert found.student == Config.student  # a named file is not mixed with the packaged one
+    assert actual.batch_size == Config.batch_size
+    assert actual.student == Config.student  # a named file is not mixed with the packaged one
 
 
 def test_flags_and_lists():
-    found = config("--no-tensorboard", "--channels-last", "--methods", "CRD+KD,ce", "--milestones=.5,9")
-    assert (found.tensorboard, found.channels_last) == (False, True)
-    assert found.methods == ["crd+kd", "ce"] and found.milestones == [0.5, 9.0]
+    actual = config("--no-tensorboard", "--channels-last", "--methods", "CRD+KD,ce", "--milestones=.5,9")
+    assert (actual.tensorboard, actual.channels_last) == (False, True)
+    assert actual.methods == ["crd+kd", "ce"] and actual.milestones == [0.5, 9.0]
     assert config("--no-wcord.lckt-trains-embed").options["wcord"].lckt_trains_embed is False
     assert config("--wcord.num-negatives", "all").options["wcord"].num_negatives == "all"
     assert config("--wcord.num-negatives", "12").options["wcord"].num_negatives == 12
 
 
 def test_cifar100_sets_the_published_recipe():
-    found = config("--data", "cifar100")
-    assert (found.teacher, found.student) == ("resnet32x4", "resnet8x4")
-    assert config("--config", "cifar100_resnet32x4_resnet8x4").as_dict() == found.as_dict()
-    rates = [learning_rate(found.recipe("student"), epoch - 1) for epoch in (1, 150, 151, 180, 181, 210, 211, 240)]
+    actual = config("--data", "cifar100")
+    assert (actual.teacher, actual.student) == ("resnet32x4", "resnet8x4")
+    assert config("--config", "cifar100_resnet32x4_resnet8x4").as_dict() == actual.as_dict()
+    rates = [learning_rate(actual.recipe("student"), epoch - 1) for epoch in (1, 150, 151, 180, 181, 210, 211, 240)]
     assert rates == pytest.approx([0.05, 0.05, 5e-3, 5e-3, 5e-4, 5e-4, 5e-5, 5e-5])
     shorter = Config(epochs=8)
     assert [learning_rate(shorter.recipe("student"), e) for e in range(8)] == pytest.approx(
@@ -60,15 +60,15 @@ def test_packaged_files_are_complete_and_survive_a_round_trip(path):
             torchvision_models("resnet18")
         except ImportError as error:
             pytest.skip(str(error))
-    found = config("--config", str(path))
-    assert from_dict(found.as_dict()) == found
-    assert str(found.directory) == f"runs/{found.data}_{found.teacher}_{found.student}"
+    actual = config("--config", str(path))
+    assert from_dict(actual.as_dict()) == actual
+    assert str(actual.directory) == f"runs/{actual.data}_{actual.teacher}_{actual.student}"
 
 
 def test_the_teacher_may_have_its_own_epochs_and_rate():
-    found = config("--teacher-epochs", "3", "--teacher-lr", "0.2", "--epochs", "5")
-    assert (found.recipe("teacher")["epochs"], found.recipe("teacher")["lr"]) == (3, 0.2)
-    assert (found.recipe("student")["epochs"], found.recipe("student")["lr"]) == (5, 0.05)
+    actual = config("--teacher-epochs", "3", "--teacher-lr", "0.2", "--epochs", "5")
+    assert (actual.recipe("teacher")["epochs"], actual.recipe("teacher")["lr"]) == (3, 0.2)
+    assert (actual.recipe("student")["epochs"], actual.recipe("student")["lr"]) == (5, 0.05)
 
 
 @pytest.mark.parametrize(
@@ -165,8 +165,8 @@ def test_empty_file_means_the_defaults(text, tmp_path):
 def test_one_method_need_not_be_a_list(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("methods: wcord\nlr: &rate 0.5\nteacher_lr: *rate\n")
-    found = config("--config", str(path))
-    assert found.methods == ["wcord"] and found.teacher_lr == 0.5
+    actual = config("--config", str(path))
+    assert actual.methods == ["wcord"] and actual.teacher_lr == 0.5
     path.write_text("methods: wcord, ce\n")
     assert config("--config", str(path)).methods == ["wcord", "ce"]
 
@@ -174,10 +174,10 @@ def test_one_method_need_not_be_a_list(tmp_path):
 def test_help_shows_types_and_defaults(capsys):
     with pytest.raises(SystemExit) as left:
         config("--epochs=3", "--help")
-    said = " ".join(capsys.readouterr().out.split())
-    assert left.value.code == 0 and "(type: int, default: 240)" in said
-    assert "(type: list of float by comma, default: 0.625,0.75,0.875)" in said
-    assert "(type: one of 'fp32', 'bf16', default: fp32)" in said and "<function" not in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert left.value.code == 0 and "(type: int, default: 240)" in output
+    assert "(type: list of float by comma, default: 0.625,0.75,0.875)" in output
+    assert "(type: one of 'fp32', 'bf16', default: fp32)" in output and "<function" not in output
 
 
 @pytest.mark.parametrize(
@@ -193,8 +193,8 @@ def test_help_shows_types_and_defaults(capsys):
     ],
 )
 def test_typed_text_is_converted_to_the_fields_type(argv, name, value):
-    found = getattr(config(*argv), name)
-    assert found == value and type(found) is type(value)
+    actual = getattr(config(*argv), name)
+    assert actual == value and type(actual) is type(value)
 
 
 def test_numbers_that_float32_holds_are_accepted():

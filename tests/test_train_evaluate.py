@@ -26,41 +26,41 @@ def finished(tmp_path_factory):
 def test_measures_equal_scikit_learn():
     g = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(60, 7, generator=g), torch.arange(60) % 7
-    found = measures(logits, labels)
+    actual = measures(logits, labels)
     scores = logits.double().softmax(1).numpy()
     for k, name in ((1, "top1"), (5, "top5")):
-        assert found[name] == pytest.approx(100 * top_k_accuracy_score(labels, scores, k=k))
-    assert found["auc"] == pytest.approx(100 * roc_auc_score(labels, scores, multi_class="ovr"))
-    assert found["loss"] == pytest.approx(log_loss(labels, scores))
-    for c, own in enumerate(found["per_class"]):
+        assert actual[name] == pytest.approx(100 * top_k_accuracy_score(labels, scores, k=k))
+    assert actual["auc"] == pytest.approx(100 * roc_auc_score(labels, scores, multi_class="ovr"))
+    assert actual["loss"] == pytest.approx(log_loss(labels, scores))
+    for c, own in enumerate(actual["per_class"]):
         right = logits[labels == c].argmax(1) == c
         assert own == {"images": len(right), "top1": pytest.approx(100 * float(right.double().mean()))}
 
 
 def test_a_class_without_an_image_has_no_area_and_no_accuracy():
-    found = measures(torch.eye(3), torch.tensor([0, 1, 1]))
-    assert found["auc"] is None and found["per_class"][2] == {"images": 0, "top1": None}
-    assert found["top1"] == pytest.approx(200 / 3) and found["top5"] == 100
+    actual = measures(torch.eye(3), torch.tensor([0, 1, 1]))
+    assert actual["auc"] is None and actual["per_class"][2] == {"images": 0, "top1": None}
+    assert actual["top1"] == pytest.approx(200 / 3) and actual["top5"] == 100
 
 
 def test_command_prints_the_accuracy_that_training_logged(finished, capsys):
     bench, result, directory = finished
     last = result.history[-1]
     assert main(["evaluate", str(directory), "--json", "--per-class", "--batch-size=77"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["top1"] == pytest.approx(last["test_top1"]) and said["top5"] == pytest.approx(last["test_top5"])
-    assert said["loss"] == pytest.approx(last["test_loss"], rel=1e-5)
-    assert (said["model"], said["method"], said["epoch"], said["data"]) == ("resnet8", "ce", 2, "digits")
-    assert said["best_top1"] == last["best_top1"]
-    images = sum(c["images"] for c in said["per_class"].values())
-    assert images == said["test_images"] == len(bench.data.test_labels)
-    right = sum(c["images"] * c["top1"] / 100 for c in said["per_class"].values())
-    assert right == pytest.approx(said["top1"] / 100 * images)
+    output = json.loads(capsys.readouterr().out)
+    assert output["top1"] == pytest.approx(last["test_top1"]) and output["top5"] == pytest.approx(last["test_top5"])
+    assert output["loss"] == pytest.approx(last["test_loss"], rel=1e-5)
+    assert (output["model"], output["method"], output["epoch"], output["data"]) == ("resnet8", "ce", 2, "digits")
+    assert output["best_top1"] == last["best_top1"]
+    images = sum(c["images"] for c in output["per_class"].values())
+    assert images == output["test_images"] == len(bench.data.test_labels)
+    right = sum(c["images"] * c["top1"] / 100 for c in output["per_class"].values())
+    assert right == pytest.approx(output["top1"] / 100 * images)
     assert main(["evaluate", str(directory), "--per-class"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert f"AUC {said['auc']:.2f} %" in lines[0] and f"best epoch {last['best_top1']:.2f} %" in lines[0]
+    assert f"AUC {output['auc']:.2f} %" in lines[0] and f"best epoch {last['best_top1']:.2f} %" in lines[0]
     assert [line.split()[0] for line in lines[1:]] == ["class", "-----", *"0123456789"]
-    assert lines[3].split()[2] == f"{said['per_class']['0']['top1']:.2f}"
+    assert lines[3].split()[2] == f"{output['per_class']['0']['top1']:.2f}"
 
 
 def test_without_the_option_no_class_is_listed(finished, capsys):

@@ -74,10 +74,10 @@ def test_safetensors(run, tmp_path, images, logits):
 
     path = exported(run, tmp_path / "net.safetensors", "safetensors")
     with safe_open(path, framework="pt") as file:
-        found = file.metadata()
+        entries = file.metadata()
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     text = ("model", "method", "input", "wcord_fast")
-    metadata = {name: value if name in text else json.loads(value) for name, value in found.items()}
+    metadata = {name: value if name in text else json.loads(value) for name, value in entries.items()}
     check_metadata(metadata)
     network = models.create("resnet8", 10, in_channels=1)
     network.load_state_dict(state)
@@ -118,8 +118,8 @@ def test_onnx(run, tmp_path, images, logits, runtime, monkeypatch, capsys):
 def test_without_onnx_the_extra_is_named(run, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert main(["export", str(run), "--format=onnx", f"--output={tmp_path / 'net.onnx'}"]) == 1
-    said = capsys.readouterr().err
-    assert "needs the packages onnx and onnxscript" in said and 'pip install "wcord-fast[onnx]"' in said
+    output = capsys.readouterr().err
+    assert "needs the packages onnx and onnxscript" in output and 'pip install "wcord-fast[onnx]"' in output
     assert list(tmp_path.iterdir()) == []
 
 
@@ -140,10 +140,10 @@ def test_a_file_that_computes_something_else_is_never_written(run, tmp_path, mon
 
 
 def test_exported_weights_must_be_bit_identical(run):
-    form, found = export_formats.FORMATS["state_dict"], trained.load(run)
-    rounded = form.write(found.network(1).bfloat16().float(), None, {})
+    form, loaded = export_formats.FORMATS["state_dict"], trained.load(run)
+    rounded = form.write(loaded.network(1).bfloat16().float(), None, {})
     with pytest.raises(checkpoint.CheckpointError, match="gives other logits than the network"):
-        export.difference(form, rounded, found.network(1), [torch.rand(2, 1, 8, 8)], found, 1)
+        export.difference(form, rounded, loaded.network(1), [torch.rand(2, 1, 8, 8)], loaded, 1)
 
 
 def test_a_full_disk_leaves_the_earlier_file(run, tmp_path, monkeypatch, capsys):
@@ -166,13 +166,13 @@ def test_a_checkpoint_of_an_older_version_takes_its_normalisation_from_the_data(
 
 
 def test_mistakes_in_options_are_named(run, tmp_path, capsys):
-    for words, said in {
+    for words, output in {
         ("--format=onx",): "did you mean 'onnx'?",
         ("--formt=onnx",): "unknown option '--formt'; did you mean '--format'?",
         ("--with-normalisation",): "a state_dict file holds weights only; use torch.export or onnx",
     }.items():
         assert main(["export", str(run), *words]) == 2
-        assert said in capsys.readouterr().err
+        assert output in capsys.readouterr().err
     assert main(["export", str(tmp_path / "nothing")]) == 1
     assert main(["export", str(run.parent)]) == 1
     assert f"the runs in it: {run}" in capsys.readouterr().err

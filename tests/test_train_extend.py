@@ -26,8 +26,8 @@ def test_extended_run_equals_the_longer_run(tmp_path, capsys):
     refused = capsys.readouterr().err
     assert "recipe.epochs was 2, now 4" in refused and "--extend to go on with it" in refused
     assert run(tmp_path / "short", "--epochs=4", late, "--extend") == 0
-    said = capsys.readouterr().out
-    assert "crd: extended from 2 to 4 epochs after epoch 2" in said and "decays after epochs 9.0" in said
+    output = capsys.readouterr().out
+    assert "crd: extended from 2 to 4 epochs after epoch 2" in output and "decays after epochs 9.0" in output
     assert run(tmp_path / "whole", "--epochs=4", late) == 0
     assert_equal(everything(tmp_path / "short" / "crd"), everything(tmp_path / "whole" / "crd"))
     capsys.readouterr()
@@ -38,8 +38,8 @@ def test_extended_run_equals_the_longer_run(tmp_path, capsys):
 def test_runs_that_cannot_be_extended_are_refused(tmp_path, capsys):
     assert run(tmp_path, "--epochs=2") == 0
     assert run(tmp_path, "--epochs=1", "--extend") == 1
-    said = capsys.readouterr().err
-    assert "recipe.epochs was 2, now 1" in said and "--extend" not in said
+    output = capsys.readouterr().err
+    assert "recipe.epochs was 2, now 1" in output and "--extend" not in output
     assert run(tmp_path, "--epochs=3", "--lr=0.01", "--extend") == 1
     assert "recipe.lr was 0.05, now 0.01" in capsys.readouterr().err
     assert run(tmp_path, "--epochs=3", "--extend", "--restart") == 2
@@ -47,16 +47,16 @@ def test_runs_that_cannot_be_extended_are_refused(tmp_path, capsys):
 
 
 def test_announcement_names_the_new_schedule():
-    said = schedule.announcement(recipe(4), recipe(8), done=4)
-    assert "decays after epochs 4, 6, next rate 0.5" in said
-    assert "other rates in epochs 3-4" in said  # of the shorter schedule, which decayed after 2 and 3
+    output = schedule.announcement(recipe(4), recipe(8), done=4)
+    assert "decays after epochs 4, 6, next rate 0.5" in output
+    assert "other rates in epochs 3-4" in output  # of the shorter schedule, which decayed after 2 and 3
     assert "had the rates of an uninterrupted run of 8" in schedule.announcement(recipe(4), recipe(8), done=2)
     assert "decays after epochs none" in schedule.announcement(recipe(2, ()), recipe(8, ()), done=2)
 
 
 @pytest.mark.parametrize("old, new, taken", [(2, 5, True), (5, 2, False), (2, 2, False), (None, 5, False)])
 def test_only_a_larger_epochs_option_extends_a_checkpoint(old, new, taken):
-    found = {"recipe": {"epochs": old, "lr": 1}, "model": "a"}
+    saved = {"recipe": {"epochs": old, "lr": 1}, "model": "a"}
     wanted = {"recipe": {"epochs": new, "lr": 1}, "model": "a"}
-    assert (schedule.lengthened(found, wanted) == wanted) == (taken or old == new)
-    assert found["recipe"]["epochs"] == old
+    assert (schedule.lengthened(saved, wanted) == wanted) == (taken or old == new)
+    assert saved["recipe"]["epochs"] == old

@@ -185,15 +185,15 @@ def test_the_recorded_batch_is_refilled(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options, said",
+    "options, message",
     [
         ({"device": "cpu"}, "cuda_graph: expected a CUDA device, got cpu"),
         ({"device": "auto"}, "cuda_graph: expected a CUDA device"),
     ],
 )
-def test_a_graph_without_cuda_is_refused(options, said, monkeypatch):
+def test_a_graph_without_cuda_is_refused(options, message, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         Config(cuda_graph=True, **options)
 
 

@@ -36,8 +36,8 @@ def test_the_commands_with_output_directories_of_their_own(home, capsys):
     assert shown(capsys, "crossmodal", "--output-dir", "~/c")["crossmodal"]["output_dir"] == f"{home}/c"
     sweep = ["sweep", "--output-dir=~/s", "--teacher-epochs=1", "--epochs=1"]
     assert main([*sweep, "--dry-run"]) == 0
-    said = capsys.readouterr().out
-    assert f"{home}/s/" in said and "~" not in said
+    output = capsys.readouterr().out
+    assert f"{home}/s/" in output and "~" not in output
 
 
 @pytest.mark.parametrize("command", ["evaluate", "export"])

@@ -139,8 +139,8 @@ def test_metrics_and_logs_hold_the_right_numbers(tmp_path):
     events = EventAccumulator(str(tmp_path / "tb"))
     events.Reload()
     for name in ("ce", "gckt", "lckt", "kd", "test_top1", "lr", "grad_ce", "images_per_s"):
-        found = [(e.step, e.value) for e in events.Scalars(name)]
-        assert found == [(row["epoch"], pytest.approx(row[name], rel=1e-6)) for row in history]
+        actual = [(e.step, e.value) for e in events.Scalars(name)]
+        assert actual == [(row["epoch"], pytest.approx(row[name], rel=1e-6)) for row in history]
 
 
 def test_accuracy_equals_a_count_by_hand(tmp_path):

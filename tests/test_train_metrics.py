@@ -32,13 +32,13 @@ def test_auc_of_several_classes_averages_one_against_rest():
     g = torch.Generator().manual_seed(1)
     labels = torch.arange(30) % 3
     logits = torch.randn(30, 3, generator=g) + 0.7 * torch.eye(3)[labels]
-    share = logits.double().softmax(1)
-    want = sum(pairs_in_order(share[:, c], labels == c) for c in range(3)) / 3
+    fraction = logits.double().softmax(1)
+    want = sum(pairs_in_order(fraction[:, c], labels == c) for c in range(3)) / 3
     assert auc(logits, labels) == pytest.approx(want, abs=1e-9)
 
 
 @pytest.mark.parametrize(
-    ("logits", "labels", "said"),
+    ("logits", "labels", "message"),
     [
         (torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64), "no image of class 1"),
         (torch.zeros(2, 2), torch.tensor([0, 2]), r"expected 0 .. 1, got 2"),
@@ -47,6 +47,6 @@ def test_auc_of_several_classes_averages_one_against_rest():
         (torch.zeros(2, 2), torch.tensor([0, 1, 1]), r"labels: expected shape \[2\]"),
     ],
 )
-def test_bad_inputs_are_refused(logits, labels, said):
-    with pytest.raises(ValueError, match=said):
+def test_bad_inputs_are_refused(logits, labels, message):
+    with pytest.raises(ValueError, match=message):
         auc(logits, labels)

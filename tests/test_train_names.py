@@ -40,8 +40,8 @@ MISSPELT = {
 @pytest.mark.parametrize("typed", MISSPELT)
 def test_the_nearest_name_is_suggested(typed, capsys):
     assert main(typed.split()) == 2
-    said = capsys.readouterr().err
-    assert said.endswith(f"did you mean {MISSPELT[typed]!r}?\n") and len(said.splitlines()) == 1
+    output = capsys.readouterr().err
+    assert output.endswith(f"did you mean {MISSPELT[typed]!r}?\n") and len(output.splitlines()) == 1
 
 
 @pytest.mark.parametrize("text, near", {"epocs: 3": "epochs", "wcord:\n  lamda_gckt: 3": "wcord.lambda_gckt"}.items())

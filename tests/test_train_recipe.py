@@ -118,17 +118,17 @@ def test_every_image_keeps_the_larger_share(mixup, cutmix):
     torch.manual_seed(3)
     labels = torch.arange(6)
     images = labels.float()[:, None, None, None].expand(6, 2, 8, 8).contiguous()  # an image is its own label
-    shares = []
+    fractions = []
     for _ in range(40):
         mixed, blend = mix(Batch(images, labels, labels), mixup, cutmix)
         assert torch.equal(images[:, 0, 0, 0], labels.float()) and torch.equal(mixed.labels, labels)
         assert 0 <= blend.share <= 0.5 and sorted(blend.labels.tolist()) == labels.tolist()
         expected = (1 - blend.share) * labels + blend.share * blend.labels
         torch.testing.assert_close(mixed.images.mean((1, 2, 3)), expected, atol=1e-5, rtol=1e-5)
-        shares.append(blend.share)
+        fractions.append(blend.share)
         pasted = bool((mixed.images == mixed.images.round()).all())
         assert pasted or cutmix == 0 or mixup > 0
-    assert len({round(share, 9) for share in shares}) > 5 and max(shares) > 0.2
+    assert len({round(fraction, 9) for fraction in fractions}) > 5 and max(fractions) > 0.2
 
 
 def test_the_cross_entropy_of_a_mixed_batch_has_both_labels(tmp_path):
@@ -158,9 +158,9 @@ def test_the_average_follows_the_network():
         for name, value in network.state_dict().items():
             floating = value.is_floating_point()
             expected[name] = decay * expected[name] + (1 - decay) * value if floating else value.double()
-    found = average.network.state_dict()
-    assert all(torch.allclose(found[name].double(), value, atol=1e-5) for name, value in expected.items())
-    assert int(found["1.num_batches_tracked"]) == 6
+    actual = average.network.state_dict()
+    assert all(torch.allclose(actual[name].double(), value, atol=1e-5) for name, value in expected.items())
+    assert int(actual["1.num_batches_tracked"]) == 6
     again = Average(network, 0.5)
     again.load_state_dict(average.state_dict())
     assert again.steps == 6 and torch.equal(again.network[0].weight, average.network[0].weight)

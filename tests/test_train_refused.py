@@ -36,8 +36,8 @@ def test_lack_of_memory_or_backend_gives_one_line(monkeypatch, capsys, error):
 
     monkeypatch.setattr(evaluate, "run", fails)
     assert main(["evaluate"]) == 1
-    said = capsys.readouterr().err
-    assert said == f"wcord-fast evaluate: {str(error) or 'out of memory'}\n"
+    output = capsys.readouterr().err
+    assert output == f"wcord-fast evaluate: {str(error) or 'out of memory'}\n"
 
 
 def test_programming_error_gives_a_traceback(monkeypatch):

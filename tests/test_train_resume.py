@@ -38,8 +38,8 @@ def test_other_training_images_are_refused(tmp_path, capsys, method):
     images(tmp_path / "data", seed=1)
     capsys.readouterr()
     assert main(argv) == 1
-    said = capsys.readouterr().err
-    assert "was made with another configuration: data.fingerprint was '" in said and len(said.splitlines()) == 1
+    output = capsys.readouterr().err
+    assert "was made with another configuration: data.fingerprint was '" in output and len(output.splitlines()) == 1
     images(tmp_path / "data", seed=0, per_class=15)
     assert main(argv) == 1
     assert "data.train_images was 16, now 24" in capsys.readouterr().err

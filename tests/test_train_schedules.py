@@ -83,9 +83,9 @@ def test_the_weight_grows_and_log_z_is_set_anew_at_the_end_of_the_ramp(tmp_path,
 
     def watched(*args):
         factor = float(run.method._factor)
-        shares = real(*args)
+        fractions = real(*args)
         seen.append((factor, tuple(run.method.crd.contrast.log_z.tolist())))
-        return shares
+        return fractions
 
     monkeypatch.setattr(loop, "train_step", watched)
     fit(run)
@@ -138,15 +138,15 @@ def test_the_plan_s_mass_on_the_pairs_is_logged_with_the_shares(tmp_path):
 
 
 def test_options_at_their_defaults_do_not_enter_a_runs_record():
-    told = distill.described(distill.options_for("wcord"))
+    text = distill.described(distill.options_for("wcord"))
     later = {"ramp_gckt", "ramp_lckt", "init_banks", "lckt_pairs", "lckt_rho", "lckt_pairs_by", "lckt_center"}
-    assert not later & told.keys() and {"lambda_gckt", "z", "lckt_features"} <= told.keys()
+    assert not later & text.keys() and {"lambda_gckt", "z", "lckt_features"} <= text.keys()
     changed = distill.METHODS["wcord"].options(ramp_gckt=2.0, lckt_pairs="only")
     assert later & distill.described(changed).keys() == {"ramp_gckt", "lckt_pairs"}
 
 
 @pytest.mark.parametrize(
-    "method, options, said",
+    "method, options, message",
     [
         ("crd", {"z": "ramp"}, "z: 'ramp' estimates .*; expected ramp above 0"),
         ("wcord", {"z": "ramp", "ramp_lckt": 2.0}, "z: 'ramp' estimates .*; expected ramp_gckt above 0"),
@@ -157,6 +157,6 @@ def test_options_at_their_defaults_do_not_enter_a_runs_record():
         ("wcord", {"lckt_center": "yes"}, "lckt_center: "),
     ],
 )
-def test_bad_schedule_options_are_refused(method, options, said):
-    with pytest.raises(ValueError, match=said):
+def test_bad_schedule_options_are_refused(method, options, message):
+    with pytest.raises(ValueError, match=message):
         distill.METHODS[method].options(**options)

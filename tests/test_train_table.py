@@ -64,9 +64,9 @@ def test_spread():
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     home = tmp_path_factory.mktemp("table")
-    asked = ["table", "--pair=resnet56-resnet20,vgg13-vgg8", "--methods=ce,at,crd+kd", "--seeds=0,3", *TINY]
-    assert main([*asked, f"--output-dir={home}"]) == 0
-    return home, asked
+    argv = ["table", "--pair=resnet56-resnet20,vgg13-vgg8", "--methods=ce,at,crd+kd", "--seeds=0,3", *TINY]
+    assert main([*argv, f"--output-dir={home}"]) == 0
+    return home, argv
 
 
 def test_rows_and_files(finished):
@@ -83,44 +83,44 @@ def test_rows_and_files(finished):
             seeds.append(float(list(csv.DictReader(file))[-1]["test_top1"]))
     assert ce["ours %"] == table.spread(seeds) and ce["seeds"] == "2" and ce["paper %"] == "69.06"
     assert float(ce["ours - paper"]) == pytest.approx(sum(seeds) / 2 - 69.06, abs=0.006)
-    said = (home / "table.txt").read_text()
-    assert "NOT COMPARABLE with the paper's numbers: the data set is digits" in said
-    assert "40 training images, not all; 1 epochs (teacher 1), not 240" in said
+    output = (home / "table.txt").read_text()
+    assert "NOT COMPARABLE with the paper's numbers: the data set is digits" in output
+    assert "40 training images, not all; 1 epochs (teacher 1), not 240" in output
     assert (home / "table.md").read_text().startswith("| pair | method |")
 
 
 def test_repeated_command_trains_nothing(finished, monkeypatch, capsys):
-    home, asked = finished
+    home, argv = finished
     before = (home / "table.csv").read_text()
     monkeypatch.setattr("wcord_fast.train.loop.one_epoch", None)
-    assert main([*asked, f"--output-dir={home}"]) == 0
+    assert main([*argv, f"--output-dir={home}"]) == 0
     assert (home / "table.csv").read_text() == before
     assert "crd+kd" in capsys.readouterr().out
 
 
 def test_unsupported_method_is_marked_n_a_with_its_reason(tmp_path, capsys):
-    asked = ["table", "--pair=resnet32x4-shufflev1", "--methods=fsp", *TINY, f"--output-dir={tmp_path}"]
-    assert main(asked) == 0
-    said = capsys.readouterr().out
-    assert "fsp" in said and "is n/a. fsp: compares matrices of channels" in said
+    argv = ["table", "--pair=resnet32x4-shufflev1", "--methods=fsp", *TINY, f"--output-dir={tmp_path}"]
+    assert main(argv) == 0
+    output = capsys.readouterr().out
+    assert "fsp" in output and "is n/a. fsp: compares matrices of channels" in output
 
 
 def test_the_budget_scales_epochs_and_images(tmp_path):
-    asked, rest = parse("table", table.TableOptions, ["--budget=0.1", "--data=digits", f"--output-dir={tmp_path}"])
-    config = table._config(asked, "vgg13-vgg8", rest)
+    argv, rest = parse("table", table.TableOptions, ["--budget=0.1", "--data=digits", f"--output-dir={tmp_path}"])
+    config = table._config(argv, "vgg13-vgg8", rest)
     assert (config.epochs, config.teacher_epochs, config.limit_train) == (24, 24, 144)
-    said = table.not_comparable("vgg13-vgg8", config)
-    assert "144 training images, not all; 24 epochs" in said and "gradients are clipped at norm 5" in said
-    asked, rest = parse("table", table.TableOptions, [])
-    published = table._config(asked, "vgg13-vgg8", rest)
+    output = table.not_comparable("vgg13-vgg8", config)
+    assert "144 training images, not all; 24 epochs" in output and "gradients are clipped at norm 5" in output
+    argv, rest = parse("table", table.TableOptions, [])
+    published = table._config(argv, "vgg13-vgg8", rest)
     assert table.not_comparable("vgg13-vgg8", published, 50_000) == ""
     assert "45,000 training images, not 50,000" in table.not_comparable("vgg13-vgg8", published, 45_000)
 
 
 def test_a_diverging_method_is_reported_and_the_others_go_on(tmp_path, capsys):
     """FitNet at weight 1e38 overflows; the plain student after it is trained."""
-    asked = ["table", "--pair=resnet56-resnet20", "--methods=fitnet,ce", *TINY, "--fitnet.weight=1e38"]
-    assert main([*asked, f"--output-dir={tmp_path}"]) == 0
+    argv = ["table", "--pair=resnet56-resnet20", "--methods=fitnet,ce", *TINY, "--fitnet.weight=1e38"]
+    assert main([*argv, f"--output-dir={tmp_path}"]) == 0
     with open(tmp_path / "table.csv", newline="") as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}
     assert rows["fitnet"]["ours %"] == "diverged" and float(rows["ce"]["ours %"]) > 0
@@ -149,17 +149,17 @@ def test_mistakes_in_options_are_named(word, capsys):
 
 def test_help(capsys):
     assert main(["table", "--help"]) == 0
-    said = capsys.readouterr().out
-    assert "resnet32x4-resnet8x4" in said and "wcord+kd" in said
+    output = capsys.readouterr().out
+    assert "resnet32x4-resnet8x4" in output and "wcord+kd" in output
 
 
 def test_dry_run_prints_the_recipes_and_finished_runs(tmp_path, capsys):
-    asked = ["table", "--pair=vgg13-vgg8,vgg13-MobileNetV2", "--methods=ce,wcord", "--seeds=0,3", "--dry-run"]
+    argv = ["table", "--pair=vgg13-vgg8,vgg13-MobileNetV2", "--methods=ce,wcord", "--seeds=0,3", "--dry-run"]
     done = tmp_path / "vgg13-vgg8" / "seed3" / "ce"
     done.mkdir(parents=True)
     (done / "student.pt").touch()
     (tmp_path / "vgg13-vgg8" / "seed3" / "wcord").mkdir()  # begun
-    assert main([*asked, f"--output-dir={tmp_path}", f"--data-dir={tmp_path}", "--momentum=0.8"]) == 0
+    assert main([*argv, f"--output-dir={tmp_path}", f"--data-dir={tmp_path}", "--momentum=0.8"]) == 0
     plan = yaml.safe_load(capsys.readouterr().out)
     first, second = plan["pairs"].values()
     assert (first["teacher"], first["student"], first["epochs"], first["momentum"]) == ("vgg13", "vgg8", 240, 0.8)

@@ -159,9 +159,9 @@ def test_scale_and_bias_are_trained(critic):
                 for own, other, column in ((e_s, e_t, 1), (e_t, e_s, 0)):
                     rows = [other[j] for j in range(B) if j != i] if queued is None else [q[column] for q in queued]
                     total += direction(critic, own[i], other[i], rows, log_scale.exp(), bias) / B
-            found = torch.autograd.grad(value, list(loss.score_map.parameters()))
+            actual = torch.autograd.grad(value, list(loss.score_map.parameters()))
             wanted = torch.autograd.grad(total, (log_scale, bias))
-            for a, b in zip(found, wanted, strict=True):
+            for a, b in zip(actual, wanted, strict=True):
                 torch.testing.assert_close(a.double(), b[None], rtol=1e-4, atol=1e-6)
 
 

@@ -50,9 +50,9 @@ def test_prior_is_ot_cost_with_the_rows_of_one_image_or_class_as_pairs():
         module = raw(lckt_pairs="prior", lckt_rho=0.7, lckt_pairs_by=by, lckt_center="batch", **SINKHORN)
         options = {"solver": "sinkhorn", "eps": 0.1, "pairs": (labels, labels), "rho": 0.7}
         want = F.ot_cost(centred(f_s), centred(f_t), **options)
-        found = module(f_s, f_t, idx)
-        torch.testing.assert_close(found, want)
-        torch.testing.assert_close(*(torch.autograd.grad(value, f_s)[0] for value in (found, want)))
+        actual = module(f_s, f_t, idx)
+        torch.testing.assert_close(actual, want)
+        torch.testing.assert_close(*(torch.autograd.grad(value, f_s)[0] for value in (actual, want)))
         plan = F.ot_plan(centred(f_s), centred(f_t), **options)
         mass = plan[labels[:, None] == labels[None]].sum()
         torch.testing.assert_close(module.lckt_on_pairs(f_s, f_t, idx), mass)
@@ -91,9 +91,9 @@ def test_bf16_under_autocast_gives_a_loss_of_the_right_size():
     f_s, f_t, idx = (t.float() if t.is_floating_point() else t for t in batch())
     want = module(f_s, f_t, idx)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = module(f_s.bfloat16(), f_t.bfloat16(), idx)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, want, atol=0.02, rtol=0)
+        actual = module(f_s.bfloat16(), f_t.bfloat16(), idx)
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual, want, atol=0.02, rtol=0)
 
 
 def test_a_ramp_scales_each_term_s_value_and_gradient_in_place():
@@ -103,8 +103,8 @@ def test_a_ramp_scales_each_term_s_value_and_gradient_in_place():
     plain(f_s, f_t, idx)
     terms = {name: value.clone() for name, value in plain.terms.items()}
     ramped.ramp(gckt=0.25, lckt=0.5)
-    found = ramped(f_s, f_t, idx)
-    torch.testing.assert_close(found, (-0.8 * 0.25 * terms["gckt"] + 0.5 * 0.5 * terms["lckt"]))
+    actual = ramped(f_s, f_t, idx)
+    torch.testing.assert_close(actual, (-0.8 * 0.25 * terms["gckt"] + 0.5 * 0.5 * terms["lckt"]))
     torch.testing.assert_close(ramped.terms["gckt"], terms["gckt"])  # what is logged is not weighted
     at = ramped._factors.data_ptr()
     ramped.ramp(gckt=1, lckt=1)

@@ -55,7 +55,7 @@ def usage(
         ptx.write_text(result.asm["ptx"])
         # The assembler that Triton itself takes for the device: which of its two it is depends on the release.
         command = [get_ptxas(capability).path, "-v", f"-arch={arch[1]}", str(ptx), "-o", f"{folder}/kernel.cubin"]
-        told = subprocess.run(command, capture_output=True, text=True).stderr
-    found = USAGE.search(told)
-    assert found, told
-    return {**{k: int(v) for k, v in found.groupdict().items()}, "shared": result.metadata.shared}
+        text = subprocess.run(command, capture_output=True, text=True).stderr
+    usage = USAGE.search(text)
+    assert usage, text
+    return {**{k: int(v) for k, v in usage.groupdict().items()}, "shared": result.metadata.shared}

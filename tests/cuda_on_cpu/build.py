@@ -15,7 +15,7 @@ CSRC = HERE.parent.parent / "csrc"
 def compiler() -> str | None:
     """The C++ compiler, or None."""
     return next(
-        (found for name in (os.environ.get("CXX"), "c++", "g++") if name and (found := shutil.which(name))),
+        (path for name in (os.environ.get("CXX"), "c++", "g++") if name and (path := shutil.which(name))),
         None,
     )
 
