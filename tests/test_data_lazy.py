@@ -59,12 +59,12 @@ def test_positions_outside_the_epoch_are_refused(folder):
     dataset = data.load("imagenet", data_dir=folder, image_size=12)
     batches = lazy_batches.LazyBatches(dataset, 10, seed=3, workers=0)  # three of them
     assert list(batches.epoch(0, start=3)) == []
-    for epoch, start, output in (
+    for epoch, start, message in (
         (0, 4, "start: expected at most 3"),
         (0, -1, "start: expected"),
         (-1, 0, "epoch: exp"),
     ):
-        with pytest.raises(ValueError, match=output):
+        with pytest.raises(ValueError, match=message):
             list(batches.epoch(epoch, start))
     with pytest.raises(TypeError, match="training batches come by epoch"):  # not test images with training labels
         next(iter(batches))
@@ -75,8 +75,8 @@ def test_centre_crop_equals_pillow(folder):
     image, label, _ = (part[0] for part in next(iter(data.test_batches(dataset, 4))))
     with Image.open(folder / "val" / "cat" / "000.png") as noise:  # 60 x 40: the shorter side becomes 32
         want = np.asarray(noise.resize((48, 32), Image.Resampling.BILINEAR).crop((10, 2, 38, 30)))
-    dataset = (image * torch.tensor(dataset.std)[:, None, None] + torch.tensor(dataset.mean)[:, None, None]) * 255
-    np.testing.assert_allclose(dataset.permute(1, 2, 0).numpy(), want, atol=1e-3)
+    pixels = (image * torch.tensor(dataset.std)[:, None, None] + torch.tensor(dataset.mean)[:, None, None]) * 255
+    np.testing.assert_allclose(pixels.permute(1, 2, 0).numpy(), want, atol=1e-3)
     assert int(label) == 0
 
 

@@ -51,10 +51,10 @@ def every_batch(dataset):
 def test_all_unreadable_files_are_named_in_one_line(folder, loader):
     with pytest.raises(ValueError) as error:
         every_batch(data.load(loader, data_dir=folder, image_size=12))
-    output = str(error.value)
-    assert "4 of 23 image files cannot be read: " in output and "--skip-corrupt" in output and "\n" not in output
+    message = str(error.value)
+    assert "4 of 23 image files cannot be read: " in message and "--skip-corrupt" in message and "\n" not in message
     for name in ("train/cat/bad.png", "train/dog/000.png", "train/dog/zz.jpg", "val/emu/bad.png"):
-        assert output.count(f"{folder}/{name}: cannot be read as an image: ") == 1
+        assert message.count(f"{folder}/{name}: cannot be read as an image: ") == 1
 
 
 @pytest.mark.parametrize("loader", ["folder", "imagenet"])

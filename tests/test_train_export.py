@@ -166,13 +166,13 @@ def test_a_checkpoint_of_an_older_version_takes_its_normalisation_from_the_data(
 
 
 def test_mistakes_in_options_are_named(run, tmp_path, capsys):
-    for words, output in {
+    for words, message in {
         ("--format=onx",): "did you mean 'onnx'?",
         ("--formt=onnx",): "unknown option '--formt'; did you mean '--format'?",
         ("--with-normalisation",): "a state_dict file holds weights only; use torch.export or onnx",
     }.items():
         assert main(["export", str(run), *words]) == 2
-        assert output in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert main(["export", str(tmp_path / "nothing")]) == 1
     assert main(["export", str(run.parent)]) == 1
     assert f"the runs in it: {run}" in capsys.readouterr().err
