@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..train import files
-from ..train.logs import write_csv
+from ..train.loggers import write_csv
 from ..train.tables import Line, markdown_table
 from .workbench import Result
 
