@@ -195,7 +195,8 @@ def write_ninja(folder: Path, tools: Tools, nvcc: str | None) -> Path:
     objects = []
     for source in sources(with_cuda=nvcc is not None):
         rule = {".cu": "cuda", ".cpp": "binding" if source.parent == CSRC else "cxx"}[source.suffix]
-        objects.append(f"{source.parent.name}_{source.name}.o")
+        python = f"{sys.implementation.cache_tag}_" if rule == "binding" else ""  # the others suit every Python
+        objects.append(f"{python}{source.parent.name}_{source.name}.o")
         path = re.sub(r"([$ :])", r"$\1", str(source))
         lines.append(f"build {objects[-1]}: {rule} {path}")
     target = folder / ("_native" + sysconfig.get_config_var("EXT_SUFFIX"))
@@ -223,8 +224,8 @@ def sources(*, with_cuda: bool) -> list[Path]:
 
 
 def compile_module(temp: Path, tools: Tools, nvcc: str | None) -> Path:
-    """Runs ninja in a folder of this Python's and compiler's own, kept so that the next build is incremental."""
-    key = repr((sys.implementation.cache_tag, tools.cxx, *tools.sanitize))
+    """Runs ninja in a folder of this compiler's own, kept so that the next build, of any Python, is incremental."""
+    key = repr((tools.cxx, *tools.sanitize))
     folder = temp / f"native-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     target = write_ninja(folder, tools, nvcc)

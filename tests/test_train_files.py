@@ -12,7 +12,7 @@ from tests.train_tiny import make_run
 from wcord_fast.cli import report
 from wcord_fast.train import checkpoint, files
 from wcord_fast.train.files import DirectoryInUse, OutputError, locked, replacing
-from wcord_fast.train.logs import write_csv
+from wcord_fast.train.loggers import write_csv
 from wcord_fast.train.loop import fit
 
 REPO = Path(__file__).resolve().parents[1]
@@ -95,7 +95,7 @@ def test_results_file_of_wrong_type_is_named(tmp_path):
 def test_tensorboard_that_cannot_be_written_is_a_warning(tmp_path, caplog):
     (tmp_path / "tb").write_text("")
     assert len(fit(make_run(tmp_path, tensorboard=True))) == 2
-    assert "tb: no more TensorBoard logs" in caplog.text
+    assert "no more logs by tensorboard" in caplog.text
 
 
 def test_a_second_run_in_a_directory_is_refused_at_once(tmp_path):

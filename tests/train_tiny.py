@@ -70,7 +70,7 @@ def make_run(directory, method="ce", *, epochs=2, **config):
         test=TestBatches(data, 5, channels_last=settings.channels_last),
         log_every=settings.log_every,
         log_grad_norms=settings.log_grad_norms,
-        tensorboard=settings.tensorboard,
+        loggers=settings.chosen_loggers,
         quiet=True,
         restart=settings.restart,
     )

@@ -15,6 +15,7 @@ import torch
 from .. import data as datasets
 from .. import distill, models
 from ..ops import checks
+from ..train import loggers
 from ..train.recipe import Recipe
 from .options import check_paths, check_seeds, devices, file_name
 
@@ -62,7 +63,9 @@ class Config(Recipe):
         threads: CPU threads; default: PyTorch's.
         log_every: steps between two looks at the running losses (the only synchronisations of an epoch).
         log_grad_norms: once an epoch, log each loss term's share of the gradient at the penultimate feature.
-        tensorboard: write TensorBoard logs beside the CSV.
+        loggers: where the rows of the epochs are kept, by comma: csv, tensorboard, wandb, mlflow, or the dotted path of
+            a logger's class.
+        tensorboard: false leaves tensorboard out of the loggers.
         quiet: no progress bar, warnings only.
         restart: start over where the output directory holds an earlier run.
         extend: go on with an earlier run of fewer epochs, by the schedule of the new number.
@@ -91,6 +94,7 @@ class Config(Recipe):
     threads: int | None = None
     log_every: int = 50
     log_grad_norms: bool = False
+    loggers: Annotated[list[str], loggers.names] = field(default_factory=lambda: list(loggers.DEFAULT))
     tensorboard: bool = True
     quiet: bool = False
     restart: bool = False
@@ -121,6 +125,10 @@ class Config(Recipe):
                 "extend: goes on with an earlier run, which restart=True starts over; expected one of them"
             )
         self.methods = spelled_methods(self.methods)
+        try:
+            self.loggers = loggers.spelled(self.loggers)
+        except ImportError as error:
+            raise ValueError(str(error)) from None
         for side in ("teacher", "student"):
             name = require_architecture(side, getattr(self, side))
             if getattr(self, f"init_{side}") == PRETRAINED and ":" not in name:
@@ -136,6 +144,11 @@ class Config(Recipe):
         folder = self.directory if self.seeds is None else self.directory / f"seed{seed}"
         images = self.limit_train if self.limit_student is None else self.limit_student
         return replace(self, seed=seed, seeds=None, limit_train=images, limit_student=None, output_dir=str(folder))
+
+    @property
+    def chosen_loggers(self) -> list[str]:
+        """The loggers without what `tensorboard` leaves out."""
+        return [name for name in self.loggers if name != "tensorboard" or self.tensorboard]
 
     @property
     def torch_device(self) -> torch.device:

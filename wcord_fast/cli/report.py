@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..train import files
 from ..train.estimates import LEAST_SEEDS, Estimate, difference_text, estimate, mean_text, paired
-from ..train.logs import write_csv
+from ..train.loggers import write_csv
 from ..train.tables import Line, markdown_table
 from .workbench import Result
 

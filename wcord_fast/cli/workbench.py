@@ -18,7 +18,8 @@ from ..distributed import ranks
 from ..train import checkpoint
 from ..train.checkpoint import CheckpointError
 from ..train.evaluation import evaluate
-from ..train.logs import Row, to_screen
+from ..train.loggers import Row
+from ..train.logs import to_screen
 from ..train.loop import Run, fit
 from ..train.ranks import from_main, require_equal
 from ..train.views import View
@@ -175,7 +176,7 @@ class Workbench:
             export=export,
             log_every=config.log_every,
             log_grad_norms=config.log_grad_norms,
-            tensorboard=config.tensorboard,
+            loggers=config.chosen_loggers,
             quiet=config.quiet,
             restart=config.restart,
             extend=config.extend,

@@ -4,7 +4,8 @@ from ..extras import require_train
 
 require_train("wcord_fast.train")  # before the imports that would fail, one by one, for want of them
 
+from .loggers import LoggedRun, Logger  # noqa: E402
 from .loop import Run, fit  # noqa: E402
 from .recipe import Recipe  # noqa: E402
 
-__all__ = ["Recipe", "Run", "fit"]
+__all__ = ["LoggedRun", "Logger", "Recipe", "Run", "fit"]

@@ -20,7 +20,8 @@ from ..models.stages import with_features
 from ..ops import checks
 from . import checkpoint
 from .loaders import TestLoader, TrainLoader
-from .logs import Row, to_screen
+from .loggers import DEFAULT, Row, spelled
+from .logs import to_screen
 from .loop import Run
 from .loop import fit as fit_run
 from .recipe import Recipe
@@ -88,6 +89,7 @@ def fit(
     device: torch.device | str | None = None,
     log_every: int = 50,
     log_grad_norms: bool = False,
+    loggers: Sequence[str] = DEFAULT,
     tensorboard: bool = True,
     quiet: bool = False,
     restart: bool = False,
@@ -119,7 +121,9 @@ def fit(
         device: default: that of the student.
         log_every: steps between two looks at the running losses.
         log_grad_norms: log each term's share of the gradient, once an epoch.
-        tensorboard: write TensorBoard logs into `output_dir`.
+        loggers: where the rows of the epochs are kept: "csv" and "tensorboard" (in `output_dir`), "wandb", "mlflow", or
+            the dotted path of a class derived from `train.Logger`.
+        tensorboard: False leaves "tensorboard" out of the loggers.
         quiet: no progress bar, warnings only.
         restart, extend: start over; go on to more epochs than the checkpoint was begun with.
         **recipe: fields of `train.Recipe`: epochs, lr, momentum, weight_decay, milestones, seed, ...
@@ -167,7 +171,7 @@ def fit(
         test=test,
         log_every=log_every,
         log_grad_norms=log_grad_norms,
-        tensorboard=tensorboard,
+        loggers=[name for name in spelled(loggers) if name != "tensorboard" or tensorboard],
         quiet=quiet,
         restart=restart,
         extend=extend,

@@ -1,26 +1,17 @@
-"""What a run leaves behind as it goes: one CSV row per epoch, TensorBoard scalars, a line on the screen."""
+"""A run on the screen: messages, a progress bar, a line per epoch. `loggers` keeps what is to stay."""
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
-from . import files
+from .loggers import Row
 from .ranks import is_main
 
-log = logging.getLogger(__name__)
-
-CSV = "metrics.csv"
 TIMING = ("images_per_s", "loss_share", "seconds")  # columns that differ between two equal runs
-Row = dict[str, Any]
 
 
 def to_screen(quiet: bool) -> None:
@@ -28,54 +19,6 @@ def to_screen(quiet: bool) -> None:
     log = logging.getLogger("wcord_fast")
     log.handlers = [logging.StreamHandler(sys.stdout)]
     log.setLevel(logging.WARNING if quiet else logging.INFO)
-
-
-def write_csv(path: Path, rows: list[Row]) -> None:
-    """All rows, atomically; columns in the order in which they first appear."""
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns)
-    writer.writeheader()
-    writer.writerows(rows)
-    with files.replacing(path) as file:
-        file.write(text.getvalue().encode())
-
-
-class TensorBoard:
-    """Scalars under `directory`/tb, one per column and epoch; nothing when switched off or not writable."""
-
-    def __init__(self, directory: Path | None, enabled: bool, first_epoch: int) -> None:
-        self._writer: Any = None
-        if directory is not None and enabled and is_main():
-            self._directory = directory / "tb"
-            from torch.utils.tensorboard import SummaryWriter  # slow to import
-
-            # purge_step hides what a killed run wrote after its last checkpoint.
-            with self._or_warn():
-                self._writer = SummaryWriter(str(self._directory), purge_step=first_epoch + 1)
-
-    def write(self, row: Row) -> None:
-        if self._writer is not None:
-            with self._or_warn():
-                for name, value in row.items():
-                    if name != "epoch":
-                        self._writer.add_scalar(name, value, row["epoch"])
-                self._writer.flush()
-
-    def close(self) -> None:
-        if self._writer is not None:
-            with self._or_warn():
-                self._writer.close()
-
-    @contextmanager
-    def _or_warn(self) -> Iterator[None]:
-        """A log that cannot be written is a warning, and the end of the log, not of the run."""
-        try:
-            yield
-        except OSError as error:
-            self._writer = None
-            reason = error.strerror or error
-            log.warning("%s: no more TensorBoard logs (%s); metrics.csv has them all", self._directory, reason)
 
 
 class Progress:

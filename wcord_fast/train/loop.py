@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,7 +25,8 @@ from .evaluation import evaluate
 from .files import locked
 from .fill_banks import fill_banks
 from .forwards import Forward, compiled, plain
-from .logs import CSV, Progress, Row, TensorBoard, epoch_line, write_csv
+from .loggers import DEFAULT, LoggedRun, Loggers, Row, spelled
+from .logs import Progress, epoch_line
 from .meters import Meters, Stopwatch
 from .ranks import average_statistics, copy_from_main, from_main, is_main, join_meters, wrap
 from .recipe import DEFAULTS, make_optimizer
@@ -54,7 +55,8 @@ class Run:
         test: the test batches, each (images, labels, index); None: test accuracy is not measured.
         labelled: whether the labels mean anything; False: cross entropy and training accuracy are not logged.
         export: name of the file that gets the student's state dict when the run is finished.
-        log_every, log_grad_norms, tensorboard, quiet, restart, extend: see `Config`.
+        loggers: names of loggers, or dotted paths, see `train.loggers`.
+        log_every, log_grad_norms, quiet, restart, extend: see `Config`.
         average: the moving average of the student, if the recipe says so.
         network: the student as it is called in training: under DDP where there are several processes.
     """
@@ -71,7 +73,7 @@ class Run:
     export: str = "student.pt"
     log_every: int = 50
     log_grad_norms: bool = False
-    tensorboard: bool = True
+    loggers: Sequence[str] = DEFAULT
     quiet: bool = False
     restart: bool = False
     extend: bool = False
@@ -81,6 +83,7 @@ class Run:
 
     def __post_init__(self) -> None:
         checks.integer("log_every", self.log_every, least=1)
+        self.loggers = spelled(self.loggers)
         self.network = self.student
 
     @cached_property
@@ -142,18 +145,15 @@ def _fit(run: Run) -> list[Row]:
     if run.method.fills_banks and run.teacher is not None and not first:
         fill_banks(run, run.teacher)
     if first == recipe["epochs"]:
+        loggers_of(run, only=("csv",))  # which an earlier process may not have come to
         log.info("%s: finished earlier, %d epochs (%s)", run.name, first, directory)
     else:
-        board = TensorBoard(directory, run.tensorboard, first)
-        try:
+        with loggers_of(run) as loggers:
             for epoch in range(first, recipe["epochs"]):
                 one_epoch(run, optimizer, epoch)
-                board.write(run.history[-1])
+                loggers.write(run.history)
                 log.info("%s", epoch_line(run.name, run.history[-1], recipe["epochs"]))
-        finally:
-            board.close()
     if directory is not None and is_main():
-        write_csv(directory / CSV, run.history)
         checkpoint.save_state_dict(directory / run.export, run.student.state_dict())
         if run.average is not None:
             checkpoint.save_state_dict(directory / AVERAGED, run.average.network.state_dict())
@@ -182,7 +182,7 @@ def one_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> None:
 
 
 def save(run: Run, directory: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Write the checkpoint and the metrics after an epoch."""
+    """Write the checkpoint after an epoch."""
     epoch, images = len(run.history), run.train.described()
     state = {
         "spec": run.spec,
@@ -197,8 +197,13 @@ def save(run: Run, directory: Path, optimizer: torch.optim.Optimizer) -> None:
         **({} if run.average is None else {"average": run.average.state_dict()}),
     }
     bank_files.save(directory, state, run.method)
-    if is_main():
-        write_csv(directory / CSV, run.history)
+
+
+def loggers_of(run: Run, only: Sequence[str] | None = None) -> Loggers:
+    """The loggers of `run`, those in `only` if it is given, in the main process; none in others."""
+    chosen = [name for name in run.loggers if only is None or name in only] if is_main() else []
+    folder = "" if run.directory is None else f"{run.directory.absolute().parent.name}/"
+    return Loggers(chosen, LoggedRun(f"{folder}{run.name}", run.directory, run.spec, tuple(run.history)))
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -14,7 +14,8 @@ from ..ops.status import check
 from . import checkpoint
 from .evaluation import autocast
 from .files import locked
-from .logs import Progress, Row
+from .loggers import Row
+from .logs import Progress
 from .meters import Meters
 from .recipe import make_optimizer
 
