@@ -55,7 +55,7 @@ cudaError_t plan(OtPlan& call) {
   if (sms > MAX_BLOCKS) sms = MAX_BLOCKS;
   const int strip = cooperative ? strip_rows<Real>(rows, columns, sms, shared) : 0;
   if (strip == 0) return cudaSuccess;
-  error = blocks_per_sm(kernel_for<Real, true>(m), THREADS, shared_bytes<Real>(Layout(strip, columns)), &per_sm);
+  error = blocks_per_sm(kernel_for<Real, true>(strip, m), THREADS, shared_bytes<Real>(Layout(strip, columns)), &per_sm);
   if (error != cudaSuccess || per_sm == 0) return error;
   call.regime = OT_COOPERATIVE;
   call.blocks = (n + strip - 1) / strip;
@@ -82,7 +82,7 @@ cudaError_t run(const OtSolve& call) {
     return resident_launch(args, static_cast<int>(call.blocks < call.problems ? call.blocks : call.problems), stream);
   }
   if (call.blocks > MAX_BLOCKS || call.blocks * call.rows < call.n) return cudaErrorInvalidConfiguration;
-  return launch(kernel_for<Real, true>(args.m), dim3(static_cast<unsigned>(call.blocks)), dim3(THREADS),
+  return launch(kernel_for<Real, true>(args.at.rows, args.m), dim3(static_cast<unsigned>(call.blocks)), dim3(THREADS),
                 shared_bytes<Real>(args.at), stream, true, args);
 }
 

@@ -10,8 +10,8 @@ template <class Real>
 __device__ __forceinline__ void start(const Args<Real>& args, const Tile<Real>& t, int64_t g, Real scale) {
   const int lane = threadIdx.x % WARP;
   WCF_ROLLED
-  for (int j = threadIdx.x; j < t.m; j += THREADS) {
-    const Real mass = mass_of(args.b, g, args.m, j);
+  for (int j = threadIdx.x; j < t.ld; j += THREADS) {  // the padding has no mass
+    const Real mass = j < t.m ? mass_of(args.b, g, args.m, j) : Real(0);
     t.b[j] = mass;
     t.beta[j] = t.ahead[j] = t.column_base[j] = mass > 0 ? Real(0) : minus_infinity<Real>();
     t.column_factor[j] = 0;
@@ -69,13 +69,15 @@ __device__ __forceinline__ Ended<Real> iterate(const Args<Real>& args, const Til
                                                Real* slots, int block, int blocks) {
   const bool ipot = args.solver == OT_IPOT;
   const double unit_scale = args.inv_eps * LOG2E;  // s of one step, per log 2
-  start(args, t, g, static_cast<Real>(unit_scale));
+  const Real unit = static_cast<Real>(unit_scale), rest = static_cast<Real>(unit_scale - unit);
+  start(args, t, g, unit);
   int step = 0;
   Real scale;
   WCF_ROLLED
   for (;;) {
     ++step;
-    scale = static_cast<Real>(ipot ? step * unit_scale : unit_scale);
+    const Real times = static_cast<Real>(ipot ? step : 1);
+    scale = multiply_add(times, unit, times * rest);
     sweep<K, U>(t, scale, ipot);
     columns<K, GRID>(t, grid, scale, ipot);
     if (step == args.iters) break;

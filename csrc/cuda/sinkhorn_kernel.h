@@ -80,13 +80,16 @@ __global__ void __launch_bounds__(THREADS) sinkhorn_kernel(const Args<Real> args
 template <class Real>
 using Kernel = void (*)(Args<Real>);
 
-// The kernel for m columns.
+// The kernel for strips of `rows` rows of m columns: in a grid, thin strips give a row to each group of warps.
 template <class Real, bool GRID>
-Kernel<Real> kernel_for(int64_t m) {
+Kernel<Real> kernel_for(int rows, int64_t m) {
   if constexpr (sizeof(Real) == 8) {
     return sinkhorn_kernel<Real, WIDE, 1, GRID>;
   } else {
-    return m <= WARP * NARROW ? sinkhorn_kernel<Real, NARROW, 4, GRID> : sinkhorn_kernel<Real, WIDE, 2, GRID>;
+    if constexpr (GRID) {
+      if (rows <= WARPS / column_groups_of<WIDE>(static_cast<int>(m))) return sinkhorn_kernel<Real, WIDE, 1, GRID>;
+    }
+    return m <= WARP * NARROW ? sinkhorn_kernel<Real, NARROW, 4, GRID> : sinkhorn_kernel<Real, WIDE, 4, GRID>;
   }
 }
 

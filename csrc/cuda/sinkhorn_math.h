@@ -24,6 +24,29 @@ __device__ __forceinline__ float pow2(float x) {
 __device__ __forceinline__ double pow2(double x) { return exp2(x); }
 __device__ __forceinline__ float log_2(float x) { return log2f(x); }
 __device__ __forceinline__ double log_2(double x) { return log2(x); }
+
+// log2 x of a normal number x > 0 to 2^-22, and a quotient to 2 ulp by a reciprocal (of a normal divisor): one or two
+// instructions where the exact ones are 15 and 10. For factors near 1, whose error the next iteration takes back.
+__device__ __forceinline__ float fast_log_2(float x) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return log2f(x);
+#endif
+}
+__device__ __forceinline__ double fast_log_2(double x) { return log2(x); }
+__device__ __forceinline__ float fast_divide(float x, float y) {
+#if defined(__CUDA_ARCH__)
+  float inverse;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(y));
+  return x * inverse;
+#else
+  return x / y;
+#endif
+}
+__device__ __forceinline__ double fast_divide(double x, double y) { return x / y; }
 __device__ __forceinline__ float multiply_add(float x, float y, float z) { return fmaf(x, y, z); }
 __device__ __forceinline__ double multiply_add(double x, double y, double z) { return fma(x, y, z); }
 
@@ -32,16 +55,38 @@ __device__ __forceinline__ Real minus_infinity() {
   return static_cast<Real>(-INFINITY);
 }
 
-// Neighbours that one 16-byte load or store moves: four, of fp64 two.
-template <class Real>
-struct alignas(16) Pack {
-  static constexpr int SIZE = 16 / sizeof(Real);
+// Neighbours that one load or store moves: by default 16 bytes, four numbers, of fp64 two.
+template <class Real, int COUNT = 16 / sizeof(Real)>
+struct alignas(COUNT * sizeof(Real)) Pack {
+  static constexpr int SIZE = COUNT;
   Real v[SIZE];
 };
 
 template <class Real>
 __device__ __forceinline__ Pack<Real> load_pack(const Real* at) {
   return *reinterpret_cast<const Pack<Real>*>(at);
+}
+template <int COUNT, class Real>
+__device__ __forceinline__ Pack<Real, COUNT> load_pack(const Real* at) {
+  return *reinterpret_cast<const Pack<Real, COUNT>*>(at);
+}
+
+// The warp's sums of U numbers a lane (a power of two), for all in one: lane l gets the sum of number l / (32 / U).
+template <int U, class Real>
+__device__ __forceinline__ Real warp_sums(Real (&x)[U]) {
+  int step = WARP / 2;
+  WCF_UNROLL
+  for (int half = U / 2; half > 0; half /= 2, step /= 2) {
+    const bool upper = (threadIdx.x & step) != 0;
+    WCF_UNROLL
+    for (int q = 0; q < half; ++q) {
+      const Real sent = upper ? x[q] : x[q + half];
+      x[q] = (upper ? x[q + half] : x[q]) + __shfl_xor_sync(FULL_WARP, sent, step);
+    }
+  }
+  WCF_UNROLL
+  for (; step > 0; step /= 2) x[0] += __shfl_xor_sync(FULL_WARP, x[0], step);
+  return x[0];
 }
 
 template <class Real>
@@ -54,16 +99,14 @@ __device__ __forceinline__ Real warp_max(Real x) {
   return x;
 }
 
-// The sum of one number per warp, in the order of warps, for every thread. sums [WARPS].
+// The sum of one number per warp, in one order for every thread. sums [WARPS].
 template <class Real>
 __device__ __forceinline__ Real block_sum(Real of_warp, Real* sums) {
   __syncthreads();
   if (threadIdx.x % WARP == 0) sums[threadIdx.x / WARP] = of_warp;
   __syncthreads();
-  Real sum = 0;
-  WCF_ROLLED
-  for (int w = 0; w < WARPS; ++w) sum += sums[w];
-  return sum;
+  const int lane = threadIdx.x % WARP;
+  return warp_sum(lane < WARPS ? sums[lane] : Real(0));
 }
 
 // ---- Column totals of a cooperative grid

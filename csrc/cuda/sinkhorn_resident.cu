@@ -15,13 +15,13 @@ namespace wcf::ot {
 
 template <class Real>
 cudaError_t resident_launch(const Args<Real>& args, int blocks, cudaStream_t stream) {
-  return launch(kernel_for<Real, false>(args.m), dim3(blocks), dim3(THREADS), shared_bytes<Real>(args.at), stream,
+  return launch(kernel_for<Real, false>(args.n, args.m), dim3(blocks), dim3(THREADS), shared_bytes<Real>(args.at), stream,
                 false, args);
 }
 
 template <class Real>
 cudaError_t resident_occupancy(int n, int m, int* per_sm) {
-  return blocks_per_sm(kernel_for<Real, false>(m), THREADS, shared_bytes<Real>(Layout(n, m)), per_sm);
+  return blocks_per_sm(kernel_for<Real, false>(n, m), THREADS, shared_bytes<Real>(Layout(n, m)), per_sm);
 }
 
 template cudaError_t resident_launch(const Args<float>&, int, cudaStream_t);

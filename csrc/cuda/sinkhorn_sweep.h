@@ -27,10 +27,12 @@ struct Grid {
 };
 
 // Exponentials below 2^-126 are lost. A row whose factor w is at most 2^40 thereby loses at most m * 2^-86 of any
-// column sum, and a column sum of at least 2^-60 does not notice. Outside, sums are made anew about their maximum.
+// column sum, and a column sum of at least 2^-60 does not notice. Factors of at least 2^-100 are normal numbers with a
+// normal reciprocal. Outside, sums are made anew about their maximum.
 template <class Real>
 __device__ __forceinline__ bool row_is_safe(Real sum, Real w) {
-  return sum >= static_cast<Real>(0x1p-100) && sum <= static_cast<Real>(0x1p100) && w <= static_cast<Real>(0x1p40);
+  return sum >= static_cast<Real>(0x1p-100) && sum <= static_cast<Real>(0x1p100) && w >= static_cast<Real>(0x1p-100) &&
+         w <= static_cast<Real>(0x1p40);
 }
 template <class Real>
 __device__ __forceinline__ bool column_is_safe(Real sum) {
@@ -109,7 +111,7 @@ __device__ __forceinline__ void set_row(const Tile<Real>& t, int i, Real alpha, 
 
 // Groups of 32 K columns, one for a warp: a matrix in the narrow kernel has one.
 template <int K>
-__device__ __forceinline__ int column_groups_of(int m) {
+WCF_HD int column_groups_of(int m) {
   return K == NARROW ? 1 : (m + WARP * K - 1) / (WARP * K);
 }
 
@@ -117,90 +119,118 @@ __device__ __forceinline__ int column_groups_of(int m) {
 // columns a lane of E_ij = 2^(guess_i + ahead_j - s C_ij) in registers, scales row i by w_i = a_i / sum_j E_ij and adds
 // it up. (Storing E would cost as much shared-memory traffic as a second exponential.) Warps are `groups of rows` x
 // `groups of 32 K columns`; with more than one group of columns the sums of a row meet in `part`, one barrier a turn.
+// The sums of U rows end in U groups of lanes, and each group works out the factor and the potential of its row: the
+// warp issues that once for all of them. Rows that are not there, or have no mass, have a guess of -inf, so that their
+// exponentials are zero; columns likewise.
 // Leaves work [row groups, ld], to be read after a barrier.
 template <int K, int U, class Real>
 __device__ __forceinline__ void sweep(const Tile<Real>& t, Real scale, bool extrapolate) {
   static_assert(2 * U * WARPS <= PART, "two turns of row sums");
+  constexpr int SIZE = K < Pack<Real>::SIZE ? K : Pack<Real>::SIZE;  // columns side by side in a lane
+  using Columns = Pack<Real, SIZE>;
+  constexpr int PACKS = K / SIZE, LANES = WARP / U;  // lanes for one row
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   const int column_groups = column_groups_of<K>(t.m), row_groups = WARPS / column_groups;
   const int rg = warp / column_groups, cg = warp % column_groups;
-  const int column = cg * WARP * K + lane;
+  const int own = lane / LANES;  // the row of the U that this lane serves
+  const bool writes = cg == 0 && lane % LANES == 0;
+  int column[PACKS];
   Real ahead[K], total[K];
   WCF_UNROLL
-  for (int k = 0; k < K; ++k) {
-    const int j = column + k * WARP;
-    ahead[k] = j < t.m ? t.ahead[j] : minus_infinity<Real>();
-    total[k] = 0;
+  for (int q = 0; q < PACKS; ++q) {
+    const int j = cg * WARP * K + (q * WARP + lane) * SIZE;
+    const bool here = j < t.ld;
+    column[q] = here ? j : 0;
+    const Columns of_columns = load_pack<SIZE>(t.ahead + column[q]);
+    WCF_UNROLL
+    for (int k = 0; k < SIZE; ++k) {
+      ahead[q * SIZE + k] = here ? of_columns.v[k] : minus_infinity<Real>();
+      total[q * SIZE + k] = 0;
+    }
   }
   Real* part = t.part;
   WCF_ROLLED
-  for (int first = rg; first - rg < t.rows; first += row_groups * U) {
-    Real e[U][K], sum[U], guess[U];
+  for (int start = 0; start < t.rows; start += row_groups * U) {
+    const int first = start + rg * U;
+    const bool busy = rg < row_groups && first < t.rows;  // the whole warp
+    Real e[U][K], sums[U];
     WCF_UNROLL
     for (int u = 0; u < U; ++u) {
-      const int i = first + u * row_groups;
-      sum[u] = 0;
-      const bool here = rg < row_groups && i < t.rows && t.a[i] > 0;  // the same in the whole warp
-      guess[u] = here ? t.guess[i] : Real(0);
+      sums[u] = 0;
       WCF_UNROLL
-      for (int k = 0; k < K; ++k) {
-        const int j = column + k * WARP;
-        e[u][k] = here && j < t.m ? pow2(multiply_add(-scale, t.cost[i * t.ld + j], ahead[k]) + guess[u]) : Real(0);
-        sum[u] += e[u][k];
+      for (int k = 0; k < K; ++k) e[u][k] = 0;
+    }
+    Real own_guess = 0, mass = 0;
+    if (busy) {
+      const int mine = first + own;
+      if (mine < t.rows) {
+        own_guess = t.guess[mine];
+        mass = t.a[mine];
+      }
+      WCF_UNROLL
+      for (int u = 0; u < U; ++u) {
+        const int i = first + u < t.rows ? first + u : t.rows - 1;
+        const Real guess = first + u < t.rows ? t.guess[i] : minus_infinity<Real>();
+        WCF_UNROLL
+        for (int q = 0; q < PACKS; ++q) {
+          const Columns c = load_pack<SIZE>(t.cost + i * t.ld + column[q]);
+          WCF_UNROLL
+          for (int k = q * SIZE; k < (q + 1) * SIZE; ++k) {
+            e[u][k] = pow2(multiply_add(-scale, c.v[k - q * SIZE], ahead[k]) + guess);
+            sums[u] += e[u][k];
+          }
+        }
       }
     }
-    WCF_UNROLL
-    for (int u = 0; u < U; ++u) sum[u] = warp_sum(sum[u]);
+    Real sum = warp_sums<U>(sums);
     if (column_groups > 1) {  // the same in the whole grid
-      if (lane == 0 && rg < row_groups) {
-        WCF_UNROLL
-        for (int u = 0; u < U; ++u) part[(u * row_groups + rg) * column_groups + cg] = sum[u];
-      }
+      Real* const of_row = part + (rg * U + own) * column_groups;
+      if (busy && lane % LANES == 0) of_row[cg] = sum;
       __syncthreads();
-      if (rg < row_groups) {
-        WCF_UNROLL
-        for (int u = 0; u < U; ++u) {
-          const Real* const of_row = part + (u * row_groups + rg) * column_groups;
-          sum[u] = 0;
-          for (int q = 0; q < column_groups; ++q) sum[u] += of_row[q];
-        }
+      if (busy) {
+        sum = 0;
+        WCF_ROLLED
+        for (int q = 0; q < column_groups; ++q) sum += of_row[q];
       }
       part = part == t.part ? t.part + PART / 2 : t.part;
     } else {
-      __syncwarp();  // all lanes have read guess[i] before lane 0 writes it: shuffles order no memory
+      __syncwarp();  // all lanes have read guess[i] before one writes it: shuffles order no memory
     }
-    unsigned unsafe = 0;  // a bit per row
+    const Real w = fast_divide(mass, sum);
+    const bool safe = mass > 0 && row_is_safe(sum, w);
+    if (safe && writes) set_row(t, first + own, own_guess + fast_log_2(w), own_guess, w, extrapolate);
+    const Real factor = safe ? w : Real(0);
     WCF_UNROLL
     for (int u = 0; u < U; ++u) {
-      const int i = first + u * row_groups;
-      if (rg >= row_groups || i >= t.rows || !(t.a[i] > 0)) continue;  // the whole warp
-      const Real w = t.a[i] / sum[u];
-      if (!row_is_safe(sum[u], w)) {
-        unsafe |= 1u << u;
-        continue;
-      }
-      if (lane == 0 && cg == 0) set_row(t, i, guess[u] + log_2(w), guess[u], w, extrapolate);
+      const Real of_row = U == 1 ? factor : __shfl_sync(FULL_WARP, factor, u * LANES);
       WCF_UNROLL
-      for (int k = 0; k < K; ++k) total[k] = multiply_add(w, e[u][k], total[k]);
+      for (int k = 0; k < K; ++k) total[k] = multiply_add(of_row, e[u][k], total[k]);
     }
+    unsigned unsafe = __ballot_sync(FULL_WARP, mass > 0 && !safe);
     WCF_ROLLED
-    for (int u = 0; unsafe >> u; ++u) {  // each warp of such a row for itself, with equal results
-      if (!(unsafe >> u & 1)) continue;
-      const int i = first + u * row_groups;
+    for (int u = 0; unsafe != 0; ++u, unsafe = U == 1 ? 0 : unsafe >> (LANES % WARP)) {
+      if (!(unsafe & 1)) continue;  // each warp of such a row for itself, with equal results
+      const int i = first + u;
       const Real alpha = log_2(t.a[i]) - row_lse(t, i, t.ahead, scale);
       if (lane == 0 && cg == 0) set_row(t, i, alpha, alpha, Real(1), extrapolate);
       WCF_UNROLL
-      for (int k = 0; k < K; ++k) {
-        const int j = column + k * WARP;
-        if (j < t.m) total[k] += pow2(multiply_add(-scale, t.cost[i * t.ld + j], ahead[k]) + alpha);
+      for (int q = 0; q < PACKS; ++q) {
+        const Columns c = load_pack<SIZE>(t.cost + i * t.ld + column[q]);
+        WCF_UNROLL
+        for (int k = q * SIZE; k < (q + 1) * SIZE; ++k) {
+          total[k] += pow2(multiply_add(-scale, c.v[k - q * SIZE], ahead[k]) + alpha);
+        }
       }
     }
   }
   if (rg < row_groups) {
     WCF_UNROLL
-    for (int k = 0; k < K; ++k) {
-      const int j = column + k * WARP;
-      if (j < t.m) t.work[rg * t.ld + j] = total[k];
+    for (int q = 0; q < PACKS; ++q) {
+      Columns out;
+      WCF_UNROLL
+      for (int k = 0; k < SIZE; ++k) out.v[k] = total[q * SIZE + k];
+      const int j = cg * WARP * K + (q * WARP + lane) * SIZE;
+      if (j < t.ld) *reinterpret_cast<Columns*>(t.work + rg * t.ld + j) = out;
     }
   }
 }
@@ -225,9 +255,11 @@ __device__ __forceinline__ void columns(const Tile<Real>& t, Grid& grid, Real sc
     for (int rg = 0; rg < row_groups; ++rg) sum += t.work[rg * t.ld + j];
     if constexpr (GRID) {
       Fixed<Real>::add(&grid.filling()[j], t.ld, sum / t.b[j]);
-    } else if (column_is_safe(sum)) {
-      const Real factor = t.b[j] / sum;
-      update(j, t.ahead[j] + log_2(factor), t.ahead[j], factor);
+      continue;
+    }
+    const Real factor = fast_divide(t.b[j], sum);
+    if (column_is_safe(sum) && factor >= static_cast<Real>(0x1p-100)) {
+      update(j, t.ahead[j] + fast_log_2(factor), t.ahead[j], factor);
     } else {
       const Real top = column_top(t, j, scale);
       const Real beta = log_2(t.b[j]) - (top + log_2(column_rest(t, j, scale, top)));
@@ -243,7 +275,7 @@ __device__ __forceinline__ void columns(const Tile<Real>& t, Grid& grid, Real sc
       const Real ratio = Fixed<Real>::total(&grid.filled()[j], t.ld);
       const bool usable = ratio >= static_cast<Real>(FIXED_LEAST) && ratio < static_cast<Real>(FIXED_LIMIT);
       if (usable && column_is_safe(ratio * t.b[j])) {
-        update(j, t.ahead[j] - log_2(ratio), t.ahead[j], 1 / ratio);
+        update(j, t.ahead[j] - fast_log_2(ratio), t.ahead[j], fast_divide(Real(1), ratio));
       } else {
         t.work[j] = 1;
         unsafe = true;
