@@ -204,6 +204,7 @@ def plain_value_and_gradient(
     if not _is_plain(x, y) or x.dim() != 2 or not (x.is_cuda or _natively(x, y, options)):
         return None
     value, grad, _ = op.value_and_gradients(x, y, _plain_request(options, x.dtype), True, False, backend)
+    assert grad is not None  # as was asked
     return value, grad
 
 
