@@ -48,11 +48,11 @@ WCF_CODES(OtRegime, WCF_OT_REGIMES)
   NEEDED(int64_t, check_every)            /* iterations between two tests of tol */                       \
   NEEDED(double, sum_tolerance)           /* how far a marginal's sum may be from 1 */                    \
   NEEDED(void*, out_value)                /* [G] Real */                                                  \
-  NEEDED(void*, out_alpha)                /* [G, n] Real */                                               \
-  NEEDED(void*, out_beta)                 /* [G, m] Real */                                               \
-  NEEDED(void*, out_scale)                /* [G] Real */                                                  \
-  NEEDED(void*, out_error)                /* [G] Real */                                                  \
-  NEEDED(int32_t*, out_iterations)        /* [G] */                                                       \
+  OPTIONAL(void*, out_alpha)              /* [G, n] Real; null, as in the four below: not wanted (CPU) */ \
+  OPTIONAL(void*, out_beta)               /* [G, m] Real */                                               \
+  OPTIONAL(void*, out_scale)              /* [G] Real */                                                  \
+  OPTIONAL(void*, out_error)              /* [G] Real */                                                  \
+  OPTIONAL(int32_t*, out_iterations)      /* [G] */                                                       \
   OPTIONAL(void*, grad_x)                 /* [G, n, D] Real */                                            \
   OPTIONAL(void*, grad_y)                 /* [G, m, D] Real */                                            \
   OPTIONAL(void*, grad_a)                 /* [G, n] Real */                                               \

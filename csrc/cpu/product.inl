@@ -3,12 +3,14 @@
 //
 // B is packed once into panels of TILE_COLUMNS columns, k running slowest inside a panel, KBLOCK steps of k at a time:
 // one panel (16 KB) stays in L1 while the rows of A go by. A is packed per block of ABLOCK rows into panels of
-// TILE_ROWS (at most 96 KB, in L2). The order of additions depends on the shapes only.
+// TILE_ROWS (at most 96 KB, in L2), unless so few columns follow that this would take longer than it saves. The order
+// of additions depends on the shapes only.
 
 constexpr int TILE_ROWS = WCF_AVX512 ? 8 : 6;  // 8 x 2 accumulators of 32 registers, 6 x 2 of 16
 template <class T>
 constexpr int TILE_COLUMNS = 2 * WIDTH<T>;
 constexpr int64_t KBLOCK = WCF_AVX512 ? 128 : 256;
+constexpr int64_t FEW_COLUMNS = 256;
 
 WCF_HD int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -76,9 +78,26 @@ WCF_HD void pack_a(const T* a, int64_t stride, int64_t step, int64_t rows, int64
   }
 }
 
-// One tile. a [depth, TILE_ROWS], b [depth, TILE_COLUMNS]. `add`: on top of what `out` holds.
+// The rows of A that a tile multiplies, as pack_a leaves them.
 template <class T>
-WCF_HD void tile(const T* a, const T* b, int64_t depth, bool square, bool add, T base, T sign, T* out, int64_t ldo,
+struct PackedRows {
+  const T* panel;
+  WCF_HD T operator()(int i, int64_t k) const { return panel[k * TILE_ROWS + i]; }
+};
+
+// The same where they lie, one after the other; rows past the end repeat the last.
+template <class T>
+struct PlainRows {
+  const T* row[TILE_ROWS];
+  WCF_HD PlainRows(const T* a, int64_t stride, int64_t rows) {
+    for (int64_t i = 0; i < TILE_ROWS; ++i) row[i] = a + (i < rows ? i : rows - 1) * stride;
+  }
+  WCF_HD T operator()(int i, int64_t k) const { return row[i][k]; }
+};
+
+// One tile: a(i, k) is an element of A, b is [depth, TILE_COLUMNS]. `add`: on top of what `out` holds.
+template <class T, class Rows>
+WCF_HD void tile(const Rows& a, const T* b, int64_t depth, bool square, bool add, T base, T sign, T* out, int64_t ldo,
                  int64_t rows, int64_t columns) {
   constexpr int COLUMNS = TILE_COLUMNS<T>;
   Vec<T> acc[TILE_ROWS][2];
@@ -88,7 +107,7 @@ WCF_HD void tile(const T* a, const T* b, int64_t depth, bool square, bool add, T
     const Vec<T> b0 = load_vec<T>(b + k * COLUMNS), b1 = load_vec<T>(b + k * COLUMNS + WIDTH<T>);
     WCF_UNROLL
     for (int i = 0; i < TILE_ROWS; ++i) {
-      const Vec<T> x = splat(a[k * TILE_ROWS + i]);
+      const Vec<T> x = splat(a(i, k));
       if (square) {
         const Vec<T> d0 = x - b0, d1 = x - b1;
         acc[i][0] = fma(d0, d0, acc[i][0]);
@@ -134,23 +153,28 @@ void product(const T* a, int64_t stride, int64_t step, const T* packed, int64_t 
              bool square, T base, T sign, T* out, int64_t ldo, T* scratch) {
   constexpr int COLUMNS = TILE_COLUMNS<T>;
   const int64_t width = round_up(columns, COLUMNS);
+  const bool plain = step == 1 && columns <= FEW_COLUMNS;
   for (int64_t i0 = 0; i0 < rows; i0 += ABLOCK) {
     const int64_t block = rows - i0 < ABLOCK ? rows - i0 : ABLOCK;
     for (int64_t k0 = 0; k0 < k; k0 += KBLOCK) {
       const int64_t depth = k - k0 < KBLOCK ? k - k0 : KBLOCK;
       const bool last = k0 + depth == k;
       const int64_t apart = depth * TILE_ROWS + WIDTH<T>;  // not a multiple of 4 KB
-      pack_a(a + i0 * stride + k0 * step, stride, step, block, depth, apart, scratch);
+      const T* const from = a + i0 * stride + k0 * step;
+      if (!plain) pack_a(from, stride, step, block, depth, apart, scratch);
       for (int64_t j = 0; j < width; j += COLUMNS) {
         const T* const panel = packed + k0 * width + j * depth;
         for (int64_t i = 0; i < block; i += TILE_ROWS) {
           T* const to = out + (i0 + i) * ldo + j;
-          const T* const ap = scratch + i / TILE_ROWS * apart;
           const T shift = last ? base : T(0), factor = last ? sign : T(1);
-          if (square) {
-            tile(ap, panel, depth, true, k0 > 0, shift, factor, to, ldo, block - i, columns - j);
+          const auto multiply = [&](const auto& own, bool squares) {
+            tile<T>(own, panel, depth, squares, k0 > 0, shift, factor, to, ldo, block - i, columns - j);
+          };
+          const auto by_kind = [&](const auto& own) { square ? multiply(own, true) : multiply(own, false); };
+          if (plain) {
+            by_kind(PlainRows<T>(from + i * stride, stride, block - i));
           } else {
-            tile(ap, panel, depth, false, k0 > 0, shift, factor, to, ldo, block - i, columns - j);
+            by_kind(PackedRows<T>{scratch + i / TILE_ROWS * apart});
           }
         }
       }

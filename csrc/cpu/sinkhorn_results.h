@@ -13,7 +13,7 @@ struct Results {
   int64_t at;  // number of the problem
 
   void write() {
-    iteration.potentials();
+    if (p.dual || p.call.out_alpha) iteration.potentials();  // on the cost they are there anyway
     Gradient<T> gradient{p, team, p.want.x ? grad_x() : nullptr, p.want.y ? grad_y() : nullptr, iteration.state.scale};
     gradient.start();
     finish(gradient);
@@ -89,25 +89,31 @@ struct Results {
   void write_rows() {
     const OtSolve& o = p.call;
     const State& state = iteration.state;
-    constexpr T MINUS_INFINITY = -std::numeric_limits<T>::infinity();
-    double error = 0, value = iteration.total(), dual = 0;
-    for (int64_t i = 0; i < p.x.count; ++i) error += std::fabs(static_cast<double>(p.row_sum[i] - p.x.weight[i]));
+    double value = iteration.total();
     if (p.dual) {
-      dual = potentials_of(p.x, p.alpha, p.row_sum, p.want.a ? dual_gradient(o.grad_a, p.x) : nullptr) +
-             potentials_of(p.y, p.beta, p.column_sum, p.want.b ? dual_gradient(o.grad_b, p.y) : nullptr);
-      if (p.pairs.kappa > 0) dual -= std::log1p(-o.rho) * o.eps;  // R is that much below a b^T
+      value = potentials_of(p.x, p.alpha, p.row_sum, p.want.a ? dual_gradient(o.grad_a, p.x) : nullptr) +
+              potentials_of(p.y, p.beta, p.column_sum, p.want.b ? dual_gradient(o.grad_b, p.y) : nullptr);
+      if (p.pairs.kappa > 0) value -= std::log1p(-o.rho) * o.eps;  // R is that much below a b^T
     }
-    *own(o.out_value, 1) = static_cast<T>(p.dual ? dual : value);
-    *own(o.out_error, 1) = static_cast<T>(error);
-    *own(o.out_scale, 1) = static_cast<T>(state.scale);
-    o.out_iterations[at] = static_cast<int32_t>(state.iterations);
-    T *const alpha = own(o.out_alpha, p.x.n), *const beta = own(o.out_beta, p.y.n);
-    std::copy_n(p.alpha, p.x.count, alpha);
-    std::copy_n(p.beta, p.y.count, beta);
-    p.x.spread(alpha, 1, MINUS_INFINITY);
-    p.y.spread(beta, 1, MINUS_INFINITY);
+    *own(o.out_value, 1) = static_cast<T>(value);
+    if (o.out_error) *own(o.out_error, 1) = static_cast<T>(row_error());
+    if (o.out_scale) *own(o.out_scale, 1) = static_cast<T>(state.scale);
+    if (o.out_iterations) o.out_iterations[at] = static_cast<int32_t>(state.iterations);
+    if (o.out_alpha) write_potentials(p.x, p.alpha, own(o.out_alpha, p.x.n));
+    if (o.out_beta) write_potentials(p.y, p.beta, own(o.out_beta, p.y.n));
     if (p.want.x) p.x.spread(grad_x(), p.dim, 0);
     if (p.want.y) p.y.spread(grad_y(), p.dim, 0);
+  }
+
+  double row_error() const {
+    double error = 0;
+    for (int64_t i = 0; i < p.x.count; ++i) error += std::fabs(static_cast<double>(p.row_sum[i] - p.x.weight[i]));
+    return error;
+  }
+
+  void write_potentials(const Side<T>& side, const T* potential, T* out) const {
+    std::copy_n(potential, side.count, out);
+    side.spread(out, 1, -std::numeric_limits<T>::infinity());
   }
 
   // sum_i sums_i eps (alpha_i - log a_i), each term's potential into `grad` if it is wanted.

@@ -7,6 +7,7 @@ Feydy et al. (AISTATS 2019).
 
 from __future__ import annotations
 
+import functools
 from typing import Any, TypeAlias
 
 import torch
@@ -103,8 +104,7 @@ def ot_cost(
     )
     plain = a is None and b is None and pairs is None and debias is False and _is_plain(x, y)
     if plain and _natively(x, y, options):
-        _check_eps(x, options)
-        return op.native_cost(x, y, *options[:4], options.value)
+        return op.native_cost(x, y, _plain_request(options, x.dtype))
     return _solve(x, y, a, b, options, debias, pairs, rho).cost
 
 
@@ -169,7 +169,7 @@ def _solve(
     else:
         batched = _check_problem(x, y, a, b)
         x, y = _promoted(x, y, a, b)
-    _check_eps(x, options)
+    _check_eps(x.dtype, options)
     known = None if pairs is None else _known_pairs(x, y, pairs, rho, debias)
     if (options.value == "cost" or known is not None) and torch.is_grad_enabled():
         for name, mass in (("a", a), ("b", b)):
@@ -203,10 +203,8 @@ def plain_value_and_gradient(
     )
     if not _is_plain(x, y) or x.dim() != 2 or not (x.is_cuda or _natively(x, y, options)):
         return None
-    _check_eps(x, options)
-    value, grad, _ = op.value_and_gradients(
-        x, y, op.SolveOptions(*options[:4], None, options.value, True, False, False, False), backend
-    )
+    value, grad, _ = op.value_and_gradients(x, y, _plain_request(options, x.dtype), True, False, backend)
+    assert grad is not None  # as was asked
     return value, grad
 
 
@@ -216,9 +214,17 @@ def _natively(x: Tensor, y: Tensor, options: OTOptions) -> bool:
     return supported and op.runs_natively(x, y, options.backend)
 
 
-def _check_eps(x: Tensor, options: OTOptions) -> None:
-    """The largest scale of a cost is finite in the dtype that x is solved in."""
-    checks.divisor("eps", options.eps, accumulation_dtype(x.dtype), options.iters if options.solver == "ipot" else 1)
+@functools.lru_cache(maxsize=64)
+def _plain_request(options: OTOptions, dtype: torch.dtype) -> op.SolveOptions:
+    """What a plain call on features of `dtype` asks the op for, less the gradients; remembered, as `checked_options`
+    are."""
+    _check_eps(dtype, options)
+    return op.SolveOptions(*options[:6], False, False, False, False)
+
+
+def _check_eps(dtype: torch.dtype, options: OTOptions) -> None:
+    """The largest scale of a cost is finite in what features of `dtype` are solved in."""
+    checks.divisor("eps", options.eps, accumulation_dtype(dtype), options.iters if options.solver == "ipot" else 1)
 
 
 def _known_pairs(x: Tensor, y: Tensor, pairs: KnownPairs, rho: float, debias: bool) -> Pairs:
@@ -261,19 +267,19 @@ def _reference_factor(x, y, a, b, pairs, rho) -> Tensor:
 
 def _is_plain(x: Tensor, y: Tensor) -> bool:
     """Whether x and y are what nearly every call gives; if not, `_check_problem` says what is wrong, if anything is."""
+    if type(x) is not Tensor or type(y) is not Tensor or x.is_nested or y.is_nested:  # a nested one has no shape
+        return False
+    x_shape, y_shape = x.shape, y.shape
     return (
-        type(x) is Tensor
-        and type(y) is Tensor
-        and not (x.is_nested or y.is_nested)  # has no shape to look at
-        and x.dtype is y.dtype
+        x.dtype is y.dtype
         and x.dtype in checks.FLOATS
         and x.device == y.device
-        and x.dim() == y.dim() in (2, 3)
-        and x.shape[-1] == y.shape[-1]
-        and x.shape[:-2] == y.shape[:-2]
+        and len(x_shape) == len(y_shape) in (2, 3)
+        and x_shape[-1] == y_shape[-1]
+        and x_shape[:-2] == y_shape[:-2]
         and x.layout is y.layout is torch.strided
-        and 0 not in x.shape
-        and 0 not in y.shape
+        and 0 not in x_shape
+        and 0 not in y_shape
     )
 
 

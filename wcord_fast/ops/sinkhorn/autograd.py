@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import dispatch
 from ..differentiable_once import differentiable_once
 from ..eager import calls_directly, eager
 from ..library import register
@@ -82,21 +83,19 @@ def runs_natively(x: Tensor, y: Tensor, backend: str) -> bool:
     """Whether a plain solve of x and y may enter the native CPU code at once, past `torch.library`."""
     # First of all: Dynamo of PyTorch 2.11 cannot trace is_neg.
     plain = eager() and x.is_cpu and type(x) is type(y) is Tensor and not (x.is_neg() or y.is_neg())
-    return plain and backends.choose(x, y, backend).backend == "native"
+    return plain and dispatch.resolve("ot", backend=backend).backend == "native"
 
 
 def value_and_gradients(
-    x: Tensor, y: Tensor, asked: SolveOptions, backend: str = "auto"
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Value, and gradients of x and y where they are asked for, of what `runs_natively`, or is on a CUDA device; masses
-    are uniform."""
-    x, y = x.detach(), y.detach()
+    x: Tensor, y: Tensor, asked: SolveOptions, need_x: bool, need_y: bool, backend: str = "auto"
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Value, and the gradients of x and y that are needed, of what `runs_natively`, or is on a CUDA device; masses are
+    uniform."""
     if not x.is_cpu:
-        solved = _solve(x, y, None, None, *asked[:10], backend)
+        solved = _solve(x.detach(), y.detach(), None, None, *asked[:6], need_x, need_y, False, False, backend)
         return solved.value, solved.grad_x, solved.grad_y
-    from . import native_cpu
-
-    result = native_cpu.value_and_gradients(x, y, asked)
+    native_cpu = backends.module_of("native", "cpu")
+    result = native_cpu.value_and_gradients(x, y, asked, need_x, need_y)
     refuse_overflow(result[0], {"x": x, "y": y}, asked)
     return result
 
@@ -106,11 +105,11 @@ class _Cost(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, y, asked: SolveOptions):
-        needs_x, needs_y, _ = ctx.needs_input_grad
-        value, *grads = value_and_gradients(x, y, asked._replace(need_x=needs_x, need_y=needs_y))
+        need_x, need_y, _ = ctx.needs_input_grad
+        value, grad_x, grad_y = value_and_gradients(x, y, asked, need_x, need_y)
         handle = value.new_empty(0)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(handle, *grads)
+        ctx.save_for_backward(handle, grad_x, grad_y)
         ctx.dtype = x.dtype
         return value, handle
 
@@ -118,11 +117,8 @@ class _Cost(torch.autograd.Function):
     def backward(ctx, grad_value, _):
         if grad_value is None:
             return None, None, None
-        handle, *tensors = ctx.saved_tensors
-        grads = [
-            _times(g, grad_value, ctx.dtype) if needed else None
-            for g, needed in zip(tensors, ctx.needs_input_grad[:2], strict=True)
-        ]
+        handle, *saved = ctx.saved_tensors
+        grads = [None if grad is None else _times(grad, grad_value, ctx.dtype) for grad in saved]
         return *differentiable_once(grads, _NOT_TWICE, grad_value, handle), None
 
 
@@ -132,12 +128,11 @@ def _times(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     return grad if grad.dtype is dtype else grad.to(dtype)
 
 
-def native_cost(x: Tensor, y: Tensor, cost: str, solver: str, eps: float, iters: int, value: str) -> Tensor:
+def native_cost(x: Tensor, y: Tensor, asked: SolveOptions) -> Tensor:
     """The differentiable value of what `runs_natively`, with uniform masses and no `tol`."""
-    requested = SolveOptions(cost, solver, eps, iters, None, value, False, False, False, False)
     if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad):
-        return _Cost.apply(x, y.view_as(y) if y is x else y, requested)[0]
-    return value_and_gradients(x, y, requested)[0]
+        return _Cost.apply(x, y.view_as(y) if y is x else y, asked)[0]
+    return value_and_gradients(x, y, asked, False, False)[0]
 
 
 class _WithGradient(torch.autograd.Function):

@@ -62,31 +62,26 @@ def _refuse(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, asked: Sol
     raise ValueError(f"a, b: expected masses with sum 1 (to {reference.SUM_TOLERANCE:g})")
 
 
-def value_and_gradients(x: Tensor, y: Tensor, asked: SolveOptions) -> tuple[Tensor, Tensor, Tensor]:
-    """`solve_op` of uniform masses, less what nobody asked for: value [] or [G], gradients [G, n, d] and [G, m, d] or
-    empty. Potentials and errors go to scratch memory."""
+def value_and_gradients(
+    x: Tensor, y: Tensor, asked: SolveOptions, need_x: bool, need_y: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """`solve_op` of uniform masses, less what nobody asked for: value [] or [G], and the gradients [G, n, d] and
+    [G, m, d] that are needed."""
     dtype = accumulation_dtype(x.dtype)
     x, y = _ready(x, dtype), _ready(y, dtype)
-    lead, n, m = x.shape[:-2], x.shape[-2], y.shape[-2]
-    problems = lead[0] if lead else 1
+    lead = x.shape[:-2]
     value = x.new_empty(lead)
-    scratch = x.new_empty(problems * (n + m + 3))  # alpha, beta, scale, error, iterations
-    grad_x, grad_y = (t.new_empty(t.shape if needed else 0) for t, needed in ((x, asked.need_x), (y, asked.need_y)))
-    at, size = scratch.data_ptr(), x.element_size() * problems
+    grad_x = x.new_empty(x.shape) if need_x else None
+    grad_y = y.new_empty(y.shape) if need_y else None
     native = native_module.module()
     record = native.OtSolve(
-        **problem_fields(x, y, None, None, problems),
+        **problem_fields(x, y, None, None, lead[0] if lead else 1),
         **option_fields(asked),
         out_value=value.data_ptr(),
-        out_alpha=at,
-        out_beta=at + size * n,
-        out_scale=at + size * (n + m),
-        out_error=at + size * (n + m + 1),
-        out_iterations=at + size * (n + m + 2),
-        grad_x=grad_x.data_ptr(),
-        grad_y=grad_y.data_ptr(),
+        grad_x=0 if grad_x is None else grad_x.data_ptr(),
+        grad_y=0 if grad_y is None else grad_y.data_ptr(),
         budget=budget(),
-        **native_module.on_cpu(),
+        threads=native_module.threads(),
     )
     if not native.cpu_ot_solve(record):
         _refuse(x, y, None, None, asked)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from torch import Tensor
 
 from .. import native_module
@@ -23,7 +25,9 @@ def problem_fields(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, pro
     }
 
 
+@functools.lru_cache(maxsize=64)
 def option_fields(asked: SolveOptions) -> dict[str, int | float]:
+    """What is asked for, but the gradients; remembered, so the caller only reads it."""
     native = native_module.module()
     return {
         "cost": native.OT_COSTS[asked.cost],
