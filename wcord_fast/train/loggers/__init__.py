@@ -72,9 +72,7 @@ def spelled(given: Any) -> list[str]:
 def _require_installed(name: str) -> None:
     _, _, package, extra = LOGGERS[name]
     if package is not None and find_spec(package) is None:
-        raise MissingExtra(
-            f"loggers: {name!r} needs {package}, not installed here: pip install 'wcord-fast[{extra}]'"
-        )
+        raise MissingExtra(f"loggers: {name!r} needs {package}, not installed here: pip install 'wcord-fast[{extra}]'")
 
 
 def _maker(name: str) -> Callable[[LoggedRun], Any]:
