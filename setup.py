@@ -48,18 +48,18 @@ def run(command: list[str]) -> str:
     except OSError as e:
         raise CannotBuild(f"{command[0]} cannot be run: {e}") from e
     if done.returncode != 0:
-        said = (done.stdout + done.stderr).strip().splitlines()
-        raise CannotBuild(f"{Path(command[0]).name} failed: " + "\n".join(said[-25:]))
+        output = (done.stdout + done.stderr).strip().splitlines()
+        raise CannotBuild(f"{Path(command[0]).name} failed: " + "\n".join(output[-25:]))
     return done.stdout
 
 
 def find_cxx() -> list[str]:
     """The C++ compiler's command: $CXX, else the first of Python's own, c++, g++ and clang++ that is there."""
-    asked = os.environ.get("CXX")
-    if asked:
-        command = shlex.split(asked)
+    named = os.environ.get("CXX")
+    if named:
+        command = shlex.split(named)
         if shutil.which(command[0]) is None:
-            raise CannotBuild(f"CXX={asked!r} cannot be run")
+            raise CannotBuild(f"CXX={named!r} cannot be run")
         return command
     own = shlex.split(sysconfig.get_config_var("CXX") or "")[:1]
     for name in [*own, "c++", "g++", "clang++"]:
@@ -75,13 +75,13 @@ def find_ninja() -> str:
         import ninja
 
         for folder in (getattr(ninja, "BIN_DIR", None), os.path.dirname(sys.executable)):
-            found = shutil.which("ninja", path=folder) if folder else None
-            if found:
-                return found
-    found = shutil.which("ninja") or shutil.which("ninja-build")
-    if not found:
+            binary = shutil.which("ninja", path=folder) if folder else None
+            if binary:
+                return binary
+    binary = shutil.which("ninja") or shutil.which("ninja-build")
+    if not binary:
         raise CannotBuild("ninja was not found (pip install ninja)")
-    return found
+    return binary
 
 
 def find_pybind11() -> Path:
@@ -111,26 +111,26 @@ def find_nvcc() -> str:
     """$CUDA_HOME/bin/nvcc if CUDA_HOME is set, else nvcc on PATH, else /usr/local/cuda."""
     home = os.environ.get("CUDA_HOME")
     if home:
-        found = shutil.which("nvcc", path=os.path.join(home, "bin"))
+        nvcc = shutil.which("nvcc", path=os.path.join(home, "bin"))
         where = f"CUDA_HOME={home!r}"
     else:
-        found = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+        nvcc = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
         where = "PATH and /usr/local/cuda"
-    if not found:
+    if not nvcc:
         raise CannotBuild(f"nvcc was not found (looked in {where})")
-    return found
+    return nvcc
 
 
 def cuda_archs(nvcc: str) -> list[str]:
     """The compute capabilities to compile for, "90" for 9.0, in ascending order, or CannotBuild."""
     known = {name.removeprefix("sm_") for name in run([nvcc, "--list-gpu-code"]).split()}
-    asked = os.environ.get("WCORD_FAST_CUDA_ARCHS", "").replace(",", " ").replace(".", "").split()
-    if asked == ["native"]:
-        asked = run(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]).replace(".", "").split()
-    unknown = sorted(set(asked) - known)
+    architectures = os.environ.get("WCORD_FAST_CUDA_ARCHS", "").replace(",", " ").replace(".", "").split()
+    if architectures == ["native"]:
+        architectures = run(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]).replace(".", "").split()
+    unknown = sorted(set(architectures) - known)
     if unknown:
         raise CannotBuild(f"WCORD_FAST_CUDA_ARCHS: {nvcc} does not know {unknown}, but {sorted(known, key=int)}")
-    archs = sorted(set(asked) or known.intersection(CUDA_ARCHS), key=int)
+    archs = sorted(set(architectures) or known.intersection(CUDA_ARCHS), key=int)
     if not archs:
         raise CannotBuild(f"{nvcc} knows none of the GPUs {CUDA_ARCHS}")
     return archs
@@ -211,16 +211,16 @@ def quoted(command: list[str]) -> str:
 
 def cuda_includes(nvcc: str) -> list[str]:
     """The flags that let the host compiler find cuda_runtime_api.h where nvcc does."""
-    said = subprocess.run([nvcc, "-dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True).stderr
-    line = next((x for x in said.splitlines() if "INCLUDES=" in x), "")
+    output = subprocess.run([nvcc, "-dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True).stderr
+    line = next((x for x in output.splitlines() if "INCLUDES=" in x), "")
     folders = [Path(part.removeprefix("-I")) for part in shlex.split(line.partition("INCLUDES=")[2])]
     folders.append(Path(os.path.realpath(nvcc)).parent.parent / "include")
     return [f"-isystem{p}" for p in folders if (p / "cuda_runtime_api.h").is_file()]
 
 
 def sources(*, with_cuda: bool) -> list[Path]:
-    found = [*sorted(CSRC.glob("*.cpp")), *sorted((CSRC / "cpu").glob("*.cpp"))]
-    return found + sorted((CSRC / "cuda").glob("*.cu")) if with_cuda else found
+    sources = [*sorted(CSRC.glob("*.cpp")), *sorted((CSRC / "cpu").glob("*.cpp"))]
+    return sources + sorted((CSRC / "cuda").glob("*.cu")) if with_cuda else sources
 
 
 def compile_module(temp: Path, tools: Tools, nvcc: str | None) -> Path:

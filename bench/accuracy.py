@@ -64,11 +64,11 @@ def measures(folder: Path, student: str, dataset, images: int = 2048) -> dict[st
             break
     history = state["history"]
     logged = [key for key in history[-1] if key.startswith("grad_") or key == "lckt_on_pairs"]
-    shares = {key: history[-1][key] for key in logged}
-    shares["per_epoch"] = {key: [round(row[key], 5) for row in history] for key in logged}
+    fractions = {key: history[-1][key] for key in logged}
+    fractions["per_epoch"] = {key: [round(row[key], 5) for row in history] for key in logged}
     top1 = [row["test_top1"] for row in history]
     result = {"accuracy": top1[-1], "best": max(top1), "seconds": sum(row["seconds"] for row in history)}
-    return result | shares | collapse(torch.cat(features), torch.cat(labels))
+    return result | fractions | collapse(torch.cat(features), torch.cat(labels))
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -77,9 +77,9 @@ def errors(step: Step, expected: tuple[Tensor, ...]) -> dict[str, float]:
     return {"loss": loss, "grad": max(grads)}
 
 
-def right(found: dict[str, dict[str, float]]) -> dict[str, bool]:
+def right(errors: dict[str, dict[str, float]]) -> dict[str, bool]:
     return {name: all(e[part] <= LIMITS[part] * (SLACK if name in THEIRS else 1) for part in LIMITS)
-            for name, e in found.items()}  # fmt: skip
+            for name, e in errors.items()}  # fmt: skip
 
 
 def contest(critic: str, shape: tuple[int, int], compiled: bool = True) -> Contest:

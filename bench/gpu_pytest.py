@@ -117,7 +117,7 @@ def main(arguments: list[str]) -> int:
     options = parsed(__doc__, arguments, more)
     chosen = ["-q", "-s", "-m", "gpu", "-p", "no:cacheprovider", *options.pytest]
     if options.dry_run:
-        return _said(int(pytest.main([*chosen, "--collect-only", "-n", "0"])), 0)
+        return _exit_status(int(pytest.main([*chosen, "--collect-only", "-n", "0"])), 0)
     command = [sys.executable, "-m", "pytest", *chosen]
     command += ["-p", "bench.gpu_pytest", "--gpu-out", str(options.out), "--gpu-item", options.item]
     if options.workers and _has_xdist():
@@ -130,11 +130,11 @@ def main(arguments: list[str]) -> int:
         bad = sum("failed" in r for r in rows)
         done = [word for r in rows for word in ("--deselect", r["test"])]
         if code not in (HUNG, DEAD) or len(done) == len(deselected):
-            return _said(0 if code == NO_TEST and rows else code, bad)
+            return _exit_status(0 if code == NO_TEST and rows else code, bad)
         deselected = done
 
 
-def _said(code: int, bad: int) -> int:
+def _exit_status(code: int, bad: int) -> int:
     if code == NO_TEST:
         print("no test was chosen", flush=True)
     if bad:

@@ -1,11 +1,11 @@
-"""Host time of a step at sizes where arithmetic costs nothing: what Python and PyTorch take round the kernels.
+"""Host time of a step: the time of Python and PyTorch around the kernels, at sizes where arithmetic costs nothing.
 
     python -m bench host [--shapes 4,4,50 8,256,2000 ...] [--quick]
 
-A step is forward and backward of a loss module, or of `ot_cost`, from features to gradients; processor time, one
-thread, interleaved. Naive is CRD as RepDistiller computes it, in plain PyTorch, for `WCoRDLoss` too; for `ot_cost` it
-is the unrolled log-domain loop. Ours draws its negatives itself, naive is given them. The gate: the loss equals the
-reference backend's on the same state.
+A step is forward and backward of a loss module, or of `ot_cost`, from features to gradients. It is timed by processor
+time, with one thread, naive and ours in turns. Naive is CRD in plain PyTorch, as RepDistiller computes it; `WCoRDLoss`
+too is compared with it. For `ot_cost`, naive is the unrolled log-domain loop. Ours draws its negatives; naive is given
+them. The gate compares the loss with the reference backend's for an equal state.
 """
 
 from __future__ import annotations
@@ -41,31 +41,33 @@ class NaiveCRD(nn.Module):
         s = 1 / math.sqrt(dim / 3)
         for name in ("memory_v1", "memory_v2"):
             self.register_buffer(name, torch.rand(num_data, dim).mul_(2 * s).sub_(s))
-        self.register_buffer("params", torch.tensor([TAU, num_data, num_data, MOMENTUM]))  # tau, Z of both, momentum
+        self.register_buffer("params", torch.tensor([TAU, num_data, num_data, MOMENTUM]))  # tau, Z_1, Z_2, momentum
 
     def forward(self, f_s: Tensor, f_t: Tensor, idx: Tensor, rows: Tensor) -> Tensor:
         v1, v2 = (linear(f) for linear, f in ((self.embed_s, f_s), (self.embed_t, f_t)))
         v1, v2 = (v / v.pow(2).sum(1, keepdim=True).pow(0.5) for v in (v1, v2))
         tau, z_v1, z_v2, _ = (self.params[i].item() for i in range(4))
-        loss = self._side(v1, self.memory_v2, rows, tau, z_v1) + self._side(v2, self.memory_v1, rows, tau, z_v2)
+        loss = self._direction(v1, self.memory_v2, rows, tau, z_v1) + self._direction(
+            v2, self.memory_v1, rows, tau, z_v2
+        )
         with torch.no_grad():
             index_copy_update(self.memory_v1, idx, v1)
             index_copy_update(self.memory_v2, idx, v2)
         return loss
 
-    def _side(self, x: Tensor, bank: Tensor, rows: Tensor, tau: float, z: float) -> Tensor:
+    def _direction(self, x: Tensor, bank: Tensor, rows: Tensor, tau: float, z: float) -> Tensor:
         batch, k = rows.shape[0], rows.shape[1] - 1
         weight = torch.index_select(bank, 0, rows.view(-1)).view(batch, k + 1, self.dim)
         p = torch.exp(torch.div(torch.bmm(weight, x.view(batch, self.dim, 1)), tau))
         p, c = torch.div(p, z).contiguous(), k / self.num_data
-        first, others = p.select(1, 0), p.narrow(1, 1, k)
-        positive = torch.div(first, first.add(c + 1e-7)).log_()
-        negative = torch.div(others.clone().fill_(c), others.add(c + 1e-7)).log_()
+        p_positive, p_negative = p.select(1, 0), p.narrow(1, 1, k)
+        positive = torch.div(p_positive, p_positive.add(c + 1e-7)).log_()
+        negative = torch.div(p_negative.clone().fill_(c), p_negative.add(c + 1e-7)).log_()
         return -(positive.sum(0) + negative.view(-1, 1).sum(0)).sum() / batch
 
 
 class Step:
-    """`calls` times forward and backward of `loss()`."""
+    """Forward and backward of `loss()`, `calls` times in a timed step."""
 
     def __init__(self, loss: Callable[[], Tensor], calls: int, is_naive: bool = False):
         self.loss, self.calls, self.is_naive = loss, calls, is_naive
@@ -151,7 +153,7 @@ def ot_contest(n: int, dim: int = 128, iters: int = 50, eps: float = 0.05) -> Co
 
 
 def _crd(loss: NaiveCRD, f_s: Tensor, f_t: Tensor, rows: Tensor) -> Tensor:
-    """The reference's CRD loss of naive's embeddings and banks."""
+    """The reference backend's CRD loss for the embeddings and banks of `loss`."""
     terms = [
         F.bank_nce(
             nn.functional.normalize(linear(f), dim=1),

@@ -96,14 +96,14 @@ def probe(calls) -> tuple[tuple[Any, Any, Any], float]:
     return results[0], peak
 
 
-def errors(calls, got, want) -> tuple[float, float]:
+def errors(calls, actual, want) -> tuple[float, float]:
     """(relative value error, relative gradient error in the maximum norm; NaN if it is another gradient)."""
-    value, *grads = got
+    value, *grads = actual
     off = abs(float(value) - want[0]) / abs(want[0])
     if not calls.same_gradient:
         return off, math.nan
     pairs = list(zip(map(as_double, grads), want[1:3], strict=True))
-    worst = [((got - exact).abs().max() / exact.abs().max()).item() for got, exact in pairs]
+    worst = [((actual - exact).abs().max() / exact.abs().max()).item() for actual, exact in pairs]
     return off, math.nan if any(map(math.isnan, worst)) else max(worst)
 
 
@@ -139,10 +139,10 @@ def summary(times: dict[tuple[str, str], list[float]]) -> dict[tuple[str, str], 
     return {key: quantiles(values) | {"calls": len(values)} for key, values in times.items()}
 
 
-def passes(found: dict[str, tuple[float, float]]) -> bool:
+def passes(errors: dict[str, tuple[float, float]]) -> bool:
     """Whether ours is as exact as the design asks for."""
-    value, gradient = found[OURS]
-    naive = found.get("naive, envelope", (0.0, 0.0))
+    value, gradient = errors[OURS]
+    naive = errors.get("naive, envelope", (0.0, 0.0))
     return value <= max(VALUE_LIMIT, 2 * naive[0]) and gradient <= max(GRADIENT_LIMIT, 3 * naive[1])
 
 

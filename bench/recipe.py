@@ -3,9 +3,9 @@
     python -m bench recipe --data-dir DIR --work FOLDER --device cuda
     python -m bench recipe --dry-run
 
-Trains the teacher, then every student with every seed, and prints the paired differences at the end. The command can be
-given again and again: what is finished is skipped, and what was interrupted goes on from its last epoch. --dry-run
-trains nothing. It prints what is done, what a run costs, and the commands.
+Trains the teacher, then every student with every seed, and prints the paired differences at the end. The command may be
+repeated: it skips finished runs, and resumes an interrupted run from its last epoch. --dry-run trains nothing. It
+prints the finished runs, the cost of a run, and the commands.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from bench.results_file import RESULTS, read
 from wcord_fast import models
 
 TEACHER, STUDENT = "resnet32x4", "resnet8x4"
-IMAGES, TEST_IMAGES, CLASSES, SIDE = 50_000, 10_000, 100, 32
-BATCH = 64  # of the driver
+IMAGES, TEST_IMAGES, CLASSES, IMAGE_SIZE = 50_000, 10_000, 100, 32
+BATCH = 64  # the driver's default
 RECIPE = ("plain", "KD", "CRD", "WCoRD", TUNED)
 
 
 def flops(run: Callable[[], object]) -> int:
-    """Floating-point operations of a call, by PyTorch's counter: products and convolutions, a multiply-add is two."""
+    """Floating-point operations of the products and convolutions in a call. A multiply-add counts as two."""
     counter = FlopCounterMode(display=False)
     with counter:
         run()
@@ -43,20 +43,20 @@ def flops(run: Callable[[], object]) -> int:
 
 def image_flops(name: str) -> tuple[int, int]:
     """Operations of a network for one image: forward, and forward with backward."""
-    network, image = models.create(name, num_classes=CLASSES).eval(), torch.zeros(1, 3, SIDE, SIDE)
+    network, image = models.create(name, num_classes=CLASSES).eval(), torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE)
     with torch.no_grad():
         forward = flops(lambda: network(image))
     return forward, flops(lambda: network(image).sum().backward())
 
 
 def costs(epochs: int, images: int) -> dict[str, float]:
-    """Operations of one run: of the teacher's training ("teacher") and of each variant. The losses are not counted."""
+    """Operations of one run, by name: "teacher" and each variant. Those of the losses are not counted."""
     teacher_forward, teacher_both = image_flops(TEACHER)
     student_forward, student_both = image_flops(STUDENT)
     result = {"teacher": epochs * (images * teacher_both + TEST_IMAGES * teacher_forward)}
     for variant in RECIPE:
-        teaching = 0 if VARIANTS[variant][0] == "ce" else teacher_forward
-        result[variant] = epochs * (images * (student_both + teaching) + TEST_IMAGES * student_forward)
+        teacher_cost = 0 if VARIANTS[variant][0] == "ce" else teacher_forward
+        result[variant] = epochs * (images * (student_both + teacher_cost) + TEST_IMAGES * student_forward)
     return result
 
 
@@ -74,7 +74,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     p.add_argument("--threads", type=int, default=1)
     p.add_argument("--out", type=Path, default=RESULTS / "full")
     p.add_argument("--dry-run", action="store_true")
-    p.add_argument("--step-ms", type=float, default=10.0, help="of a training step, to estimate hours in --dry-run")
+    p.add_argument("--step-ms", type=float, default=10.0, help="time of a training step, for the hours of --dry-run")
     options = p.parse_args(arguments)
     if not options.dry_run and (options.data_dir == "DIR" or options.work == Path("FOLDER")):
         p.error("--data-dir and --work: expected both, or --dry-run")
@@ -94,12 +94,14 @@ def commands(o: argparse.Namespace) -> tuple[list[str], list[str]]:
         "student": STUDENT, "images": o.images, "epochs": o.epochs, "work": o.work, "threads": o.threads,
         "precision": "fp32", "device": o.device, "out": o.out,
     }  # fmt: skip
-    first, second = ([word for k, v in d.items() for word in (f"--{k}", str(v))] for d in (teacher, students))
-    return first, [*second, "--seeds", *map(str, o.seeds), "--variants", *o.variants]
+    teacher_words, student_words = (
+        [word for k, v in options.items() for word in (f"--{k}", str(v))] for options in (teacher, students)
+    )
+    return teacher_words, [*student_words, "--seeds", *map(str, o.seeds), "--variants", *o.variants]
 
 
 def plan(o: argparse.Namespace) -> str:
-    """What --dry-run prints: a line per kind of run, with its steps, operations, hours, and how many are done."""
+    """The text of --dry-run: for each kind of run its steps, operations and hours, and how many runs are done."""
     rows = [
         r for r in read("accuracy", o.out) if (r["student"], r["images"], r["epochs"]) == (STUDENT, o.images, o.epochs)
     ]
@@ -111,17 +113,17 @@ def plan(o: argparse.Namespace) -> str:
         if name not in ("teacher", *o.variants):
             continue
         done = {r["seed"]: r["seconds"] for r in rows if r["variant"] == name and r["seed"] in o.seeds}
-        count, of = (int(trained), 1) if name == "teacher" else (len(done), len(o.seeds))
-        left += of - count
+        count, total = (int(trained), 1) if name == "teacher" else (len(done), len(o.seeds))
+        left += total - count
         measured = f"{sum(done.values()) / len(done) / 3600:.2f}" if done else "-"
-        lines.append([name, f"{count} of {of}", f"{steps:,}", f"{operations / 1e15:.1f}", f"{hours:.2f}", measured])
+        lines.append([name, f"{count} of {total}", f"{steps:,}", f"{operations / 1e15:.1f}", f"{hours:.2f}", measured])
     head = ["run", "done", "steps a run", "PFLOP a run", f"hours a run at {o.step_ms:g} ms a step", "measured hours"]
-    first, second = commands(o)
+    teacher_words, student_words = commands(o)
     return (
         table(head, lines)
         + f"\n{left} runs are left: {left * hours:.1f} hours at {o.step_ms:g} ms a step, which is assumed: "
         + "`python -m bench step --device cuda` measures it.\n\n"
-        + f"wcord-fast teacher {shlex.join(first)}\npython -m bench accuracy {shlex.join(second)}\n"
+        + f"wcord-fast teacher {shlex.join(teacher_words)}\npython -m bench accuracy {shlex.join(student_words)}\n"
     )
 
 
@@ -130,9 +132,9 @@ def main(arguments: list[str]) -> int:
     if o.dry_run:
         print(plan(o), end="")
         return 0
-    first, second = commands(o)
-    subprocess.run([sys.executable, "-m", "wcord_fast", "teacher", *first], check=True)
-    accuracy.main(second)
+    teacher_words, student_words = commands(o)
+    subprocess.run([sys.executable, "-m", "wcord_fast", "teacher", *teacher_words], check=True)
+    accuracy.main(student_words)
     rows = read("accuracy", o.out)
     if any(row["variant"] == "plain" for row in rows):
         print(differences_table(rows))

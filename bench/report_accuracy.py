@@ -38,7 +38,7 @@ def accuracy_text(own: dict[int, Row]) -> str:
     return mean_text(accuracies(own))
 
 
-def shares(own: dict[int, Row]) -> dict[str, float]:
+def gradient_fractions(own: dict[int, Row]) -> dict[str, float]:
     """Each term's share of the gradient in the last epoch, its mean over the seeds that logged it."""
     logged = [{k[5:]: v for k, v in row.items() if k.startswith("grad_")} for row in own.values()]
     logged = [row for row in logged if row]
@@ -51,7 +51,7 @@ def accuracy_table(rows: list[Row]) -> str:
     measures = [k for k in MEASURES if any(k in row for own in runs.values() for row in own.values())]
     for variant, own in runs.items():
         minus_plain = "-" if variant == "plain" else difference_text(difference(runs, variant, "plain"))
-        terms = ", ".join(f"{term} {100 * share:.3g} %" for term, share in shares(own).items())
+        terms = ", ".join(f"{term} {100 * fraction:.3g} %" for term, fraction in gradient_fractions(own).items())
         means = [[row[k] for row in own.values() if k in row] for k in measures]
         cells = [f"{statistics.mean(values):.3g}" if values else "-" for values in means]
         lines.append([title(runs, variant), accuracy_text(own), minus_plain, terms, *cells])
@@ -113,7 +113,7 @@ def tuned_line(rows: list[Row]) -> str:
 def lckt_share(rows: list[Row]) -> str:
     """How much of the gradient LCKT is at its published weight, and as a sum over the batch."""
     runs = newest(rows)
-    mean, total = (f"{100 * shares(runs[f'LCKT {how}'])['lckt']:.2g} %" for how in ("mean", "sum"))
+    mean, total = (f"{100 * gradient_fractions(runs[f'LCKT {how}'])['lckt']:.2g} %" for how in ("mean", "sum"))
     return paragraph(
         f"- **LCKT at the published weight** (0.05, plan of mass 1) is {mean} of the gradient beside the cross "
         f'entropy\'s, and {total} with `lckt_reduction="sum"`, which multiplies it by the batch size (same runs, '

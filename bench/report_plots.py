@@ -33,14 +33,14 @@ def plot_bank(rows: list[Row], axes: Any) -> None:
         swept = list(latest([r for r in rows if r.get("sweep") == name], name, "form").values())
         fixed = {other: swept[0][other] for other in names if other != name}
         column[0].set_title(", ".join(f"{text[key]} = {value:,}" for key, value in fixed.items()), fontsize=10)
-        for axis, (what, value) in zip(column, BANK.items(), strict=True):
+        for axis, (y_label, value) in zip(column, BANK.items(), strict=True):
             for form in ("gather", "dense"):
                 points = sorted((r[name], value(r)) for r in swept if r["form"] == form and value(r) is not None)
                 if points:
                     axis.plot(*zip(*points, strict=True), marker="o", label=form)
-            axis.set(xlabel=label, ylabel=what)
+            axis.set(xlabel=label, ylabel=y_label)
             log_axes(axis, (r[name] for r in swept))
-            if "floor" in what:
+            if "floor" in y_label:
                 axis.set(yscale="linear", ylim=(0, 100))
             if axis.lines:
                 axis.legend()
@@ -60,13 +60,13 @@ def plot_ot(rows: list[Row], axes: Any) -> None:
     for column, (solver, eps) in zip(axes.T, (("sinkhorn", 0.05), ("sinkhorn", 1e-3), ("ipot", 0.5)), strict=True):
         result = latest([r for r in rows if (r["solver"], r["eps"]) == (solver, eps)], "provider", "n")
         column[0].set_title(f"{solver}, eps {eps:g}")
-        for axis, (what, key) in zip(column, OT.items(), strict=True):
+        for axis, (y_label, key) in zip(column, OT.items(), strict=True):
             for provider in dict.fromkeys(name for name, _ in result):
                 points = sorted((n, r[key]) for (name, n), r in result.items() if name == provider and solves(r))
                 if points:
                     style = {"lw": 1, "color": colors[provider]} if provider in colors else {"lw": 3, "color": "k"}
                     axis.plot(*zip(*points, strict=True), marker="o", label=provider, **style)
-            axis.set(xlabel="n = m", ylabel=what)
+            axis.set(xlabel="n = m", ylabel=y_label)
             log_axes(axis, (n for _, n in result))
         if column[0].lines:
             column[0].legend(fontsize=6)

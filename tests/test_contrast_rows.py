@@ -1,4 +1,7 @@
-"""Contrast with rows of their own, a queue's: one direction, positives not among the rows, no gradient there."""
+"""Contrast against rows that are not the batch's, as a queue holds them.
+
+There is one direction, the positives are not among the rows, and the rows get no gradient.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +15,15 @@ from .test_batch_functions import CRITICS, backend, gradients, problem  # noqa: 
 
 
 def queue_oracle(critic, anchors, positives, rows, labels, row_labels, scale, bias):
-    """Losses in float64, one anchor at a time."""
+    """Losses [B] by a loop over the anchors, in the dtype of the inputs."""
     losses = []
     for i, anchor in enumerate(anchors):
         negatives = [j for j in range(len(rows)) if not (labels[i] >= 0 and labels[i] == row_labels[j])]
-        own, others = scale * anchor @ positives[i] + bias, scale * rows[negatives] @ anchor + bias
+        positive, negative = scale * anchor @ positives[i] + bias, scale * rows[negatives] @ anchor + bias
         if critic == "infonce":
-            losses.append(torch.cat([own[None], others]).logsumexp(0) - own)
+            losses.append(torch.cat([positive[None], negative]).logsumexp(0) - positive)
         else:
-            losses.append(torch.nn.functional.softplus(-own) + torch.nn.functional.softplus(others).sum())
+            losses.append(torch.nn.functional.softplus(-positive) + torch.nn.functional.softplus(negative).sum())
     return torch.stack(losses)
 
 
@@ -33,11 +36,11 @@ def test_values_and_gradients_equal_float64(critic, sizes, backend):  # noqa: F8
     wide = [t.double().requires_grad_() for t in (anchors, positives, torch.tensor(8.0), torch.tensor(-2.0))]
     expected = queue_oracle(critic, *wide[:2], rows.double(), labels, row_labels, *wide[2:])
     inputs = [t.requires_grad_() for t in (anchors, positives, torch.tensor(8.0), torch.tensor(-2.0))]
-    c = Contrast(critic, *inputs[:2], rows, -1, False, *inputs[2:], labels, row_labels, None, None)
-    losses = autograd.losses(c, backend)
+    contrast = Contrast(critic, *inputs[:2], rows, -1, False, *inputs[2:], labels, row_labels, None, None)
+    losses = autograd.losses(contrast, backend)
     torch.testing.assert_close(losses.double(), expected, rtol=1e-6, atol=2e-6)
-    needed = 4 if critic == "sigmoid" else 2
-    actual, wanted = gradients(losses, weight, *inputs[:needed]), gradients(expected, weight.double(), *wide[:needed])
+    leaves = 4 if critic == "sigmoid" else 2  # InfoNCE has no scale and no bias
+    actual, wanted = gradients(losses, weight, *inputs[:leaves]), gradients(expected, weight.double(), *wide[:leaves])
     for a, b in zip(actual, wanted, strict=True):
         assert (a - b).norm() <= 1e-6 + 1e-5 * b.norm()
 

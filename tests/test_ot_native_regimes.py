@@ -1,4 +1,4 @@
-"""Threads, batches, memory and streaming of the native CPU solver: none of them may show in the numbers."""
+"""The native CPU solver gives equal numbers for any number of threads, batch and regime, and keeps to its memory."""
 
 import itertools
 import os
@@ -30,7 +30,7 @@ cases = pytest.mark.parametrize("options", CASES, ids=lambda o: f"{o['solver']}-
 
 @pytest.fixture
 def threads():
-    """A function that sets the number of threads, undone afterwards."""
+    """A function that sets torch's number of threads; the old number returns after the test."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -130,7 +130,7 @@ def test_measured_peak_memory_stays_below_the_bound(resident):
     root = Path(wcord_fast.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", MEASURE, str(n)], env=env, cwd=root, capture_output=True, text=True)
     peak = int(done.stdout)
-    features = 2 * n * 64 * 4  # the gradients, and once more when they are multiplied by grad_output
+    features = 2 * n * 64 * 4  # twice: the gradients, and their product with grad_output
     assert peak - 2 * features <= (1.3 * 4 * n * n if resident else 0.25 * 4 * n * n), done.stderr
 
 

@@ -1,6 +1,7 @@
-"""The keyed permutation is statistically flat in margins and pairs, over seeds, steps and anchors.
+"""The keyed permutation is uniform in margins and pairs of ranks, over seeds, steps and anchors.
 
-Numpy, vectorised over keys; equal to the plain Python implementation, which the backends equal bit for bit.
+The tests use a NumPy implementation, vectorised over keys. It equals the plain Python one, which every backend equals
+bit for bit.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from . import philox_python
 from .philox_python import M32, ROUNDS_LARGE, ROUNDS_SMALL
 
 KEYS = 200_000
-ALPHA = 1e-6  # of the whole of one test, shared out over its statistics (Bonferroni)
+ALPHA = 1e-6  # level of one test; `smallest_p` corrects for its several statistics (Bonferroni)
 
 
 def philox(counter, key):
@@ -58,7 +59,7 @@ def permutations(size: int, rounds: int, seed: np.ndarray, step: np.ndarray, anc
 
 
 def key_family(family: str, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(seed, step, anchor) of `count` keys that differ in one of the three."""
+    """Seeds, steps and anchors, uint64 [count] each, of keys that differ in the one that `family` names."""
     seed = np.full(count, 0xDEADBEEF12345678, np.uint64)
     step, anchor = np.full(count, 5, np.uint64), np.full(count, 3, np.uint64)
     number = np.arange(count, dtype=np.uint64)
@@ -72,7 +73,7 @@ def key_family(family: str, count: int) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def smallest_p(perms: np.ndarray) -> float:
-    """The smallest p-value over rank-vs-row and pair statistics, times how many there are."""
+    """The smallest p-value of the statistics of ranks and of pairs of ranks, times their number."""
     keys, size = perms.shape
     p_values = []
     # Rank against row: a table with fixed margins, (size-1)^2 degrees of freedom; and the first and last rank alone.

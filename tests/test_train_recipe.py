@@ -122,10 +122,10 @@ def test_every_image_keeps_the_larger_share(mixup, cutmix):
     for _ in range(40):
         mixed, blend = mix(Batch(images, labels, labels), mixup, cutmix)
         assert torch.equal(images[:, 0, 0, 0], labels.float()) and torch.equal(mixed.labels, labels)
-        assert 0 <= blend.share <= 0.5 and sorted(blend.labels.tolist()) == labels.tolist()
-        expected = (1 - blend.share) * labels + blend.share * blend.labels
+        assert 0 <= blend.fraction <= 0.5 and sorted(blend.labels.tolist()) == labels.tolist()
+        expected = (1 - blend.fraction) * labels + blend.fraction * blend.labels
         torch.testing.assert_close(mixed.images.mean((1, 2, 3)), expected, atol=1e-5, rtol=1e-5)
-        fractions.append(blend.share)
+        fractions.append(blend.fraction)
         pasted = bool((mixed.images == mixed.images.round()).all())
         assert pasted or cutmix == 0 or mixup > 0
     assert len({round(fraction, 9) for fraction in fractions}) > 5 and max(fractions) > 0.2
@@ -138,9 +138,9 @@ def test_the_cross_entropy_of_a_mixed_batch_has_both_labels(tmp_path):
     mixed, blend = mix(batch, 0.4, 0.0)
     run.student.eval()
     values, _ = gradients(run, mixed, loop.Stopwatch(torch.device("cpu")), blend=blend)
-    target = (1 - blend.share) * F.one_hot(batch.labels, CLASSES) + blend.share * F.one_hot(blend.labels, CLASSES)
+    target = (1 - blend.fraction) * F.one_hot(batch.labels, CLASSES) + blend.fraction * F.one_hot(blend.labels, CLASSES)
     assert float(values["ce"]) == pytest.approx(float(F.cross_entropy(run.student(mixed.images), target)), rel=1e-5)
-    assert blend.share > 0.01
+    assert blend.fraction > 0.01
 
 
 def test_the_average_follows_the_network():

@@ -1,4 +1,4 @@
-"""Killed with SIGKILL in the middle of an epoch and resumed, a run on the CPU is bit for bit the uninterrupted one."""
+"""A run on the CPU that is killed with SIGKILL in mid-epoch and resumed equals the uninterrupted run bit for bit."""
 
 import signal
 import subprocess
@@ -14,7 +14,7 @@ from wcord_fast.train.loop import fit
 
 METHODS = ("ce", "crd", "wcord")
 EPOCHS, STEPS = 4, 3  # batches of 16, 16 and 12 images
-DIES_IN = 2 * STEPS + 2  # the second step of the third epoch
+FATAL_STEP = 2 * STEPS + 2  # the second step of the third epoch
 REPO = Path(__file__).resolve().parents[1]
 
 VICTIM = f"""
@@ -25,23 +25,23 @@ torch.set_num_threads(1)
 from tests.train_tiny import make_run
 from wcord_fast.train import loop
 
-real, steps = loop.train_step, []
+train_step, steps = loop.train_step, []
 
-def dies(*args):
+def step_then_die(*args):
     steps.append(1)
-    shares = real(*args)
-    if len(steps) == {DIES_IN}:
+    result = train_step(*args)
+    if len(steps) == {FATAL_STEP}:
         os.kill(os.getpid(), signal.SIGKILL)  # the step is done, its epoch is not
-    return shares
+    return result
 
-loop.train_step = dies
+loop.train_step = step_then_die
 loop.fit(make_run(Path(sys.argv[1]), sys.argv[2], epochs={EPOCHS}))
 """
 
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """Directory of each method's run, whose process was killed."""
+    """The folder with a run of each method, each killed in its third epoch."""
     home = tmp_path_factory.mktemp("killed")
     command = [sys.executable, "-c", VICTIM]
     victims = {m: subprocess.Popen([*command, str(home / m), m], cwd=REPO) for m in METHODS}
@@ -53,7 +53,7 @@ def killed(tmp_path_factory):
 @pytest.mark.parametrize("method", METHODS)
 def test_run_killed_by_sigkill_resumes_to_equal_results(killed, tmp_path, method):
     assert everything(killed / method)["epoch"] == 2
-    torch.rand(5)  # the new process's generator is anywhere
+    torch.rand(5)  # the generator of a new process is in another state
     resumed = make_run(killed / method, method, epochs=EPOCHS)
     fit(resumed)
     fit(make_run(tmp_path, method, epochs=EPOCHS))

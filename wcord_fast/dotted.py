@@ -23,7 +23,7 @@ def resolve(name: str, path: str) -> Any:
     return result
 
 
-def qualified(thing: Any) -> str:
+def qualified(value: Any) -> str:
     """Module and name of a function or class, for messages and to know one again that was imported anew."""
-    thing = getattr(thing, "func", thing)
-    return f"{thing.__module__}.{getattr(thing, '__qualname__', type(thing).__qualname__)}"
+    value = getattr(value, "func", value)
+    return f"{value.__module__}.{getattr(value, '__qualname__', type(value).__qualname__)}"

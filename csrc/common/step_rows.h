@@ -6,28 +6,28 @@ namespace wcf {
 
 // Real is fp64 if `wide`, else fp32. Network 0 is the student, whose embeddings score the teacher's bank.
 //   embed   z = product / sigma + bias, length = |z|, anchors = z / max(length, least_length)
-//   finish  loss = (factor ramp[0] nce + local_factor ramp[1] local_value, -nce, local_value), nce the mean over the
-//           batch of `value` summed over the networks. With `grad`: from that of nce per anchor at the anchors to that of
-//           the loss at z, the part that comes by `local_grad` included. With `bank`: each network's own bank is updated
-//           as by BankUpdate, and `step` grows by 1.
+//   finish  loss = (factor ramp[0] nce + local_factor ramp[1] local_value, -nce, local_value). Here nce is `value`,
+//           summed over the networks and averaged over the batch.
+//           With `grad`, the gradient of the loss at z is computed from `anchor_grad` and `local_grad`.
+//           With `bank`, each network's bank is updated as by BankUpdate, and `step` grows by 1.
 #define WCF_STEP_ROWS(NEEDED, OPTIONAL, EACH, PART)                                                   \
   NEEDED(int32_t, wide)                                                                                   \
   NEEDED(int64_t, batch)          /* B */                                                                 \
   NEEDED(int64_t, dim)            /* D */                                                                 \
   EACH(const void*, product)      /* [B, D] Real: x W^T */                                                \
   EACH(const void*, bias)         /* [D] Real */                                                          \
-  OPTIONAL(const void*, sigma)    /* [2] Real: of both weights; null: 1 */                                \
+  OPTIONAL(const void*, sigma)    /* [2] Real: spectral norms of both weights; null: 1 */                 \
   NEEDED(double, least_length)    /* 1e-12: unit rows; 1: rows of length at most 1 */                     \
   NEEDED(void*, anchors)          /* [2, B, D] Real */                                                    \
   NEEDED(double*, length)         /* [2, B] */                                                            \
   OPTIONAL(const void*, value)    /* [2, B] Real: NCE loss of each anchor */                              \
-  OPTIONAL(const void*, anchor_grad) /* [2, B, D] Real: of nce per anchor at the anchors; null: no gradient */ \
-  OPTIONAL(void*, grad)           /* [2, B, D] Real: of the loss at z */                                  \
+  OPTIONAL(const void*, anchor_grad) /* [2, B, D] Real: gradient of `value` at the anchors; null: no gradient */ \
+  OPTIONAL(void*, grad)           /* [2, B, D] Real: gradient of the loss at z */                         \
   OPTIONAL(void*, divided)        /* [2, B, D] Real: grad / sigma; null where sigma is */                 \
   OPTIONAL(double, factor)        /* weight of nce in the loss */                                         \
   OPTIONAL(double, local_factor)  /* weight of the local term */                                          \
   OPTIONAL(const void*, ramp)     /* [2] Real: factors of both weights; null: 1 */                        \
-  OPTIONAL(const void*, local_value) /* [1] Real: another term; null: 0 */                                \
+  OPTIONAL(const void*, local_value) /* [1] Real: the local term; null: 0 */                              \
   OPTIONAL(const void*, local_grad)  /* [B, D] Real: its gradient at the student's anchors; null: 0 */    \
   OPTIONAL(void*, loss)           /* [3] Real */                                                          \
   EACH(void*, bank)               /* [N, D] of bank_dtype: each network's own; null: nothing is updated */ \
@@ -37,15 +37,15 @@ namespace wcf {
   OPTIONAL(int32_t, index_bytes)                                                                          \
   OPTIONAL(double, momentum)                                                                              \
   OPTIONAL(double, min_norm)      /* as in BankUpdate */                                                  \
-  OPTIONAL(int64_t*, step)        /* of the sampler */                                                    \
+  OPTIONAL(int64_t*, step)        /* the sampler's step */                                                \
   PART(Place, place)                                                                                      \
   PART(Status, flags)
 WCF_RECORD(StepRows, WCF_STEP_ROWS)
 
 // The spectral norms of both networks' weights; see Spectral.
-//   iterate   as there, sigma [2]; with `moves` u and v are moved in place. The vectors in force are left in kept_u and
-//             kept_v, for the gradient.
-//   gradient  as there, of every `grad` that is not null, by kept_u, kept_v and sigma
+//   iterate   Computes sigma. With `moves`, u and v are updated in place. Copies of the vectors that gave sigma are left
+//             in kept_u and kept_v, for the gradient.
+//   gradient  Turns every `grad` that is not null into the gradient in the weight, by kept_u, kept_v and sigma.
 #define WCF_SPECTRAL_PAIR(NEEDED, OPTIONAL, EACH, PART)      \
   NEEDED(int32_t, wide)                                      \
   NEEDED(int64_t, out_dim)                                   \

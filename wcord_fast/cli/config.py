@@ -201,12 +201,12 @@ def from_dict(values: dict[str, Any]) -> Config:
     return Config(**plain, options=options)
 
 
-def spelled_methods(asked: Any) -> list[str]:
+def spelled_methods(methods: Any) -> list[str]:
     """Names of methods in their one spelling; ValueError if there is none, an unknown one, or one is there twice."""
-    if not isinstance(asked, list) or not asked:
-        raise ValueError(f"methods: expected at least one of {', '.join(distill.names())}, got {asked!r}")
+    if not isinstance(methods, list) or not methods:
+        raise ValueError(f"methods: expected at least one of {', '.join(distill.names())}, got {methods!r}")
     result = []
-    for name in asked:
+    for name in methods:
         try:
             base, plus = distill.parse(name)
         except (ValueError, TypeError) as error:

@@ -94,8 +94,8 @@ class CrossModal:
         return TaskBench(config, self.labelled, self.student_view, {"name": "crossmodal scratch"})
 
 
-def prepare(config: Config, share: float) -> CrossModal:
-    """The data of the task: `share` of the student's training images keep their labels.
+def prepare(config: Config, fraction: float) -> CrossModal:
+    """The data of the task: `fraction` of the student's training images keep their labels.
 
     Raises:
         ValueError: fewer than four classes, a data set that is not held in memory, a share that leaves a class bare.
@@ -108,9 +108,9 @@ def prepare(config: Config, share: float) -> CrossModal:
         raise ValueError(f"data: expected at least 4 classes, two for each network, got {data.num_classes}")
     data, half = unscaled(data), data.num_classes // 2
     theirs, own = _with_classes(data, 0, half), _with_classes(data, half, data.num_classes)
-    labelled = own.limit_train(max(1, round(share * len(own.train_labels))))
+    labelled = own.limit_train(max(1, round(fraction * len(own.train_labels))))
     if len(labelled.train_labels.unique()) < own.num_classes:
-        raise ValueError(f"labelled: a share of {share:g} leaves a class without an image")
+        raise ValueError(f"labelled: a share of {fraction:g} leaves a class without an image")
     unknown = replace(
         own,
         classes=("unknown",),

@@ -61,11 +61,11 @@ def run(argv: list[str]) -> None:
     per_class = measured.pop("per_class")
     best = next((row.get("best_top1") for row in loaded.history[-1:]), None)
     if args.json:
-        what = {"checkpoint": str(loaded.path), "model": loaded.model, "method": loaded.method, "epoch": loaded.epoch}
-        what |= {"data": data.name, "test_images": len(data.test_labels), **measured, "best_top1": best}
+        report = {"checkpoint": str(loaded.path), "model": loaded.model, "method": loaded.method, "epoch": loaded.epoch}
+        report |= {"data": data.name, "test_images": len(data.test_labels), **measured, "best_top1": best}
         if args.per_class:
-            what["per_class"] = dict(zip(loaded.classes, per_class, strict=True))
-        print(json.dumps(what))
+            report["per_class"] = dict(zip(loaded.classes, per_class, strict=True))
+        print(json.dumps(report))
         return
     area = "n/a (a class without a test image)" if measured["auc"] is None else f"{measured['auc']:.2f} %"
     print(

@@ -105,7 +105,7 @@ def run(argv: list[str]) -> None:
 
 @torch.no_grad()
 def difference(
-    form: Format, content: bytes, network: nn.Module, examples: list[Tensor], found: Trained, channels: int
+    form: Format, content: bytes, network: nn.Module, examples: list[Tensor], trained: Trained, channels: int
 ) -> float:
     """The largest difference of a logit between what the file computes and `network`.
 
@@ -113,29 +113,29 @@ def difference(
         CheckpointError: it is not what rounding explains.
     """
 
-    exported = form.read(content, lambda: found.untrained(channels))
+    exported = form.read(content, lambda: trained.untrained(channels))
     worst = 0.0
     for images in examples:
-        wanted, got = network(images), exported(images)
+        wanted, result = network(images), exported(images)
         allowed = 0.0 if form.weights_only else TOLERANCE * max(1.0, float(wanted.abs().max()))
-        gap = float((got - wanted).abs().max()) if got.shape == wanted.shape else math.inf
+        gap = float((result - wanted).abs().max()) if result.shape == wanted.shape else math.inf
         if not gap <= allowed:  # NaN is not
             raise CheckpointError(
-                f"{found.path}: the exported file gives other logits than the network, by {gap:.3g} where "
+                f"{trained.path}: the exported file gives other logits than the network, by {gap:.3g} where "
                 f"{allowed:.3g} would be rounding; nothing was written"
             )
         worst = max(worst, gap)
     return worst
 
 
-def _metadata(found: Trained, images: dict[str, Any], wrapped: bool) -> dict[str, Any]:
+def _metadata(trained: Trained, images: dict[str, Any], wrapped: bool) -> dict[str, Any]:
     mean, std = ([round(x, 6) for x in images[name]] for name in ("mean", "std"))
     normalised = f"normalised by mean {mean} and std {std} of pixels in [0, 1]"
     return {
-        "model": found.model,
-        "method": found.method,
-        "epoch": found.epoch,
-        "classes": found.classes,
+        "model": trained.model,
+        "method": trained.method,
+        "epoch": trained.epoch,
+        "classes": trained.classes,
         "image_shape": images["shape"],
         "mean": images["mean"],
         "std": images["std"],

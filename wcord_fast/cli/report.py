@@ -79,23 +79,23 @@ def left_out(skipped: int) -> str:
     return f" {skipped:,} image files could not be read and are left out." if skipped else ""
 
 
-def write_table(directory: Path, name: str, text: str, lines: list[Line], said: str) -> list[str]:
+def write_table(directory: Path, name: str, text: str, lines: list[Line], notes: str) -> list[str]:
     """`text` as NAME.txt, the table and what is said of it as NAME.md, the table as NAME.csv; these three names."""
     files.make_directory(directory)
     names = [f"{name}.{suffix}" for suffix in ("txt", "md", "csv")]
-    for file_name, content in zip(names, (text, f"{markdown_table(lines)}\n\n{said}\n"), strict=False):
+    for file_name, content in zip(names, (text, f"{markdown_table(lines)}\n\n{notes}\n"), strict=False):
         with files.replacing(directory / file_name) as file:
             file.write(content.encode())
     write_csv(directory / names[2], [dict(line) for line in lines])
     return names
 
 
-def write(directory: Path, students: Students, teacher: Result, lines: list[Line], said: str) -> list[Path]:
+def write(directory: Path, students: Students, teacher: Result, lines: list[Line], notes: str) -> list[Path]:
     """results.md, results.csv and accuracy.png in `directory`; their paths."""
     files.make_directory(directory)
     markdown, table, plot = (directory / name for name in ("results.md", "results.csv", "accuracy.png"))
     with files.replacing(markdown) as file:
-        file.write(f"{markdown_table(lines)}\n\n{said}\n".encode())
+        file.write(f"{markdown_table(lines)}\n\n{notes}\n".encode())
     write_csv(table, [dict(line) for line in lines])
     accuracy_plot(plot, students, teacher)
     return [markdown, table, plot]

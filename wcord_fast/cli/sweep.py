@@ -174,13 +174,13 @@ def run(argv: list[str]) -> None:
     print(_report(Path(requested.output_dir), tables, values, remarks, seeds))
 
 
-def _privileged(asked: SweepOptions, given: dict[str, str]) -> tuple[Study, list[str], str]:
+def _privileged(options: SweepOptions, given: dict[str, str]) -> tuple[Study, list[str], str]:
     """The study, its students, and how to read it."""
     if "student" in given:
         raise UsageError("student: this command trains several; name them with --students")
     config = read_config({"config": "privileged", **given})
-    task = usage(privileged.prepare, config, asked.positive, asked.student_size, asked.teacher_data_dir)
-    students = asked.students or _default_students(task.student_size)
+    task = usage(privileged.prepare, config, options.positive, options.student_size, options.teacher_data_dir)
+    students = options.students or _default_students(task.student_size)
     for student in students:
         usage(replace, config, student=student)
     message = (
@@ -190,16 +190,16 @@ def _privileged(asked: SweepOptions, given: dict[str, str]) -> tuple[Study, list
     )
     if STAND_IN in students:
         message += f" {STAND_IN} stands in for Inception-v3, whose numbers the paper's column has."
-    study = Study(config, Path(asked.output_dir), task.student_bench, task.teacher_bench, privileged.measured_auc)
+    study = Study(config, Path(options.output_dir), task.student_bench, task.teacher_bench, privileged.measured_auc)
     return study, students, message
 
 
-def _accuracy(asked: SweepOptions, given: dict[str, str]) -> Study:
+def _accuracy(options: SweepOptions, given: dict[str, str]) -> Study:
     """Table 4: the published pair, by accuracy."""
     config = read_config({"config": "cifar100_resnet32x4_resnet8x4", **given})
     if f"{config.teacher}-{config.student}" != ACCURACY_PAIR:
         raise UsageError(f"teacher: lambda2-cifar100 is of {ACCURACY_PAIR}; ask for it alone, without --teacher")
-    home = Path(asked.output_dir) / "cifar100"
+    home = Path(options.output_dir) / "cifar100"
     return Study(config, home, Workbench, Workbench, lambda _bench, result: result.history[-1]["test_top1"])
 
 
@@ -227,13 +227,13 @@ def _points(table: str, students: list[str], config: Config) -> list[Point]:
     return rows
 
 
-def _plan(asked: SweepOptions, studies: dict[str, Study], points: list[Point], seeds: list[int]) -> str:
+def _plan(options: SweepOptions, studies: dict[str, Study], points: list[Point], seeds: list[int]) -> str:
     """The resolved configuration and the state of every run, in YAML."""
     text: dict[str, Any] = {}
     for study in studies.values():
         text["lambda2-cifar100" if study.home.name == "cifar100" else "privileged"] = study.config.resolved()
     runs = dict.fromkeys(studies[p.table].run_of(p, seed) for p in points for seed in seeds)
-    text["sweep"] = {name: value for name, value in vars(asked).items() if name != "dry_run"}
+    text["sweep"] = {name: value for name, value in vars(options).items() if name != "dry_run"}
     text["runs"] = {str(run): "finished" if (run / "student.pt").exists() else "to do" for run in runs}
     return show(text)
 

@@ -154,36 +154,36 @@ def over(seeds: list[int]) -> str:
     return f"seed {seeds[0]}" if len(seeds) == 1 else f"mean ± standard deviation over {len(seeds)} seeds"
 
 
-def _config(asked: TableOptions, pair: str, given: dict[str, str]) -> Config:
+def _config(options: TableOptions, pair: str, given: dict[str, str]) -> Config:
     teacher, student = pair.split("-")
     file = {"config": str(recipe(pair))}
-    ours = {"methods": ",".join(asked.methods)}
+    ours = {"methods": ",".join(options.methods)}
     if given.get("data") not in (None, read_config(file).data):
         ours["clip_grad"] = str(CLIP)
     config = read_config({**file, **ours, **given})
     if (config.teacher, config.student) != (teacher, student):
         raise UsageError(f"teacher, student: the pair is {pair}, got {config.teacher} and {config.student}")
-    if asked.budget == 1:
+    if options.budget == 1:
         return config
     images = len(load_data(data_spec(config), config.data_dir).train_labels)
     return replace(
         config,
-        epochs=max(1, round(config.epochs * asked.budget)),
-        teacher_epochs=max(1, round((config.teacher_epochs or config.epochs) * asked.budget)),
-        limit_train=max(1, round(images * asked.budget)),
+        epochs=max(1, round(config.epochs * options.budget)),
+        teacher_epochs=max(1, round((config.teacher_epochs or config.epochs) * options.budget)),
+        limit_train=max(1, round(images * options.budget)),
     )
 
 
-def _teacher_run(config: Config, asked: TableOptions) -> Config:
-    home = Path(asked.output_dir) / "teachers" / config.teacher
-    return replace(config, seed=asked.seeds[0], output_dir=str(home))
+def _teacher_run(config: Config, options: TableOptions) -> Config:
+    home = Path(options.output_dir) / "teachers" / config.teacher
+    return replace(config, seed=options.seeds[0], output_dir=str(home))
 
 
-def _student_run(pair: str, config: Config, asked: TableOptions, seed: int) -> Config:
-    return replace(config, seed=seed, output_dir=str(Path(asked.output_dir) / pair / f"seed{seed}"))
+def _student_run(pair: str, config: Config, options: TableOptions, seed: int) -> Config:
+    return replace(config, seed=seed, output_dir=str(Path(options.output_dir) / pair / f"seed{seed}"))
 
 
-def _plan(asked: TableOptions, configs: dict[str, Config]) -> str:
+def _plan(options: TableOptions, configs: dict[str, Config]) -> str:
     """The first pair's resolved configuration, what differs in the others, and the state of every run, in YAML."""
     text = {pair: config.resolved() for pair, config in configs.items()}
     first, *others = text.values()
@@ -192,22 +192,22 @@ def _plan(asked: TableOptions, configs: dict[str, Config]) -> str:
     for own in others:
         for key in [key for key, value in own.items() if value == first[key]]:
             del own[key]
-    runs = [_teacher_run(config, asked).directory / "teacher" / "teacher.pt" for config in configs.values()]
+    runs = [_teacher_run(config, options).directory / "teacher" / "teacher.pt" for config in configs.values()]
     for pair, config in configs.items():
-        homes = [_student_run(pair, config, asked, seed).directory for seed in asked.seeds]
-        runs += [home / method / "student.pt" for home in homes for method in asked.methods]
+        homes = [_student_run(pair, config, options, seed).directory for seed in options.seeds]
+        runs += [home / method / "student.pt" for home in homes for method in options.methods]
     state = {str(run.parent): "finished" if run.exists() else "to do" for run in dict.fromkeys(runs)}
     return show({"pairs": text, "runs": state})
 
 
-def _pair(pair: str, config: Config, asked: TableOptions) -> tuple[list[Row], int, int]:
+def _pair(pair: str, config: Config, options: TableOptions) -> tuple[list[Row], int, int]:
     """Every method with every seed, from one teacher, which all pairs with that teacher share; and how many training
     images there are, and files left out."""
-    first = Workbench(_teacher_run(config, asked))
+    first = Workbench(_teacher_run(config, options))
     teacher = first.teacher()
-    rows = [Row(method) for method in asked.methods]
-    for seed in asked.seeds:
-        bench = Workbench(_student_run(pair, config, asked, seed), first.data)
+    rows = [Row(method) for method in options.methods]
+    for seed in options.seeds:
+        bench = Workbench(_student_run(pair, config, options, seed), first.data)
         for row in rows:
             if row.refused:
                 continue

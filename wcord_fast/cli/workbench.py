@@ -265,12 +265,12 @@ def load_teacher(network: nn.Module, path: Path, spec: dict[str, Any]) -> None:
     load_weights(network, path, f"--teacher {spec['model']}", value)
 
 
-def load_weights(network: nn.Module, path: Path, what: str, value: Any = None) -> None:
+def load_weights(network: nn.Module, path: Path, role: str, value: Any = None) -> None:
     """Load all weights of `network` from a checkpoint of ours, a run's directory, or any file with a state dict.
 
     Args:
         path: of the file or directory.
-        what: the network, for the message.
+        role: the network, for the message.
         value: what `path` holds, if it has been read.
     Raises:
         CheckpointError: no such file, damaged, keys that do not fit, or weights that are not finite.
@@ -282,7 +282,7 @@ def load_weights(network: nn.Module, path: Path, what: str, value: Any = None) -
     try:
         models.load_weights(network, value)
     except ValueError as error:
-        raise CheckpointError(f"{path}: not the weights of {what}: {error}") from None
+        raise CheckpointError(f"{path}: not the weights of {role}: {error}") from None
     checkpoint.require_finite(path, network.state_dict())
 
 
@@ -295,10 +295,10 @@ def _identity(data: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _require_same_teacher(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+def _require_same_teacher(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
     for key in wanted:
-        if found[key] != wanted[key]:
+        if saved[key] != wanted[key]:
             raise CheckpointError(
-                f"{path}: this teacher was trained with {key} {found[key]}, not {wanted[key]}; "
+                f"{path}: this teacher was trained with {key} {saved[key]}, not {wanted[key]}; "
                 "name the same --teacher and --data, or another --teacher-checkpoint"
             )

@@ -24,11 +24,11 @@ class _Limited(io.RawIOBase):
         self._stream, self._left = stream, LIMIT
 
     def read(self, size: int = -1) -> bytes:
-        got = self._stream.read(min(size if size >= 0 else LIMIT, self._left + 1))
-        self._left -= len(got)
+        chunk = self._stream.read(min(size if size >= 0 else LIMIT, self._left + 1))
+        self._left -= len(chunk)
         if self._left < 0:
             raise ValueError(f"it unpacks to more than {LIMIT // 2**20} MB")
-        return got
+        return chunk
 
 
 def read(path: Path, names: Sequence[str]) -> dict[str, IO[bytes]]:

@@ -1,7 +1,6 @@
-"""Whole-batch augmentation on the device: one gather crops and mirrors all images, no loop over them.
+"""Augmentation of a whole batch on its device: one gather crops and mirrors all images.
 
-As in the published recipe, the raw image is padded with black before the crop, the crop is mirrored, and
-pixels are normalised last.
+The order is that of the published recipe: pad the raw image with black, crop, mirror, normalise.
 """
 
 from __future__ import annotations
@@ -13,19 +12,19 @@ from ..ops import checks
 
 
 def crop_flip(images: Tensor, index: Tensor, shift: Tensor, mirror: Tensor | None = None) -> Tensor:
-    """Rows `index` of `images`, each shifted (zeros come in from beyond its edges), then mirrored left-right.
+    """Images `index`, each shifted with zeros beyond its edges, then mirrored left-right.
 
-    Equals: pad image index[b] by p with zeros, crop H x W at row p + shift[b, 0] and column p + shift[b, 1],
-    mirror if mirror[b].
+    Result b is image index[b], padded by p with zeros, cropped to H x W at row p + shift[b, 0] and column
+    p + shift[b, 1], and mirrored if mirror[b].
 
     Args:
         images: any dtype [N, C, H, W].
-        index: int64 [B], rows of images.
-        shift: int64 [B, 2], down and right.
-        mirror: bool [B], or None for no mirrors.
+        index: int64 [B], rows of `images`.
+        shift: int64 [B, 2], pixels down and right.
+        mirror: bool [B]; None mirrors no image.
 
     Returns:
-        The same dtype, [B, C, H, W], in the channels_last memory format: the gather leaves it so at no cost.
+        [B, C, H, W] in the dtype of `images`, in the channels_last memory format, in which the gather writes.
     """
     height, width = images.shape[-2:]
     y = torch.arange(height, device=images.device) + shift[:, :1]  # [B, H]
@@ -44,10 +43,10 @@ class Normalise:
     """uint8 [B, C, H, W] -> (pixels / 255 - mean) / std, computed in float32 (float64 for float64).
 
     Args:
-        mean, std: one number per channel, of pixels scaled to [0, 1].
-        dtype: of the result, floating.
-        channels_last: memory format of the result.
-        device: where the images lie.
+        mean, std: one number per channel, for pixels scaled to [0, 1].
+        dtype: floating dtype of the result.
+        channels_last: whether the result has the channels_last memory format.
+        device: device of the images.
     """
 
     def __init__(
@@ -60,10 +59,10 @@ class Normalise:
     ) -> None:
         self.dtype = checks.choice("dtype", dtype, checks.FLOATS)
         self.format = torch.channels_last if channels_last else torch.contiguous_format
-        exact = torch.float64 if dtype == torch.float64 else torch.float32
+        compute_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         m, s = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
-        self.scale = (1 / (255 * s)).to(device, exact)[:, None, None]  # [C, 1, 1]
-        self.offset = (-m / s).to(device, exact)[:, None, None]  # [C, 1, 1]
+        self.scale = (1 / (255 * s)).to(device, compute_dtype)[:, None, None]  # [C, 1, 1]
+        self.offset = (-m / s).to(device, compute_dtype)[:, None, None]  # [C, 1, 1]
 
     def __call__(self, images: Tensor) -> Tensor:
         out = images.to(self.scale.dtype, memory_format=self.format)

@@ -118,8 +118,8 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     values = np.arange(256) / 255
     means, stds = [], []
     for channel in images.unbind(1):
-        share = torch.bincount(channel.reshape(-1), minlength=256).cpu().numpy() / channel.numel()
-        mean = float(share @ values)
+        frequency = torch.bincount(channel.reshape(-1), minlength=256).cpu().numpy() / channel.numel()
+        mean = float(frequency @ values)
         means.append(mean)
-        stds.append(float(np.sqrt(share @ (values - mean) ** 2)) or 1.0)
+        stds.append(float(np.sqrt(frequency @ (values - mean) ** 2)) or 1.0)
     return tuple(means), tuple(stds)

@@ -139,8 +139,8 @@ def read_all(
 
 
 def told(whys: Sequence[str], looked: int, total: int) -> str:
-    """One sentence on `whys`, the messages of the unreadable ones among the first `looked` of `total` files."""
+    """One sentence for an error message: how many of the first `looked` of `total` files are unreadable, and `whys`."""
     some, more = "; ".join(whys[:NAMED]), len(whys) - NAMED
-    of = f"{looked:,} image files" if looked == total else f"the first {looked:,} of {total:,} image files"
+    files = f"{looked:,} image files" if looked == total else f"the first {looked:,} of {total:,} image files"
     rest = f"; and {more:,} more" if more > 0 else ""
-    return f"{len(whys):,} of {of} cannot be read: {some}{rest}"
+    return f"{len(whys):,} of {files} cannot be read: {some}{rest}"

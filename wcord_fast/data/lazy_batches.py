@@ -152,7 +152,7 @@ class LazyBatches(Parts):
             pin_memory=data.device.type == "cuda",
             generator=torch.Generator(),  # the loader's draw of a base seed leaves torch's generator alone
         )
-        for pixels, index in self._told(loader):
+        for pixels, index in self._with_errors_named(loader):
             yield self._batch(pixels, index)
 
     def _batch(self, pixels: Tensor, rows: Tensor) -> Batch:
@@ -160,7 +160,7 @@ class LazyBatches(Parts):
         index = rows.to(device, non_blocking=True)
         return Batch(self.normalise(pixels.to(device, non_blocking=True)), self.labels[index], index)
 
-    def _told(self, loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
+    def _with_errors_named(self, loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
         """What `loader` gives. Where a file cannot be read, the error is of all such files that a look of some seconds
         finds: whoever repairs the set need not come back for each."""
         try:

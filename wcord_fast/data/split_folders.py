@@ -84,7 +84,7 @@ def kind_of(name: str) -> str | None:
     return KIND.get(word) or next((KIND.get(word.removesuffix(end)) for end in FILLER if word.endswith(end)), None)
 
 
-def _alike(name: str) -> str | None:
+def _kind_prefix(name: str) -> str | None:
     """The kind of split that a word of the name tells: "seg_train", "val2017"."""
     words = [word for part in re.split(r"[^a-zA-Z]+", name) for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", part)]
     return next((kind for word in words if (kind := kind_of(word))), None)
@@ -120,9 +120,9 @@ def _require_classes(top: Path, inside: list[Path]) -> None:
     for folder, names in deep.items():
         if len({kind_of(name) for name in names} - {None}) > 1:
             raise ValueError(f"data_dir: {folder} has {_listed(names)}, which are splits; expected them in data_dir")
-    alike = [folder for folder in deep if _alike(folder.name)]
-    if len({_alike(folder.name) for folder in alike}) > 1 or (alike and len(alike) == len(inside) > 1):
-        raise ValueError(f"data_dir: {_names(alike)} in {top} look like splits; {_known()}")
+    similar = [folder for folder in deep if _kind_prefix(folder.name)]
+    if len({_kind_prefix(folder.name) for folder in similar}) > 1 or (similar and len(similar) == len(inside) > 1):
+        raise ValueError(f"data_dir: {_names(similar)} in {top} look like splits; {_known()}")
     same = [set(names) for names in deep.values()]
     if len(inside) == len(same) > 1 and len(same[0]) > 1 and all(names == same[0] for names in same):
         raise ValueError(

@@ -216,6 +216,6 @@ def check_ranges(options: Any, skip: Collection[str] = ()) -> None:
 
 def _width(side: str, shapes: tuple[tuple[int, ...], ...]) -> int:
     if not shapes or len(shapes[-1]) != 1:
-        got = list(shapes[-1]) if shapes else "no feature at all"
-        raise ValueError(f"{side}: expected its last feature to be a vector [D] per image, got {got}")
+        shape = list(shapes[-1]) if shapes else "no feature at all"
+        raise ValueError(f"{side}: expected its last feature to be a vector [D] per image, got {shape}")
     return shapes[-1][0]

@@ -49,13 +49,14 @@ def cka_distance(features: Tensor) -> Tensor:
     x = x / x.flatten(1).norm(dim=1).clamp_min(torch.finfo(x.dtype).tiny)[:, None, None]  # CKA does not see the scale
     classes, size, _ = x.shape
     rows = max(1, CHUNK // (classes * size))
-    alike = x.new_zeros(classes, classes)
+    likeness = x.new_zeros(classes, classes)
     for k in range(0, size, rows):  # |X' Y|^2 is the inner product of the Gram matrices X X' and Y Y'
         gram = (x[:, k : k + rows] @ x.mT).flatten(1)
-        alike += gram @ gram.T
-    norm = alike.diagonal().sqrt()
-    alike = alike / (norm[:, None] * norm).clamp_min(torch.finfo(x.dtype).tiny)  # a class of equal features: likeness 0
-    return (1 - alike).clamp_min(0).fill_diagonal_(0)
+        likeness += gram @ gram.T
+    norm = likeness.diagonal().sqrt()
+    # A class whose features are all equal has norm 0, and likeness 0 to every other.
+    likeness = likeness / (norm[:, None] * norm).clamp_min(torch.finfo(x.dtype).tiny)
+    return (1 - likeness).clamp_min(0).fill_diagonal_(0)
 
 
 def read_distance(file: str, classes: int) -> Tensor:
@@ -74,8 +75,8 @@ def read_distance(file: str, classes: int) -> Tensor:
         reason = str(error).split("\n")[0]
         raise ValueError(f"cost: {file!r} cannot be read as a .npy file or a tensor of torch.save: {reason}") from None
     if not isinstance(matrix, Tensor) or matrix.shape != (classes, classes) or matrix.is_complex():
-        got = list(matrix.shape) if isinstance(matrix, Tensor) else type(matrix).__name__
-        raise ValueError(f"cost: expected a matrix [{classes}, {classes}] in {file!r}, got {got}")
+        shape = list(matrix.shape) if isinstance(matrix, Tensor) else type(matrix).__name__
+        raise ValueError(f"cost: expected a matrix [{classes}, {classes}] in {file!r}, got {shape}")
     matrix = matrix.detach().to(torch.float32)
     if not (matrix.isfinite() & (matrix >= 0)).all():
         raise ValueError(f"cost: expected finite numbers of at least 0 in {file!r}")

@@ -1,7 +1,7 @@
-"""FitNets (Romero et al. 2015): the student's second stage, through a regressor, imitates the teacher's.
+"""FitNets (Romero et al. 2015): a regressor maps the student's second stage, and the result imitates the teacher's.
 
-As the public code has it: feature 2, a convolutional regressor with batch norm and ReLU, mean squared error, trained
-together with everything else (the paper trains the hint first).
+The public code uses feature 2, a convolutional regressor with batch norm and ReLU, and the mean squared error. It
+trains this hint together with the other terms; the paper trains the hint first.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class FitNetOptions(WeightedOptions):
 
     Attributes:
         weight: weight of the hint loss.
-        layer: number of the feature that is imitated.
+        layer: number of the imitated feature, from 0.
     """
 
     weight: float = 100.0
@@ -41,9 +41,9 @@ class FitNet(WeightedTerm):
     def __init__(self, pair: Pair, options: FitNetOptions) -> None:
         super().__init__(pair, options)
         self.layer = options.layer
-        least = min(len(pair.student_shapes), len(pair.teacher_shapes))
-        if self.layer >= least:
-            raise ValueError(f"layer: expected a feature that both networks have, 0 .. {least - 1}, got {self.layer}")
+        count = min(len(pair.student_shapes), len(pair.teacher_shapes))
+        if self.layer >= count:
+            raise ValueError(f"layer: expected a feature that both networks have, 0 .. {count - 1}, got {self.layer}")
         shapes = (pair.student_shapes[self.layer], pair.teacher_shapes[self.layer])
         require_maps("fitnet", shapes)
         try:

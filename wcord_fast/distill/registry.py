@@ -140,7 +140,7 @@ def _add(name: str, method: Any, section: str | None, fixed: dict[str, Any], key
     return entry
 
 
-def _found(path: str) -> str:
+def _registered(path: str) -> str:
     """The dotted path of a user's method, "package.module.Class" or "package.module:Class", once it is registered.
 
     Raises:
@@ -172,7 +172,7 @@ def parse(name: str) -> tuple[str, bool]:
     key = name.strip().replace(" ", "")
     base, plus = key.removesuffix(PLUS_KD), key.endswith(PLUS_KD)
     if "." in base or ":" in base:
-        base = _found(base)
+        base = _registered(base)
     else:
         base, plus = base.lower().removesuffix(PLUS_KD), key.lower().endswith(PLUS_KD)
         checks.choice("method", base, METHODS)

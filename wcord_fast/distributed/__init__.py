@@ -1,4 +1,4 @@
-"""Many processes: torch.distributed as it is, and what the losses and the driver need of it."""
+"""Ranks of torch.distributed, the bytes that they send, and the state of a loss that DDP must not broadcast."""
 
 from .ddp import exclude_state
 from .ranks import Ranks, bytes_sent, ranks

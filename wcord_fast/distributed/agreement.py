@@ -1,4 +1,4 @@
-"""All ranks must have made a loss alike: what each says of its own is compared, once, before it is relied on."""
+"""A check, made once, that all ranks built a loss with equal options."""
 
 from __future__ import annotations
 

@@ -135,12 +135,12 @@ def checked_options(**options: Any) -> OTOptions:
     return OTOptions.checked(**options)
 
 
-def marginals(found, a: Tensor | None, b: Tensor | None, options: OTOptions) -> tuple[Tensor, ...]:
+def marginals(solved, a: Tensor | None, b: Tensor | None, options: OTOptions) -> tuple[Tensor, ...]:
     """`row_mass` and `column_mass` of relaxed problems; nothing of balanced ones."""
     if not options.relaxed:
         return ()
     sides = []
-    for potential, mass, reach in ((found[1], a, options.reach[0]), (found[2], b, options.reach[1])):
+    for potential, mass, reach in ((solved[1], a, options.reach[0]), (solved[2], b, options.reach[1])):
         uniform = torch.full_like(potential, 1 / potential.shape[-1])
         mass = uniform if mass is None else mass.detach().expand_as(potential)
         if reach is not None:

@@ -34,9 +34,9 @@ def sinkhorn_project(logits: Tensor, iters: int = 20, eps: float = 1.0, *, backe
             the transforms of `torch.func`.
     """
     if not isinstance(logits, Tensor) or logits.dim() < 2:
-        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         kind = ValueError if isinstance(logits, Tensor) else TypeError
-        raise kind(f"logits: expected a tensor [..., n, n], got {got}")
+        raise kind(f"logits: expected a tensor [..., n, n], got {shape}")
     n = logits.shape[-1]
     checks.tensor("logits", logits, shape=(*logits.shape[:-2], "n", "n"))
     if logits.shape[-2] != n:

@@ -20,7 +20,7 @@ from .hooks import After, Before, call
 LAST = ""  # the tap of the penultimate vector
 
 
-class _Found(NamedTuple):
+class _Captured(NamedTuple):
     """What a tap met in a forward: a module's output, its version then, and a copy of it if one was made."""
 
     tensor: Tensor
@@ -87,7 +87,7 @@ class Tapped(nn.Module):
         for argument, name in named:
             if name not in modules or name == "":
                 raise ValueError(f"{argument}: {_no_such_module(name, modules)}")
-        self._found: dict[tuple[int, str], _Found] = {}  # by thread and tap; empty but during a forward
+        self._captured: dict[tuple[int, str], _Captured] = {}  # by thread and tap; empty but during a forward
         self._changed: set[str] = set()  # taps that were changed in place: copied from then on
         self._known: set[tuple[bool, bool]] = set()  # modes in which a forward has shown which those are
         self.register_state_dict_post_hook(_without_prefix)
@@ -118,7 +118,7 @@ class Tapped(nn.Module):
             taken = {name: self._feature(thread, name, logits) for name in names}
         finally:
             for name in names:
-                self._found.pop((thread, name), None)
+                self._captured.pop((thread, name), None)
         if learn and not traced:
             self._known.add(mode)
         result = [form.take(taken[form.module], *x.shape[-2:]) for form in forms]
@@ -132,17 +132,17 @@ class Tapped(nn.Module):
         shown = name or self.penultimate
         if not isinstance(value, Tensor):
             raise TypeError(f"features: expected {shown!r} to give one tensor, got {type(value).__name__}")
-        if (thread, name) in self._found:
+        if (thread, name) in self._captured:
             raise RuntimeError(f"features: {shown!r} runs more than once in a forward")
         lost = grad and not torch.is_grad_enabled() and self._trains(module, shown)
         counted = bool(thread) and not value.is_inference()  # a compiler and inference mode count no versions
         copied = value.clone() if copy or not counted or name in self._changed else None
-        self._found[thread, name] = _Found(value, value._version if counted else -1, copied, lost)
+        self._captured[thread, name] = _Captured(value, value._version if counted else -1, copied, lost)
 
     def _feature(self, thread: int, name: str, logits: Tensor) -> Tensor:
         """The feature of a tap after the forward: the tensor itself, or the copy if it was changed since."""
         shown = name or self.penultimate
-        result = self._found.get((thread, name))
+        result = self._captured.get((thread, name))
         if result is None:
             raise RuntimeError(f"features: {shown!r} did not run in this forward (in the thread that called it)")
         if result.lost and _has_function(logits):

@@ -29,7 +29,7 @@ def find_state_dict(value: Any) -> dict[str, Tensor] | None:
 
     Keys are as in the file, less the parts that wrappers (DataParallel, torch.compile, FSDP) put into them.
     """
-    largest = max(_mappings(value), key=lambda found: len(found.tensors), default=None)
+    largest = max(_mappings(value), key=lambda mapping: len(mapping.tensors), default=None)
     if largest is None:
         return None
     return {plain: largest.tensors[key] for plain, key in _plain_keys(largest.tensors).items()}
@@ -98,7 +98,7 @@ class _Fit:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _StateDict:
     """The tensors of one mapping in the file; `path` ends with a dot unless it is empty."""
 
     path: str
@@ -137,16 +137,16 @@ class _Found:
         return _Fit(self.path + prefix, state, present, wrong, list(self.tensors))
 
 
-def _mappings(value: Any, path: str = "", depth: int = DEPTH) -> Iterator[_Found]:
+def _mappings(value: Any, path: str = "", depth: int = DEPTH) -> Iterator[_StateDict]:
     """`value` and the mappings inside it that hold tensors by name, in the file's order; each also without the
     wrappers' parts of its keys."""
     if not isinstance(value, Mapping):
         return
     tensors = {key: item for key, item in value.items() if isinstance(key, str) and isinstance(item, Tensor)}
     if tensors:
-        yield _Found(path, tensors)
+        yield _StateDict(path, tensors)
         if (plain := _plain_keys(tensors)).keys() != tensors.keys():
-            yield _Found(path, {name: tensors[key] for name, key in plain.items()})
+            yield _StateDict(path, {name: tensors[key] for name, key in plain.items()})
     if depth:
         for key, item in value.items():
             yield from _mappings(item, f"{path}{key}.", depth - 1)

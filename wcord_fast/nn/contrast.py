@@ -253,7 +253,7 @@ class ContrastiveLoss(StateModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self._alike = False
+        self._agreed = False
         self._filled = True
         self.register_load_state_dict_pre_hook(_fit_loss)
         self.register_load_state_dict_post_hook(_forget_agreement)
@@ -292,7 +292,7 @@ class ContrastiveLoss(StateModule):
         self.embed_t.reset_parameters()
         if self.contrast is not None:
             self.contrast.reset_parameters()
-        self._alike = False
+        self._agreed = False
 
     def repdistiller_state_dict(self) -> dict[str, Tensor]:
         """A copy of the state under the names that RepDistiller's CRDLoss loads with `strict=True`.
@@ -347,7 +347,7 @@ class ContrastiveLoss(StateModule):
         queues = (module for module in self.modules() if isinstance(module, FeatureQueue))
         facts += [f"queue of which {int(queue.pushed)} rows have been pushed" for queue in queues]
         require_agreement(self, facts, self.embed_s.linear.bias.device)
-        self._alike = True
+        self._agreed = True
 
     @property
     def needs_index(self) -> bool:
@@ -376,7 +376,7 @@ class ContrastiveLoss(StateModule):
             for name in ("idx", "contrast_idx"):
                 if name in tensors:
                     checks.rows_in_range(name, tensors[name], self.n_data)
-        if self.training and not self._alike and ranks().world > 1:
+        if self.training and not self._agreed and ranks().world > 1:
             self.require_agreement()
 
 
@@ -385,11 +385,11 @@ def _fit_contrast(module: Contrast, state_dict, prefix, _metadata, _strict, _mis
 
 
 def _fit_loss(module: ContrastiveLoss, state_dict, prefix, _metadata, _strict, _missing, unexpected_keys, _errors):
-    """A state of other sizes or options is refused, or what fits of it is taken, before anything is copied."""
+    """Refuse a state of other sizes or options, or keep its fitting entries, before anything is copied."""
     for embed, name in ((module.embed_s, "embed_s"), (module.embed_t, "embed_t")):
         embed.linear.rename_to_ours(state_dict, f"{prefix}{name}.linear.")
     module.say_misfits(replace_misfits_of_loss(module, state_dict, prefix), unexpected_keys)
 
 
 def _forget_agreement(module: ContrastiveLoss, _keys) -> None:
-    module._alike = False
+    module._agreed = False

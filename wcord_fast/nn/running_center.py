@@ -50,8 +50,8 @@ class RunningCenter(StateModule):
                 batch, rows = _mean_over_ranks(batch, rows)
             before = self.mean.to(batch.dtype)
             if moves:
-                share = (self.steps / (self.steps + 1)).clamp_max(self.momentum).to(batch.dtype)
-                mean = batch.lerp(before, share)
+                weight = (self.steps / (self.steps + 1)).clamp_max(self.momentum).to(batch.dtype)
+                mean = batch.lerp(before, weight)
                 self._moved = mean
             else:
                 mean = torch.where(self.steps == 0, batch, before)

@@ -1,4 +1,4 @@
-"""What a module's buffers hold: values that cannot be lost, or are known to be lost, and what they belong to."""
+"""Modules that notice when a buffer has lost its values, and records of the options that a buffer belongs to."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from ..ops.warn import warn
 class StateModule(nn.Module):
     """A module that knows which of its buffers hold values.
 
-    - Buffers made on meta hold none after `to_empty`. Using them raises, until `reset_parameters` of this module has
-      made them, or a state dict, or anything else, has written them.
-    - `constants` are buffers that a cast leaves alone and `to_empty` does not lose: they follow buffer `beside`.
-    - `scratch` are those that begin as zeros and mean nothing between calls.
-    - `wide` are floating buffers that a cast of the module never makes narrower than fp32.
-    - `tables` are integers that follow the batches' device and are no buffers: averages of buffers would round them.
+    - A buffer made on meta holds no values after `to_empty`. Its use raises until `reset_parameters`, a state dict, or
+      any other write has filled it.
+    - `constants` names buffers that a cast does not change and `to_empty` does not lose. They follow buffer `beside`.
+    - `scratch` names buffers that begin as zeros and mean nothing between calls.
+    - `wide` names floating buffers that a cast of the module never makes narrower than fp32.
+    - `tables` holds integers on the batches' device. They are no buffers: averages of buffers would round them.
     """
 
     wide: tuple[str, ...] = ()
@@ -31,9 +31,9 @@ class StateModule(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._empty: dict[str, tuple[Tensor, int]] = {}  # and their counts of writes, when they became so
-        self._strict: bool | None = None  # of a load that begins at this module
-        self._said: list[str] = []  # of the last one
+        self._empty: dict[str, tuple[Tensor, int]] = {}  # buffers without values, and their counts of writes then
+        self._strict: bool | None = None  # `strict` of the load that began at this module; None when none is running
+        self._misfits: list[str] = []  # entries that the last load did not take, and why
         self.tables: dict[str, Tensor] = {}
 
     def require_filled(self) -> None:
@@ -49,26 +49,26 @@ class StateModule(nn.Module):
         self._empty = {}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
-        """As of any module; `strict=False` also loads what fits of a state of other sizes or options, and warns."""
-        self._strict, self._said = strict, []
+        """As in `nn.Module`; `strict=False` loads a state of other sizes or options in part, with a warning."""
+        self._strict, self._misfits = strict, []
         try:
             keys = super().load_state_dict(state_dict, strict, assign)
         finally:
             self._strict = None
-        if self._said:
-            warn(f"{type(self).__name__}: what fits of the state dict is loaded; {'; '.join(self._said)}")
+        if self._misfits:
+            warn(f"{type(self).__name__}: the state dict is loaded in part; {'; '.join(self._misfits)}")
         return keys
 
     def say_misfits(self, misfits: list[str], unexpected_keys: list[str]) -> None:
-        """A state that was made otherwise: RuntimeError under `strict=True`, else a warning."""
+        """Report a state dict of other sizes or options: RuntimeError under `strict=True`, else a warning."""
         if not misfits:
             return
         message = [*misfits, "with strict=False the rest is loaded"]
         if self._strict:
             raise RuntimeError("\n\t".join([f"Error(s) in loading state_dict for {type(self).__name__}:", *message]))
-        if self._strict is None:  # torch tells modules below the first nothing of `strict`, but raises for these if so
+        if self._strict is None:  # this is a child: torch knows `strict`, and raises for unexpected keys by it
             unexpected_keys += misfits
-        self._said = misfits
+        self._misfits = misfits
 
     def __getstate__(self):
         return self.__dict__ | {"_strict": None}
@@ -77,7 +77,7 @@ class StateModule(nn.Module):
         buffers: dict[str, Any] = self._buffers
         before = dict(buffers)
         kept = {name: buffers[name] for name in self.constants}
-        buffers.update(dict.fromkeys(kept))  # None is left alone, and keeps its place
+        buffers.update(dict.fromkeys(kept))  # nn.Module skips a buffer that is None, and the order stays
         super()._apply(fn, recurse)
         for name in self.wide:
             old, new = before[name], buffers[name]
@@ -106,15 +106,15 @@ class StateModule(nn.Module):
             setattr(self, name, self.moved(getattr(self, name)))
 
     def table(self, name: str, device: torch.device) -> Tensor:
-        """One of `tables`, on `device`; meta takes none away."""
+        """One of `tables`, on `device`. On meta it stays where it is."""
         table = self.tables[name]
         if table.device != device and device.type != "meta":
             self.tables[name] = table = table.to(device)
         return table
 
     def moved(self, value: Tensor) -> Tensor:
-        """A constant, on the device of the buffer that it stays beside; meta takes none away."""
-        beside = cast(Tensor, self._buffers[self.beside])  # as it is: reading an attribute may restore what was written
+        """A constant, on the device of the buffer `beside`. If that is on meta, the constant stays where it is."""
+        beside = cast(Tensor, self._buffers[self.beside])  # not the attribute: reading that may restore its values
         return value if beside.is_meta else value.to(beside.device)
 
 
@@ -134,7 +134,7 @@ class Record:
         return torch.tensor(list(packed), dtype=torch.uint8, device=device)
 
     def differences(self, there: Any) -> dict[str, int | float]:
-        """The facts of another record's tensor that are not these; none of what is no such record."""
+        """The facts in which another record's tensor differs, with its values; empty if `there` is no such record."""
         if not isinstance(there, Tensor) or there.dtype != torch.uint8 or there.is_meta:
             return {}
         packed = bytes(there.detach().cpu().flatten().tolist())

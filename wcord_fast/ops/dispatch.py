@@ -150,7 +150,7 @@ def resolve(
         RuntimeError: the row exists, but the backend cannot run in this process.
     """
     kind = device if device in ("cpu", "cuda") else torch.device(device).type
-    find = _found if unfit is None else _find  # without `unfit` nothing depends on the call's tensors
+    find = _cached if unfit is None else _find  # without `unfit` nothing depends on the call's tensors
     return find(op, plan, kind, requested(backend), cannot_run, unfit)
 
 
@@ -158,24 +158,24 @@ def _find(
     op: str,
     plan: str,
     kind: str,
-    asked: str,
+    backend: str,
     cannot_run: Callable[[str, str], str | None],
     unfit: Callable[[str], str | None] | None,
 ) -> Choice:
     rows = [r for r in SUPPORT if r.op == op and r.plan == plan and r.device in (kind, "any")]
-    if asked != "auto":
-        row = next((r for r in rows if r.backend == asked), None)
+    if backend != "auto":
+        row = next((r for r in rows if r.backend == backend), None)
         if row is None:
             have = ", ".join(f"{r.backend} on {r.device}" for r in SUPPORT if r.op == op and r.plan == plan)
             raise NotImplementedError(
-                f"backend={asked!r}: {op} with plan={plan!r} on {kind} is not in the support table ({have})"
+                f"backend={backend!r}: {op} with plan={plan!r} on {kind} is not in the support table ({have})"
             )
-        why = cannot_run(asked, kind)
+        why = cannot_run(backend, kind)
         if why:
-            raise RuntimeError(f"backend={asked!r}: {op} on {kind} cannot run here: {why}")
-        if unfit and (why := unfit(asked)):
-            raise NotImplementedError(f"backend={asked!r}: {op} on {kind}: {why}")
-        return Choice(op, plan, kind, asked, f"asked for; {row.note}")
+            raise RuntimeError(f"backend={backend!r}: {op} on {kind} cannot run here: {why}")
+        if unfit and (why := unfit(backend)):
+            raise NotImplementedError(f"backend={backend!r}: {op} on {kind}: {why}")
+        return Choice(op, plan, kind, backend, f"asked for; {row.note}")
     passed_over: list[str] = []
     for row in rows:
         why = cannot_run(row.backend, kind) or (unfit(row.backend) if unfit else None)
@@ -186,4 +186,4 @@ def _find(
     raise NotImplementedError(f"{op} with plan={plan!r} has no backend on {kind}")
 
 
-_found = functools.lru_cache(maxsize=256)(_find)
+_cached = functools.lru_cache(maxsize=256)(_find)

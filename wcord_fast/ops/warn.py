@@ -19,7 +19,7 @@ _PASSED_OVER = (
 
 # Where `warn_once` has warned -> the filters that were in force. They are another list within `catch_warnings`, which
 # sees what is told within it whatever has been told before.
-_told: dict[tuple[str, int], Any] = {}
+_warned: dict[tuple[str, int], Any] = {}
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
@@ -31,10 +31,10 @@ def warn_once(message: str, category: type[Warning] = UserWarning) -> None:
     """`warn`, but once per line of the caller, whatever numbers the message holds."""
     level, frame = _caller()
     place = ("", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)
-    if _told.get(place) is warnings.filters:
+    if _warned.get(place) is warnings.filters:
         return
     warnings.warn(message, category, stacklevel=level)
-    _told[place] = warnings.filters  # not where a filter has made the warning an error: that is told every time
+    _warned[place] = warnings.filters  # not where a filter has made the warning an error: that is told every time
 
 
 def _caller() -> tuple[int, FrameType | None]:

@@ -194,14 +194,14 @@ def _read(path: Path, load: Callable[[Path], Any]) -> Any:
         raise CheckpointError(f"{path}: damaged or not a PyTorch file ({reason})") from None
 
 
-def require_same(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+def require_same(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
     """CheckpointError naming the first three values in which two specs differ; nothing if they are equal."""
-    ours, theirs = _flat(wanted), _flat(found)
+    ours, theirs = _flat(wanted), _flat(saved)
     differ = [key for key in dict.fromkeys([*ours, *theirs]) if ours.get(key) != theirs.get(key)]
     if differ:
         text = "; ".join(f"{key} was {theirs.get(key)!r}, now {ours.get(key)!r}" for key in differ[:3])
         more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
-        longer = differ == ["recipe.epochs"] and lengthened(found, wanted) != found
+        longer = differ == ["recipe.epochs"] and lengthened(saved, wanted) != saved
         raise CheckpointError(
             f"{path} was made with another configuration: {text}{more}. Use another --output-dir to keep it, "
             f"{'--extend to go on with it, ' if longer else ''}or --restart to train every run in it anew"

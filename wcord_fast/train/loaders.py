@@ -153,6 +153,6 @@ def as_batch(name: str, given: Any, device: torch.device) -> Batch:
         raise TypeError(f"{name}: expected images of a floating dtype, got {images.dtype}")
     for what, values in (("labels", labels), ("index", index)):
         if values.dtype != torch.int64 or list(values.shape) != [len(images)]:
-            got = f"{values.dtype} {list(values.shape)}"
-            raise ValueError(f"{name}: expected {what} int64 [{len(images)}], one per image, got {got}")
+            shape = f"{values.dtype} {list(values.shape)}"
+            raise ValueError(f"{name}: expected {what} int64 [{len(images)}], one per image, got {shape}")
     return Batch(*(part.to(device, non_blocking=True) for part in given))

@@ -37,10 +37,10 @@ class Progress:
 
 def epoch_line(name: str, row: Row, epochs: int) -> str:
     """One line for the screen: the epoch's losses, accuracy and speed."""
-    share = f"  loss {row['loss_share']:.0%} of step" if row["loss_share"] else ""
+    loss_share = f"  loss {row['loss_share']:.0%} of step" if row["loss_share"] else ""
     named = {"train": "train_top1", "test": "test_top1"}
     accuracy = "".join(f"  {split} {row[key]:6.2f} %" for split, key in named.items() if key in row)
     return (
         f"{name:<10} epoch {row['epoch']:>3}/{epochs}  loss {row['loss']:8.4f}{accuracy}"
-        f"  {row['images_per_s']:7.0f} img/s{share}"
+        f"  {row['images_per_s']:7.0f} img/s{loss_share}"
     )

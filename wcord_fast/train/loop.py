@@ -237,7 +237,7 @@ def train_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> Row:
     run.method.train()
     run.network = wrap(run.student)  # anew, so that sums over ranks have an order that does not depend on a restart
     meters, watch = Meters(epoch), Stopwatch(run.train.device)
-    shares: dict[str, float] = {}
+    fractions: dict[str, float] = {}
     began = time.perf_counter()
     title = f"{run.name} {epoch + 1}/{run.recipe['epochs']}"
     bar = Progress(run.train.epoch(epoch), len(run.train), title, run.quiet)
@@ -249,7 +249,7 @@ def train_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> Row:
         part = micro_batch(step, len(run.train), run.recipe["accumulate"])
         if run.method.scheduled:
             run.method.at_step(epoch * len(run.train) + step, len(run.train), run.recipe["epochs"])
-        shares |= train_step(run, optimizer, batch, meters, watch, probe, part, run.train.weight(step))
+        fractions |= train_step(run, optimizer, batch, meters, watch, probe, part, run.train.weight(step))
         if (step + 1) % run.log_every == 0:
             bar.show(meters.means())
             watch.sample()
@@ -261,4 +261,4 @@ def train_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> Row:
     means["train_top1"] *= 100
     watch.sample()
     share = watch.seconds() / seconds if run.method.needs_teacher else 0.0
-    return means | shares | {"images_per_s": meters.count / seconds, "loss_share": share, "seconds": seconds}
+    return means | fractions | {"images_per_s": meters.count / seconds, "loss_share": share, "seconds": seconds}

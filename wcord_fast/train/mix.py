@@ -14,11 +14,11 @@ class Blend(NamedTuple):
     """The second labels of a mixed batch.
 
     labels: int64 [B].
-    share: of the second image, at most a half: the cross entropy with its label has this weight.
+    fraction: of the second image, at most a half: the cross entropy with its label has this weight.
     """
 
     labels: Tensor
-    share: float
+    fraction: float
 
 
 def mix(batch: Batch, mixup: float, cutmix: float) -> tuple[Batch, Blend]:
@@ -36,20 +36,20 @@ def mix(batch: Batch, mixup: float, cutmix: float) -> tuple[Batch, Blend]:
     alpha = cutmix if cut else mixup
     gamma = torch._standard_gamma(torch.full((2,), alpha, dtype=torch.float64))
     drawn = float(gamma[0] / gamma.sum()) if float(gamma.sum()) > 0 else 0.0  # tiny alpha: both may underflow
-    share = min(drawn, 1 - drawn)
+    fraction = min(drawn, 1 - drawn)
     order = torch.randperm(len(batch.images)).to(batch.images.device, non_blocking=True)
     other = batch.images[order]
     if cut:
-        images, share = _pasted(batch.images, other, share)
+        images, fraction = _pasted(batch.images, other, fraction)
     else:
-        images = torch.lerp(batch.images, other, share)
-    return batch._replace(images=images), Blend(batch.labels[order], share)
+        images = torch.lerp(batch.images, other, fraction)
+    return batch._replace(images=images), Blend(batch.labels[order], fraction)
 
 
-def _pasted(images: Tensor, other: Tensor, share: float) -> tuple[Tensor, float]:
+def _pasted(images: Tensor, other: Tensor, fraction: float) -> tuple[Tensor, float]:
     """A box of `other` pasted into `images`, and the share of the pixels that it has."""
     height, width = images.shape[-2:]
-    side = share**0.5
+    side = fraction**0.5
     tall, wide = int(height * side), int(width * side)  # at most the share that was drawn
     top, left = (int(torch.randint(total - part + 1, ())) for total, part in ((height, tall), (width, wide)))
     images = images.clone()

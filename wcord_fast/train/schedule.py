@@ -17,8 +17,8 @@ def learning_rate(recipe: dict[str, Any], epoch: int, part: float = 0.0) -> floa
     recipe = DEFAULTS | recipe
     begin, done = warmup_epochs(recipe), epoch + part
     if recipe["schedule"] == "cosine":
-        share = min(1.0, max(0.0, done - begin) / max(recipe["epochs"] - begin, 1e-9))
-        rate = recipe["lr"] * (0.5 + 0.5 * math.cos(math.pi * share))
+        progress = min(1.0, max(0.0, done - begin) / max(recipe["epochs"] - begin, 1e-9))
+        rate = recipe["lr"] * (0.5 + 0.5 * math.cos(math.pi * progress))
     else:
         rate = recipe["lr"] * recipe["lr_decay"] ** sum(epoch + 1 > end for end in decay_epochs(recipe))
     return rate * done / begin if done < begin else rate
@@ -39,12 +39,12 @@ def decay_epochs(recipe: dict[str, Any]) -> list[float]:
     return [round(m * recipe["epochs"]) if m < 1 else m for m in recipe["milestones"]]
 
 
-def lengthened(found: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
-    """The spec `found` of a checkpoint with the epochs of `wanted` where those are more; else as it is."""
-    old, new = (spec.get("recipe", {}).get("epochs") for spec in (found, wanted))
+def lengthened(saved: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """The spec `saved` of a checkpoint with the epochs of `wanted` where those are more; else as it is."""
+    old, new = (spec.get("recipe", {}).get("epochs") for spec in (saved, wanted))
     if isinstance(old, int) and isinstance(new, int) and old < new:
-        return {**found, "recipe": {**found["recipe"], "epochs": new}}
-    return found
+        return {**saved, "recipe": {**saved["recipe"], "epochs": new}}
+    return saved
 
 
 def announcement(old: dict[str, Any], new: dict[str, Any], done: int) -> str:

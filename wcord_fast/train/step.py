@@ -64,14 +64,14 @@ def train_step(
     """
     if part.first:
         optimizer.zero_grad(set_to_none=True)
-    shares: dict[str, float] = {}
+    fractions: dict[str, float] = {}
     blend = None
     if run.recipe["mixup"] or run.recipe["cutmix"]:
         batch, blend = mix(batch, run.recipe["mixup"], run.recipe["cutmix"])
     if run.graphed is not None and not probe:
         values = run.graphed(batch, watch)
     else:
-        values, shares = gradients(run, batch, watch, meters, probe, part.share * weight, part.last, blend)
+        values, fractions = gradients(run, batch, watch, meters, probe, part.share * weight, part.last, blend)
     if part.last:
         average_gradients(run.method.parameters())
         if run.recipe["clip_grad"] is not None:
@@ -80,7 +80,7 @@ def train_step(
         if run.average is not None:
             run.average.update()
     meters.add(len(batch.labels), values)
-    return shares
+    return fractions
 
 
 def gradients(
@@ -116,13 +116,13 @@ def gradients(
     cross_entropy = F.cross_entropy(student.logits.float(), batch.labels, label_smoothing=smoothing)
     if blend is not None:
         second = F.cross_entropy(student.logits.float(), blend.labels, label_smoothing=smoothing)
-        cross_entropy = torch.lerp(cross_entropy, second, blend.share)
+        cross_entropy = torch.lerp(cross_entropy, second, blend.fraction)
     ce = run.method.options.ce_weight * cross_entropy
     correct = (student.logits.argmax(1) == batch.labels).double().mean()
-    shares: dict[str, float] = {}
+    fractions: dict[str, float] = {}
     if probe:
-        shares = gradient_shares(run.method, ce, student, teacher, batch)
-        shares |= probed(run.method, student, teacher, batch)
+        fractions = gradient_shares(run.method, ce, student, teacher, batch)
+        fractions |= probed(run.method, student, teacher, batch)
     with watch:
         leaves = Outputs(*detached(student))
         try:
@@ -139,7 +139,7 @@ def gradients(
     with sync_if(last, run.network):
         backward(ce * share, student, leaves)
     total = ce.detach() + loss.value.detach()
-    return {"ce": cross_entropy.detach(), **loss.terms, "loss": total, "train_top1": correct}, shares
+    return {"ce": cross_entropy.detach(), **loss.terms, "loss": total, "train_top1": correct}, fractions
 
 
 def detached(outputs: Outputs) -> tuple[list[Tensor], Tensor]:
