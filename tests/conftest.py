@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 
 import pytest
 import torch
 from hypothesis import settings
 
 from wcord_fast.ops import dispatch, native_module
+
+from .rank_pool import Pool
 
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
@@ -38,6 +41,28 @@ def simd(request):
         pytest.skip(f"this CPU or build has no {request.param}")
     yield request.param
     module.set_simd(before)
+
+
+@pytest.fixture
+def threads():
+    """A function that sets torch's number of threads; the old number returns after the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def pool(request):
+    """Processes that form a group, in two sizes; see `tests.rank_pool.Pool`."""
+    with closing(Pool(request.param)) as processes:
+        yield processes
+
+
+@pytest.fixture(scope="module")
+def two_ranks():
+    """A pool of two processes."""
+    with closing(Pool(2)) as processes:
+        yield processes
 
 
 def pytest_collection_modifyitems(config, items):

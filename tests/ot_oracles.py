@@ -7,6 +7,8 @@ inner step. Both underflow at small eps: there `sinkhorn_log` sums exponentials 
 import numpy as np
 import torch
 
+from wcord_fast import functional as F
+
 
 def features(seed, *shape, dtype=torch.float64):
     """Gaussian features; the same numbers in every dtype, to rounding."""
@@ -84,3 +86,10 @@ def torch_cost(x, y, cost):
     if cost == "cosine":
         return 1 - torch.nn.functional.normalize(x, dim=-1) @ torch.nn.functional.normalize(y, dim=-1).mT
     return (x.unsqueeze(-2) - y.unsqueeze(-3)).square().sum(-1)
+
+
+def solve_with_grad(x, y, **options):
+    """The library's `SolveResult`, and the gradients of its cost in x and y."""
+    x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
+    solved = F.ot_solve(x, y, **options)
+    return solved, *torch.autograd.grad(solved.cost.sum(), (x, y))

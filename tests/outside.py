@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,3 +24,10 @@ def package_outside(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str, re
     registered.update(before)
     for name in [name for name in sys.modules if name.startswith("my_package")]:
         del sys.modules[name]
+
+
+def command(package: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    """`wcord-fast distill` with these arguments and `package` on the path."""
+    environment = {**os.environ, "PYTHONPATH": f"{package}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    line = [sys.executable, "-m", "wcord_fast", "distill", *argv]
+    return subprocess.run(line, capture_output=True, text=True, env=environment, check=False)

@@ -23,13 +23,6 @@ PLANS = ("gather", "dense")
 MB = 1 << 20
 
 
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def flat(results: dict) -> list[torch.Tensor]:
     return [r for op in results.values() for r in op]
 

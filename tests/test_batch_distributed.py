@@ -11,18 +11,10 @@ from wcord_fast import functional as F
 from wcord_fast.distributed import bytes_sent
 from wcord_fast.ops import dispatch
 
-from .rank_pool import Pool
 from .test_batch_functions import CRITICS, function, problem
 
 SIZES = {2: [5, 2], 3: [3, 1, 6]}  # pairs of the ranks
 DIM = 7
-
-
-@pytest.fixture(scope="module", params=[2, 3])
-def pool(request):
-    pool = Pool(request.param)
-    yield pool
-    pool.close()
 
 
 def rows_of(sizes, rank):

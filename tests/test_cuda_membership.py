@@ -15,6 +15,7 @@ from wcord_fast.ops.sampling.spec import ALL, DrawSpec
 from wcord_fast.ops.status import Code
 
 from . import draw_specs
+from .cuda_bank_problem import flags
 from .cuda_on_cpu import build
 from .cuda_on_cpu.module import emulated
 
@@ -37,10 +38,6 @@ def functions(request, monkeypatch):
     library = request.getfixturevalue("library")
     with emulated(library, int(request.param[-1])):
         yield membership.mask_native, membership.counts_native
-
-
-def flags() -> int:
-    return int(status.word(torch.device("cpu")))
 
 
 def unpacked(mask: torch.Tensor, num_data: int) -> torch.Tensor:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 from wcord_fast import data
 from wcord_fast.data import registry
 
-from .outside import package_outside
+from .outside import command, package_outside
 
 MINE = """
 import torch
@@ -73,16 +69,16 @@ def test_a_taken_name_is_refused(package):
 
 
 def test_the_command_trains_on_it(package, tmp_path):
-    def command(*argv):
-        environment = {**os.environ, "PYTHONPATH": f"{package}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-        line = [sys.executable, "-m", "wcord_fast", "distill", *argv]
-        return subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
-
     small = ["--teacher=resnet8", "--student=resnet8", "--epochs=1", "--batch-size=8", "--threads=1"]
     done = command(
-        "--data=my_package.mine.load", "--methods=ce,crd", *small, f"--output-dir={tmp_path}/out", "--no-tensorboard"
+        package,
+        "--data=my_package.mine.load",
+        "--methods=ce,crd",
+        *small,
+        f"--output-dir={tmp_path}/out",
+        "--no-tensorboard",
     )
     assert done.returncode == 0, done.stderr
     assert "40 training and 8 test images, 4 classes" in done.stdout + done.stderr
-    bad = command("--data=my_package.nothing")
+    bad = command(package, "--data=my_package.nothing")
     assert bad.returncode == 2 and "data: 'my_package.nothing'" in bad.stderr

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from tests.test_train_loop import Killed, assert_equal, everything, metrics
+from tests.test_train_loop import Killed, assert_equal, die_in_step, everything, metrics
 from tests.train_tiny import CLASSES, SMALL, TEST, TRAIN, dataset, make_run
 from wcord_fast import data, distill, models
 from wcord_fast.cli import trained_network as trained
-from wcord_fast.train import checkpoint, loop
+from wcord_fast.train import checkpoint
 from wcord_fast.train.checkpoint import CheckpointError
 from wcord_fast.train.loaders import TrainLoader
 from wcord_fast.train.loop import fit as fit_run
@@ -137,15 +137,7 @@ def generated():
 def test_a_run_that_died_resumes_exactly(tmp_path, monkeypatch, make):
     options = {"epochs": 3, "test_loader": test_loader(), "method": "wcord"}
     fitted(batches=make(), output_dir=tmp_path / "whole", **options)
-    real, steps = loop.train_step, []
-
-    def dies_in_step_5(*args):
-        steps.append(1)
-        if len(steps) == 5:
-            raise Killed
-        return real(*args)
-
-    monkeypatch.setattr(loop, "train_step", dies_in_step_5)
+    die_in_step(monkeypatch, 5)
     with pytest.raises(Killed):
         fitted(batches=make(), output_dir=tmp_path / "broken", **options)
     monkeypatch.undo()

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from wcord_fast import distill, models
 
-from .outside import package_outside
+from .outside import command, package_outside
 
 MINE = """
 from dataclasses import dataclass
@@ -97,12 +93,6 @@ def test_a_taken_name_is_refused():
 
     with pytest.raises(ValueError, match=r"name: .*'Not A Name'"):
         distill.register("Not A Name")(distill.Method)
-
-
-def command(package, *argv):
-    environment = {**os.environ, "PYTHONPATH": f"{package}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    line = [sys.executable, "-m", "wcord_fast", "distill", *argv]
-    return subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
 
 
 def test_the_command_trains_with_it(package, tmp_path):

@@ -8,17 +8,8 @@ import torch
 from wcord_fast import CRDLoss
 from wcord_fast.distributed import ranks
 
-from .rank_pool import Pool
-
 N, D, S_DIM, T_DIM = 61, 12, 7, 9
 LABELS = torch.arange(N) % 5
-
-
-@pytest.fixture(scope="module", params=[2, 3])
-def pool(request):
-    pool = Pool(request.param)
-    yield pool
-    pool.close()
 
 
 UNLIKE = {  # what rank 1 makes otherwise, and what is said of it

@@ -12,8 +12,6 @@ from wcord_fast import CRDLoss, MemoryBank, NegativeSampler, WCoRDLoss
 from wcord_fast import functional as F
 from wcord_fast.distributed import bytes_sent, exclude_state, ranks
 
-from .rank_pool import Pool
-
 N, D, S_DIM, T_DIM = 61, 12, 7, 9
 LABELS = torch.arange(N) % 5
 SIZES = {2: [[4, 4], [5, 2], [1, 3]], 3: [[3, 3, 3], [4, 1, 2], [1, 1, 5]]}  # of the ranks, step by step
@@ -54,13 +52,6 @@ LOSSES = {
 }  # fmt: skip
 PAIRED = ("infonce batch", "sigmoid batch", "infonce queue", "sigmoid queue")
 BANKLESS = ("lckt", "lckt prior", "lckt class", "lckt only", "lckt running", "dual batch", *PAIRED)
-
-
-@pytest.fixture(scope="module", params=[2, 3])
-def pool(request):
-    pool = Pool(request.param)
-    yield pool
-    pool.close()
 
 
 def build(name, **options):

@@ -11,17 +11,8 @@ from wcord_fast import MemoryBank
 from wcord_fast import functional as F
 from wcord_fast.distributed import ranks
 
-from .rank_pool import Pool
-
 N = 61
 CRITICS = (F.bank_infonce, F.bank_sigmoid)
-
-
-@pytest.fixture(scope="module", params=[2, 3])
-def pool(request):
-    pool = Pool(request.param)
-    yield pool
-    pool.close()
 
 
 def anchors_of(f_s):

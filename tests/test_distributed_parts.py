@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 
 from wcord_fast import CRDLoss, MemoryBank, NegativeSampler
@@ -11,15 +10,7 @@ from wcord_fast import functional as F
 from wcord_fast.distributed import ranks
 from wcord_fast.distributed.ranks import gather_rows, scatter_sums, sizes_of
 
-from .rank_pool import Pool
 from .test_distributed_bank import CPU, S_DIM, T_DIM, D, N
-
-
-@pytest.fixture(scope="module", params=[2, 3])
-def pool(request):
-    pool = Pool(request.param)
-    yield pool
-    pool.close()
 
 
 def collectives():

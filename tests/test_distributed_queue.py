@@ -8,16 +8,7 @@ import torch
 from wcord_fast import FeatureQueue
 from wcord_fast.distributed import ranks
 
-from .rank_pool import Pool
-
 SIZES = [[3, 1], [1, 5], [2, 2], [9, 4]]  # rows that the two ranks push, step by step
-
-
-@pytest.fixture(scope="module")
-def pool():
-    pool = Pool(2)
-    yield pool
-    pool.close()
 
 
 def pushed(labels, dtype, rank=None):
@@ -38,9 +29,9 @@ def on_rank(labels, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("labels", [False, True])
-def test_ranks_equal_one_process(pool, labels, dtype):
+def test_ranks_equal_one_process(two_ranks, labels, dtype):
     expected = pushed(labels, dtype)
-    for state in pool.run(on_rank, labels, dtype):
+    for state in two_ranks.run(on_rank, labels, dtype):
         assert all(torch.equal(state[name], value) for name, value in expected.items())
 
 
@@ -56,6 +47,6 @@ def refused():
     return "", -1
 
 
-def test_bad_row_is_refused_on_every_rank(pool):
-    for message, count in pool.run(refused):
+def test_bad_row_is_refused_on_every_rank(two_ranks):
+    for message, count in two_ranks.run(refused):
         assert "rows: row 3 holds nan" in message and count == 0

@@ -24,8 +24,6 @@ from torch.distributed.tensor import DTensor
 from wcord_fast import CRDLoss, MemoryBank, WCoRDLoss
 from wcord_fast.distributed import ranks
 
-from .rank_pool import Pool
-
 N, K, S_DIM, T_DIM, D, B = 41, 7, 6, 9, 8, 4
 LABELS = torch.arange(N) % 4
 WHOLE = StateDictOptions(full_state_dict=True)
@@ -38,13 +36,6 @@ LOSSES = {
                                   "lambda_gckt": 0.02}),  # log_scale learns fast
     "lckt": (WCoRDLoss, {"lambda_gckt": 0.0, "lambda_lckt": 1.0, "ot_scope": "global"}),
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def pool():
-    pool = Pool(2)
-    yield pool
-    pool.close()
 
 
 class Distilled(nn.Module):
@@ -104,10 +95,10 @@ def sharded_training(name, how):
 
 @pytest.mark.parametrize("how", ["whole", "parts"])
 @pytest.mark.parametrize("name", LOSSES)
-def test_fsdp_equals_one_process(pool, name, how):
+def test_fsdp_equals_one_process(two_ranks, name, how):
     alone = Distilled(name)
     values, _ = train(alone, range(3))
-    parts = pool.run(sharded_training, name, how)
+    parts = two_ranks.run(sharded_training, name, how)
     for step, value in enumerate(values):
         assert sum(p[0][step] for p in parts) / 2 == pytest.approx(value, rel=2e-5)
     for _, state in parts:
@@ -134,13 +125,13 @@ def half_training(name, how, cast):
 @pytest.mark.parametrize("how", ["whole", "parts"])
 @pytest.mark.parametrize("cast", [False, True])
 @pytest.mark.parametrize("name", LOSSES)
-def test_parameters_in_bfloat16(pool, name, how, cast):
+def test_parameters_in_bfloat16(two_ranks, name, how, cast):
     alone = Distilled(name)
     with torch.no_grad():
         for p in alone.parameters():
             p.copy_(p.bfloat16())
     values, _ = train(alone, range(3))
-    parts = pool.run(half_training, name, how, cast)
+    parts = two_ranks.run(half_training, name, how, cast)
     for step, value in enumerate(values):
         assert sum(p[0][step] for p in parts) / 2 == pytest.approx(value, rel=0.02, abs=0.02)
     for _, dtypes, grads in parts:
@@ -165,8 +156,8 @@ def linear_in_bfloat16():
     return float(loss(f_s, f_t, torch.arange(B)).detach()), float(rounded(f_s, f_t, torch.arange(B)).detach())
 
 
-def test_mixed_precision_rounds_parameters_only(pool):
-    for ours, expected in pool.run(linear_in_bfloat16):
+def test_mixed_precision_rounds_parameters_only(two_ranks):
+    for ours, expected in two_ranks.run(linear_in_bfloat16):
         assert ours == pytest.approx(expected, rel=1e-6)
 
 
@@ -197,10 +188,11 @@ def saved_and_read(name, folder, options):
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("sharded", [False, True])
-def test_a_checkpoint_resumes_exactly(pool, tmp_path, name, sharded):
+def test_a_checkpoint_resumes_exactly(two_ranks, tmp_path, name, sharded):
     if sharded and name in ("dual batch", "sigmoid queue", "lckt"):
         pytest.skip("no bank")
-    for (a, there), (b, here) in pool.run(saved_and_read, name, str(tmp_path), {"shard": "rank"} if sharded else {}):
+    options = {"shard": "rank"} if sharded else {}
+    for (a, there), (b, here) in two_ranks.run(saved_and_read, name, str(tmp_path), options):
         assert a == b
         assert all(torch.equal(there[k].nan_to_num(), here[k].nan_to_num()) for k in there)
     if not sharded:
@@ -228,8 +220,8 @@ def of_other_labels(folder):
         set_model_state_dict(other, state)
 
 
-def test_a_checkpoint_of_other_labels_is_refused(pool, tmp_path):
-    pool.run(of_other_labels, str(tmp_path))
+def test_a_checkpoint_of_other_labels_is_refused(two_ranks, tmp_path):
+    two_ranks.run(of_other_labels, str(tmp_path))
 
 
 def made_on_meta(name, how, broadcast):
@@ -255,8 +247,8 @@ def made_on_meta(name, how, broadcast):
 @pytest.mark.parametrize("broadcast", [False, True])
 @pytest.mark.parametrize("how", ["whole", "parts"])
 @pytest.mark.parametrize("name", ["crd", "nce_sn", "dual batch"])
-def test_a_model_made_on_meta(pool, name, how, broadcast):
-    for fresh, unlike in pool.run(made_on_meta, name, how, broadcast):
+def test_a_model_made_on_meta(two_ranks, name, how, broadcast):
+    for fresh, unlike in two_ranks.run(made_on_meta, name, how, broadcast):
         assert math.isfinite(fresh) and not unlike
 
 
@@ -271,8 +263,8 @@ def vectors_after_reset():
     return linear.u, linear.v, linear.frozen()[0]
 
 
-def test_spectral_norms_of_sharded_weights_equal_one_process(pool):
-    (u, v, weight), (u1, v1, other) = pool.run(vectors_after_reset)
+def test_spectral_norms_of_sharded_weights_equal_one_process(two_ranks):
+    (u, v, weight), (u1, v1, other) = two_ranks.run(vectors_after_reset)
     assert torch.equal(u, u1) and torch.equal(v, v1) and torch.equal(weight, other)
     torch.testing.assert_close(torch.linalg.matrix_norm(weight, 2), torch.tensor(1.0), rtol=1e-4, atol=1e-4)
 
@@ -289,5 +281,5 @@ def sharded_bank_states():
     return torch.equal(state["rows"].full_tensor(), whole) and torch.equal(bank.all_rows(), whole), took
 
 
-def test_state_of_a_sharded_bank_has_all_rows(pool):
-    assert pool.run(sharded_bank_states) == [(True, [True] * 3)] * 2
+def test_state_of_a_sharded_bank_has_all_rows(two_ranks):
+    assert two_ranks.run(sharded_bank_states) == [(True, [True] * 3)] * 2

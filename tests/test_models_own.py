@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from wcord_fast import models
 from wcord_fast.models import own
 
-from .outside import package_outside
+from .outside import command, package_outside
 
 MINE = """
 import torch
@@ -96,11 +92,6 @@ def test_unknown_name_is_refused(package):
 
 
 def test_the_command_trains_it(package, tmp_path):
-    def command(*argv):
-        environment = {**os.environ, "PYTHONPATH": f"{package}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-        line = [sys.executable, "-m", "wcord_fast", "distill", *argv]
-        return subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
-
     small = [
         "--image-size=8",
         "--limit-train=64",
@@ -110,7 +101,7 @@ def test_the_command_trains_it(package, tmp_path):
         "--no-tensorboard",
     ]
     nets = ["--teacher=my_package.mine.Small", "--student=my_package.mine.flat", "--methods=ce,crd"]
-    done = command(*nets, *small, f"--output-dir={tmp_path}/out", "--no-tensorboard")
+    done = command(package, *nets, *small, f"--output-dir={tmp_path}/out", "--no-tensorboard")
     assert done.returncode == 0, done.stderr
-    bad = command("--student=my_package.nothing")
+    bad = command(package, "--student=my_package.nothing")
     assert bad.returncode == 2 and "student: 'my_package.nothing'" in bad.stderr

@@ -25,14 +25,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture
-def threads():
-    """A function that sets the number of threads, undone afterwards."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def permute(values, size, *, seed=GOLDEN_SEED, step=GOLDEN_STEP, anchor=GOLDEN_ANCHOR, inverse=False):
     values = torch.as_tensor(values, dtype=torch.int64).contiguous()
     out = torch.full_like(values, -1)

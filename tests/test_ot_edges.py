@@ -13,12 +13,6 @@ SOLVERS = ["ipot", "sinkhorn"]
 both = pytest.mark.parametrize(("cost", "solver"), [(c, s) for c in COSTS for s in SOLVERS])
 
 
-def solve_with_grad(x, y, **kwargs):
-    x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
-    solved = F.ot_solve(x, y, **kwargs)
-    return solved, *torch.autograd.grad(solved.cost.sum(), (x, y))
-
-
 def assert_sound(solved, *grads):
     """No NaN anywhere; -inf in the potentials only."""
     for t in (solved.cost, solved.scale, solved.marginal_error, *grads):
@@ -34,8 +28,8 @@ def test_zero_masses_equal_the_smaller_problem(cost, solver, dtype):
     a, b = oracle.masses(2, 7, zeros=[0, 4], dtype=dtype), oracle.masses(3, 6, zeros=[5], dtype=dtype)
     rows, columns = a > 0, b > 0
     kwargs = {"cost": cost, "solver": solver, "eps": 0.5, "iters": 25}
-    solved, gx, gy = solve_with_grad(x, y, a=a, b=b, **kwargs)
-    small, hx, hy = solve_with_grad(x[rows], y[columns], a=a[rows], b=b[columns], **kwargs)
+    solved, gx, gy = oracle.solve_with_grad(x, y, a=a, b=b, **kwargs)
+    small, hx, hy = oracle.solve_with_grad(x[rows], y[columns], a=a[rows], b=b[columns], **kwargs)
     assert_sound(solved, gx, gy)
     rounding = 8 * torch.finfo(dtype).eps * small.alpha.abs().max().item()  # of the exponents
     for ours, want in (
@@ -56,7 +50,7 @@ def test_zero_masses_equal_the_smaller_problem(cost, solver, dtype):
 def test_single_nonzero_mass_equals_the_closed_form(cost, solver):
     x, y = oracle.features(4, 5, 3), oracle.features(5, 4, 3)
     a, b = torch.eye(5, dtype=torch.float64)[2], oracle.masses(6, 4)
-    solved, gx, gy = solve_with_grad(x, y, a=a, b=b, cost=cost, solver=solver)
+    solved, gx, gy = oracle.solve_with_grad(x, y, a=a, b=b, cost=cost, solver=solver)
     assert_sound(solved, gx, gy)
     want = (b * torch.from_numpy(oracle.cost_matrix(x[2:3], y, cost))).sum()
     torch.testing.assert_close(solved.cost, want, rtol=1e-12, atol=0)
@@ -67,7 +61,7 @@ def test_a_zero_feature_row_without_mass_is_legal_under_cosine():
     x, y = oracle.features(7, 4, 3), oracle.features(8, 5, 3)
     x[1], y[3] = 0, 0
     a, b = oracle.masses(9, 4, zeros=[1]), oracle.masses(10, 5, zeros=[3])
-    solved, gx, gy = solve_with_grad(x, y, a=a, b=b, solver="sinkhorn", value="dual")
+    solved, gx, gy = oracle.solve_with_grad(x, y, a=a, b=b, solver="sinkhorn", value="dual")
     assert_sound(solved, gx, gy)
     assert (gx[1] == 0).all() and (gy[3] == 0).all()
 
@@ -77,7 +71,7 @@ def test_a_zero_feature_row_without_mass_is_legal_under_cosine():
 def test_single_rows_and_any_width(cost, solver, n, m, d):
     x, y = oracle.features(11, n, d), oracle.features(12, m, d)
     eps = 0.5 * oracle.cost_matrix(x, y, cost).max() + 1e-3
-    solved, gx, gy = solve_with_grad(x, y, cost=cost, solver=solver, eps=eps)
+    solved, gx, gy = oracle.solve_with_grad(x, y, cost=cost, solver=solver, eps=eps)
     assert_sound(solved, gx, gy)
     uniform = [torch.full((k,), 1 / k, dtype=torch.float64) for k in (n, m)]
     value, _ = oracle.solve(x, y, *uniform, cost, solver, eps, 50)
@@ -94,7 +88,7 @@ def test_identical_batches_duplicates_and_equal_costs(cost, solver):
         (x[[0, 0, 1, 1]], x[[1, 1, 0, 0]]),
         (x[:1].expand(5, 4), x[:1].expand(3, 4)),
     ):
-        assert_sound(*solve_with_grad(*pair, cost=cost, solver=solver))
+        assert_sound(*oracle.solve_with_grad(*pair, cost=cost, solver=solver))
     plan = F.ot_plan(x[:1].expand(5, 4), x[1:2].expand(3, 4), cost=cost, solver=solver)
     torch.testing.assert_close(plan, torch.full((5, 3), 1 / 15), rtol=1e-5, atol=0)
 
@@ -104,7 +98,7 @@ def test_identical_batches_duplicates_and_equal_costs(cost, solver):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 def test_no_nan_from_large_to_tiny_eps(cost, solver, eps, dtype):
     x, y = oracle.features(14, 24, 8).to(dtype), oracle.features(15, 20, 8).to(dtype)
-    solved, gx, gy = solve_with_grad(x, y, cost=cost, solver=solver, eps=eps)
+    solved, gx, gy = oracle.solve_with_grad(x, y, cost=cost, solver=solver, eps=eps)
     assert_sound(solved, gx, gy)
     plan = F.ot_plan(x, y, cost=cost, solver=solver, eps=eps)
     # Rounding of the exponent s * C, which no fp32 log-domain solver escapes, bounds how well columns are met.
@@ -115,8 +109,8 @@ def test_no_nan_from_large_to_tiny_eps(cost, solver, eps, dtype):
 @pytest.mark.parametrize("size", [1e-30, 1e-20, 1e20, 1e30])
 def test_cosine_cost_is_scale_invariant(size):
     x, y = oracle.features(16, 5, 4, dtype=torch.float32), oracle.features(17, 6, 4, dtype=torch.float32)
-    base, gx, _ = solve_with_grad(x, y)
-    solved, hx, _ = solve_with_grad(x * size, y)
+    base, gx, _ = oracle.solve_with_grad(x, y)
+    solved, hx, _ = oracle.solve_with_grad(x * size, y)
     torch.testing.assert_close(solved.cost, base.cost, rtol=1e-5, atol=0)
     torch.testing.assert_close(hx.double() * size, gx.double(), rtol=1e-4, atol=1e-7)
 
@@ -125,7 +119,7 @@ def test_near_points_keep_their_distance_far_from_the_origin():
     """|x|^2 + |y|^2 - 2<x, y> in fp32 would return noise of either sign here."""
     y = oracle.features(18, 6, 3, dtype=torch.float32) + 1000
     x = y + torch.linspace(0.001, 0.006, 6)[:, None]
-    solved, gx, _ = solve_with_grad(x, y, cost="sqeuclidean", solver="sinkhorn", eps=1e-3)
-    want, hx, _ = solve_with_grad(x.double(), y.double(), cost="sqeuclidean", solver="sinkhorn", eps=1e-3)
+    solved, gx, _ = oracle.solve_with_grad(x, y, cost="sqeuclidean", solver="sinkhorn", eps=1e-3)
+    want, hx, _ = oracle.solve_with_grad(x.double(), y.double(), cost="sqeuclidean", solver="sinkhorn", eps=1e-3)
     assert solved.cost.item() == pytest.approx(want.cost.item(), rel=1e-4)
     torch.testing.assert_close(gx.double(), hx, rtol=1e-3, atol=1e-8)

@@ -28,14 +28,6 @@ CASES = [
 cases = pytest.mark.parametrize("options", CASES, ids=lambda o: f"{o['solver']}-{o['eps']}")
 
 
-@pytest.fixture
-def threads():
-    """A function that sets torch's number of threads; the old number returns after the test."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(params=["resident", "streaming"])
 def regime(request, monkeypatch):
     monkeypatch.setenv("WCORD_FAST_OT_BYTES", str(1 << 30 if request.param == "resident" else 0))

@@ -16,12 +16,6 @@ solvers = st.sampled_from(["ipot", "sinkhorn"])
 near = {"rtol": 1e-8, "atol": 1e-10}
 
 
-def solve_with_grad(x, y, **kwargs):
-    x, y = x.detach().requires_grad_(), y.detach().requires_grad_()
-    solved = F.ot_solve(x, y, **kwargs)
-    return solved, *torch.autograd.grad(solved.cost.sum(), (x, y))
-
-
 @few
 @given(seeds, sizes, sizes, st.integers(1, 6), costs, st.booleans())
 def test_converged_dual_value_is_symmetric(seed, n, m, d, cost, weighted):
@@ -41,8 +35,8 @@ def test_permuting_rows_permutes_everything(seed, n, m, d, cost, solver):
     generator = torch.Generator().manual_seed(seed)
     p, q = torch.randperm(n, generator=generator), torch.randperm(m, generator=generator)
     kwargs = {"cost": cost, "solver": solver, "eps": 0.5, "iters": 20}
-    solved, gx, gy = solve_with_grad(x, y, a=a, b=b, **kwargs)
-    moved, hx, hy = solve_with_grad(x[p], y[q], a=a[p], b=b[q], **kwargs)
+    solved, gx, gy = oracle.solve_with_grad(x, y, a=a, b=b, **kwargs)
+    moved, hx, hy = oracle.solve_with_grad(x[p], y[q], a=a[p], b=b[q], **kwargs)
     for ours, want in (
         (moved.cost, solved.cost),
         (moved.alpha, solved.alpha[p]),
@@ -106,8 +100,8 @@ def test_strides_and_dtypes(seed, n, layout, dtype, cost):
         x = torch.cat([base[:1], base])[1:]
     y = oracle.features(seed + 1, 2, 3, 4, dtype=dtype)
     before, version = x.clone(), x._version
-    solved, gx, _ = solve_with_grad(x, y, cost=cost)
-    want, hx, _ = solve_with_grad(before.contiguous(), y, cost=cost)
+    solved, gx, _ = oracle.solve_with_grad(x, y, cost=cost)
+    want, hx, _ = oracle.solve_with_grad(before.contiguous(), y, cost=cost)
     assert torch.equal(x, before) and x._version == version
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     assert solved.cost.dtype == solved.alpha.dtype == wide and gx.dtype == dtype
@@ -118,6 +112,6 @@ def test_strides_and_dtypes(seed, n, layout, dtype, cost):
 @pytest.mark.parametrize("solver", ["ipot", "sinkhorn"])
 def test_bits_repeat(solver):
     x, y = oracle.features(0, 70, 16, dtype=torch.float32), oracle.features(1, 50, 16, dtype=torch.float32)
-    first, second = solve_with_grad(x, y, solver=solver), solve_with_grad(x, y, solver=solver)
+    first, second = oracle.solve_with_grad(x, y, solver=solver), oracle.solve_with_grad(x, y, solver=solver)
     assert all(torch.equal(p, q) for p, q in zip(first[0], second[0], strict=True))
     assert torch.equal(first[1], second[1]) and torch.equal(first[2], second[2])

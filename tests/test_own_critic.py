@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from wcord_fast import WCoRDLoss, nn
 from wcord_fast.nn import own_critic
 
-from .outside import package_outside
+from .outside import command, package_outside
 
 B, N, D, S_DIM, T_DIM, K = 6, 40, 8, 7, 9, 5
 LABELS = torch.arange(N) % 4
@@ -116,9 +112,7 @@ def test_critic_result_of_wrong_shape_is_named(package):
 
 
 def test_the_command_trains_with_it(package, tmp_path):
-    environment = {**os.environ, "PYTHONPATH": f"{package}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     small = ["--image-size=8", "--limit-train=64", "--epochs=1", "--teacher-epochs=1", "--threads=1"]
     own = ["--teacher=resnet8", "--student=resnet8", "--methods=ce,wcord", "--wcord.critic=my_package.mine.softmax"]
-    line = [sys.executable, "-m", "wcord_fast", "distill", *small, *own, f"--output-dir={tmp_path}/out"]
-    done = subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
+    done = command(package, *small, *own, f"--output-dir={tmp_path}/out")
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,7 @@
 """The loop: exact resume, gradients, metrics that are what they say, and a stop when a loss is not finite."""
 
 import csv
+import itertools
 import math
 
 import pytest
@@ -47,6 +48,18 @@ class Killed(BaseException):
     pass
 
 
+def die_in_step(monkeypatch, number):
+    """Let the loop raise Killed in place of its training step `number`, counted from 1 over epochs."""
+    train_step, steps = loop.train_step, itertools.count(1)
+
+    def step(*args):
+        if next(steps) == number:
+            raise Killed
+        return train_step(*args)
+
+    monkeypatch.setattr(loop, "train_step", step)
+
+
 @pytest.mark.parametrize(
     "method, config",
     [
@@ -57,16 +70,8 @@ class Killed(BaseException):
 )
 def test_a_run_that_died_in_mid_epoch_resumes_exactly(tmp_path, monkeypatch, method, config):
     fit(make_run(tmp_path / "whole", method, epochs=4, **config))
-    dying, steps = make_run(tmp_path / "broken", method, epochs=4, **config), []
-    real = loop.train_step
-
-    def dies_in_step_8(*args):  # three steps an epoch: the second step of the third epoch
-        steps.append(1)
-        if len(steps) == 8:
-            raise Killed
-        return real(*args)
-
-    monkeypatch.setattr(loop, "train_step", dies_in_step_8)
+    dying = make_run(tmp_path / "broken", method, epochs=4, **config)
+    die_in_step(monkeypatch, 8)  # three steps an epoch: the second step of the third epoch
     with pytest.raises(Killed):
         fit(dying)
     monkeypatch.undo()

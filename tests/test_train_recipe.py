@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.test_train_loop import Killed, assert_equal, everything, metrics
+from tests.test_train_loop import Killed, assert_equal, die_in_step, everything, metrics
 from tests.train_tiny import CLASSES, TRAIN, make_run
 from wcord_fast import models
 from wcord_fast.batch import Batch
@@ -202,15 +202,7 @@ def test_students_begin_with_the_weights_of_a_file(tmp_path):
 @pytest.mark.parametrize("method", ["wcord+kd", "ft"])
 def test_run_with_all_recipe_options_resumes_exactly(tmp_path, monkeypatch, method):
     fit(make_run(tmp_path / "whole", method, epochs=3, **EVERYTHING))
-    real, steps = loop.train_step, []
-
-    def dies_in_step_5(*args):
-        steps.append(1)
-        if len(steps) == 5:
-            raise Killed
-        return real(*args)
-
-    monkeypatch.setattr(loop, "train_step", dies_in_step_5)
+    die_in_step(monkeypatch, 5)
     with pytest.raises(Killed):
         fit(make_run(tmp_path / "broken", method, epochs=3, **EVERYTHING))
     monkeypatch.undo()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.test_train_fast import NoWatch, Recorder
-from tests.test_train_loop import Killed, assert_equal, everything
+from tests.test_train_loop import Killed, assert_equal, die_in_step, everything
 from tests.train_tiny import TRAIN, make_run
 from wcord_fast import distill
 from wcord_fast.batch import Batch
@@ -38,16 +38,8 @@ def test_ramp_is_linear_in_the_step():
 def test_a_run_that_died_resumes_exactly_and_fills_no_bank_again(tmp_path, monkeypatch, method, config):
     fit(make_run(tmp_path / "whole", method, epochs=4, log_grad_norms=True, **config))
     for die in (2, 5, 8, 11):  # of three steps an epoch: within every one
-        broken, steps = tmp_path / f"broken {die}", []
-        real = loop.train_step
-
-        def dies(*args, steps=steps, die=die, real=real):
-            steps.append(1)
-            if len(steps) == die:
-                raise Killed
-            return real(*args)
-
-        monkeypatch.setattr(loop, "train_step", dies)
+        broken = tmp_path / f"broken {die}"
+        die_in_step(monkeypatch, die)
         with pytest.raises(Killed):
             fit(make_run(broken, method, epochs=4, log_grad_norms=True, **config))
         monkeypatch.undo()
