@@ -59,7 +59,7 @@ class Plain:
 
 
 class OurCritic:
-    """This library by one plan, through the door that a loss module would use; draws included."""
+    """This library by one plan, called as a loss module calls it; the draws are part of the time."""
 
     def __init__(self, case: Case, critic: str, plan: str):
         self.case, self.critic, self.plan = case, critic, plan
@@ -100,7 +100,7 @@ def contest(shape: tuple[int, int, int], dim: int = 128) -> Contest:
 
 
 def with_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """`rows` of one contest, each of ours with `of_nce`; says them."""
+    """`rows` of one contest; ours get `of_nce`, their time over that of NCE, which is printed too."""
     time = {row["form"]: row["ms"]["p50"] for row in rows if "ms" in row}
     for row in rows:
         nce = time.get(f"nce, {row['form'].split(', ')[1]}")

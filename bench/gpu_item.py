@@ -1,4 +1,4 @@
-"""The options that every item of a schedule takes."""
+"""The command-line options of every item of a GPU schedule."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ def parsed(
     options = p.parse_args(arguments)
     options.device = torch.device("cpu" if options.dry_run else "cuda")
     if not options.dry_run:
-        torch.zeros(1, device=options.device)  # fails here, and in words, where there is no GPU
+        torch.zeros(1, device=options.device)  # raises with a clear message if there is no GPU
     return options

@@ -1,4 +1,4 @@
-"""What the three commands of bench.gpu run, riskiest first, and each item's share of the seconds."""
+"""The items of the three commands of bench.gpu, riskiest first, and the seconds of each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bench.gpu_schedule import Item, Schedule
 
 ROOT = Path(__file__).resolve().parent.parent
 BUDGET = 540
-DRY_FACTOR = 10  # of shares and budget in a dry run, whose machine may be slow and busy
+DRY_FACTOR = 10  # a dry run, on a machine that may be slow and busy, has so many times the seconds
 WARMERS = 12  # processes that compile Triton kernels while the native module is built
 SHAPES = ((64, 16384, 50_000), (256, 16384, 50_000), (1024, 65536, 1_281_167))
 MORE_SHAPES = ((64, 4096, 50_000), (1024, 4096, 1_281_167))
@@ -41,7 +41,7 @@ TRITON_TESTS = [
     ["tests/test_gpu.py", "-k", "modules_give"],
     ["tests/test_gpu_step.py", "-k", "dense or graph"],
 ]
-# Without graphs, which PyTorch captures with its caching allocator only, and without what is large or about time.
+# No tests of graphs, which PyTorch captures with its caching allocator only, and no large or timed tests.
 SANITIZED_FILES = [
     "tests/test_gpu.py",
     "tests/test_gpu_bank.py",
@@ -107,7 +107,7 @@ class Commands:
 
 
 def first_contact(out: Path, dry_run: bool = False) -> Schedule:
-    """What a card that nobody has tried is asked first."""
+    """The items for a card on which nothing has run yet."""
     c = Commands(out, dry_run)
     return [
         c.environment(),

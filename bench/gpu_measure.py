@@ -49,7 +49,7 @@ def eager_times(call: Callable[[], object], device: torch.device, repeats: int =
 
 
 def graphed(call: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """The same work as one replay of a CUDA graph; `call` itself where there are no CUDA graphs."""
+    """A function that replays `call` as a CUDA graph; `call` itself on a device without graphs."""
     if device.type != "cuda":
         return call
     side = torch.cuda.Stream(device)
@@ -113,7 +113,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def tried(row: dict[str, Any], measure: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """`row` after `measure(row)`, with `failed` where that raised: numbers that were there stay."""
+    """`row` after `measure(row)`. If that raises, `failed` holds the error, and the numbers measured before it stay."""
     try:
         measure(row)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Every call of bench.gpu_times once, between the profiler's start and stop: what ncu looks at."""
+"""Runs every call of bench.gpu_times once, between the profiler's start and stop, for ncu."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from bench import gpu_times
 from bench.gpu_measure import synchronize
 
-# Forms and the banks with which they are looked at.
+# The forms that are profiled, each with one dtype of the bank.
 FORMS = {"draw": "fp32", "membership": "fp32", "gather": "bf16", "dense": "bf16", "ours": "bf16"}
 
 

@@ -1,6 +1,6 @@
-"""A schedule of commands under one deadline: each in a process of its own, with a share of the time and its own line.
+"""A schedule of commands under one deadline. Each runs in a process of its own, and has its seconds and its result row.
 
-An item may take its own share and whatever those before it have left over; nothing can take the share of a later one.
+An item may use its own seconds and those that earlier items have left. No item can use the seconds of a later one.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from bench.contest import BASES
 from bench.results_file import append
 
 MISSING = 3  # exit status of an item whose tool or data is not there
-STOPPED = 124  # of one that was stopped at its limit
-LEAST = 0.5  # seconds below which an item is not begun
+STOPPED = 124  # exit status of an item that was stopped at its limit
+LEAST = 0.5  # least seconds with which an item is begun
 Row = dict[str, Any]
 
 
@@ -29,9 +29,9 @@ class Item:
     """One command.
 
     Attributes:
-        name: what its rows call it.
+        name: the item's name in its rows.
         command: program and arguments.
-        seconds: its share of the time.
+        seconds: the item's part of the budget.
         env: environment variables in addition to this process's.
     """
 
@@ -72,7 +72,7 @@ class Rows:
 
 
 def fails(row: Row) -> bool:
-    """Whether what the row is about did not run, or is a wrong result of ours."""
+    """Whether the row's case did not run, or is a wrong result of ours."""
     return "failed" in row or (row.get("right") is False and row.get("form") not in BASES)
 
 
@@ -115,7 +115,7 @@ class Running:
         return True
 
     def stop(self) -> None:
-        """End whatever is left of the item."""
+        """End the item's processes."""
         if self._process is None:
             return
         try:
@@ -137,7 +137,8 @@ def _outcome(code: int) -> str:
     return names.get(code) or (f"killed by signal {-code}" if code < 0 else "failed")
 
 
-def share(group: list[Item]) -> float:
+def seconds_of(group: list[Item]) -> float:
+    """The seconds of a group, whose items run side by side."""
     return max(item.seconds for item in group)
 
 
@@ -147,14 +148,14 @@ def run(schedule: Schedule, out: Path, budget: float, dry_run: bool = False) -> 
     Raises:
         ValueError: the shares are more than the `budget` of seconds.
     """
-    left = sum(map(share, schedule))
+    left = sum(map(seconds_of, schedule))
     if left > budget:
         raise ValueError(f"schedule: expected shares of at most {budget:g} s, got {left:g} s")
     deadline, rows = time.monotonic() + budget, []
     out.mkdir(parents=True, exist_ok=True)
     with (out / "gpu.log").open("a") as log:
         for group in schedule:
-            left -= share(group)
+            left -= seconds_of(group)
             limit = deadline - left - time.monotonic()
             rows += _run_group(group, limit, out, log, dry_run)
     return rows

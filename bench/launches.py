@@ -71,7 +71,7 @@ def rows() -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def converting() -> Iterator[None]:
-    """Parameters that are moved become new ones: those of a played device fit no other way."""
+    """Modules replace moved parameters by new ones, since an emulated device's storage does not fit into the old."""
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:
@@ -81,7 +81,7 @@ def converting() -> Iterator[None]:
 
 
 def main(arguments: list[str]) -> int:
-    a = parsed(parser("launches", __doc__, "the same"), arguments)
+    a = parsed(parser("launches", __doc__, "all cases, as without it"), arguments)
     result = []
     for row in rows():
         print(json.dumps(row), flush=True)

@@ -1,6 +1,6 @@
-"""Timing side by side in one process, and the memory that a call takes for a while.
+"""Interleaved timing in one process, and the peak memory of a call.
 
-Imports nothing that starts threads: `bench ot` has it before it limits them.
+Imports nothing that starts threads: `bench ot` imports this module before it limits their number.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}  # cpu: of all threads of the process
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}  # "cpu" adds up all threads of the process
 
 
 def interleaved(
@@ -43,7 +43,7 @@ def quantiles(values: list[float]) -> dict[str, float]:
 
 
 def peak_megabytes(call: Callable[[], object]) -> float:
-    """How far resident memory rises during a call above where it was (Linux; NaN elsewhere)."""
+    """The rise of resident memory during a call, in MiB (Linux; NaN elsewhere)."""
     try:
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)  # freed memory that the C library keeps would hide what the call takes

@@ -1,4 +1,4 @@
-"""The options that subjects share, and where their rows go."""
+"""The options that all subjects have, and the function that writes their rows."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """`python -m bench sharded`: a training step on a sharded bank by 1 .. W processes of this machine (gloo).
 
-A step joins the anchors, scores both directions with gradients, updates the banks and advances the sampler. Printed
-for each number of processes: rows of a bank per process, milliseconds of a step, and of processor time in it (what a
-busy machine does not change; the process that takes most), bytes sent by rank 0 and what the arithmetic says, peak
-memory of a process, and whether losses and gradient equal those of the first number. The published row:
+A step joins the anchors, scores both directions with gradients, updates the banks and advances the sampler. For each
+number of processes a line shows: the rows of a bank in each process; the milliseconds of a step; its processor time in
+the process that takes most, which a busy machine changes little; the bytes that rank 0 sends, measured and by formula;
+the peak memory of a process; and whether losses and gradient equal those of the first number. The published row:
 
     python -m bench sharded --rows 10000000 --negatives 65536 --batch 64 --dtype bf16 --processes 1,2 --steps 5
 """

@@ -14,7 +14,7 @@ import torch
 from bench import gpu, gpu_floors, gpu_forms, gpu_items, gpu_pytest, gpu_schedule, gpu_times, gpu_tools
 from bench.bank_providers import Case
 from bench.gpu_measure import short_name
-from bench.gpu_schedule import MISSING, STOPPED, Item, fails, share
+from bench.gpu_schedule import MISSING, STOPPED, Item, fails, seconds_of
 from bench.results_file import read
 from wcord_fast.ops import native_module
 
@@ -117,7 +117,7 @@ def test_shares_are_within_the_budget(tmp_path, dry_run):
         "accuracy": gpu_items.accuracy(tmp_path, "data", tmp_path, None, dry_run),
     }
     for name, schedule in schedules.items():
-        assert budget * 0.9 <= sum(map(share, schedule)) <= budget, name
+        assert budget * 0.9 <= sum(map(seconds_of, schedule)) <= budget, name
         names = [item.name for group in schedule for item in group]
         assert len(set(names)) == len(names)
 

@@ -1,4 +1,4 @@
-"""The commands of `wcord-fast`, its help, and the error for what was typed wrong, without PyTorch."""
+"""The commands of `wcord-fast`, its help, and the error for mistakes in a command line. Imports no PyTorch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ wcord-fast COMMAND --help lists a command's options, --dry-run prints the config
 
 
 class UsageError(ValueError):
-    """What the user typed cannot be used; the message says why."""
+    """A command line that cannot be used; the message says why."""
 
 
 def did_you_mean(word: object, known: Iterable[str], otherwise: str = "") -> str:

@@ -30,10 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Result:
-    """A trained network and how it got there.
-
-    history: one row per epoch; a teacher that came from a file has one row, its test accuracy.
-    """
+    """A trained network. `history` has one row per epoch; for a teacher from a file, one row with its test accuracy."""
 
     name: str
     network: nn.Module
@@ -46,7 +43,7 @@ class Result:
 
 
 class Workbench:
-    """The data set on its device, and the runs that a configuration asks for."""
+    """The data set on its device, and the runs of a configuration."""
 
     def __init__(self, config: Config, data: Dataset | LazyFolder | None = None) -> None:
         self.config = config
@@ -66,7 +63,7 @@ class Workbench:
 
     @classmethod
     def start(cls, config: Config) -> Workbench:
-        """A workbench, announced on the screen, to which the package speaks from now on."""
+        """A workbench. From now on the package's log goes to the screen, beginning with the data set and the device."""
         to_screen(config.quiet)
         bench = cls(config)
         device, threads = bench.device, f" ({torch.get_num_threads()} threads)" if bench.device.type == "cpu" else ""
@@ -103,7 +100,7 @@ class Workbench:
                 raise distill.CannotServe(f"{method}: {str(error).removeprefix(f'{method}: ')}") from None
 
     def teacher(self) -> Result:
-        """The teacher: from its checkpoint if one is given, else trained (or resumed) in the output directory."""
+        """The teacher, loaded from the given checkpoint, or else trained (or resumed) in the output directory."""
         config = self.config
         network = self._network(config.teacher)
         if config.teacher_checkpoint is not None:
@@ -117,7 +114,7 @@ class Workbench:
         return Result("teacher", network, config.teacher, history)
 
     def student(self, method: str, teacher: Result | None) -> Result:
-        """A student trained (or resumed) with `method`; its initialisation is the same for every method."""
+        """A student trained (or resumed) with `method`. Its initialisation does not depend on the method."""
         config = self.config
         network = self._network(config.student)
         spec = self.spec("student", config.student, method) | self._begin("student", network, config.init_student)
@@ -129,7 +126,7 @@ class Workbench:
         return Result(method, network, config.student, history)
 
     def spec(self, role: Any, architecture: str, method: str) -> dict[str, Any]:
-        """What makes two runs the same one, in plain values."""
+        """The identity of a run, in plain values: a directory's run is resumed if its spec is equal."""
         return {
             "role": role,
             "model": architecture,
@@ -144,7 +141,7 @@ class Workbench:
         }
 
     def _begin(self, role: str, network: nn.Module, weights: str | None) -> dict[str, Any]:
-        """Load the weights with which `network` begins, and say what they are; nothing of both without `weights`."""
+        """Load the initial weights, if any, and return their entry of the run's spec."""
         if weights is None:
             return {}
         architecture = getattr(self.config, role)
@@ -184,7 +181,7 @@ class Workbench:
 
     @property
     def known_labels(self) -> Tensor | None:
-        """What the methods get to know of the training images' classes."""
+        """The classes of the training images that the methods may know."""
         return self.data.train_labels
 
     def _pair(self, student: nn.Module, teacher: nn.Module | None) -> distill.Pair:
@@ -199,16 +196,16 @@ class Workbench:
 
 
 def data_spec(config: Config) -> dict[str, Any]:
-    """What a run remembers of its data set."""
+    """The entries of a run's spec that name its data set."""
     spec = {"name": config.data, "image_size": config.image_size, "limit_train": config.limit_train}
     return spec | ({"skip_corrupt": True} if config.skip_corrupt else {})
 
 
 def load_data(spec: Mapping[str, Any], data_dir: str | None, test_only: bool = False) -> Dataset | LazyFolder:
-    """The data set of a `data_spec`; of files that are skipped, all processes skip those that the first one finds.
+    """The data set of a `data_spec`. With `skip_corrupt`, rank 0 looks for unreadable files, and all ranks skip them.
 
     Args:
-        test_only: training images are not asked for: then none is looked at to find out whether it can be read.
+        test_only: only test images will be used, so the training files are not searched for unreadable ones.
     """
     name, skip = spec["name"], spec.get("skip_corrupt", False)
     held = datasets.source(name).held
@@ -230,11 +227,11 @@ def create_network(
     """A network for the classes of `data`, initialised from torch's generator.
 
     Args:
-        architecture: its name.
-        data: whose images it gets, normalised by their mean and deviation.
-        device, channels_last: where it is put, and how.
-        view: what it sees of them; default: the images themselves.
-        **options: of `models.create`.
+        architecture: name of the network.
+        data: gives the number of classes, and the images' size, channels, mean and deviation.
+        device, channels_last: device and memory format of the network.
+        view: the view of the images that the network gets; None: the images themselves.
+        **options: further options of `models.create`.
     """
     shown = data if view is None else view
     size: Sequence[int] = data.image_size
@@ -269,9 +266,9 @@ def load_weights(network: nn.Module, path: Path, role: str, value: Any = None) -
     """Load all weights of `network` from a checkpoint of ours, a run's directory, or any file with a state dict.
 
     Args:
-        path: of the file or directory.
-        role: the network, for the message.
-        value: what `path` holds, if it has been read.
+        path: the file or directory.
+        role: the network's name in the message.
+        value: the content of `path`, if it has been read.
     Raises:
         CheckpointError: no such file, damaged, keys that do not fit, or weights that are not finite.
     """
@@ -287,7 +284,7 @@ def load_weights(network: nn.Module, path: Path, role: str, value: Any = None) -
 
 
 def _identity(data: Mapping[str, Any]) -> dict[str, Any]:
-    """What a teacher's data set must share with the student's: everything but the images that were used."""
+    """The part of a data spec in which teacher and student must agree: all but the choice of images."""
     return {
         key: value
         for key, value in data.items()

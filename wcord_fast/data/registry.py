@@ -40,7 +40,7 @@ def names() -> tuple[str, ...]:
 
 
 def held_names() -> tuple[str, ...]:
-    """Those that are held in memory, each a `Dataset`; the others are `LazyFolder`s."""
+    """The names of data sets that are held in memory, each a `Dataset`; the others are `LazyFolder`s."""
     return tuple(name for name, source in SOURCES.items() if source.held)
 
 
@@ -74,8 +74,8 @@ def register(name: str, **facts: Any) -> Callable[[Loader], Loader]:
 def spelled(name: str, argument: str = "name") -> str:
     """A data set's name in its one spelling, or the dotted path of a user's function, which then is imported.
 
-    Raises (with `argument` as what was wrong):
-        ValueError: an unknown name (the nearest is suggested), or nothing that can be called is there.
+    Raises (the message begins with `argument`):
+        ValueError: an unknown name (the nearest is suggested), or a dotted path that leads to no function.
     """
     if not isinstance(name, str):
         raise TypeError(f"{argument}: expected a str, got {type(name).__name__}")
@@ -90,7 +90,7 @@ def spelled(name: str, argument: str = "name") -> str:
 
 
 def source(name: str, argument: str = "name") -> Source:
-    """What is known of a data set by its name, or by its dotted path; raises what `spelled` raises."""
+    """The record of a data set, by its name or dotted path. Raises as `spelled` does."""
     return SOURCES[spelled(name, argument)]
 
 
@@ -120,9 +120,9 @@ def load(
             CIFAR has 32 only.
         limit_train: keep this many training images, every class in proportion, always the same ones.
         channels: "folder" only: 3 (colour) or 1 (grey).
-        test_fraction: "folder" only: the share set aside for testing where there is no test folder.
-        skip_corrupt: "folder" and "imagenet" only: go on without the image files that cannot be read, which are told
-            in a warning and listed in `skipped` of the result. "imagenet" decodes all files once to find them.
+        test_fraction: "folder" only: the fraction of the images that is kept for testing if there is no test folder.
+        skip_corrupt: "folder" and "imagenet" only: leave out image files that cannot be read. A warning names them, and
+            `skipped` of the result lists them. "imagenet" decodes all files once to find them.
 
     Raises:
         FileNotFoundError: the data are not there; the message gives the commands that fix it.

@@ -1,4 +1,4 @@
-"""What is known of a data set that can be asked for by name."""
+"""The record of a data set that has a name."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Source:
     """A data set by name.
 
     Attributes:
-        load: gives the data set. It is called with those of data_dir, image_size, channels, test_fraction and
-            skip_corrupt that it has as parameters.
-        held: whether it is held in memory, a `Dataset`; else it is a `LazyFolder`.
-        needs_dir: whether it cannot be loaded without a data_dir.
-        image_size: pixels per side where none are asked for.
-        config: the driver's recipe for it: the name of a packaged configuration file, or the path of one.
-        positive: the class that the student of "privileged" has to find by default.
-        train_images: how many training images the published set has, if it is one.
+        load: returns the data set. It gets those of data_dir, image_size, channels, test_fraction and skip_corrupt that
+            are among its parameters.
+        held: True: the set is held in memory, and `load` returns a `Dataset`. False: it returns a `LazyFolder`.
+        needs_dir: whether `data_dir` is required.
+        image_size: default of `image_size`, pixels per side.
+        config: the driver's recipe: the name of a packaged configuration file without ".yaml", or the path of a file.
+        positive: the default class of `wcord-fast sweep`, which its student tells from all others.
+        train_images: number of training images in the published set; None if there is none.
     """
 
     load: Loader
@@ -42,7 +42,7 @@ class Source:
             raise TypeError(f"load: expected a function that gives a data set, got {self.load!r}")
 
     def read(self, name: str, **options: Any) -> Dataset | LazyFolder:
-        """The data set, by those of `options` that its function takes.
+        """The data set, loaded with those of `options` that its function takes.
 
         Raises:
             ValueError: no data_dir where one is needed; TypeError: the function gives something else.

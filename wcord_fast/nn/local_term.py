@@ -1,4 +1,4 @@
-"""LCKT, the local term of WCoRD: how far the student's and the teacher's features of one batch are apart."""
+"""LCKT, the local term of WCoRD: a distance between the student's and the teacher's features of one batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .running_center import RunningCenter
 
 
 class LocalTerm(nn.Module):
-    """Transport cost, or cost of the known pairs, between two batches of features; the teacher's side is detached.
+    """Transport cost, or cost of the known pairs, between two batches of features. The teacher's get no gradient.
 
     Args:
         s_dim, t_dim: widths of the features.
@@ -66,7 +66,7 @@ class LocalTerm(nn.Module):
         return value * len(x) if self.reduction == "sum" else value
 
     def value_and_gradient(self, x: Tensor, y: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """The term of rows that carry no graph, and its gradient in x: what `forward` and its backward would give."""
+        """The term for rows without a graph, and its gradient in x: equal to `forward` and its backward."""
         if self.pairs == self.center == "none" and self.map is None:
             direct = plain_value_and_gradient(x, y, **self.ot)
             if direct is not None and (self.scope == "rank" or ranks().world == 1):
@@ -79,7 +79,7 @@ class LocalTerm(nn.Module):
 
     @torch.no_grad()
     def on_pairs(self, x: Tensor, y: Tensor, key: Tensor) -> Tensor:
-        """Mass that the plan of this batch has on rows of the same image (or class): a scalar in [0, 1]."""
+        """The mass that this batch's transport plan puts on pairs (rows of one image or class): a scalar in [0, 1]."""
         x, y, key = self._prepared(x, y, key, moves=False)
         if self.pairs == "only" or len(x) == 1:
             return x.new_ones(())

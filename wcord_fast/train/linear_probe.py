@@ -1,4 +1,4 @@
-"""Linear probes: how well a linear classifier does on the features of one block of a frozen network."""
+"""Linear probes: the test accuracy of a linear classifier on the features of one block of a frozen network."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ..distill.eval_mode import eval_mode
 from .evaluation import autocast
 
 BLOCKS = 4
-WIDEST = 1024  # numbers per image that a probe is given, at most, where the block has no more channels than that
-DECAY = 1e-3  # of half the squared weights, per image
+WIDEST = 1024  # most numbers per image that a probe gets, unless the block alone has more channels
+DECAY = 1e-3  # factor of half the squared weights in the mean loss
 
 
 @torch.no_grad()
@@ -45,12 +45,13 @@ def cells(channels: int, side: int) -> int:
 def probe(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: int, iterations: int = 100) -> float:
     """Test accuracy in percent of multinomial logistic regression on frozen features.
 
-    Deterministic: features are standardised by the training images', weights begin at zero and are found by L-BFGS.
+    Deterministic: features are standardised by the training images' mean and deviation, weights begin at zero, and
+    L-BFGS fits them.
 
     Args:
         train, test: features [N, D] and labels int64 [N].
         classes: number of classes.
-        iterations: at most so many of L-BFGS.
+        iterations: most iterations of L-BFGS.
     """
     (x, y), (x_test, y_test) = train, test
     mean, deviation = x.mean(0), x.std(0, correction=0).clamp_min(1e-6)

@@ -1,8 +1,8 @@
-"""Reads what `torch.save` and safetensors wrote, for its tensors, whatever other objects lie beside them.
+"""Reads the tensors of a file by `torch.save` or safetensors, whatever other objects lie beside them.
 
-A pickle is a program that names functions and classes. PyTorch's `weights_only` unpickler runs none but its own; what
-else a file names (an argparse.Namespace, numpy's scalars, a configuration, a whole module) is not looked up, but
-replaced by one of the stand-ins below, which do nothing. A file that asks for what runs programs is refused.
+A pickle is a program that names functions and classes. PyTorch's `weights_only` unpickler runs only those on its own
+list. Any other name in a file (an argparse.Namespace, NumPy's scalars, a configuration, a whole module) is not
+imported: a stand-in that does nothing takes its place. A file that names functions that run programs is refused.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ HOSTILE = frozenset(  # modules and functions
         *("builtins.eval", "builtins.exec", "builtins.compile", "builtins.open", "builtins.__import__"),
     )
 )
-PICKLES = 5  # at the head of a file in the format before zip archives: magic, protocol, system, object, keys
-DEPTH = 4  # mappings in mappings in which whole modules are looked for
+PICKLES = 5  # pickles that begin a file in the format before zip archives: magic, protocol, system, object, keys
+DEPTH = 4  # levels of nested mappings that are searched for whole modules
 
-_loading = threading.Lock()  # PyTorch's table of known names is one for all threads
+_loading = threading.Lock()  # all threads share PyTorch's table of known names
 
 
 class HostileFile(ValueError):
-    """A file that names what runs programs."""
+    """A file that names a function or module that runs programs."""
 
 
 class StandIn:
-    """An object of a class that is not looked up; `state` is what the file says of its attributes."""
+    """An object of a class that is not imported; `state` holds the attributes that the file gives it."""
 
     state: Any = None
 
@@ -68,20 +68,20 @@ KINDS = {"": StandIn, "dict": DictStandIn, "list": ListStandIn}
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether the file begins as one of safetensors does: the length of a header, and its brace."""
+    """Whether the file begins like a safetensors file: with the length of a header, and the header's brace."""
     with path.open("rb") as file:
         head = file.read(9)
     return head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
 
 
 def load(path: Path) -> Any:
-    """What `torch.save` wrote to `path`, on the CPU: tensors, plain values, and stand-ins for everything else.
+    """The content of a file by `torch.save`, on the CPU: tensors, plain values, and stand-ins for everything else.
 
     Whole modules become their state dicts.
 
     Raises:
-        HostileFile: the file names what runs programs.
-        Exception: whatever PyTorch raises for a damaged file.
+        HostileFile: the file names a function or module that runs programs.
+        Exception: any error of PyTorch for a damaged file.
     """
     used = used_names(path)
     for name in used:
@@ -93,9 +93,9 @@ def load(path: Path) -> Any:
 
 
 def used_names(path: Path) -> dict[str, str]:
-    """The names of functions and classes in the file, and how objects of them are filled: as a "dict", a "list" or "".
+    """The functions and classes that the file names, and how their objects are filled: "dict", "list" or "" (neither).
 
-    Those that PyTorch knows itself are among them; it prefers its own.
+    Names that PyTorch knows are included; `torch.load` then takes its own classes.
     """
     names: dict[str, str] = {}
     if zipfile.is_zipfile(path):
@@ -109,15 +109,15 @@ def used_names(path: Path) -> dict[str, str]:
         for _ in range(PICKLES):
             try:
                 _Scan(names).run(file)
-            except ValueError:  # no more pickles: `torch.load` says what is wrong with it, if anything is
+            except ValueError:  # the last pickle is read; `torch.load` reports damage
                 break
     return names
 
 
 class _Scan:
-    """Follows the stack of a pickle without making anything: an item is the name that made it, or None.
+    """Follows the stack of a pickle without making its objects. A stack item is the name of its class, or None.
 
-    names: gets the names.
+    names: is filled with the names.
     """
 
     def __init__(self, names: dict[str, str]) -> None:
@@ -175,7 +175,7 @@ class _Scan:
         self.stack.append(self.stack[-1])
 
     def _REDUCE(self, _: Any) -> None:
-        self.stack.pop()  # the arguments; what they make is called as what made it
+        self.stack.pop()  # the arguments; the new object is represented by the name of its function
 
     _NEWOBJ = _BUILD = _REDUCE
 
@@ -212,7 +212,7 @@ def _without_modules(value: Any, depth: int = DEPTH) -> Any:
 
 
 def _module_tensors(module: StandIn, prefix: str = "", depth: int = 64) -> Iterator[tuple[str, Tensor]]:
-    """What the state dict of the module that `module` stands for holds."""
+    """The entries of the state dict of the module that `module` replaces."""
     state = module.state if isinstance(module.state, Mapping) else {}
     parameters, buffers, modules = (state.get(name) for name in ("_parameters", "_buffers", "_modules"))
     if not isinstance(parameters, Mapping) or not isinstance(buffers, Mapping) or not isinstance(modules, Mapping):
