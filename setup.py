@@ -235,7 +235,7 @@ def compile_module(temp: Path, tools: Tools, nvcc: str | None) -> Path:
 
 
 def build(temp: Path) -> tuple[Path | None, dict[str, object]]:
-    """The compiled module, or None, and the record of what was built and what was not."""
+    """The compiled module, or None, and a record of the parts that were built and of the reasons for the others."""
     setting = cuda_setting()
     info: dict[str, object] = {
         "native": False,

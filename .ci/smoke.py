@@ -13,7 +13,7 @@ from wcord_fast.ops import native_module
 
 
 def step(backend: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss and gradient of one step of CRD, and a transport cost in it, from the same seeds."""
+    """The loss and gradient of one CRD step, and a transport cost, with fixed seeds."""
     torch.manual_seed(0)
     loss_fn = CRDLoss(32, 64, 1000, nce_k=100, seed=0)
     student, teacher = torch.randn(16, 32, requires_grad=True), torch.randn(16, 64)

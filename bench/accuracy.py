@@ -31,7 +31,7 @@ from wcord_fast.train import checkpoint
 
 @torch.no_grad()
 def collapse(features: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-    """Of penultimate features [T, d] of test images, at unit length: is everything in one place, or on a line?
+    """Collapse measures of penultimate features [T, d] of test images, scaled to unit length.
 
     The norm of their mean (1: one point), the effective rank of batches of 256, and by how much the cosine of two
     images of one class is above that of two classes.

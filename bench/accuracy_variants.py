@@ -1,4 +1,4 @@
-"""What `python -m bench accuracy` trains: each variant's method and options of `wcord-fast distill`."""
+"""The variants of `python -m bench accuracy`: the method and options of `wcord-fast distill` for each."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ class Form:
         plain_update(bank, index, rows)
 
     def step(self) -> tuple[Tensor, Tensor]:
-        """What `critic` returns, and both banks updated with the other direction's anchors."""
+        """The result of `critic`; then each bank is updated with the anchors of the other direction."""
         result = self.critic()
         for bank, rows in zip(self.banks, self.case.anchors.flip(0), strict=True):
             self.update(bank, self.case.index, rows)
@@ -147,7 +147,7 @@ class Plain(Form):
 
 
 class Compiled(Plain):
-    """The same loss, forward and backward, under torch.compile."""
+    """The loss of the plain form, forward and backward, under torch.compile."""
 
     def __init__(self, case: Case, *, copy: bool = True):
         super().__init__(case, copy=copy)

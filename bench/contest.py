@@ -21,7 +21,7 @@ class Form(Protocol):
 
 @dataclass
 class Contest:
-    """What is compared: makers of forms, each form's errors, and which errors will do."""
+    """A comparison: makers of the forms, each form's errors, and the errors that are accepted."""
 
     sizes: Row  # of the case, for the rows
     forms: dict[str, Callable[[], Form]]

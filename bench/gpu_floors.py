@@ -1,4 +1,4 @@
-"""What a card can do, measured on it, and how long a kernel needs at the least by that.
+"""Measured ceilings of a card, and the least time of a kernel that follows from them.
 
     python -m bench.gpu_floors --out FOLDER
 

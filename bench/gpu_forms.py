@@ -34,7 +34,7 @@ ITERS = 50
 
 @dataclass
 class Timed:
-    """One call and what is known of it.
+    """One timed call and its result row.
 
     Attributes:
         row: what its row says of it.
@@ -149,7 +149,7 @@ def steps(case: Case, device: torch.device) -> Iterator[Timed]:
 
 
 class PlainCRD(NaiveCRD):
-    """The same loss by the best plain PyTorch found: one product per direction; negatives are given."""
+    """CRD in plain PyTorch, in its fastest known form: one product per direction; negatives are given."""
 
     def forward(self, f_s: Tensor, f_t: Tensor, idx: Tensor, rows: Tensor) -> Tensor:
         v1, v2 = (nn.functional.normalize(linear(f)) for linear, f in ((self.embed_s, f_s), (self.embed_t, f_t)))

@@ -95,7 +95,7 @@ def short_name(kernel: str) -> str:
 
 
 def peak_megabytes(call: Callable[[], object], device: torch.device) -> float | None:
-    """How far the allocator's memory rises during a call; None on a CPU (bench.measure has another way there)."""
+    """The rise of the allocator's memory during a call, in MiB; None on a CPU, see `bench.measure`."""
     if device.type != "cuda":
         return None
     torch.cuda.synchronize(device)

@@ -63,7 +63,7 @@ def forms(device: torch.device, dry_run: bool) -> Iterator[tuple[str, Callable[[
 
 
 class Collected:
-    """A plug-in of pytest that keeps the ids of what was chosen."""
+    """A plug-in of pytest that keeps the ids of the chosen tests."""
 
     def __init__(self) -> None:
         self.ids: list[str] = []

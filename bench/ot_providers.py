@@ -1,4 +1,4 @@
-"""Who can solve an entropic transport problem between two feature batches, each at its best comparable setting.
+"""Solvers of an entropic transport problem between two batches, each in its best comparable setting.
 
 A provider is made for one case and one pair of batches and gives two calls: `forward()` -> value, and
 `gradient()` -> (value, d value / d x, d value / d y), the arrays in whatever type it likes. What is not installed, or
@@ -144,12 +144,12 @@ def _envelope(plan: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Calls:
 
 
 def naive_envelope(case: Case, x: Tensor, y: Tensor) -> Calls:
-    """The same loop without a graph; the plan is detached."""
+    """The naive loop without a graph: the gradient takes the plan as constant."""
     return _envelope(lambda c: log_plan(c, case), x, y)
 
 
 def compiled_envelope(case: Case, x: Tensor, y: Tensor) -> Calls:
-    """The same with its step under torch.compile."""
+    """`naive_envelope` with its step under torch.compile."""
     step = torch.compile(log_step, dynamic=False)
     if case.solver == "ipot":  # s changes every step: a tensor, or every step is compiled anew
         return _envelope(lambda c: log_plan(c, case, lambda c, b, bx, s, *m: step(c, b, bx, c.new_tensor(s), *m)), x, y)

@@ -79,7 +79,7 @@ def _device(value: Any) -> str | None:
 
 
 class Launches(TorchDispatchMode):
-    """How often each kernel was launched: `own` and PyTorch's."""
+    """The number of launches of each kernel: `own` and PyTorch's."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -29,7 +29,7 @@ def accuracies(own: dict[int, Row]) -> Estimate:
 
 
 def difference(runs: Runs, variant: str, reference: str) -> Estimate | None:
-    """Accuracy of `variant` minus that of `reference` with the same seed; None without a seed that both have."""
+    """Accuracy of `variant` minus that of `reference`, paired by seed; None if no seed has both."""
     ours, others = ({seed: row["accuracy"] for seed, row in runs[name].items()} for name in (variant, reference))
     return paired(ours, others)
 
@@ -83,7 +83,7 @@ def differences_table(rows: list[Row]) -> str:
 
 
 def accuracy_line(rows: list[Row]) -> str:
-    """Which variants are above, below and not separated from the plain student."""
+    """The variants above, below and not separated from the plain student, as a sentence."""
     runs = newest(rows)
     groups: dict[str, list[str]] = {"Above": [], "Below": [], "Not separated": []}
     for variant in runs:
@@ -99,7 +99,7 @@ def accuracy_line(rows: list[Row]) -> str:
 
 
 def tuned_line(rows: list[Row]) -> str:
-    """How the preset "tuned" stands against each of the references."""
+    """The difference between the preset "tuned" and each reference, as a sentence."""
     runs = newest(rows)
     references = [name for name in REFERENCES if name in runs]
     against = [f"{name} {difference_text(difference(runs, TUNED, name))}" for name in references]
@@ -111,7 +111,7 @@ def tuned_line(rows: list[Row]) -> str:
 
 
 def lckt_share(rows: list[Row]) -> str:
-    """How much of the gradient LCKT is at its published weight, and as a sum over the batch."""
+    """LCKT's fraction of the gradient at its published weight, and as a sum over the batch."""
     runs = newest(rows)
     mean, total = (f"{100 * gradient_fractions(runs[f'LCKT {how}'])['lckt']:.2g} %" for how in ("mean", "sum"))
     return paragraph(
@@ -135,7 +135,7 @@ def budget(runs: Runs) -> str:
 
 
 def setting(runs: Runs) -> str:
-    """What the runs of a table have in common."""
+    """The setting that all runs of a table share."""
     one = next(iter(runs["plain"].values()))
     seeds = count(len(runs["plain"]), "seed")
     teacher = f"teacher {one['teacher']}, {one['teacher_accuracy']:.2f} %"

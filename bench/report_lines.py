@@ -18,7 +18,7 @@ def paragraph(text: str) -> str:
 
 
 def collapse(rows: list[Row]) -> str:
-    """How the last run of `bench.collapse` ended."""
+    """The outcome of the last run of `bench.collapse`, as a sentence."""
     r = rows[-1]
     verdict = "It has collapsed" if r["collapsed"] else "It has not collapsed"
     return paragraph(

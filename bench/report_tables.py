@@ -1,4 +1,4 @@
-"""Rows of result files as Markdown tables. Of rows that measure the same thing the last one counts."""
+"""Rows of result files as Markdown tables. If several rows measure one case, the last counts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def short(value: float) -> str:
 
 
 def where(rows: Iterable[Row]) -> str:
-    """What the numbers of a table were measured on."""
+    """The machine and versions on which a table's numbers were measured."""
     some = list(rows)
     dates = sorted({r["date"][:10] for r in some})
     versions, threads = sorted({r["torch"] for r in some}), sorted({r["threads"] for r in some})

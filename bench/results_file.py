@@ -1,4 +1,4 @@
-"""One JSON line per result, with what is needed to trust it."""
+"""One JSON line per result, with the commit, machine and versions that it depends on."""
 
 from __future__ import annotations
 

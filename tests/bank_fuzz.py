@@ -55,7 +55,7 @@ class Call:
         return chosen | {"negatives": self.negatives}
 
     def in_float64(self) -> Call:
-        """The same values in float64, by the oracle."""
+        """This call with inputs in float64, by the reference backend and the gather plan."""
         wide = {name: getattr(self, name).double() for name in ("anchor", "bank", "log_z")}
         return replace(self, **wide, plan="gather", backend="reference")
 

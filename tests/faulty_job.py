@@ -48,7 +48,7 @@ def tracebacks(ended):
 
 
 def last_epoch(directory):
-    """Of the last whole checkpoint."""
+    """The epoch of the last whole checkpoint."""
     current = directory / "wcord" / "checkpoint.pt"
     return load(current if current.exists() else current.with_name("checkpoint.prev.pt"))["epoch"]
 

@@ -11,7 +11,7 @@ from wcord_fast import functional as F
 
 
 def features(seed, *shape, dtype=torch.float64):
-    """Gaussian features; the same numbers in every dtype, to rounding."""
+    """Gaussian features of any shape; those of two dtypes differ by rounding only."""
     return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape)).to(dtype)
 
 
@@ -63,7 +63,7 @@ def ipot(c, a, b, eps, iters):
 
 
 def sinkhorn_log(c, a, b, eps, iters):
-    """As `sinkhorn`, with logarithms of the scalings."""
+    """`sinkhorn` with logarithms in place of the scalings."""
     v = np.zeros(len(b))
     for _ in range(iters):
         u = np.log(a) - np.logaddexp.reduce(v - c / eps, axis=1)

@@ -22,7 +22,7 @@ def uniform(rows):
 
 
 def solve_args(cost, solver, eps, iters, *, tol=None, value="cost"):
-    """What follows x, y, a, b in a backend's `ot_solve`, every gradient asked for."""
+    """The options of a backend's `ot_solve` after x, y, a and b, with every gradient."""
     return reference.SolveOptions(cost, solver, eps, iters, tol, value, True, True, value == "dual", value == "dual")
 
 

@@ -12,7 +12,7 @@ import pytest
 
 
 def package_outside(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str, registered: dict) -> Iterator[Path]:
-    """`my_package.mine` with this code below `folder`; what it registers is taken back at the end."""
+    """`my_package.mine` with this code below `folder`. At the end its registrations are undone."""
     package = folder / "my_package"
     package.mkdir()
     (package / "__init__.py").write_text("")

@@ -27,7 +27,7 @@ def _context():
 
 
 class Ended(NamedTuple):
-    """How the processes of a program ended, in rank order."""
+    """Exit codes and output of a program's processes, in rank order."""
 
     codes: list[int]
     out: list[str]

@@ -17,7 +17,7 @@ needs_native = pytest.mark.skipif(native_module.load() is None, reason="no nativ
 
 @pytest.fixture
 def ran(monkeypatch):
-    """What the ops ran: a list of (backend, plan)."""
+    """The ops that ran, as a list of (backend, plan)."""
     seen: list[tuple[str, str]] = []
 
     def recorder(key, module):

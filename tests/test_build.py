@@ -237,7 +237,7 @@ def test_a_gpu_that_nvcc_does_not_know_is_named(tmp_path, monkeypatch):
 
 
 def build_functions(monkeypatch) -> dict:
-    """What setup.py defines, without running it."""
+    """The functions of setup.py, loaded without a build."""
     import setuptools
 
     monkeypatch.setattr(setuptools, "setup", lambda **_: None)

@@ -43,7 +43,7 @@ def make(name, pair, teacher=True, **options):
 
 
 def fill(method, pair):
-    """What the trainer does for a method with `fills_banks`: every training image once, in eval mode."""
+    """Every training image once, in eval mode, as the trainer does for a method with `fills_banks`."""
     images = torch.randn(N, 1, 8, 8, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
         for index in torch.arange(N).split(16):

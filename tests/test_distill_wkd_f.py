@@ -16,7 +16,7 @@ def root(matrix):
 
 
 def gaussians(s, t, ratio, covariance):
-    """Of positions [C, n]."""
+    """Squared distance of the Gaussians of two maps [C, n], whose samples are the n positions."""
     gap = ratio * (s.mean(1) - t.mean(1)).pow(2).sum()
     cov_s, cov_t = torch.cov(s), torch.cov(t)
     if covariance == "full":

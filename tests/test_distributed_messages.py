@@ -1,4 +1,4 @@
-"""What several processes say when something is wrong: one message, and the end of all."""
+"""An error on several processes gives one message and ends them all."""
 
 from __future__ import annotations
 

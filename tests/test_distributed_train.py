@@ -233,7 +233,7 @@ def test_damaged_checkpoint_is_reported_and_the_previous_one_loads(finished, tmp
 
 
 def full_disk(directory, options, limit):
-    """Epoch 1, then epoch 2 on a disk that takes files of `limit` bytes: what was said."""
+    """Epoch 1, then epoch 2 on a disk that takes files of `limit` bytes; returns the message."""
     train(directory, "wcord", options, True)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))

@@ -25,7 +25,7 @@ ours = pytest.mark.parametrize("name", LOSSES)
 
 
 class Images(Dataset):
-    """What a data set of a framework gives: an image, its label and its number."""
+    """A data set as frameworks expect it: item i is an image, its label and i."""
 
     def __init__(self):
         self.x = torch.randn(N, 5, generator=torch.Generator().manual_seed(0))
@@ -62,7 +62,7 @@ def assert_same(one, other):
 
 
 def moved(model, name):
-    """Training did use the loss: its state is not what it began as."""
+    """Whether training has changed the loss's state."""
     fresh = Distilled(name).state_dict()
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v.nan_to_num(), fresh[k].nan_to_num())}
     wanted = {"student.weight", "distillation.embed_s.linear.weight"}

@@ -28,7 +28,7 @@ def on(device: str, spec: DrawSpec) -> DrawSpec:
 
 
 class Problem:
-    """The same anchors, banks and draws on both devices."""
+    """One set of anchors, banks and draws on both devices."""
 
     def __init__(self, num_data, batch, k, dim, source="class", replacement="no", dtype=torch.float32, given=False):
         g = torch.Generator().manual_seed(num_data + dim)

@@ -24,7 +24,7 @@ class Answer:
 
 
 class ModelOutput(OrderedDict):
-    """As Hugging Face's: a mapping whose items are attributes too."""
+    """A mapping whose items are attributes too, as in Hugging Face's library."""
 
     def __getattr__(self, name):
         return self[name]

@@ -205,7 +205,7 @@ def test_mismatch_names_the_keys_of_the_file():
 
 
 def test_first_of_two_networks_in_a_file_is_loaded_and_the_other_named():
-    """The first in the file are taken, and that there are others is said."""
+    """A message names the network that was not loaded."""
     torch.manual_seed(0)
     one, two = (models.create("resnet8", 5).state_dict() for _ in range(2))
     for value, taken, message in (

@@ -312,7 +312,7 @@ def test_half_types_round_like_torch():
     native_module.unavailable_reason("cuda") is not None, reason=str(native_module.unavailable_reason("cuda"))
 )
 class TestCuda:
-    """The same code on a device."""
+    """The draws and updates of this file on a CUDA device."""
 
     def test_draws(self):
         for case in draw_specs.cases(seed=2, count=60):

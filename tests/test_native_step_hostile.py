@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(native_module.load() is None, reason="no native 
 
 
 def in_own_process(code: str) -> str:
-    """What `code` prints, run apart: a write out of bounds would end this process."""
+    """The output of `code`, run in a process of its own: a write out of bounds would end this one."""
     head = "import torch\nfrom torch import nn\nfrom tests.test_native_step import N, batch, twins\n"
     done = subprocess.run([sys.executable, "-c", head + code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"exit {done.returncode}: {done.stderr[-500:]}"

@@ -27,7 +27,7 @@ def problem(dtype_x, dtype_y, *batch):
 
 
 def exact(tensor):
-    """The same numbers in float64."""
+    """A leaf with the values of `tensor` in float64; None for None."""
     return None if tensor is None else tensor.detach().double().requires_grad_(tensor.requires_grad)
 
 

@@ -86,7 +86,7 @@ NOT_MEASURED = ("## Plan: 10^9 rows", "Derived, not measured")  # paragraphs and
 
 
 def typed_numbers(text: str) -> set[str]:
-    """Numbers with a unit outside generated blocks, code, and what is said to be not measured."""
+    """Numbers with a unit, except in generated blocks, in code, and in passages listed in NOT_MEASURED."""
     text = report.BLOCK.sub("", text)
     text = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     for start in NOT_MEASURED:

@@ -10,7 +10,7 @@ from wcord_fast.ops.precision import matmul_precision
 
 @pytest.fixture(autouse=True)
 def switches():
-    """As they were, afterwards."""
+    """Restores torch's precision switches after the test."""
     before = torch.get_float32_matmul_precision()
     yield
     if hasattr(torch.backends.cuda.matmul, "fp32_precision"):

@@ -16,7 +16,7 @@ WIDE, NARROW, BATCH = 9, 6, 4
 
 
 def pair(seed=0):
-    """Ours and torch's with the same weights and vectors, in float64."""
+    """Our layer and torch's with equal weights and vectors, in float64."""
     torch.manual_seed(seed)
     ours = CriticLinear(WIDE, NARROW, spectral=True).double()
     theirs = spectral_norm(torch.nn.Linear(WIDE, NARROW)).double()

@@ -238,7 +238,7 @@ def test_loss_made_on_meta_equals_a_new_one_after_reset(kind):
 
 
 def make_empty_says(kind):
-    """Which buffers are named first."""
+    """The names with which the error for an empty buffer begins."""
     return {"crd": "log_z", "nce": "log_z"}.get(kind, "u, v")
 
 

@@ -128,7 +128,7 @@ def test_python_threads_get_equal_results(step, choices, monkeypatch):
 @pytest.mark.parametrize("backend", ["reference", pytest.param("native", marks=needs_native)])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_steps_run_and_repeat_in_deterministic_mode(backend, threads):
-    """No operation that torch calls nondeterministic, and the same bits in every run."""
+    """No operation is nondeterministic by torch's list, and runs are bit-identical."""
 
     def train() -> list[torch.Tensor]:
         torch.manual_seed(0)

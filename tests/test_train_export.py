@@ -34,7 +34,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def logits(run, images):
-    """Those of the weights that training left, on images normalised by hand."""
+    """Logits of the trained weights, on images normalised by hand."""
     network = models.create("resnet8", 10, in_channels=1)
     network.load_state_dict(torch.load(run / "student.pt", weights_only=True))
     data = Workbench(Config(**TINY)).data

@@ -1,4 +1,4 @@
-"""What the machine or a file cannot do is one line; a defect of ours stays a traceback."""
+"""Failures of the machine or of a file give one line; a defect of ours gives a traceback."""
 
 import pickle
 

@@ -1,4 +1,4 @@
-"""What a resumed run must share with the run that it goes on with: the data, and every random generator."""
+"""A resumed run needs equal data and restores every random generator."""
 
 import random
 

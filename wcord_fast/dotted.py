@@ -7,7 +7,7 @@ from typing import Any
 
 
 def resolve(name: str, path: str) -> Any:
-    """What "package.module.attribute" or "package.module:attribute" names; it can be called.
+    """The function or class at "package.module.attribute" or "package.module:attribute".
 
     Args:
         name: of the argument or option, for the message.

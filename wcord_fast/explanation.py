@@ -39,7 +39,7 @@ def explain(
     backend: str = "auto",
     device: torch.device | str = "cpu",
 ) -> Choice:
-    """Which plan and backend a call of `op` takes in this process, and why.
+    """The plan and backend that a call of `op` takes in this process, and the reason.
 
     Args:
         op: "bank_nce", "bank_mean_score", "bank_log_z", "bank_infonce", "bank_sigmoid", "bank_update", "bank_init",

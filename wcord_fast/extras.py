@@ -21,7 +21,7 @@ class MissingExtra(ImportError):
 
 
 def require_train(who: str, *modules: str) -> None:
-    """Nothing if `modules`, by default all of the extra `train`, are installed.
+    """Raise unless `modules`, by default all of the extra `train`, are installed.
 
     Args:
         who: what needs them, the message's first words.

@@ -1,4 +1,4 @@
-"""What is installed, what was built, what can run here: `wcord_fast.info()`, `python -m wcord_fast.info`."""
+"""Installed versions, built parts and usable backends: `wcord_fast.info()`, `python -m wcord_fast.info`."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def method_names() -> list[str]:
 
 @dataclass
 class Config(Recipe):
-    """What to train on what, how, and where to leave the results.
+    """Options of the commands that train: data, networks, recipe, and the folder of the results.
 
     Attributes:
         data: data set: "digits" (embedded), "cifar10", "cifar100", "folder" (in memory) or "imagenet" (a folder read as

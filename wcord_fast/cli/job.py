@@ -51,7 +51,7 @@ def run_job(name: str, command: Callable[[list[str]], None], options: list[str])
 
 
 def _complain(name: str, error: Exception | str) -> None:
-    """One message on the screen, also where many processes have the same to say."""
+    """Print a message once, even if many processes have it."""
     message = f"wcord-fast {name}: {_sentence(error)}"
     if speaks_first():
         print(message, file=sys.stderr, flush=True)
@@ -60,7 +60,7 @@ def _complain(name: str, error: Exception | str) -> None:
 
 
 def _of_the_machine(error: Exception) -> bool:
-    """Whether it says that the machine cannot do what was asked: memory, or a named backend."""
+    """Whether the error is about the machine: lack of memory, or a named backend that cannot run."""
     text = str(error)
     return isinstance(error, RuntimeError) and (
         isinstance(error, torch.OutOfMemoryError) or text.startswith("backend=") or "can't allocate memory" in text

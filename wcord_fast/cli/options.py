@@ -72,7 +72,7 @@ def file_name(name: str) -> str:
 
 
 def devices() -> tuple[str, ...]:
-    """What an option that names a device takes, beside "cuda:N"."""
+    """The values of an option that names a device, beside "cuda:N"."""
     return ("auto", "cpu", "cuda")
 
 

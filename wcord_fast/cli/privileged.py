@@ -104,7 +104,7 @@ def measured_auc(bench: TaskBench, result: Result) -> float:
 
 
 def positives(data: Dataset) -> str:
-    """How many images of which kind, for the report."""
+    """The number of positive images in each split, for the report."""
     counts = [int(np.count_nonzero(labels.cpu().numpy())) for labels in (data.train_labels, data.test_labels)]
     return (
         f"{data.classes[1]!r} against the rest: {counts[0]:,} of {len(data.train_labels):,} training and "

@@ -44,7 +44,7 @@ def lines_of(students: Students, teacher: Result) -> list[Line]:
 
 
 def notes(students: Students, test_images: int, batch_size: int) -> str:
-    """How to read the table, and how far the methods are apart."""
+    """Notes below the table: how to read it, and the differences between the methods."""
     seeds = len(next(iter(students.values())))
     share = statistics.fmean(_last(r) for r in next(iter(students.values())).values()) / 100
     error = 100 * math.sqrt(share * (1 - share) / test_images)
@@ -75,12 +75,12 @@ def notes(students: Students, test_images: int, batch_size: int) -> str:
 
 
 def left_out(skipped: int) -> str:
-    """How many image files a data set is without, as a sentence to be added; nothing if none."""
+    """A sentence on the image files that were left out; empty if there are none."""
     return f" {skipped:,} image files could not be read and are left out." if skipped else ""
 
 
 def write_table(directory: Path, name: str, text: str, lines: list[Line], notes: str) -> list[str]:
-    """`text` as NAME.txt, the table and what is said of it as NAME.md, the table as NAME.csv; these three names."""
+    """Write NAME.txt (`text`), NAME.md (the table and `notes`) and NAME.csv (the table); these three names."""
     files.make_directory(directory)
     names = [f"{name}.{suffix}" for suffix in ("txt", "md", "csv")]
     for file_name, content in zip(names, (text, f"{markdown_table(lines)}\n\n{notes}\n"), strict=False):

@@ -33,7 +33,7 @@ STAND_IN = "wrn_16_2"  # for Inception-v3, where the images are too small for it
 
 
 def tables_or_all() -> list[str]:
-    """What --tables takes."""
+    """The values of --tables."""
     return ["all", *TABLES]
 
 
@@ -88,13 +88,13 @@ class Point:
 
     @property
     def folder(self) -> str:
-        """Where its run lies in a seed's folder; points of two tables that are one run share it."""
+        """The folder of its run below a seed's. Points of two tables that are one run share it."""
         return "" if self.weights is None else f"lambda_{self.weights[0]:g}_{self.weights[1]:g}"
 
 
 @dataclass
 class Study:
-    """What the points of some tables have in common.
+    """The setting that the points of some tables share.
 
     Attributes:
         config: the recipe.

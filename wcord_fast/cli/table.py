@@ -64,12 +64,12 @@ def all_methods() -> list[str]:
 
 
 def pairs_or_all() -> list[str]:
-    """What --pair takes."""
+    """The values of --pair."""
     return ["all", *published()]
 
 
 def methods_or_all() -> list[str]:
-    """What --methods takes."""
+    """The values of --methods."""
     return ["all", *all_methods()]
 
 
@@ -150,7 +150,7 @@ def spread(values: list[float]) -> str:
 
 
 def over(seeds: list[int]) -> str:
-    """What a column of `spread`s is, for the line below a table."""
+    """The meaning of a column of `spread`s, for the line below a table."""
     return f"seed {seeds[0]}" if len(seeds) == 1 else f"mean ± standard deviation over {len(seeds)} seeds"
 
 

@@ -1,4 +1,4 @@
-"""What a checkpoint holds for those who use the network: `evaluate` and `export`."""
+"""The network of a checkpoint and its data set, for `evaluate` and `export`."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Trained:
         return network.eval()
 
     def untrained(self, channels: int) -> nn.Module:
-        """A network of the same architecture for the same images, with weights of its own."""
+        """A network of equal architecture for the same images, with new weights."""
         given = {} if self._input is None else {key: self._input[key] for key in ("mean", "std")}
         return models.create(self.model, num_classes=len(self.classes), in_channels=channels, **given)
 

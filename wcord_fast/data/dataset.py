@@ -91,7 +91,7 @@ class Dataset:
         return self.train_images.device
 
     def to(self, device: torch.device | str) -> Dataset:
-        """The same data on `device`."""
+        """This data set with its tensors on `device`."""
         return replace(
             self,
             train_images=self.train_images.to(device),
@@ -101,7 +101,7 @@ class Dataset:
         )
 
     def limit_train(self, n: int) -> Dataset:
-        """The same data with `n` training images: every class in proportion, always the same ones."""
+        """This data set with `n` training images: every class in proportion, always the same choice."""
         if checks.integer("limit_train", n, least=1) > len(self.train_labels):
             raise ValueError(f"limit_train: expected at most the {len(self.train_labels)} training images, got {n}")
         rows = split.stratified_rows(self.train_labels.cpu().numpy(), n)

@@ -41,7 +41,7 @@ class Unreadable(ValueError):
 
 @cache
 def suffixes() -> frozenset[str]:
-    """What an image file's name may end with, in lower case: the formats that this Pillow decodes."""
+    """The endings of image files that this Pillow decodes, in lower case."""
     result = Image.registered_extensions()  # loads all of Pillow's formats
     return frozenset(suffix for suffix, name in result.items() if _decodes(name))
 

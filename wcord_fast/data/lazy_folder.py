@@ -74,11 +74,11 @@ class LazyFolder:
         return digest.hexdigest()[:16]
 
     def to(self, device: torch.device | str) -> LazyFolder:
-        """The same data with batches on `device`."""
+        """This data set with batches on `device`."""
         return replace(self, device=torch.device(device))
 
     def limit_train(self, n: int) -> LazyFolder:
-        """The same data with `n` training images: every class in proportion, always the same ones."""
+        """This data set with `n` training images: every class in proportion, always the same choice."""
         if checks.integer("limit_train", n, least=1) > len(self.train_labels):
             raise ValueError(f"limit_train: expected at most the {len(self.train_labels)} training images, got {n}")
         return self._keeping(split.stratified_rows(self.train_labels.numpy(), n))
@@ -95,7 +95,7 @@ class LazyFolder:
         return skip(files, bad, allowed=True)
 
     def without(self, files: Collection[str]) -> LazyFolder:
-        """The same data without `files`, which `skipped` of the result has; the rows of the others move up.
+        """This data set without `files`, which `skipped` of the result lists; later rows move up.
 
         Raises:
             ValueError: a class would have no training image left, or the test set none at all.

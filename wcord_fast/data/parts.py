@@ -1,4 +1,4 @@
-"""Which images of an epoch make which batch, and which of a batch's are a process' own."""
+"""The images of each batch of an epoch, and the part of a batch that each process takes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Parts:
 
     @property
     def device(self) -> torch.device:
-        """Where the batches lie."""
+        """The device of the batches."""
         return self.dataset.device
 
     def described(self) -> dict[str, Any] | None:
@@ -69,7 +69,7 @@ class Parts:
         return self.images - i * self.batch_size if last else self.batch_size
 
     def rows(self, i: int) -> slice:
-        """Where in the epoch's permutation this rank's part of batch i is."""
+        """The place of this rank's part of batch i in the epoch's permutation."""
         first, size = i * self.batch_size, self.size(i)
         return slice(first + size * self.rank // self.world, first + size * (self.rank + 1) // self.world)
 
@@ -79,7 +79,7 @@ class Parts:
         return self.world * (rows.stop - rows.start) / self.size(i)
 
     def whole(self) -> Self:
-        """The same images in one process' batches, undivided."""
+        """These batches for one process, undivided."""
         batches = copy(self)
         batches.rank, batches.world = 0, 1
         return batches

@@ -41,14 +41,14 @@ def _reconstruct(*_: Any) -> _Array:
 
 
 def _frombuffer(raw: Any, dtype: Any, shape: Any, order: str) -> _Array:
-    """How protocol 5 writes a contiguous array."""
+    """Stands for NumPy's function, with which protocol 5 writes a contiguous array."""
     array = _Array()
     array.__setstate__((1, shape, dtype, order == "F", bytes(raw) if isinstance(raw, bytearray) else raw))
     return array
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes in the old protocols."""
+    """Stands for `codecs.encode`, with which Python 3 writes bytes in the old protocols."""
     return text.encode("latin1")
 
 

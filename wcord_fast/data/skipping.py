@@ -1,4 +1,4 @@
-"""What becomes of files that cannot be read: one error that tells them all, or a set without them."""
+"""Files that cannot be read: one error that names them, or a data set without them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which folders of an image set hold its training and its test images.
+"""The folders of an image set that hold its training and its test images.
 
 The usual names are known in any case. What looks like splits under other names is an error that says what was seen:
 taken for classes, `my_train/` and `my_test/` would train without a word.

@@ -32,7 +32,7 @@ def described(options: Any) -> dict[str, Any]:
 
 
 class Outputs(NamedTuple):
-    """What one network says of one batch.
+    """The outputs of one network for one batch.
 
     feats: intermediate features in order, e.g. [B, C, H, W] maps; the last is the penultimate [B, D].
     logits: [B, classes].
@@ -51,7 +51,7 @@ class Loss(NamedTuple):
 
 @dataclass(frozen=True)
 class Pair:
-    """What a method may know when it is built.
+    """The networks, sizes and labels from which a method is built.
 
     Attributes:
         student_shapes, teacher_shapes: per-image shape of every feature, penultimate last; the teacher's is

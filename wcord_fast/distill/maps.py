@@ -1,4 +1,4 @@
-"""What the methods on feature maps share."""
+"""Helpers shared by the methods on feature maps."""
 
 from __future__ import annotations
 

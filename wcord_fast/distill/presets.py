@@ -30,7 +30,7 @@ class Presets:
         return record
 
     def fill(self) -> dict[str, Any]:
-        """Set the options that were not given; returns what was set. ValueError: there is no such preset."""
+        """Set the options that were not given, and return them. ValueError: there is no such preset."""
         given = self.__dict__.pop("_given", set())
         if self.preset is None:
             return {}

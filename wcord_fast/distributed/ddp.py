@@ -1,4 +1,4 @@
-"""What DistributedDataParallel must leave alone: the state that the losses keep equal, or apart, by themselves."""
+"""The state of a loss that DistributedDataParallel must not broadcast: ranks keep it equal, or separate."""
 
 from __future__ import annotations
 

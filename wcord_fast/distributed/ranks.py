@@ -99,7 +99,7 @@ def scatter_sums(values: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 def lower(sizes: Sequence[int]) -> int:
-    """How many rows the ranks below this one have: where its own begin."""
+    """The number of rows on the ranks below this one, at which this rank's rows begin."""
     return list(accumulate(sizes, initial=0))[ranks().rank]
 
 

@@ -95,7 +95,7 @@ def ot_plan_from_matrix(
 
 
 class _Problem(NamedTuple):
-    """What the op takes, and whether the caller has G problems."""
+    """The arguments of the op, and whether the caller has G problems."""
 
     costs: Tensor  # [1 or G, n, m]
     rows: Tensor  # [1 or G, n]

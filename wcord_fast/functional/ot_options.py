@@ -1,4 +1,4 @@
-"""What the transport functions are asked for and what they give back: checked options, and the solution."""
+"""Checked options of the transport functions, and the solutions that they return."""
 
 from __future__ import annotations
 

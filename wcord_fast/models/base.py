@@ -1,4 +1,4 @@
-"""What every network of this package offers: logits, features, and their sizes."""
+"""The interface of every network of this package: logits, features, and their sizes."""
 
 from __future__ import annotations
 

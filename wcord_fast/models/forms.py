@@ -1,4 +1,4 @@
-"""What a tap makes of a module's output: transformers give tokens, some networks maps with the channels last."""
+"""Features from module outputs: transformers give tokens, some networks maps with the channels last."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ class InceptionV3(FeatureNet):
 
 
 def _adopt(own: nn.Module, network: nn.Module) -> None:
-    """The layers of `network` become those of `own`, under the same names."""
+    """Move the layers of `network` to `own`, under their names."""
     for name, child in network.named_children():
         own.add_module(name, child)
 

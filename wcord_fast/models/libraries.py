@@ -99,7 +99,7 @@ def split(name: str) -> tuple[str, str, int | None]:
 
 
 def require_known(name: str) -> None:
-    """Nothing if the library has the network; no weights are read, and nothing is fetched.
+    """Raise unless the library has the network. Reads no weights and fetches nothing.
 
     Raises:
         ValueError: it does not know it; ImportError: the library is not installed.
@@ -154,7 +154,7 @@ def _require_one_of(prefix: str, own: str, names: Iterable[str]) -> None:
 
 @contextmanager
 def _fetching(name: str):
-    """What fails inside for want of a file or of the network is a WeightsUnavailable."""
+    """Turn errors about a missing file or network into WeightsUnavailable."""
     try:
         yield
     except (OSError, ConnectionError) as error:

@@ -50,7 +50,7 @@ def register(name: str) -> Callable[[Maker], Maker]:
 
 
 def maker(name: str) -> Callable[..., nn.Module] | None:
-    """What makes the network of a registered name or a dotted path; None for a name that is neither.
+    """The function that makes the network of a registered name or dotted path; None for any other name.
 
     Raises:
         ValueError: nothing that can be called is at the dotted path.

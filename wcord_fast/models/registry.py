@@ -85,7 +85,7 @@ def create(
 
 
 def require_known(name: str) -> None:
-    """Nothing if `create` knows `name`: no weights are made or read.
+    """Raise unless `create` knows `name`. Makes no network and reads no weights.
 
     Raises:
         TypeError, ValueError, ImportError: as `create`.

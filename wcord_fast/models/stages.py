@@ -1,4 +1,4 @@
-"""Where the features of an unknown network are: found by one forward, for `Tapped`."""
+"""The modules of an unknown network that give its features, found by one forward, for `Tapped`."""
 
 from __future__ import annotations
 

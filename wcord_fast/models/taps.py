@@ -21,7 +21,7 @@ LAST = ""  # the tap of the penultimate vector
 
 
 class _Captured(NamedTuple):
-    """What a tap met in a forward: a module's output, its version then, and a copy of it if one was made."""
+    """The output of a tapped module in a forward, its version then, and a copy of it if one was made."""
 
     tensor: Tensor
     version: int

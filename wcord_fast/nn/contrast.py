@@ -1,4 +1,4 @@
-"""What CRD and WCoRD share: two banks, one sampler, log Z, and the order in which a training step uses them."""
+"""The common part of CRD and WCoRD: two banks, one sampler, log Z, and the order of a training step."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ class Contrast(StateModule):
                 bank.update_joined_(joined, side, momentum)
 
     def reset_parameters(self) -> None:
-        """As when it was made: the banks' first rows, log Z unset, step 0. `made_with` never changes."""
+        """The state after construction: the banks' first rows, log Z unset, step 0. `made_with` never changes."""
         for module in (self.sampler, self.memory_v1, self.memory_v2):
             module.reset_parameters()
         self.log_z.fill_(math.nan)
@@ -260,7 +260,7 @@ class ContrastiveLoss(StateModule):
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
-        """What DistributedDataParallel reads of a module that it wraps."""
+        """The names of tensors that DistributedDataParallel must not broadcast."""
         return own_state(self)
 
     @first_order
@@ -284,7 +284,7 @@ class ContrastiveLoss(StateModule):
             self.contrast.log_z.fill_(math.nan)
 
     def reset_parameters(self) -> None:
-        """As when it was made: the banks from their seed, the embeddings from torch's default generator.
+        """The state after construction: the banks from their seed, the embeddings from torch's generator.
 
         With this, a loss made on meta is whole after `to_empty`; a reset of its modules one by one does the same.
         """
@@ -355,7 +355,7 @@ class ContrastiveLoss(StateModule):
         return True
 
     def _check(self, f_s: Tensor, f_t: Tensor, idx: Tensor | None, contrast_idx: Tensor | None) -> None:
-        """Everything that can be said before any work: a refused call has changed nothing."""
+        """Every check of the arguments, before any work: a refused call has changed nothing."""
         if not self._filled:
             self.require_filled()
         check_features("f_s", f_s, self.embed_s)

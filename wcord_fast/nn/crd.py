@@ -1,4 +1,4 @@
-"""CRDLoss: contrastive representation distillation, RepDistiller's loss with the same call and state dict."""
+"""CRDLoss: contrastive representation distillation, with RepDistiller's formula, call and state dict."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Embed(nn.Module):
         return self.linear.frozen()[0]
 
     def reset_parameters(self) -> None:
-        """As when it was made, from torch's default generator."""
+        """Initialise as the constructor does, from torch's default generator."""
         self.linear.reset_parameters()
 
     def _normed(self, z: Tensor) -> Tensor:

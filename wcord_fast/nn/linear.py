@@ -65,7 +65,7 @@ class CriticLinear(nn.Linear, StateModule):
         return (weight / _quotient(weight, self.u, self.v) if self.spectral else weight), bias
 
     def reset_parameters(self) -> None:
-        """As when it was made: `nn.Linear`'s values from torch's default generator, then u and v."""
+        """Initialise as the constructor does: `nn.Linear`'s values from torch's generator, then u and v."""
         super().reset_parameters()
         if self.spectral:
             self._make_vectors()

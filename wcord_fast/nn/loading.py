@@ -50,7 +50,7 @@ def rename_to_ours(contrast: Contrast, state_dict, prefix: str) -> list[str]:
 
 
 def replace_misfits_of_loss(loss: ContrastiveLoss, state_dict, prefix: str) -> list[str]:
-    """What of a loss's state dict does not fit becomes the loss's own, in place; sentences that say what."""
+    """Replace entries of a loss's state dict that do not fit by the loss's own; returns sentences on them."""
     misfits = []
     for name, module in loss.named_modules():
         if name and name.split(".")[0] != "contrast":

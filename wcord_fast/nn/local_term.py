@@ -92,7 +92,7 @@ class LocalTerm(nn.Module):
             self.running.finish_step()
 
     def reset_parameters(self) -> None:
-        """As when it was made: the map from torch's default generator, the running mean empty."""
+        """Initialise as the constructor does: the map from torch's generator, the running mean empty."""
         for module in (self.map, self.running):
             if module is not None:
                 module.reset_parameters()

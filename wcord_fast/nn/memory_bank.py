@@ -111,7 +111,7 @@ class MemoryBank(StateModule):
         return DTensor.from_local(self.rows, mesh, [Shard(0)], run_check=False, shape=shape, stride=(self.dim, 1))
 
     def own_rows(self, value: Tensor) -> Tensor:
-        """What this rank holds of `value`, rows from a state dict: all N, its own, or a DTensor of all."""
+        """The rows of this rank from `value` of a state dict, which has all N, only its own, or a DTensor of all."""
         if hasattr(value, "to_local"):
             if self.ranks.world > 1 and value.to_local().shape == self.rows.shape:
                 return value.to_local()

@@ -52,7 +52,7 @@ class FeatureQueue(StateModule):
 
     @property
     def filled(self) -> Tensor:
-        """How many rows hold a pushed one: int64 scalar on the queue's device. They are the first ones of `rows`."""
+        """The number of rows in use, the first ones of `rows`: int64 scalar on the queue's device."""
         return self.pushed.clamp(max=self.size)
 
     def is_filled(self) -> Tensor:

@@ -68,7 +68,7 @@ class RunningCenter(StateModule):
             self._moved = None
 
     def reset_parameters(self) -> None:
-        """As when it was made: no batch is in the mean."""
+        """Empty the mean."""
         self.mean.zero_()
         self.steps.zero_()
 

@@ -123,7 +123,7 @@ class NegativeSampler(StateModule):
 
     @property
     def seed(self) -> int:
-        """The seed as an unsigned 64-bit integer: what was given or loaded."""
+        """The seed, given or loaded, as an unsigned 64-bit integer."""
         self._undo_average()
         return self._current & 0xFFFFFFFFFFFFFFFF
 
@@ -155,7 +155,7 @@ class NegativeSampler(StateModule):
         return draw_op(index, self.num_data, *_draw_args(spec), backend)
 
     def spec(self, anchor_offset: int = 0) -> DrawSpec:
-        """What an op needs to know of this sampler in the current step."""
+        """The `DrawSpec` of this sampler in the current step."""
         self.require_filled()
         offset = checks.integer("anchor_offset", anchor_offset, least=0, below=2**32)
         self._undo_average()

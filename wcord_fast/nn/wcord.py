@@ -125,7 +125,7 @@ class WCoRDLoss(ContrastiveLoss):
             self._factors.fill_(1)
 
     def train(self, mode: bool = True) -> WCoRDLoss:
-        """As of any module, but a frozen embed_t stays in eval mode: its spectral norm takes no power iterations."""
+        """As in `nn.Module`, but a frozen embed_t stays in eval mode: its spectral norm takes no power iterations."""
         super().train(mode)
         if self.lambda_gckt == 0:
             self.embed_t.eval()

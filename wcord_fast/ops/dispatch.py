@@ -1,4 +1,4 @@
-"""Which backend runs what: one support table, and the one place where a backend is chosen.
+"""The support table, and the function that chooses a backend by it.
 
 An explicit choice (argument, then `use_backend`, then WCORD_FAST_BACKEND) never falls back: what the table does not
 list raises NotImplementedError, what is listed but cannot run here raises RuntimeError with the reason.
@@ -34,7 +34,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Choice:
-    """What runs, and why."""
+    """The chosen plan and backend, and the reason."""
 
     op: str
     plan: str

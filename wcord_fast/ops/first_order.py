@@ -1,4 +1,4 @@
-"""Which derivatives there are: first ones, by `backward()` and `torch.autograd.grad`. All others are refused by name.
+"""Only first derivatives exist, by `backward()` and `torch.autograd.grad`. Others are refused by name.
 
 A kernel returns the value and its gradient, and knows nothing of the transforms of `torch.func` or of tangents: torch
 would drop their part in silence, or end in words about its own classes.

@@ -65,7 +65,7 @@ def module() -> Any:
 
 
 def build_record() -> dict[str, Any]:
-    """What the build wrote down; empty if it left no record."""
+    """The record that the build wrote; empty if there is none."""
     try:
         return json.loads(_RECORD.read_text())
     except (OSError, ValueError):
@@ -73,7 +73,7 @@ def build_record() -> dict[str, Any]:
 
 
 def threads() -> int:
-    """How many threads a native call may use: torch's number, and 1 in a forked process.
+    """The number of threads of a native call: torch's number, and 1 in a forked process.
 
     OpenMP's threads, which torch shares, do not survive a fork, and a team that waits for them would wait for ever.
     """

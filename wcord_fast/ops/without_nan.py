@@ -11,7 +11,7 @@ from .eager import PLAIN
 
 
 class WithoutNaN:
-    """What is known of one small tensor. Any write to it, or another tensor in its place, and nothing is known."""
+    """Remembers that one small tensor holds no NaN, until it is written to or replaced."""
 
     def __init__(self) -> None:
         self._of: tuple[Tensor, int] | None = None  # the tensor that was asked of, and its count of writes

@@ -25,7 +25,7 @@ Function = Callable[[], Values]
 
 
 class GraphedStep:
-    """`step` with the same results, replayed from a graph after a few eager calls.
+    """`step` with equal results, replayed from a graph after a few eager calls.
 
     Args:
         step: (batch, watch) -> values, scalars on the device; it leaves gradients in `parameters`, whose gradients are

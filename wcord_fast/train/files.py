@@ -46,7 +46,7 @@ class _Writer:
         self._file.flush()
 
     def sync(self) -> None:
-        """Everything written so far is on the disk when this returns."""
+        """Write all buffered data of the file to the disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
 

@@ -1,4 +1,4 @@
-"""How a step calls the networks: as they are, or compiled."""
+"""The calls of the networks in a step: eager or compiled."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def plain(network: Callable) -> Forward:
 
 
 def compiled(forwards: dict[str, Forward]) -> dict[str, Forward]:
-    """The same through `torch.compile`; parameters, modes and state dicts stay the networks' own.
+    """The networks through `torch.compile`. Parameters, modes and state dicts stay their own.
 
     Shapes are static: one graph for the batch and one for an epoch's smaller last one. The losses are left out: their
     work is in operators of this library, which a compiler takes as they are.

@@ -207,7 +207,7 @@ def _spec(
     options: distill.Options,
     recipe: Recipe,
 ) -> dict[str, Any]:
-    """What makes two runs the same one, in plain values."""
+    """The identity of a run, in plain values: a directory's run is resumed if its spec is equal."""
     architecture = type(getattr(student, "network", student)).__name__
     labels = b"" if train.labels is None else train.labels.numpy().tobytes()
     return {

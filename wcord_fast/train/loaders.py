@@ -96,7 +96,7 @@ class TrainLoader:
         return 1.0
 
     def whole(self) -> Self:
-        """The same batches, if this process trains alone.
+        """These batches, if this process trains alone.
 
         Raises:
             NotImplementedError: there are several processes.

@@ -15,7 +15,7 @@ TIMING = ("images_per_s", "loss_share", "seconds")  # columns that differ betwee
 
 
 def to_screen(quiet: bool) -> None:
-    """From now on the package says what it does on standard output; warnings only if `quiet`."""
+    """Send the package's log to standard output from now on; only warnings if `quiet`."""
     log = logging.getLogger("wcord_fast")
     log.handlers = [logging.StreamHandler(sys.stdout)]
     log.setLevel(logging.WARNING if quiet else logging.INFO)

@@ -93,7 +93,7 @@ class Run:
 
     @cached_property
     def forwards(self) -> dict[str, Forward]:
-        """How a step calls the "student" and the "teacher": compiled if the recipe says so."""
+        """The calls of "student" and "teacher" in a step: compiled if the recipe has that option."""
         return compiled(self.networks()) if self.recipe.get("compile") else self.networks()
 
     @cached_property
@@ -111,7 +111,7 @@ class Run:
         return result if self.teacher is None else result | {"teacher": plain(self.teacher)}
 
     def parameters(self) -> list[nn.Parameter]:
-        """What the optimiser changes: the student's parameters and the method's own."""
+        """The parameters of the optimiser: the student's and the method's own."""
         both = [*self.student.parameters(), *self.method.parameters()]
         return [p for p in both if p.requires_grad]
 

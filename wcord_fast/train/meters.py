@@ -123,7 +123,7 @@ class Stopwatch:
 
 
 class GraphWatch:
-    """The same inside a CUDA graph: two events that every replay records anew."""
+    """A `Stopwatch` inside a CUDA graph: two events that every replay records again."""
 
     def __init__(self) -> None:
         self._start, self._end = (torch.cuda.Event(enable_timing=True, external=True) for _ in range(2))
@@ -136,5 +136,5 @@ class GraphWatch:
         self._end.record()
 
     def seconds(self) -> float:
-        """Of the last replay, which must have finished."""
+        """Seconds of the last replay, which must have finished."""
         return self._start.elapsed_time(self._end) / 1000

@@ -1,4 +1,4 @@
-"""The driver on several processes, started by torchrun: who writes, what is shared, and how all of them end.
+"""The driver on several processes of torchrun: writing by rank 0, shared values, and a common end.
 
 Rank 0 alone writes files and speaks; the others compute. A process that fails says so once for all, and torchrun ends
 the others.
@@ -102,7 +102,7 @@ def peer_lost(error: BaseException) -> bool:
 
 
 def from_main(make: Callable[[], T]) -> T:
-    """What `make` returns on rank 0, on every rank (tensors on the CPU)."""
+    """The result of `make` on rank 0, sent to every rank (tensors on the CPU)."""
     if ranks().world == 1:
         return make()
     box: list[Any] = [make() if is_main() else None]

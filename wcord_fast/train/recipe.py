@@ -1,4 +1,4 @@
-"""How one network is trained: the options that the command and `distill.fit` share."""
+"""The training options of one network, shared by the command and `distill.fit`."""
 
 from __future__ import annotations
 

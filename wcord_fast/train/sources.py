@@ -1,4 +1,4 @@
-"""What the training loop reads its images from: this package's batches, or a `DataLoader` of the user's."""
+"""The images of the training loop: this package's batches, or a `DataLoader` of the user's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TrainingBatches(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the batches lie."""
+        """The device of the batches."""
 
     def __len__(self) -> int:
         """Batches per epoch."""

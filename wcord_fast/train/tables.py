@@ -18,7 +18,7 @@ def text_table(lines: list[Line]) -> str:
 
 
 def markdown_table(lines: list[Line]) -> str:
-    """The same as Markdown."""
+    """The table as Markdown."""
     head = list(lines[0])
     rows = [head, ["---"] * len(head), *([line[c] for c in head] for line in lines)]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)

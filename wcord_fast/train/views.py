@@ -1,4 +1,4 @@
-"""What one network sees of a batch of images that both networks get.
+"""Views: each of two networks gets its own part of the images of a batch.
 
 A view maps pixels scaled to [0, 1], float [B, C, H, W], to a network's input, [B, channels, ...].
 """
@@ -19,7 +19,7 @@ from ..ops import checks
 
 @dataclass(frozen=True)
 class View:
-    """What a network sees.
+    """The part of an image that a network gets.
 
     Attributes:
         name: with its parameters; two views of one name are the same.

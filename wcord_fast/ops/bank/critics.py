@@ -127,7 +127,7 @@ def sigmoid(
 
 
 class _Scoring:
-    """What both ops do before and after the negatives are scored."""
+    """The work of both ops before and after the negatives are scored."""
 
     def __init__(self, op, anchors, banks, index, positive, spec, plan, backend):
         self.banks, self.positive, self.index, self.spec = banks, positive, index, spec

@@ -93,5 +93,5 @@ def _class_sums(owners, spec: DrawSpec) -> list[Tensor]:
 
 
 def _in_range(index: Tensor, num_data: int) -> Tensor:
-    """`index` with what is out of range (the op has flagged it, or will) moved to row 0 or N - 1."""
+    """`index` with rows out of range, which the op flags, moved to row 0 or N - 1."""
     return index.long().clamp(0, num_data - 1)

@@ -1,4 +1,4 @@
-"""Which rows each anchor draws, as a bit mask or as counts: how the dense plan learns which scores count.
+"""The rows that each anchor draws, as a bit mask or as counts: the dense plan counts these scores.
 
 The draws are made once and serve both directions. Layouts, N rows, any backend, bit for bit:
 

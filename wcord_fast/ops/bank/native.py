@@ -72,7 +72,7 @@ def _written(bank: Tensor) -> None:
 
 
 def _refuse(bank: Tensor, index: Tensor, rows: Tensor, momentum: float, bad: int) -> NoReturn:
-    """Say what is wrong with an update that was not made, by the reference's checks."""
+    """Raise the error of a refused update, by the reference's checks."""
     checks.rows_in_range("index", index, bank.shape[0])
     checks.finite_rows("rows", rows, Code.UPDATE_ROW)
     new, norm = mixed(bank, index, rows, momentum)

@@ -1,4 +1,4 @@
-"""A part of a bank: consecutive rows of it. partials.py has what it contributes to the scores against all of it.
+"""A part of a bank: consecutive rows. `partials.py` computes its partials of the scores.
 
 The draws are numbers of rows of the whole bank, a function of (seed, step, anchor), so every holder of a part makes
 all draws of an anchor and scores those that fall into its rows. Losses, mean scores and gradients of all parts of a

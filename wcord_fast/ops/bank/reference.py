@@ -289,7 +289,7 @@ def _dense_blocks(x, banks, index, spec, draw_backend, part) -> Iterator[Block]:
 
 
 def row_weights(index: Tensor, num_data: int, spec: DrawSpec, dtype: torch.dtype, draw_backend: str) -> Tensor:
-    """How much each bank row counts among an anchor's negatives: [B, N]; 0/1 for draws without replacement."""
+    """The number of times that each bank row is among an anchor's negatives: [B, N]."""
     weight = torch.zeros(index.shape[0], num_data, dtype=dtype, device=index.device)
     if not spec.whole_pool:
         rows = draws.draw(index, num_data, spec, draw_backend)

@@ -34,7 +34,7 @@ class Shard(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """That of the whole bank."""
+        """Shape [N, D] of the whole bank."""
         return self.part.num_data, self.rows.shape[1]
 
 
@@ -49,7 +49,7 @@ class Joined:
 
     @property
     def own(self) -> slice:
-        """Where this rank's anchors are."""
+        """The positions of this rank's anchors among all."""
         first = lower(self.sizes)
         return slice(first, first + self.sizes[ranks().rank])
 

@@ -28,7 +28,7 @@ def alias_table(weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _by_python(weights: np.ndarray) -> tuple[Tensor, Tensor]:
-    """The same of `weights` [N] whose mean is 1."""
+    """The alias table of `weights` [N] with mean 1, in plain Python."""
     share = weights.tolist()
     alias = list(range(len(share)))
     small = [i for i, s in enumerate(share) if s < 1.0]

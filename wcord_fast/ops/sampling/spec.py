@@ -1,4 +1,4 @@
-"""What an op needs to know of the negatives: a plain record that flattens into `torch.library` arguments."""
+"""The draws of an op's negatives: a plain record that flattens into `torch.library` arguments."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TABLES = {
 
 @dataclass(frozen=True)
 class DrawSpec:
-    """Which rows are the negatives of which anchor.
+    """The negatives of each anchor.
 
     Attributes:
         source: "given" (explicit indices), "none", "self", "class" (pools) or "weighted" (alias table).

@@ -1,4 +1,4 @@
-"""What a logger is, and what it gets to know of its run."""
+"""The protocol of a logger, and the facts about the run that it gets."""
 
 from __future__ import annotations
 
