@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from wcord_fast import CRDLoss
+from wcord_fast.models.torchvision_import import torchvision_models
 
 from .crd_oracle import PublishedCRD
 
@@ -25,6 +26,12 @@ SMALL = {
     "replace_crd_loss.py": ["--epochs", "4", "--teacher-epochs", "1"],
     "ot_between_batches.py": ["--steps", "60"],
     "two_tower.py": ["--epochs", "4"],
+    "lightning_module.py": ["--epochs", "2", "--limit-train", "100"],
+    "hf_trainer.py": ["--epochs", "2", "--limit-train", "100"],
+    "accelerate_fsdp.py": ["--epochs", "3", "--limit-train", "100"],
+    "library_networks.py": ["--epochs", "1", "--limit-train", "50"],
+    "own_method.py": ["--epochs", "2", "--limit-train", "100"],
+    "segmentation.py": ["--epochs", "2"],
     "ten_million_rows.py": ["--rows", "100000", "--negatives", "2048", "--steps", "2"],
 }
 
@@ -43,8 +50,8 @@ def output_of(name: str, *more: str, launcher: Sequence[str] = ()) -> str:
 
 def test_every_example_has_a_test():
     assert {path.name for path in EXAMPLES.glob("*.py")} == set(SMALL)
-    page = (EXAMPLES.parent / "docs" / "howto" / "examples.md").read_text()
-    assert set(re.findall(r'--8<-- "examples/(\w+\.py)"', page)) == set(SMALL)
+    pages = [page.read_text() for page in (EXAMPLES.parent / "docs").rglob("*.md")]
+    assert set(re.findall(r'--8<-- "examples/(\w+\.py)"', "\n".join(pages))) == set(SMALL)
 
 
 class Compared(CRDLoss):
@@ -125,3 +132,44 @@ def test_two_towers_retrieve_their_pairs_on_one_and_two_processes():
     their_losses, their_shares = others
     assert their_losses == pytest.approx(losses, rel=1e-3)
     assert their_shares == pytest.approx(fractions, abs=1.0)
+
+
+def test_lightning_trains_the_example():
+    pytest.importorskip("lightning.pytorch")
+    out = output_of("lightning_module.py")
+    means = dict(re.findall(r"'(\w+)': (-?[\d.]+)", out))
+    assert {"loss", "gckt", "lckt"} <= set(means) and "accuracy" in out, out
+
+
+def test_the_trainer_trains_the_example():
+    pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+    assert re.search(r"^accuracy [01]\.\d+$", output_of("hf_trainer.py"), re.M)
+
+
+def test_fsdp_trains_the_example_on_one_process_and_on_two():
+    pytest.importorskip("accelerate")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    for out in (output_of("accelerate_fsdp.py"), output_of("accelerate_fsdp.py", launcher=launcher)):
+        losses = [float(x) for x in re.findall(r"epoch \d: loss (\S+)", out)]
+        assert len(losses) == 3 and losses[-1] < losses[0], out
+
+
+def test_networks_of_timm_are_trained():
+    try:
+        torchvision_models("timm")  # which imports it
+    except ImportError as error:
+        pytest.skip(str(error))
+    pytest.importorskip("timm")
+    rows = [line.split() for line in output_of("library_networks.py").splitlines() if re.match(r" +\d+ ", line)]
+    assert len(rows) == 2 and all(math.isfinite(float(row[2])) for row in rows), rows
+
+
+def test_a_method_of_ones_own_is_trained():
+    out = output_of("own_method.py")
+    assert [line.split()[4] for line in out.splitlines() if line.startswith("epoch")] == ["correlation"] * 2, out
+
+
+def test_unlabelled_pixels_are_masked():
+    shares = [float(x) for x in re.findall(r": ([\d.]+) %", output_of("segmentation.py"))]
+    assert len(shares) == 3 and min(shares) > 20, shares  # of three classes the background alone has a third

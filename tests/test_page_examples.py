@@ -11,7 +11,10 @@ from wcord_fast import data, distill, models
 from wcord_fast.data import registry as data_registry
 from wcord_fast.distill import registry
 from wcord_fast.nn import own_critic
+from wcord_fast.train import fit
 from wcord_fast.train.evaluation import evaluate
+
+from .train_tiny import make_run
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -96,3 +99,11 @@ def test_figures_equal_what_their_script_draws(tmp_path):
     draw.main(tmp_path)
     committed = {path.name: path.read_text() for path in (DOCS / "figures").glob("*.svg")}
     assert committed == {path.name: path.read_text() for path in tmp_path.glob("*.svg")}
+
+
+def test_a_logger_of_ones_own(tmp_path, monkeypatch):
+    names = {"__name__": "mine"}
+    exec(example("howto/own.md", "logger"), names)
+    monkeypatch.setitem(globals(), "Best", names["Best"])
+    fit(make_run(tmp_path, loggers=[f"{__name__}:Best"]))
+    assert re.fullmatch(r"epoch [12]: [\d.]+ %\n", (tmp_path / "best.txt").read_text())

@@ -195,3 +195,74 @@ def test_a_pipe_is_not_replaced_by_a_file(run, tmp_path, capsys):
     assert main(["export", str(run), f"--output={tmp_path / 'pipe'}"]) == 1
     assert capsys.readouterr().err == f"wcord-fast export: --output: cannot write {tmp_path}/pipe: not a regular file\n"
     assert (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_hugging_face_folder_is_read_back_with_its_weights(run, tmp_path, images, logits):
+    folder = exported(run, tmp_path / "new" / "net", "hf")
+    assert sorted(os.listdir(folder)) == ["README.md", "config.json", "model.safetensors"]
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architecture"] == "resnet8" and config["image_size"] == [8, 8]
+    assert config["id2label"]["3"] == "3" and config["method"] == "ce"
+    for asked in ({}, {"num_classes": 10, "in_channels": 1}):
+        network = models.create(f"hf-folder:{folder}", **asked).eval()
+        with torch.no_grad():
+            torch.testing.assert_close(
+                network((images - config["image_mean"][0]) / config["image_std"][0]), logits, rtol=0, atol=0
+            )
+    history = checkpoint.load(run / "checkpoint.pt")["history"]
+    card = (folder / "README.md").read_text()
+    assert f"| test top-1, last epoch (%) | {history[-1]['test_top1']:.4g} |" in card
+    assert "| epochs | 1 |" in card and "float32 [batch, 1, 8, 8]" in card
+    code = card.partition("```python\n")[2].partition("```")[0].replace("FOLDER", str(folder))
+    names = {"images": images}
+    exec(code, names)
+    assert names["logits"].shape == (7, 10)
+
+
+def test_a_folder_that_is_there_is_left_alone(run, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "kept").touch()
+    assert main(["export", str(run), "--format=hf", f"--output={tmp_path / 'mine'}"]) != 0
+    assert "--output: cannot write" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["mine"] and os.listdir(tmp_path / "mine") == ["kept"]
+
+
+def test_an_exported_folder_begins_another_run(run, tmp_path):
+    folder = exported(run, tmp_path / "net", "hf")
+    name = f"hf-folder:{folder}"
+    bench = Workbench(Config(**TINY, teacher="resnet8", student=name, output_dir=str(tmp_path / "runs")))
+    bench.student("ce", None)
+    (again,) = (tmp_path / "runs").glob("ce")
+    config = json.loads((exported(again, tmp_path / "again", "hf") / "config.json").read_text())
+    assert config["architecture"] == "resnet8"  # not a folder that may be gone
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architecture": "os.system"}, "code outside of this package"),
+        ({"architecture": "hf-folder:."}, "code outside of this package"),
+        ({"architecture": "resnet14"}, "model.safetensors"),
+        ({"model_type": "vit"}, "model_type is 'vit'"),
+        ({"image_size": 8}, "image_size"),
+    ],
+)
+def test_another_folder_is_refused(run, tmp_path, change, message):
+    folder = exported(run, tmp_path / "net", "hf")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match=message):
+        models.create(f"hf-folder:{folder}")
+
+
+def test_what_the_folder_does_not_have_is_refused(run, tmp_path):
+    folder = exported(run, tmp_path / "net", "hf")
+    with pytest.raises(ValueError, match="num_classes: expected 10"):
+        models.create(f"hf-folder:{folder}", 5)
+    with pytest.raises(ValueError, match="in_channels: expected 1"):
+        models.create(f"hf-folder:{folder}", in_channels=3)
+    (folder / "model.safetensors").write_bytes(b"none")
+    with pytest.raises(ValueError, match=r"name: .*model\.safetensors"):
+        models.create(f"hf-folder:{folder}")
+    with pytest.raises(ValueError, match=r"expected a folder that holds config\.json"):
+        models.create(f"hf-folder:{tmp_path / 'nowhere'}")

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__
+from ..models import hf_folder
 from ..ops import checks
 from ..train import files
 from ..train.checkpoint import CURRENT, PREVIOUS, CheckpointError
+from . import export_card
 from . import trained_network as trained
 from .export_formats import FORMATS, Format
 from .options import check_paths, file_name
@@ -52,8 +54,8 @@ class ExportOptions:
 
     Attributes:
         checkpoint: a checkpoint.pt, or the directory of a run.
-        format: state_dict, safetensors, torch.export or onnx.
-        output: the file to write; default: MODEL.SUFFIX beside the checkpoint.
+        format: state_dict, safetensors, hf (a folder in the manner of Hugging Face), torch.export or onnx.
+        output: the file or new folder to write; default: MODEL.SUFFIX beside the checkpoint.
         with_normalisation: put the normalisation in front: the input is pixels in [0, 1] (torch.export and onnx).
         data_dir: where the data set's files are, for a checkpoint of an older version.
     """
@@ -89,18 +91,39 @@ def run(argv: list[str]) -> None:
     examples = _random_images(images, args.with_normalisation)
     content = form.write(network, examples[0], metadata)
     worst = difference(form, content, network, examples, result, images["shape"][0])
-    files.make_directory(output.parent, "--output")
-    with files.replacing(output, "--output") as file:
-        file.write(content)
-    if output.read_bytes() != content:
-        raise CheckpointError(
-            f"{output}: other bytes on the disk than were written; the disk or its driver is at fault"
-        )
+    write(output, content, hf_files(result, metadata, content) if form.folder else None)
     print(
         f"{output}: {result.model} ({result.method}, epoch {result.epoch}), {len(content) / 2**20:.2f} MiB\n"
         f"input: float32 images [batch, {', '.join(map(str, images['shape']))}], {metadata['input']}\n"
         f"largest difference of a logit from the checkpoint's network: {worst:.3g} ({sum(BATCHES)} random images)"
     )
+
+
+def hf_files(found: Trained, metadata: dict[str, Any], weights: bytes) -> dict[str, bytes]:
+    """Contents of the files of a folder in the manner of Hugging Face, by name."""
+    config = hf_folder.config_of(found.model, found.classes, metadata["image_shape"], metadata["mean"], metadata["std"])
+    facts = {key: metadata[key] for key in ("method", "epoch", "wcord_fast")}
+    card = export_card.card(found, metadata | {"model": config["architecture"]})
+    return hf_folder.files_of(config | facts, card, weights)
+
+
+def write(output: Path, content: bytes, folder: dict[str, bytes] | None) -> None:
+    """Write `content` to `output`, or the files of `folder` into it, and read them back.
+
+    Raises:
+        OutputError: it cannot be written; CheckpointError: the disk holds something else.
+    """
+    files.make_directory(output.parent, "--output")
+    if folder is None:
+        with files.replacing(output, "--output") as file:
+            file.write(content)
+    else:
+        files.write_folder(output, folder, "--output")
+    for path, expected in {output / name: data for name, data in (folder or {"": content}).items()}.items():
+        if path.read_bytes() != expected:
+            raise CheckpointError(
+                f"{path}: other bytes on the disk than were written; the disk or its driver is at fault"
+            )
 
 
 @torch.no_grad()

@@ -27,12 +27,14 @@ class Format:
         weights_only: it holds no computation, so nothing can be put in front of the network.
         write: network, two example images, metadata -> the file's bytes.
         read: the file's bytes, a function that makes the untrained network -> what it computes.
+        folder: the file is one of a folder's, beside a configuration and a card.
     """
 
     suffix: str
     weights_only: bool
     write: Callable[[nn.Module, Tensor, Metadata], bytes]
     read: Callable[[bytes, Callable[[], nn.Module]], Run]
+    folder: bool = False
 
 
 def _write_state_dict(network: nn.Module, example: Tensor, metadata: Metadata) -> bytes:
@@ -108,6 +110,7 @@ def _read_onnx(content: bytes, fresh: Callable[[], nn.Module]) -> Run:
 FORMATS: dict[str, Format] = {
     "state_dict": Format(".pt", True, _write_state_dict, _read_state_dict),
     "safetensors": Format(".safetensors", True, _write_safetensors, _read_safetensors),
+    "hf": Format("-hf", True, _write_safetensors, _read_safetensors, folder=True),
     "torch.export": Format(".pt2", False, _write_program, _read_program),
     "onnx": Format(".onnx", False, _write_onnx, _read_onnx),
 }

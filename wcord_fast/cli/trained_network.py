@@ -27,6 +27,7 @@ class Trained:
         precision: in which it was trained and tested.
         data: name, image_size, limit_train and, if it was given, skip_corrupt of its data set.
         history: one row per epoch.
+        recipe: options of the training, by name.
     """
 
     path: Path
@@ -37,6 +38,7 @@ class Trained:
     precision: str
     data: dict[str, Any]
     history: list[dict[str, Any]]
+    recipe: dict[str, Any]
     _weights: dict[str, Any]
     _input: dict[str, Any] | None
 
@@ -100,6 +102,7 @@ def load(path: Path) -> Trained:
             data={key: spec["data"][key] for key in ("name", "image_size", "limit_train")}
             | {key: value for key, value in spec["data"].items() if key == "skip_corrupt"},
             history=state["history"],
+            recipe=spec["recipe"],
             _weights=state["student"],
             _input=state.get("images"),
         )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..ops import checks
-from . import imagenet, libraries, mobilenetv2, own, resnet, resnet50, shufflenetv1, shufflenetv2, vgg, wrn
+from . import hf_folder, imagenet, libraries, mobilenetv2, own, resnet, resnet50, shufflenetv1, shufflenetv2, vgg, wrn
 from .libraries import LibraryNetwork, is_library_name
 
 # A family has NAMES, the published ones, and build(name, **options), which answers None to a name that is not
@@ -23,7 +23,7 @@ def names() -> tuple[str, ...]:
 
 def create(
     name: str,
-    num_classes: int = 100,
+    num_classes: int | None = None,
     *,
     pretrained: bool = False,
     features: str | Sequence[str] = (),
@@ -38,6 +38,7 @@ def create(
         models.create("timm:convnext_tiny", 10, pretrained=True)        # of a library, which must be installed
         models.create("torchvision:resnet50@64")                        # which sees its images at 64x64 pixels
         models.create("hf:facebook/dinov2-small")                       # a repository or a folder; or "hf:vit"
+        models.create("hf-folder:runs/exported")                        # trained: of `wcord-fast export --format hf`
         models.create("my_package.my_module.small")                     # a function or class of your own
 
     A library's network maps its images by itself, see `models.LibraryNetwork`. They are resized to the size behind "@";
@@ -48,7 +49,7 @@ def create(
         name: one of `names()`, or any "wrn_<depth>_<width>"; any case, "-" or "_" ("ResNet8x4", "WRN-40-2"). Or
             "timm:NAME", "torchvision:NAME" or "hf:NAME" with a name of that library. Or a name of `register`, or the
             dotted path of a function or class that makes a network from num_classes and in_channels.
-        num_classes: width of the logits.
+        num_classes: width of the logits; default 100, or the width that the network in a "hf-folder:" has.
         pretrained: take the library's weights, from its cache or by a download. The classifier's are taken only if
             `num_classes` is theirs.
         features: of a library's network: the taps, see `Tapped`; default: stem and stages.
@@ -67,6 +68,10 @@ def create(
     """
     if not isinstance(name, str):
         raise TypeError(f"name: expected a str, got {type(name).__name__}")
+    if hf_folder.is_folder_name(name):
+        given = {"features": features, "mean": mean, "std": std, "image_size": image_size}
+        return hf_folder.create(name, num_classes, create, **given, **options)
+    num_classes = 100 if num_classes is None else num_classes
     make = own.maker(name)
     if make is not None:
         return own.create(make, num_classes, image_size=image_size, features=features, **options)
@@ -90,6 +95,8 @@ def require_known(name: str) -> None:
     Raises:
         TypeError, ValueError, ImportError: as `create`.
     """
+    if hf_folder.is_folder_name(name):
+        return require_known(hf_folder.read_config(name)["architecture"])
     if own.maker(name) is not None:
         return
     if is_library_name(name):
@@ -101,6 +108,8 @@ def require_known(name: str) -> None:
 
 def least_size(name: str) -> int:
     """The smallest height and width of images that the network `name` takes."""
+    if hf_folder.is_folder_name(name):
+        return least_size(hf_folder.read_config(name)["architecture"])
     make = own.maker(name)
     if make is not None:
         return getattr(make, "least_size", 1)

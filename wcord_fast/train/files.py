@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -77,6 +78,27 @@ def replacing(path: Path, option: str = "output_dir") -> Iterator[Any]:
         raise
 
 
+def write_folder(path: Path, contents: Mapping[str, bytes], option: str = "output_dir") -> None:
+    """A new folder with files of these names and contents, whole or not there.
+
+    Raises:
+        OutputError: it cannot be written, or is there already and not empty; the message begins with `option`.
+    """
+    temporary = path.parent / f"{TEMPORARY}{os.getpid()}-{next(_count)}"
+    try:
+        temporary.mkdir()
+        for name, content in contents.items():
+            with replacing(temporary / name, option) as file:
+                file.write(content)
+        os.rename(temporary, path)
+        _sync_directory(path.parent)
+    except BaseException as error:
+        _remove(temporary)
+        if isinstance(error, OSError) and not isinstance(error, OutputError):
+            raise cannot_write(path, error, option) from None
+        raise
+
+
 def make_directory(path: Path, option: str = "output_dir") -> None:
     """`path` and its parents; OutputError if it cannot be."""
     try:
@@ -136,7 +158,10 @@ def _lock(directory: Path, file: IO[str]) -> None:
 
 def _remove(path: Path) -> None:
     try:
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
     except OSError as error:
         log.warning("%s: cannot be removed: %s", _short(path), error.strerror)
 
