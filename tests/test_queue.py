@@ -102,7 +102,7 @@ def test_opcheck(labels):
     rows, tags = batch(4)
     args = (torch.zeros(SIZE, DIM), torch.zeros(SIZE, dtype=torch.long) if labels else None, torch.tensor(5), rows)
     checked = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(push_op, (*args, tags if labels else None), test_utils=checked)
+    torch.library.opcheck(push_op, (*args, tags if labels else None, 0, SIZE), test_utils=checked)
 
 
 def test_ddp_does_not_broadcast_the_queue():

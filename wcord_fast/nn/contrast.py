@@ -26,6 +26,7 @@ from .loading import repdistiller_params, replace_misfits, replace_misfits_of_lo
 from .memory_bank import MemoryBank
 from .options import ContrastOptions
 from .queue import FeatureQueue
+from .row_buffer import RowBuffer
 from .sampler import NegativeSampler, seed_bits
 from .state import Record, StateModule
 
@@ -336,13 +337,11 @@ class ContrastiveLoss(StateModule):
         Collective. In a process group the first training forward does it, and the first after a state dict was loaded.
         """
         facts = []
+        for module in self.modules():
+            if isinstance(module, RowBuffer):
+                module.require_own_group()
         if self.contrast is not None:
-            bank, state = self.contrast.memory_v1, self.contrast.sampler.state
-            if bank.shard is not None and bank.ranks != ranks():
-                raise ValueError(
-                    f"shard: the banks were made by rank {bank.ranks.rank} of {bank.ranks.world}, this is rank "
-                    f"{ranks().rank} of {ranks().world}; make the loss after init_process_group"
-                )
+            state = self.contrast.sampler.state
             facts = [self.contrast.sampler.fingerprint(), f"seed {self.contrast.sampler.seed}, step {int(state[1])}"]
         queues = (module for module in self.modules() if isinstance(module, FeatureQueue))
         facts += [f"queue of which {int(queue.pushed)} rows have been pushed" for queue in queues]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..ops.sampling.spec import ALL, TABLES
+from .row_buffer import RowBuffer
 
 if TYPE_CHECKING:
     from .contrast import Contrast, ContrastiveLoss
@@ -65,11 +66,7 @@ def replace_misfits(contrast: Contrast, state_dict, prefix: str) -> list[str]:
     misfits = rename_to_ours(contrast, state_dict, prefix)
     sizes = []
     for name in BANKS:
-        bank, key = getattr(contrast, name), f"{prefix}{name}.rows"
-        there = state_dict.get(key)
-        if isinstance(there, Tensor):
-            state_dict[key] = bank.own_rows(there)
-            sizes += _replace_other_sizes(bank, state_dict, f"{prefix}{name}.")
+        sizes += _replace_other_sizes(getattr(contrast, name), state_dict, f"{prefix}{name}.")
     if sizes:
         for name in (*(f"{n}.rows" for n in BANKS), "log_z"):
             state_dict[f"{prefix}{name}"] = contrast.get_buffer(name)
@@ -121,7 +118,9 @@ def _other_options(contrast: Contrast, state_dict, prefix: str, facts) -> list[s
 
 
 def _replace_other_sizes(module, state_dict, prefix: str) -> list[str]:
-    misfits = []
+    misfits, rows = [], state_dict.get(f"{prefix}rows")
+    if isinstance(module, RowBuffer) and isinstance(rows, Tensor):
+        state_dict[f"{prefix}rows"] = module.own_rows(rows)
     for name, mine in {**module._parameters, **module._buffers}.items():
         there = state_dict.get(f"{prefix}{name}")
         if mine is not None and isinstance(there, Tensor) and there.shape != mine.shape:

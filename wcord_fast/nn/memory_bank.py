@@ -8,21 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..distributed.ranks import Ranks, gather_rows, ranks, share_of
 from ..functional.bank import bank_update_
 from ..ops import checks
 from ..ops.bank.class_sums import ClassSums
 from ..ops.bank.directions import update_rows_
 from ..ops.bank.init import bank_init_
-from ..ops.bank.part import Part
 from ..ops.bank.sharded import Joined, Shard, held_rows
-from .sampler import MAX_ROWS, seed_bits
-from .state import StateModule, whole
+from .row_buffer import RowBuffer
+from .sampler import seed_bits
 
 CHUNK_ROWS = 1 << 16  # copied from a file at a time
 
 
-class MemoryBank(StateModule):
+class MemoryBank(RowBuffer):
     """Rows [N, D], one per training image, updated by momentum and kept at unit norm.
 
     Initialised uniform(-s, s), s = 1 / sqrt(D / 3), as CRD does, from a counter-based generator: row r of a bank is
@@ -44,9 +42,6 @@ class MemoryBank(StateModule):
     them. A load takes that, all N rows, or the rank's own.
     """
 
-    rows: Tensor
-    keeps_own_state = True  # see distributed.ddp
-
     def __init__(
         self,
         num_data: int,
@@ -58,21 +53,10 @@ class MemoryBank(StateModule):
         bank_id: int = 0,
         shard: str | None = None,
     ):
-        super().__init__()
-        self.num_data = checks.integer("num_data", num_data, least=1)
-        if self.num_data > MAX_ROWS:
-            raise ValueError(f"num_data: expected at most {MAX_ROWS} rows, got {num_data}")
-        self.dim = checks.integer("dim", dim, least=1)
+        super().__init__("num_data", num_data, dim, dtype, shard)
         self.momentum = checks.fraction("momentum", momentum)
-        if dtype not in checks.FLOATS:
-            raise TypeError(f"dtype: expected one of {', '.join(map(str, checks.FLOATS))}, got {dtype}")
-        self.shard = checks.choice("shard", shard, (None, "rank"))
-        self.ranks = Ranks(0, 1) if shard is None else ranks()
-        own = share_of(self.num_data, self.ranks)
-        self.first_row = own.start
         self._seed = seed_bits(seed)
         self._bank_id = checks.integer("bank_id", bank_id, least=0, below=2**32)
-        self.register_buffer("rows", torch.empty(len(own), self.dim, dtype=dtype))
         bank_init_(self.rows, self._seed, self._bank_id, self.first_row)
         self._sums: ClassSums | None = None
         self._labels: tuple[Tensor, Tensor] | None = None  # of all rows, as given, and of those held
@@ -84,41 +68,10 @@ class MemoryBank(StateModule):
             bank_init_(self.rows, self._seed, self._bank_id, self.first_row)
             self._empty = {}
 
-    def held(self) -> Tensor | Shard:
-        """The rows [N, D], or what this rank holds of them."""
-        self.require_filled()
-        if self.ranks.world == 1:
-            return self.rows
-        return Shard(self.rows, Part(self.first_row, self.num_data))
-
-    def all_rows(self) -> Tensor:
-        """The rows [N, D]; of a sharded bank joined from all ranks, which all call it."""
-        self.require_filled()
-        if self.ranks.world == 1:
-            return self.rows
-        sizes = [len(share_of(self.num_data, Ranks(rank, self.ranks.world))) for rank in range(self.ranks.world)]
-        return gather_rows([self.rows], sizes)[0]
-
-    def global_rows(self) -> Tensor:
-        """The rows [N, D]; of a sharded bank a DTensor of which this rank holds its part, in the same memory."""
-        if self.ranks.world == 1:
-            return self.rows
-        from torch.distributed.device_mesh import init_device_mesh  # takes a while to import
-        from torch.distributed.tensor import DTensor, Shard
-
-        mesh = init_device_mesh(self.rows.device.type, (self.ranks.world,))
-        shape = torch.Size((self.num_data, self.dim))
-        return DTensor.from_local(self.rows, mesh, [Shard(0)], run_check=False, shape=shape, stride=(self.dim, 1))
-
-    def own_rows(self, value: Tensor) -> Tensor:
-        """The rows of this rank from `value` of a state dict, which has all N, only its own, or a DTensor of all."""
-        if hasattr(value, "to_local"):
-            if self.ranks.world > 1 and value.to_local().shape == self.rows.shape:
-                return value.to_local()
-            value = whole(value)
-        if self.ranks.world > 1 and value.dim() == 2 and len(value) == self.num_data:
-            return value[self.first_row : self.first_row + len(self.rows)]
-        return value
+    @property
+    def num_data(self) -> int:
+        """N."""
+        return self.count
 
     @torch.no_grad()
     def load_rows_(self, file: str | PathLike) -> MemoryBank:
@@ -203,16 +156,9 @@ class MemoryBank(StateModule):
         self._sums = None  # the rows may become another tensor, whose count of writes says nothing of these
         return super()._apply(fn, recurse)
 
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.ranks.world > 1:
-            destination[f"{prefix}rows"] = self.global_rows()
-
-    def _load_from_state_dict(self, state_dict, prefix, *args):
+    def _load_from_state_dict(self, *args):
         self._sums = None
-        if f"{prefix}rows" in state_dict:
-            state_dict[f"{prefix}rows"] = self.own_rows(state_dict[f"{prefix}rows"])
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(*args)
 
     def extra_repr(self) -> str:
         shard = "" if self.shard is None else f", shard={self.shard!r}"

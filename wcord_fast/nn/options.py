@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from ..functional.ot import DEFAULT_RHO
 from ..ops import checks
 from .own_critic import BUILT_IN, checked_critic, critics
-from .sampler import MAX_ROWS, check_count, replacement_option
+from .row_buffer import MAX_ROWS
+from .sampler import check_count, replacement_option
 
 T = TypeVar("T")
 Check = Callable[[str, Any], Any]
@@ -116,7 +117,8 @@ class ContrastOptions:
         exclude: which rows are no negatives: "class", "self" or "none"; default: class when labels are known.
         replacement: draw with replacement; default: only when there are fewer rows than negatives.
         z: normalising constant from the "first" batch, or a moving average ("ema", decay 0.99).
-        shard: "rank": with several processes, each holds a part of the banks' rows; default: each holds all.
+        shard: "rank": with several processes, each holds a part of the rows of banks and queues; default: each
+            holds all.
     """
 
     feat_dim: int = option(128, functools.partial(checks.integer, least=1))

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from ..distributed.ranks import ranks
 from ..functional.batch import batch_infonce, batch_sigmoid
-from ..ops.contrast import mean
+from ..ops.contrast import mean, sharded
 from ..ops.contrast import reference as ops
+from ..ops.contrast.sharded import JoinedPairs, join
 from .options import WCoRDLossOptions
 from .queue import UNKNOWN, FeatureQueue
 
@@ -44,7 +45,8 @@ class PairedContrast(nn.Module):
     """Each pair (student's row, teacher's row) against the other rows of the batch, or those of two queues.
 
     In a process group the batch is that of all ranks, and the queues hold rows of all ranks; in eval mode the batch is
-    this rank's. An anchor of a group (a class, an image) has no negative of that group.
+    this rank's. With sharded queues a call is collective, in eval mode as well. An anchor of a group (a class, an
+    image) has no negative of that group.
 
     Args:
         options: negatives ("batch" or "queue"), and their numbers.
@@ -62,7 +64,10 @@ class PairedContrast(nn.Module):
         self.queue_s = self.queue_t = None
         if options.negatives == "queue":
             self.queue_s, self.queue_t = (
-                FeatureQueue(options.rows_of_queue(), options.feat_dim, dtype=dtype, labels=grouped) for _ in range(2)
+                FeatureQueue(
+                    options.rows_of_queue(), options.feat_dim, dtype=dtype, labels=grouped, shard=options.shard
+                )
+                for _ in range(2)
             )
 
     def forward(self, e_s: Tensor, e_t: Tensor, group: Tensor | None, scores: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -73,8 +78,11 @@ class PairedContrast(nn.Module):
             scores: scale and bias of the sigmoid, or None for InfoNCE.
         """
         if self.queue_s is not None and self.queue_t is not None:
-            args = group, scores
-            return self._against(self.queue_t, e_s, e_t, *args) + self._against(self.queue_s, e_t, e_s, *args)
+            labels = _labels(self.queue_t, e_s, group)
+            joined = join(e_s, e_t, labels) if self.queue_t.ranks.world > 1 else None
+            first = self._against(self.queue_t, e_s, e_t, labels, scores, joined)
+            joined = joined if joined is None else joined.swapped()
+            return first + self._against(self.queue_s, e_t, e_s, labels, scores, joined)
         scope = "global" if self.training and ranks().world > 1 else "rank"  # what is global is not compiled
         if scores is None:
             losses = batch_infonce(
@@ -97,18 +105,19 @@ class PairedContrast(nn.Module):
             if queue is not None:
                 queue.reset_parameters()
 
-    def _against(self, queue: FeatureQueue, anchors: Tensor, positives: Tensor, group, scores) -> Tensor:
-        """The mean loss of one direction, a scalar."""
+    def _against(
+        self, queue: FeatureQueue, anchors: Tensor, positives: Tensor, labels, scores, joined: JoinedPairs | None
+    ) -> Tensor:
+        """The mean loss of one direction, a scalar. `joined`: the pairs of all ranks, for a sharded queue."""
         queue.require_filled()
         slots = torch.where(queue.is_filled(), 0, -1)  # one without a row has the index of every anchor: no negative
         index = torch.full((len(anchors),), -1, device=anchors.device)
-        labels = _labels(queue, anchors, group)
         scale, bias = (1 / self.temperature, 0.0) if scores is None else scores
         critic = "infonce" if scores is None else "sigmoid"
         c = ops.Contrast(
-            critic, anchors, positives, queue.rows, -1, False, scale, bias, labels, queue.labels, index, slots
+            critic, anchors, positives, queue.rows, -1, False, scale, bias, labels, queue.own_labels(), index, slots
         )
-        return mean.mean_loss(c, self.backend)
+        return mean.mean_loss(c, self.backend) if joined is None else sharded.mean_loss(c, joined, self.backend)
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, backend={self.backend!r}"

@@ -8,13 +8,12 @@ from torch import Tensor
 from ..distributed.ranks import gather_rows, ranks, sizes_of
 from ..ops import checks
 from ..ops.queue import push_op
-from .sampler import MAX_ROWS
-from .state import StateModule
+from .row_buffer import RowBuffer
 
 UNKNOWN = -1  # the label of a row whose class is not known
 
 
-class FeatureQueue(StateModule):
+class FeatureQueue(RowBuffer):
     """Rows [size, D] of earlier batches: negatives where no image has a number, or there is no end of images.
 
     Args:
@@ -22,6 +21,8 @@ class FeatureQueue(StateModule):
         dim: D.
         dtype: torch.float32 (default), bfloat16, float16 or float64.
         labels: keep an integer label beside each row, so that rows of an anchor's own class can be excluded.
+        shard: None, every process holds all rows; or "rank", the rows are split over the ranks of the process group, in
+            equal parts of ceil(size / W), and scoring them is collective. All ranks make the queue, after the group.
 
     It begins empty: `filled` counts the rows that have been pushed, at most `size`, and slots behind them hold zeros
     and the label -1. Score a batch first, then push it, or its rows are negatives of themselves; so the first batch has
@@ -30,34 +31,47 @@ class FeatureQueue(StateModule):
     saved `rows` for its backward cannot be run after a push.
 
     In a process group `push_` is collective: every rank pushes the rows of all ranks in rank order, and so their queues
-    are equal. A queue takes `size * dim` elements on every rank, and `8 * size` bytes for labels. Rows, labels and
-    `pushed` are buffers without gradient: a state dict resumes exactly.
+    are equal. A queue takes `size * dim` elements on every rank, with shard="rank" `ceil(size / W) * dim`, and
+    `8 * size` bytes for labels, which every rank holds. Rows, labels and `pushed` are buffers without gradient: a state
+    dict resumes exactly, on any number of ranks.
     """
 
-    rows: Tensor  # [size, D]
     labels: Tensor | None  # int64 [size]
     pushed: Tensor  # int64 scalar
-    keeps_own_state = True  # see distributed.ddp
 
-    def __init__(self, size: int, dim: int, *, dtype: torch.dtype = torch.float32, labels: bool = False):
-        super().__init__()
-        self.size = checks.integer("size", size, least=1, below=MAX_ROWS + 1)
-        self.dim = checks.integer("dim", dim, least=1)
-        if dtype not in checks.FLOATS:
-            raise TypeError(f"dtype: expected one of {', '.join(map(str, checks.FLOATS))}, got {dtype}")
+    def __init__(
+        self,
+        size: int,
+        dim: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        labels: bool = False,
+        shard: str | None = None,
+    ):
+        super().__init__("size", size, dim, dtype, shard)
         kept = checks.boolean("labels", labels)
-        self.register_buffer("rows", torch.zeros(self.size, self.dim, dtype=dtype))
+        self.rows.zero_()
         self.register_buffer("labels", torch.full((self.size,), UNKNOWN) if kept else None)
         self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
 
     @property
+    def size(self) -> int:
+        """How many rows it holds, on all ranks together."""
+        return self.count
+
+    @property
     def filled(self) -> Tensor:
-        """The number of rows in use, the first ones of `rows`: int64 scalar on the queue's device."""
+        """How many slots hold a pushed row: int64 scalar on the queue's device. They are the first slots."""
         return self.pushed.clamp(max=self.size)
 
     def is_filled(self) -> Tensor:
-        """bool [size]: True where a slot holds a pushed row."""
-        return torch.arange(self.size, device=self.pushed.device) < self.pushed
+        """bool [n]: True where a slot of `rows` holds a pushed row."""
+        own = torch.arange(self.first_row, self.first_row + len(self.rows), device=self.pushed.device)
+        return own < self.pushed
+
+    def own_labels(self) -> Tensor | None:
+        """int64 [n], the labels of `rows`; None where none are kept."""
+        return None if self.labels is None else self.labels[self.first_row : self.first_row + len(self.rows)]
 
     @torch.no_grad()
     def push_(self, rows: Tensor, labels: Tensor | None = None) -> FeatureQueue:
@@ -83,7 +97,8 @@ class FeatureQueue(StateModule):
         if ranks().world > 1:
             given[0] = rows.to(self.rows.dtype)  # fewer bytes to send
             given = gather_rows(given, sizes_of(len(rows), rows.device))
-        push_op(self.rows, self.labels, self.pushed, *given, *([None] if labels is None else []))
+        new_labels = None if labels is None else given[1]
+        push_op(self.rows, self.labels, self.pushed, given[0], new_labels, self.first_row, self.size)
         return self
 
     def reset_parameters(self) -> None:
@@ -97,4 +112,5 @@ class FeatureQueue(StateModule):
 
     def extra_repr(self) -> str:
         labels = "" if self.labels is None else ", labels=True"
-        return f"size={self.size}, dim={self.dim}, dtype={self.rows.dtype}{labels}"
+        shard = "" if self.shard is None else f", shard={self.shard!r}"
+        return f"size={self.size}, dim={self.dim}, dtype={self.rows.dtype}{labels}{shard}"

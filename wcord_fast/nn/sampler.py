@@ -20,9 +20,9 @@ from ..ops.sampling.reference import pool_row, pool_size
 from ..ops.sampling.spec import ALL, TABLES, DrawSpec
 from ..ops.warn import warn
 from .loading import replace_record
+from .row_buffer import MAX_ROWS
 from .state import Record, StateModule
 
-MAX_ROWS = 2**31 - 1  # row numbers are int32 in the class tables
 MAX_DRAWS = 2**33  # two draws per 32-bit counter
 
 

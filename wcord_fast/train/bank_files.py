@@ -1,4 +1,4 @@
-"""Checkpoints of sharded banks: each rank writes its rows by torch.distributed.checkpoint, any number can read them.
+"""Checkpoints of sharded banks and queues: each rank writes its rows by torch.distributed.checkpoint, any number reads.
 
 Beside checkpoint.pt lies one directory per checkpoint, `banks-EPOCH`. It is whole, its checksums known, before the
 checkpoint that names it is written; those that no checkpoint names are removed after it. So at every moment the last
@@ -21,7 +21,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 
 from ..distributed.ranks import ranks
-from ..nn.memory_bank import MemoryBank
+from ..nn.row_buffer import RowBuffer
 from . import checkpoint, files
 from .checkpoint import CheckpointError
 from .ranks import from_main, is_main, to_main
@@ -84,7 +84,7 @@ def verify(path: Path, state: dict[str, Any]) -> None:
                     raise CheckpointError(f"{folder / name}: damaged, its checksum is wrong")
 
 
-def _write(folder: Path, banks: dict[str, MemoryBank]) -> dict[str, list[int]]:
+def _write(folder: Path, banks: dict[str, RowBuffer]) -> dict[str, list[int]]:
     """Write the shards; size and checksum of each file, by name (on rank 0). Each rank reads what it has written."""
     # What an interrupted run left here is gone before any rank makes the folder anew.
     from_main(lambda: shutil.rmtree(folder, ignore_errors=True))
@@ -107,7 +107,7 @@ def _write(folder: Path, banks: dict[str, MemoryBank]) -> dict[str, list[int]]:
     return {name: result for part in listed for name, result in part.items()}
 
 
-def _read(folder: Path, banks: dict[str, MemoryBank]) -> None:
+def _read(folder: Path, banks: dict[str, RowBuffer]) -> None:
     reader = dcp.FileSystemReader(str(folder))
     with _alone_is_fine():
         dcp.load({n: b.global_rows() for n, b in banks.items()}, storage_reader=reader, no_dist=ranks().world == 1)
@@ -121,9 +121,9 @@ def _alone_is_fine() -> Iterator[None]:
         yield
 
 
-def _sharded(method: nn.Module) -> dict[str, MemoryBank]:
-    """The sharded banks of `method`, by their names, under which their rows are written."""
-    return {n: m for n, m in method.named_modules() if isinstance(m, MemoryBank) and m.shard is not None}
+def _sharded(method: nn.Module) -> dict[str, RowBuffer]:
+    """The sharded banks and queues of `method`, by their names, under which their rows are written."""
+    return {n: m for n, m in method.named_modules() if isinstance(m, RowBuffer) and m.shard is not None}
 
 
 def _prune(directory: Path) -> None:

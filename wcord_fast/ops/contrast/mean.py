@@ -18,12 +18,17 @@ def mean_loss(c: Contrast, backend: str) -> Tensor:
     runner = Runner(c, backend)
     if not wants_grad(c):
         return runner.values(c).value.mean()
+    return attach(c, runner)
+
+
+def attach(c: Contrast, runner) -> Tensor:
+    """`runner.mean(c)`, (the mean and its gradients), as a function of anchors, positives, scale and bias."""
     return _Mean.apply(c.anchors, c.positives, c.scale, c.bias, c, runner)
 
 
 class _Mean(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, anchors, positives, scale, bias, c: Contrast, runner: Runner):
+    def forward(ctx, anchors, positives, scale, bias, c: Contrast, runner):
         mean, *result = runner.mean(c)
         scalars = [t if isinstance(t, Tensor) else None for t in (scale, bias)]
         ctx.save_for_backward(anchors, positives, *scalars, *result)
