@@ -33,14 +33,14 @@ __device__ __forceinline__ void set_permuted(const NegativeSpec& a, const Drawer
   const Pool pool = drawer.pool;
   const uint32_t last = static_cast<uint32_t>(end), past = static_cast<uint32_t>(pool.first),
                  skip = static_cast<uint32_t>(pool.skip), first_row = static_cast<uint32_t>(a.first_row);
-  const int32_t* const order = pool.order ? a.draws.order : nullptr;  // the same, known to be in global memory
+  const bool ordered = pool.order != nullptr;  // by a.draws.order, which is known to be in global memory
   uint32_t k = static_cast<uint32_t>(first) + threadIdx.x, x = k << p.below;
   while (k < last) {
     x = permutation_pass<PERMUTATION_ROUNDS_LARGE>(p, x);
     const uint32_t position = x >> p.below;
     if (position < p.size) {
       const uint32_t rank = position + (position >= past ? skip : 0);
-      uint32_t row = order ? static_cast<uint32_t>(order[rank]) : rank;
+      uint32_t row = ordered ? static_cast<uint32_t>(a.draws.order[rank]) : rank;
       if (PART) row -= first_row;  // below the first it wraps round
       if (!PART || row < static_cast<uint64_t>(a.num_rows)) set_bit(words, row);
       k += THREADS;
