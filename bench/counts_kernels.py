@@ -30,7 +30,7 @@ class Kernel:
     unit: str  # what the count is per
     source: str  # a file of csrc/cuda
     symbol: str  # a pattern of the mangled name
-    through: Mapping[str, int]  # what a round of the loop has (machine_code.cheapest_round)
+    through: Mapping[str, float]  # what a round of the loop has (machine_code.cheapest_round)
     units: float  # that a warp does in one round
     threads: int  # in a block
     dynamic_shared: int  # bytes of a block
@@ -40,22 +40,25 @@ class Kernel:
 
 
 PASSES = slowest_lane(ACCEPTED)
-DRAW = ("permutation.h .*LDS", PASSES - 1)  # nvcc takes the first pass out of the loop
-TILE_ROWS = 16  # that a round of the loop over a warp's 32 draws scores
-GATHER_SHARED = 20 * 1024
 
 
-def _gather(name: str, bank: str, dim: int, width: int, multiply_adds: int) -> Kernel:
+def _gather(name: str, bank: str, dim: int, width: int, tile_rows: int, multiply_adds: int) -> Kernel:
+    """The loop over 32 draws, in which a loop goes over tiles of rows: `multiply_adds` in the tile of a direction."""
+    tiles = WARP / tile_rows
     return Kernel(
         name=f"gather {name} D={dim}",
         unit="draw, both directions",
         source="bank_gather.cu",
         symbol=rf"gather_rows_kernelI{bank}Li{dim}ELb0E",
-        through={"permutation.h .*LDS": 10, "FFMA": multiply_adds, "critic.h .*MUFU.RCP": 2},
-        trips=(DRAW, (r"LDG.E.128", WARP / TILE_ROWS)),
+        through={
+            "permutation.h .*IMAD": 6 * PASSES,
+            "FFMA": 2 * tiles * multiply_adds,
+            "softplus.h .*MUFU.RCP": 4 * tiles,
+        },
+        trips=(("permutation.h .*IMAD", PASSES), ("LDG.E.128", tiles)),
         units=WARP,
         threads=256,
-        dynamic_shared=GATHER_SHARED,
+        dynamic_shared=16 * 1024,
         total=BATCH * K,
         work=gather_work(BATCH, K, NUM_DATA, dim, width, l2=50 << 20),
     )
@@ -74,7 +77,7 @@ KERNELS = (
         total=BATCH * K / WARP,
         work=membership_work(BATCH, NUM_DATA),
     ),
-    _gather("bf16", "NS_4Bf16E", 128, 2, 256),
-    _gather("fp16", "NS_3F16E", 128, 2, 256),
-    _gather("fp32", "f", 128, 4, 128),
+    _gather("bf16", "NS_4Bf16E", 128, 2, tile_rows=16, multiply_adds=64),
+    _gather("fp16", "NS_3F16E", 128, 2, tile_rows=16, multiply_adds=128),
+    _gather("fp32", "f", 128, 4, tile_rows=8, multiply_adds=64),
 )

@@ -182,13 +182,13 @@ def loops(blocks: Sequence[Block]) -> list[Loop]:
 
 
 def cheapest_round(
-    blocks: Sequence[Block], through: Mapping[str, int], trips: Sequence[tuple[str, float]] = ()
+    blocks: Sequence[Block], through: Mapping[str, float], trips: Sequence[tuple[str, float]] = ()
 ) -> Counter[str]:
     """Instructions by class of one round of a loop: the cheapest path that meets every pattern of `through`.
 
     Args:
-        through: regular expression on "file instruction" -> how many such instructions the path has at least. The loop
-            is the smallest with such a path.
+        through: regular expression on "file instruction" -> how many such instructions the path has at least, each
+            counted as often as it is executed. The loop is the smallest with such a path.
         trips: (pattern, rounds) of loops inside: all smaller loops in which the pattern is found. Others go round once.
 
     Raises:
@@ -198,8 +198,6 @@ def cheapest_round(
     patterns, least = [re.compile(p) for p in through], tuple(through.values())
     meets = [tuple(sum(bool(p.search(x)) for x in block.instructions) for p in patterns) for block in blocks]
     for loop in every_loop:
-        if any(sum(meets[b][i] for b in loop.body) < n for i, n in enumerate(least)):
-            continue
         times = dict.fromkeys(loop.body, 1.0)
         for pattern, rounds in trips:
             expression = re.compile(pattern)
@@ -229,7 +227,7 @@ def _path(blocks, loop, meets, least, times) -> list[int]:
     """The cheapest path from the head of the loop to one of its ends that meets enough; empty if there is none."""
 
     def met(before, at):
-        return tuple(min(n, x + y) for n, x, y in zip(least, before, meets[at], strict=True))
+        return tuple(min(n, x + y * times[at]) for n, x, y in zip(least, before, meets[at], strict=True))
 
     start = (loop.head, met((0,) * len(least), loop.head))
     best = {start: len(blocks[loop.head].instructions) * times[loop.head]}

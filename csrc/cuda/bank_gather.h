@@ -6,9 +6,9 @@
 // ever added atomically, so results do not depend on scheduling.
 #pragma once
 #include "../common/bank_score.h"
-#include "../common/critic.h"
 #include "../common/dtype.h"
 #include "negatives.h"
+#include "softplus.h"
 
 namespace wcf {
 
@@ -105,7 +105,7 @@ __device__ __forceinline__ Real add_score(int32_t op, Real s, Real inverse_tau, 
     return Real(1);
   }
   if (op == BANK_NCE) {
-    const Term<Real> term = softplus(s * inverse_tau - offset);
+    const Term<Real> term = score_term(s * inverse_tau - offset);
     tally->sum += term.value;
     return term.slope;
   }
