@@ -4,8 +4,8 @@
 // shift is its own inverse. All rounds are repeated while x >= P ("cycle walking"), which keeps the map a bijection.
 // Every round inverts at the same cost, so "is row r in the sample?" is the O(1) test pi^-1(r) < K.
 //
-// Forward rounds hold x in the top w bits of a word, where the modulus costs nothing and what the shift moves below them
-// is cleared by the exclusive or itself: three instructions a round.
+// Forward rounds hold x in the top w bits of a word, where the modulus costs nothing and what the shift moves below
+// them is cleared by the exclusive or itself: three instructions a round.
 #pragma once
 #include "philox.h"
 

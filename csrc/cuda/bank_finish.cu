@@ -12,8 +12,8 @@ constexpr int FINISH_WARPS = FINISH_THREADS / WARP;
 // column, `slices` of them, take every so many a split and are then added up in halves: always in one order. `sums`
 // [FINISH_THREADS] in shared memory.
 template <class Real>
-__device__ __forceinline__ Real sum_splits(const Real* partial, int64_t splits, int64_t dim, int64_t column, int columns,
-                                           Real* sums) {
+__device__ __forceinline__ Real sum_splits(const Real* partial, int64_t splits, int64_t dim, int64_t column,
+                                           int columns, Real* sums) {
   const int slices = FINISH_THREADS / columns, slice = threadIdx.x / columns;
   Real sum = 0;
   if (column < dim) {

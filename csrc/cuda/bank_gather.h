@@ -46,8 +46,8 @@ __device__ __forceinline__ double weight_of(const BankScore& a, int64_t count) {
              : 1.0;
 }
 
-// What NCE's terms need of the number of negatives, in fp64. The host knows it unless each anchor is charged for its own
-// pool: fp64 logarithms are slow on the cards of consumers.
+// What NCE's terms need of the number of negatives, in fp64. The host knows it unless each anchor is charged for its
+// own pool: fp64 logarithms are slow on the cards of consumers.
 struct NceShare {
   double log_share;
   double constant;

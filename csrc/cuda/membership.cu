@@ -6,12 +6,10 @@ namespace wcf {
 namespace {
 
 constexpr int THREADS = 512;
-constexpr int64_t BLOCKS = 256;               // enough for every SM of an A100 or H100
-constexpr int64_t LEAST_DRAWS = 1024;         // per block: repays opening the anchor
+constexpr int64_t BLOCKS = 256;        // enough for every SM of an A100 or H100
+constexpr int64_t LEAST_DRAWS = 1024;  // per block: repays opening the anchor
 
-__device__ __forceinline__ void set_bit(uint32_t* words, uint32_t row) {
-  atomicOr(&words[row / 32], 1u << (row % 32));
-}
+__device__ __forceinline__ void set_bit(uint32_t* words, uint32_t row) { atomicOr(&words[row / 32], 1u << (row % 32)); }
 
 __device__ __forceinline__ void tick(uint32_t* words, int32_t kind, uint32_t row) {
   if (kind == MEMBERSHIP_MASK) {
@@ -55,9 +53,9 @@ __global__ void __launch_bounds__(THREADS) zero_kernel(uint32_t* words, int64_t 
 }
 
 // One block per anchor and split of its draws: one atomic per draw, in shared memory if the anchor's words fit there
-// (LOCAL); `python -m bench counts` has the instructions. A single split then writes its words as they are, 4 bytes per word
-// and nothing read; several merge those that are not 0 into `out`, zeroed before. Integer atomics commute, so their
-// order does not matter. PART: only what a part of the rows holds is ticked; for all rows nothing is compared.
+// (LOCAL); `python -m bench counts` has the instructions. A single split then writes its words as they are, 4 bytes per
+// word and nothing read; several merge those that are not 0 into `out`, zeroed before. Integer atomics commute, so
+// their order does not matter. PART: only what a part of the rows holds is ticked; for all rows nothing is compared.
 // grid = B * splits.
 template <bool PART, bool LOCAL>
 __global__ void __launch_bounds__(THREADS, 2) membership_kernel(Membership call, int64_t splits, int64_t chunk) {
@@ -132,7 +130,7 @@ int wcf_cuda_membership(const wcf::Membership* record) {
   }
   if (error == cudaSuccess) {
     const auto kernel = is_part(rows) ? local ? membership_kernel<true, true> : membership_kernel<true, false>
-                        : local       ? membership_kernel<false, true>
+                        : local ? membership_kernel<false, true>
                                       : membership_kernel<false, false>;
     error = launch(kernel, dim3(static_cast<unsigned>(num_anchors * splits)), dim3(THREADS),
                    reader_bytes + (local ? 4 * words : 0), stream, false, *record, splits, chunk);
