@@ -27,7 +27,7 @@ namespace wcf {
 namespace {
 
 // Up to 32 rows that a part holds, of a warp's steps through the negatives: 32 steps at a time, from `step` on,
-// `stride` apart.
+// GATHER_THREADS apart.
 struct HeldRows {
   uint32_t* queue;  // [64], this warp's
   int queued;       // the same in all lanes, as all below
