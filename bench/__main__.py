@@ -13,8 +13,8 @@ import sys
 import time
 
 SUBJECTS = (
-    "accuracy", "bank", "bank_critics", "baselines", "batch", "critic", "host", "launches", "ot", "ot_matrix", "plan",
-    "project", "recipe", "report", "sharded", "step", "update",
+    "accuracy", "bank", "bank_critics", "baselines", "batch", "counts", "critic", "host", "launches", "ot", "ot_matrix",
+    "plan", "project", "recipe", "report", "sharded", "step", "update",
 )  # fmt: skip
 QUICK = ("bank", "bank_critics", "batch", "critic", "host", "update", "ot", "baselines", "step")
 

@@ -16,6 +16,7 @@ from bench import report_accuracy as accuracy
 from bench import report_lines as lines
 from bench import report_tables as tables
 from bench.plan import plan_table
+from bench.report_counts import counts_table
 from bench.report_plots import plots
 from bench.report_tables import Row
 from bench.results_file import RESULTS, read
@@ -40,6 +41,7 @@ BLOCKS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {  # name -> result 
     "bank_critics": ("bank_critics", lines.bank_critics_table),
     "baselines": ("baselines", tables.baselines_table),
     "collapse": ("collapse", lines.collapse),
+    "counts": ("counts", counts_table),
     "critic": ("critic", lines.critic_table),
     "given_cost": ("ot_matrix", lines.given_cost_table),
     "host": ("host", lines.host_table),

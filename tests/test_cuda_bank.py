@@ -41,7 +41,10 @@ def kernels(library):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("dim", "k"), [(128, 300), (64, 33), (256, 65), (1, 7), (33, 300), (130, 300), (300, 40)])
+@pytest.mark.parametrize(
+    ("dim", "k"),
+    [(128, 300), (64, 33), (256, 65), (1, 7), (33, 300), (130, 300), (300, 40), (8, 33), (72, 65), (200, 40)],
+)
 def test_every_width_and_bank_dtype(kernels, dtype, dim, k):
     Problem(700, 2, k, dim, dtype=dtype).check()
 

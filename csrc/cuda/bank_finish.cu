@@ -1,18 +1,42 @@
-// The end of a gather call: splits added up in ascending order, the positive's term, the constants. And the entry.
+// The end of a gather call: splits added up, the positive's term, the constants. And the entry.
 #include "cuda.h"
 #include "bank_gather.h"
 
 namespace wcf {
 namespace {
 
-constexpr int FINISH_THREADS = 128;
+constexpr int FINISH_THREADS = 512;
+constexpr int FINISH_WARPS = FINISH_THREADS / WARP;
+
+// Sum over the splits of column `column` of partial [splits, dim], for every thread with that column. The threads of a
+// column, `slices` of them, take every so many a split and are then added up in halves: always in one order. `sums`
+// [FINISH_THREADS] in shared memory.
+template <class Real>
+__device__ __forceinline__ Real sum_splits(const Real* partial, int64_t splits, int64_t dim, int64_t column,
+                                           int columns, Real* sums) {
+  const int slices = FINISH_THREADS / columns, slice = threadIdx.x / columns;
+  Real sum = 0;
+  if (column < dim) {
+    WCF_UNROLL_BY(8)
+    for (int64_t i = slice; i < splits; i += slices) sum += partial[i * dim + column];
+  }
+  if (slices == 1) return sum;
+  sums[threadIdx.x] = sum;
+  for (int half = slices / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (slice < half) sums[threadIdx.x] += sums[threadIdx.x + half * columns];
+  }
+  __syncthreads();
+  return sums[threadIdx.x % columns];
+}
 
 // One block per anchor and direction. Reads splits * (D + 1) partial sums and one bank row, writes D + 1 values.
 // For BANK_LOG_Z the anchor's log-sum-exp replaces its first partial sum. grid = (B, S).
 template <class Bank, class Real>
 __global__ void __launch_bounds__(FINISH_THREADS) gather_finish_kernel(BankScore a, NceShare known) {
   if (nothing_to_do<Real>(a)) return;
-  Real* const part = shared_ptr<Real>(0);  // [warps]
+  Real* const part = shared_ptr<Real>(0);  // [FINISH_WARPS]
+  const int lane = threadIdx.x % WARP;
   const DrawSpec& draw = a.rows.draws;
   const int s = blockIdx.y;
   const int64_t b = blockIdx.x, at = s * draw.num_anchors + b, own = index_at(draw.index, draw.index_bytes, b);
@@ -28,10 +52,10 @@ __global__ void __launch_bounds__(FINISH_THREADS) gather_finish_kernel(BankScore
     dot += anchor[d] * static_cast<Real>(load(positive[d]));
   }
   dot = warp_sum(dot);
-  if (threadIdx.x % WARP == 0) part[threadIdx.x / WARP] = dot;
+  if (lane == 0) part[threadIdx.x / WARP] = dot;
   __syncthreads();
   dot = part[0];
-  for (int w = 1; w < FINISH_THREADS / WARP; ++w) dot += part[w];
+  for (int w = 1; w < FINISH_WARPS; ++w) dot += part[w];
 
   const double charged = charged_of(a, count), weight = weight_of(a, count);
   Real* const partial = static_cast<Real*>(a.partial) + at * a.splits;
@@ -39,18 +63,19 @@ __global__ void __launch_bounds__(FINISH_THREADS) gather_finish_kernel(BankScore
        own_slope = 0;  // own: positive's
   Real value = 0;
   if (a.op == BANK_LOG_Z) {
-    if (threadIdx.x != 0) return;
+    if (threadIdx.x >= WARP) return;
     Tally<Real> total = tally_empty<Real>(a.op);
-    if (held) total = Tally<Real>{static_cast<Real>(dot / a.temperature), Real(1)};
-    for (int64_t i = 0; i < a.splits; ++i) {  // an empty split is -inf
+    if (held && lane == 0) total = Tally<Real>{static_cast<Real>(dot / a.temperature), Real(1)};
+    for (int64_t i = lane; i < a.splits; i += WARP) {  // an empty split is -inf
       total = tally_join(total, Tally<Real>{static_cast<Real>(partial[i] + log(weight)), Real(1)});
     }
-    partial[0] = tally_value(a.op, total);
+    total = tally_warp(total);
+    if (lane == 0) partial[0] = tally_value(a.op, total);
     return;
   }
-  if (threadIdx.x == 0) {
-    for (int64_t i = 0; i < a.splits; ++i) value += partial[i];
-    value *= scale;
+  if (threadIdx.x < WARP) {
+    for (int64_t i = lane; i < a.splits; i += WARP) value += partial[i];
+    value = warp_sum(value) * scale;
   }
   if (a.op == BANK_NCE) scale = static_cast<Real>(weight / a.temperature);
   if (a.op == BANK_NCE && held) {
@@ -63,9 +88,13 @@ __global__ void __launch_bounds__(FINISH_THREADS) gather_finish_kernel(BankScore
   if (threadIdx.x == 0) static_cast<Real*>(a.value)[at] = value;
   if (!a.grad) return;
   const Real* const grads = static_cast<const Real*>(a.partial_grad) + at * a.splits * a.dim;
-  for (int64_t d = threadIdx.x; d < a.dim; d += FINISH_THREADS) {
-    Real sum = 0;
-    for (int64_t i = 0; i < a.splits; ++i) sum += grads[i * a.dim + d];
+  int columns = 1;
+  while (columns < FINISH_THREADS && columns < a.dim) columns *= 2;
+  const int column = threadIdx.x % columns;
+  for (int64_t first = 0; first < a.dim; first += columns) {  // more than once only with one thread a column
+    const int64_t d = first + column;
+    Real sum = sum_splits(grads, a.splits, a.dim, d, columns, part + FINISH_WARPS);
+    if (static_cast<int>(threadIdx.x) >= columns || d >= a.dim) continue;
     if (a.op == BANK_NCE && held) {
       sum = scale * sum + own_slope * static_cast<Real>(load(positive[d]));
     } else {
@@ -118,7 +147,7 @@ template <class Bank, class Real>
 cudaError_t launch_finish(const BankScore& a) {
   const cudaStream_t stream = stream_of(a.place);
   const dim3 grid(static_cast<unsigned>(a.rows.draws.num_anchors), static_cast<unsigned>(a.directions));
-  const size_t bytes = FINISH_THREADS / WARP * sizeof(Real);
+  const size_t bytes = (FINISH_WARPS + FINISH_THREADS) * sizeof(Real);
   const cudaError_t error =
       launch(gather_finish_kernel<Bank, Real>, grid, dim3(FINISH_THREADS), bytes, stream, false, a, nce_share(a));
   if (error != cudaSuccess || a.op != BANK_LOG_Z || !a.value) return error;

@@ -1,137 +1,48 @@
-// The gather plan for banks of 16- and 32-bit floats with D = 64, 128 or 256 and rows on 16-byte boundaries.
+// The gather plan for banks of 16- and 32-bit floats whose rows are whole pieces of 16 bytes on 16-byte boundaries, D
+// up to 256.
 //
 // What moves: per draw and direction one row of D * sizeof(Bank) bytes, read once from L2 or HBM, and nothing else: the
 // draws are computed, 32 at a time by the 32 lanes of a warp, and used for both directions; the gradient's axpy uses
 // the row while it is in registers. (64, 16384, 50k) in bf16, both directions: 537 MB, 90 us at an L2 rate of 6 TB/s.
-// What is issued, counted in the machine code for sm_90, bf16, D = 128: 24 warp instructions per draw and direction,
-// of which half multiply and a third unpack, and 170 per 32 draws made: 57 M, or 61 us if the 132 SMs of an H200 issued
-// all they can. So neither is far from the other; a bank in fp32 moves twice the bytes with fewer instructions.
+// `python -m bench counts` has the instructions.
 //
 // Layout: 8 lanes per row, each with 16-byte loads, 128 contiguous bytes per load and row; so 4 rows per warp and load,
 // and ROWS rows of each lane group in flight: 64 KB per SM at D = 128 with two blocks on it, against the 6 KB (L2) and
 // 26 KB (HBM) that bandwidth times latency asks for. Registers are the limit: 2 D / 8 for the gradients, 32 for rows.
-// Warps are independent until the end of a split: the loop has no block barrier.
+// Warps are independent until the end of a split: the loop has no block barrier. D is rounded up to 64, 128 or 256: the
+// lanes past its end read the row's first 16 bytes again and multiply them by 0.
+//
+// Rows of bf16 up to D = 128 are scored on the tensor cores, from the registers in which they arrive: a load of 4 lanes
+// per row is the first factor of a product, half of its numbers as row g and half as row g + 8, and the anchor the
+// second, exactly, as three columns of bf16 that add up to it for either half. The gradient's sums run over rows, which
+// lie in different lanes: they stay with fp32 multiply-adds.
 //
 // PART, for banks that hold some of the N rows: each warp makes the same draws, keeps what is held in a queue of its
 // own, in their order, and scores 32 of them at a time; so rows are read and multiplied for the held draws alone. For
 // whole banks the queue is not in the machine code.
 #include "cuda.h"
-#include "bank_gather.h"
+#include "bank_gather_tile.h"
 
 namespace wcf {
 namespace {
 
-constexpr int LANES = 8;              // per row
-constexpr int GROUPS = WARP / LANES;  // rows per load
-constexpr int ROW_REGISTERS = 32;     // raw row data in flight, per lane
-
-struct alignas(16) Pack {
-  uint32_t v[4];
-};
-
-template <class Bank, int DIM>
-struct Layout {
-  static constexpr int ITEMS = sizeof(Pack) / sizeof(Bank);  // per load
-  static constexpr int PACKS = DIM / (LANES * ITEMS);        // loads per lane and row
-  static constexpr int ELEMENTS = DIM / LANES;               // per lane and row
-  static constexpr int ROWS = ROW_REGISTERS / (4 * PACKS) < LANES ? ROW_REGISTERS / (4 * PACKS) : LANES;
-  static constexpr size_t ANCHOR_AT = (sizeof(NegativeReader) + 15) / 16 * 16;         // float [2][DIM]
-  static constexpr size_t GRAD_AT = ANCHOR_AT + MAX_DIRECTIONS * DIM * sizeof(float);  // float [WARPS][2][DIM]
-  static constexpr size_t TALLY_AT = GRAD_AT + GATHER_WARPS * MAX_DIRECTIONS * DIM * sizeof(float);
-  static constexpr size_t QUEUE_AT = TALLY_AT + GATHER_WARPS * MAX_DIRECTIONS * sizeof(Tally<float>);
-  static constexpr size_t QUEUE_BYTES = GATHER_WARPS * 2 * WARP * sizeof(uint32_t);  // uint32_t [WARPS][64], if PART
-};
-
-__device__ __forceinline__ float item(const Pack& p, int i, float) { return bits_float(p.v[i]); }
-template <class Half>
-__device__ __forceinline__ float item(const Pack& p, int i, Half) {
-  return load(Half{static_cast<uint16_t>(p.v[i / 2] >> (16 * (i & 1)))});
-}
-
-// Sums of N values over the 8 lanes of a row; lane l ends with that of v[l * N / 8]. A step halves the values that a
-// lane holds as long as it holds several: 4 values take 4 shuffles, not 12.
-template <int N>
-__device__ __forceinline__ float sum_over_row(float (&v)[N], int lane) {
-  int held = N;
-  WCF_UNROLL
-  for (int step = LANES / 2; step > 0; step /= 2) {
-    if (held == 1) {
-      v[0] += __shfl_xor_sync(FULL_WARP, v[0], step);
-      continue;
-    }
-    held /= 2;
-    WCF_UNROLL
-    for (int i = 0; i < held; ++i) {
-      const bool upper = (lane & step) != 0;
-      const float kept = upper ? v[i + held] : v[i];
-      v[i] = kept + __shfl_xor_sync(FULL_WARP, upper ? v[i] : v[i + held], step);
-    }
-  }
-  return v[0];
-}
-
-// Scores the 32 rows that the lanes hold against one anchor x [DIM] (shared); those not in `live` get weight 0.
-template <class Bank, int DIM>
-__device__ __forceinline__ void score_tile(const BankScore& a, const void* bank, int64_t stride, const float* x,
-                                           float inverse_tau, float offset, uint32_t row, unsigned live,
-                                           Tally<float>* tally, float (&grad)[Layout<Bank, DIM>::ELEMENTS]) {
-  using L = Layout<Bank, DIM>;
-  const int lane = threadIdx.x % WARP, place = lane % LANES, group = lane / LANES;
-  WCF_ROLLED
-  for (int first = 0; first < WARP; first += GROUPS * L::ROWS) {
-    Pack pack[L::ROWS][L::PACKS];
-    WCF_UNROLL
-    for (int u = 0; u < L::ROWS; ++u) {
-      const int64_t r = __shfl_sync(FULL_WARP, row, first + group * L::ROWS + u);
-      const Pack* const from = reinterpret_cast<const Pack*>(static_cast<const Bank*>(bank) + r * stride) + place;
-      WCF_UNROLL
-      for (int j = 0; j < L::PACKS; ++j) pack[u][j] = from[j * LANES];
-    }
-    float dot[L::ROWS] = {};
-    WCF_UNROLL
-    for (int j = 0; j < L::PACKS; ++j) {
-      WCF_UNROLL
-      for (int i = 0; i < L::ITEMS; i += 4) {
-        const Pack four = *reinterpret_cast<const Pack*>(&x[(j * LANES + place) * L::ITEMS + i]);
-        WCF_UNROLL
-        for (int e = 0; e < 4; ++e) {
-          WCF_UNROLL
-          for (int u = 0; u < L::ROWS; ++u) dot[u] += bits_float(four.v[e]) * item(pack[u][j], i + e, Bank{});
-        }
-      }
-    }
-    const float score = sum_over_row(dot, lane);
-    const int mine = first + group * L::ROWS + place * L::ROWS / LANES;  // the draw whose score this lane holds
-    const float slope = (live >> mine & 1u) ? add_score(a.op, score, inverse_tau, offset, tally) : 0.0f;
-    if (!a.partial_grad) continue;
-    WCF_UNROLL
-    for (int u = 0; u < L::ROWS; ++u) {
-      const float factor = __shfl_sync(FULL_WARP, slope, group * LANES + u * (LANES / L::ROWS));
-      WCF_UNROLL
-      for (int j = 0; j < L::PACKS; ++j) {
-        WCF_UNROLL
-        for (int i = 0; i < L::ITEMS; ++i) grad[j * L::ITEMS + i] += factor * item(pack[u][j], i, Bank{});
-      }
-    }
-  }
-}
-
 // Up to 32 rows that a part holds, of a warp's steps through the negatives: 32 steps at a time, from `step` on,
-// `stride` apart.
+// GATHER_THREADS apart.
 struct HeldRows {
   uint32_t* queue;  // [64], this warp's
   int queued;       // the same in all lanes, as all below
-  int64_t step, last;
+  int step;         // counted from the split's first
 };
 
 // Lane l's row, and in *live which lanes have one: 0 at the end. Lanes without one repeat a row.
-__device__ __forceinline__ uint32_t held_rows(const NegativeSpec& a, const NegativeReader& w, int64_t b, int64_t stride,
-                                              HeldRows* h, unsigned* live, bool* bad) {
+__device__ __forceinline__ uint32_t held_rows(const NegativeSpec& a, Split* split, HeldRows* h, unsigned* live) {
   const int lane = threadIdx.x % WARP;
-  for (; h->queued < WARP && h->step < h->last; h->step += stride) {
+  for (; h->queued < WARP && h->step < split->count; h->step += GATHER_THREADS) {
     uint32_t local = 0;
-    const int64_t k = h->step + lane;
-    const bool held = k < h->last && reader_local(a, w, b, k, &local, bad);
+    const int k = h->step + lane;
+    bool bad = false;
+    const bool held = k < split->count && reader_local(a, split->reader, split->anchor, split->first + k, &local, &bad);
+    if (bad) atomicOr(&split->reader.flags, FLAG_INDEX);
     const unsigned who = __ballot_sync(FULL_WARP, held);
     if (held) h->queue[h->queued + __popc(who & ((1u << lane) - 1))] = local;
     h->queued += __popc(who);
@@ -147,75 +58,79 @@ __device__ __forceinline__ uint32_t held_rows(const NegativeSpec& a, const Negat
   return row;
 }
 
+// By one thread: fills all but the reader.
+__device__ __forceinline__ void open_split(const BankScore& a, const NceShare& known, int64_t b, int64_t number,
+                                           int64_t steps, Split* split) {
+  split->anchor = b;
+  split->number = number;
+  split->first = number * a.chunk;
+  split->count = static_cast<int>(split->first + a.chunk < steps ? a.chunk : steps - split->first);
+  split->inverse_tau = static_cast<float>(1.0 / a.temperature);
+  for (int s = 0; s < a.directions && a.op == BANK_NCE; ++s) {
+    const double log_z = static_cast<double>(static_cast<const float*>(a.log_z)[s]);
+    split->offset[s] = static_cast<float>(nce_share_of(a, known, split->reader.count).log_share + log_z);
+  }
+}
+
 // grid = B * splits.
 template <class Bank, int DIM, bool PART>
 __global__ void __launch_bounds__(GATHER_THREADS, DIM <= 128 ? 2 : 1) gather_rows_kernel(BankScore a, NceShare known) {
   using L = Layout<Bank, DIM>;
   if (nothing_to_do<float>(a)) return;
-  NegativeReader* const reader = shared_ptr<NegativeReader>(0);
-  float* const anchor = shared_ptr<float>(L::ANCHOR_AT);
-  const int64_t b = blockIdx.x / a.splits, split = blockIdx.x % a.splits, num_anchors = a.rows.draws.num_anchors;
-  reader_open(a.rows, b, reader);
-  if (reader->kind == NEGATIVES_INVALID) {
-    if (threadIdx.x == 0) report(FLAG_INDEX, a.flags);
-    poison_split<float>(a, b, split);
-    return;
-  }
-  for (int i = threadIdx.x; i < a.directions * DIM; i += GATHER_THREADS) {
-    const int s = i / DIM;
-    const float value = static_cast<const float*>(a.anchors)[(s * num_anchors + b) * DIM + i % DIM];
-    anchor[i] = value;
-    if (!finite(value)) atomicOr(&reader->flags, FLAG_ANCHOR << s);
+  Split* const split = shared_ptr<Split>(0);
+  NegativeReader* const reader = &split->reader;
+  unsigned char* const anchor = shared_ptr<unsigned char>(L::ANCHOR_AT);
+  const int64_t num_anchors = a.rows.draws.num_anchors;
+  {
+    const int64_t b = blockIdx.x / a.splits, number = blockIdx.x % a.splits;
+    reader_open(a.rows, b, reader);
+    if (reader->kind == NEGATIVES_INVALID) {
+      if (threadIdx.x == 0) report(FLAG_INDEX, a.flags);
+      poison_split<float>(a, b, number);
+      return;
+    }
+    if (threadIdx.x == 0) open_split(a, known, b, number, PART ? reader_steps(a.rows, *reader) : reader->count, split);
+    for (int i = threadIdx.x; i < a.directions * DIM; i += GATHER_THREADS) {
+      const int s = i / DIM, d = i % DIM;
+      const float value = d < a.dim ? static_cast<const float*>(a.anchors)[(s * num_anchors + b) * a.dim + d] : 0.0f;
+      put_anchor<Bank, DIM>(anchor + s * L::ANCHOR_BYTES, d, value);
+      if (!finite(value)) atomicOr(&reader->flags, FLAG_ANCHOR << s);
+    }
   }
   __syncthreads();
 
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-  const int64_t first = split * a.chunk;
-  const int64_t steps = PART ? reader_steps(a.rows, *reader) : reader->count;
-  const int64_t last = first + a.chunk < steps ? first + a.chunk : steps;
-  const float inverse_tau = static_cast<float>(1.0 / a.temperature);
-  float offset[MAX_DIRECTIONS] = {}, grad[MAX_DIRECTIONS][L::ELEMENTS] = {};
-  Tally<float> tally[MAX_DIRECTIONS] = {tally_empty<float>(a.op), tally_empty<float>(a.op)};
-  if (a.op == BANK_NCE) {
-    const double log_share = nce_share_of(a, known, reader->count).log_share;
-    const float* const log_z = static_cast<const float*>(a.log_z);
-    WCF_UNROLL
-    for (int s = 0; s < MAX_DIRECTIONS; ++s) {
-      if (s < a.directions) offset[s] = static_cast<float>(log_share + static_cast<double>(log_z[s]));
-    }
-  }
-
-  bool bad = false;
+  float grad[MAX_DIRECTIONS][L::ELEMENTS] = {};
+  Tally<float>* const tally = shared_ptr<Tally<float>>(L::LANE_TALLY_AT) + threadIdx.x;  // [2], GATHER_THREADS apart
+  for (int s = 0; s < MAX_DIRECTIONS; ++s) tally[s * GATHER_THREADS] = tally_empty<float>(a.op);
   const auto score = [&](uint32_t row, unsigned live) {
     WCF_UNROLL
     for (int s = 0; s < MAX_DIRECTIONS; ++s) {
       if (s < a.directions) {
-        score_tile<Bank, DIM>(a, a.bank[s], a.bank_stride[s], anchor + s * DIM, inverse_tau, offset[s], row, live,
-                              &tally[s], grad[s]);
+        score_tile<Bank, DIM>(a, a.bank[s], a.bank_stride[s], anchor + s * L::ANCHOR_BYTES, split->inverse_tau,
+                              split->offset[s], row, live, &tally[s * GATHER_THREADS], grad[s]);
       }
     }
   };
   if constexpr (PART) {
-    HeldRows held{shared_ptr<uint32_t>(L::QUEUE_AT) + warp * 2 * WARP, 0, first + warp * WARP, last};
+    HeldRows held{shared_ptr<uint32_t>(L::QUEUE_AT) + warp * 2 * WARP, 0, warp * WARP};
     unsigned live;
     do {
-      const uint32_t row = held_rows(a.rows, *reader, b, GATHER_THREADS, &held, &live, &bad);
+      const uint32_t row = held_rows(a.rows, split, &held, &live);
       if (live != 0) score(row, live);
-    } while (held.queued > 0 || held.step < last);
+    } while (held.queued > 0 || held.step < split->count);
   } else {
-    // The tail of the last tile repeats the last draw, with weight 0. The next draws are made before the rows are
-    // waited for, so that their table look-ups are on the way too.
-    const auto draw = [&](int64_t k) { return reader_row(a.rows, *reader, b, k < last ? k : last - 1, &bad); };
-    int64_t k = first + threadIdx.x;
-    uint32_t row = k - lane < last ? draw(k) : 0;
-    for (; k - lane < last; k += GATHER_THREADS) {
-      const unsigned live = __ballot_sync(FULL_WARP, k < last);
-      const uint32_t next = k - lane + GATHER_THREADS < last ? draw(k + GATHER_THREADS) : 0;
+    // The tail of the last tile repeats the last draw, with weight 0.
+    for (int k = threadIdx.x; k - lane < split->count; k += GATHER_THREADS) {
+      bool bad = false;
+      const int64_t step = split->first + (k < split->count ? k : split->count - 1);
+      const uint32_t row = reader_row(a.rows, *reader, split->anchor, step, &bad);
+      if (bad) atomicOr(&reader->flags, FLAG_INDEX);
+      const unsigned live = __ballot_sync(FULL_WARP, k < split->count);
+      __syncwarp();  // after it shared memory is read anew, and nothing of it is held in registers
       score(row, live);
-      row = next;
     }
   }
-  if (bad) atomicOr(&reader->flags, FLAG_INDEX);
 
   // Over the row groups of each warp, then over the warps, always in the same order.
   float* const grads = shared_ptr<float>(L::GRAD_AT);
@@ -223,33 +138,34 @@ __global__ void __launch_bounds__(GATHER_THREADS, DIM <= 128 ? 2 : 1) gather_row
   WCF_UNROLL
   for (int s = 0; s < MAX_DIRECTIONS; ++s) {
     if (s >= a.directions) continue;
-    if (lane % (LANES / L::ROWS) != 0) tally[s] = tally_empty<float>(a.op);  // copies of another lane's terms
-    const Tally<float> total = tally_warp(tally[s]);
+    const bool copy = lane % (L::LANES / L::ROWS) != 0;  // of another lane's terms
+    const Tally<float> total = tally_warp(copy ? tally_empty<float>(a.op) : tally[s * GATHER_THREADS]);
     if (lane == 0) tallies[warp * MAX_DIRECTIONS + s] = total;
     if (!a.partial_grad) continue;
     WCF_UNROLL
     for (int e = 0; e < L::ELEMENTS; ++e) {
       float sum = grad[s][e];
-      sum += __shfl_xor_sync(FULL_WARP, sum, LANES);
-      sum += __shfl_xor_sync(FULL_WARP, sum, 2 * LANES);
-      const int d = (e / L::ITEMS * LANES + lane % LANES) * L::ITEMS + e % L::ITEMS;
-      if (lane < LANES) grads[(warp * MAX_DIRECTIONS + s) * DIM + d] = sum;
+      WCF_UNROLL
+      for (int step = L::LANES; step < WARP; step *= 2) sum += __shfl_xor_sync(FULL_WARP, sum, step);
+      const int d = (e / L::ITEMS * L::LANES + lane % L::LANES) * L::ITEMS + e % L::ITEMS;
+      if (lane < L::LANES) grads[(warp * MAX_DIRECTIONS + s) * DIM + d] = sum;
     }
   }
   __syncthreads();
   if (threadIdx.x == 0) report(reader->flags, a.flags);
   for (int i = threadIdx.x; a.partial_grad && i < a.directions * DIM; i += GATHER_THREADS) {
-    const int s = i / DIM;
+    const int s = i / DIM, d = i % DIM;
+    if (d >= a.dim) continue;
     float sum = 0;
     for (int w = 0; w < GATHER_WARPS; ++w) sum += grads[w * MAX_DIRECTIONS * DIM + i];
-    const int64_t at = (s * num_anchors + b) * a.splits + split;
-    static_cast<float*>(a.partial_grad)[at * DIM + i % DIM] = flagged(reader->flags, s) ? nan_of<float>() : sum;
+    const int64_t at = (s * num_anchors + split->anchor) * a.splits + split->number;
+    static_cast<float*>(a.partial_grad)[at * a.dim + d] = flagged(reader->flags, s) ? nan_of<float>() : sum;
   }
   const int s = threadIdx.x;
   if (s < a.directions) {
     Tally<float> total = tallies[s];
     for (int w = 1; w < GATHER_WARPS; ++w) total = tally_join(total, tallies[w * MAX_DIRECTIONS + s]);
-    static_cast<float*>(a.partial)[(s * num_anchors + b) * a.splits + split] =
+    static_cast<float*>(a.partial)[(s * num_anchors + split->anchor) * a.splits + split->number] =
         flagged(reader->flags, s) ? nan_of<float>() : tally_value(a.op, total);
   }
 }
@@ -270,19 +186,11 @@ bool launch_dim(const BankScore& a, cudaError_t* error) {
     const auto address = reinterpret_cast<uintptr_t>(a.bank[s]);
     if (address % sizeof(Pack) != 0 || a.bank_stride[s] * sizeof(Bank) % sizeof(Pack) != 0) return false;
   }
-  switch (a.dim) {
-    case 64:
-      *error = launch_rows<Bank, 64>(a);
-      return true;
-    case 128:
-      *error = launch_rows<Bank, 128>(a);
-      return true;
-    case 256:
-      *error = launch_rows<Bank, 256>(a);
-      return true;
-    default:
-      return false;
-  }
+  if (a.dim * sizeof(Bank) % sizeof(Pack) != 0 || a.dim > 256 || a.chunk > INT32_MAX - GATHER_THREADS) return false;
+  *error = a.dim <= 64    ? launch_rows<Bank, 64>(a)
+           : a.dim <= 128 ? launch_rows<Bank, 128>(a)
+                          : launch_rows<Bank, 256>(a);
+  return true;
 }
 
 }  // namespace

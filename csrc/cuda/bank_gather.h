@@ -6,9 +6,9 @@
 // ever added atomically, so results do not depend on scheduling.
 #pragma once
 #include "../common/bank_score.h"
-#include "../common/critic.h"
 #include "../common/dtype.h"
 #include "negatives.h"
+#include "softplus.h"
 
 namespace wcf {
 
@@ -46,8 +46,8 @@ __device__ __forceinline__ double weight_of(const BankScore& a, int64_t count) {
              : 1.0;
 }
 
-// What NCE's terms need of the number of negatives, in fp64. The host knows it unless each anchor is charged for its own
-// pool: fp64 logarithms are slow on the cards of consumers.
+// What NCE's terms need of the number of negatives, in fp64. The host knows it unless each anchor is charged for its
+// own pool: fp64 logarithms are slow on the cards of consumers.
 struct NceShare {
   double log_share;
   double constant;
@@ -105,7 +105,7 @@ __device__ __forceinline__ Real add_score(int32_t op, Real s, Real inverse_tau, 
     return Real(1);
   }
   if (op == BANK_NCE) {
-    const Term<Real> term = softplus(s * inverse_tau - offset);
+    const Term<Real> term = score_term(s * inverse_tau - offset);
     tally->sum += term.value;
     return term.slope;
   }

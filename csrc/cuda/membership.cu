@@ -6,16 +6,44 @@ namespace wcf {
 namespace {
 
 constexpr int THREADS = 512;
-constexpr int64_t BLOCKS = 256;               // enough for every SM of an A100 or H100
-constexpr int64_t LEAST_DRAWS = 1024;         // per block: repays opening the anchor
+constexpr int64_t BLOCKS = 256;        // enough for every SM of an A100 or H100
+constexpr int64_t LEAST_DRAWS = 1024;  // per block: repays opening the anchor
+
+__device__ __forceinline__ void set_bit(uint32_t* words, uint32_t row) { atomicOr(&words[row / 32], 1u << (row % 32)); }
 
 __device__ __forceinline__ void tick(uint32_t* words, int32_t kind, uint32_t row) {
   if (kind == MEMBERSHIP_MASK) {
-    atomicOr(&words[row / 32], 1u << (row % 32));
+    set_bit(words, row);
   } else if (kind == MEMBERSHIP_COUNT_16) {
     atomicAdd(&words[row / 2], 1u << (16 * (row % 2)));  // never carries into the upper count: K <= 32767
   } else {
     atomicAdd(&words[row], 1u);
+  }
+}
+
+// Draws [first, end) of a permutation of 6 rounds, to bits. A lane whose number falls into the pool goes on with its
+// next draw, whatever the other lanes do; so a warp makes 1 / (P / 2^w) passes for a draw, and not those of its
+// unluckiest lane. Pool and keys are in registers.
+template <bool PART>
+__device__ __forceinline__ void set_permuted(const NegativeSpec& a, const Drawer& drawer, int64_t first, int64_t end,
+                                             uint32_t* words) {
+  const Permutation p = drawer.permutation;
+  const Pool pool = drawer.pool;
+  const uint32_t last = static_cast<uint32_t>(end), past = static_cast<uint32_t>(pool.first),
+                 skip = static_cast<uint32_t>(pool.skip), first_row = static_cast<uint32_t>(a.first_row);
+  const bool ordered = pool.order != nullptr;  // by a.draws.order, which is known to be in global memory
+  uint32_t k = static_cast<uint32_t>(first) + threadIdx.x, x = k << p.below;
+  while (k < last) {
+    x = permutation_pass<PERMUTATION_ROUNDS_LARGE>(p, x);
+    const uint32_t position = x >> p.below;
+    if (position < p.size) {
+      const uint32_t rank = position + (position >= past ? skip : 0);
+      uint32_t row = ordered ? static_cast<uint32_t>(a.draws.order[rank]) : rank;
+      if (PART) row -= first_row;  // below the first it wraps round
+      if (!PART || row < static_cast<uint64_t>(a.num_rows)) set_bit(words, row);
+      k += THREADS;
+      x = k << p.below;
+    }
   }
 }
 
@@ -24,40 +52,43 @@ __global__ void __launch_bounds__(THREADS) zero_kernel(uint32_t* words, int64_t 
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x; i < n; i += stride) words[i] = 0;
 }
 
-// One block per anchor and split of its draws: about 150 instructions per 32 draws and one atomic per draw, in shared
-// memory if the anchor's words fit there (`local`). A single split then writes its words as they are, 4 bytes per word
-// and nothing read; several merge those that are not 0 into `out`, zeroed before. Integer atomics commute, so their
-// order does not matter. PART: only what a part of the rows holds is ticked; for all rows nothing is compared.
+// One block per anchor and split of its draws: one atomic per draw, in shared memory if the anchor's words fit there
+// (LOCAL); `python -m bench counts` has the instructions. A single split then writes its words as they are, 4 bytes per
+// word and nothing read; several merge those that are not 0 into `out`, zeroed before. Integer atomics commute, so
+// their order does not matter. PART: only what a part of the rows holds is ticked; for all rows nothing is compared.
 // grid = B * splits.
-template <bool PART>
-__global__ void __launch_bounds__(THREADS, 2)
-    membership_kernel(Membership call, int64_t splits, int64_t chunk, bool local) {
+template <bool PART, bool LOCAL>
+__global__ void __launch_bounds__(THREADS, 2) membership_kernel(Membership call, int64_t splits, int64_t chunk) {
   const NegativeSpec& a = call.rows;
   const int32_t kind = call.kind;
   const int64_t words = call.words;
   NegativeReader* const reader = shared_ptr<NegativeReader>(0);
   const int64_t b = blockIdx.x / splits, split = blockIdx.x % splits;
   uint32_t* const mine = call.out + b * words;
-  uint32_t* const to = local ? shared_ptr<uint32_t>((sizeof(NegativeReader) + 15) / 16 * 16) : mine;
-  for (int64_t i = threadIdx.x; local && i < words; i += THREADS) to[i] = 0;
+  uint32_t* const to = LOCAL ? shared_ptr<uint32_t>((sizeof(NegativeReader) + 15) / 16 * 16) : mine;
+  for (int64_t i = threadIdx.x; LOCAL && i < words; i += THREADS) to[i] = 0;
   reader_open(a, b, reader);
-  const bool valid = reader->kind != NEGATIVES_INVALID;
   const int64_t steps = PART ? reader_steps(a, *reader) : reader->count;
-  const int64_t end = (split + 1) * chunk < steps ? (split + 1) * chunk : steps;
-  bool skipped = !valid;
-  for (int64_t k = split * chunk + threadIdx.x; valid && k < end; k += THREADS) {
-    bool bad = false, held = true;
-    uint32_t row;
-    if constexpr (PART) {
-      held = reader_local(a, *reader, b, k, &row, &bad);
-    } else {
-      row = reader_row(a, *reader, b, k, &bad);
+  const int64_t first = split * chunk, end = first + chunk < steps ? first + chunk : steps;
+  bool skipped = reader->kind == NEGATIVES_INVALID;
+  if (reader->kind == NEGATIVES_DRAWN && reader->drawer.mode == MODE_PERMUTED && kind == MEMBERSHIP_MASK &&
+      reader->drawer.permutation.rounds == PERMUTATION_ROUNDS_LARGE) {
+    set_permuted<PART>(a, reader->drawer, first, end, to);
+  } else if (!skipped) {
+    for (int64_t k = first + threadIdx.x; k < end; k += THREADS) {
+      bool bad = false, held = true;
+      uint32_t row;
+      if constexpr (PART) {
+        held = reader_local(a, *reader, b, k, &row, &bad);
+      } else {
+        row = reader_row(a, *reader, b, k, &bad);
+      }
+      if (held && !bad) tick(to, kind, row);
+      skipped |= bad;
     }
-    if (held && !bad) tick(to, kind, row);
-    skipped |= bad;
   }
   if (skipped) raise(call.flags, call.flags.index_bit);
-  if (!local) return;
+  if (!LOCAL) return;
   __syncthreads();
   for (int64_t i = threadIdx.x; i < words; i += THREADS) {
     if (splits == 1) {
@@ -98,9 +129,11 @@ int wcf_cuda_membership(const wcf::Membership* record) {
                    false, record->out, num_anchors * words);
   }
   if (error == cudaSuccess) {
-    const auto kernel = is_part(rows) ? membership_kernel<true> : membership_kernel<false>;
+    const auto kernel = is_part(rows) ? local ? membership_kernel<true, true> : membership_kernel<true, false>
+                        : local ? membership_kernel<false, true>
+                                      : membership_kernel<false, false>;
     error = launch(kernel, dim3(static_cast<unsigned>(num_anchors * splits)), dim3(THREADS),
-                   reader_bytes + (local ? 4 * words : 0), stream, false, *record, splits, chunk, local);
+                   reader_bytes + (local ? 4 * words : 0), stream, false, *record, splits, chunk);
   }
   return error_code(error);
 }

@@ -1,0 +1,31 @@
+"""The table of `python -m bench counts` on the pages."""
+
+from __future__ import annotations
+
+from bench.counts import CLOCK, PROCESSORS, TARGETS, latest
+from bench.report_lines import paragraph
+from bench.report_tables import Row, table
+
+SHOWN = "sm_90"  # the target whose bound and occupancy the table shows
+
+
+def counts_table(rows: list[Row]) -> str:
+    """A line for each kernel: instructions per unit on every target, and what follows on one of them."""
+    newest: dict[tuple[str, str], Row] = {(r["kernel"], r["target"]): r for r in latest(rows).values()}
+    lines = []
+    for kernel in dict.fromkeys(r["kernel"] for r in rows):
+        by_target = {target: newest[kernel, target] for target in TARGETS if (kernel, target) in newest}
+        if (r := by_target.get(SHOWN)) is None:
+            continue
+        counts = [f"{by_target[t]['instructions']:.1f}" if t in by_target else "-" for t in TARGETS]
+        occupancy = f"{r['registers']}, {r['occupancy_percent']} %"
+        lines.append([kernel, r["unit"], *counts, occupancy, f"{r['bound_us']:.1f}", f"{r['floor_us']:.1f}"])
+    head = ["kernel", "unit", *TARGETS, f"registers, occupancy ({SHOWN})", "bound, us", "floor, us"]
+    compilers = sorted({r["compiler"] for r in newest.values()})
+    note = (
+        f"Warp instructions per unit of work in the machine code that {', '.join(compilers)} makes. A model, not a "
+        "measurement: `bound` is the time of (64, 16384, 50000), D = 128, both directions, if each of the four "
+        f"schedulers of {PROCESSORS} multiprocessors at {CLOCK / 1e9:.3f} GHz issued one in every cycle, and "
+        "`floor` that of the bytes and products alone on an H200 by its data sheet. `python -m bench counts`."
+    )
+    return table(head, lines) + "\n" + paragraph(note)
