@@ -86,7 +86,7 @@ class _Call:
             known = Totals(torch.zeros_like(part), part.new_empty(0), part.new_empty(0))
         if self.needs_grad:
             columns += self._gradients(everyone, known)
-        sums = scatter_sums(torch.cat(columns, 1), sizes) if columns else None  # [B_r, columns]
+        sums = scatter_sums(torch.cat(columns, 1), sizes) if columns else part[own, None]  # [B_r, columns]
         if c.critic == "sigmoid":
             loss, sums = sums[:, 0] + softplus(-score[own]), sums[:, 1:]
         if not self.needs_grad:
