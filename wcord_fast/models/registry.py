@@ -69,7 +69,7 @@ def create(
     if not isinstance(name, str):
         raise TypeError(f"name: expected a str, got {type(name).__name__}")
     if hf_folder.is_folder_name(name):
-        given = {"features": features, "mean": mean, "std": std, "image_size": image_size}
+        given: dict[str, Any] = {"features": features, "mean": mean, "std": std, "image_size": image_size}
         return hf_folder.create(name, num_classes, create, **given, **options)
     num_classes = 100 if num_classes is None else num_classes
     make = own.maker(name)
