@@ -13,6 +13,7 @@ import sys
 import tarfile
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -234,6 +235,21 @@ def test_a_gpu_that_nvcc_does_not_know_is_named(tmp_path, monkeypatch):
     monkeypatch.delenv("WCORD_FAST_CUDA_ARCHS")
     with pytest.raises(names["CannotBuild"], match="knows none"):
         names["cuda_archs"](nvcc)
+
+
+def test_pythons_share_the_objects_that_no_python_header_goes_into(tmp_path, monkeypatch):
+    names = build_functions(monkeypatch)
+    monkeypatch.setitem(names["compile_module"].__globals__, "run", lambda command: "")
+    tools = SimpleNamespace(cxx=["g++"], ninja="ninja", includes=[], openmp=True, sanitize=[])
+    folders, objects = set(), []
+    for tag in ("cpython-311", "cpython-312"):
+        monkeypatch.setattr(sys.implementation, "cache_tag", tag)
+        folders.add(names["compile_module"](tmp_path, tools, None).parent)
+        (file,) = tmp_path.glob("*/build.ninja")
+        objects.append(set(re.findall(r"^build (\S+\.o):", file.read_text(), re.M)))
+    shared = objects[0] & objects[1]
+    assert len(folders) == 1 and {name.split("_")[0] for name in shared} == {"cpu"}
+    assert objects[0] - shared == {f"cpython-311_csrc_{path.name}.o" for path in (ROOT / "csrc").glob("*.cpp")}
 
 
 def build_functions(monkeypatch) -> dict:

@@ -19,8 +19,9 @@ MOST = 100  # parameters in one call
 class MLflowLogger(Logger):
     """A run of MLflow: the run's spec as parameters, a metric per column, whose step is the epoch.
 
-    Its environment variables hold: MLFLOW_TRACKING_URI says where (a server, or `file:FOLDER`), MLFLOW_EXPERIMENT_NAME
-    replaces the experiment "wcord_fast". A run that is resumed goes on under its id, which stands in `mlflow-id.txt`.
+    Its environment variables hold. MLFLOW_TRACKING_URI says where: a server, `sqlite:///FILE`, or `file:FOLDER`, for
+    which releases from 3.13 on want MLFLOW_ALLOW_FILE_STORE=true. MLFLOW_EXPERIMENT_NAME replaces the experiment
+    "wcord_fast". A run that is resumed goes on under its id, which stands in `mlflow-id.txt`.
     """
 
     def __init__(self, run: LoggedRun) -> None:

@@ -29,7 +29,7 @@ class WandbLogger(Logger):
             project=os.environ.get("WANDB_PROJECT") or PROJECT,
             name=run.name,
             id=_known_id(known) if run.history else None,
-            dir=run.directory,
+            dir=None if run.directory is None else run.directory.absolute(),
             config=run.spec,
             resume="allow",
             reinit="create_new",  # a run that the caller began is left alone
