@@ -97,7 +97,7 @@ def main() -> None:
     if rank == 0:
         tested = views(images.test_images, options.views)
         print(f"retrieval among {len(tested[0])} test images: {retrieval(towers, *tested):.1f} %")
-        print(f"by chance: {100 / len(tested[0]):.1f} %")
+        print(f"by chance: {100 / len(tested[0]):.2g} %")
     if many:
         dist.destroy_process_group()
 

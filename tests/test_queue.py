@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from wcord_fast import FeatureQueue
+from wcord_fast import functional as F
 from wcord_fast.distributed import exclude_state
 from wcord_fast.ops.queue import push_op
 
@@ -158,3 +159,10 @@ def test_wrong_rows_are_named_and_write_nothing(kind, message, kept, args):
 def test_a_value_beyond_the_dtype_of_the_queue_is_refused():
     with pytest.raises(ValueError, match="rows: row 0 holds inf"):
         FeatureQueue(SIZE, DIM, dtype=torch.float16).push_(torch.full((1, DIM), 1e6))
+
+
+def test_a_queue_is_no_bank_to_update():
+    queue = FeatureQueue(SIZE, DIM)
+    with pytest.raises(TypeError, match="bank: expected a tensor"):
+        F.bank_update_(queue, torch.zeros(1, dtype=torch.long), torch.ones(1, DIM))
+    assert not queue.rows.any()

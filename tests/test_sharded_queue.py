@@ -7,8 +7,12 @@ import itertools
 import pytest
 import torch
 
-from wcord_fast import FeatureQueue, WCoRDLoss
-from wcord_fast.distributed import ranks
+from wcord_fast import FeatureQueue, NegativeSampler, WCoRDLoss
+from wcord_fast import functional as F
+from wcord_fast.distributed import bytes_sent, ranks
+from wcord_fast.ops.contrast import sharded
+from wcord_fast.ops.contrast.reference import Contrast
+from wcord_fast.train import bank_files
 
 from .rank_pool import Pool
 
@@ -103,3 +107,82 @@ def test_losses_and_gradients_equal_one_process(pool, critic, exclude, size):
         for step, (ours, wanted) in enumerate(zip(result, expected, strict=True)):
             for a, b in zip(ours, wanted, strict=True):
                 torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-6, msg=lambda m, step=step: f"step {step}: {m}")
+
+
+def write(folder, size):
+    queue = pushed(size, True, torch.float32, SIZES[ranks().world], "rank")
+    bank_files._write(folder / "split", {"queue": queue})
+    return {name: value for name, value in queue.state_dict().items() if name != "rows"}
+
+
+def read(folder, size, state):
+    """All rows after a load of one process's files, and after one of its state dict."""
+    from_files, from_state = (FeatureQueue(size, 3, labels=True, shard="rank") for _ in range(2))
+    bank_files._read(folder / "whole", {"queue": from_files})
+    from_state.load_state_dict(state)
+    return from_files.all_rows(), from_state.all_rows(), int(from_state.pushed), from_state.labels
+
+
+def test_another_number_of_processes_takes_up_a_queue(pool, tmp_path):
+    size = QUEUES[0]
+    whole = pushed(size, True, torch.float32, SIZES[pool.world])
+    bank_files._write(tmp_path / "whole", {"queue": whole})
+    for *rows, total, labels in pool.run(read, tmp_path, size, whole.state_dict()):
+        assert all(torch.equal(held, whole.rows) for held in rows)
+        assert total == int(whole.pushed) and torch.equal(labels, whole.labels)
+    state = pool.run(write, tmp_path, size)[0]
+    fresh = FeatureQueue(size, 3, labels=True)
+    bank_files._read(tmp_path / "split", {"queue": fresh})
+    fresh.load_state_dict({**state, "rows": fresh.rows})
+    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in fresh.state_dict().items())
+
+
+def step_bytes(size):
+    loss = WCoRDLoss(S_DIM, T_DIM, critic="sigmoid", negatives="queue", queue_size=size, shard="rank", lambda_lckt=0.0)
+    for _ in range(2):
+        before = bytes_sent()
+        loss(torch.ones(2, S_DIM), torch.ones(2, T_DIM))
+    return bytes_sent() - before
+
+
+def test_bytes_of_a_step_do_not_depend_on_the_size(pool):
+    assert pool.run(step_bytes, 4) == pool.run(step_bytes, 400)
+
+
+def refused():
+    """One rank has a bad anchor; only rank 0 holds rows."""
+    rank = ranks().rank
+    anchors, rows = torch.ones(2, D), torch.ones(int(rank == 0), D)
+    if rank == 0:
+        anchors[1, 2] = torch.nan
+    positives = torch.ones(2, D)
+    joined = sharded.join(anchors, positives, None)
+    c = Contrast("infonce", anchors, positives, rows, -1, False, 5.0, 0.0, None, None, None, None)
+    try:
+        sharded.mean_loss(c, joined, "auto")
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def test_a_bad_row_is_refused_on_every_rank(pool):
+    assert all("row 1 holds nan" in message for message in pool.run(refused))
+
+
+def as_bank(size, steps, shard):
+    """Losses and gradients of anchors, the same on all ranks, against a full queue."""
+    queue = pushed(size, False, torch.float32, steps, shard)
+    everything = NegativeSampler(size, "all", exclude="none", seed=1)
+    g = torch.Generator().manual_seed(9)
+    anchors, positives = torch.randn(5, 3, generator=g).requires_grad_(), torch.randn(5, 3, generator=g)
+    rows = torch.zeros(5, dtype=torch.long)
+    losses = F.bank_infonce(anchors, queue, rows, negatives=everything, positive=positives)
+    return losses.detach(), torch.autograd.grad(losses.sum(), anchors)[0]
+
+
+def test_a_full_queue_is_a_bank(pool):
+    size, steps = QUEUES[0], SIZES[pool.world]
+    expected = as_bank(size, steps, None)
+    for result in pool.run(as_bank, size, steps, "rank"):
+        for a, b in zip(result, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)

@@ -143,6 +143,8 @@ def bank_update_(
             nothing has been written. (On CUDA such a row is skipped and flagged, see `wcord_fast.check`.)
     """
     held = _bank_rows(bank)
+    if not isinstance(bank, Tensor) and not hasattr(bank, "momentum"):
+        raise TypeError(f"bank: expected a tensor [N, D] or a MemoryBank to update, got {type(bank).__name__}")
     if momentum is None:
         momentum = 0.5 if isinstance(bank, Tensor) else bank.momentum
     momentum = checks.fraction("momentum", momentum)

@@ -1,7 +1,7 @@
 """InfoNCE and the sigmoid loss of anchors against a memory bank: `bank_nce` with other critics, without Z.
 
-The arguments, samplers, dtypes, plans and errors are those of `bank_nce`, see bank.py; a `MemoryBank(shard="rank")` is
-collective here as well. There is no CUDA kernel: CUDA tensors are scored by the reference.
+The arguments, samplers, dtypes, plans and errors are those of `bank_nce`, see bank.py; a `MemoryBank` or `FeatureQueue`
+with shard="rank" is collective here as well. There is no CUDA kernel: CUDA tensors are scored by the reference.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from ..ops.first_order import first_order
 from .bank import bank_inputs, values_of
 
 if TYPE_CHECKING:
-    from ..nn import MemoryBank, NegativeSampler
+    from ..nn import FeatureQueue, MemoryBank, NegativeSampler
 
 
 @first_order
 def bank_infonce(
     anchor: Tensor,
-    bank: Tensor | MemoryBank,
+    bank: Tensor | MemoryBank | FeatureQueue,
     index: Tensor,
     *,
     negatives: NegativeSampler | Tensor,
@@ -43,7 +43,8 @@ def bank_infonce(
 
     Args:
         anchor: [B, D] float16, bfloat16, float32 or float64; need not be contiguous or of unit norm.
-        bank: [N, D] of any of these dtypes, on the anchor's device, or a `MemoryBank`. It carries no gradient.
+        bank: [N, D] of any of these dtypes, on the anchor's device, a `MemoryBank`, or a full `FeatureQueue`. It
+            carries no gradient.
         index: int64 or int32 [B], each anchor's own row: what its pool excludes, and its positive by default.
         negatives: a `NegativeSampler` with num_data = N, or integer [B, K] rows.
         temperature: tau > 0.
@@ -67,7 +68,7 @@ def bank_infonce(
 @first_order
 def bank_sigmoid(
     anchor: Tensor,
-    bank: Tensor | MemoryBank,
+    bank: Tensor | MemoryBank | FeatureQueue,
     index: Tensor,
     *,
     negatives: NegativeSampler | Tensor,
