@@ -13,7 +13,8 @@ __device__ __forceinline__ bool row_is_safe(Real sum, Real w) {
 }
 template <class Real>
 __device__ __forceinline__ bool column_is_safe(Real sum, Real factor) {
-  return sum >= static_cast<Real>(0x1p-60) && sum <= static_cast<Real>(0x1p100) && factor >= static_cast<Real>(0x1p-100);
+  return sum >= static_cast<Real>(0x1p-60) && sum <= static_cast<Real>(0x1p100) &&
+         factor >= static_cast<Real>(0x1p-100);
 }
 
 // Groups of 32 K columns, one for a warp: a matrix in the narrow kernel has one.
@@ -29,7 +30,7 @@ struct Seat {
   static constexpr int SIZE = K < Pack<Real>::SIZE ? K : Pack<Real>::SIZE;  // columns side by side
   static constexpr int PACKS = K / SIZE, LANES = WARP / U;
   int row_groups, column_groups, rg, cg, own;
-  bool speaks;       // for its row
+  bool speaks;           // for its row
   int column[K / SIZE];  // of each pack, or ld: not there
 
   __device__ __forceinline__ explicit Seat(const Tile<Real>& t) {
@@ -97,8 +98,8 @@ struct Rows {
   }
 };
 
-// The row step, in one exponential per cell: a warp holds E_ij = 2^(guess_i + ahead_j - s C_ij) in registers, scales row
-// i by w_i = a_i / sum_j E_ij and adds it to `total`. With more than one group of columns the sums of a row meet in
+// The row step, in one exponential per cell: a warp holds E_ij = 2^(guess_i + ahead_j - s C_ij) in registers, scales
+// row i by w_i = a_i / sum_j E_ij and adds it to `total`. With more than one group of columns the sums of a row meet in
 // `part`, at a barrier. The sums of U rows end in U groups of lanes, and each group works out the factor and the
 // potential of its row: the warp issues that once for all of them.
 template <int K, int U, class Real>
@@ -213,7 +214,7 @@ __device__ __forceinline__ void sweep(const Tile<Real>& t, const Seat<K, U, Real
   store_total(t, seat, total);
 }
 
-// The same of a strip that is done in one turn: its rows stay in registers from one iteration to the next. Others read
+// A sweep over a strip that takes one turn: its rows stay in registers from one iteration to the next. Others read
 // their potentials only, until they are stored.
 template <int K, int U, class Real>
 __device__ __forceinline__ void sweep_kept(const Tile<Real>& t, const Seat<K, U, Real>& seat, Rows<K, U, Real>& rows,
