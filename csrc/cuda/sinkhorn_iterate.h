@@ -1,6 +1,6 @@
 // What iterates: from the masses and the first potentials to those at which the solve ends.
 #pragma once
-#include "sinkhorn_sweep.h"
+#include "sinkhorn_columns.h"
 
 namespace wcf::ot {
 
@@ -71,6 +71,9 @@ __device__ __forceinline__ Ended<Real> iterate(const Args<Real>& args, const Til
   const double unit_scale = args.inv_eps * LOG2E;  // s of one step, per log 2
   const Real unit = static_cast<Real>(unit_scale), rest = static_cast<Real>(unit_scale - unit);
   start(args, t, g, unit);
+  const Seat<K, U, Real> seat(t);
+  const bool kept = K == NARROW && t.rows <= seat.row_groups * U;  // one turn: only the narrow kernel has it
+  Rows<K, U, Real> rows(t, seat, seat.rg * U);
   int step = 0;
   Real scale;
   WCF_ROLLED
@@ -78,10 +81,16 @@ __device__ __forceinline__ Ended<Real> iterate(const Args<Real>& args, const Til
     ++step;
     const Real times = static_cast<Real>(ipot ? step : 1);
     scale = multiply_add(times, unit, times * rest);
-    sweep<K, U>(t, scale, ipot);
+    const bool last = step == args.iters, test = args.tol >= 0 && !last && step % args.check_every == 0;
+    if (kept) {
+      sweep_kept(t, seat, rows, scale, ipot);
+      if (last || test) rows.store(t, seat, seat.rg * U);
+    } else {
+      sweep(t, seat, scale, ipot);
+    }
     columns<K, GRID>(t, grid, scale, ipot);
-    if (step == args.iters) break;
-    if (args.tol >= 0 && step % args.check_every == 0) {
+    if (last) break;
+    if (test) {
       Real error = row_error(t, scale);
       if constexpr (GRID) {
         if (threadIdx.x == 0) slots[2 * blocks + block] = error;
