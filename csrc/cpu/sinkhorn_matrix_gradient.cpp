@@ -8,6 +8,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "array.h"
 #include "cpu.h"
 #include "sinkhorn_kernels.h"
 #include "simd_kernels.h"
@@ -76,12 +77,22 @@ class MatrixGradient {
   template <class T>
   bool fits(int64_t g) const {
     if (scale_[g] != scale_[0] || !(spread_ <= MOST_SPREAD<T>)) return false;
-    double most = 0;
-    for (int64_t i = 0; i < n_; ++i) {
-      most = std::max(most, static_cast<double>(alpha_[g * n_ + i]) - shift_[static_cast<size_t>(i)]);
+    const S *const alpha = alpha_ + g * n_, *const beta = beta_ + g * m_;
+    const double rows = largest(n_, [&](int64_t i) { return static_cast<double>(alpha[i]) - shift_[size_t(i)]; });
+    return rows <= MOST_LOG<T> && largest(m_, [&](int64_t j) { return static_cast<double>(beta[j]); }) <= MOST_LOG<T>;
+  }
+
+  // max_i f(i) for i < count, 0 at the least; by several chains of comparisons side by side.
+  template <class F>
+  static double largest(int64_t count, F f) {
+    constexpr int64_t LANES = 8;
+    double most[LANES] = {};
+    const int64_t whole = count / LANES * LANES;
+    for (int64_t i = 0; i < whole; i += LANES) {
+      for (int64_t k = 0; k < LANES; ++k) most[k] = std::max(most[k], f(i + k));
     }
-    for (int64_t j = 0; j < m_; ++j) most = std::max(most, static_cast<double>(beta_[g * m_ + j]));
-    return most <= MOST_LOG<T>;
+    for (int64_t i = whole; i < count; ++i) most[0] = std::max(most[0], f(i));
+    return *std::max_element(most, most + LANES);
   }
 
   // out += K_ij sum over `problems` of w u_i v_j.
@@ -91,8 +102,13 @@ class MatrixGradient {
     const auto unit = static_cast<int64_t>(PAD_BYTES / sizeof(T));
     const auto padded = [unit](int64_t k) { return (k + unit - 1) / unit * unit; };
     const int64_t count = static_cast<int64_t>(problems.size()), ln = padded(n_), lm = padded(m_);
-    std::vector<T> u(static_cast<size_t>(count * ln)), v(static_cast<size_t>(count * lm)), shift(static_cast<size_t>(ln));
-    std::vector<T> zero(static_cast<size_t>(std::max(lm, ln))), packed(static_cast<size_t>(count * lm));
+    const auto array = [](int64_t size) {
+      Array<T> made;
+      made.resize(static_cast<size_t>(size));
+      return made;
+    };
+    const Array<T> u = array(count * ln), v = array(count * lm), packed = array(count * lm);
+    std::vector<T> shift(static_cast<size_t>(ln)), zero(static_cast<size_t>(std::max(lm, ln)));
     for (int64_t i = 0; i < n_; ++i) shift[static_cast<size_t>(i)] = static_cast<T>(-shift_[static_cast<size_t>(i)]);
     const int64_t blocks = (n_ + ABLOCK - 1) / ABLOCK, panels = lm / kernel.tile_columns;
 #pragma omp parallel num_threads(threads_) if (threads_ > 1)
@@ -101,8 +117,8 @@ class MatrixGradient {
       for (int64_t k = 0; k < count; ++k) {
         const int64_t g = problems[static_cast<size_t>(k)];
         T *const own_u = u.data() + k * ln, *const own_v = v.data() + k * lm;
-        std::copy_n(alpha_ + g * n_, n_, own_u);
-        std::copy_n(beta_ + g * m_, m_, own_v);
+        std::fill(std::copy_n(alpha_ + g * n_, n_, own_u), own_u + ln, T(0));
+        std::fill(std::copy_n(beta_ + g * m_, m_, own_v), own_v + lm, T(0));
         kernel.absorb(own_u, ln, ln, 1, T(-1), zero.data(), shift.data());
         kernel.absorb(own_v, lm, lm, 1, T(-1), zero.data(), zero.data());
         const T w = static_cast<T>(weight_[g]);
@@ -112,8 +128,8 @@ class MatrixGradient {
       for (int64_t panel = 0; panel < panels; ++panel) {
         kernel.pack_b(v.data(), lm, 1, nullptr, lm, lm, count, panel, panel + 1, packed.data());
       }
-      std::vector<T> sums(static_cast<size_t>(ABLOCK * lm)), strip(static_cast<size_t>(ABLOCK * lm));
-      std::vector<T> scratch(static_cast<size_t>(PACK)), own_shift(static_cast<size_t>(ABLOCK));
+      const Array<T> sums = array(ABLOCK * lm), strip = array(ABLOCK * lm), scratch = array(PACK);
+      std::vector<T> own_shift(static_cast<size_t>(ABLOCK));
       const T s = static_cast<T>(scale_[0]);
 #pragma omp for schedule(static)
       for (int64_t block = 0; block < blocks; ++block) {
@@ -121,7 +137,8 @@ class MatrixGradient {
         kernel.product(u.data() + first, 1, ln, packed.data(), rows, lm, count, false, T(0), T(1), sums.data(), lm,
                        scratch.data());
         for (int64_t i = 0; i < rows; ++i) {
-          std::copy_n(costs_ + (first + i) * m_, m_, strip.data() + i * lm);
+          T* const row = strip.data() + i * lm;
+          std::fill(std::copy_n(costs_ + (first + i) * m_, m_, row), row + lm, T(0));
           own_shift[static_cast<size_t>(i)] = static_cast<T>(shift_[static_cast<size_t>(first + i)]);
         }
         kernel.absorb(strip.data(), lm, lm, rows, s, own_shift.data(), zero.data());

@@ -18,12 +18,20 @@ bool acceptable(const OtMatrix& call) {
   for (const S low : least) fine &= low >= 0;
   const bool relaxed = call.reach_a > 0 || call.reach_b > 0;
   const auto masses = [&](const S* mass, int64_t count) {
-    constexpr int LANES = 8;
+    constexpr int64_t LANES = 8;  // chains of operations side by side
     double part[LANES] = {};
-    S low = 0;
-    for (int64_t i = 0; i < count; ++i) low = std::min(low, mass[i]), part[i % LANES] += static_cast<double>(mass[i]);
+    S low[LANES] = {};
+    const auto take = [&](int64_t i, int64_t lanes) {
+      for (int64_t k = 0; k < lanes; ++k) {
+        low[k] = std::min(low[k], mass[i + k]);
+        part[k] += static_cast<double>(mass[i + k]);
+      }
+    };
+    const int64_t whole = count / LANES * LANES;
+    for (int64_t i = 0; i < whole; i += LANES) take(i, LANES);
+    take(whole, count - whole);
     const double sum = std::accumulate(part, part + LANES, 0.0);
-    fine &= low >= 0 && kernel.all_finite(mass, count);
+    fine &= *std::min_element(low, low + LANES) >= 0 && kernel.all_finite(mass, count);
     fine &= relaxed ? sum > 0 && sum <= static_cast<double>(std::numeric_limits<S>::max())
                     : std::fabs(sum - 1) <= call.sum_tolerance;
   };

@@ -20,7 +20,7 @@
 
 namespace wcf {
 
-constexpr int64_t MOST_PANELS = 4;  // panels of problems that go through the kernel matrix together: they stay in L2
+constexpr int64_t MOST_PANELS = 8;  // panels of problems that go through the kernel matrix together, in L2
 constexpr int64_t PACK_ROWS = 48;   // rows of K per unit of work: a multiple of every tile's rows
 template <class T>
 constexpr double MOST_SPREAD = sizeof(T) == 4 ? 69 : 600;  // nats of s C within a row: K stays a normal number

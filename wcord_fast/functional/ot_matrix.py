@@ -97,7 +97,7 @@ def ot_plan_from_matrix(
 class _Problem(NamedTuple):
     """The arguments of the op, and whether the caller has G problems."""
 
-    costs: Tensor  # [1 or G, n, m]
+    costs: Tensor  # [n, m] or [G, n, m]
     rows: Tensor  # [1 or G, n]
     columns: Tensor  # [1 or G, m]
     asked: SolveOptions
@@ -117,7 +117,8 @@ def _solve(
 
 def _problem(costs: Tensor, a: Tensor | None, b: Tensor | None, options: OTOptions, need_error: bool) -> _Problem:
     """The checked problem; raises ValueError or TypeError that names a wrong argument."""
-    problems = _check(costs, a, b)
+    plain = a is not None and b is not None and _is_plain(costs, a, b)
+    problems = a.shape[0] if plain and a is not None else _check(costs, a, b)
     dtype = costs.dtype
     if any(mass is not None and mass.dtype == torch.float64 for mass in (a, b)):
         dtype = torch.float64
@@ -130,14 +131,32 @@ def _problem(costs: Tensor, a: Tensor | None, b: Tensor | None, options: OTOptio
                     f"{name} requires grad, but value='cost' has no gradient for masses; use value='dual' or "
                     f"{name}.detach()"
                 )
-    costs = costs.to(dtype)
-    costs = costs if costs.dim() == 3 else costs.unsqueeze(0)
+    requested = SolveOptions("given", *options[1:6], False, False, False, False, *options.reach, need_error)
+    if plain and a is not None and b is not None:
+        return _Problem(costs, a, b, requested, True)
     rows, columns = (
         _masses(given_masses(mass, wide, options.relaxed), size, wide, costs.device)
-        for mass, size in ((a, costs.shape[1]), (b, costs.shape[2]))
+        for mass, size in ((a, costs.shape[-2]), (b, costs.shape[-1]))
     )
-    requested = SolveOptions("given", *options[1:6], False, False, False, False, *options.reach, need_error)
-    return _Problem(costs, rows, columns, requested, problems is not None)
+    return _Problem(costs.to(dtype), rows, columns, requested, problems is not None)
+
+
+def _is_plain(costs: Tensor, a: Tensor, b: Tensor) -> bool:
+    """Whether this is one matrix with the masses of G problems in one dtype that is calculated in; if not, `_check`
+    says what is wrong, if anything is."""
+    if not (type(costs) is type(a) is type(b) is Tensor) or costs.is_nested or a.is_nested or b.is_nested:
+        return False
+    shape, rows, columns = costs.shape, a.shape, b.shape
+    return (
+        costs.dtype is a.dtype is b.dtype
+        and costs.dtype in (torch.float32, torch.float64)
+        and costs.device == a.device == b.device
+        and len(shape) == len(rows) == len(columns) == 2
+        and rows[0] == columns[0] > 0
+        and shape[0] == rows[1] > 0
+        and shape[1] == columns[1] > 0
+        and costs.layout is a.layout is b.layout is torch.strided
+    )
 
 
 def _masses(mass: Tensor | None, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -37,21 +37,21 @@ def module_of(backend: str, device: str) -> ModuleType:
 
 
 NO_PAIRS = "known pairs are not supported yet on CUDA but by the reference"
-NO_REACH = "relaxed marginals (reach) are not supported yet but by the reference"
-NO_EUCLIDEAN = "cost='euclidean' is not supported yet but by the reference"
+NO_REACH = "relaxed marginals (reach) are not supported yet but by the reference and the native CPU code"
+NO_EUCLIDEAN = "cost='euclidean' is not supported yet but by the reference and the native CPU code"
 
 
 def choose(x: Tensor, y: Tensor, backend: str = "auto", paired: bool = False, lacking: str | None = None) -> Choice:
     """The backend for x [.., n, d] and y [.., m, d]: what `dispatch.resolve` says of those that can take such sizes.
 
-    `paired`: with known pairs. `lacking`: why no backend but the reference takes the call, see `lacking_of`.
+    `paired`: with known pairs. `lacking`: why not every backend takes the call, see `lacking_of`.
     """
     index = x.device.index
     return choose_for(x.shape[-2], y.shape[-2], x.shape[-1], x.dtype, x.device.type, backend, index, paired, lacking)
 
 
 def lacking_of(asked: SolveOptions) -> str | None:
-    """Why only the reference can do what is asked, or None."""
+    """Why only the reference and the native CPU code can do what is asked, or None."""
     if asked.cost == "euclidean":
         return NO_EUCLIDEAN
     return None if asked.reach_a is None and asked.reach_b is None else NO_REACH
@@ -71,15 +71,17 @@ def choose_for(
     """`choose` from sizes; `index`: number of the CUDA device, None for the current one."""
 
     def unfit(candidate: str) -> str | None:
-        if lacking is not None and candidate != "reference":
+        if candidate == "reference":
+            return None
+        if (candidate, kind) == ("native", "cpu"):
+            return f"{lacking}, and not with known pairs" if paired and lacking is not None else None
+        if lacking is not None:
             return lacking
-        if paired and candidate != "reference" and (candidate, kind) != ("native", "cpu"):
+        if paired:
             return NO_PAIRS
         if candidate == "triton":
             return module_of("triton", kind).unsupported(dtype)
-        if (candidate, kind) == ("native", "cuda"):
-            return module_of("native", kind).unavailable_reason(n, m, dim, dtype, index)
-        return None
+        return module_of("native", kind).unavailable_reason(n, m, dim, dtype, index)
 
     every = kind == "cpu" and not paired and lacking is None  # nothing depends on the call's tensors
     return dispatch.resolve("ot", device=kind, backend=backend, unfit=None if every else unfit)

@@ -6,6 +6,7 @@ known: for a matrix that is shared it is one matrix, however many problems there
 
 from __future__ import annotations
 
+import functools
 from types import ModuleType
 from typing import Any
 
@@ -24,12 +25,16 @@ from .reference import SolveOptions, accumulation_dtype
 _NOT_TWICE = "the gradient of an optimal-transport cost cannot be differentiated again: its plan is detached"
 
 
-def _module(costs: Tensor, backend: str) -> ModuleType:
-    if dispatch.resolve("ot_matrix", device=costs.device.type, backend=backend).backend == "native":
-        from . import matrix_native
+@functools.cache
+def _native() -> ModuleType:
+    from . import matrix_native
 
-        return matrix_native
-    return matrix_reference
+    return matrix_native
+
+
+def _module(costs: Tensor, backend: str) -> ModuleType:
+    chosen = dispatch.resolve("ot_matrix", device=costs.device.type, backend=backend).backend
+    return _native() if chosen == "native" else matrix_reference
 
 
 def _asked(solver, eps, iters, tol, value, reach_a, reach_b, need_a, need_b, need_error) -> SolveOptions:
@@ -40,6 +45,11 @@ def _asked(solver, eps, iters, tol, value, reach_a, reach_b, need_a, need_b, nee
 
 def _problems(costs: Tensor, a: Tensor, b: Tensor) -> int:
     return max(costs.shape[0], a.shape[0], b.shape[0])
+
+
+def _stacked(costs: Tensor) -> Tensor:
+    """[1 or G, n, m] of one matrix [n, m] or of G."""
+    return costs if costs.dim() == 3 else costs.unsqueeze(0)
 
 
 def _solve(costs: Tensor, a: Tensor, b: Tensor, *rest: Any) -> MatrixResult:
@@ -104,7 +114,9 @@ class _Value(torch.autograd.Function):
     @staticmethod
     def forward(ctx, costs, a, b, asked: SolveOptions):
         _, need_a, need_b, _ = ctx.needs_input_grad
-        solved = _solve_natively(costs, a, b, asked._replace(need_a=need_a, need_b=need_b))
+        if need_a or need_b:
+            asked = asked._replace(need_a=need_a, need_b=need_b)
+        solved = _solve_natively(costs, a, b, asked)
         handle = solved.value.new_empty(0)
         ctx.set_materialize_grads(False)
         ctx.backend = "native"
@@ -124,23 +136,24 @@ def _gradients(ctx, weight: Tensor | None) -> list[Tensor | None]:
     if weight is None:
         return grads
     handle, costs, alpha, beta, scale, *by_mass = ctx.saved_tensors
-    needs = ctx.needs_input_grad
-    with torch.no_grad():
-        if needs[0]:
-            run = _gradient if calls_directly(costs, weight) else gradient_op
-            grads[0] = run(costs, alpha, beta, scale, weight.contiguous(), ctx.backend).to(costs.dtype)
-        for i, grad in enumerate(by_mass):
-            if needs[1 + i]:
-                grad = weight.unsqueeze(-1) * grad
-                grads[1 + i] = grad.sum_to_size(ctx.shapes[i]).to(ctx.dtypes[i])
+    needs, factor = ctx.needs_input_grad, weight.detach()
+    if needs[0]:
+        given = costs.detach()
+        run = _gradient if calls_directly(given, factor) else gradient_op
+        grad = run(_stacked(given), alpha, beta, scale, factor.contiguous(), ctx.backend).to(costs.dtype)
+        grads[0] = grad.reshape(costs.shape)
+    for i, grad in enumerate(by_mass):
+        if needs[1 + i]:
+            grad = factor.unsqueeze(-1) * grad
+            grads[1 + i] = grad.sum_to_size(ctx.shapes[i]).to(ctx.dtypes[i])
     return differentiable_once(grads, _NOT_TWICE, weight, handle)
 
 
 def _solve_natively(costs: Tensor, a: Tensor, b: Tensor, asked: SolveOptions) -> MatrixResult:
-    from . import matrix_native
-
+    costs = _stacked(costs.detach())
     g = _problems(costs, a, b)
-    solved = matrix_native.solve(costs, a.expand(g, -1), b.expand(g, -1), asked)
+    a, b = (mass if mass.shape[0] == g else mass.expand(g, -1) for mass in (a, b))
+    solved = _native().solve(costs, a, b, asked)
     refuse_overflow(solved.value, {"C": costs}, asked)
     return solved
 
@@ -157,13 +170,14 @@ def value(costs: Tensor, a: Tensor, b: Tensor, asked: SolveOptions, backend: str
 
 
 def solve(
-    costs: Tensor,  # [G, n, m], or [1, n, m] for all problems
+    costs: Tensor,  # [G, n, m], or [n, m] for all problems
     a: Tensor,  # [G, n] or [1, n], in the accumulation dtype of costs
     b: Tensor,  # [G, m] or [1, m]
     asked: SolveOptions,  # checked; its `need_` fields are set here
     backend: str,
 ) -> MatrixResult:
     """Differentiable solve of checked arguments: `value` has a gradient for C, a and b. Second derivatives raise."""
+    costs = _stacked(costs)
     recording = torch.is_grad_enabled()
     need_c, need_a, need_b = (recording and t.requires_grad for t in (costs, a, b))
     options = (asked.solver, asked.eps, asked.iters, asked.tol, asked.value, asked.reach_a, asked.reach_b)
@@ -179,4 +193,4 @@ def plan(costs: Tensor, solved: MatrixResult) -> Tensor:
     """P [G, n, m] of a solve."""
     from . import reference
 
-    return reference.plan(costs.to(accumulation_dtype(costs.dtype)), solved.alpha, solved.beta, solved.scale)
+    return reference.plan(_stacked(costs).to(accumulation_dtype(costs.dtype)), solved.alpha, solved.beta, solved.scale)

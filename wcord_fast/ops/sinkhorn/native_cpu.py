@@ -2,6 +2,7 @@
 
 Two regimes, chosen by size: *resident* keeps one n x m matrix per problem (one per thread for small problems of a
 batch), *streaming* keeps none and recomputes strips of it in every sweep. README.md beside this file says how.
+Relaxed marginals and Euclidean costs go through a cost matrix and the solver for given ones (matrix_native.py).
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from .. import checks, native_module
-from . import reference
+from . import matrix_native, reference
+from .matrix_reference import is_relaxed
 from .native_fields import option_fields, pair_fields, problem_fields, result_fields
 from .reference import Pairs, SolveOptions, SolveResult, accumulation_dtype
 
@@ -35,6 +37,8 @@ def solve_op(
     dtype = accumulation_dtype(x.dtype)
     x, y = _ready(x, dtype), _ready(y, dtype)
     a, b = a if a is None else _ready(a, dtype), b if b is None else _ready(b, dtype)
+    if asked.cost == "euclidean" or is_relaxed(asked):
+        return _by_matrix(x, y, a, b, asked)
     g, n, m, d = x.shape[:-2], x.shape[-2], y.shape[-2], x.shape[-1]
     labels, _alive = pair_fields(pairs)
     solved = reference.unwritten(x, g, n, m, d, asked)
@@ -51,6 +55,24 @@ def solve_op(
     if not fine:
         _refuse(x, y, a, b, asked)
     return solved
+
+
+def _by_matrix(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, asked: SolveOptions) -> SolveResult:
+    """`solve_op` with the cost as a matrix, which is kept."""
+    batched = x.dim() == 3
+    if not batched:
+        x, y = x.unsqueeze(0), y.unsqueeze(0)
+        a, b = (None if mass is None else mass.unsqueeze(0) for mass in (a, b))
+    a, b = reference.masses(a, x), reference.masses(b, y)
+    reference.flag_inputs(x, y, a, b, asked.cost, is_relaxed(asked))
+    costs = reference.cost_matrix(x, y, asked.cost).clamp_(min=0)  # a cosine of 1 may be rounded up
+    found = matrix_native.solve(costs, a, b, asked)
+    none = x.new_empty(0), x.new_empty(0)
+    solved = SolveResult(*found[:6], *none, *found[6:])
+    if asked.need_x or asked.need_y:
+        plan = reference.plan(costs, solved.alpha, solved.beta, solved.scale)
+        solved = reference.with_feature_grads(solved, costs, plan, x, y, asked)
+    return solved if batched else SolveResult(*(t.squeeze(0) if t.numel() or t.dim() > 1 else t for t in solved))
 
 
 def _refuse(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, asked: SolveOptions) -> NoReturn:
@@ -94,6 +116,8 @@ def _ready(t: Tensor, dtype: torch.dtype) -> Tensor:
 
 def ot_plan(x: Tensor, y: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor, cost: str) -> Tensor:
     """As `reference.ot_plan`, from the very cost that `ot_solve` saw: the columns meet their marginal to rounding."""
+    if cost == "euclidean":  # which was made as a matrix
+        return reference.ot_plan(x, y, alpha, beta, scale, cost)
     dtype = alpha.dtype
     x, y, alpha, beta, scale = (t.to(dtype).contiguous() for t in (x, y, alpha, beta, scale))
     plan = x.new_empty((x.shape[0], x.shape[1], y.shape[1]))

@@ -114,14 +114,20 @@ def ot_solve(
     if asked.value == "dual" and log_r is not None and pairs is not None:
         below = asked.eps * math.log1p(-pairs.rho)  # a reference plan is that much below a b^T off the pairs
         value = torch.where(log_ratio(a, b, pairs) > 0, value - below, value)
+    return with_feature_grads(core._replace(value=value), costs, p, x, y, asked)
+
+
+def with_feature_grads(
+    solved: SolveResult, costs: Tensor, p: Tensor, x: Tensor, y: Tensor, asked: SolveOptions
+) -> SolveResult:
+    """`solved` with the gradients of x and y that are needed, from the plan `p` of `costs`, both [G, n, m]."""
     if asked.cost == "euclidean" and (asked.need_x or asked.need_y):
         p = torch.where(costs > 0, p / (2 * costs), 0)  # dC = d(C^2) / 2C; 0 where two points coincide
-    grad_x, grad_y = core.grad_x, core.grad_y
     if asked.need_x:
-        grad_x = feature_grad(p, x, y, asked.cost)
+        solved = solved._replace(grad_x=feature_grad(p, x, y, asked.cost))
     if asked.need_y:
-        grad_y = feature_grad(p.mT, y, x, asked.cost)
-    return core._replace(value=value, grad_x=grad_x, grad_y=grad_y)
+        solved = solved._replace(grad_y=feature_grad(p.mT, y, x, asked.cost))
+    return solved
 
 
 def solve_costs(
