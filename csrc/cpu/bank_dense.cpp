@@ -14,7 +14,6 @@ namespace wcf {
 namespace {
 
 constexpr int64_t MASK_BYTES = 8 << 20;
-constexpr int64_t MAX_LANES = 64;
 
 class Dense {
  public:
@@ -104,8 +103,8 @@ class Dense {
                    void* scratch) {
     const DrawSpec& draws = args_.rows.draws;
     const int64_t unit = s * draws.num_anchors + b;
-    int32_t own[MAX_LANES];
-    std::fill_n(own, MAX_LANES, -1);
+    int32_t own[DENSE_LANES];
+    std::fill_n(own, DENSE_LANES, -1);
     DenseUnit u{};
     u.bank = args_.bank[s];
     u.row = from;

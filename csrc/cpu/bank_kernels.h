@@ -35,6 +35,7 @@ struct Visit {
 // anchor % 32] (COUNTS); once, where the row's id is not the anchor's own (IDS). group = anchor / 32, with `group_step`
 // rows from group to group, the first of them bank row `mask_row`.
 constexpr int64_t DENSE_TILE = 96;  // bank rows between the two products
+constexpr int DENSE_LANES = 64;     // anchors of a block, at most
 enum DenseWeight : int32_t { DENSE_BITS, DENSE_COUNTS, DENSE_IDS };
 struct DenseUnit {
   const void* bank;  // [N, D] of the bank's type
