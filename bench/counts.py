@@ -22,7 +22,7 @@ from typing import Any
 
 from bench.counts_kernels import KERNELS, WARP, Kernel
 from bench.gpu_floors import Work, floor_us
-from bench.machine_code import cheapest_round, functions, resources
+from bench.machine_code import Block, cheapest_round, functions, resources
 from bench.options import keep
 from bench.results_file import RESULTS
 
@@ -33,6 +33,8 @@ CEILINGS: Work = {"memory": 4.8e12, "l2": 6e12, "bf16": 989e12}  # bytes or oper
 SHARED = {"sm_80": 164, "sm_90": 228, "sm_100": 228, "sm_120": 100}  # KB of a multiprocessor
 THREADS = {"sm_120": 1536}  # of a multiprocessor, else 2,048
 REGISTERS, BLOCKS, RESERVED = 1 << 16, 32, 1 << 10
+Codes = dict[str, list[Block]]
+Resources = dict[str, dict[str, int]]
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 
 
@@ -65,32 +67,31 @@ def resident(target: str, registers: int, threads: int, shared: int) -> int:
     )
 
 
-def row(kernel: Kernel, target: str, cubin: Path) -> dict[str, Any]:
+def row(kernel: Kernel, target: str, codes: Codes, used: Resources) -> dict[str, Any]:
     """The count of one kernel. ValueError if it, or its loop, is not in the binary."""
-    codes = functions(cubin)
     names = [name for name in codes if re.search(kernel.symbol, name)]
     if len(names) != 1:
         raise ValueError(f"symbol: expected one function like {kernel.symbol!r}, got {names}")
-    used = resources(cubin)[names[0]]
+    registers, spilled = used[names[0]]["registers"], used[names[0]]["stack"]
     classes = cheapest_round(codes[names[0]], kernel.through, kernel.trips)
     count = sum(classes.values()) / kernel.units
     bound = 1e6 * count * kernel.total / (SCHEDULERS * PROCESSORS * CLOCK)
     floor = floor_us(kernel.work, CEILINGS)
-    blocks = resident(target, used["registers"], kernel.threads, kernel.dynamic_shared)
+    blocks = resident(target, registers, kernel.threads, kernel.dynamic_shared)
     return {
         "kernel": kernel.name,
         "target": target,
         "unit": kernel.unit,
         "instructions": round(count, 1),
         "classes": {name: round(n / kernel.units, 2) for name, n in classes.most_common()},
-        "registers": used["registers"],
-        "spilled_bytes": used["stack"],
+        "registers": registers,
+        "spilled_bytes": spilled,
         "shared_bytes": kernel.dynamic_shared,
         "blocks_per_sm": blocks,
         "occupancy_percent": round(100 * blocks * kernel.threads / THREADS.get(target, 2048)),
         "bound_us": round(bound, 1),
         "floor_us": floor,
-        "percent_of_floor": round(100 * floor / bound) if floor else None,
+        "percent_of_floor": round(100 * floor / max(bound, floor)) if floor else None,
     }
 
 
@@ -102,9 +103,10 @@ def rows(kernels: Iterable[Kernel] = KERNELS, targets: Iterable[str] = TARGETS) 
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(2) as pool:
         done = pool.map(lambda pair: compiled(pair[0], pair[1], Path(name)), wanted)
         for (source, target), cubin in zip(wanted, done, strict=True):
+            codes, used = functions(cubin), resources(cubin)
             for kernel in kernels:
                 if kernel.source == source:
-                    yield {**row(kernel, target, cubin), "compiler": f"nvcc {release}"}
+                    yield {**row(kernel, target, codes, used), "compiler": f"nvcc {release}"}
 
 
 def latest(result: Iterable[dict[str, Any]]) -> dict[tuple[str, str, str], dict[str, Any]]:

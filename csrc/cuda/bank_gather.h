@@ -1,8 +1,8 @@
 // What the kernels of the bank's gather plan share: the critic term, and sums over lanes and warps.
 //
-// A call is two launches. `gather_rows_kernel` or `gather_any_kernel`, one block per anchor and split of its K
+// A call is two launches. `gather_rows_kernel` or `gather_general_kernel`, one block per anchor and split of its K
 // negatives, writes the split's sum of terms and of weighted rows; `gather_finish_kernel`, one block per anchor and
-// direction, adds the splits up in ascending order and then the positive. For log Z `log_z_kernel` follows. No float is
+// direction, adds the splits up in a fixed order and then the positive. For log Z `log_z_kernel` follows. No float is
 // ever added atomically, so results do not depend on scheduling.
 #pragma once
 #include "../common/bank_score.h"
