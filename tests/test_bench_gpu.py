@@ -229,7 +229,7 @@ def test_missing_tool_is_reported(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("full", "short"), [
-    ("void wcf::(anonymous namespace)::gather_rows_kernel<float, 128>(wcf::BankScore, wcf::NceShare)",
+    ("void wcf::(anonymous namespace)::gather_rows_kernel<float, 128>(wcf::BankScore, wcf::NceCharge)",
      "gather_rows_kernel"),
     ("nce_fwd_kernel", "nce_fwd_kernel"),
     ("Memcpy DtoD (Device -> Device)", "Memcpy DtoD"),

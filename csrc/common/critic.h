@@ -29,11 +29,10 @@ WCF_HD Term<Real> softplus(Real u) {
   return Term<Real>{(u > 0 ? u : Real(0)) + real_log1p(e), (u < 0 ? e : Real(1)) / (Real(1) + e)};
 }
 
-// charged: K_b, the number of negatives that the loss is charged for; c = K_b / N. eps: the constant in CRD's
-// probability.
-WCF_HD double nce_log_share(double charged, double num_data, double eps) { return log(charged / num_data + eps); }
+// charged: K_b, the charge; c = K_b / N. eps: the constant in CRD's probability. nce_log_c is log(c + eps).
+WCF_HD double nce_log_c(double charged, double num_data, double eps) { return log(charged / num_data + eps); }
 WCF_HD double nce_offset(double charged, double num_data, double log_z, double eps) {
-  return nce_log_share(charged, num_data, eps) + log_z;
+  return nce_log_c(charged, num_data, eps) + log_z;
 }
 WCF_HD double nce_constant(double charged, double num_data, double eps) {
   return charged * log1p(eps * num_data / charged);

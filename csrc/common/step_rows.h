@@ -21,7 +21,7 @@ namespace wcf {
   NEEDED(void*, anchors)          /* [2, B, D] Real */                                                    \
   NEEDED(double*, length)         /* [2, B] */                                                            \
   OPTIONAL(const void*, value)    /* [2, B] Real: NCE loss of each anchor */                              \
-  OPTIONAL(const void*, anchor_grad) /* [2, B, D] Real: gradient of `value` at the anchors; null: no gradient */ \
+  OPTIONAL(const void*, anchor_grad) /* [2, B, D] Real: gradient of `value` at the anchors; null: none */ \
   OPTIONAL(void*, grad)           /* [2, B, D] Real: gradient of the loss at z */                         \
   OPTIONAL(void*, divided)        /* [2, B, D] Real: grad / sigma; null where sigma is */                 \
   OPTIONAL(double, factor)        /* weight of nce in the loss */                                         \
@@ -43,8 +43,8 @@ namespace wcf {
 WCF_RECORD(StepRows, WCF_STEP_ROWS)
 
 // The spectral norms of both networks' weights; see Spectral.
-//   iterate   Computes sigma. With `moves`, u and v are updated in place. Copies of the vectors that gave sigma are left
-//             in kept_u and kept_v, for the gradient.
+//   iterate   Computes sigma. With `moves`, u and v are updated in place. kept_u and kept_v get copies of the vectors
+//             that gave sigma, for the gradient.
 //   gradient  Turns every `grad` that is not null into the gradient in the weight, by kept_u, kept_v and sigma.
 #define WCF_SPECTRAL_PAIR(NEEDED, OPTIONAL, EACH, PART)      \
   NEEDED(int32_t, wide)                                      \

@@ -33,7 +33,7 @@ __device__ __forceinline__ Real sum_splits(const Real* partial, int64_t splits, 
 // One block per anchor and direction. Reads splits * (D + 1) partial sums and one bank row, writes D + 1 values.
 // For BANK_LOG_Z the anchor's log-sum-exp replaces its first partial sum. grid = (B, S).
 template <class Bank, class Real>
-__global__ void __launch_bounds__(FINISH_THREADS) gather_finish_kernel(BankScore a, NceShare known) {
+__global__ void __launch_bounds__(FINISH_THREADS) gather_finish_kernel(BankScore a, NceCharge known) {
   if (nothing_to_do<Real>(a)) return;
   Real* const part = shared_ptr<Real>(0);  // [FINISH_WARPS]
   const int lane = threadIdx.x % WARP;
@@ -79,10 +79,10 @@ __global__ void __launch_bounds__(FINISH_THREADS) gather_finish_kernel(BankScore
   }
   if (a.op == BANK_NCE) scale = static_cast<Real>(weight / a.temperature);
   if (a.op == BANK_NCE && held) {
-    const NceShare share = nce_share_of(a, known, count);
-    const double offset = share.log_share + static_cast<double>(static_cast<const Real*>(a.log_z)[s]);
+    const NceCharge charge = nce_charge_of(a, known, count);
+    const double offset = charge.log_c + static_cast<double>(static_cast<const Real*>(a.log_z)[s]);
     const Term<Real> term = softplus(static_cast<Real>(offset - dot / a.temperature));
-    value += term.value + static_cast<Real>(share.constant);
+    value += term.value + static_cast<Real>(charge.constant);
     own_slope = static_cast<Real>(-term.slope / a.temperature);
   }
   if (threadIdx.x == 0) static_cast<Real*>(a.value)[at] = value;
@@ -149,7 +149,7 @@ cudaError_t launch_finish(const BankScore& a) {
   const dim3 grid(static_cast<unsigned>(a.rows.draws.num_anchors), static_cast<unsigned>(a.directions));
   const size_t bytes = (FINISH_WARPS + FINISH_THREADS) * sizeof(Real);
   const cudaError_t error =
-      launch(gather_finish_kernel<Bank, Real>, grid, dim3(FINISH_THREADS), bytes, stream, false, a, nce_share(a));
+      launch(gather_finish_kernel<Bank, Real>, grid, dim3(FINISH_THREADS), bytes, stream, false, a, nce_charge(a));
   if (error != cudaSuccess || a.op != BANK_LOG_Z || !a.value) return error;
   const size_t tallies = GATHER_WARPS * (sizeof(Tally<Real>) + sizeof(double));
   return launch(log_z_kernel<Real>, dim3(static_cast<unsigned>(a.directions)), dim3(GATHER_THREADS), tallies, stream,

@@ -59,7 +59,7 @@ __device__ __forceinline__ uint32_t held_rows(const NegativeSpec& a, Split* spli
 }
 
 // By one thread: fills all but the reader.
-__device__ __forceinline__ void open_split(const BankScore& a, const NceShare& known, int64_t b, int64_t number,
+__device__ __forceinline__ void open_split(const BankScore& a, const NceCharge& known, int64_t b, int64_t number,
                                            int64_t steps, Split* split) {
   split->anchor = b;
   split->number = number;
@@ -68,13 +68,13 @@ __device__ __forceinline__ void open_split(const BankScore& a, const NceShare& k
   split->inverse_tau = static_cast<float>(1.0 / a.temperature);
   for (int s = 0; s < a.directions && a.op == BANK_NCE; ++s) {
     const double log_z = static_cast<double>(static_cast<const float*>(a.log_z)[s]);
-    split->offset[s] = static_cast<float>(nce_share_of(a, known, split->reader.count).log_share + log_z);
+    split->offset[s] = static_cast<float>(nce_charge_of(a, known, split->reader.count).log_c + log_z);
   }
 }
 
 // grid = B * splits.
 template <class Bank, int DIM, bool PART>
-__global__ void __launch_bounds__(GATHER_THREADS, DIM <= 128 ? 2 : 1) gather_rows_kernel(BankScore a, NceShare known) {
+__global__ void __launch_bounds__(GATHER_THREADS, DIM <= 128 ? 2 : 1) gather_rows_kernel(BankScore a, NceCharge known) {
   using L = Layout<Bank, DIM>;
   if (nothing_to_do<float>(a)) return;
   Split* const split = shared_ptr<Split>(0);
@@ -177,7 +177,7 @@ cudaError_t launch_rows(const BankScore& a) {
   const auto kernel = part ? gather_rows_kernel<Bank, DIM, true> : gather_rows_kernel<Bank, DIM, false>;
   const dim3 grid(static_cast<unsigned>(a.rows.draws.num_anchors * a.splits));
   return launch(kernel, grid, dim3(GATHER_THREADS), L::QUEUE_AT + (part ? L::QUEUE_BYTES : 0), stream_of(a.place),
-                false, a, nce_share(a));
+                false, a, nce_charge(a));
 }
 
 template <class Bank>

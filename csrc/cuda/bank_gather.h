@@ -48,19 +48,19 @@ __device__ __forceinline__ double weight_of(const BankScore& a, int64_t count) {
 
 // What NCE's terms need of the number of negatives, in fp64. The host knows it unless each anchor is charged for its
 // own pool: fp64 logarithms are slow on the cards of consumers.
-struct NceShare {
-  double log_share;
+struct NceCharge {
+  double log_c;
   double constant;
 };
-inline NceShare nce_share(const BankScore& a) {
-  if (a.charged < 0) return NceShare{0.0, 0.0};
+inline NceCharge nce_charge(const BankScore& a) {
+  if (a.charged < 0) return NceCharge{0.0, 0.0};
   const double charged = static_cast<double>(a.charged), num_data = static_cast<double>(a.rows.draws.num_data);
-  return NceShare{nce_log_share(charged, num_data, a.nce_eps), nce_constant(charged, num_data, a.nce_eps)};
+  return NceCharge{nce_log_c(charged, num_data, a.nce_eps), nce_constant(charged, num_data, a.nce_eps)};
 }
-__device__ __forceinline__ NceShare nce_share_of(const BankScore& a, const NceShare& known, int64_t count) {
+__device__ __forceinline__ NceCharge nce_charge_of(const BankScore& a, const NceCharge& known, int64_t count) {
   if (a.charged >= 0) return known;
   const double charged = static_cast<double>(count), num_data = static_cast<double>(a.rows.draws.num_data);
-  return NceShare{nce_log_share(charged, num_data, a.nce_eps), nce_constant(charged, num_data, a.nce_eps)};
+  return NceCharge{nce_log_c(charged, num_data, a.nce_eps), nce_constant(charged, num_data, a.nce_eps)};
 }
 
 // A running sum of terms, or for BANK_LOG_Z of exponentials: the value is sum * exp(top). For plain sums top stays 0.

@@ -91,7 +91,7 @@ __device__ __forceinline__ void add_rows(GeneralShared<Real>* sh, const Bank* ba
 
 // grid = B * splits.
 template <class Bank, class Real>
-__global__ void __launch_bounds__(GATHER_THREADS, 3) gather_general_kernel(BankScore a, NceShare known) {
+__global__ void __launch_bounds__(GATHER_THREADS, 3) gather_general_kernel(BankScore a, NceCharge known) {
   if (nothing_to_do<Real>(a)) return;
   GeneralShared<Real>* const sh = shared_ptr<GeneralShared<Real>>(0);
   const int64_t b = blockIdx.x / a.splits, split = blockIdx.x % a.splits, num_anchors = a.rows.draws.num_anchors;
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(GATHER_THREADS, 3) gather_general_kernel(BankS
   for (int s = 0; s < MAX_DIRECTIONS; ++s) {
     if (s >= a.directions) continue;
     if (a.op == BANK_NCE) {
-      offset[s] = static_cast<Real>(nce_share_of(a, known, sh->reader.count).log_share +
+      offset[s] = static_cast<Real>(nce_charge_of(a, known, sh->reader.count).log_c +
                                     static_cast<double>(static_cast<const Real*>(a.log_z)[s]));
     }
     for (int64_t d = t; d < a.dim; d += GATHER_THREADS) {
@@ -160,7 +160,7 @@ template <class Bank, class Real>
 cudaError_t launch_general(const BankScore& a) {
   const dim3 grid(static_cast<unsigned>(a.rows.draws.num_anchors * a.splits));
   return launch(gather_general_kernel<Bank, Real>, grid, dim3(GATHER_THREADS), sizeof(GeneralShared<Real>),
-                stream_of(a.place), false, a, nce_share(a));
+                stream_of(a.place), false, a, nce_charge(a));
 }
 
 }  // namespace
