@@ -117,6 +117,13 @@ def test_values_do_not_depend_on_requires_grad(plan):
     assert torch.equal(with_grad, without) and empty.numel() == 0
 
 
+@pytest.mark.parametrize("batch", [9, 17, 33, 65])
+def test_every_number_of_anchor_groups(simd, batch):
+    """The dense plan takes anchors in vectors, groups of vectors and blocks of groups: each is left partly filled."""
+    for name in ("class", "replaced", "all"):
+        check(problem(name, batch=batch), "dense", value=1e-6, grad=2e-6)
+
+
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("temperature", [0.005, 0.07, 5.0])
 @pytest.mark.parametrize("log_z", [-60.0, 0.0, 11.0, 200.0, 1e4])

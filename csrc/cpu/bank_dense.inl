@@ -76,8 +76,8 @@ WCF_HD Vec<Real> row_weight(const DenseUnit& a, int64_t row, int first) {
 }
 
 // The terms of W anchors, first .. first+W-1 of the block, in one tile. The scores at `column` become the weights of
-// the rows in the gradient; the sums are added to value [W, 2]. TERM_EXP: a larger score rescales value and grad, and is
-// the new `largest`.
+// the rows in the gradient; the sums are added to value [W, 2]. TERM_EXP: a larger score rescales value and grad, and
+// is the new `largest`.
 template <BankTerm TERM, class Real>
 struct DenseColumn {
   const DenseUnit& unit;
