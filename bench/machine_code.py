@@ -115,7 +115,7 @@ def _blocks(lines: Sequence[str]) -> list[Block]:
             always = not text.startswith("@")
             if name == "BSSY":
                 waits[text.split(",")[0].split()[-1]] = targets[0]
-            elif name in _JUMPS:
+            elif name in _JUMPS or (name == "CALL" and targets):  # a call of a label is a far branch
                 to = [waits[text.split()[-1]]] if name == "BSYNC" and text.split()[-1] in waits else targets
                 jumps += [(at, label) for label in to]
                 # A conditional branch has a predicate before its name or as an operand: BRA P0, `(.L_x_1).

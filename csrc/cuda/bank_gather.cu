@@ -66,6 +66,7 @@ __device__ __forceinline__ void open_split(const BankScore& a, const NceCharge& 
   split->first = number * a.chunk;
   split->count = static_cast<int>(split->first + a.chunk < steps ? a.chunk : steps - split->first);
   split->inverse_tau = static_cast<float>(1.0 / a.temperature);
+  for (int s = 0; s < MAX_DIRECTIONS; ++s) split->offset[s] = 0.0f;  // of other critics
   for (int s = 0; s < a.directions && a.op == BANK_NCE; ++s) {
     const double log_z = static_cast<double>(static_cast<const float*>(a.log_z)[s]);
     split->offset[s] = static_cast<float>(nce_charge_of(a, known, split->reader.count).log_c + log_z);
