@@ -147,7 +147,7 @@ def test_incompatible_options_are_refused():
             F.ot_cost(x, x.clone(), solver="sinkhorn", reach=1.0, **other)
     with pytest.raises(ValueError, match="reach"):
         F.ot_cost(x, y, solver="ipot", reach=1.0)
-    with pytest.raises(NotImplementedError, match="euclidean.*known pairs"):
+    with pytest.raises(NotImplementedError, match=r"euclidean.*known pairs"):
         F.ot_cost(x, x.clone(), cost="euclidean", pairs="diagonal", backend="native")
     with pytest.raises(ValueError, match="x: row 0 is zero"):
         F.ot_cost(x * 0, y, solver="sinkhorn", reach=1.0, backend="native")

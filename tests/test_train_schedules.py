@@ -97,7 +97,7 @@ def test_ramp_factor_scales_the_terms_gradient_from_zero_to_published(tmp_path):
         def gradient(run, batch=batch):
             for p in run.parameters():
                 p.grad = None
-            networks = (run.student.eval(), loss.teacher)
+            networks = (run.student.eval(), run.teacher)
             outputs = [distill.Outputs(*net(batch.images, return_features=True)) for net in networks]
             run.method.eval()(*outputs, batch).value.backward()
             return torch.cat([p.grad.flatten() for p in run.student.parameters() if p.grad is not None])
