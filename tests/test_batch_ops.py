@@ -116,8 +116,8 @@ def test_one_tensor_as_both_inputs_gets_the_sum_of_both_gradients(critic, backen
     x = x.requires_grad_()
     (both,) = gradients(function(critic)(x, x, **call), weight, x)
     twin = x.detach().clone().requires_grad_()
-    apart = gradients(function(critic)(x, twin, **call), weight, x, twin)
-    torch.testing.assert_close(both, apart[0] + apart[1])
+    separate = gradients(function(critic)(x, twin, **call), weight, x, twin)
+    torch.testing.assert_close(both, separate[0] + separate[1])
 
 
 @pytest.mark.parametrize("critic", CRITICS)

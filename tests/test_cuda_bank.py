@@ -198,9 +198,9 @@ def test_banks_need_not_be_aligned_or_contiguous(kernels):
 
 
 def test_rows_beyond_two_billion_elements(kernels):
-    apart = 2**31 + 8
-    storage = torch.from_numpy(np.zeros(apart + 128, np.float16))  # only the pages of its two rows are touched
-    bank = storage.as_strided((2, 128), (apart, 1))
+    stride = 2**31 + 8
+    storage = torch.from_numpy(np.zeros(stride + 128, np.float16))  # only the pages of its two rows are touched
+    bank = storage.as_strided((2, 128), (stride, 1))
     problem = Problem(2, 2, 1, 128, "self", dtype=torch.float16, directions=1)
     bank.copy_(problem.banks[0])
     problem.banks, problem.index = [bank], torch.tensor([0, 1])  # each row drawn once, and each a positive

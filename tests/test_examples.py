@@ -57,20 +57,20 @@ def test_every_example_has_a_test():
 class Compared(CRDLoss):
     """CRDLoss with RepDistiller's formulas beside it in float64, on the same weights, features and draws."""
 
-    found: ClassVar[list] = []
+    compared: ClassVar[list] = []
 
     def forward(self, f_s, f_t, idx, contrast_idx=None):
         def weights(embed):
             return embed.linear.weight.detach().double(), embed.linear.bias.detach().double()
 
         contrast_idx = torch.cat((idx[:, None], self.contrast.sampler.draw(idx)), 1)
-        if not self.found:
+        if not self.compared:
             banks = self.contrast.memory_v1.rows.double(), self.contrast.memory_v2.rows.double()
             self.published = PublishedCRD(weights(self.embed_s), weights(self.embed_t), *banks, 0.07, 0.5)
         self.published.w_s, self.published.w_t = weights(self.embed_s), weights(self.embed_t)
         expected = self.published.step(f_s.detach().double(), f_t.double(), idx, contrast_idx)
         loss = super().forward(f_s, f_t, idx)
-        self.found.append((loss.item(), expected.item()))
+        self.compared.append((loss.item(), expected.item()))
         return loss
 
 
@@ -79,11 +79,11 @@ def test_replaced_loss_equals_repdistiller_along_the_run(monkeypatch, capsys):
     spec = importlib.util.spec_from_file_location("replace_crd_loss", EXAMPLES / "replace_crd_loss.py")
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
-    monkeypatch.setattr(Compared, "found", [])
+    monkeypatch.setattr(Compared, "compared", [])
     monkeypatch.setattr(example, "CRDLoss", Compared)
     monkeypatch.setattr(sys, "argv", ["replace_crd_loss.py", *SMALL["replace_crd_loss.py"]])
     example.main()
-    ours, published = map(torch.tensor, zip(*Compared.found, strict=True))
+    ours, published = map(torch.tensor, zip(*Compared.compared, strict=True))
     assert len(ours) == 4 * 7 and bool(ours.isfinite().all())  # 200 images in batches of 32
     torch.testing.assert_close(ours, published, rtol=2e-4, atol=0)
     losses = [float(x) for x in re.findall(r"cross entropy ([\d.]+), CRD [1-9]", capsys.readouterr().out)]

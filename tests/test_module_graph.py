@@ -38,8 +38,8 @@ def imported(name: str, file: Path) -> Iterator[str]:
             start = package[: len(package) - node.level + 1] if node.level else []
             base = ".".join([*start, *filter(None, [node.module])])
             for alias in node.names:
-                found = f"{base}.{alias.name}"
-                yield from (m for m in (found if found in MODULES else base,) if m in MODULES)
+                module = f"{base}.{alias.name}"
+                yield from (m for m in (module if module in MODULES else base,) if m in MODULES)
 
 
 def test_import_graph_has_no_cycle():

@@ -74,7 +74,7 @@ def test_several_seeds_of_students_with_few_images(finished, capsys, tmp_path):
     arguments = [*TINY, *WCORD, "--methods=ce,kd,wcord", f"--teacher-checkpoint={out / 'teacher'}", "--quiet"]
     arguments += ["--limit-student=60", "--seeds=3,0,1", f"--output-dir={tmp_path}"]
     assert main(["distill", *arguments]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     last = {}
     for seed in (3, 0, 1):
         for method in ("ce", "kd", "wcord"):
@@ -92,8 +92,8 @@ def test_several_seeds_of_students_with_few_images(finished, capsys, tmp_path):
         assert rows[method]["last %"].startswith(f"{mean:.2f} [")
         gain = mean - sum(last["ce", seed] for seed in (3, 0, 1)) / 3
         assert method == "ce" or rows[method]["minus ce"].startswith(f"{gain:+.2f} [")
-    said = " ".join(said.split())
-    assert "means over 3 seeds" in said and "wcord - kd: " in said and "kd - kd" not in said
+    output = " ".join(output.split())
+    assert "means over 3 seeds" in output and "wcord - kd: " in output and "kd - kd" not in output
     assert main(["distill", *arguments, "--epochs=2"]) == 0  # all are finished
     assert capsys.readouterr().out.count("finished earlier") == 0  # --quiet
 

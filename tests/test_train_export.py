@@ -203,8 +203,8 @@ def test_a_hugging_face_folder_is_read_back_with_its_weights(run, tmp_path, imag
     config = json.loads((folder / "config.json").read_text())
     assert config["architecture"] == "resnet8" and config["image_size"] == [8, 8]
     assert config["id2label"]["3"] == "3" and config["method"] == "ce"
-    for asked in ({}, {"num_classes": 10, "in_channels": 1}):
-        network = models.create(f"hf-folder:{folder}", **asked).eval()
+    for request in ({}, {"num_classes": 10, "in_channels": 1}):
+        network = models.create(f"hf-folder:{folder}", **request).eval()
         with torch.no_grad():
             torch.testing.assert_close(
                 network((images - config["image_mean"][0]) / config["image_std"][0]), logits, rtol=0, atol=0

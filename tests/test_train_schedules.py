@@ -94,13 +94,13 @@ def test_ramp_factor_scales_the_terms_gradient_from_zero_to_published(tmp_path):
         plain = make_run(tmp_path, name, **{name: config[name] | off[name]})
         batch = Batch(*next(iter(run.train.epoch(0))))
 
-        def gradient(of, batch=batch):
-            for p in of.parameters():
+        def gradient(run, batch=batch):
+            for p in run.parameters():
                 p.grad = None
-            networks = (of.student.eval(), of.teacher)
+            networks = (run.student.eval(), run.teacher)
             outputs = [distill.Outputs(*net(batch.images, return_features=True)) for net in networks]
-            of.method.eval()(*outputs, batch).value.backward()
-            return torch.cat([p.grad.flatten() for p in of.student.parameters() if p.grad is not None])
+            run.method.eval()(*outputs, batch).value.backward()
+            return torch.cat([p.grad.flatten() for p in run.student.parameters() if p.grad is not None])
 
         run.method.at_step(0, 3, 2)
         assert gradient(run).abs().max() == 0 and gradient(plain).abs().max() > 0

@@ -99,11 +99,12 @@ def run(argv: list[str]) -> None:
     )
 
 
-def hf_files(found: Trained, metadata: dict[str, Any], weights: bytes) -> dict[str, bytes]:
+def hf_files(trained: Trained, metadata: dict[str, Any], weights: bytes) -> dict[str, bytes]:
     """Contents of the files of a folder in the manner of Hugging Face, by name."""
-    config = hf_folder.config_of(found.model, found.classes, metadata["image_shape"], metadata["mean"], metadata["std"])
+    images = (metadata[name] for name in ("image_shape", "mean", "std"))
+    config = hf_folder.config_of(trained.model, trained.classes, *images)
     facts = {key: metadata[key] for key in ("method", "epoch", "wcord_fast")}
-    card = export_card.card(found, metadata | {"model": config["architecture"]})
+    card = export_card.card(trained, metadata | {"model": config["architecture"]})
     return hf_folder.files_of(config | facts, card, weights)
 
 

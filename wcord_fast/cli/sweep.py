@@ -103,7 +103,7 @@ class Study:
         teacher_bench: the same for the teacher.
         measure: (bench, trained student) -> percent.
         teacher: once it is trained.
-        found: run -> percent, or the reason why there is none.
+        results: run -> percent, or the reason why there is none.
     """
 
     config: Config
@@ -112,7 +112,7 @@ class Study:
     teacher_bench: Callable[[Config], Any]
     measure: Callable[[Any, Result], float]
     teacher: Result | None = None
-    found: dict[Path, float | str] = field(default_factory=dict)
+    results: dict[Path, float | str] = field(default_factory=dict)
 
     def configured(self, point: Point, seed: int) -> Config:
         """The configuration of one run."""
@@ -129,19 +129,19 @@ class Study:
     def value(self, point: Point, seed: int, first_seed: int) -> float | str:
         """Train (or resume, or skip) and measure; a sentence if the method cannot serve the pair or has diverged."""
         run = self.run_of(point, seed)
-        if run not in self.found:
+        if run not in self.results:
             if self.teacher is None:
                 home = self.home / "teachers" / self.config.teacher
                 own = replace(self.config, seed=first_seed, output_dir=str(home))
                 self.teacher = self.teacher_bench(own).teacher()
             bench = self.bench(self.configured(point, seed))
             try:
-                self.found[run] = self.measure(bench, bench.student(point.method, self.teacher))
-                log.info("%s: %.2f %%", run, self.found[run])
+                self.results[run] = self.measure(bench, bench.student(point.method, self.teacher))
+                log.info("%s: %.2f %%", run, self.results[run])
             except (distill.CannotServe, NonFiniteLoss) as error:
-                self.found[run] = str(error)
+                self.results[run] = str(error)
                 log.warning("%s: %s", run, error)
-        return self.found[run]
+        return self.results[run]
 
 
 def run(argv: list[str]) -> None:
@@ -262,8 +262,8 @@ def _report(
     return f"\n{text}\nWritten: {home}/{', '.join(written)}"
 
 
-def _line(point: Point, found: list[float | str]) -> report.Line:
-    values = [v for v in found if not isinstance(v, str)]
+def _line(point: Point, results: list[float | str]) -> report.Line:
+    values = [v for v in results if not isinstance(v, str)]
     return {
         "table": point.table,
         "student": point.student,

@@ -138,7 +138,7 @@ def read_all(
     return bad, len(files)
 
 
-def told(whys: Sequence[str], looked: int, total: int) -> str:
+def unreadable_message(whys: Sequence[str], looked: int, total: int) -> str:
     """One sentence for an error message: how many of the first `looked` of `total` files are unreadable, and `whys`."""
     some, more = "; ".join(whys[:NAMED]), len(whys) - NAMED
     files = f"{looked:,} image files" if looked == total else f"the first {looked:,} of {total:,} image files"

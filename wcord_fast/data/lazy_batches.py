@@ -21,7 +21,7 @@ from torch.utils.data import Dataset as TorchDataset
 from ..batch import Batch
 from ..ops import checks
 from .augment import Normalise
-from .decode import Unreadable, read, read_all, told
+from .decode import Unreadable, read, read_all, unreadable_message
 from .lazy_folder import LazyFolder
 from .parts import Parts
 from .skipping import ADVICE
@@ -174,4 +174,4 @@ class LazyBatches(Parts):
                 str(error).splitlines()[-1].partition(f"{Unreadable.__name__}: ")
             )  # from a worker: with a traceback
             whys = list(dict.fromkeys([message[2] or message[0], *bad.values()]))
-            raise ValueError(f"{told(whys, looked, len(files))}. {ADVICE}") from None
+            raise ValueError(f"{unreadable_message(whys, looked, len(files))}. {ADVICE}") from None

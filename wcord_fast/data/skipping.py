@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .decode import told
+from .decode import unreadable_message
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def skip(files: Sequence[str], bad: Mapping[int, str], allowed: bool) -> tuple[s
     """
     if not bad:
         return ()
-    message = told(list(bad.values()), len(files), len(files))
+    message = unreadable_message(list(bad.values()), len(files), len(files))
     if not allowed:
         raise ValueError(f"{message}. {ADVICE}")
     log.warning("left out: %s", message)
