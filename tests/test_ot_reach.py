@@ -122,8 +122,8 @@ def test_native_code_is_as_exact_as_the_reference(options, value, problems):
         return cost.detach(), *(t.grad for t in leaves)
 
     exact, plain = solved(torch.float64, "reference"), solved(torch.float32, "reference")
-    for i, (found, other, want) in enumerate(zip(solved(torch.float32, "native"), plain, exact, strict=True)):
-        error, usual = (float((t - want).norm() / want.norm()) for t in (found, other))
+    for i, (native, other, want) in enumerate(zip(solved(torch.float32, "native"), plain, exact, strict=True)):
+        error, usual = (float((t - want).norm() / want.norm()) for t in (native, other))
         assert error <= (3 if i else 2) * usual + 2e-6
 
 

@@ -66,9 +66,9 @@ def _by_matrix(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, asked: 
     a, b = reference.masses(a, x), reference.masses(b, y)
     reference.flag_inputs(x, y, a, b, asked.cost, is_relaxed(asked))
     costs = reference.cost_matrix(x, y, asked.cost).clamp_(min=0)  # a cosine of 1 may be rounded up
-    found = matrix_native.solve(costs, a, b, asked)
+    result = matrix_native.solve(costs, a, b, asked)
     none = x.new_empty(0), x.new_empty(0)
-    solved = SolveResult(*found[:6], *none, *found[6:])
+    solved = SolveResult(*result[:6], *none, *result[6:])
     if asked.need_x or asked.need_y:
         plan = reference.plan(costs, solved.alpha, solved.beta, solved.scale)
         solved = reference.with_feature_grads(solved, costs, plan, x, y, asked)
