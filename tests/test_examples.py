@@ -147,12 +147,13 @@ def test_the_trainer_trains_the_example():
     assert re.search(r"^accuracy [01]\.\d+$", output_of("hf_trainer.py"), re.M)
 
 
-def test_fsdp_trains_the_example_on_one_process_and_on_two():
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_fsdp_trains_the_example(processes):
     pytest.importorskip("accelerate")
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    for out in (output_of("accelerate_fsdp.py"), output_of("accelerate_fsdp.py", launcher=launcher)):
-        losses = [float(x) for x in re.findall(r"epoch \d: loss (\S+)", out)]
-        assert len(losses) == 2 and all(map(math.isfinite, losses)), out
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2") if processes == 2 else ()
+    out = output_of("accelerate_fsdp.py", launcher=launcher)
+    losses = [float(x) for x in re.findall(r"epoch \d: loss (\S+)", out)]
+    assert len(losses) == 2 and all(map(math.isfinite, losses)), out
 
 
 def test_networks_of_timm_are_trained():
