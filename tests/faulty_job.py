@@ -28,7 +28,15 @@ def make_teacher(path):
 
 def arguments(directory, teacher, *extra):
     return [
-        *("distill", "--limit-train=100", "--epochs=3", "--batch-size=50", "--teacher=resnet8", "--student=resnet8"),
+        *(
+            "distill",
+            "--data=digits",
+            "--limit-train=100",
+            "--epochs=3",
+            "--batch-size=50",
+            "--teacher=resnet8",
+            "--student=resnet8",
+        ),
         *(f"--teacher-checkpoint={teacher}", "--methods=wcord", "--wcord.feat-dim=8", "--wcord.num-negatives=9"),
         *("--no-tensorboard", f"--output-dir={directory}", "--wcord.shard=rank", *extra),
     ]

@@ -96,7 +96,14 @@ def test_a_taken_name_is_refused():
 
 
 def test_the_command_trains_with_it(package, tmp_path):
-    small = ["--teacher=resnet8", "--student=resnet8", "--epochs=1", "--teacher-epochs=1", "--limit-train=64"]
+    small = [
+        "--data=digits",
+        "--teacher=resnet8",
+        "--student=resnet8",
+        "--epochs=1",
+        "--teacher-epochs=1",
+        "--limit-train=64",
+    ]
     own = [
         "--methods=ce,my_package.mine.Mine",
         "--mine.weight=2",

@@ -176,7 +176,13 @@ def test_options_of_a_library_are_refused_elsewhere():
 @timm
 def test_the_command_distils_from_a_transformer_to_a_convolutional_network(tmp_path, capsys):
     where = ["--output-dir", str(tmp_path)]
-    small = ["--teacher=timm:test_vit@32", "--student=timm:test_resnet", "--limit-train=96", "--batch-size=32"]
+    small = [
+        "--data=digits",
+        "--teacher=timm:test_vit@32",
+        "--student=timm:test_resnet",
+        "--limit-train=96",
+        "--batch-size=32",
+    ]
     command = ["distill", *where, *small, "--methods=wcord", "--epochs=1", "--teacher-epochs=1", "--quiet"]
     assert main([*command, "--no-tensorboard", "--wcord.num-negatives=32"]) == 0
     assert "timm:test_resnet" in capsys.readouterr().out

@@ -93,6 +93,7 @@ def test_unknown_name_is_refused(package):
 
 def test_the_command_trains_it(package, tmp_path):
     small = [
+        "--data=digits",
         "--image-size=8",
         "--limit-train=64",
         "--epochs=1",

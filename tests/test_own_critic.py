@@ -112,7 +112,7 @@ def test_critic_result_of_wrong_shape_is_named(package):
 
 
 def test_the_command_trains_with_it(package, tmp_path):
-    small = ["--image-size=8", "--limit-train=64", "--epochs=1", "--teacher-epochs=1", "--threads=1"]
+    small = ["--data=digits", "--image-size=8", "--limit-train=64", "--epochs=1", "--teacher-epochs=1", "--threads=1"]
     own = ["--teacher=resnet8", "--student=resnet8", "--methods=ce,wcord", "--wcord.critic=my_package.mine.softmax"]
     done = command(package, *small, *own, f"--output-dir={tmp_path}/out")
     assert done.returncode == 0, done.stderr

@@ -18,7 +18,7 @@ from wcord_fast.cli.main import main
 from wcord_fast.train.logs import TIMING
 
 REPO = Path(__file__).resolve().parents[1]
-TINY = ["--image-size=8", "--limit-train=130", "--batch-size=32", "--threads=1", "--teacher=resnet8"]
+TINY = ["--data=digits", "--image-size=8", "--limit-train=130", "--batch-size=32", "--threads=1", "--teacher=resnet8"]
 TINY += ["--teacher-epochs=2", "--epochs=2", "--no-tensorboard"]
 WCORD = ["--wcord.num-negatives=20", "--wcord.feat-dim=32"]
 
@@ -255,6 +255,21 @@ def test_print_config_is_a_dry_run(capsys, tmp_path, monkeypatch):
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(output))
     assert main(["distill", "--config=mine.yaml", "--dry-run"]) == 0
     assert yaml.safe_load(capsys.readouterr().out) == output
+
+
+def test_the_main_job_is_few_labels_and_several_seeds(capsys):
+    """Without --data and --config; every option can be given beside it."""
+
+    def shown(*argv):
+        assert main(["distill", *argv, "--dry-run"]) == 0
+        return yaml.safe_load(capsys.readouterr().out)
+
+    job = shown("--epochs=7")
+    assert (job["data"], job["limit_student"], job["seeds"], job["epochs"]) == ("digits", 100, [0, 1, 2, 3, 4], 7)
+    assert job["methods"] == ["ce", "kd", "wcord", "wcord+kd"] and job["wcord"]["preset"] == "tuned"
+    before = shown("--data=digits")
+    assert before["limit_student"] is before["seeds"] is None and before["wcord"]["preset"] is None
+    assert shown("--config=digits") == before
 
 
 def test_in_the_teacher_command_epochs_and_lr_are_the_teachers(capsys):

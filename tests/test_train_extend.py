@@ -6,7 +6,15 @@ from tests.test_train_loop import assert_equal, everything
 from wcord_fast.cli.main import main
 from wcord_fast.train import schedule
 
-TINY = ["distill", "--image-size=8", "--limit-train=40", "--batch-size=20", "--teacher=resnet8", "--student=resnet8"]
+TINY = [
+    "distill",
+    "--data=digits",
+    "--image-size=8",
+    "--limit-train=40",
+    "--batch-size=20",
+    "--teacher=resnet8",
+    "--student=resnet8",
+]
 TINY += ["--teacher-epochs=1", "--methods=crd", "--crd.num-negatives=8", "--crd.feat-dim=8", "--no-tensorboard"]
 
 

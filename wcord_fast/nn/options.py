@@ -222,7 +222,8 @@ class WCoRDLossOptions(ContrastOptions):
             needed = " or ".join(map(repr, allowed))
             raise ValueError(f"negatives: {self.negatives!r} needs critic={needed}, got critic={self.critic!r}")
         if self.negatives == "queue":
-            self.rows_of_queue()
+            if self.num_negatives is not None:  # None: the caller chooses it when the training images are known
+                self.rows_of_queue()
         elif self.queue_size is not None:
             raise ValueError(f"queue_size: needs negatives='queue', got {self.negatives!r}")
         checks.divisor("ot_eps", self.ot_eps, dividend=self.ot_iters if self.ot_solver == "ipot" else 1)
