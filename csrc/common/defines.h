@@ -9,6 +9,13 @@
 #define WCF_HD inline __attribute__((always_inline))
 #endif
 
+// Before a device function that is called and not inlined: its registers are its own.
+#if defined(__CUDACC__)
+#define WCF_NOINLINE __noinline__
+#else
+#define WCF_NOINLINE __attribute__((noinline))
+#endif
+
 // Before a loop of few, constant turns: unroll it whole, so that a loop around it can be vectorised.
 #if defined(__CUDACC__) || defined(__clang__)
 #define WCF_UNROLL _Pragma("unroll")

@@ -63,10 +63,10 @@ struct Ended {
   Real scale;  // s of the last one, in units of log 2
 };
 
-// Needs C in the strip. Ends with a barrier. `slots` [3, blocks] of a cooperative grid.
+// Needs C in the strip. Ends with a barrier. The slots of a cooperative grid are [3, blocks].
 template <class Real, int K, int U, bool GRID>
 __device__ __forceinline__ Ended<Real> iterate(const Args<Real>& args, const Tile<Real>& t, Grid& grid, int64_t g,
-                                               Real* slots, int block, int blocks) {
+                                               int block, int blocks) {
   const bool ipot = args.solver == OT_IPOT;
   const double unit_scale = args.inv_eps * LOG2E;  // s of one step, per log 2
   const Real unit = static_cast<Real>(unit_scale), rest = static_cast<Real>(unit_scale - unit);
@@ -93,6 +93,7 @@ __device__ __forceinline__ Ended<Real> iterate(const Args<Real>& args, const Til
     if (test) {
       Real error = row_error(t, scale);
       if constexpr (GRID) {
+        Real* const slots = args.scratch + args.in.slots;
         if (threadIdx.x == 0) slots[2 * blocks + block] = error;
         grid.sync();
         error = slots_sum(slots + 2 * blocks);

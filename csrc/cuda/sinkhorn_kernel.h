@@ -10,7 +10,6 @@ __device__ __forceinline__ void solve(const Args<Real>& args, int64_t g, Grid& g
   const int block = GRID ? static_cast<int>(blockIdx.x) : 0, blocks = GRID ? static_cast<int>(gridDim.x) : 1;
   const Tile<Real> t(args, block);
   Real* const scratch = args.scratch + (GRID ? 0 : blockIdx.x * args.in.size);
-  Real* const slots = scratch + args.in.slots;
 
   int32_t bad = stage_cost(args, scratch, g, block * WARPS + threadIdx.x / WARP, blocks * WARPS);
   if (block == 0) bad |= check_masses(args, args.a, g, args.n, t.sums) | check_masses(args, args.b, g, args.m, t.sums);
@@ -28,7 +27,7 @@ __device__ __forceinline__ void solve(const Args<Real>& args, int64_t g, Grid& g
     return;
   }
   make_cost(args, t, scratch);
-  const Ended<Real> ended = iterate<Real, K, U, GRID>(args, t, grid, g, slots, block, blocks);
+  const Ended<Real> ended = iterate<Real, K, U, GRID>(args, t, grid, g, block, blocks);
   const Real scale = ended.scale;
 
   Real value = 0, error = 0, of_columns = 0;
@@ -41,20 +40,24 @@ __device__ __forceinline__ void solve(const Args<Real>& args, int64_t g, Grid& g
   for (int i = threadIdx.x; i < t.rows; i += THREADS) args.alpha[g * args.n + t.first_row + i] = t.alpha[i] * ln2;
   WCF_ROLLED
   for (int j = threadIdx.x; j < t.m && block == 0; j += THREADS) args.beta[g * args.m + j] = t.beta[j] * ln2;
-  if (args.grad_x) gradient_of_x(args, t, scratch, g);
   value += of_columns;
+  // Value and error leave the registers before the gradients need them.
+  Real* const slots = scratch + args.in.slots;
+  if (threadIdx.x == 0) {
+    (GRID ? slots[block] : args.out_value[g]) = value;
+    (GRID ? slots[blocks + block] : args.error[g]) = error;
+  }
+  if (args.grad_x) gradient_of_x(args, t, scratch, g);
   if constexpr (GRID) {
-    if (threadIdx.x == 0) {
-      slots[block] = value;
-      slots[blocks + block] = error;
-    }
     grid.sync();  // P is complete too
     value = slots_sum(slots);
     error = slots_sum(slots + blocks);
+    if (block == 0 && threadIdx.x == 0) {
+      args.out_value[g] = value;
+      args.error[g] = error;
+    }
   }
   if (block == 0 && threadIdx.x == 0) {
-    args.out_value[g] = value;
-    args.error[g] = error;
     args.scale[g] = static_cast<Real>((args.solver == OT_IPOT ? ended.step : 1) / args.eps);
     args.iterations[g] = ended.step;
   }

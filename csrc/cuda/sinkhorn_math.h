@@ -21,9 +21,10 @@ __device__ __forceinline__ float pow2(float x) {
   return exp2f(x);
 #endif
 }
-__device__ __forceinline__ double pow2(double x) { return exp2(x); }
+// A call: eight of them inlined in a sweep take more registers than there are.
+static __device__ WCF_NOINLINE double pow2(double x) { return exp2(x); }
 __device__ __forceinline__ float log_2(float x) { return log2f(x); }
-__device__ __forceinline__ double log_2(double x) { return log2(x); }
+static __device__ WCF_NOINLINE double log_2(double x) { return log2(x); }
 
 // log2 x of a normal number x > 0 to 2^-22, and a quotient to 2 ulp by a reciprocal (of a normal divisor): one or two
 // instructions where the exact ones are 15 and 10. For factors near 1, whose error the next iteration takes back.
@@ -36,7 +37,7 @@ __device__ __forceinline__ float fast_log_2(float x) {
   return log2f(x);
 #endif
 }
-__device__ __forceinline__ double fast_log_2(double x) { return log2(x); }
+__device__ __forceinline__ double fast_log_2(double x) { return log_2(x); }
 __device__ __forceinline__ float fast_divide(float x, float y) {
 #if defined(__CUDA_ARCH__)
   float inverse;
@@ -46,7 +47,7 @@ __device__ __forceinline__ float fast_divide(float x, float y) {
   return x / y;
 #endif
 }
-__device__ __forceinline__ double fast_divide(double x, double y) { return x / y; }
+static __device__ WCF_NOINLINE double fast_divide(double x, double y) { return x / y; }
 __device__ __forceinline__ float multiply_add(float x, float y, float z) { return fmaf(x, y, z); }
 __device__ __forceinline__ double multiply_add(double x, double y, double z) { return fma(x, y, z); }
 
