@@ -59,5 +59,5 @@ def run(argv: list[str]) -> None:
         files = report.write(config.directory, students, teacher, lines, remarks)
         print(f"\n{text_table(lines)}\n\n{textwrap.fill(remarks, 100)}\n")
         print(f"{time.perf_counter() - began:.0f} s in all. Written: {', '.join(map(str, files))}")
-        runs = [b.config.directory / method / checkpoint.CURRENT for b in own_benches.values() for method in students]
-        print(f"Checkpoints: {', '.join(map(str, runs))}")
+        folder = config.directory / ("METHOD" if config.seeds is None else "seedSEED/METHOD")
+        print(f"Checkpoints: {folder / checkpoint.CURRENT}")
