@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "../common/dtype.h"
+#include "approximate.h"
 #include "sinkhorn.h"
 
 namespace wcf::ot {
@@ -11,16 +12,7 @@ namespace wcf::ot {
 constexpr double LOG2E = 1.4426950408889634;
 constexpr double LN2 = 0.6931471805599453;
 
-// 2^x, to 2 ulp; below 2^-126 it is 0 on the device.
-__device__ __forceinline__ float pow2(float x) {
-#if defined(__CUDA_ARCH__)
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#else
-  return exp2f(x);
-#endif
-}
+__device__ __forceinline__ float pow2(float x) { return approximate_exp2(x); }
 // A call: eight of them inlined in a sweep take more registers than there are.
 static __device__ WCF_NOINLINE double pow2(double x) { return exp2(x); }
 __device__ __forceinline__ float log_2(float x) { return log2f(x); }
@@ -28,25 +20,9 @@ static __device__ WCF_NOINLINE double log_2(double x) { return log2(x); }
 
 // log2 x of a normal number x > 0 to 2^-22, and a quotient to 2 ulp by a reciprocal (of a normal divisor): one or two
 // instructions where the exact ones are 15 and 10. For factors near 1, whose error the next iteration takes back.
-__device__ __forceinline__ float fast_log_2(float x) {
-#if defined(__CUDA_ARCH__)
-  float y;
-  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#else
-  return log2f(x);
-#endif
-}
+__device__ __forceinline__ float fast_log_2(float x) { return approximate_log2(x); }
 __device__ __forceinline__ double fast_log_2(double x) { return log_2(x); }
-__device__ __forceinline__ float fast_divide(float x, float y) {
-#if defined(__CUDA_ARCH__)
-  float inverse;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(y));
-  return x * inverse;
-#else
-  return x / y;
-#endif
-}
+__device__ __forceinline__ float fast_divide(float x, float y) { return x * approximate_reciprocal(y); }
 static __device__ WCF_NOINLINE double fast_divide(double x, double y) { return x / y; }
 __device__ __forceinline__ float multiply_add(float x, float y, float z) { return fmaf(x, y, z); }
 __device__ __forceinline__ double multiply_add(double x, double y, double z) { return fma(x, y, z); }

@@ -1,31 +1,9 @@
 // softplus and its derivative by the device's approximate units: a third of the instructions of common/critic.h.
 #pragma once
-#include <cmath>
-
 #include "../common/critic.h"
-#include "launch.h"
+#include "approximate.h"
 
 namespace wcf {
-
-// 2^x to 2 ulp, 0 below 2^-126; and 1 / x to 1 ulp for a normal x of less than 2^126.
-__device__ __forceinline__ float approximate_exp2(float x) {
-#if defined(__CUDA_ARCH__)
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#else
-  return exp2f(x);
-#endif
-}
-__device__ __forceinline__ float approximate_reciprocal(float x) {
-#if defined(__CUDA_ARCH__)
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#else
-  return 1.0f / x;
-#endif
-}
 
 // To some ulp beside what u itself is rounded by; NaN for NaN. With e = exp(-|u|) in [0, 1] and s = e / (2 + e),
 // log(1 + e) = 2 atanh(s) = s (2 + 2/3 s^2 + 2/5 s^4 + ..), whose last terms are fitted for s^2 up to 1/9 (4e-9).
