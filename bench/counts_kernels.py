@@ -53,7 +53,7 @@ def _gather(name: str, bank: str, dim: int, width: int, tile_rows: int, multiply
         through={
             "permutation.h .*IMAD": 6 * PASSES,
             "FFMA": 2 * tiles * multiply_adds,
-            "softplus.h .*MUFU.RCP": 4 * tiles,
+            "approximate.h .*MUFU.RCP": 4 * tiles,
         },
         trips=(("permutation.h .*IMAD", PASSES), ("LDG.E.128", tiles)),
         units=WARP,
