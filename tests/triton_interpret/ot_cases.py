@@ -108,8 +108,8 @@ def test_only_what_is_needed_is_returned():
     full = triton.ot_solve(x, y, uniform(x), uniform(y), solve_args("cosine", "sinkhorn", 0.2, 2, value="dual"))
     names = ("grad_x", "grad_y", "grad_a", "grad_b")
     for i, name in enumerate(names):
-        asked = reference.SolveOptions("cosine", "sinkhorn", 0.2, 2, None, "dual", *(j == i for j in range(4)))
-        part = triton.ot_solve(x, y, uniform(x), uniform(y), asked)
+        options = reference.SolveOptions("cosine", "sinkhorn", 0.2, 2, None, "dual", *(j == i for j in range(4)))
+        part = triton.ot_solve(x, y, uniform(x), uniform(y), options)
         for other in names:
             want = getattr(full, other) if other == name else full.value.new_empty(0)
             assert torch.equal(getattr(part, other), want)

@@ -100,7 +100,7 @@ class _Problem(NamedTuple):
     costs: Tensor  # [n, m] or [G, n, m]
     rows: Tensor  # [1 or G, n]
     columns: Tensor  # [1 or G, m]
-    asked: SolveOptions
+    request: SolveOptions
     batched: bool
 
 
@@ -131,14 +131,14 @@ def _problem(costs: Tensor, a: Tensor | None, b: Tensor | None, options: OTOptio
                     f"{name} requires grad, but value='cost' has no gradient for masses; use value='dual' or "
                     f"{name}.detach()"
                 )
-    requested = SolveOptions("given", *options[1:6], False, False, False, False, *options.reach, need_error)
+    request = SolveOptions("given", *options[1:6], False, False, False, False, *options.reach, need_error)
     if plain and a is not None and b is not None:
-        return _Problem(costs, a, b, requested, True)
+        return _Problem(costs, a, b, request, True)
     rows, columns = (
         _masses(given_masses(mass, wide, options.relaxed), size, wide, costs.device)
         for mass, size in ((a, costs.shape[-2]), (b, costs.shape[-1]))
     )
-    return _Problem(costs.to(dtype), rows, columns, requested, problems is not None)
+    return _Problem(costs.to(dtype), rows, columns, request, problems is not None)
 
 
 def _is_plain(costs: Tensor, a: Tensor, b: Tensor) -> bool:

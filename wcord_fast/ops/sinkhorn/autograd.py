@@ -24,17 +24,17 @@ _NOT_TWICE = "the gradient of an optimal-transport cost cannot be differentiated
 
 def _solve(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, *rest: Any) -> SolveResult:
     """`backends.solve`; on the CPU, finite features that overflow the arithmetic are an error."""
-    requested, backend = _asked(rest), rest[10]
+    options, backend = _options(rest), rest[10]
     labels = rest[11:14]  # trailing defaults are not passed
     pairs = Pairs(*labels) if labels and labels[0] is not None else None
-    solved = SolveResult(*backends.solve(x, y, a, b, requested, backend, pairs))
+    solved = SolveResult(*backends.solve(x, y, a, b, options, backend, pairs))
     if x.device.type == "cpu":
-        refuse_overflow(solved.value, {"x": x, "y": y}, requested)
-    unreached.tell(solved, requested)
+        refuse_overflow(solved.value, {"x": x, "y": y}, options)
+    unreached.report(solved, options)
     return solved
 
 
-def refuse_overflow(value: Tensor, inputs: dict[str, Tensor], asked: SolveOptions) -> None:
+def refuse_overflow(value: Tensor, inputs: dict[str, Tensor], options: SolveOptions) -> None:
     """ValueError if a value is not finite: the inputs are, and the one with the largest entry is named."""
     values = value.tolist()
     if all(map(math.isfinite, values)) if isinstance(values, list) else math.isfinite(values):
@@ -43,17 +43,17 @@ def refuse_overflow(value: Tensor, inputs: dict[str, Tensor], asked: SolveOption
     name = max(peak, key=lambda name: peak[name])
     raise ValueError(
         f"{name}: values up to {peak[name]:g} overflow {accumulation_dtype(inputs[name].dtype)} in the cost "
-        f"{asked.cost!r} or in cost / eps (eps = {asked.eps:g}); scale them, or use float64 or a larger eps"
+        f"{options.cost!r} or in cost / eps (eps = {options.eps:g}); scale them, or use float64 or a larger eps"
     )
 
 
-def _asked(rest: tuple[Any, ...]) -> SolveOptions:
+def _options(rest: tuple[Any, ...]) -> SolveOptions:
     return SolveOptions(*rest[:10], *rest[14:])
 
 
 def _solve_fake(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, *rest: Any) -> SolveResult:
     like = x.new_empty(0, dtype=accumulation_dtype(x.dtype))
-    return unwritten(like, x.shape[:-2], x.shape[-2], y.shape[-2], x.shape[-1], _asked(rest))
+    return unwritten(like, x.shape[:-2], x.shape[-2], y.shape[-2], x.shape[-1], _options(rest))
 
 
 def _plan_fake(
@@ -87,16 +87,18 @@ def runs_natively(x: Tensor, y: Tensor, backend: str) -> bool:
 
 
 def value_and_gradients(
-    x: Tensor, y: Tensor, asked: SolveOptions, need_x: bool, need_y: bool, backend: str = "auto"
+    x: Tensor, y: Tensor, options: SolveOptions, need_x: bool, need_y: bool, backend: str = "auto"
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Value, and the gradients of x and y that are needed, of what `runs_natively`, or is on a CUDA device; masses are
-    uniform."""
+    """The value and the gradients of x and y that are needed. Masses are uniform.
+
+    x and y are on a CUDA device, or on the CPU where `runs_natively` holds.
+    """
     if not x.is_cpu:
-        solved = _solve(x.detach(), y.detach(), None, None, *asked[:6], need_x, need_y, False, False, backend)
+        solved = _solve(x.detach(), y.detach(), None, None, *options[:6], need_x, need_y, False, False, backend)
         return solved.value, solved.grad_x, solved.grad_y
     native_cpu = backends.module_of("native", "cpu")
-    result = native_cpu.value_and_gradients(x, y, asked, need_x, need_y)
-    refuse_overflow(result[0], {"x": x, "y": y}, asked)
+    result = native_cpu.value_and_gradients(x, y, options, need_x, need_y)
+    refuse_overflow(result[0], {"x": x, "y": y}, options)
     return result
 
 
@@ -104,9 +106,9 @@ class _Cost(torch.autograd.Function):
     """`value_and_gradients` as one node of the graph; the second output as in `_WithGradient`."""
 
     @staticmethod
-    def forward(ctx, x, y, asked: SolveOptions):
+    def forward(ctx, x, y, options: SolveOptions):
         need_x, need_y, _ = ctx.needs_input_grad
-        value, grad_x, grad_y = value_and_gradients(x, y, asked, need_x, need_y)
+        value, grad_x, grad_y = value_and_gradients(x, y, options, need_x, need_y)
         handle = value.new_empty(0)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(handle, grad_x, grad_y)
@@ -128,11 +130,11 @@ def _times(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     return grad if grad.dtype is dtype else grad.to(dtype)
 
 
-def native_cost(x: Tensor, y: Tensor, asked: SolveOptions) -> Tensor:
+def native_cost(x: Tensor, y: Tensor, options: SolveOptions) -> Tensor:
     """The differentiable value of what `runs_natively`, with uniform masses and no `tol`."""
     if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad):
-        return _Cost.apply(x, y.view_as(y) if y is x else y, asked)[0]
-    return value_and_gradients(x, y, asked, False, False)[0]
+        return _Cost.apply(x, y.view_as(y) if y is x else y, options)[0]
+    return value_and_gradients(x, y, options, False, False)[0]
 
 
 class _WithGradient(torch.autograd.Function):

@@ -50,11 +50,11 @@ def choose(x: Tensor, y: Tensor, backend: str = "auto", paired: bool = False, la
     return choose_for(x.shape[-2], y.shape[-2], x.shape[-1], x.dtype, x.device.type, backend, index, paired, lacking)
 
 
-def lacking_of(asked: SolveOptions) -> str | None:
-    """Why only the reference and the native CPU code can do what is asked, or None."""
-    if asked.cost == "euclidean":
+def lacking_of(options: SolveOptions) -> str | None:
+    """Why only the reference and the native CPU code support these options, or None."""
+    if options.cost == "euclidean":
         return NO_EUCLIDEAN
-    return None if asked.reach_a is None and asked.reach_b is None else NO_REACH
+    return NO_REACH if options.relaxed else None
 
 
 def choose_for(
@@ -92,16 +92,16 @@ def solve(
     y: Tensor,  # [m, d] or [G, m, d]
     a: Tensor | None,  # [n] or [G, n]; None is uniform
     b: Tensor | None,  # [m] or [G, m]
-    asked: SolveOptions,
+    options: SolveOptions,
     backend: str,
     pairs: Pairs | None = None,  # labels of x's leading shape
 ) -> tuple[Tensor, ...]:
     """The op: a `SolveResult` of x's leading shape, [] or [G]; gradients not asked for have shape [0]."""
     kind = x.device.type
     paired: tuple[Pairs, ...] = () if pairs is None else (pairs,)  # most modules know of none
-    module = module_of(choose(x, y, backend, bool(paired), lacking_of(asked)).backend, kind)
+    module = module_of(choose(x, y, backend, bool(paired), lacking_of(options)).backend, kind)
     if hasattr(module, "solve_op"):
-        return module.solve_op(x, y, a, b, asked, *paired)
+        return module.solve_op(x, y, a, b, options, *paired)
     batched = x.dim() == 3
     if not batched:
         x, y = x.unsqueeze(0), y.unsqueeze(0)
@@ -109,9 +109,8 @@ def solve(
         paired = tuple(p._replace(rows=p.rows.unsqueeze(0), columns=p.columns.unsqueeze(0)) for p in paired)
     x, y = x.contiguous(), y.contiguous()
     a, b = reference.masses(a, x), reference.masses(b, y)
-    relaxed = asked.reach_a is not None or asked.reach_b is not None
-    bad = reference.flag_inputs(x, y, a, b, asked.cost, relaxed)
-    solved = module.ot_solve(x, y, a, b, asked, *paired)
+    bad = reference.flag_inputs(x, y, a, b, options.cost, options.relaxed)
+    solved = module.ot_solve(x, y, a, b, options, *paired)
     if kind != "cpu":
         solved = reference.poison(bad, solved)
     return solved if batched else SolveResult(*(t.squeeze(0) if t.numel() or t.dim() > 1 else t for t in solved))

@@ -37,7 +37,7 @@ def _module(costs: Tensor, backend: str) -> ModuleType:
     return _native() if chosen == "native" else matrix_reference
 
 
-def _asked(solver, eps, iters, tol, value, reach_a, reach_b, need_a, need_b, need_error) -> SolveOptions:
+def _options(solver, eps, iters, tol, value, reach_a, reach_b, need_a, need_b, need_error) -> SolveOptions:
     return SolveOptions(
         "given", solver, eps, iters, tol, value, False, False, need_a, need_b, reach_a, reach_b, need_error
     )
@@ -53,17 +53,17 @@ def _stacked(costs: Tensor) -> Tensor:
 
 
 def _solve(costs: Tensor, a: Tensor, b: Tensor, *rest: Any) -> MatrixResult:
-    *options, backend = rest
-    requested, g = _asked(*options), _problems(costs, a, b)
-    solved = _module(costs, backend).solve(costs, a.expand(g, -1), b.expand(g, -1), requested)
+    *fields, backend = rest
+    options, g = _options(*fields), _problems(costs, a, b)
+    solved = _module(costs, backend).solve(costs, a.expand(g, -1), b.expand(g, -1), options)
     if costs.device.type == "cpu":
-        refuse_overflow(solved.value, {"C": costs}, requested)
-    unreached.tell(solved, requested)
+        refuse_overflow(solved.value, {"C": costs}, options)
+    unreached.report(solved, options)
     return solved
 
 
 def _solve_fake(costs: Tensor, a: Tensor, b: Tensor, *rest: Any) -> MatrixResult:
-    return matrix_reference.unwritten(costs, _problems(costs, a, b), _asked(*rest[:-1]))
+    return matrix_reference.unwritten(costs, _problems(costs, a, b), _options(*rest[:-1]))
 
 
 def _gradient(costs: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor, weight: Tensor, backend: str) -> Tensor:
@@ -112,11 +112,11 @@ class _Value(torch.autograd.Function):
     """The values [G] of a native solve as one node of the graph; backward as in `_WithGradient`."""
 
     @staticmethod
-    def forward(ctx, costs, a, b, asked: SolveOptions):
+    def forward(ctx, costs, a, b, options: SolveOptions):
         _, need_a, need_b, _ = ctx.needs_input_grad
         if need_a or need_b:
-            asked = asked._replace(need_a=need_a, need_b=need_b)
-        solved = _solve_natively(costs, a, b, asked)
+            options = options._replace(need_a=need_a, need_b=need_b)
+        solved = _solve_natively(costs, a, b, options)
         handle = solved.value.new_empty(0)
         ctx.set_materialize_grads(False)
         ctx.backend = "native"
@@ -149,41 +149,41 @@ def _gradients(ctx, weight: Tensor | None) -> list[Tensor | None]:
     return differentiable_once(grads, _NOT_TWICE, weight, handle)
 
 
-def _solve_natively(costs: Tensor, a: Tensor, b: Tensor, asked: SolveOptions) -> MatrixResult:
+def _solve_natively(costs: Tensor, a: Tensor, b: Tensor, options: SolveOptions) -> MatrixResult:
     costs = _stacked(costs.detach())
     g = _problems(costs, a, b)
     a, b = (mass if mass.shape[0] == g else mass.expand(g, -1) for mass in (a, b))
-    solved = _native().solve(costs, a, b, asked)
-    refuse_overflow(solved.value, {"C": costs}, asked)
+    solved = _native().solve(costs, a, b, options)
+    refuse_overflow(solved.value, {"C": costs}, options)
     return solved
 
 
-def value(costs: Tensor, a: Tensor, b: Tensor, asked: SolveOptions, backend: str) -> Tensor:
+def value(costs: Tensor, a: Tensor, b: Tensor, options: SolveOptions, backend: str) -> Tensor:
     """`solve(...).value`; of plain CPU tensors past `torch.library` and in one node of the graph."""
     device = costs.device.type
-    direct = asked.tol is None and device == "cpu" and calls_directly(costs, a, b)
+    direct = options.tol is None and device == "cpu" and calls_directly(costs, a, b)
     if not direct or dispatch.resolve("ot_matrix", device=device, backend=backend).backend != "native":
-        return solve(costs, a, b, asked, backend).value
+        return solve(costs, a, b, options, backend).value
     if torch.is_grad_enabled() and (costs.requires_grad or a.requires_grad or b.requires_grad):
-        return _Value.apply(costs, a, b, asked)[0]
-    return _solve_natively(costs, a, b, asked).value
+        return _Value.apply(costs, a, b, options)[0]
+    return _solve_natively(costs, a, b, options).value
 
 
 def solve(
     costs: Tensor,  # [G, n, m], or [n, m] for all problems
     a: Tensor,  # [G, n] or [1, n], in the accumulation dtype of costs
     b: Tensor,  # [G, m] or [1, m]
-    asked: SolveOptions,  # checked; its `need_` fields are set here
+    options: SolveOptions,  # checked; its `need_` fields are set here
     backend: str,
 ) -> MatrixResult:
     """Differentiable solve of checked arguments: `value` has a gradient for C, a and b. Second derivatives raise."""
     costs = _stacked(costs)
     recording = torch.is_grad_enabled()
     need_c, need_a, need_b = (recording and t.requires_grad for t in (costs, a, b))
-    options = (asked.solver, asked.eps, asked.iters, asked.tol, asked.value, asked.reach_a, asked.reach_b)
+    fields = (*options[1:6], options.reach_a, options.reach_b)
     run = _solve if calls_directly(costs, a, b) else solve_op
     plain = (t if t is None else t.detach() for t in (costs, a, b))  # see autograd.ot_solve
-    solved = MatrixResult(*run(*plain, *options, need_a, need_b, asked.need_error, backend))
+    solved = MatrixResult(*run(*plain, *fields, need_a, need_b, options.need_error, backend))
     if not (need_c or need_a or need_b):
         return solved
     return solved._replace(value=_WithGradient.apply(costs, a, b, backend, *solved)[0])

@@ -11,16 +11,16 @@ from torch import Tensor
 
 from .. import native_module
 from . import matrix_reference
-from .matrix_reference import MatrixResult, is_relaxed, unwritten
+from .matrix_reference import MatrixResult, unwritten
 from .reference import CHECK_EVERY, SUM_TOLERANCE, SolveOptions, accumulation_dtype
 
 
-def solve(costs: Tensor, a: Tensor, b: Tensor, asked: SolveOptions) -> MatrixResult:
+def solve(costs: Tensor, a: Tensor, b: Tensor, options: SolveOptions) -> MatrixResult:
     """As `matrix_reference.solve`."""
     problems, (n, m) = a.shape[0], costs.shape[-2:]
     wide = costs.to(accumulation_dtype(costs.dtype)).contiguous()
     a, b = a.contiguous(), b.contiguous()
-    solved = unwritten(costs, problems, asked)
+    solved = unwritten(costs, problems, options)
     done = torch.empty(problems, dtype=torch.int32, device="cpu")
     native = native_module.module()
     record = native.OtMatrix(
@@ -32,20 +32,20 @@ def solve(costs: Tensor, a: Tensor, b: Tensor, asked: SolveOptions) -> MatrixRes
         costs=wide.data_ptr(),
         a=a.data_ptr(),
         b=b.data_ptr(),
-        solver=native.OT_SOLVERS[asked.solver],
-        value=native.OT_VALUES[asked.value],
-        eps=asked.eps,
-        iters=asked.iters,
-        tol=-1.0 if asked.tol is None else asked.tol,
+        solver=native.OT_SOLVERS[options.solver],
+        value=native.OT_VALUES[options.value],
+        eps=options.eps,
+        iters=options.iters,
+        tol=-1.0 if options.tol is None else options.tol,
         check_every=CHECK_EVERY,
         sum_tolerance=SUM_TOLERANCE,
-        reach_a=asked.reach_a or 0.0,
-        reach_b=asked.reach_b or 0.0,
+        reach_a=options.reach_a or 0.0,
+        reach_b=options.reach_b or 0.0,
         out_value=solved.value.data_ptr(),
         out_alpha=solved.alpha.data_ptr(),
         out_beta=solved.beta.data_ptr(),
         out_scale=solved.scale.data_ptr(),
-        out_error=solved.marginal_error.data_ptr() if asked.need_error else 0,
+        out_error=solved.marginal_error.data_ptr() if options.need_error else 0,
         out_iterations=solved.iterations.data_ptr(),
         out_solved=done.data_ptr(),
         grad_a=solved.grad_a.data_ptr(),
@@ -53,11 +53,11 @@ def solve(costs: Tensor, a: Tensor, b: Tensor, asked: SolveOptions) -> MatrixRes
         **native_module.on_cpu(),
     )
     if not native.cpu_ot_matrix(record):
-        matrix_reference.flag(wide, a, b, is_relaxed(asked))
+        matrix_reference.flag(wide, a, b, options.relaxed)
         raise ValueError(f"a, b: expected masses with sum 1 (to {SUM_TOLERANCE:g})")
     if 0 in (left := done.tolist()):
         rows = torch.tensor([g for g, solved_here in enumerate(left) if not solved_here], device="cpu")
-        rest = matrix_reference.solve(wide[rows] if costs.shape[0] > 1 else wide, a[rows], b[rows], asked)
+        rest = matrix_reference.solve(wide[rows] if costs.shape[0] > 1 else wide, a[rows], b[rows], options)
         for whole, part in zip(solved, rest, strict=True):
             if whole.numel():
                 whole[rows] = part

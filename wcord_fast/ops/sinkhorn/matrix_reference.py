@@ -16,7 +16,7 @@ from .reference import SolveOptions
 
 
 class MatrixResult(NamedTuple):
-    """What every backend returns for G problems, in this order; gradients not asked for have shape [0]."""
+    """The outputs for G problems in their order, for every backend. A gradient that is not needed has shape [0]."""
 
     value: Tensor  # [G]
     alpha: Tensor  # [G, n]
@@ -28,10 +28,10 @@ class MatrixResult(NamedTuple):
     grad_b: Tensor  # [G, m]
 
 
-def unwritten(costs: Tensor, problems: int, asked: SolveOptions) -> MatrixResult:
+def unwritten(costs: Tensor, problems: int, options: SolveOptions) -> MatrixResult:
     """Memory for the results, on the device of `costs` [1 or G, n, m] and in the accumulation dtype."""
     dtype, (n, m) = reference.accumulation_dtype(costs.dtype), costs.shape[-2:]
-    dual = asked.value == "dual"
+    dual = options.value == "dual"
 
     def new(*shape: int) -> Tensor:
         return costs.new_empty(shape, dtype=dtype)
@@ -41,26 +41,22 @@ def unwritten(costs: Tensor, problems: int, asked: SolveOptions) -> MatrixResult
         new(problems, n),
         new(problems, m),
         new(problems),
-        new(problems if asked.need_error else 0),
+        new(problems if options.need_error else 0),
         costs.new_empty(problems, dtype=torch.int32),
-        new(problems, n) if asked.need_a and dual else new(0),
-        new(problems, m) if asked.need_b and dual else new(0),
+        new(problems, n) if options.need_a and dual else new(0),
+        new(problems, m) if options.need_b and dual else new(0),
     )
 
 
-def solve(costs: Tensor, a: Tensor, b: Tensor, asked: SolveOptions) -> MatrixResult:
+def solve(costs: Tensor, a: Tensor, b: Tensor, options: SolveOptions) -> MatrixResult:
     """Solve G problems: costs [G, n, m], or [1, n, m] for all; masses a [G, n] and b [G, m]."""
-    bad = flag(costs, a, b, is_relaxed(asked))
-    solved, _ = reference.solve_costs(costs.to(a.dtype), a, b, asked)
+    bad = flag(costs, a, b, options.relaxed)
+    solved, _ = reference.solve_costs(costs.to(a.dtype), a, b, options)
     if costs.device.type != "cpu":
         solved = reference.poison(bad, solved)
-    if not asked.need_error:
+    if not options.need_error:
         solved = solved._replace(marginal_error=costs.new_empty(0, dtype=a.dtype))
     return MatrixResult(*solved[:6], *solved[8:])
-
-
-def is_relaxed(asked: SolveOptions) -> bool:
-    return asked.reach_a is not None or asked.reach_b is not None
 
 
 def gradient(costs: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor, weight: Tensor) -> Tensor:

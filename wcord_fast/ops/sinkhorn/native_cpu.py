@@ -15,7 +15,6 @@ from torch import Tensor
 
 from .. import checks, native_module
 from . import matrix_native, reference
-from .matrix_reference import is_relaxed
 from .native_fields import option_fields, pair_fields, problem_fields, result_fields
 from .reference import Pairs, SolveOptions, SolveResult, accumulation_dtype
 
@@ -27,7 +26,7 @@ def solve_op(
     y: Tensor,  # [m, d] or [G, m, d]
     a: Tensor | None,  # [n] or [G, n]; None is uniform
     b: Tensor | None,  # [m] or [G, m]
-    asked: SolveOptions,
+    options: SolveOptions,
     pairs: Pairs | None = None,
 ) -> SolveResult:
     """As `reference.ot_solve`, in x's leading shape, and raising what `reference.flag_inputs` raises.
@@ -37,15 +36,15 @@ def solve_op(
     dtype = accumulation_dtype(x.dtype)
     x, y = _ready(x, dtype), _ready(y, dtype)
     a, b = a if a is None else _ready(a, dtype), b if b is None else _ready(b, dtype)
-    if asked.cost == "euclidean" or is_relaxed(asked):
-        return _by_matrix(x, y, a, b, asked)
+    if options.cost == "euclidean" or options.relaxed:
+        return _by_matrix(x, y, a, b, options)
     g, n, m, d = x.shape[:-2], x.shape[-2], y.shape[-2], x.shape[-1]
     labels, _alive = pair_fields(pairs)
-    solved = reference.unwritten(x, g, n, m, d, asked)
+    solved = reference.unwritten(x, g, n, m, d, options)
     native = native_module.module()
     record = native.OtSolve(
         **problem_fields(x, y, a, b, g[0] if g else 1),
-        **option_fields(asked),
+        **option_fields(options),
         **result_fields(solved),
         **labels,
         budget=budget(),
@@ -53,39 +52,39 @@ def solve_op(
     )
     fine = native.cpu_ot_solve(record)
     if not fine:
-        _refuse(x, y, a, b, asked)
+        _refuse(x, y, a, b, options)
     return solved
 
 
-def _by_matrix(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, asked: SolveOptions) -> SolveResult:
+def _by_matrix(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, options: SolveOptions) -> SolveResult:
     """`solve_op` with the cost as a matrix, which is kept."""
     batched = x.dim() == 3
     if not batched:
         x, y = x.unsqueeze(0), y.unsqueeze(0)
         a, b = (None if mass is None else mass.unsqueeze(0) for mass in (a, b))
     a, b = reference.masses(a, x), reference.masses(b, y)
-    reference.flag_inputs(x, y, a, b, asked.cost, is_relaxed(asked))
-    costs = reference.cost_matrix(x, y, asked.cost).clamp_(min=0)  # a cosine of 1 may be rounded up
-    result = matrix_native.solve(costs, a, b, asked)
+    reference.flag_inputs(x, y, a, b, options.cost, options.relaxed)
+    costs = reference.cost_matrix(x, y, options.cost).clamp_(min=0)  # a cosine of 1 may be rounded up
+    result = matrix_native.solve(costs, a, b, options)
     none = x.new_empty(0), x.new_empty(0)
     solved = SolveResult(*result[:6], *none, *result[6:])
-    if asked.need_x or asked.need_y:
+    if options.need_x or options.need_y:
         plan = reference.plan(costs, solved.alpha, solved.beta, solved.scale)
-        solved = reference.with_feature_grads(solved, costs, plan, x, y, asked)
+        solved = reference.with_feature_grads(solved, costs, plan, x, y, options)
     return solved if batched else SolveResult(*(t.squeeze(0) if t.numel() or t.dim() > 1 else t for t in solved))
 
 
-def _refuse(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, asked: SolveOptions) -> NoReturn:
+def _refuse(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, options: SolveOptions) -> NoReturn:
     """Name the first value for which the native code has refused a problem."""
     if x.dim() == 2:
         x, y = x.unsqueeze(0), y.unsqueeze(0)
         a, b = (None if mass is None else mass.unsqueeze(0) for mass in (a, b))
-    reference.flag_inputs(x, y, reference.masses(a, x), reference.masses(b, y), asked.cost)
+    reference.flag_inputs(x, y, reference.masses(a, x), reference.masses(b, y), options.cost)
     raise ValueError(f"a, b: expected masses with sum 1 (to {reference.SUM_TOLERANCE:g})")
 
 
 def value_and_gradients(
-    x: Tensor, y: Tensor, asked: SolveOptions, need_x: bool, need_y: bool
+    x: Tensor, y: Tensor, options: SolveOptions, need_x: bool, need_y: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """`solve_op` of uniform masses, less what nobody asked for: value [] or [G], and the gradients [G, n, d] and
     [G, m, d] that are needed."""
@@ -98,7 +97,7 @@ def value_and_gradients(
     native = native_module.module()
     record = native.OtSolve(
         **problem_fields(x, y, None, None, lead[0] if lead else 1),
-        **option_fields(asked),
+        **option_fields(options),
         out_value=value.data_ptr(),
         grad_x=0 if grad_x is None else grad_x.data_ptr(),
         grad_y=0 if grad_y is None else grad_y.data_ptr(),
@@ -106,7 +105,7 @@ def value_and_gradients(
         threads=native_module.threads(),
     )
     if not native.cpu_ot_solve(record):
-        _refuse(x, y, None, None, asked)
+        _refuse(x, y, None, None, options)
     return value, grad_x, grad_y
 
 

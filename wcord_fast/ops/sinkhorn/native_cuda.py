@@ -34,7 +34,7 @@ def ot_solve(
     y: Tensor,  # [m, d] or [G, m, d]
     a: Tensor | None,  # [n] or [G, n]; None is uniform
     b: Tensor | None,  # [m] or [G, m]
-    asked: SolveOptions,
+    options: SolveOptions,
 ) -> SolveResult:
     """As `reference.ot_solve`, in x's leading shape.
 
@@ -56,15 +56,15 @@ def ot_solve(
     x, y = x.contiguous(), y.contiguous()
     a, b = (None if mass is None else mass.to(dtype).contiguous() for mass in (a, b))
     like = x if x.dtype == dtype else x.new_empty(0, dtype=dtype)
-    solved = reference.unwritten(like, g, n, m, d, asked)
+    solved = reference.unwritten(like, g, n, m, d, options)
     problems = g[0] if g else 1
-    scratch_bytes, zeroed_bytes = memory(chosen, dtype, problems, n, m, d, asked.need_y)
+    scratch_bytes, zeroed_bytes = memory(chosen, dtype, problems, n, m, d, options.need_y)
     scratch = torch.empty(scratch_bytes, dtype=torch.uint8, device=x.device)
     zeroed = torch.zeros(zeroed_bytes // 8, dtype=torch.int64, device=x.device)
     native = native_module.module()
     record = native.OtSolve(
         **problem_fields(x, y, a, b, problems),
-        **option_fields(asked),
+        **option_fields(options),
         **result_fields(solved),
         regime=native.OT_REGIMES[chosen.regime],
         blocks=chosen.blocks,

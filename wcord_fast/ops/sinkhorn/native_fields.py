@@ -26,16 +26,16 @@ def problem_fields(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, pro
 
 
 @functools.lru_cache(maxsize=64)
-def option_fields(asked: SolveOptions) -> dict[str, int | float]:
+def option_fields(options: SolveOptions) -> dict[str, int | float]:
     """What is asked for, but the gradients; remembered, so the caller only reads it."""
     native = native_module.module()
     return {
-        "cost": native.OT_COSTS[asked.cost],
-        "solver": native.OT_SOLVERS[asked.solver],
-        "value": native.OT_VALUES[asked.value],
-        "eps": asked.eps,
-        "iters": asked.iters,
-        "tol": -1.0 if asked.tol is None else asked.tol,
+        "cost": native.OT_COSTS[options.cost],
+        "solver": native.OT_SOLVERS[options.solver],
+        "value": native.OT_VALUES[options.value],
+        "eps": options.eps,
+        "iters": options.iters,
+        "tol": -1.0 if options.tol is None else options.tol,
         "check_every": CHECK_EVERY,
         "sum_tolerance": SUM_TOLERANCE,
     }

@@ -21,7 +21,7 @@ SUM_TOLERANCE = 1e-4  # how far a marginal's sum may be from 1
 
 
 class SolveOptions(NamedTuple):
-    """What a backend's `ot_solve` is asked for beside features and masses: checked options, and which gradients."""
+    """Checked options of one call of the op, and the outputs that the caller needs."""
 
     cost: str
     solver: str
@@ -33,13 +33,18 @@ class SolveOptions(NamedTuple):
     need_y: bool
     need_a: bool  # of masses: with value="dual" only
     need_b: bool
-    reach_a: float | None = None  # None: the marginal is met, else as far as this weight of its KL term makes it worth
+    reach_a: float | None = None  # weight of the KL term that relaxes the marginal a; None: the marginal is met
     reach_b: float | None = None
-    need_error: bool = True  # for given costs: without it there is no marginal error
+    need_error: bool = True  # False: no marginal error, for given costs only
+
+    @property
+    def relaxed(self) -> bool:
+        """Whether at least one marginal is relaxed."""
+        return self.reach_a is not None or self.reach_b is not None
 
 
 class Pairs(NamedTuple):
-    """Known pairs: rows and columns with equal labels, a negative label having none; `rho` as in `log_ratio`."""
+    """Known pairs: rows and columns with equal labels. A negative label has no pair. `rho` is that of `log_ratio`."""
 
     rows: Tensor  # int64 [G, n], or [n] of one problem
     columns: Tensor  # int64 [G, m]
@@ -52,7 +57,7 @@ class Pairs(NamedTuple):
 
 
 class SolveResult(NamedTuple):
-    """What every backend of the op returns, in this order; gradients not asked for have shape [0]."""
+    """The outputs of the op in its order, for every backend. A gradient that is not needed has shape [0]."""
 
     value: Tensor  # [G]
     alpha: Tensor  # [G, n] log-scaling of the rows, -inf at zero mass
@@ -66,9 +71,9 @@ class SolveResult(NamedTuple):
     grad_b: Tensor  # [G, m]
 
 
-def unwritten(like: Tensor, g: tuple[int, ...], n: int, m: int, d: int, asked: SolveOptions) -> SolveResult:
+def unwritten(like: Tensor, g: tuple[int, ...], n: int, m: int, d: int, options: SolveOptions) -> SolveResult:
     """Memory for the results of problems of leading shape `g`, of `like`'s dtype and device."""
-    new, dual = like.new_empty, asked.value == "dual"  # on that device, whatever the default device is
+    new, dual = like.new_empty, options.value == "dual"  # on that device, whatever the default device is
     return SolveResult(
         new(g),
         new((*g, n)),
@@ -76,10 +81,10 @@ def unwritten(like: Tensor, g: tuple[int, ...], n: int, m: int, d: int, asked: S
         new(g),
         new(g),
         new(g, dtype=torch.int32),
-        new((*g, n, d) if asked.need_x else (0,)),
-        new((*g, m, d) if asked.need_y else (0,)),
-        new((*g, n) if asked.need_a and dual else (0,)),
-        new((*g, m) if asked.need_b and dual else (0,)),
+        new((*g, n, d) if options.need_x else (0,)),
+        new((*g, m, d) if options.need_y else (0,)),
+        new((*g, n) if options.need_a and dual else (0,)),
+        new((*g, m) if options.need_b and dual else (0,)),
     )
 
 
@@ -102,54 +107,54 @@ def ot_solve(
     y: Tensor,  # [G, m, d]
     a: Tensor,  # [G, n] in the accumulation dtype
     b: Tensor,  # [G, m]
-    asked: SolveOptions,
+    options: SolveOptions,
     pairs: Pairs | None = None,
 ) -> SolveResult:
     """Solve G problems and differentiate their values with respect to what is needed."""
     x, y = x.to(a.dtype), y.to(a.dtype)
-    costs = cost_matrix(x, y, asked.cost)  # [G, n, m]
+    costs = cost_matrix(x, y, options.cost)  # [G, n, m]
     log_r = log_reference(a, b, pairs) if pairs is not None and pairs.rho > 0 else None  # [G, n, m]
-    core, p = solve_costs(costs, a, b, asked, log_r)
+    core, p = solve_costs(costs, a, b, options, log_r)
     value = core.value
-    if asked.value == "dual" and log_r is not None and pairs is not None:
-        below = asked.eps * math.log1p(-pairs.rho)  # a reference plan is that much below a b^T off the pairs
+    if options.value == "dual" and log_r is not None and pairs is not None:
+        below = options.eps * math.log1p(-pairs.rho)  # a reference plan is that much below a b^T off the pairs
         value = torch.where(log_ratio(a, b, pairs) > 0, value - below, value)
-    return with_feature_grads(core._replace(value=value), costs, p, x, y, asked)
+    return with_feature_grads(core._replace(value=value), costs, p, x, y, options)
 
 
 def with_feature_grads(
-    solved: SolveResult, costs: Tensor, p: Tensor, x: Tensor, y: Tensor, asked: SolveOptions
+    solved: SolveResult, costs: Tensor, p: Tensor, x: Tensor, y: Tensor, options: SolveOptions
 ) -> SolveResult:
     """`solved` with the gradients of x and y that are needed, from the plan `p` of `costs`, both [G, n, m]."""
-    if asked.cost == "euclidean" and (asked.need_x or asked.need_y):
+    if options.cost == "euclidean" and (options.need_x or options.need_y):
         p = torch.where(costs > 0, p / (2 * costs), 0)  # dC = d(C^2) / 2C; 0 where two points coincide
-    if asked.need_x:
-        solved = solved._replace(grad_x=feature_grad(p, x, y, asked.cost))
-    if asked.need_y:
-        solved = solved._replace(grad_y=feature_grad(p.mT, y, x, asked.cost))
+    if options.need_x:
+        solved = solved._replace(grad_x=feature_grad(p, x, y, options.cost))
+    if options.need_y:
+        solved = solved._replace(grad_y=feature_grad(p.mT, y, x, options.cost))
     return solved
 
 
 def solve_costs(
-    costs: Tensor, a: Tensor, b: Tensor, asked: SolveOptions, log_r: Tensor | None = None
+    costs: Tensor, a: Tensor, b: Tensor, options: SolveOptions, log_r: Tensor | None = None
 ) -> tuple[SolveResult, Tensor]:
     """The solve of costs [G, n, m], or [1, n, m] for all problems, without feature gradients; and the plan."""
-    alpha, beta, scale, iterations = iterate(costs, a, b, asked, log_r)
+    alpha, beta, scale, iterations = iterate(costs, a, b, options, log_r)
     p = plan(costs, alpha, beta, scale, log_r)
     rows, columns = p.sum(-1), p.sum(-2)
     none = [p.new_empty(0) for _ in range(4)]  # not one tensor four times: results of an op are no aliases
     grad_a, grad_b = none[2:]
-    if asked.value == "dual":
-        f, g = potentials(costs, a, b, alpha, beta, asked, log_r)
+    if options.value == "dual":
+        f, g = potentials(costs, a, b, alpha, beta, options, log_r)
         # <P, C> + eps * sum P log(P / ab), and eps * log(P_ij / a_i b_j) = f_i + g_j - C_ij.
         value = (rows * f).sum(-1) + (columns * g).sum(-1)
-        if asked.reach_a is not None or asked.reach_b is not None:
-            value = value + relaxation(rows, columns, a, b, asked).to(value.dtype)
-        grad_a = mass_grad(f, b, asked.reach_a, asked) if asked.need_a else grad_a
-        grad_b = mass_grad(g, a, asked.reach_b, asked) if asked.need_b else grad_b
+        if options.relaxed:
+            value = value + relaxation(rows, columns, a, b, options).to(value.dtype)
+        grad_a = mass_grad(f, b, options.reach_a, options) if options.need_a else grad_a
+        grad_b = mass_grad(g, a, options.reach_b, options) if options.need_b else grad_b
     else:
         value = (p * costs).sum((-2, -1))
-    error = _row_error(rows, wanted_rows(a, alpha, asked))
+    error = _row_error(rows, wanted_rows(a, alpha, options))
     return SolveResult(value, alpha, beta, scale, error, iterations, none[0], none[1], grad_a, grad_b), p
 
 
@@ -158,35 +163,35 @@ def damping(reach: float | None, eps: float) -> float:
     return 1.0 if reach is None else reach / (reach + eps)
 
 
-def wanted_rows(a: Tensor, alpha: Tensor, asked: SolveOptions) -> Tensor:
+def wanted_rows(a: Tensor, alpha: Tensor, options: SolveOptions) -> Tensor:
     """The row sums [G, n] that fit `alpha`, which P has at convergence: a, or a exp(-f / reach) if relaxed."""
-    if asked.reach_a is None:
+    if options.reach_a is None:
         return a
     off = torch.where(a > 0, alpha - a.log(), 0)  # f / eps
-    return a * torch.exp(-off * (asked.eps / asked.reach_a))
+    return a * torch.exp(-off * (options.eps / options.reach_a))
 
 
-def relaxation(rows: Tensor, columns: Tensor, a: Tensor, b: Tensor, asked: SolveOptions) -> Tensor:
+def relaxation(rows: Tensor, columns: Tensor, a: Tensor, b: Tensor, options: SolveOptions) -> Tensor:
     """What the dual value has beyond <P, C> + eps sum P log(P / ab) where a marginal is relaxed, [G].
 
     The KL terms of both marginals, KL(p | q) = sum p log(p / q) - p + q, and of the plan what is 0 at equal masses.
     """
     rows, columns, a, b = (t.double() for t in (rows, columns, a, b))  # differences of nearly equal numbers
-    extra = asked.eps * (a.sum(-1) * b.sum(-1) - rows.sum(-1))
-    for sums, mass, reach in ((rows, a, asked.reach_a), (columns, b, asked.reach_b)):
+    extra = options.eps * (a.sum(-1) * b.sum(-1) - rows.sum(-1))
+    for sums, mass, reach in ((rows, a, options.reach_a), (columns, b, options.reach_b)):
         if reach is not None:
             log_ratio = torch.where((mass > 0) & (sums > 0), (sums / mass).log(), 0)
             extra = extra + reach * (sums * log_ratio - sums + mass).sum(-1)
     return extra
 
 
-def mass_grad(potential: Tensor, other: Tensor, reach: float | None, asked: SolveOptions) -> Tensor:
+def mass_grad(potential: Tensor, other: Tensor, reach: float | None, options: SolveOptions) -> Tensor:
     """Gradient of the dual value at the masses with this potential; `other` [G, m]: masses of the other marginal."""
-    if asked.reach_a is None and asked.reach_b is None:
+    if not options.relaxed:
         return potential
     received = 1.0 if reach is None else torch.exp(-potential / reach)  # row sum over mass, at convergence
     own = potential if reach is None else reach * (1 - received)
-    return own + asked.eps * (other.sum(-1, keepdim=True) - received)
+    return own + options.eps * (other.sum(-1, keepdim=True) - received)
 
 
 def ot_plan(x: Tensor, y: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor, cost: str) -> Tensor:
@@ -210,13 +215,13 @@ def iterate(
     costs: Tensor,  # [G, n, m], or [1, n, m] for all problems
     a: Tensor,  # [G, n]
     b: Tensor,  # [G, m]
-    asked: SolveOptions,
+    options: SolveOptions,
     log_r: Tensor | None = None,  # [G, n, m] added to every exponent, see `log_reference`
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """alpha [G, n], beta [G, m], scale [G] and iterations [G] after at most `iters` iterations."""
-    extrapolate = asked.solver == "ipot"
-    eps, iters, tol = asked.eps, asked.iters, asked.tol
-    damp_a, damp_b = damping(asked.reach_a, eps), damping(asked.reach_b, eps)
+    extrapolate = options.solver == "ipot"
+    eps, iters, tol = options.eps, options.iters, options.tol
+    damp_a, damp_b = damping(options.reach_a, eps), damping(options.reach_b, eps)
     log_a, log_b = a.log(), b.log()  # -inf at zero mass, and so are the potentials there from the start
     alpha = torch.where(a > 0, 0.0, log_a)
     beta = beta_prev = torch.where(b > 0, 0.0, log_b)
@@ -236,7 +241,7 @@ def iterate(
         iterations += active
         if tol is not None and t % CHECK_EVERY == 0 and t < iters:
             rows = plan(costs, alpha, beta, scale, log_r).sum(-1)
-            error = _row_error(rows, wanted_rows(a, alpha, asked))
+            error = _row_error(rows, wanted_rows(a, alpha, options))
             active = active & ~(error <= tol)
             if active.device.type == "cpu" and not active.any():
                 break
@@ -272,18 +277,18 @@ def plan(costs: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor, log_r: Tenso
 
 
 def potentials(
-    costs: Tensor, a: Tensor, b: Tensor, alpha: Tensor, beta: Tensor, asked: SolveOptions, log_r: Tensor | None = None
+    costs: Tensor, a: Tensor, b: Tensor, alpha: Tensor, beta: Tensor, options: SolveOptions, log_r: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """f = eps * (alpha - log a) [G, n] and g = eps * (beta - log b) [G, m], sinkhorn only.
 
     Where a mass is zero the potential is its c-transform extension, f_i = -eps * LSE_j(beta_j - C_ij / eps), finite
     and at convergence the limit of f_i as the mass goes to zero.
     """
-    eps = asked.eps
-    f_extended = -damping(asked.reach_a, eps) * torch.logsumexp(
+    eps = options.eps
+    f_extended = -damping(options.reach_a, eps) * torch.logsumexp(
         _exponent(beta.unsqueeze(-2), costs, 1 / eps, log_r), -1
     )
-    g_extended = -damping(asked.reach_b, eps) * torch.logsumexp(
+    g_extended = -damping(options.reach_b, eps) * torch.logsumexp(
         _exponent(alpha.unsqueeze(-1), costs, 1 / eps, log_r), -2
     )
     f = torch.where(a > 0, alpha - a.log(), f_extended)

@@ -67,7 +67,7 @@ def ot_solve(
     y: Tensor,  # [G, m, d]
     a: Tensor,  # [G, n] fp32
     b: Tensor,  # [G, m] fp32
-    asked: SolveOptions,
+    options: SolveOptions,
 ) -> SolveResult:
     """Solve G problems and differentiate their values with respect to what is needed, as `reference.ot_solve`.
 
@@ -80,10 +80,10 @@ def ot_solve(
     if why:
         raise NotImplementedError(why)
     with _on(x.device):
-        cost = asked.cost
+        cost = options.cost
         solve = _Solve(_side(x, cost), _side(y, cost), a.contiguous(), b.contiguous(), cost, x.shape[2])
-        solve.iterate(asked.solver, asked.eps, asked.iters, asked.tol)
-        return solve.finish(asked.value, asked.eps, asked.need_x, asked.need_y, asked.need_a, asked.need_b)
+        solve.iterate(options.solver, options.eps, options.iters, options.tol)
+        return solve.finish(options.value, options.eps, options.need_x, options.need_y, options.need_a, options.need_b)
 
 
 class _Solve:
