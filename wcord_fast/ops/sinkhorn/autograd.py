@@ -1,7 +1,7 @@
 """The registered optimal-transport ops and their `autograd.Function`.
 
-`wcord_fast::ot_solve` computes the value together with the gradients that are asked for; the Function keeps those
-gradients and an empty tensor. The backend is resolved inside the op, hence at run time also under `torch.compile`.
+`wcord_fast::ot_solve` computes the value and the gradients that are needed. The Function keeps these gradients and an
+empty tensor. The op itself resolves the backend, at run time also under `torch.compile`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NOT_TWICE = "the gradient of an optimal-transport cost cannot be differentiated
 
 
 def _solve(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, *rest: Any) -> SolveResult:
-    """`backends.solve`; on the CPU, finite features that overflow the arithmetic are an error."""
+    """`backends.solve`. On the CPU, finite features that overflow the arithmetic raise ValueError."""
     options, backend = _options(rest), rest[10]
     labels = rest[11:14]  # trailing defaults are not passed
     pairs = Pairs(*labels) if labels and labels[0] is not None else None
@@ -35,7 +35,7 @@ def _solve(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, *rest: Any)
 
 
 def refuse_overflow(value: Tensor, inputs: dict[str, Tensor], options: SolveOptions) -> None:
-    """ValueError if a value is not finite: the inputs are, and the one with the largest entry is named."""
+    """Raise ValueError if a value is not finite. It names the input (all are finite) with the largest entry."""
     values = value.tolist()
     if all(map(math.isfinite, values)) if isinstance(values, list) else math.isfinite(values):
         return
@@ -81,7 +81,7 @@ ot_plan_op = register(
 
 def runs_natively(x: Tensor, y: Tensor, backend: str) -> bool:
     """Whether a plain solve of x and y may enter the native CPU code at once, past `torch.library`."""
-    # First of all: Dynamo of PyTorch 2.11 cannot trace is_neg.
+    # `eager()` comes first: Dynamo of PyTorch 2.11 cannot trace is_neg.
     plain = eager() and x.is_cpu and type(x) is type(y) is Tensor and not (x.is_neg() or y.is_neg())
     return plain and dispatch.resolve("ot", backend=backend).backend == "native"
 
@@ -103,7 +103,7 @@ def value_and_gradients(
 
 
 class _Cost(torch.autograd.Function):
-    """`value_and_gradients` as one node of the graph; the second output as in `_WithGradient`."""
+    """`value_and_gradients` as one node of the graph. The second output is that of `_WithGradient`."""
 
     @staticmethod
     def forward(ctx, x, y, options: SolveOptions):
@@ -125,23 +125,24 @@ class _Cost(torch.autograd.Function):
 
 
 def _times(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Multiplied before it is rounded to a narrow dtype, so that loss scaling does its work."""
+    """`grad` times `factor`, rounded to a narrow dtype after the product, so that loss scaling has its effect."""
     grad = grad * (factor.view(-1, *[1] * (grad.dim() - 1)) if factor.dim() else factor)
     return grad if grad.dtype is dtype else grad.to(dtype)
 
 
 def native_cost(x: Tensor, y: Tensor, options: SolveOptions) -> Tensor:
-    """The differentiable value of what `runs_natively`, with uniform masses and no `tol`."""
+    """The differentiable value where `runs_natively` holds. Masses are uniform, and there is no `tol`."""
     if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad):
         return _Cost.apply(x, y.view_as(y) if y is x else y, options)[0]
     return value_and_gradients(x, y, options, False, False)[0]
 
 
 class _WithGradient(torch.autograd.Function):
-    """The value of a solve, and its gradients with respect to x, y, a and b times grad_output in backward.
+    """The value of a solve. Backward multiplies its gradients in x, y, a and b by grad_output.
 
-    The second output is empty and is for `differentiable_once`: its graph leads to every input that the gradients
-    depend on. (So does the value's, but callers may change it in place. `graph_handle` costs some 30 us a call more.)
+    The second output is empty and serves `differentiable_once`: its graph leads to every input that the gradients
+    depend on. The graph of the value leads there too, but callers may change the value in place. `graph_handle` costs
+    some 30 us a call more.
     """
 
     @staticmethod
@@ -155,7 +156,7 @@ class _WithGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_value, _):
         handle, *tensors = ctx.saved_tensors
-        if grad_value is None:  # nothing has come down to the value
+        if grad_value is None:  # the value was not used
             return (None,) * (6 + len(tensors))
         saved = iter(tensors)
         grads: list[Tensor | None] = [None] * 4

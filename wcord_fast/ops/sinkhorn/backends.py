@@ -1,4 +1,4 @@
-"""Who solves: one module of this folder per backend and kind of device, and the op's implementation that calls it."""
+"""The table of solvers, one module of this folder per backend and kind of device, and the op that calls them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..dispatch import Choice
 from . import reference
 from .reference import Pairs, SolveOptions, SolveResult
 
-# Which module is which backend on which kind of device ("any": all that have no line of their own). A module has
-# - `ot_solve`, with the signature and result of reference.ot_solve (batches, masses that are tensors, values that have
-#   been flagged here; on a device, bad problems are poisoned here), or `solve_op`, with that of `solve` below less the
-#   backend: then layouts, missing masses, one problem without G and bad values are its own business;
-# - `regime(n, m, dim, dtype, problems)`, which says by what route it would solve;
+# The module of each backend on each kind of device ("any": every kind without a line of its own). A module has
+# - `ot_solve`, with the signature and result of reference.ot_solve: `solve` below makes batches and masses, flags bad
+#   values, and poisons a device's bad problems; or `solve_op`, with the signature of `solve` without the backend: it
+#   handles layouts, missing masses, a problem without G and bad values itself;
+# - `regime(n, m, dim, dtype, problems)`, which returns the regime of such a solve and its reason;
 # - `ot_plan`, like reference.ot_plan, if its cost rounds differently.
 MODULES = {
     ("native", "cpu"): "native_cpu",
@@ -31,7 +31,7 @@ MODULES = {
 
 @functools.cache
 def module_of(backend: str, device: str) -> ModuleType:
-    """The module that solves for `backend` on a kind of device; imported when it is first wanted."""
+    """The module that solves for `backend` on a kind of device, imported at its first use."""
     name = MODULES.get((backend, device)) or MODULES[backend, "any"]
     return importlib.import_module(f".{name}", __package__)
 
@@ -42,9 +42,9 @@ NO_EUCLIDEAN = "cost='euclidean' is not supported yet but by the reference and t
 
 
 def choose(x: Tensor, y: Tensor, backend: str = "auto", paired: bool = False, lacking: str | None = None) -> Choice:
-    """The backend for x [.., n, d] and y [.., m, d]: what `dispatch.resolve` says of those that can take such sizes.
+    """The backend for x [.., n, d] and y [.., m, d]: `dispatch.resolve` among those that support the sizes.
 
-    `paired`: with known pairs. `lacking`: why not every backend takes the call, see `lacking_of`.
+    `paired`: there are known pairs. `lacking`: the reason why some backends do not support the call, see `lacking_of`.
     """
     index = x.device.index
     return choose_for(x.shape[-2], y.shape[-2], x.shape[-1], x.dtype, x.device.type, backend, index, paired, lacking)
@@ -96,9 +96,9 @@ def solve(
     backend: str,
     pairs: Pairs | None = None,  # labels of x's leading shape
 ) -> tuple[Tensor, ...]:
-    """The op: a `SolveResult` of x's leading shape, [] or [G]; gradients not asked for have shape [0]."""
+    """The op: a `SolveResult` of x's leading shape, [] or [G]. A gradient that is not needed has shape [0]."""
     kind = x.device.type
-    paired: tuple[Pairs, ...] = () if pairs is None else (pairs,)  # most modules know of none
+    paired: tuple[Pairs, ...] = () if pairs is None else (pairs,)  # most modules do not take it
     module = module_of(choose(x, y, backend, bool(paired), lacking_of(options)).backend, kind)
     if hasattr(module, "solve_op"):
         return module.solve_op(x, y, a, b, options, *paired)
@@ -117,7 +117,7 @@ def solve(
 
 
 def plan(x: Tensor, y: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor, cost: str, backend: str = "auto") -> Tensor:
-    """P [n, m] or [G, n, m] of potentials that this backend has found."""
+    """P [n, m] or [G, n, m] of potentials that this backend has returned."""
     lacking = NO_EUCLIDEAN if cost == "euclidean" else None
     module = module_of(choose(x, y, backend, lacking=lacking).backend, x.device.type)
     run = getattr(module, "ot_plan", reference.ot_plan)

@@ -1,7 +1,7 @@
 """The registered ops for a given cost matrix, and their `autograd.Function`.
 
-The solve returns potentials; the gradient in C is made from them in backward, where the weights of the problems are
-known: for a matrix that is shared it is one matrix, however many problems there are.
+The solve returns potentials. Backward makes the gradient in C from them, because the weights of the problems are known
+there: the gradient in a shared matrix is then one matrix, however many problems there are.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _problems(costs: Tensor, a: Tensor, b: Tensor) -> int:
 
 
 def _stacked(costs: Tensor) -> Tensor:
-    """[1 or G, n, m] of one matrix [n, m] or of G."""
+    """One matrix [n, m] as [1, n, m]; G matrices unchanged."""
     return costs if costs.dim() == 3 else costs.unsqueeze(0)
 
 
@@ -109,7 +109,7 @@ class _WithGradient(torch.autograd.Function):
 
 
 class _Value(torch.autograd.Function):
-    """The values [G] of a native solve as one node of the graph; backward as in `_WithGradient`."""
+    """The values [G] of a native solve as one node of the graph. Backward does what that of `_WithGradient` does."""
 
     @staticmethod
     def forward(ctx, costs, a, b, options: SolveOptions):
@@ -131,7 +131,7 @@ class _Value(torch.autograd.Function):
 
 
 def _gradients(ctx, weight: Tensor | None) -> list[Tensor | None]:
-    """The gradients in costs, a and b, from what a solve saved and the gradient `weight` [G] of its values."""
+    """The gradients in costs, a and b, from saved results and the gradient `weight` [G] of the values."""
     grads: list[Tensor | None] = [None] * 3
     if weight is None:
         return grads
@@ -159,7 +159,7 @@ def _solve_natively(costs: Tensor, a: Tensor, b: Tensor, options: SolveOptions) 
 
 
 def value(costs: Tensor, a: Tensor, b: Tensor, options: SolveOptions, backend: str) -> Tensor:
-    """`solve(...).value`; of plain CPU tensors past `torch.library` and in one node of the graph."""
+    """`solve(...).value`. Plain CPU tensors bypass `torch.library` and get one node of the graph."""
     device = costs.device.type
     direct = options.tol is None and device == "cpu" and calls_directly(costs, a, b)
     if not direct or dispatch.resolve("ot_matrix", device=device, backend=backend).backend != "native":

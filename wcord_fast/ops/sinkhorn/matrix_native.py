@@ -1,7 +1,7 @@
 """The solver for given costs in compiled code for CPU tensors: csrc/cpu/sinkhorn_shared.cpp.
 
-Problems that share a matrix are solved together, in fp64 where their scalings leave the range of fp32. Those that leave
-that of fp64 too are left to the log-domain loop of the reference.
+Problems that share a matrix are solved together. A problem whose scalings leave the range of fp32 is solved in fp64,
+and by the log-domain loop of the reference if they leave that range too.
 """
 
 from __future__ import annotations

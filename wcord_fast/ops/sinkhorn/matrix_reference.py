@@ -22,7 +22,7 @@ class MatrixResult(NamedTuple):
     alpha: Tensor  # [G, n]
     beta: Tensor  # [G, m]
     scale: Tensor  # [G]
-    marginal_error: Tensor  # [G], or [0] if nobody asks
+    marginal_error: Tensor  # [G], or [0] without need_error
     iterations: Tensor  # [G] int32
     grad_a: Tensor  # [G, n]
     grad_b: Tensor  # [G, m]
@@ -60,13 +60,13 @@ def solve(costs: Tensor, a: Tensor, b: Tensor, options: SolveOptions) -> MatrixR
 
 
 def gradient(costs: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor, weight: Tensor) -> Tensor:
-    """weight_g P_g [G, n, m], or their sum over g as [1, n, m] for costs of that shape; weight [G]."""
+    """weight_g P_g [G, n, m] for weight [G]. For costs [1, n, m] their sum over g, [1, n, m]."""
     plans = reference.plan(costs.to(alpha.dtype), alpha, beta, scale).mul_(weight[:, None, None])
     return plans if costs.shape[0] == plans.shape[0] else plans.sum(0, keepdim=True)
 
 
 def flag(costs: Tensor, a: Tensor, b: Tensor, relaxed: bool) -> Tensor:
-    """bool [G]: problems with a bad value. On the CPU the first one raises ValueError, naming argument and place."""
+    """Problems with a bad value, bool [G]. On the CPU the first one raises ValueError with argument and place."""
     wrong = ~(costs.isfinite() & (costs >= 0))
 
     def describe(at: tuple[int, ...]) -> Exception:

@@ -29,9 +29,9 @@ def solve_op(
     options: SolveOptions,
     pairs: Pairs | None = None,
 ) -> SolveResult:
-    """As `reference.ot_solve`, in x's leading shape, and raising what `reference.flag_inputs` raises.
+    """`reference.ot_solve` in x's leading shape. Raises the errors of `reference.flag_inputs`.
 
-    Bad values are found by the solver, in the pass that reads them.
+    The solver detects bad values in the pass that reads them.
     """
     dtype = accumulation_dtype(x.dtype)
     x, y = _ready(x, dtype), _ready(y, dtype)
@@ -57,7 +57,7 @@ def solve_op(
 
 
 def _by_matrix(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, options: SolveOptions) -> SolveResult:
-    """`solve_op` with the cost as a matrix, which is kept."""
+    """`solve_op` by way of a stored cost matrix."""
     batched = x.dim() == 3
     if not batched:
         x, y = x.unsqueeze(0), y.unsqueeze(0)
@@ -75,7 +75,7 @@ def _by_matrix(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, options
 
 
 def _refuse(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, options: SolveOptions) -> NoReturn:
-    """Name the first value for which the native code has refused a problem."""
+    """Raise the error that names the first bad value of a problem that the native code has refused."""
     if x.dim() == 2:
         x, y = x.unsqueeze(0), y.unsqueeze(0)
         a, b = (None if mass is None else mass.unsqueeze(0) for mass in (a, b))
@@ -86,8 +86,7 @@ def _refuse(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, options: S
 def value_and_gradients(
     x: Tensor, y: Tensor, options: SolveOptions, need_x: bool, need_y: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """`solve_op` of uniform masses, less what nobody asked for: value [] or [G], and the gradients [G, n, d] and
-    [G, m, d] that are needed."""
+    """Value [] or [G] and the needed gradients [G, n, d], [G, m, d] of `solve_op` for uniform masses."""
     dtype = accumulation_dtype(x.dtype)
     x, y = _ready(x, dtype), _ready(y, dtype)
     lead = x.shape[:-2]
@@ -114,8 +113,8 @@ def _ready(t: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def ot_plan(x: Tensor, y: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor, cost: str) -> Tensor:
-    """As `reference.ot_plan`, from the very cost that `ot_solve` saw: the columns meet their marginal to rounding."""
-    if cost == "euclidean":  # which was made as a matrix
+    """`reference.ot_plan` with the cost as `ot_solve` rounded it: the columns meet their marginal to rounding."""
+    if cost == "euclidean":  # `_by_matrix` took the reference's cost
         return reference.ot_plan(x, y, alpha, beta, scale, cost)
     dtype = alpha.dtype
     x, y, alpha, beta, scale = (t.to(dtype).contiguous() for t in (x, y, alpha, beta, scale))
@@ -141,7 +140,7 @@ def ot_plan(x: Tensor, y: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor, co
 
 
 def budget() -> int:
-    """Bytes that stored matrices may take: WCORD_FAST_OT_BYTES, or 1 GiB."""
+    """The bytes that stored matrices may take: WCORD_FAST_OT_BYTES, or 1 GiB."""
     text = os.environ.get("WCORD_FAST_OT_BYTES")
     if text is None:
         return DEFAULT_BUDGET
@@ -152,7 +151,7 @@ def budget() -> int:
 
 
 def regime(n: int, m: int, dim: int, dtype: torch.dtype = torch.float32, problems: int = 1) -> tuple[str, str]:
-    """(name, why) of the way a call with these shapes would be solved."""
+    """(name, reason) of the regime for a call with these shapes."""
     limit = budget()
     result = layout(n, m, dim, dtype, problems, budget=limit)
     size = n * m * accumulation_dtype(dtype).itemsize
@@ -163,10 +162,10 @@ def regime(n: int, m: int, dim: int, dtype: torch.dtype = torch.float32, problem
 
 
 class Layout(NamedTuple):
-    """How a call with some shapes is solved."""
+    """The choice of the native code for a call with given shapes."""
 
     regime: str  # "resident" or "streaming"
-    per_thread: bool  # each thread solves problems of its own
+    per_thread: bool  # each thread solves whole problems
     scratch_bytes: int
 
 
@@ -181,7 +180,7 @@ def layout(
     budget: int = DEFAULT_BUDGET,
     threads: int | None = None,
 ) -> Layout:
-    """What the native code chooses: for gradients of both x and y or none, `budget` bytes and a number of threads."""
+    """The native code's choice, for gradients of both x and y or of neither, `budget` bytes and a number of threads."""
     native = native_module.module()
     plan = native.OtPlan(
         dtype=native_module.dtype_code(accumulation_dtype(dtype)),

@@ -1,8 +1,8 @@
 """The solver in compiled code for CUDA tensors: csrc/cuda/sinkhorn*, one launch for a whole batch of solves.
 
-Two regimes, chosen by size: *resident*, one block per problem with its cost matrix in shared memory, and
-*cooperative*, one problem at a time in the shared memory of all SMs. README.md beside this file says how. What fits
-neither is for another backend: `unavailable_reason` has the reason. Nothing here waits for the device.
+Two regimes, chosen by size: *resident*, one block per problem with its cost matrix in shared memory, and *cooperative*,
+one problem at a time in the shared memory of all SMs. README.md beside this file describes both. A problem that fits
+neither goes to another backend; `unavailable_reason` returns the reason. Nothing here waits for the device.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from .reference import SolveOptions, SolveResult, accumulation_dtype
 
 
 class Plan(NamedTuple):
-    """How a device solves n x m."""
+    """The regime in which a device solves n x m, and its sizes."""
 
     regime: str  # "none" (it cannot), "resident" or "cooperative"
-    blocks: int  # of the grid; resident: at most
+    blocks: int  # of the grid; resident: an upper bound
     rows: int  # of the cost matrix in each block
     sms: int
-    shared: int  # bytes that a block can have
+    shared: int  # bytes of shared memory that a block can have
 
 
 def ot_solve(
@@ -36,11 +36,11 @@ def ot_solve(
     b: Tensor | None,  # [m] or [G, m]
     options: SolveOptions,
 ) -> SolveResult:
-    """As `reference.ot_solve`, in x's leading shape.
+    """`reference.ot_solve` in x's leading shape.
 
-    Bad values are found by the kernel, in the pass that reads them: such a problem has NaN in all its results and sets
-    its bit in the device's status word. All memory belongs to the call, so calls on several streams and in graphs
-    do not meet.
+    The kernel detects bad values in the pass that reads them. A problem with one gets NaN in all its results and sets
+    its bit in the device's status word. All memory belongs to the call, so calls on several streams and in graphs share
+    none.
 
     Raises:
         NotImplementedError: the problem fits neither regime.
@@ -78,13 +78,13 @@ def ot_solve(
     return solved
 
 
-solve_op = ot_solve  # layouts, missing masses and bad values are its own business
+solve_op = ot_solve  # it handles layouts, missing masses and bad values itself, see backends.py
 
 
 def unavailable_reason(
     n: int, m: int, dim: int, dtype: torch.dtype = torch.float32, device: int | None = None
 ) -> str | None:
-    """Why n x m cannot be solved here on a device (None: the current one), or None if it can."""
+    """The reason why a device (None: the current one) cannot solve n x m here, or None if it can."""
     native = native_module.module()
     if m > native.OT_CUDA_MAX_COLUMNS:
         return f"m = {m} is above the {native.OT_CUDA_MAX_COLUMNS} columns that one block sweeps"
@@ -101,7 +101,7 @@ def unavailable_reason(
 
 
 def regime(n: int, m: int, dim: int, dtype: torch.dtype = torch.float32, problems: int = 1) -> tuple[str, str]:
-    """(name, why) of the way a call with these shapes is solved on the current device; ("none", why) if it is not."""
+    """(name, reason) of the regime for these shapes on the current device; ("none", reason) if there is none."""
     reason = unavailable_reason(n, m, dim, dtype)
     if reason:
         return "none", reason
@@ -115,7 +115,7 @@ def regime(n: int, m: int, dim: int, dtype: torch.dtype = torch.float32, problem
 
 @functools.lru_cache(maxsize=1024)
 def plan(device: int, n: int, m: int, dtype: torch.dtype) -> Plan:
-    """What the launchers choose for n x m on a device, to calculate in `dtype`; asks the driver, not the device."""
+    """The launchers' plan for n x m on a device in the arithmetic of `dtype`. It asks the driver and does not wait."""
     native = native_module.module()
     record = native.OtPlan(**_sizes(dtype, 1, n, m, 1, False), device=device)
     native_module.check_launch("ot_solve", native.cuda_ot_plan(record))
@@ -125,7 +125,7 @@ def plan(device: int, n: int, m: int, dtype: torch.dtype) -> Plan:
 
 @functools.lru_cache(maxsize=1024)
 def memory(chosen: Plan, dtype: torch.dtype, problems: int, n: int, m: int, dim: int, need_y: bool) -> tuple[int, int]:
-    """Bytes of a call's own memory: scratch; the barrier and column totals of a cooperative grid, zero at the start."""
+    """Bytes of a call's memory: scratch, and the zeroed words (barrier, column totals) of a cooperative grid."""
     native = native_module.module()
     regime = native.OT_REGIMES[chosen.regime]
     record = native.OtPlan(**_sizes(dtype, problems, n, m, dim, need_y), regime=regime, blocks=chosen.blocks)

@@ -11,7 +11,7 @@ from .reference import CHECK_EVERY, SUM_TOLERANCE, Pairs, SolveOptions, SolveRes
 
 
 def problem_fields(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, problems: int) -> dict[str, int]:
-    """What is solved: contiguous features [..., n, D], [..., m, D] and marginals, which must outlive the call."""
+    """The fields of contiguous features [..., n, D], [..., m, D] and marginals. The tensors must outlive the call."""
     return {
         "dtype": native_module.dtype_code(x.dtype),
         "problems": problems,
@@ -27,7 +27,7 @@ def problem_fields(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, pro
 
 @functools.lru_cache(maxsize=64)
 def option_fields(options: SolveOptions) -> dict[str, int | float]:
-    """What is asked for, but the gradients; remembered, so the caller only reads it."""
+    """The fields of the options, without the gradients. The result is cached: callers must not change it."""
     native = native_module.module()
     return {
         "cost": native.OT_COSTS[options.cost],
@@ -42,7 +42,7 @@ def option_fields(options: SolveOptions) -> dict[str, int | float]:
 
 
 def pair_fields(pairs: Pairs | None) -> tuple[dict[str, int | float], tuple[Tensor, ...]]:
-    """(Known pairs, tensors to keep until the call has read them)."""
+    """The fields of known pairs, and the tensors to keep alive until the call has read them."""
     if pairs is None:
         return {}, ()
     labels = pairs.rows.contiguous(), pairs.columns.contiguous()
@@ -51,7 +51,7 @@ def pair_fields(pairs: Pairs | None) -> tuple[dict[str, int | float], tuple[Tens
 
 
 def result_fields(solved: SolveResult) -> dict[str, int]:
-    """Where the results go; a gradient that is not needed is empty, so its address is 0."""
+    """The fields of the outputs. A gradient that is not needed is empty, so its address is 0."""
     return {
         "out_value": solved.value.data_ptr(),
         "out_alpha": solved.alpha.data_ptr(),

@@ -1,8 +1,8 @@
 """Doubly stochastic projection of many small matrices: the registered op, its backends, and its `autograd.Function`.
 
 The matrices are exp(logits / eps) after `iters` normalisations of the rows and then of the columns. The gradient is
-that of the iterations as they ran: with g = dL / d log P, a normalisation of rows takes (row sum of g) times the matrix
-that it made off g, and one of columns likewise (csrc/cpu/sinkhorn_project.inl).
+that of the iterations. With g = dL / d log P, a normalisation of rows subtracts from g its row sums times the matrix
+that the normalisation returned; one of columns does so with column sums (csrc/cpu/sinkhorn_project.inl).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _reference(logits: Tensor, grad: Tensor | None, eps: float, iters: int) -> T
 
 
 def _native(logits: Tensor, grad: Tensor | None, eps: float, iters: int) -> Tensor:
-    """As `_reference`, which solves the problems whose sums leave the range of the dtype."""
+    """`_reference` in native code. `_reference` itself solves the problems whose sums leave the range of the dtype."""
     out, solved = torch.empty_like(logits), torch.empty(len(logits), dtype=torch.int32, device="cpu")
     native = native_module.module()
     native.cpu_ot_project(
@@ -91,7 +91,7 @@ project_op = register(
 
 
 class _Projection(torch.autograd.Function):
-    """`project` as one node; the second output is empty and is for `differentiable_once`."""
+    """`project` as one node of the graph. The second output is empty and serves `differentiable_once`."""
 
     @staticmethod
     def forward(ctx, logits, eps: float, iters: int, backend: str):

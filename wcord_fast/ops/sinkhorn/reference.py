@@ -1,8 +1,8 @@
 """Entropic optimal transport between feature batches in plain PyTorch: any device, any float dtype, the oracle.
 
-One log-domain iteration with a per-iteration scale serves Sinkhorn and IPOT (README.md beside this file has the
-derivation). The cost matrix is stored, so memory is a few n x m matrices per problem. Nothing here synchronises
-with a device; only on the CPU does an early stop end the loop.
+One log-domain iteration with a per-iteration scale serves Sinkhorn and IPOT; README.md beside this file derives it. The
+cost matrix is stored, so memory is a few n x m matrices per problem. Nothing here synchronises with a device, so an
+early stop ends the loop on the CPU only.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class SolveOptions(NamedTuple):
     value: str
     need_x: bool
     need_y: bool
-    need_a: bool  # of masses: with value="dual" only
+    need_a: bool  # gradients of masses: with value="dual" only
     need_b: bool
     reach_a: float | None = None  # weight of the KL term that relaxes the marginal a; None: the marginal is met
     reach_b: float | None = None
@@ -125,7 +125,7 @@ def ot_solve(
 def with_feature_grads(
     solved: SolveResult, costs: Tensor, p: Tensor, x: Tensor, y: Tensor, options: SolveOptions
 ) -> SolveResult:
-    """`solved` with the gradients of x and y that are needed, from the plan `p` of `costs`, both [G, n, m]."""
+    """`solved` with the needed gradients of x and y, made from `costs` and their plan `p`, both [G, n, m]."""
     if options.cost == "euclidean" and (options.need_x or options.need_y):
         p = torch.where(costs > 0, p / (2 * costs), 0)  # dC = d(C^2) / 2C; 0 where two points coincide
     if options.need_x:
@@ -138,11 +138,11 @@ def with_feature_grads(
 def solve_costs(
     costs: Tensor, a: Tensor, b: Tensor, options: SolveOptions, log_r: Tensor | None = None
 ) -> tuple[SolveResult, Tensor]:
-    """The solve of costs [G, n, m], or [1, n, m] for all problems, without feature gradients; and the plan."""
+    """The solve of costs [G, n, m], or [1, n, m] for all problems, without feature gradients; and its plan."""
     alpha, beta, scale, iterations = iterate(costs, a, b, options, log_r)
     p = plan(costs, alpha, beta, scale, log_r)
     rows, columns = p.sum(-1), p.sum(-2)
-    none = [p.new_empty(0) for _ in range(4)]  # not one tensor four times: results of an op are no aliases
+    none = [p.new_empty(0) for _ in range(4)]  # four tensors, because outputs of an op must not alias
     grad_a, grad_b = none[2:]
     if options.value == "dual":
         f, g = potentials(costs, a, b, alpha, beta, options, log_r)
@@ -164,7 +164,7 @@ def damping(reach: float | None, eps: float) -> float:
 
 
 def wanted_rows(a: Tensor, alpha: Tensor, options: SolveOptions) -> Tensor:
-    """The row sums [G, n] that fit `alpha`, which P has at convergence: a, or a exp(-f / reach) if relaxed."""
+    """The row sums [G, n] of P at convergence with these `alpha`: a, or a exp(-f / reach) if relaxed."""
     if options.reach_a is None:
         return a
     off = torch.where(a > 0, alpha - a.log(), 0)  # f / eps
@@ -172,9 +172,10 @@ def wanted_rows(a: Tensor, alpha: Tensor, options: SolveOptions) -> Tensor:
 
 
 def relaxation(rows: Tensor, columns: Tensor, a: Tensor, b: Tensor, options: SolveOptions) -> Tensor:
-    """What the dual value has beyond <P, C> + eps sum P log(P / ab) where a marginal is relaxed, [G].
+    """The terms [G] that relaxed marginals add to the dual value <P, C> + eps sum P log(P / ab).
 
-    The KL terms of both marginals, KL(p | q) = sum p log(p / q) - p + q, and of the plan what is 0 at equal masses.
+    They are the KL terms of both marginals, KL(p | q) = sum p log(p / q) - p + q, and eps times the difference of the
+    masses of a b^T and P.
     """
     rows, columns, a, b = (t.double() for t in (rows, columns, a, b))  # differences of nearly equal numbers
     extra = options.eps * (a.sum(-1) * b.sum(-1) - rows.sum(-1))
@@ -186,7 +187,7 @@ def relaxation(rows: Tensor, columns: Tensor, a: Tensor, b: Tensor, options: Sol
 
 
 def mass_grad(potential: Tensor, other: Tensor, reach: float | None, options: SolveOptions) -> Tensor:
-    """Gradient of the dual value at the masses with this potential; `other` [G, m]: masses of the other marginal."""
+    """The dual value's gradient in the masses that have `potential`. `other` [G, m]: the other masses."""
     if not options.relaxed:
         return potential
     received = 1.0 if reach is None else torch.exp(-potential / reach)  # row sum over mass, at convergence
@@ -195,15 +196,15 @@ def mass_grad(potential: Tensor, other: Tensor, reach: float | None, options: So
 
 
 def ot_plan(x: Tensor, y: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor, cost: str) -> Tensor:
-    """P [G, n, m] of potentials found by any backend, in the potentials' dtype."""
+    """P [G, n, m] from the potentials of any backend, in their dtype."""
     return plan(cost_matrix(x.to(alpha.dtype), y.to(alpha.dtype), cost), alpha, beta, scale)
 
 
 def cost_matrix(x: Tensor, y: Tensor, cost: str) -> Tensor:
     """C [G, n, m] of x [G, n, d] and y [G, m, d].
 
-    Squared distances come from differences, not from |x|^2 + |y|^2 - 2<x, y>: that form cancels, and divided by a
-    small eps its error (and its sign) would be all that is left of the distance of two near points.
+    Squared distances come from differences, not from |x|^2 + |y|^2 - 2<x, y>. That form cancels: its error, divided by
+    a small eps, would outweigh the distance of two near points.
     """
     if cost == "cosine":
         return torch.matmul(_unit_rows(x)[0], _unit_rows(y)[0].mT).neg_().add_(1)
@@ -249,17 +250,17 @@ def iterate(
 
 
 def log_ratio(a: Tensor, b: Tensor, pairs: Pairs) -> Tensor:
-    """kappa [G]: log of how much more the reference plan has on a pair than a b^T would have beside the pairs.
+    """kappa [G] of a reference plan R: the logarithm of R / (a b^T) on the pairs, relative to its value elsewhere.
 
-    R = rho * (a b^T on the pairs, over its mass mu) + (1 - rho) a b^T, so kappa = log(1 + rho / ((1 - rho) mu)). 0
-    if no row with mass has a partner with mass: then there is nothing to prefer.
+    R = rho * (a b^T on the pairs, over its mass mu) + (1 - rho) a b^T, so kappa = log(1 + rho / ((1 - rho) mu)). kappa
+    is 0 if no row with mass has a partner with mass.
     """
     mass = (pairs.mask() * (a.unsqueeze(-1) * b.unsqueeze(-2))).sum((-2, -1))
     return torch.where(mass > 0, torch.log1p(pairs.rho / ((1 - pairs.rho) * mass)), 0)
 
 
 def log_reference(a: Tensor, b: Tensor, pairs: Pairs) -> Tensor:
-    """log(R / (a b^T)) [G, n, m] up to the constant log(1 - rho): kappa on the pairs, else 0."""
+    """log(R / (a b^T)) - log(1 - rho), [G, n, m]: kappa on the pairs, else 0."""
     return pairs.mask() * log_ratio(a, b, pairs)[:, None, None]
 
 
@@ -281,8 +282,8 @@ def potentials(
 ) -> tuple[Tensor, Tensor]:
     """f = eps * (alpha - log a) [G, n] and g = eps * (beta - log b) [G, m], sinkhorn only.
 
-    Where a mass is zero the potential is its c-transform extension, f_i = -eps * LSE_j(beta_j - C_ij / eps), finite
-    and at convergence the limit of f_i as the mass goes to zero.
+    Where a mass is zero the potential is its c-transform, f_i = -eps * LSE_j(beta_j - C_ij / eps). It is finite and, at
+    convergence, the limit of f_i as the mass goes to zero.
     """
     eps = options.eps
     f_extended = -damping(options.reach_a, eps) * torch.logsumexp(
@@ -297,17 +298,17 @@ def potentials(
 
 
 def feature_grad(p: Tensor, x: Tensor, y: Tensor, cost: str) -> Tensor:
-    """sum_j P_ij dC_ij / dx_i, [G, n, d], C being the squared distance for every cost but the cosine."""
+    """sum_j P_ij dC_ij / dx_i, [G, n, d]. C is the cosine cost, or the squared distance for every other cost."""
     if cost == "cosine":
         unit, length = _unit_rows(x)
         grad = torch.matmul(p, _unit_rows(y)[0]).neg_()  # at the unit row
         return (grad - (grad * unit).sum(-1, keepdim=True) * unit) / length
-    centre = y.mean(-2, keepdim=True)  # the gradient sees differences only: take the common offset out first
+    centre = y.mean(-2, keepdim=True)  # the gradient depends on differences only, so a common offset is removed first
     return 2 * (p.sum(-1, keepdim=True) * (x - centre) - torch.matmul(p, y - centre))
 
 
 def flag_inputs(x: Tensor, y: Tensor, a: Tensor, b: Tensor, cost: str, relaxed: bool = False) -> Tensor:
-    """bool [G]: problems with a bad value. On the CPU the first one raises ValueError, naming argument and row."""
+    """Problems with a bad value, bool [G]. On the CPU the first one raises a ValueError that names argument and row."""
     bad = torch.zeros(x.shape[0], dtype=torch.bool, device=x.device)
 
     where = functools.partial(_where, x.shape[0] > 1)
@@ -336,7 +337,7 @@ def flag_inputs(x: Tensor, y: Tensor, a: Tensor, b: Tensor, cost: str, relaxed: 
 
 
 def flag_masses(a: Tensor, b: Tensor, relaxed: bool) -> Tensor:
-    """bool [G]: problems whose masses are not >= 0, finite and of sum 1 (`relaxed`: of a positive, finite sum)."""
+    """Problems, bool [G], whose masses are not >= 0, finite and of sum 1 (`relaxed`: of a positive, finite sum)."""
     bad = torch.zeros(a.shape[0], dtype=torch.bool, device=a.device)
     several = a.shape[0] > 1
     expected = "a positive, finite sum" if relaxed else f"sum 1 (to {SUM_TOLERANCE:g})"
@@ -386,7 +387,7 @@ def _row_error(rows: Tensor, a: Tensor) -> Tensor:
 def _unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Rows of x over their length, and the length [..., 1], which is 1 for a zero row.
 
-    The largest entry is divided out first, so that squares neither overflow nor vanish.
+    A row is divided by its largest entry first, so that squares neither overflow nor vanish.
     """
     peak = x.abs().amax(-1, keepdim=True)
     peak = peak.masked_fill(peak == 0, 1)
@@ -397,6 +398,6 @@ def _unit_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def regime(n: int, m: int, dim: int, dtype: torch.dtype = torch.float32, problems: int = 1) -> tuple[str, str]:
-    """(name, why): there is one way only."""
+    """(name, reason) of the only regime."""
     size = problems * n * m * (8 if accumulation_dtype(dtype) == torch.float64 else 4)
     return "resident", f"costs [{problems}, {n}, {m}] of {size:,} bytes and about as much four times over"

@@ -1,8 +1,8 @@
 """Streaming optimal transport on the GPU: `reference.ot_solve` in O((n + m) d) memory, for any n and m.
 
-Four launches an iteration (sweep and combine, for the rows and for the columns), whose kernels and layouts are in
-triton_kernels.py; everything of size n or m alone is plain PyTorch. Nothing waits for the device: an early stop is a
-flag that the kernels read. So a solve can be captured in a CUDA graph, once a first call has compiled its kernels.
+An iteration has four launches (sweep and combine, for the rows and for the columns). Their kernels and layouts are in
+triton_kernels.py. Work on vectors of length n or m is plain PyTorch. Nothing waits for the device: an early stop is a
+flag that the kernels read. So a CUDA graph can capture a solve after a first call has compiled its kernels.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch import Tensor
 from ..precision import matmul_precision
 from .reference import CHECK_EVERY, SolveOptions, SolveResult, _row_error, _unit_rows
 
-SCALE = 2.0**12  # UNIT of the kernels: halves of a split keep clear of fp16's subnormals
-PADDING = 128  # and their PADDING
+SCALE = 2.0**12  # the kernels' UNIT: both numbers of a split stay above fp16's subnormals
+PADDING = 128  # the kernels' PADDING
 COMBINE_BLOCK = 256
 MAX_STRIPS = 128  # combine adds them one after the other
-INTERPRETED_PROCESSORS = 2  # what the interpreter pretends to have, so that tests see several strips
+INTERPRETED_PROCESSORS = 2  # SMs that the interpreter reports, so that tests run several strips
 
 
 class Tile(NamedTuple):
@@ -38,7 +38,7 @@ class Tile(NamedTuple):
 
 
 class Strips(NamedTuple):
-    """How a launch covers its columns."""
+    """The strips of columns in which a launch is cut."""
 
     number: int
     tiles: int  # column tiles in each
@@ -56,7 +56,7 @@ class Side(NamedTuple):
 
 
 def unsupported(dtype: torch.dtype) -> str | None:
-    """Why a solve with inputs of `dtype` is not for these kernels, or None."""
+    """The reason why these kernels do not support inputs of `dtype`, or None."""
     if dtype == torch.float64:
         return "the Triton kernels compute in fp32; float64 input runs on the reference"
     return None
@@ -101,9 +101,9 @@ class _Solve:
         g = a.shape[0]
         self.alpha = torch.empty_like(a)
         self.beta = torch.where(b > 0, 0.0, self.log_mass["columns"])
-        self.ahead = self.beta.clone()  # 2 beta - the beta before: what ipot's row step reads
+        self.ahead = self.beta.clone()  # 2 beta - the previous beta, which ipot's row step reads
         self.scale = a.new_zeros(g)
-        self.active = torch.ones(g, dtype=torch.int32, device=a.device)  # 0: stopped, its potentials stay
+        self.active = torch.ones(g, dtype=torch.int32, device=a.device)  # 0: this problem has stopped
         self.all = torch.ones_like(self.active)
         self.iterations = torch.empty_like(self.active)
         self.tile = sweep_tile(cost, padded_width(d))
@@ -139,7 +139,7 @@ class _Solve:
             grad_y = self._feature_grad("columns", columns, pulled)
         if value == "dual":
             f, g = self._potentials(eps)
-            result = (rows * f).sum(-1) + (self.b * g).sum(-1)  # the column step is last: the columns of P are b
+            result = (rows * f).sum(-1) + (self.b * g).sum(-1)  # the column step ran last, so the columns of P sum to b
             grad_a, grad_b = f if need_a else grad_a, g if need_b else grad_b
         error = _row_error(rows, self.a)
         outcome = (self.alpha, self.beta, self.scale, error, self.iterations)
@@ -220,17 +220,17 @@ class _Solve:
 
 
 def exact_products() -> bool:
-    """Whether products keep fp32's accuracy."""
+    """Whether products have fp32's accuracy."""
     return matmul_precision() == "highest"
 
 
 def padded_width(d: int) -> int:
-    """The D of rows in memory: what one tile of the tensor cores takes, or a multiple of 128."""
+    """The D of rows in memory: the width of one tensor-core tile, or a multiple of 128."""
     return max(16, 1 << (d - 1).bit_length()) if d <= 128 else cdiv(d, 128) * 128
 
 
 def chunk_width(width: int) -> int:
-    """How much of D one product tile takes, the same in every kernel: the bits of a cost depend on it."""
+    """The part of D in one product tile. Every kernel uses the same value, because the bits of a cost depend on it."""
     return width if width <= 128 else 64
 
 
@@ -253,9 +253,9 @@ def finish_tile(cost: str, width: int) -> Tile:
 
 @functools.lru_cache(maxsize=1024)
 def plan_strips(blocks: int, tiles: int, slots: int) -> Strips:
-    """The strips that end first: rounds of programs times the length of one, whose start costs about two tiles.
+    """The fastest strips. The model of time: rounds of programs times (tiles of a strip + 2 for a program's start).
 
-    Cutting makes at most four rounds of programs, so partial results never outgrow a constant times the device.
+    There are at most four rounds of programs, so the memory of partial results is bounded by the device's size.
 
     Args:
         blocks: programs with one strip.
@@ -302,7 +302,7 @@ def _side(features: Tensor, cost: str) -> Side:
 
 
 def _on(device: torch.device) -> AbstractContextManager:
-    """Triton launches on the current device: make it the tensors'."""
+    """Makes the tensors' device current, because Triton launches on the current one."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 

@@ -4,10 +4,10 @@
     combine  the log-sum-exp from the partials in strip order, and the potential that follows
     finish   row sums of P, sum_j P_ij C_ij and sum_j P_ij v_j for a block of rows, from the final potentials
 
-"Rows" is the side that a call asks about and "columns" the other: the column step is the row step with x and y
-swapped. A program owns one block of rows and one strip of columns of one problem; several strips exist only to fill
-the device when there are few rows. Partials are added in strip order, so results do not depend on scheduling. Blocks
-are the fastest index of the grid: programs that run together read the same columns, from L2.
+"Rows" is the side whose results a launch makes and "columns" the other: the column step is the row step with x and y
+swapped. A program owns one block of rows and one strip of columns of one problem. Several strips serve to fill the
+device when there are few rows. Partials are added in strip order, so results do not depend on scheduling. Blocks are
+the fastest index of the grid: programs that run together read the same columns, from L2.
 
 Layouts. Cosine: unit rows times 2^12, split into two fp16 numbers, hi = fp16(v) and lo = fp16(v - hi): [G, n, D] of
 hi, then of lo, side by side in a row of 2 D (hi alone without SPLIT), D zero-padded to a multiple of BLOCK_K. fp16 has
@@ -32,7 +32,7 @@ import triton.language as tl
 
 NEVER = tl.constexpr(float("-inf"))
 PADDING = tl.constexpr(128)  # rows of [G, D, n] are padded to a multiple of this: no tile reaches past them
-UNIT = tl.constexpr(2.0**12)  # what split numbers of magnitude at most 1 are multiplied by
+UNIT = tl.constexpr(2.0**12)  # the factor of split numbers, whose magnitude is at most 1
 
 
 @triton.jit
@@ -112,7 +112,7 @@ def sweep_kernel(
     x,  # rows in the layouts above
     y,  # columns
     h,  # [G, m] potentials of the columns; -inf leaves a column out
-    active,  # int32 [G]: problems with 0 are left alone
+    active,  # int32 [G]: 0 for a problem that has stopped
     top,  # [G, S, n] out: the strip's largest h_j - s C_ij
     total,  # [G, S, n] out: sum_j exp(h_j - s C_ij - top)
     s,
@@ -168,7 +168,7 @@ def sweep_kernel(
             cost = _distance_tile(x, y + tile * BLOCK_N, x_stride, y_stride, D, BLOCK_M, BLOCK_N)
         z = tl.load(h + cols, mask=cols < m, other=NEVER)[None, :] - s * cost
         higher = tl.maximum(largest, tl.max(z, 1))
-        shift = tl.where(higher == NEVER, 0.0, higher)  # every column so far left out: -inf - -inf is NaN
+        shift = tl.where(higher == NEVER, 0.0, higher)  # no column so far: -inf - -inf is NaN
         summed = summed * tl.exp(largest - shift) + tl.sum(tl.exp(z - shift[:, None]), 1)
         largest = higher
     tl.store(top + part * n + rows, largest, mask=rows < n)
@@ -242,7 +242,7 @@ def finish_kernel(
     SPLIT: tl.constexpr,
     ROWS: tl.constexpr,  # which of the two sides the rows are
 ):
-    """P relative to the row's largest entry so far, as the softmax of attention: so its halves lose nothing."""
+    """P is kept relative to the row's largest entry so far, like attention's softmax, for the sake of fp16."""
     blocks = tl.cdiv(n, BLOCK_M)
     CHUNKS: tl.constexpr = D_OUT // BLOCK_OUT if GRADIENT else 1
     chunk = tl.program_id(0) // blocks % CHUNKS
@@ -289,7 +289,7 @@ def finish_kernel(
         else:
             cost = _distance_tile(x, y + tile * BLOCK_N, x_stride, y_stride, D, BLOCK_M, BLOCK_N)
         col_beta = tl.load(beta + cols, mask=cols < m, other=NEVER)
-        if ROWS:  # as the last column step rounded it, which made the columns right
+        if ROWS:  # rounded as in the last column step, which made the column sums
             z = row_alpha[:, None] - s * cost + col_beta[None, :]
         else:
             z = col_beta[None, :] - s * cost + row_alpha[:, None]

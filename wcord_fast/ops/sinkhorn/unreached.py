@@ -11,7 +11,7 @@ from .reference import SolveOptions, SolveResult
 
 
 def report(solved: SolveResult, options: SolveOptions) -> None:
-    """Warns once per line of the caller on the CPU; elsewhere leaves a note on the device, without reading it."""
+    """Warn once per line of the caller on the CPU. Elsewhere mark the device's status, without a wait."""
     error = solved.marginal_error
     if options.tol is None or error.device.type == "meta":
         return
@@ -27,11 +27,12 @@ def report(solved: SolveResult, options: SolveOptions) -> None:
 
 
 def worst(solved: SolveResult, options: SolveOptions) -> Tensor:
-    """The largest marginal error of the problems that have not reached `tol`, a scalar; 0 where all have."""
+    """The largest marginal error of the problems that have not reached `tol`, a scalar. It is 0 if all have."""
     return torch.where(_unreached(solved, options), solved.marginal_error, 0).amax()
 
 
 def _unreached(solved: SolveResult, options: SolveOptions) -> Tensor:
-    """bool like the marginal errors. A problem that was stopped has reached it, whatever rounding its error has."""
+    """Whether each problem missed `tol`, bool like the marginal errors. A problem that stopped early has reached it,
+    whatever its rounded error is."""
     tol = torch.inf if options.tol is None else options.tol
     return (solved.marginal_error > tol) & (solved.iterations >= options.iters)
