@@ -17,7 +17,7 @@ void cpu_alias_table(double* share, int64_t n, uint64_t* threshold, int32_t* ali
     if (share[i] > share[heaviest]) heaviest = static_cast<int32_t>(i);
     if (share[i] < 1.0) stack[static_cast<size_t>(small++)] = static_cast<int32_t>(i);
   }
-  for (int64_t i = 0; i < n; ++i) {  // large columns are used up from the last one on, as small ones are
+  for (int64_t i = 0; i < n; ++i) {  // large columns, like small ones, are used up from the last one on
     if (!(share[i] < 1.0)) stack[static_cast<size_t>(--large)] = static_cast<int32_t>(i);
   }
   while (small > 0 && large < n) {

@@ -1,7 +1,7 @@
 // The dense plan: every bank row is scored for every anchor, 96 rows and up to 64 anchors at a time, and weighted by
-// how often it was drawn. One pass: a tile's scores become its coefficients in cache and go straight into the gradient.
-// The mask is made once, from the forward draws, for all directions. Bytes moved from memory: S * N * D * itemsize for
-// each block of anchors; no tensor of size B x N.
+// the number of times it was drawn. One pass: a tile's scores become its weights in cache and enter the gradient at
+// once. The mask is made once, from the forward draws, for all directions. Bytes moved from memory: S * N * D *
+// itemsize for each block of anchors; no tensor of size B x N.
 #include <atomic>
 #include <memory>
 #include <new>
@@ -98,7 +98,7 @@ class Dense {
     if (no_memory) throw std::bad_alloc();
   }
 
-  // Anchors b .. b + lanes - 1, but none from hi on, against rows [from, to); the mask starts at anchor lo, row `row`.
+  // Scores anchors b .. min(b + lanes, hi) - 1 against rows [from, to). The mask starts at anchor lo and row `row`.
   void score_block(int64_t s, int64_t g, int64_t lo, int64_t b, int64_t hi, int64_t row, int64_t from, int64_t to,
                    void* scratch) {
     const DrawSpec& draws = args_.rows.draws;

@@ -1,9 +1,9 @@
 // Dense plan: a block of anchors against consecutive tiles of the bank. Included once per instruction set.
 //
-// The anchors are the lanes: a group is L = NV vectors, which hold one number of each of its anchors. Then both
-// products, scores and gradient, are the same loop (an element of the bank, broadcast, times L lanes), the bank is read
-// as it lies in memory, and the critic's sums need no reduction over lanes. A tile comes from memory once for all the
-// groups of the block. The scores of one group, [TILE, L], stay in cache.
+// The anchors are the lanes: a group of L anchors has one number of each in NV vectors. So one loop (an element of the
+// bank, broadcast, times L lanes) makes both products, scores and gradient; the bank is read in its layout; and the
+// critic's sums need no reduction over lanes. A tile comes from memory once for all groups of the block. The scores of
+// one group, [TILE, L], stay in cache.
 
 // Where the matrix of a product [rows, depth] lies: rows of the bank (BY_ROW), or its columns (BY_COLUMN).
 enum DenseOrder { BY_ROW, BY_COLUMN };
@@ -52,7 +52,7 @@ void multiply(const Real* m, int64_t step, int64_t rows, int64_t depth, const Re
   if (r < rows) multiply_rows<ORDER, NV, 1>(m + r * next, step, depth, q, c + r * L);
 }
 
-// How often bank row `row` counts for anchors first .. first+W-1 of the block.
+// The weights of bank row `row` for anchors first .. first+W-1 of the block.
 template <class Real>
 WCF_HD Vec<Real> row_weight(const DenseUnit& a, int64_t row, int first) {
   constexpr int W = WIDTH<Real>;
@@ -126,7 +126,7 @@ struct DenseColumn {
     }
   }
 
-  // The largest scores so far; what has been summed becomes relative to them.
+  // Updates the largest scores and makes the sums relative to them.
   WCF_HD Vec<Real> follow_largest(int64_t row, int64_t rows, Vec<Real> scale) const {
     const Vec<Real> before = load_vec<Real>(largest);
     Vec<Real> top = before;
@@ -207,7 +207,7 @@ void dense_unit(const DenseUnit& a) {
   }
 }
 
-// A call takes as many groups as the anchors fill. Few anchors take groups of one vector, more take NV.
+// A call has as many groups as the anchors fill: groups of one vector for few anchors, else groups of NV vectors.
 template <BankTerm TERM, class Real, class Bank>
 DenseKernel dense_kernel(int64_t batch) {
   constexpr int NV = WCF_AVX512 ? 4 : 2, W = WIDTH<Real>, L = NV * W;

@@ -15,8 +15,8 @@ double dot(const A* a, const B* b, int64_t n) {
   return ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
 }
 
-// One (direction, anchor): x and grad [D], row [D] its positive or null if the banks do not hold it, value [2] what the
-// plan left.
+// One (direction, anchor): x and grad [D]; row [D] is the positive, or null if the banks do not hold it; value [2]
+// holds the plan's sums.
 template <class Real, class Bank>
 Real finish_one(const BankCall& a, int64_t unit, int64_t b, const Bank* row) {
   const double weight = a.weight[b], charge = a.charge[b];
@@ -31,7 +31,7 @@ Real finish_one(const BankCall& a, int64_t unit, int64_t b, const Bank* row) {
   }
   if (a.op == BANK_INFONCE || a.op == BANK_SIGMOID) {
     const bool softmax = a.op == BANK_INFONCE;
-    const double each = !softmax ? weight : value[1] != 0.0 ? 1.0 / value[1] : 0.0;  // 0: the part holds no negative
+    const double each = !softmax ? weight : value[1] != 0.0 ? 1.0 / value[1] : 0.0;  // 0: no negative in this part
     value[0] = softmax ? value[0] + std::log(weight * value[1]) : weight * value[0];
     value[1] *= weight;
     for (int64_t d = 0; grad && d < a.dim; ++d) grad[d] *= static_cast<Real>(each);

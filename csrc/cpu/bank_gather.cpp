@@ -14,10 +14,10 @@
 namespace wcf {
 namespace {
 
-constexpr int64_t TILE_BYTES = 256 << 10;   // of one bank: an L2 cache holds so much beside anchors and gradients
+constexpr int64_t TILE_BYTES = 256 << 10;   // of one bank: fits in L2 beside anchors and gradients
 constexpr int64_t MAX_TILE_ROWS = 1 << 16;  // row numbers within a tile are uint16
-constexpr int64_t MIN_DRAWS = 12;           // per anchor and tile: with fewer the visit costs more than its rows
-constexpr int64_t MAX_RUN = 512;            // rows added up in fp32 before they join the rest
+constexpr int64_t MIN_DRAWS = 12;           // per anchor and tile: a visit with fewer costs more than its rows
+constexpr int64_t MAX_RUN = 512;            // rows added up in fp32 before they are added to the total
 constexpr int64_t MAX_PIECE = 1 << 16;
 constexpr int64_t MAX_SLOTS = 4096;
 constexpr int64_t MAX_SORTERS = 8;
@@ -26,7 +26,7 @@ constexpr int64_t BIN_BYTES = 12 << 20;
 constexpr int64_t LINE = 64;
 constexpr int64_t MAX_PREFETCH = 2048;  // per visit: the hardware prefetches longer streams by itself
 
-// Asks for the lines of [from, from + bytes) into L1 (LEVEL 0) or L2 (1); nothing if bytes <= 0.
+// Prefetches the lines of [from, from + bytes) into L1 (LEVEL 0) or L2 (1). Does nothing if bytes <= 0.
 template <int LEVEL>
 void prefetch(const void* from, int64_t bytes) {
   const char* const at = static_cast<const char*>(from);
@@ -144,8 +144,8 @@ class Gather {
     if (no_memory) throw std::bad_alloc();
   }
 
-  // Pieces [lo, hi) against the tiles of segment g of bank s. Meanwhile the data of the next visit and of the next
-  // tile are prefetched, so a tile comes from memory as one stream, not row by row.
+  // Scores pieces [lo, hi) against the tiles of segment g of bank s. The data of the next visit and the next tile are
+  // prefetched meanwhile, so a tile comes from memory as one stream, not row by row.
   void score_range(int64_t s, int64_t g, int64_t lo, int64_t hi, int64_t first, char* run) {
     const char* const bank = static_cast<const char*>(args_.bank[s]);
     const int64_t row_bytes = args_.dim * dtype_bytes(args_.bank_dtype[s]), tile_bytes = plan_.tile_rows * row_bytes;
@@ -171,8 +171,8 @@ class Gather {
     }
   }
 
-  // Cuts a visit of many rows, often the same few, into runs with sums of their own: one long chain of equal additions
-  // would round the same way each time. run [D] Real holds one sum.
+  // Cuts a visit of many rows into runs with sums of their own. The rows are often repeats of a few, and the roundings
+  // of a long chain of equal additions would all have one sign. run [D] Real holds one sum.
   void in_runs(VisitFn kernel, const Visit& whole, char* run) const {
     for (int64_t done = 0; done < whole.count; done += MAX_RUN) {
       Visit part = whole;

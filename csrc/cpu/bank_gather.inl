@@ -1,9 +1,9 @@
 // One visit: the rows of one bank tile that one anchor drew, scored and added to its value and gradient.
 // Included once per instruction set.
 //
-// Rows are taken W (a vector's lanes) at a time: W dot products, one vector of critic terms, W multiply-adds into the
-// gradient while the rows are still in L1. A dimension is walked in blocks of 8, 4, 2, 1 vectors, whose part of the
-// anchor (or of the gradient) stays in registers for all W rows; at D = 128 and 16 lanes that is one block.
+// W rows (a vector's lanes) are scored at a time: W dot products, one vector of critic terms, W multiply-adds into the
+// gradient while the rows are still in L1. The dimensions are cut into blocks of 8, 4, 2 or 1 vectors. The block's part
+// of the anchor (or of the gradient) stays in registers for all W rows. At D = 128 and 16 lanes there is one block.
 
 // f.template operator()<V, TAIL>(d, n): a block of V vectors at dimension d, or the last n < W elements.
 template <class Real, class F>
@@ -57,7 +57,7 @@ struct Dots {
 template <class Real, class Bank>
 struct Combine {
   const Bank* const* row;
-  const Bank* const* next;  // the rows after these, to be fetched meanwhile
+  const Bank* const* next;  // the rows after these, to be prefetched
   int count;
   const Real* weight;
   Real* grad;
@@ -116,7 +116,7 @@ void visit(const Visit& a) {
       const Vec<Real> score = sum_each<Real>(part);
       if (TERM == TERM_EXP) {
         const Vec<Real> scaled = counted ? score * scale : none + static_cast<Real>(LOWEST_SCORE);
-        if (any_lane<Real>(scaled > largest)) {  // seldom: what has been summed is now relative to a larger score
+        if (any_lane<Real>(scaled > largest)) {  // seldom: the sums become relative to a larger score
           const Real top = most_of<Real>(scaled);
           const Real kept = exp_nonpositive(splat(largest - top))[0];
           exp_sum *= kept;

@@ -1,15 +1,15 @@
-// What the inner loops of the bank ops are told; they are compiled for each instruction set (simd_kernels.h).
+// The arguments of the bank ops' inner loops, which are compiled for each instruction set (simd_kernels.h).
 #pragma once
 #include "../common/bank_score.h"
 #include "../common/dtype.h"
 
 namespace wcf {
 
-// What a score adds to the sums of an anchor, value [2] and grad [D] (null: not wanted).
+// The terms that a score adds to an anchor's sums, value [2] and grad [D] (null: not needed).
 enum BankTerm : int {
   TERM_SOFTPLUS,  // value = sums of softplus(u) and sigmoid(u); grad = sum of sigmoid(u) * row
   TERM_ROW,       // grad = sum of rows
-  TERM_EXP,       // value = largest v and sum of exp(v - largest), v = score * scale; grad = sum of exp(v - largest) * row
+  TERM_EXP,  // value = largest v and sum of exp(v - largest), v = score * scale; grad = sum of exp(v - largest) * row
 };
 inline BankTerm term_of(int op) {
   return op == BANK_MEAN_SCORE ? TERM_ROW : op == BANK_INFONCE ? TERM_EXP : TERM_SOFTPLUS;
@@ -31,9 +31,9 @@ struct Visit {
 
 // Dense plan. A block of `count` anchors, at most as many as the kernel has lanes, against bank rows [row, row_end).
 //
-// How often a row counts for an anchor: bit anchor % 32 of mask[group, row] (BITS); the number mask[group, row,
-// anchor % 32] (COUNTS); once, where the row's id is not the anchor's own (IDS). group = anchor / 32, with `group_step`
-// rows from group to group, the first of them bank row `mask_row`.
+// The weight of a row for an anchor: bit anchor % 32 of mask[group, row] (BITS); the number mask[group, row, anchor %
+// 32] (COUNTS); 1 where the row's id is not the anchor's own (IDS). group = anchor / 32. Groups are `group_step` rows
+// apart, and the first row of each is bank row `mask_row`.
 constexpr int64_t DENSE_TILE = 96;  // bank rows between the two products
 constexpr int DENSE_LANES = 64;     // anchors of a block, at most
 enum DenseWeight : int32_t { DENSE_BITS, DENSE_COUNTS, DENSE_IDS };
@@ -59,7 +59,7 @@ constexpr int64_t dense_scratch(int64_t dim, int64_t lanes) {
   return 2 * dim * lanes + DENSE_TILE * lanes + DENSE_TILE * dim;
 }
 
-// value [2] and grad [D] of TERM_EXP take in another such pair of sums; grad may be null.
+// Adds another pair of sums to value [2] and grad [D] of TERM_EXP. grad may be null.
 template <class Real>
 void join_exp_sums(double* value, Real* grad, const double* other, const Real* other_grad, int64_t dim,
                    int64_t step = 1) {

@@ -12,10 +12,10 @@ inline int64_t real_bytes(const BankScore& a) { return a.wide ? 8 : 4; }
 inline double scale_of(const BankScore& a) { return 1.0 / a.temperature; }                 // 1 / tau
 inline double* partial_of(const BankScore& a) { return static_cast<double*>(a.partial); }  // [S, B, 2], see Visit
 
-// A call, and what follows from its record for each anchor.
+// A call: its record, and the numbers that follow from it for each anchor.
 struct BankCall : BankScore {
-  const double* charge;  // [B] K_b, the negatives that an anchor is charged for
-  const double* weight;  // [B] what each scored row counts: 1, or K / P_b for the expectation of K draws
+  const double* charge;  // [B] K_b, the charge
+  const double* weight;  // [B] weight of each scored row: 1, or K / P_b for the expectation of K draws
   const double* offset;  // [S, B] u = score / tau - offset (TERM_SOFTPLUS), or null
 };
 
@@ -52,15 +52,16 @@ struct DensePlan {
 int64_t bank_gather(const BankCall& args);
 int64_t bank_dense(const BankCall& args);
 
-// Makes the op's results, in `value` [S, B] Real and `grad`, of the sums that a plan has left in `partial` and `grad`:
-// adds the positive's term and the constants, applies the scales. Where the banks are a part of the N rows, positive
-// and constants belong to the part that holds the positive: losses, mean scores and gradients of all parts add up to
-// the whole's. For infonce and sigmoid, whose positive the caller adds, `partial` becomes the result: {log-sum-exp, -}, or
-// the two sums, of the negatives; `grad` their softmax mean, or the sum of sigmoid(u) * row.
+// Makes the op's results, `value` [S, B] Real and `grad`, from the plan's sums in `partial` and `grad`: adds the
+// positive's term and the constants, and applies the scales. Where the banks are a part of the N rows, positive and
+// constants belong to the part that holds the positive, so losses, mean scores and gradients of all parts add up to
+// those of the whole. For infonce and sigmoid the caller adds the positive, and the results are sums over the
+// negatives: `partial` becomes {log-sum-exp, -} or the two sums, `grad` the softmax mean or the sum of sigmoid(u) *
+// row.
 void bank_finish(const BankCall& args);
 
-// An update in two steps: the norms [B] of all new rows, which tell of everything that cannot be written, then the
-// writes. The first returns what cpu_bank_update does.
+// An update in two steps: the norms [B] of all new rows, which show every row that cannot be written, then the writes.
+// The first step has the return value of cpu_bank_update.
 int64_t update_norms(const BankUpdate& args, std::vector<double>* norms);
 void write_update(const BankUpdate& args, const std::vector<double>& norms);
 

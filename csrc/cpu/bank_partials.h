@@ -1,5 +1,5 @@
-// Values and gradients of one call, in as many parts as there are segments: threads add to parts of their own, and the
-// parts are added in order, so that results do not depend on which thread did what.
+// Values and gradients of one call, one partial sum per segment. Threads add to partial sums of their own, which are
+// joined in order, so results do not depend on the assignment of work to threads.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -8,12 +8,12 @@
 
 namespace wcf {
 
-constexpr int64_t MIN_UNITS = 32;  // of work to share out between threads, where the anchors are few
+constexpr int64_t MIN_UNITS = 32;  // of work to divide between threads where the anchors are few
 constexpr int64_t SEGMENT_BYTES = 1 << 20;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The sums of one anchor, value [2] and grad [D] Real (or null), take in others of the same term.
+// Adds other sums of this term to one anchor's sums, value [2] and grad [D] Real (or null).
 template <class Real>
 void join_sums_of(const BankScore& args, double* value, void* grad, const double* other, const void* other_grad) {
   Real* const to = static_cast<Real*>(grad);
@@ -36,7 +36,7 @@ inline void join_sums(const BankScore& args, double* value, void* grad, const do
 
 class Partials {
  public:
-  // With one segment the parts are partial_of(args) and args.grad themselves.
+  // With one segment the partial sums are partial_of(args) and args.grad themselves.
   Partials(const BankScore& args, int64_t segments) : args_(args), segments_(segments) {
     const int64_t numbers = segments * units();
     value_ = partial_of(args);
@@ -54,7 +54,7 @@ class Partials {
     if (grad_) std::fill_n(grad_, numbers * grad_bytes(), char{0});
   }
 
-  // How many segments to cut `pieces` of work into, and what they take: a function of the shapes alone.
+  // The number of segments for `pieces` of work, and their bytes: a function of the shapes alone.
   static int64_t segments(const BankScore& args, int64_t units_of_work, int64_t pieces) {
     const int64_t most = std::max<int64_t>(1, SEGMENT_BYTES / bytes(args, 1));
     return std::min({ceil_div(MIN_UNITS, units_of_work), pieces, most});

@@ -1,4 +1,4 @@
-// The bank ops' entry on the CPU: what can be wrong with a call is found before any work, then a plan runs.
+// The bank ops' entry on the CPU. It checks all values of a call before any work, then a plan runs.
 #include <algorithm>
 #include <cmath>
 #include <stdexcept>
@@ -34,8 +34,7 @@ bool readable(const BankScore& a, int64_t b) {
     if (!good) return false;
   }
   for (int64_t s = 0; s < a.directions; ++s) {
-    const char* const x =
-        static_cast<const char*>(a.anchors) + (s * draws.num_anchors + b) * a.dim * real_bytes(a);
+    const char* const x = static_cast<const char*>(a.anchors) + (s * draws.num_anchors + b) * a.dim * real_bytes(a);
     if (!(a.wide ? finite<double>(x, a.dim) : finite<float>(x, a.dim))) return false;
   }
   return true;

@@ -1,4 +1,4 @@
-// What one vector of scores adds to a sum and a gradient. Included once per instruction set.
+// The terms that one vector of scores adds to a sum and a gradient. Included once per instruction set.
 
 // exp(y) for y <= 0, 0 below -87; NaN stays NaN. Cephes' reduction and polynomial (Moshier), 1-2 ulp.
 WCF_HD Vec<float> exp_nonpositive(Vec<float> y) {
@@ -52,8 +52,8 @@ WCF_HD Vec<double> log1p_nonnegative(Vec<double> q) {
   return q;
 }
 
-// Sums over softplus(u) = max(u, 0) + log(1 + x), x = exp(-|u|). Per lane, prod (1 + x) - 1 is kept, so that a log is
-// taken once per MAX_FACTORS terms and nothing is lost where every x is far below 1.
+// Sums over softplus(u) = max(u, 0) + log(1 + x), x = exp(-|u|). Each lane keeps prod (1 + x) - 1, so one log serves
+// MAX_FACTORS terms, and no precision is lost where every x is far below 1.
 template <class Real>
 struct SoftplusSum {
   static constexpr int MAX_FACTORS = 32;  // 2^32 at most

@@ -41,7 +41,7 @@ struct Mix {
 
   Real operator()(int64_t d) const { return keep * load(bank[d]) + take * static_cast<Real>(load(row[d])); }
 
-  // Its norm. Squares are summed in fp64, which neither overflows nor rounds noticeably for fp32 rows.
+  // The norm of such a row. Squares are summed in fp64, which neither overflows nor rounds noticeably for fp32 rows.
   Real norm(int64_t dim) const {
     double part[LANES] = {};
     for (int64_t d = 0; d < dim; ++d) {

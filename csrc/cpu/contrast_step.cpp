@@ -19,7 +19,7 @@ double dot(const A* a, const B* b, int64_t n) {
   return ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
 }
 
-// Rows are few and short next to the scores: threads are worth their start from here on.
+// Whether several threads repay their start: the rows are few and short compared with the scores.
 bool many(const ContrastStep& a) {
   const BankScore& score = a.score;
   return threads_of(score.place) > 1 && score.directions * score.rows.draws.num_anchors * score.dim > 1 << 16;
@@ -70,8 +70,8 @@ void through_the_norm(const ContrastStep& a) {
       const double own = each * static_cast<double>(grad[d]);
       grad[d] = static_cast<Real>(local ? own + static_cast<double>(local[d]) : own);
     }
-    // Below least_length the divisor is a constant, and the gradient is divided by it; else what points along the
-    // anchor changes its length only.
+    // Below least_length the divisor is a constant, and the gradient is divided by it. Above it, the gradient's
+    // component along the anchor is removed: it changes the length only.
     const double length = a.length[unit];
     const double along = length >= a.least_length ? dot(grad, anchor, dim) : 0.0;
     const double divisor = std::max(length, a.least_length);

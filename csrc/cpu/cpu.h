@@ -1,5 +1,5 @@
-// Entry points of the CPU code. What a record holds has been checked in Python; common/ says what each record is.
-// A dtype code that is not one is std::invalid_argument.
+// Entry points of the CPU code. Python has checked the fields of a record; common/ documents each record. An unknown
+// dtype code throws std::invalid_argument.
 #pragma once
 #include "../common/bank_score.h"
 #include "../common/bank_update.h"
@@ -18,52 +18,52 @@ int64_t cpu_draw(const Draw& args);
 // is not finite, nothing valid to draw from. Then `value` and `grad` are not defined.
 int64_t cpu_bank_score(const BankScore& args);
 
-// What the call would allocate beside its results, in bytes. No address of the record is read.
+// The bytes that the call would allocate beside its results. No address of the record is read.
 int64_t cpu_bank_score_bytes(const BankScore& args);
 
-// Returns the first anchor whose index is out of range or whose new row's norm is not finite: then nothing is written.
-// Or -1.
+// Returns the first anchor whose index is out of range or whose new row's norm is not finite, or -1. Nothing is written
+// unless it returns -1.
 int64_t cpu_bank_update(const BankUpdate& args);
 
 void cpu_bank_init(const BankInit& args);
 
-// The parts of a step, in this order; contrast_step.h says what each does. The first and the last return the first
-// image that stands against it, or -1: then the results are not defined, and nothing of the module has been written.
+// The parts of a step, in this order; contrast_step.h documents each. The first and the last return the first image
+// with a bad value, or -1. Unless it is -1, the results are not defined, and no state of the module has been written.
 int64_t cpu_contrast_score(const ContrastStep& args);
 void cpu_contrast_gradient(const ContrastStep& args);
 int64_t cpu_contrast_finish(const ContrastStep& args);
 
-// False: a value is not finite, or a score may not be, and nothing in the results means anything.
+// False: a value is not finite, or a score may not be. The results are then not defined.
 bool cpu_contrast_values(const ContrastValues& args);
 
-// Of tensors that cpu_contrast_values has seen.
+// Gradients for tensors that cpu_contrast_values has accepted.
 void cpu_contrast_gradients(const ContrastGradients& args);
 
-// Returns sigma; `gradient` needs it, and the u and v that it belongs to.
+// Returns sigma. `gradient` needs it with the u and v that gave it.
 double cpu_spectral_iterate(const Spectral& args);
 void cpu_spectral_gradient(const Spectral& args);
 
-// Solves every problem. False: some value is not acceptable (NaN, inf, a negative mass, masses that do not sum to 1, a
-// zero row with mass under the cosine cost), nothing in the results means anything, and the caller has to say which.
+// Solves every problem. False: a value is not acceptable (NaN, inf, a negative mass, masses that do not sum to 1, a
+// zero row with mass under the cosine cost). The results are then not defined, and the caller looks for the value.
 bool cpu_ot_solve(const OtSolve& args);
 
 // Writes regime (resident: the n x m matrix is stored, one per thread that solves a problem of its own; streaming:
 // strips of rows are recomputed when they are needed), per_thread and scratch_bytes.
 void cpu_ot_plan(OtPlan& args);
 
-// out = exp(alpha_i + beta_j - scale C_ij), from the very C that cpu_ot_solve sees. alpha and beta may be -inf.
+// out = exp(alpha_i + beta_j - scale C_ij), with C rounded as in cpu_ot_solve. alpha and beta may be -inf.
 void cpu_ot_plan_matrix(const OtPlanMatrix& args);
 
 // Solves the problems whose scalings fp64 can hold (out_solved). False: a value is not acceptable (a cost or mass that
-// is negative or not finite, a wrong sum), and nothing in the results means anything.
+// is negative or not finite, a wrong sum). The results are then not defined.
 bool cpu_ot_matrix(const OtMatrix& args);
 
 void cpu_ot_matrix_gradient(const OtMatrixGradient& args);
 
 void cpu_ot_project(const OtProject& args);
 
-// Vose's alias method. share [n]: weight * n / sum of weights, destroyed. threshold [n]: the fraction of 2^64 below
-// which a draw keeps its column; alias [n]: the row that it takes otherwise. Equals ops/sampling/alias.py to the bit.
+// Vose's alias method. share [n]: weight * n / sum of weights, overwritten. threshold [n]: a draw below this fraction
+// of 2^64 keeps its column; alias [n]: the row of the other draws. Equals ops/sampling/alias.py to the bit.
 void cpu_alias_table(double* share, int64_t n, uint64_t* threshold, int32_t* alias);
 
 // position [n] int64 of rows [n] int64 in the pool of anchor b (-1: excluded). False: the anchor is not valid.

@@ -1,5 +1,5 @@
 // Blocks of one anchor's draws. Included once per instruction set.
-// The plain loops are written for the compiler to vectorise; the two that it cannot have an AVX2 form.
+// The compiler vectorises the plain loops. The two loops that it cannot vectorise have an AVX2 form.
 
 // x [n] through all the rounds once, no walking.
 template <int ROUNDS>
@@ -22,12 +22,12 @@ inline void rounds_once(const Permutation& p, uint32_t* x, int n) {
   }
 }
 
-// Lists what lies outside [0, size): value[j] = x[i] and place[j] = at[i] (or i if `at` is null) for those i, in order.
-// value may be x and place may be at; both need room for n rounded up to 8. Returns how many.
+// Lists the values outside [0, size): value[j] = x[i] and place[j] = at[i] (or i if `at` is null) for those i, in
+// order. value may be x and place may be at; both need room for n rounded up to 8. Returns their number.
 inline int list_outside(const uint32_t* x, const uint32_t* at, int n, uint32_t size, uint32_t* value, uint32_t* place) {
   int left = 0, i = 0;
 #if WCF_AVX2
-  // Values are below 2^31: a signed compare will do.
+  // A signed compare suffices, because values are below 2^31.
   const __m256i last = _mm256_set1_epi32(static_cast<int>(size - 1));
   __m256i number = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   for (; i + 8 <= n; i += 8) {
@@ -51,7 +51,7 @@ inline int list_outside(const uint32_t* x, const uint32_t* at, int n, uint32_t s
   return left;
 }
 
-// x [n] <- pi(x). What lands outside [0, P) is gathered into a dense list and walked on together.
+// x [n] <- pi(x). Values outside [0, P) are gathered into a dense list, and the list is walked on together.
 template <int ROUNDS>
 inline void permute_block(const Permutation& p, uint32_t* x, int n) {
   uint32_t value[DRAW_BLOCK], place[DRAW_BLOCK];
@@ -68,7 +68,7 @@ inline void permute_block(const Permutation& p, uint32_t* x, int n) {
 inline void replacement_words(const Stream& s, int64_t k0, int n, uint32_t* high, uint32_t* low) {
   const uint32_t first = static_cast<uint32_t>(k0 >> 1);
 #if WCF_AVX2
-  // Four counters at a time, each 32-bit word in the low half of a 64-bit lane; what is in the high half never matters.
+  // Four counters at a time, each 32-bit word in the low half of a 64-bit lane. The high half is ignored.
   const __m256i m0 = _mm256_set1_epi64x(PHILOX_MUL_0), m1 = _mm256_set1_epi64x(PHILOX_MUL_1);
   for (int i = 0; i < n; i += 8) {
     const uint32_t at = first + static_cast<uint32_t>(i) / 2;

@@ -1,4 +1,4 @@
-// The draws of a batch, in order, and what the tests need to look inside them.
+// The draws of a batch, in order, and two functions for tests.
 #include <algorithm>
 #include <atomic>
 

@@ -1,4 +1,4 @@
-// The scored rows of one anchor, block by block, whatever they come from.
+// The scored rows of one anchor, block by block, for every source of negatives.
 #pragma once
 #include "../common/negatives.h"
 #include "simd_kernels.h"

@@ -1,10 +1,10 @@
 // Blocked matrix products for the cost and the gradient: OUT = base + sign * sum_k A_ik B_kj, or with (A_ik - B_kj)^2
 // in place of the product. Included once per instruction set.
 //
-// B is packed once into panels of TILE_COLUMNS columns, k running slowest inside a panel, KBLOCK steps of k at a time:
-// one panel (16 KB) stays in L1 while the rows of A go by. A is packed per block of ABLOCK rows into panels of
-// TILE_ROWS (at most 96 KB, in L2), unless so few columns follow that this would take longer than it saves. The order
-// of additions depends on the shapes only.
+// B is packed once into panels of TILE_COLUMNS columns, with k the slowest index inside a panel, KBLOCK steps of k at a
+// time: one panel (16 KB) stays in L1 while the rows of A stream past it. A is packed per block of ABLOCK rows into
+// panels of TILE_ROWS (at most 96 KB, in L2), unless there are too few columns to repay it. The order of additions
+// depends on the shapes only.
 
 constexpr int TILE_ROWS = WCF_AVX512 ? 8 : 6;  // 8 x 2 accumulators of 32 registers, 6 x 2 of 16
 template <class T>
@@ -14,8 +14,8 @@ constexpr int64_t FEW_COLUMNS = 256;
 
 WCF_HD int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
-// Panels first .. last-1 of the packed B [k, width]; element (p, j) is b[p * step + j * stride] - centre[j] (a null
-// centre is 0; a centre goes with stride 1); columns valid .. width-1 repeat the last, so that padding holds ordinary
+// Panels first .. last-1 of the packed B [k, width]. Element (p, j) is b[p * step + j * stride] - centre[j]; a null
+// centre is 0, and with a centre the stride is 1. Columns valid .. width-1 repeat the last one, so padding holds finite
 // numbers.
 template <class T>
 void pack_b(const T* b, int64_t step, int64_t stride, const T* centre, int64_t valid, int64_t width, int64_t k,
@@ -85,7 +85,7 @@ struct PackedRows {
   WCF_HD T operator()(int i, int64_t k) const { return panel[k * TILE_ROWS + i]; }
 };
 
-// The same where they lie, one after the other; rows past the end repeat the last.
+// The rows of A in the caller's memory, one after the other; rows past the end repeat the last.
 template <class T>
 struct PlainRows {
   const T* row[TILE_ROWS];
@@ -95,7 +95,7 @@ struct PlainRows {
   WCF_HD T operator()(int i, int64_t k) const { return row[i][k]; }
 };
 
-// One tile: a(i, k) is an element of A, b is [depth, TILE_COLUMNS]. `add`: on top of what `out` holds.
+// One tile: a(i, k) is an element of A, b is [depth, TILE_COLUMNS]. `add`: adds to `out`.
 template <class T, class Rows>
 WCF_HD void tile(const Rows& a, const T* b, int64_t depth, bool square, bool add, T base, T sign, T* out, int64_t ldo,
                  int64_t rows, int64_t columns) {

@@ -37,7 +37,7 @@
 
 namespace wcf {
 
-enum class Simd { portable, avx2, avx512 };  // each holds the ones before it
+enum class Simd { portable, avx2, avx512 };  // each includes the ones before it
 
 // The set in use: the best this CPU has, unless set_simd chose another.
 Simd simd();

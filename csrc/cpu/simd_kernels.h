@@ -1,5 +1,5 @@
-// The hot loops of the CPU code for the instruction set in use: the one place where AVX-512, AVX2 and portable code
-// part.
+// The hot loops of the CPU code for the instruction set in use: the only choice between AVX-512, AVX2 and portable
+// code.
 #pragma once
 #include <cstdint>
 #include <type_traits>

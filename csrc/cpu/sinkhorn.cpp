@@ -17,8 +17,8 @@ namespace wcf {
 namespace {
 
 constexpr int64_t SMALL = 1 << 18;  // cells up to which a problem of a batch is left to one thread
-// Cells of each thread's share of a problem at least. With fewer, sweeps are no longer than the barriers between them,
-// and where other programs run a barrier may last a time slice.
+// The least number of a problem's cells per thread. With fewer, a sweep takes no longer than a barrier, and a barrier
+// may last a time slice where other programs run.
 constexpr int64_t LEAST_CELLS = 1 << 16;
 constexpr size_t HUGE_PAGE = 2 << 20;
 

@@ -1,4 +1,4 @@
-// The column step, and what is done once per row of features. Included once per instruction set.
+// The column step, and the work that is done once per row of features. Included once per instruction set.
 
 // total [first, last) = the partial sums of all chunks, parts [chunks, ld], in order. Padding gets 1.
 template <class T>
@@ -11,7 +11,7 @@ WCF_HD void total_of(const T* parts, int64_t chunks, int64_t ld, int64_t m, int6
   for (int64_t j = first > m ? first : m; j < last; ++j) total[j] = 1;
 }
 
-// Stored kernel, columns [first, last): c = what they receive, q = b / c. False: a c_j left the safe range.
+// Stored kernel, columns [first, last): c = the column sums, q = b / c. False: a c_j left the safe range.
 template <class T>
 bool scale_columns(const T* parts, int64_t chunks, int64_t ld, int64_t m, int64_t first, int64_t last, const T* b, T* c,
                    T* q) {
@@ -26,7 +26,7 @@ bool scale_columns(const T* parts, int64_t chunks, int64_t ld, int64_t m, int64_
   return least_of<T>(least) >= Range<T>::row_least && most_of<T>(most) <= Range<T>::row_most;
 }
 
-// Stored cost: c as above. False: a c_j left the safe range, and the column step has to be done by maxima.
+// Stored cost: c as above. False: a c_j left the safe range, and the column step needs maxima.
 template <class T>
 bool exp_columns(const T* parts, int64_t chunks, int64_t ld, int64_t m, int64_t first, int64_t last, T* c) {
   total_of(parts, chunks, ld, m, first, last, c);

@@ -1,7 +1,7 @@
-// What makes costs: here from the features of two sides, by a product in blocks.
+// Makes costs from the features of two sides, by a product in blocks.
 //
-// The solver asks for strips of C, or of C transposed, and for single rows; nothing but this file and the gradient
-// (sinkhorn_gradient.h) knows that there are features. A matrix that is given would be one more struct like this one.
+// The solver reads strips of C, or of C transposed, and single rows. Only this file and the gradient
+// (sinkhorn_gradient.h) use features. A given matrix would be one more struct like this one.
 #pragma once
 #include "sinkhorn_side.h"
 
@@ -28,7 +28,7 @@ struct Cost {
     return fine;
   }
 
-  // Makes `side` the columns of what follows: C for y, C transposed for x.
+  // Makes `side` the columns of the following strips: of C for y, of C transposed for x.
   void pack(const Team& team, const Side<T>& side) const {
     const int64_t panels = side.ld / kernel.tile_columns;
     team.each(panels, [&](int64_t p) {
@@ -41,7 +41,7 @@ struct Cost {
     of_features(side.features + first * dim, count, ld, apart, out, scratch);
   }
 
-  // The same for row i of the caller's tensor, with or without mass; `features` [D] is overwritten.
+  // `rows` for row i of the caller's tensor, with or without mass. `features` [D] is overwritten.
   void single_row(const Side<T>& side, int64_t i, int64_t ld, T* features, T* out, T* scratch) const {
     const T* const from = side.raw + i * dim;
     T length = 0;

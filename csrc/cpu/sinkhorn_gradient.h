@@ -1,4 +1,4 @@
-// What makes the gradient: sum_j P_ij dC_ij / dx_i, from strips of P, for the cost of sinkhorn_cost.h.
+// Makes the gradient sum_j P_ij dC_ij / dx_i from strips of P, for the cost of sinkhorn_cost.h.
 #pragma once
 #include "sinkhorn_problem.h"
 
@@ -11,7 +11,7 @@ struct Gradient {
   T *x, *y;      // [n, D] and [m, D] of this problem, or null
   double scale;  // s of the last iteration, once it is known
 
-  // Before P is made: the columns' features, which every strip of P is multiplied with.
+  // Packs the columns' features, the second factor of every strip of P. Comes before P.
   void start() {
     if ((x || y) && !p.cosine) find_centre();
     if (x) pack_features(p.y, packed_y());
@@ -29,9 +29,9 @@ struct Gradient {
 
  private:
   const T* centre() const { return p.cosine ? nullptr : p.centre; }
-  T* packed_y() const { return p.resident ? p.cost.packed : p.packed_y; }  // a resident solve needs its cost no more
+  T* packed_y() const { return p.resident ? p.cost.packed : p.packed_y; }  // a resident solve is done with its cost
 
-  // The mean of y: the gradient of squared distances sees differences only, so a common offset is taken out first.
+  // The mean of y. The gradient of squared distances depends on differences only, so a common offset is removed first.
   void find_centre() {
     team.each((p.dim + CHUNK_ROWS - 1) / CHUNK_ROWS, [&](int64_t block) {
       const int64_t first = block * CHUNK_ROWS, last = std::min(first + CHUNK_ROWS, p.dim);
@@ -43,7 +43,7 @@ struct Gradient {
     });
   }
 
-  // `side` as the second factor of P times its features, into `to`.
+  // Packs the features of `side`, as the second factor of a product with P, into `to`.
   void pack_features(const Side<T>& side, T* to) const {
     const int64_t panels = (p.dim + p.kernel.tile_columns - 1) / p.kernel.tile_columns;
     team.each(panels, [&](int64_t panel) {

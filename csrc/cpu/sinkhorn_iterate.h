@@ -1,15 +1,15 @@
-// What iterates: which pass runs when, on a stored kernel or on the cost.
+// Iterates: the order of the passes, on a stored kernel or on the cost.
 #pragma once
 #include "sinkhorn_problem.h"
 
 namespace wcf {
 
-// Where a solve stands. Every thread of a team holds its own copy and takes the same decisions.
+// The state of a solve. Every thread of a team has its own copy, and all copies are equal.
 struct State {
   bool stored = false;  // the matrix holds a kernel K = exp(f + g - s C), scaled by 1 / r and q; else the cost
   bool may_store = true;
-  bool peak = true;  // the shifts f are not to be trusted: shift every row by its maximum
-  int flip = 0;      // which of c and q is current
+  bool peak = true;  // the shifts f are unreliable: shift every row by its maximum
+  int flip = 0;      // index of the current c and q
   int64_t iterations = 0;
   double scale = 0;  // s of the last iteration
 };
@@ -22,7 +22,7 @@ struct Iteration {
 
   T scale() const { return static_cast<T>(state.scale); }
 
-  // Every strip of the cost at the current scale (or of what has become of it), then a barrier.
+  // Calls work for every strip of the matrix (cost, kernel or plan) at the current scale, then meets a barrier.
   template <class F>
   void each_strip(F work, bool backwards = false) {
     p.each_strip(team, work, backwards, p.pairs.kappa > 0 ? p.bonus(state.scale) : T(0));
@@ -63,7 +63,7 @@ struct Iteration {
     });
     team.each(1, [&](int64_t) { std::fill(p.alpha + p.x.groups, p.alpha + p.x.ld, Range<T>::nowhere); });
     if (!p.resident) return;
-    // Each chunk becomes a kernel while it is in the cache, if the first one's spread says that all will.
+    // Turns each chunk into a kernel while it is in the cache, if the first chunk's spread allows a kernel.
     const T s = static_cast<T>(1 / p.call.eps);
     const double most = Range<T>::spread / static_cast<double>(s);
     const auto first_cost = [&](int64_t chunk, T* strip, int64_t i, int64_t rows) {
@@ -87,7 +87,7 @@ struct Iteration {
     p.each_strip(team, [&](int64_t, T* strip, int64_t i, int64_t rows) { fill(strip, i, rows); });
   }
 
-  // The cost becomes the kernel of f and g.
+  // Turns the cost into the kernel of f and g.
   void store(T s) {
     p.each_strip(team, [&](int64_t, T* strip, int64_t i, int64_t rows) {
       p.kernel.absorb(strip, p.stride, p.y.ld, rows, s, p.f + i, p.g);
@@ -120,7 +120,7 @@ struct Iteration {
     return fine;
   }
 
-  // Back from a kernel that has become unsafe to the cost and the potentials of the last whole iteration.
+  // Returns from an unsafe kernel to the cost and to the potentials of the last whole iteration.
   void recover() {
     potentials_of_columns();
     fill_cost();
@@ -143,7 +143,7 @@ struct Iteration {
     const auto sweep = [&](int64_t chunk, T* strip, int64_t i, int64_t rows) {
       if (i == chunk * p.chunk_rows) clear_parts(chunk);
       if (ipot && p.resident && p.pairs.kappa > 0) p.pairs.reset(strip, p.stride, i, rows, p.bonus(state.scale));
-      // ipot's potentials grow by about as much from one step to the next: a shift that follows keeps exponents small.
+      // Each step changes ipot's potentials by about the same amount. A shift by that amount keeps exponents small.
       for (int64_t k = i; k < i + rows; ++k) {
         const T now = p.f[k];
         if (ipot && !state.peak && state.iterations > 1) p.f[k] += now - p.f_old[k];
@@ -165,7 +165,7 @@ struct Iteration {
       p.changes[block] = p.kernel.step_columns(p.bx, c, p.y.log_weight, p.y.count, first, last, ipot, p.beta, p.bx);
     });
     if (ipot || !p.resident || !state.may_store) return;
-    // Both half steps are non-expansive in the maximum norm, so the potentials cannot move further than this.
+    // An upper bound of the potentials' change: both half steps are non-expansive in the maximum norm.
     T change = 0;
     for (int64_t k = 0; k < p.blocks; ++k) change = std::max(change, p.changes[k]);
     if (static_cast<double>(change) * static_cast<double>(left) > Range<T>::drift || left < 2) return;

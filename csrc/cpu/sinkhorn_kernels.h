@@ -20,7 +20,7 @@ struct SharedStep {
   int64_t rows, k, panels;
   const T* in;    // [panels, k, ..]
   T* sums;        // [panels, rows, ..]
-  const T* mass;  // null: sums is all that is wanted
+  const T* mass;  // null: only sums is needed
   T* scaling;     // [panels, rows, ..]; the old one on entry
   T* extended;    // ipot's columns: scaling^2 / the old one; else null
   T* partial;     // like sums, for k of more than one pass
@@ -32,8 +32,8 @@ struct SharedStep {
 template <class T>
 struct ProjectStep {
   const T* logits;  // [count, n, n]
-  const T* grad;    // alike, or null
-  T* out;           // alike
+  const T* grad;    // [count, n, n], or null
+  T* out;           // [count, n, n]
   int32_t* solved;  // [count]
   int64_t count, n, iters;
   T scale;     // 1 / eps
@@ -78,15 +78,15 @@ struct SinkhornKernels {
   void (*finish_gradient)(const T* x, const T* centre, T mass, T length, int64_t d, T* g);
 };
 
-// The safe range of what a row or column receives, far enough inside REAL's range that a term lost to underflow cannot
-// matter: with shifts that keep terms below 2^LEAST's inverse, what is lost is below 2^-40 of what is kept.
+// The safe range of a row's or column's sum, well inside REAL's range, so that terms lost to underflow are negligible:
+// with shifts that keep terms below 1 / 2^LEAST, the lost part is below 2^-40 of the sum.
 template <class T>
 struct Range;
 template <>
 struct Range<float> {
   static constexpr float row_least = 0x1p-40f, row_most = 0x1p40f, column_least = 0x1p-60f, nowhere = -1e30f;
   static constexpr float spread = 69;  // nats of s C in one row above which no kernel is stored at the start
-  static constexpr float drift = 27;   // nats that potentials may move before a stored kernel is worth its making
+  static constexpr float drift = 27;   // nats of change of the potentials below which a stored kernel repays its cost
 };
 template <>
 struct Range<double> {

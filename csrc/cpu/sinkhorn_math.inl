@@ -1,7 +1,8 @@
 // The bits of REALs, exp and log. Included once per instruction set.
 //
-// Not the bank's (bank_terms.inl), which are good to an ulp or two and for arguments of one sign: here exp is one
-// polynomial of the exponent's fraction, clamped at both ends, since what it gets is rounded at the size of s C anyway.
+// They differ from the bank's (bank_terms.inl), which have an error of an ulp or two and take arguments of one sign.
+// Here exp is one polynomial of the exponent's fraction, clamped at both ends, because its argument has a rounding
+// error of the size of s C's anyway.
 
 template <class T>
 struct Format;

@@ -1,8 +1,8 @@
 // Known pairs of a problem: rows and columns with equal labels, which a reference plan prefers.
 //
 // R_ij = a_i b_j (1 - rho) exp(kappa [i and j are a pair]), kappa = log(1 + rho / ((1 - rho) mu)), where mu is the mass
-// of a b^T on the pairs: R has mass rho on the pairs and the rest spread as a b^T. In the exponent kappa is the same as
-// a cost that is kappa / s lower on the pairs, so that the cells of the pairs are all that a solve has to touch.
+// of a b^T on the pairs: R has mass rho on the pairs and the rest spread as a b^T. In the exponent kappa acts as a cost
+// that is kappa / s lower on the pairs, so a solve changes the cells of the pairs only.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -60,11 +60,11 @@ class Partners {
 // The pairs of one problem, shared by its team.
 template <class T>
 struct Pairs {
-  double kappa = 0;  // 0: nothing to do, whatever labels there are
+  double kappa = 0;  // 0: the labels have no effect
   Partners of_rows, of_columns;
   std::vector<T> kept;  // costs of the pairs of a stored matrix (ipot, whose kappa / s changes)
 
-  // By one thread. A null pointer is no labels.
+  // Called by one thread. Null pointers: no labels.
   void find(const Side<T>& x, const int64_t* row_labels, const Side<T>& y, const int64_t* column_labels, double rho,
             bool want_columns, bool keep) {
     kappa = 0;
@@ -79,7 +79,7 @@ struct Pairs {
     if (mass > 0) kappa = std::log1p(rho / ((1 - rho) * mass));
   }
 
-  // Rows i .. i+rows-1 of the cost, as they come out of the product, `by` lower on the pairs.
+  // Lowers rows i .. i+rows-1 of the cost by `by` on the pairs.
   static void lower(const Partners& partners, T* strip, int64_t stride, int64_t i, int64_t rows, T by) {
     partners.each(i, rows, [&](int64_t k, int64_t j, int64_t) { strip[(k - i) * stride + j] -= by; });
   }
@@ -90,14 +90,14 @@ struct Pairs {
     });
   }
 
-  // The same as `lower` for a strip on which an earlier call has left another bonus.
+  // `lower` for a strip on which an earlier call has applied another bonus.
   void reset(T* strip, int64_t stride, int64_t i, int64_t rows, T by) const {
     of_rows.each(i, rows, [&](int64_t k, int64_t j, int64_t at) {
       strip[(k - i) * stride + j] = kept[static_cast<size_t>(at)] - by;
     });
   }
 
-  // What a strip of the plan has on the pairs.
+  // The mass of a strip of the plan on the pairs.
   double mass(const T* plan, int64_t stride, int64_t i, int64_t rows) const {
     double sum = 0;
     of_rows.each(i, rows,

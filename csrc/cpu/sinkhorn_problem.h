@@ -1,5 +1,4 @@
-// One transport problem in memory: its two sides, the n x m matrix or strips of it, and all that is kept per row or
-// column.
+// One transport problem in memory: its two sides, the n x m matrix or strips of it, and the vectors per row and column.
 #pragma once
 #include <atomic>
 
@@ -9,7 +8,7 @@
 
 namespace wcf {
 
-constexpr int64_t CHUNK_ROWS = 64;          // least rows per unit of work: what one thread does between two barriers
+constexpr int64_t CHUNK_ROWS = 64;          // least rows per unit of work, which one thread does between two barriers
 constexpr int64_t MOST_CHUNKS = 64;         // each has a row of partial column sums: at most 64 m numbers
 constexpr int64_t BLOCK = 512;              // columns per unit of work in a column step
 constexpr int64_t STRIP_BYTES = 512 << 10;  // a recomputed strip stays in L2
@@ -29,11 +28,11 @@ struct Problem {
   int64_t dim, chunk_rows, chunks, blocks, strip_rows;
   int64_t stride;  // from one row of `matrix` to the next
   T* matrix;       // [n, stride] C, then K or P (resident), or [threads, strip_rows, stride] (streaming)
-  Cost<T> cost;    // its packed side is of use to the gradient later (resident)
+  Cost<T> cost;    // the gradient reuses its packed side (resident)
   T* packed_y;     // the other factor of the gradient's product (streaming)
   T* scratch;      // [threads, GROUP, ld] exponentials and [threads, PACK] of the products
   T* parts;        // [chunks, ld] partial column sums
-  T *f, *f_old, *r, *alpha, *row_sum;           // [x.ld]; f: alpha or a guess at it, or of a stored kernel
+  T *f, *f_old, *r, *alpha, *row_sum;           // [x.ld]; f: alpha, a guess at it, or the stored kernel's shift
   T *g, *beta, *bx, *column_sum, *c[2], *q[2];  // [y.ld]
   T* centre;                                    // [d]
   double* sums;                                 // [MOST_CHUNKS]
@@ -59,7 +58,7 @@ struct Problem {
     return std::min<int64_t>(std::max<int64_t>(fit, 8), CHUNK_ROWS);
   }
 
-  // Rows a multiple of 1 KB apart would share the few ways of a few cache sets.
+  // Avoids rows that are a multiple of 1 KB apart, which would compete for few cache sets.
   static int64_t spaced(int64_t ld) {
     return ld * static_cast<int64_t>(sizeof(T)) % 1024 == 0 ? ld + Side<T>::PAD : ld;
   }
@@ -100,7 +99,7 @@ struct Problem {
     chunks = (rows + chunk_rows - 1) / chunk_rows;
   }
 
-  // The inputs of problem `at`; false if one is not acceptable.
+  // Loads the inputs of problem `at`. False: a value is not acceptable.
   bool read(const Team& team, int64_t at) {
     if (team.rank == 0) {
       new (bad) std::atomic<bool>(false);
@@ -132,7 +131,7 @@ struct Problem {
                call.rho, want.y && !resident, resident && ipot);
   }
 
-  // By how much the pairs are cheaper at scale s.
+  // The amount by which the cost of the pairs is lower at scale s.
   T bonus(double s) const { return static_cast<T>(pairs.kappa / s); }
 
   // Rows i .. i+rows-1 of C, into a strip.
@@ -142,9 +141,9 @@ struct Problem {
 
   T* strip_of(const Team& team) const { return matrix + team.rank * strip_rows * stride; }
 
-  // work(chunk, strip, first row, rows) for every strip of the cost (or of what has become of it), then a barrier.
-  // Backwards in every other sweep, so that a sweep begins with what the one before it has left in the cache. The pairs
-  // of a recomputed strip are `by` cheaper.
+  // Calls work(chunk, strip, first row, rows) for every strip of the matrix, then meets a barrier. Every other sweep
+  // runs backwards, so it starts with the rows that the previous sweep has left in the cache. The cost of the pairs of
+  // a recomputed strip is `by` lower.
   template <class F>
   void each_strip(const Team& team, F work, bool backwards = false, T by = 0) {
     const auto on_chunk = [&](int64_t chunk) {

@@ -1,8 +1,8 @@
 // Doubly stochastic projection of small matrices, one problem a lane. Included once per instruction set.
 //
 // K = exp((x - row peak) / eps) and v = 1; then `iters` times u = 1 / (K v), v = 1 / (K' u); P = u K v. Backward goes
-// through the normalisations with g = dL / d log of the matrix: each takes a row's (a column's) sum of g times the
-// normalised matrix off g, so that nothing in it is larger than the gradient.
+// through the normalisations with g = dL / d log of the matrix: each subtracts from g its row (or column) sums times
+// the normalised matrix, so no intermediate number is larger than the gradient.
 
 template <class T>
 void project(const ProjectStep<T>& step) {

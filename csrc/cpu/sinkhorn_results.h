@@ -1,4 +1,4 @@
-// What a solve gives back: value, potentials, marginal error, and the gradients that sinkhorn_gradient.h makes.
+// The results of a solve: value, potentials, marginal error, and the gradients that sinkhorn_gradient.h makes.
 #pragma once
 #include "sinkhorn_gradient.h"
 #include "sinkhorn_iterate.h"
@@ -24,7 +24,7 @@ struct Results {
     team.barrier();
   }
 
-  // Value, row sums and, where needed, column sums, P (resident: in the matrix's place), and the gradient of each
+  // Makes value, row sums, column sums where needed, P (resident: in place of the matrix), and the gradient of each
   // strip's rows while its P is in the cache.
   void finish(Gradient<T>& gradient) {
     const State& state = iteration.state;
@@ -42,7 +42,7 @@ struct Results {
               ? p.kernel.finish_kernel(strip, p.stride, p.y.ld, rows, s, p.f + i, p.g, p.x.weight + i, p.r + i,
                                        p.q[state.flip], keep, p.row_sum + i, part)
               : p.kernel.finish_cost(strip, p.stride, p.y.ld, rows, s, p.alpha + i, p.beta, keep, p.row_sum + i, part);
-      // The solve's cost is bonus lower on the pairs than the one that is reported.
+      // The reported value uses the cost without the bonus of the pairs.
       if (paired) p.sums[chunk] += p.pairs.mass(strip, p.stride, i, rows) * p.pairs.kappa / state.scale;
       gradient.of_strip(strip, i, rows);
     });
@@ -68,7 +68,7 @@ struct Results {
     if (side.count == side.n) return;
     p.cost.pack(team, other);
     if (team.rank == 0) {
-      // The matrix, which is more than two rows of either side, and the centre are done with.
+      // The scratch is the matrix, which is larger than two rows of either side, and the centre: both are free now.
       const T s = iteration.scale();
       T *const row = p.centre, *const strip = p.matrix, *const ignored = strip + other.ld;
       const T mass[GROUP] = {};
@@ -78,14 +78,14 @@ struct Results {
         if (side.mass[i] > 0) continue;
         p.cost.single_row(side, i, other.ld, row, strip, p.pack_scratch(team));
         p.kernel.exp_rows(strip, 0, other.ld, GROUP, s, potential, mass, mass, true, f, ignored,
-                          p.group_scratch(team));  // a group of the one row
+                          p.group_scratch(team));  // a group with one row
         grad[i] = static_cast<T>(static_cast<double>(f[0]) * p.call.eps);
       }
     }
     team.barrier();
   }
 
-  // Everything per row or column, and the scalars; rows without mass included. By one thread.
+  // Writes the vectors per row and column, rows without mass included, and the scalars. Called by one thread.
   void write_rows() {
     const OtSolve& o = p.call;
     const State& state = iteration.state;

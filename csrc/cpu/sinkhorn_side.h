@@ -27,7 +27,7 @@ class Arena {
   int64_t used_ = 0;
 };
 
-// The threads that work on one problem. Work is dealt out by number, so who does what never shows in the result.
+// The threads that work on one problem. The result does not depend on their number or order.
 struct Team {
   int rank, size;
 
@@ -37,7 +37,7 @@ struct Team {
     }
   }
 
-  // f(0) .. f(count - 1), or the other way round, then a barrier.
+  // Calls f(0) .. f(count - 1), or in reverse order, then meets a barrier.
   template <class F>
   void each(int64_t count, F f, bool backwards = false) const {
     const int64_t mine = (count - rank + size - 1) / size;
@@ -56,9 +56,9 @@ struct Side {
   const T* mass;  // [n] or null
   int64_t n, dim;
   int64_t count;   // rows with mass
-  int64_t groups;  // rows that are worked on: count up to a whole GROUP, by copies of the last row, of mass 0
-  int64_t ld;      // count up to a whole PAD: the length of what is kept per row or column
-  int64_t* index;  // [count] where in the caller's tensor a row is, if count < n
+  int64_t groups;  // count rounded up to a whole GROUP, by copies of the last row with mass 0
+  int64_t ld;      // count rounded up to a whole PAD: the length of a vector over the rows
+  int64_t* index;  // [count] number of each row in the caller's tensor, if count < n
   T* features;     // [groups, d] unit rows (cosine), or the rows as they are
   T* length;       // [groups] (cosine)
   T* weight;       // [ld] masses, 0 in the padding
@@ -74,7 +74,7 @@ struct Side {
     log_weight = arena->take<T>(ld);
   }
 
-  // Masses first, by one thread: they say which rows there are.
+  // Loads the masses, which select the rows. Called first, by one thread.
   void read_masses(const T* rows, const T* masses, double sum_tolerance) {
     raw = rows, mass = masses;
     good = true;
@@ -104,7 +104,7 @@ struct Side {
   // The row of the caller's tensor that is row i here.
   int64_t source(int64_t i) const { return count == n ? i : index[i]; }
 
-  // Spreads `values` [count, width], which lie at its front, over [n, width]; rows without mass get `without`.
+  // Moves the first `count` rows of `values` to their places in [n, width]. Rows without mass get `without`.
   void spread(T* values, int64_t width, T without) const {
     if (count == n) return;
     for (int64_t i = n - 1, k = count - 1; i >= 0; --i) {

@@ -1,12 +1,12 @@
 // The passes of the Sinkhorn iteration over a strip of rows. Included once per instruction set.
 //
 // A strip is `rows` rows (a multiple of GROUP) of length ld (a multiple of the tile's width), `stride` apart; the
-// columns m .. ld-1 are padding, which q (0) or bx and beta (Range<T>::nowhere) take out. GROUP rows are worked on
-// together, so that the vectors over the columns (q, bx, c) are read, or read and written, once for them all, and the
-// second half of a group's work finds its rows in L1.
+// columns m .. ld-1 are padding, which q (0) or bx and beta (Range<T>::nowhere) take out. GROUP rows are processed
+// together, so the vectors over the columns (q, bx, c) are read or updated once per group, and the second half of a
+// group's work has its rows in L1.
 
-// row + column - s C. The potential of the row is taken off first: what is left is of the size of the column's, so this
-// order rounds at half the size of s C or less.
+// row + column - s C. The row's potential and s C are combined first. The difference has the size of the column's
+// potential, so this order rounds at half the size of s C or less.
 template <class T>
 WCF_HD Vec<T> exponent(T s, Vec<T> cost, Vec<T> row, Vec<T> column) {
   return fma(splat(-s), cost, row) + column;
@@ -61,17 +61,17 @@ bool scale_rows(const T* kernel, int64_t stride, int64_t ld, int64_t rows, const
       safe &= scale_group(even, odd, a + i, r + i, p);
       for (int64_t j = 0; j < ld; j += WIDTH<T>) {
         give_at(k + j, stride, p, c + j);
-        WCF_UNROLL  // the next group: or memory would rest meanwhile
+        WCF_UNROLL  // prefetch the next group, or memory would be idle
             for (int n = 0; n < GROUP; ++n) __builtin_prefetch(k + (GROUP + n) * stride + j, 0, 2);
       }
     }
     return (safe[0] & safe[1] & safe[2] & safe[3]) != 0;
   }
-  // Three groups fit in L1: a group gives while the one after the next receives, and the sums and divisions between the
-  // two halves hide behind that. The same operations in the same order as above, hence the same bits.
+  // Three groups fit in L1: the second half of a group runs beside the first half of the group after the next, which
+  // hides the sums and divisions between the halves. Operations and their order are those above, hence also the bits.
   Vec<T> now[GROUP] = {}, next[GROUP] = {};
   for (int64_t i = 0; i < rows + 2 * GROUP; i += GROUP) {
-    const int64_t in = i * stride, out = in - 2 * apart;  // not pointers: the first out, the last in lie outside
+    const int64_t in = i * stride, out = in - 2 * apart;  // not pointers: the first `out` and the last `in` lie outside
     Vec<T> even[GROUP] = {}, odd[GROUP] = {};
     if (i < 2 * GROUP || i >= rows) {
       if (i < rows) {
@@ -262,8 +262,8 @@ void absorb(T* cost, int64_t stride, int64_t ld, int64_t rows, T s, const T* f, 
   }
 }
 
-// The end of a solve: P over the strip in place (if `keep`), its row sums, its column sums on top of c (if c), and
-// sum P C. Stored cost: P = exp(alpha_i + beta_j - s C_ij).
+// The end of a solve: writes P over the strip (if `keep`), makes its row sums, adds its column sums to c (if c), and
+// sums P C. Stored cost: P = exp(alpha_i + beta_j - s C_ij).
 template <class T>
 double finish_cost(T* cost, int64_t stride, int64_t ld, int64_t rows, T s, const T* alpha, const T* beta, bool keep,
                    T* row_sum, T* c) {
@@ -284,7 +284,8 @@ double finish_cost(T* cost, int64_t stride, int64_t ld, int64_t rows, T s, const
   return value;
 }
 
-// The same from the stored kernel K = exp(f_i + g_j - s C_ij): P = p_i K_ij q_j with p_i = a_i / r_i, and C from log K.
+// The end of a solve with the stored kernel K = exp(f_i + g_j - s C_ij): P = p_i K_ij q_j with p_i = a_i / r_i, and C
+// comes from log K.
 template <class T>
 double finish_kernel(T* kernel, int64_t stride, int64_t ld, int64_t rows, T s, const T* f, const T* g, const T* a,
                      const T* r, const T* q, bool keep, T* row_sum, T* c) {

@@ -17,7 +17,7 @@ using Vec = typename VecOf<Real>::type;
 template <class Real>
 constexpr int WIDTH = VEC_BYTES / static_cast<int>(sizeof(Real));
 
-// Integers as wide as the lanes: what comparing two vectors gives, all ones for true.
+// Integers as wide as the lanes: the type of a comparison of two vectors, all ones for true.
 template <class Real>
 struct IntOf {
   using type = int32_t;
@@ -78,7 +78,7 @@ WCF_HD V max_vec(V a, V b) {
   return a > b ? a : b;
 }
 
-// W elements at p, in the type to calculate in.
+// W elements at p, in the type of the arithmetic.
 template <class Real, class T>
 WCF_HD Vec<Real> load_vec(const T* p) {
   Vec<Real> v{};
