@@ -1,5 +1,5 @@
-// The Python module `wcord_fast._native`: records in (common/record.h), a code out. It knows no tensor library; every
-// address, shape and dtype has been checked in Python.
+// The Python module `wcord_fast._native`: records in (common/record.h), a code out. It uses no tensor library. Python
+// has checked every address, shape and dtype.
 #include <pybind11/pybind11.h>
 
 #include <cstdint>

@@ -17,7 +17,7 @@
 
 namespace wcf {
 
-// One field as Python sees it.
+// One field, for the Python type.
 struct PythonField {
   PyObject* name;  // interned, so that keywords are mostly recognised by their address
   const char* text;
@@ -26,8 +26,8 @@ struct PythonField {
   bool needed;
 };
 
-// What all instances of one record type share. `fields` is filled once and never moves afterwards: the type's getters
-// and setters point into it.
+// The data of one record type. `fields` is filled once and never moves afterwards, because the type's getters and
+// setters point into it.
 struct PythonRecordType {
   PyTypeObject* type = nullptr;
   const char* name = nullptr;

@@ -1,25 +1,25 @@
-// What is written to a bank: its initial value, and the update by the rows of a batch.
+// Writes to a bank: its initial value, and the update by the rows of a batch.
 #pragma once
 #include "philox.h"
 #include "record.h"
 
 namespace wcf {
 
-// The op: bank row index[b] <- normalise(momentum * row + (1 - momentum) * rows[b]). Where an index comes twice the
+// The op: bank row index[b] <- normalise(momentum * row + (1 - momentum) * rows[b]). If two anchors have one index, the
 // last anchor wins.
-#define WCF_BANK_UPDATE(NEEDED, OPTIONAL, EACH, PART)                                         \
-  NEEDED(void*, bank) /* [N, D] of bank_dtype */                                              \
-  NEEDED(int32_t, bank_dtype)                                                                 \
-  NEEDED(int64_t, num_data)  /* N */                                                          \
-  NEEDED(int64_t, dim)       /* D */                                                          \
-  NEEDED(const void*, index) /* [B] int32 or int64 */                                         \
-  NEEDED(int32_t, index_bytes)                                                                \
-  NEEDED(int64_t, batch)    /* B */                                                           \
-  NEEDED(const void*, rows) /* [B, D] of rows_dtype */                                        \
-  NEEDED(int32_t, rows_dtype)                                                                 \
-  NEEDED(double, momentum)                                                                    \
-  NEEDED(double, min_norm) /* a new row is divided by its norm, or by this if that is more */ \
-  PART(Place, place)                                                                          \
+#define WCF_BANK_UPDATE(NEEDED, OPTIONAL, EACH, PART)                                    \
+  NEEDED(void*, bank) /* [N, D] of bank_dtype */                                         \
+  NEEDED(int32_t, bank_dtype)                                                            \
+  NEEDED(int64_t, num_data)  /* N */                                                     \
+  NEEDED(int64_t, dim)       /* D */                                                     \
+  NEEDED(const void*, index) /* [B] int32 or int64 */                                    \
+  NEEDED(int32_t, index_bytes)                                                           \
+  NEEDED(int64_t, batch)    /* B */                                                      \
+  NEEDED(const void*, rows) /* [B, D] of rows_dtype */                                   \
+  NEEDED(int32_t, rows_dtype)                                                            \
+  NEEDED(double, momentum)                                                               \
+  NEEDED(double, min_norm) /* the divisor of a new row is its norm, but at least this */ \
+  PART(Place, place)                                                                     \
   PART(Status, flags)
 WCF_RECORD(BankUpdate, WCF_BANK_UPDATE)
 

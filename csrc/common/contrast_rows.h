@@ -26,7 +26,7 @@ WCF_CODES(ContrastCritic, WCF_CONTRASTS)
   NEEDED(const void*, rows)      /* [R, D] Real */                                                  \
   NEEDED(double, scale)                                                                             \
   NEEDED(double, bias)                                                                              \
-  OPTIONAL(const int64_t*, anchor_label) /* [A], [R], or null, both alike */                        \
+  OPTIONAL(const int64_t*, anchor_label) /* [A], [R], or both null */                               \
   OPTIONAL(const int64_t*, row_label)                                                               \
   OPTIONAL(const int64_t*, anchor_index)                                                            \
   OPTIONAL(const int64_t*, row_index)

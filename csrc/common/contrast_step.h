@@ -1,4 +1,4 @@
-// A training step of CRD's loss between the linear maps and the optimiser: what CRDLoss and WCoRDLoss do in each forward.
+// A training step of CRD's loss between the linear maps and the optimiser, for CRDLoss and WCoRDLoss.
 #pragma once
 #include "bank_score.h"
 
@@ -12,18 +12,18 @@ namespace wcf {
 //             `embedded`, plus the part that comes by `local_grad`
 //   finish    both banks are updated, `step` grows by 1
 // `anchors` and `grad` are written. B, N, D, dtypes, index and place are those of the score.
-#define WCF_CONTRAST_STEP(NEEDED, OPTIONAL, EACH, PART)                                                      \
-  PART(BankScore, score)                                                                                     \
-  EACH(const void*, embedded)         /* [B, D] Real: what the linear map of each network returned */        \
-  NEEDED(double, least_length)        /* 1e-12: unit rows; 1: rows of length at most 1 */                    \
-  NEEDED(double*, length)             /* [S, B], of `embedded` */                                            \
-  NEEDED(double*, loss)               /* [1] */                                                              \
-  OPTIONAL(double, factor)            /* weight of the loss in the gradient */                               \
-  OPTIONAL(const void*, local_grad)   /* [B, D] Real: of another term at the anchors of direction 0 */       \
-  NEEDED(const void*, update_index)   /* [B] int32 or int64: the images' own rows */                         \
-  NEEDED(int32_t, update_index_bytes)                                                                        \
-  OPTIONAL(double, momentum)                                                                                 \
-  OPTIONAL(double, min_norm) /* as in BankUpdate */                                                          \
+#define WCF_CONTRAST_STEP(NEEDED, OPTIONAL, EACH, PART)                                              \
+  PART(BankScore, score)                                                                             \
+  EACH(const void*, embedded)       /* [B, D] Real: what the linear map of each network returned */  \
+  NEEDED(double, least_length)      /* 1e-12: unit rows; 1: rows of length at most 1 */              \
+  NEEDED(double*, length)           /* [S, B], of `embedded` */                                      \
+  NEEDED(double*, loss)             /* [1] */                                                        \
+  OPTIONAL(double, factor)          /* weight of the loss in the gradient */                         \
+  OPTIONAL(const void*, local_grad) /* [B, D] Real: of another term at the anchors of direction 0 */ \
+  NEEDED(const void*, update_index) /* [B] int32 or int64: the images' own rows */                   \
+  NEEDED(int32_t, update_index_bytes)                                                                \
+  OPTIONAL(double, momentum)                                                                         \
+  OPTIONAL(double, min_norm) /* as in BankUpdate */                                                  \
   OPTIONAL(int64_t*, step)   /* of the sampler */
 WCF_RECORD(ContrastStep, WCF_CONTRAST_STEP)
 

@@ -5,26 +5,26 @@
 #if defined(__CUDACC__)
 #define WCF_HD __host__ __device__ __forceinline__
 #else
-// always_inline lets one body be compiled for several instruction sets: it takes on the target of its caller.
+// always_inline lets one body be compiled for several instruction sets: a function inherits the target of its caller.
 #define WCF_HD inline __attribute__((always_inline))
 #endif
 
-// Before a device function that is called and not inlined: its registers are its own.
+// Before a device function that must not be inlined, so that its registers do not add to its caller's.
 #if defined(__CUDACC__)
 #define WCF_NOINLINE __noinline__
 #else
 #define WCF_NOINLINE __attribute__((noinline))
 #endif
 
-// Before a loop of few, constant turns: unroll it whole, so that a loop around it can be vectorised.
+// Before a short loop of constant length: unrolls it whole, so that the loop around it can be vectorised.
 #if defined(__CUDACC__) || defined(__clang__)
 #define WCF_UNROLL _Pragma("unroll")
 #else
 #define WCF_UNROLL _Pragma("GCC unroll 16")
 #endif
 
-// Before a loop of a kernel: so many turns side by side. WCF_ROLLED is for what runs seldom or is bound elsewhere,
-// where more would cost registers and gain nothing.
+// Before a loop of a kernel: unrolls so many turns. WCF_ROLLED is for loops that run seldom or are bound elsewhere,
+// where unrolling would cost registers and gain nothing.
 #if defined(__CUDACC__)
 #define WCF_UNROLL_BY(turns) WCF_PRAGMA(unroll(turns))
 #define WCF_PRAGMA(text) _Pragma(#text)

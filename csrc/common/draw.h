@@ -91,7 +91,7 @@ WCF_HD int drawer_key_count(const Drawer& d) { return d.mode == MODE_PERMUTED ? 
 
 WCF_HD void drawer_keys(Drawer* d, int j) { permutation_keys(&d->permutation, d->stream, j); }
 
-// Row of the alias table for the word (high << 32) | low: the column that it falls in, or that column's other row.
+// The row that the alias table gives for the word (high << 32) | low: the word's column, or that column's other row.
 WCF_HD uint32_t weighted_row(const Drawer& d, uint32_t high, uint32_t low) {
   const uint32_t size = static_cast<uint32_t>(d.pool.size);
   const uint32_t column = mulhi64(high, low, size);

@@ -22,7 +22,7 @@ struct F16 {
   uint16_t bits;
 };
 
-// The type to calculate in: fp64 for fp64, fp32 for everything narrower.
+// The type of the arithmetic: fp64 for fp64, fp32 for every narrower type.
 template <class T>
 struct Compute {
   using type = float;

@@ -4,15 +4,15 @@
 // shift is its own inverse. All rounds are repeated while x >= P ("cycle walking"), which keeps the map a bijection.
 // Every round inverts at the same cost, so "is row r in the sample?" is the O(1) test pi^-1(r) < K.
 //
-// Forward rounds hold x in the top w bits of a word, where the modulus costs nothing and what the shift moves below
-// them is cleared by the exclusive or itself: three instructions a round.
+// Forward rounds hold x in the top w bits of a word. There the modulus costs nothing, and the exclusive or itself
+// clears the bits that the shift moves below x: three instructions a round.
 #pragma once
 #include "philox.h"
 
 namespace wcf {
 
-// The round counts. They are part of the definition of the draws (every backend holds the same three numbers):
-// fewer are measurably not flat in margins and pairs.
+// The round counts are part of the definition of the draws: every backend has these three numbers. With fewer rounds
+// the margins and pairs are measurably not uniform.
 constexpr int PERMUTATION_SMALL_BITS = 8;
 constexpr int PERMUTATION_ROUNDS_SMALL = 10;  // w <= PERMUTATION_SMALL_BITS
 constexpr int PERMUTATION_ROUNDS_LARGE = 6;
@@ -28,7 +28,7 @@ struct Permutation {
   uint32_t mask;  // 2^w - 1
   int32_t shift;  // h
   int32_t rounds;
-  int32_t below;  // 32 - w, the bits under a number that lies at the top of a word
+  int32_t below;  // 32 - w, the bits below a number at the top of a word
   uint32_t odd[PERMUTATION_MAX_ROUNDS];
   uint32_t add[PERMUTATION_MAX_ROUNDS];
   uint32_t top_add[PERMUTATION_MAX_ROUNDS];  // add, at the top of a word

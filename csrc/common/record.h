@@ -1,4 +1,4 @@
-// Records: what Python hands to a native op, one plain struct per op with named fields, the same for CPU and CUDA.
+// Records: the arguments of a native op, one plain struct per op with named fields, shared by CPU and CUDA.
 //
 // A record is written as one list, a macro of four parameters that it applies to its fields in turn:
 //   NEEDED(type, name)    Python must give it
@@ -6,7 +6,7 @@
 //   EACH(type, name)      one for each direction: type name[2]; Python gives name_0 and may give name_1
 //   PART(record, name)    the fields of another record, which Python gives by their own names
 // WCF_RECORD(Name, LIST) makes the struct, and `visit_fields`, from which the Python type is made (python_record.h).
-// So a field stands in one place: its type, its name, whether it may be left out, and a comment on what it is.
+// So type, name, whether it may be omitted, and comment of a field are in one place.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -71,8 +71,8 @@ WCF_RECORD(Place, WCF_PLACE)
 
 inline int threads_of(const Place& a) { return a.threads < 1 ? 1 : a.threads; }
 
-// The device's status word, and which of its bits stands for what: the codes are those of wcord_fast/ops/status.py,
-// which other backends use too, so Python passes them.
+// The device's status word and its bits. Their codes are defined in wcord_fast/ops/status.py, which other backends use
+// too, so Python passes them.
 #define WCF_STATUS(NEEDED, OPTIONAL, EACH, PART) \
   OPTIONAL(int32_t*, status)                     \
   OPTIONAL(int32_t, index_bit)                   \

@@ -1,4 +1,4 @@
-// The optimal-transport ops: G problems of n x m, D-dimensional features or, later, costs that are given.
+// The optimal-transport ops: G problems of n x m with D-dimensional features or, below, with given costs.
 #pragma once
 #include "dtype.h"
 
@@ -14,13 +14,13 @@ WCF_CODES(OtCost, WCF_OT_COSTS)
   CODE(OT_IPOT, "ipot")
 WCF_CODES(OtSolver, WCF_OT_SOLVERS)
 
-// What a solve reports: <P, C>, or the dual problem's value <P, C> + eps * sum P log(P / R), R = ab without pairs.
+// The value of a solve: <P, C>, or the dual problem's value <P, C> + eps * sum P log(P / R). Without pairs R = a b^T.
 #define WCF_OT_VALUES(CODE) \
   CODE(OT_COST, "cost")     \
   CODE(OT_DUAL, "dual")
 WCF_CODES(OtValue, WCF_OT_VALUES)
 
-// How a solve is laid out.
+// The layouts of a solve.
 #define WCF_OT_REGIMES(CODE)                                                                                 \
   CODE(OT_NONE, "none")               /* it cannot be */                                                     \
   CODE(OT_RESIDENT, "resident")       /* the n x m matrix is kept (CUDA: in the shared memory of a block) */ \
@@ -28,7 +28,8 @@ WCF_CODES(OtValue, WCF_OT_VALUES)
   CODE(OT_STREAMING, "streaming")     /* CPU: strips of it are made again in every sweep */
 WCF_CODES(OtRegime, WCF_OT_REGIMES)
 
-// Real is fp64 if x and y are, else fp32. G, n, m, D are sizes; a null marginal is uniform, a null gradient not wanted.
+// Real is fp64 if x and y are, else fp32. G, n, m, D are sizes. A null marginal is uniform; a null gradient is not
+// made.
 #define WCF_OT_SOLVE(NEEDED, OPTIONAL, EACH, PART)                                                        \
   NEEDED(int32_t, dtype)    /* of x and y; CPU: fp32 or fp64 */                                           \
   NEEDED(int64_t, problems) /* G */                                                                       \
@@ -70,7 +71,7 @@ WCF_CODES(OtRegime, WCF_OT_REGIMES)
   PART(Status, flags)
 WCF_RECORD(OtSolve, WCF_OT_SOLVE)
 
-// How a solve of these sizes would run: the fields from `regime` on are written by the op.
+// The plan for a solve of these sizes: the op writes the fields from `regime` on.
 #define WCF_OT_PLAN(NEEDED, OPTIONAL, EACH, PART)                                   \
   NEEDED(int32_t, dtype)                                                            \
   NEEDED(int64_t, problems)                                                         \
@@ -91,7 +92,7 @@ WCF_RECORD(OtSolve, WCF_OT_SOLVE)
   OPTIONAL(int64_t, zeroed_bytes) /* CUDA: the barrier and column totals of a cooperative grid */
 WCF_RECORD(OtPlan, WCF_OT_PLAN)
 
-// The transport plan P of solved problems: out [G, n, m], from features and scalings as OtSolve has them.
+// The transport plan P of solved problems: out [G, n, m] from the features and scalings of OtSolve.
 #define WCF_OT_PLAN_MATRIX(NEEDED, OPTIONAL, EACH, PART) \
   NEEDED(int32_t, dtype)                                 \
   NEEDED(int64_t, problems)                              \
@@ -108,8 +109,8 @@ WCF_RECORD(OtPlan, WCF_OT_PLAN)
   PART(Place, place)
 WCF_RECORD(OtPlanMatrix, WCF_OT_PLAN_MATRIX)
 
-// CPU: G problems with one given cost matrix, or one each. Real is the dtype, fp32 or fp64; a gradient that is null is
-// not wanted.
+// CPU: G problems with one given cost matrix, or one each. Real is the dtype, fp32 or fp64. A null gradient is not
+// made.
 #define WCF_OT_MATRIX(NEEDED, OPTIONAL, EACH, PART)                                                       \
   NEEDED(int32_t, dtype)                                                                                  \
   NEEDED(int64_t, problems)                                                                               \
@@ -158,16 +159,16 @@ WCF_RECORD(OtMatrixGradient, WCF_OT_MATRIX_GRADIENT)
 
 // CPU: doubly stochastic matrices by `iters` normalisations of the rows and columns of exp(logits / eps); or, with
 // grad, the gradient of the logits through them.
-#define WCF_OT_PROJECT(NEEDED, OPTIONAL, EACH, PART)                                                   \
-  NEEDED(int32_t, dtype)                                                                               \
-  NEEDED(int64_t, problems)                                                                            \
-  NEEDED(int64_t, n)                                                                                   \
-  NEEDED(int64_t, iters)                                                                               \
-  NEEDED(double, eps)                                                                                  \
-  NEEDED(const void*, logits)  /* [G, n, n] Real */                                                    \
-  OPTIONAL(const void*, grad)  /* [G, n, n], of the matrices */                                        \
-  NEEDED(void*, out)           /* [G, n, n] */                                                         \
-  NEEDED(int32_t*, out_solved) /* [G] 0: a sum left the range of Real, and the result means nothing */ \
+#define WCF_OT_PROJECT(NEEDED, OPTIONAL, EACH, PART)                                              \
+  NEEDED(int32_t, dtype)                                                                          \
+  NEEDED(int64_t, problems)                                                                       \
+  NEEDED(int64_t, n)                                                                              \
+  NEEDED(int64_t, iters)                                                                          \
+  NEEDED(double, eps)                                                                             \
+  NEEDED(const void*, logits)  /* [G, n, n] Real */                                               \
+  OPTIONAL(const void*, grad)  /* [G, n, n], of the matrices */                                   \
+  NEEDED(void*, out)           /* [G, n, n] */                                                    \
+  NEEDED(int32_t*, out_solved) /* [G] 0: a sum left the range of Real, the result is undefined */ \
   PART(Place, place)
 WCF_RECORD(OtProject, WCF_OT_PROJECT)
 

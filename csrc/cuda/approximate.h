@@ -1,4 +1,4 @@
-// The device's approximate units for normal fp32 numbers, and their host twins. What is denormal counts as 0.
+// The device's approximate units for normal fp32 numbers, and their host twins. A denormal number counts as 0.
 #pragma once
 #include <cmath>
 

@@ -1,4 +1,4 @@
-// The end of a gather call: splits added up, the positive's term, the constants. And the entry.
+// The end of a gather call: adds the splits up, then the positive's term and the constants. Also the entry point.
 #include "cuda.h"
 #include "bank_gather.h"
 
@@ -8,9 +8,9 @@ namespace {
 constexpr int FINISH_THREADS = 512;
 constexpr int FINISH_WARPS = FINISH_THREADS / WARP;
 
-// Sum over the splits of column `column` of partial [splits, dim], for every thread with that column. The threads of a
-// column, `slices` of them, take every so many a split and are then added up in halves: always in one order. `sums`
-// [FINISH_THREADS] in shared memory.
+// The sum over the splits of column `column` of partial [splits, dim], for every thread with that column. A column has
+// `slices` threads. Each adds every slices-th split, and the threads' sums are added in halves, always in one order.
+// `sums` [FINISH_THREADS] is in shared memory.
 template <class Real>
 __device__ __forceinline__ Real sum_splits(const Real* partial, int64_t splits, int64_t dim, int64_t column,
                                            int columns, Real* sums) {
@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(FINISH_THREADS) gather_finish_kernel(BankScore
   const int64_t b = blockIdx.x, at = s * draw.num_anchors + b, own = index_at(draw.index, draw.index_bytes, b);
   const bool invalid = own < 0 || own >= draw.num_data;  // its partial sums are NaN
   const uint64_t local = static_cast<uint64_t>(own - a.rows.first_row);
-  const bool held = local < static_cast<uint64_t>(a.rows.num_rows);  // else its term is another part's
+  const bool held = local < static_cast<uint64_t>(a.rows.num_rows);  // else another part adds its term
   const int64_t count = invalid || a.rows.negatives != NEGATIVES_POOL ? 1 : anchor_pool(draw, own).size;
   const int64_t row = held ? static_cast<int64_t>(local) : 0;
   const Bank* const positive = static_cast<const Bank*>(a.bank[s]) + row * a.bank_stride[s];
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(FINISH_THREADS) gather_finish_kernel(BankScore
   const double charged = charged_of(a, count), weight = weight_of(a, count);
   Real* const partial = static_cast<Real*>(a.partial) + at * a.splits;
   Real scale = static_cast<Real>(a.op == BANK_MEAN_SCORE ? weight / charged : weight),
-       own_slope = 0;  // own: positive's
+       own_slope = 0;  // own: of the positive
   Real value = 0;
   if (a.op == BANK_LOG_Z) {
     if (threadIdx.x >= WARP) return;
@@ -104,8 +104,8 @@ __global__ void __launch_bounds__(FINISH_THREADS) gather_finish_kernel(BankScore
   }
 }
 
-// log Z of the batch: the log-sum-exp over all anchors, less the log of how many scores it is over, plus log N; what is
-// known already stays. One block per direction; an anchor that was flagged makes it NaN.
+// log Z of the batch: the log-sum-exp over all anchors, minus the log of the number of scores, plus log N. An estimate
+// that is set already stays. One block per direction. A flagged anchor makes log Z NaN.
 template <class Real>
 __global__ void __launch_bounds__(GATHER_THREADS) log_z_kernel(BankScore a) {
   Tally<Real>* const tally = shared_ptr<Tally<Real>>(0);                         // [warps]

@@ -1,40 +1,41 @@
 // The gather plan for banks of 16- and 32-bit floats whose rows are whole pieces of 16 bytes on 16-byte boundaries, D
 // up to 256.
 //
-// What moves: per draw and direction one row of D * sizeof(Bank) bytes, read once from L2 or HBM, and nothing else: the
-// draws are computed, 32 at a time by the 32 lanes of a warp, and used for both directions; the gradient's axpy uses
-// the row while it is in registers. (64, 16384, 50k) in bf16, both directions: 537 MB, 90 us at an L2 rate of 6 TB/s.
-// `python -m bench counts` has the instructions.
+// Traffic: one row of D * sizeof(Bank) bytes per draw and direction, read once from L2 or HBM, and nothing else. The 32
+// lanes of a warp compute 32 draws at a time, for both directions, and the gradient's axpy uses the row while it is in
+// registers. (64, 16384, 50k) in bf16, both directions: 537 MB, 90 us at an L2 rate of 6 TB/s. `python -m bench counts`
+// counts the instructions.
 //
-// Layout: 8 lanes per row, each with 16-byte loads, 128 contiguous bytes per load and row; so 4 rows per warp and load,
-// and ROWS rows of each lane group in flight: 64 KB per SM at D = 128 with two blocks on it, against the 6 KB (L2) and
-// 26 KB (HBM) that bandwidth times latency asks for. Registers are the limit: 2 D / 8 for the gradients, 32 for rows.
-// Warps are independent until the end of a split: the loop has no block barrier. D is rounded up to 64, 128 or 256: the
-// lanes past its end read the row's first 16 bytes again and multiply them by 0.
+// Layout: 8 lanes per row with 16-byte loads, so a load reads 128 contiguous bytes of each of 4 rows per warp. Each
+// lane group has ROWS rows in flight: 64 KB per SM at D = 128 with two blocks, where bandwidth times latency is 6 KB
+// (L2) or 26 KB (HBM). Registers are the limit: 2 D / 8 for the gradients, 32 for rows. Warps are independent until the
+// end of a split: the loop has no block barrier. D is rounded up to 64, 128 or 256. Lanes past its end read the row's
+// first 16 bytes again and multiply them by 0.
 //
-// Rows of bf16 up to D = 128 are scored on the tensor cores, from the registers in which they arrive: a load of 4 lanes
-// per row is the first factor of a product, half of its numbers as row g and half as row g + 8, and the anchor the
-// second, exactly, as three columns of bf16 that add up to it for either half. The gradient's sums run over rows, which
-// lie in different lanes: they stay with fp32 multiply-adds.
+// The tensor cores score rows of bf16 up to D = 128 from the registers of the loads. A load of 4 lanes per row is the
+// first factor of a product; half of its numbers form row g and half row g + 8. The anchor is the second factor: for
+// either half three bf16 columns whose sum is exact. The gradient's sums run over rows, which are in different lanes,
+// so they are fp32 multiply-adds.
 //
-// PART, for banks that hold some of the N rows: each warp makes the same draws, keeps what is held in a queue of its
-// own, in their order, and scores 32 of them at a time; so rows are read and multiplied for the held draws alone. For
-// whole banks the queue is not in the machine code.
+// PART, for banks that hold some of the N rows: each warp makes the same draws, queues the held ones in their order,
+// and scores 32 of them at a time. So rows are read and multiplied for held draws only. The code for whole banks has no
+// queue.
 #include "cuda.h"
 #include "bank_gather_tile.h"
 
 namespace wcf {
 namespace {
 
-// Up to 32 rows that a part holds, of a warp's steps through the negatives: 32 steps at a time, from `step` on,
+// Collects up to 32 held rows from a warp's steps through the negatives: 32 steps at a time, from `step` on,
 // GATHER_THREADS apart.
 struct HeldRows {
   uint32_t* queue;  // [64], this warp's
-  int queued;       // the same in all lanes, as all below
+  int queued;       // equal in all lanes, like the fields below
   int step;         // counted from the split's first
 };
 
-// Lane l's row, and in *live which lanes have one: 0 at the end. Lanes without one repeat a row.
+// Returns lane l's row and sets the bits of the lanes with a row in *live, 0 at the end. Lanes without one repeat a
+// row.
 __device__ __forceinline__ uint32_t held_rows(const NegativeSpec& a, Split* split, HeldRows* h, unsigned* live) {
   const int lane = threadIdx.x % WARP;
   for (; h->queued < WARP && h->step < split->count; h->step += GATHER_THREADS) {
@@ -58,7 +59,7 @@ __device__ __forceinline__ uint32_t held_rows(const NegativeSpec& a, Split* spli
   return row;
 }
 
-// By one thread: fills all but the reader.
+// Called by one thread: fills all fields but the reader.
 __device__ __forceinline__ void open_split(const BankScore& a, const NceCharge& known, int64_t b, int64_t number,
                                            int64_t steps, Split* split) {
   split->anchor = b;
@@ -128,12 +129,12 @@ __global__ void __launch_bounds__(GATHER_THREADS, DIM <= 128 ? 2 : 1) gather_row
       const uint32_t row = reader_row(a.rows, *reader, split->anchor, step, &bad);
       if (bad) atomicOr(&reader->flags, FLAG_INDEX);
       const unsigned live = __ballot_sync(FULL_WARP, k < split->count);
-      __syncwarp();  // after it shared memory is read anew, and nothing of it is held in registers
+      __syncwarp();  // makes the compiler read shared memory anew, so registers hold none of it
       score(row, live);
     }
   }
 
-  // Over the row groups of each warp, then over the warps, always in the same order.
+  // Sums over the row groups of each warp, then over the warps, always in one order.
   float* const grads = shared_ptr<float>(L::GRAD_AT);
   Tally<float>* const tallies = shared_ptr<Tally<float>>(L::TALLY_AT);
   WCF_UNROLL

@@ -1,4 +1,4 @@
-// What the kernels of the bank's gather plan share: the critic term, and sums over lanes and warps.
+// Shared by the kernels of the bank's gather plan: the critic term, and sums over lanes and warps.
 //
 // A call is two launches. `gather_rows_kernel` or `gather_general_kernel`, one block per anchor and split of its K
 // negatives, writes the split's sum of terms and of weighted rows; `gather_finish_kernel`, one block per anchor and
@@ -14,7 +14,7 @@ namespace wcf {
 
 constexpr int GATHER_WARPS = GATHER_THREADS / WARP;
 
-// Bits of NegativeReader::flags: what made the results of this anchor invalid.
+// Bits of NegativeReader::flags: the reason why an anchor's results are invalid.
 constexpr int32_t FLAG_ANCHOR = 1;                   // << direction
 constexpr int32_t FLAG_INDEX = 1 << MAX_DIRECTIONS;  // of all directions
 
@@ -25,7 +25,7 @@ __device__ __forceinline__ void report(int32_t flags, const Status& to) {
   if (flags & (FLAG_INDEX - 1)) raise(to, to.anchor_bit);
 }
 
-// True when an estimate of log Z was asked for and every direction has one already: the launches return at once.
+// True if the call estimates log Z and every direction has an estimate already: the launches then return at once.
 template <class Real>
 __device__ __forceinline__ bool nothing_to_do(const BankScore& a) {
   if (a.op != BANK_LOG_Z || !a.log_z) return false;
@@ -36,7 +36,7 @@ __device__ __forceinline__ bool nothing_to_do(const BankScore& a) {
   return true;
 }
 
-// K_b, how many negatives anchor b is charged for, and the weight of each that is scored.
+// K_b, the charge of anchor b, and the weight of each scored negative.
 __device__ __forceinline__ double charged_of(const BankScore& a, int64_t count) {
   return static_cast<double>(a.charged < 0 ? count : a.charged);
 }
@@ -46,8 +46,8 @@ __device__ __forceinline__ double weight_of(const BankScore& a, int64_t count) {
              : 1.0;
 }
 
-// What NCE's terms need of the number of negatives, in fp64. The host knows it unless each anchor is charged for its
-// own pool: fp64 logarithms are slow on the cards of consumers.
+// NCE's constants, which depend on the charge, in fp64. The host computes them unless each anchor is charged for its
+// own pool, because fp64 logarithms are slow on consumer cards.
 struct NceCharge {
   double log_c;
   double constant;
@@ -82,7 +82,7 @@ __device__ __forceinline__ Tally<Real> tally_join(Tally<Real> a, Tally<Real> b) 
   return Tally<Real>{top, a.sum * real_exp(a.top - top) + b.sum * real_exp(b.top - top)};
 }
 
-// Sum over the warp; lane 0's order of additions is always the same.
+// The sum over the warp, in lane 0, always in one order.
 template <class Real>
 __device__ __forceinline__ Tally<Real> tally_warp(Tally<Real> t) {
   for (int step = WARP / 2; step > 0; step /= 2) {
@@ -126,12 +126,12 @@ __device__ __forceinline__ void poison_split(const BankScore& a, int64_t b, int6
   }
 }
 
-// The launchers, each in its own file. gather_rows: false if this kernel is not made for these rows.
+// The launchers, each in its own file. gather_rows returns false if its kernel does not support these rows.
 bool gather_rows(const BankScore& a, cudaError_t* error);
 cudaError_t gather_general(const BankScore& a);
 cudaError_t gather_finish(const BankScore& a);
 
-// launch_for<Bank, Real>(a) for the bank's dtype and the type that is calculated in.
+// launch_for<Bank, Real>(a) for the bank's dtype and the type of the arithmetic.
 template <class LaunchFor>
 cudaError_t with_types(const BankScore& a, LaunchFor launch_for) {
   cudaError_t error = cudaErrorInvalidValue;  // an unknown dtype

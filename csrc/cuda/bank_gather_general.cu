@@ -1,10 +1,10 @@
-// The gather plan for whatever bank_gather.cu does not take: any D, fp64, rows that do not lie on 16-byte boundaries.
+// The gather plan for rows that bank_gather.cu does not support: any D, fp64, rows off 16-byte boundaries.
 //
-// A block takes its split in tiles of 256 draws: one draw per thread, then one warp per row for the scores, then one
-// thread per column for the gradient, which runs down the tile's rows. So each row is read twice, the second time from
-// L1 or L2, in coalesced pieces of one element per lane: several times the instructions of the other kernel. The
-// gradient is kept in the split's own row of scratch, one update per tile and column, so no memory on chip limits D.
-// Where the banks are a part of the N rows, a tile is what they hold of 256 draws, in their order; for whole banks that
+// A block processes its split in tiles of 256 draws: one draw per thread, then one warp per row for the scores, then
+// one thread per column for the gradient, down the tile's rows. So each row is read twice, the second time from L1 or
+// L2, in coalesced pieces of one element per lane, with several times the instructions of the other kernel. The
+// gradient is in the split's own row of scratch, one update per tile and column, so on-chip memory does not limit D.
+// Where the banks are a part of the N rows, a tile has the held ones of 256 draws, in their order. For whole banks that
 // costs one comparison of two arguments per tile.
 #include "cuda.h"
 #include "bank_gather.h"
@@ -24,8 +24,7 @@ struct GeneralShared {
   Tally<Real> tally[GATHER_WARPS];
 };
 
-// Rows k, k + 1, .. k + n - 1 of the negatives of anchor b that the banks hold, to sh->rows: returns how many those
-// are.
+// Writes the held rows among negatives k .. k + n - 1 of anchor b to sh->rows and returns their number.
 template <class Real>
 __device__ __forceinline__ int read_rows(const NegativeSpec& a, GeneralShared<Real>* sh, int64_t b, int64_t k, int n,
                                          bool* bad) {
@@ -48,7 +47,7 @@ __device__ __forceinline__ int read_rows(const NegativeSpec& a, GeneralShared<Re
   return all;
 }
 
-// The score of this thread's draw of the tile's n, one warp per row; 0 from n on.
+// The score of this thread's draw, one warp per row. 0 for threads from n, the tile's draws, on.
 template <class Bank, class Real>
 __device__ __forceinline__ Real tile_score(const GeneralShared<Real>* sh, const Bank* bank, int64_t stride, int n,
                                            int64_t dim, const Real* anchor) {
@@ -64,8 +63,8 @@ __device__ __forceinline__ Real tile_score(const GeneralShared<Real>* sh, const 
   return score;
 }
 
-// Adds sum_j slope[j] * row[j] to grad [D] (this block's own). Narrow rows leave threads over: they share out the draws
-// and are added up in order.
+// Adds sum_j slope[j] * row[j] to grad [D], which is this block's own. Where rows are narrow, several threads per
+// column divide the draws between them, and their sums are added in order.
 template <class Bank, class Real>
 __device__ __forceinline__ void add_rows(GeneralShared<Real>* sh, const Bank* bank, int64_t stride, int n, int64_t dim,
                                          Real* grad) {
@@ -124,7 +123,7 @@ __global__ void __launch_bounds__(GATHER_THREADS, 3) gather_general_kernel(BankS
   }
 
   for (int64_t start = first; start < last; start += TILE) {
-    __syncthreads();  // the tile before is done with
+    __syncthreads();  // the previous tile is finished
     bool bad = false;
     const int most = last - start < TILE ? static_cast<int>(last - start) : TILE;
     const int n = read_rows(a.rows, sh, b, start, most, &bad);

@@ -1,4 +1,4 @@
-// How the lanes of a warp share out rows of the bank, and the scores of 32 of them (bank_gather.cu).
+// The layout of bank rows over the lanes of a warp, and the scores of 32 rows (bank_gather.cu).
 #pragma once
 #include <type_traits>
 
@@ -14,7 +14,7 @@ struct alignas(16) Pack {
   uint32_t v[4];
 };
 
-// What all warps need all the time, in shared memory: the registers are the gradients'.
+// Data that all warps use throughout, in shared memory, because the registers hold the gradients.
 struct Split {
   NegativeReader reader;
   int64_t anchor;  // b
@@ -33,10 +33,10 @@ struct Layout {
   static constexpr int GROUPS = WARP / LANES;                   // rows per load
   static constexpr int ITEMS = sizeof(Pack) / sizeof(Bank);     // per load
   static constexpr int PACKS = DIM / (LANES * ITEMS);           // loads per lane and row
-  static constexpr int SURE_PACKS = DIM == 64 ? 0 : PACKS / 2;  // those that lie within every D of this layout
+  static constexpr int SURE_PACKS = DIM == 64 ? 0 : PACKS / 2;  // loads that lie within every D of this layout
   static constexpr int ELEMENTS = DIM / LANES;                  // per lane and row
   static constexpr int ROWS = ROW_REGISTERS / (4 * PACKS) < LANES ? ROW_REGISTERS / (4 * PACKS) : LANES;
-  static constexpr int COLUMNS = 2 * TERMS + 1;       // of an anchor on the tensor cores: its terms twice, and one of 0
+  static constexpr int COLUMNS = 2 * TERMS + 1;       // of an anchor on the tensor cores: its terms twice, and a 0
   static constexpr int COLUMN_STRIDE = DIM / 2 + 16;  // four columns are read at once, from different memory banks
   static constexpr size_t ANCHOR_BYTES = TENSOR ? COLUMNS * COLUMN_STRIDE * sizeof(Bf16) : DIM * sizeof(float);
   static constexpr size_t ANCHOR_AT = (sizeof(Split) + 15) / 16 * 16;           // [2] anchors
@@ -47,8 +47,9 @@ struct Layout {
   static constexpr size_t QUEUE_BYTES = GATHER_WARPS * 2 * WARP * sizeof(uint32_t);  // uint32_t [WARPS][64], if PART
 };
 
-// Number d of an anchor, as score_tile reads it from shared memory. On the tensor cores, of the four pairs of numbers
-// in a load the first and the third belong to columns 0 to 2, the others to columns 3 to 5 (score_packs).
+// Stores number d of an anchor in the layout that score_tile reads from shared memory. On the tensor cores the first
+// and third of the four pairs of numbers in a load belong to columns 0 to 2, the others to columns 3 to 5
+// (score_packs).
 template <class Bank, int DIM>
 __device__ __forceinline__ void put_anchor(unsigned char* anchor, int d, float value) {
   using L = Layout<Bank, DIM>;
@@ -56,7 +57,7 @@ __device__ __forceinline__ void put_anchor(unsigned char* anchor, int d, float v
     const int pair = d % L::ITEMS / 2, at = d / L::ITEMS * 4 + pair / 2 * 2 + d % 2;
     Bf16* const to = reinterpret_cast<Bf16*>(anchor) + at;
     WCF_UNROLL
-    for (int t = 0; t < TERMS; ++t) {  // cut off, not rounded: 8 bits each, 24 in three
+    for (int t = 0; t < TERMS; ++t) {  // truncated, not rounded: 8 bits each, 24 in three
       const uint32_t bits = float_bits(value) & 0xFFFF0000u;
       to[(t + pair % 2 * TERMS) * L::COLUMN_STRIDE] = Bf16{static_cast<uint16_t>(bits >> 16)};
       value -= bits_float(bits);
@@ -73,8 +74,8 @@ __device__ __forceinline__ float item(const Pack& p, int i, Half) {
   return load(Half{static_cast<uint16_t>(p.v[i / 2] >> (16 * (i & 1)))});
 }
 
-// Sums of N values over the LANES lanes of a row; lane l ends with that of v[l * N / LANES]. A step halves the values
-// that a lane holds as long as it holds several: 4 values take 4 shuffles, not 12.
+// Sums of N values over the LANES lanes of a row. Lane l gets the sum of v[l * N / LANES]. Each step halves the number
+// of values per lane while a lane has several, so 4 values take 4 shuffles, not 12.
 template <int LANES, int N>
 __device__ __forceinline__ float sum_over_row(float (&v)[N], int lane) {
   int held = N;
@@ -96,8 +97,8 @@ __device__ __forceinline__ float sum_over_row(float (&v)[N], int lane) {
 }
 
 // This lane's part of the scores of its rows. On the tensor cores row g of a product has the first and third pair of
-// numbers of every load, row g + 8 the others; so with c as mma_bf16 lays it out, c[0] and c[1] count in columns 0 to
-// 2, c[2] and c[3] in columns 3 to 5.
+// numbers of every load, row g + 8 the others. So in mma_bf16's layout of c, c[0] and c[1] are valid in columns 0 to 2,
+// c[2] and c[3] in columns 3 to 5.
 template <class Bank, int DIM>
 __device__ __forceinline__ void score_packs(const unsigned char* anchor,
                                             const Pack (&pack)[Layout<Bank, DIM>::ROWS][Layout<Bank, DIM>::PACKS],
@@ -152,7 +153,7 @@ __device__ __forceinline__ void score_tile(const BankScore& a, const void* bank,
                                            float (&grad)[Layout<Bank, DIM>::ELEMENTS]) {
   using L = Layout<Bank, DIM>;
   const int lane = threadIdx.x % WARP, place = lane % L::LANES, group = lane / L::LANES;
-  // Where D has ended a lane reads what it has read already, or the row's first piece.
+  // Past the end of D a lane repeats an earlier load, or reads the row's first piece.
   const int dim = static_cast<int>(a.dim), start = L::SURE_PACKS > 0 || place * L::ITEMS < dim ? place : 0;
   const Bank* const column = static_cast<const Bank*>(bank) + start * L::ITEMS;
   int at[L::PACKS] = {};

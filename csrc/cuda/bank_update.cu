@@ -1,4 +1,4 @@
-// The bank's own writes on the device: the momentum update and the initial value. And the probe.
+// Writes to the bank on the device: the momentum update and the initial value. Also the probe kernel.
 #include "bank_update.h"
 
 #include "cuda.h"

@@ -1,6 +1,5 @@
 // Entry points of the CUDA code: a record in, a CUDA error code out (0: started). Nothing here waits for the device.
-// common/ says what each record is. They have C names, so that the tests can load the same functions compiled for the
-// CPU.
+// common/ documents each record. The names are C names, so tests can load these functions compiled for the CPU.
 #pragma once
 #include "../common/bank_score.h"
 #include "../common/bank_update.h"
@@ -29,23 +28,24 @@ int wcf_cuda_step_finish(const wcf::StepRows* record);
 int wcf_cuda_spectral_iterate(const wcf::SpectralPair* record);
 int wcf_cuda_spectral_gradient(const wcf::SpectralPair* record);
 
-// Walks each anchor's negatives once for all S <= 2 directions. Two launches, three for log Z; nothing is added
-// atomically but status bits. For log_z `value` is [S], the batch's log Z; without it there is no third launch, and the
-// anchors' log-sum-exps of all their scores / tau are left in partial[..., 0].
-// An anchor that is not finite, an index or a given row out of [0, N): not read with, NaN, anchor or index bit.
+// Reads each anchor's negatives once for all S <= 2 directions. Two launches, three for log Z. Only status bits are set
+// atomically. For log_z `value` is [S], the batch's log Z; if `value` is null there is no third launch, and
+// partial[..., 0] has each anchor's log-sum-exp of all its scores / tau. An anchor that is not finite, or an index or
+// given row out of [0, N), makes the anchor's results NaN and sets the anchor or index bit. Such an index is not read
+// with.
 int wcf_cuda_bank_score(const wcf::BankScore* record);
 
-// A bad index or given row sets the index bit and counts for nothing.
+// A bad index or given row sets the index bit and has no other effect.
 int wcf_cuda_membership(const wcf::Membership* record);
 
-// How the device can solve these sizes: writes regime, blocks, rows, sms and shared_bytes. It asks the driver alone.
+// Writes the plan for these sizes: regime, blocks, rows, sms and shared_bytes. It asks the driver only.
 int wcf_cuda_ot_plan(wcf::OtPlan* record);
 
-// What a call by such a plan needs of device memory: writes scratch_bytes and zeroed_bytes. Needs regime and blocks.
+// Writes the device memory that a call with the plan needs: scratch_bytes and zeroed_bytes. Reads regime and blocks.
 void wcf_cuda_ot_memory(wcf::OtPlan* record);
 
 // Solves all problems in one launch. A problem with a bad value gets NaN in all its results and sets its bit. `scratch`
-// and `zeroed` belong to this call until it has run.
+// and `zeroed` belong to this call until the kernel has run.
 int wcf_cuda_ot_solve(const wcf::OtSolve* record);
 
 }  // extern "C"

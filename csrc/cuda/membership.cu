@@ -7,7 +7,7 @@ namespace {
 
 constexpr int THREADS = 512;
 constexpr int64_t BLOCKS = 256;        // enough for every SM of an A100 or H100
-constexpr int64_t LEAST_DRAWS = 1024;  // per block: repays opening the anchor
+constexpr int64_t LEAST_DRAWS = 1024;  // per block: enough to repay opening the anchor
 
 __device__ __forceinline__ void set_bit(uint32_t* words, uint32_t row) { atomicOr(&words[row / 32], 1u << (row % 32)); }
 
@@ -21,9 +21,9 @@ __device__ __forceinline__ void tick(uint32_t* words, int32_t kind, uint32_t row
   }
 }
 
-// Draws [first, end) of a permutation of 6 rounds, to bits. A lane whose number falls into the pool goes on with its
-// next draw, whatever the other lanes do; so a warp makes 1 / (P / 2^w) passes for a draw, and not those of its
-// unluckiest lane. Pool and keys are in registers.
+// Sets the bits of draws [first, end) of a permutation of 6 rounds. A lane whose number falls into the pool goes on to
+// its next draw independently of the other lanes. So a warp makes 2^w / P passes per draw, not those of its slowest
+// lane. Pool and keys are in registers.
 template <bool PART>
 __device__ __forceinline__ void set_permuted(const NegativeSpec& a, const Drawer& drawer, int64_t first, int64_t end,
                                              uint32_t* words) {
@@ -31,7 +31,7 @@ __device__ __forceinline__ void set_permuted(const NegativeSpec& a, const Drawer
   const Pool pool = drawer.pool;
   const uint32_t last = static_cast<uint32_t>(end), past = static_cast<uint32_t>(pool.first),
                  skip = static_cast<uint32_t>(pool.skip), first_row = static_cast<uint32_t>(a.first_row);
-  const bool ordered = pool.order != nullptr;  // by a.draws.order, which is known to be in global memory
+  const bool ordered = pool.order != nullptr;  // through a.draws.order, which the compiler knows to be in global memory
   uint32_t k = static_cast<uint32_t>(first) + threadIdx.x, x = k << p.below;
   while (k < last) {
     x = permutation_pass<PERMUTATION_ROUNDS_LARGE>(p, x);
@@ -39,7 +39,7 @@ __device__ __forceinline__ void set_permuted(const NegativeSpec& a, const Drawer
     if (position < p.size) {
       const uint32_t rank = position + (position >= past ? skip : 0);
       uint32_t row = ordered ? static_cast<uint32_t>(a.draws.order[rank]) : rank;
-      if (PART) row -= first_row;  // below the first it wraps round
+      if (PART) row -= first_row;  // rows below the first wrap round
       if (!PART || row < static_cast<uint64_t>(a.num_rows)) set_bit(words, row);
       k += THREADS;
       x = k << p.below;
@@ -52,10 +52,10 @@ __global__ void __launch_bounds__(THREADS) zero_kernel(uint32_t* words, int64_t 
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x; i < n; i += stride) words[i] = 0;
 }
 
-// One block per anchor and split of its draws: one atomic per draw, in shared memory if the anchor's words fit there
-// (LOCAL); `python -m bench counts` has the instructions. A single split then writes its words as they are, 4 bytes per
-// word and nothing read; several merge those that are not 0 into `out`, zeroed before. Integer atomics commute, so
-// their order does not matter. PART: only what a part of the rows holds is ticked; for all rows nothing is compared.
+// One block per anchor and split of its draws, with one atomic per draw, in shared memory if the anchor's words fit
+// there (LOCAL). `python -m bench counts` counts the instructions. A single split then writes its words, 4 bytes each,
+// and reads nothing. Several splits merge their nonzero words into `out`, which is zeroed before. Integer atomics
+// commute, so their order does not matter. PART: only rows of the part are marked. Without PART there is no comparison.
 // grid = B * splits.
 template <bool PART, bool LOCAL>
 __global__ void __launch_bounds__(THREADS, 2) membership_kernel(Membership call, int64_t splits, int64_t chunk) {

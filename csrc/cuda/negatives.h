@@ -1,5 +1,5 @@
-// The negatives of one anchor, one after another, whatever defines them: draws that are made on the spot, the rows of
-// an index tensor, or every row of the anchor's pool. Where the banks are a part of the N rows, those that it holds.
+// The negatives of one anchor, one after another, for each source: draws computed on the spot, the rows of an index
+// tensor, or every row of the anchor's pool. Where the banks are a part of the N rows, only the rows that they hold.
 #pragma once
 #include "../common/negatives.h"
 #include "launch.h"
@@ -10,13 +10,13 @@ namespace wcf {
 struct NegativeReader {
   Drawer drawer;
   int64_t own;    // the anchor's own row
-  int64_t count;  // how many negatives: K, or P for the whole pool
+  int64_t count;  // number of negatives: K, or P for the whole pool
   int32_t kind;   // NegativeSource, or NEGATIVES_INVALID
   int32_t flags;  // the caller's, 0 at first
 };
 constexpr int32_t NEGATIVES_INVALID = -1;
 
-// By all threads of the block (at least five). NEGATIVES_INVALID: own row out of [0, N), or nothing to draw from.
+// Called by all threads of the block (at least five). NEGATIVES_INVALID: own row out of [0, N), or an empty pool.
 __device__ __forceinline__ void reader_open(const NegativeSpec& a, int64_t b, NegativeReader* reader) {
   if (threadIdx.x == 0) {
     reader->own = index_at(a.draws.index, a.draws.index_bytes, b);
@@ -39,7 +39,7 @@ __device__ __forceinline__ void reader_open(const NegativeSpec& a, int64_t b, Ne
 }
 
 // Negative k of anchor b, k in [0, count). A given row out of [0, N) sets *bad and is replaced by the anchor's own row,
-// which may be read: the caller discards the result.
+// which is safe to read. The caller discards that result.
 __device__ __forceinline__ uint32_t reader_row(const NegativeSpec& a, const NegativeReader& reader, int64_t b,
                                                int64_t k, bool* bad) {
   if (reader.kind == NEGATIVES_DRAWN) return static_cast<uint32_t>(draw_row(reader.drawer, k));
@@ -50,13 +50,13 @@ __device__ __forceinline__ uint32_t reader_row(const NegativeSpec& a, const Nega
   return static_cast<uint32_t>(reader.own);
 }
 
-// How many steps read the negatives of a part of the bank. Of a whole pool each row of the part is one step, which
-// looks it up in the pool; else each negative is one, and most of them may lie in other parts.
+// The number of steps that read the negatives of a part of the bank. For a whole pool a step is a row of the part,
+// looked up in the pool. Else a step is a negative, and most negatives may lie in other parts.
 __device__ __forceinline__ int64_t reader_steps(const NegativeSpec& a, const NegativeReader& reader) {
   return is_part(a) && reader.kind == NEGATIVES_POOL ? a.num_rows : reader.count;
 }
 
-// True where step k meets a row that the part holds: number *local of it. *bad as for reader_row.
+// True if step k gives a row that the part holds, row *local of the part. *bad is that of reader_row.
 __device__ __forceinline__ bool reader_local(const NegativeSpec& a, const NegativeReader& reader, int64_t b, int64_t k,
                                              uint32_t* local, bool* bad) {
   if (reader.kind == NEGATIVES_POOL) {

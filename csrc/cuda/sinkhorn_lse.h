@@ -1,4 +1,4 @@
-// Log-sum-exps about their maximum, for rows and columns whose plain sums left the safe range.
+// Log-sum-exps relative to their maximum, for rows and columns whose plain sums left the safe range.
 #pragma once
 #include "sinkhorn_tile.h"
 

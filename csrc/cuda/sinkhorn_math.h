@@ -13,7 +13,7 @@ constexpr double LOG2E = 1.4426950408889634;
 constexpr double LN2 = 0.6931471805599453;
 
 __device__ __forceinline__ float pow2(float x) { return approximate_exp2(x); }
-// A call: eight of them inlined in a sweep take more registers than there are.
+// Not inlined: eight copies in a sweep would need more registers than there are.
 static __device__ WCF_NOINLINE double pow2(double x) { return exp2(x); }
 __device__ __forceinline__ float log_2(float x) { return log2f(x); }
 static __device__ WCF_NOINLINE double log_2(double x) { return log2(x); }
@@ -32,7 +32,7 @@ __device__ __forceinline__ Real minus_infinity() {
   return static_cast<Real>(-INFINITY);
 }
 
-// Neighbours that one load or store moves: by default 16 bytes, four numbers, of fp64 two.
+// Neighbours that one load or store moves: by default 16 bytes, which are four numbers of fp32 or two of fp64.
 template <class Real, int COUNT = 16 / sizeof(Real)>
 struct alignas(COUNT * sizeof(Real)) Pack {
   static constexpr int SIZE = COUNT;
@@ -48,7 +48,7 @@ __device__ __forceinline__ Pack<Real, COUNT> load_pack(const Real* at) {
   return *reinterpret_cast<const Pack<Real, COUNT>*>(at);
 }
 
-// The warp's sums of U numbers a lane (a power of two), for all in one: lane l gets the sum of number l / (32 / U).
+// The sums over the warp of U numbers per lane, U a power of two. Lane l gets the sum of number l / (32 / U).
 template <int U, class Real>
 __device__ __forceinline__ Real warp_sums(Real (&x)[U]) {
   int step = WARP / 2;
@@ -86,11 +86,11 @@ __device__ __forceinline__ Real block_sum(Real of_warp, Real* sums) {
   return warp_sum(lane < WARPS ? sums[lane] : Real(0));
 }
 
-// ---- Column totals of a cooperative grid
-// Blocks arrive in any order, and floating-point sums would depend on it. Integers do not: a share of column j goes
-// into a 64-bit integer as share / b_j in units of 2^-42 (fp64: a second integer takes the rest, in units of 2^-94).
-// At convergence the total is 1; it is used from 2^-12 (where the shares' roundings are 2^-23 of it) to 2^13. A share
-// is cut off at 2^13, so 256 of them neither overflow nor pass for a usable total.
+// ---- Column totals of a cooperative grid Blocks arrive in any order. Floating-point sums would depend on it; integer
+// sums do not. A block's partial sum of column j is added to a 64-bit integer as partial / b_j in units of 2^-42 (fp64:
+// a second integer has the remainder in units of 2^-94). At convergence the total is 1. It is used from 2^-12 (where
+// the partials' roundings are 2^-23 of it) to 2^13. A partial is limited to 2^13, so 256 of them neither overflow nor
+// look like a usable total.
 
 constexpr double FIXED_ONE = 0x1p42;
 constexpr double FIXED_REST = 0x1p52;
@@ -113,7 +113,7 @@ struct Fixed<float> {
   static __device__ __forceinline__ float total(const Word* words, int) {
     return static_cast<float>(*words) * static_cast<float>(1 / FIXED_ONE);
   }
-  // Keeps the order of floats and puts all of them above 0.
+  // An order-preserving map of floats to integers above 0.
   static __device__ __forceinline__ Word order(float x) {
     const uint32_t bits = float_bits(x);
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;

@@ -4,9 +4,10 @@
 
 namespace wcf::ot {
 
-// Exponentials below 2^-126 are lost. A row whose factor w is at most 2^40 thereby loses at most m * 2^-86 of any
-// column sum, and a column sum of at least 2^-60 does not notice. Factors of at least 2^-100 are normal numbers with a
-// normal reciprocal, and masses are at most 1. Outside, sums are made anew about their maximum.
+// Exponentials below 2^-126 underflow. A row whose factor w is at most 2^40 thereby loses at most m * 2^-86 of any
+// column sum, which is negligible beside a column sum of at least 2^-60. Factors of at least 2^-100 are normal numbers
+// with a normal reciprocal, and masses are at most 1. Outside these limits sums are recomputed relative to their
+// maximum.
 template <class Real>
 __device__ __forceinline__ bool row_is_safe(Real sum, Real w) {
   return sum >= static_cast<Real>(0x1p-100) && w >= static_cast<Real>(0x1p-100) && w <= static_cast<Real>(0x1p40);
@@ -23,15 +24,15 @@ WCF_HD int column_groups_of(int m) {
   return K == NARROW ? 1 : (m + WARP * K - 1) / (WARP * K);
 }
 
-// Where a warp works: warps are `groups of rows` x `groups of 32 K columns`. A lane has K columns, some of them side by
-// side; and it serves one of U rows, together with 32 / U - 1 others.
+// A warp's place: warps are `groups of rows` x `groups of 32 K columns`. A lane has K columns, some of them side by
+// side. In the row step it serves one of U rows, together with 32 / U - 1 other lanes.
 template <int K, int U, class Real>
 struct Seat {
   static constexpr int SIZE = K < Pack<Real>::SIZE ? K : Pack<Real>::SIZE;  // columns side by side
   static constexpr int PACKS = K / SIZE, LANES = WARP / U;
   int row_groups, column_groups, rg, cg, own;
-  bool speaks;           // for its row
-  int column[K / SIZE];  // of each pack, or ld: not there
+  bool speaks;           // this lane writes its row's state
+  int column[K / SIZE];  // of each pack, or ld if there is none
 
   __device__ __forceinline__ explicit Seat(const Tile<Real>& t) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
@@ -49,8 +50,8 @@ struct Seat {
   }
 };
 
-// U rows of a warp: their costs, and in each group of 32 / U lanes the state of one row. A row that is not there, or
-// has no mass, has a guess of -inf, so that its exponentials are zero.
+// U rows of a warp: their costs, and in each group of 32 / U lanes the state of one row. A row that does not exist or
+// has no mass has a guess of -inf, so its exponentials are zero.
 template <int K, int U, class Real>
 struct Rows {
   Real cost[U][K];
@@ -139,7 +140,7 @@ __device__ __forceinline__ void row_step(const Tile<Real>& t, const Seat<K, U, R
   }
   if (!busy) return;
   const Real w = fast_divide(rows.mass, sum);
-  const bool safe = row_is_safe(sum, w);  // of no mass it is not
+  const bool safe = row_is_safe(sum, w);  // false without mass
   if (safe) rows.set(rows.guess + fast_log_2(w), rows.guess, w, extrapolate);
   const Real factor = safe ? w : Real(0);
   WCF_UNROLL
@@ -152,7 +153,7 @@ __device__ __forceinline__ void row_step(const Tile<Real>& t, const Seat<K, U, R
   if (unsafe == 0) return;
   WCF_ROLLED
   for (int u = 0; u < U; ++u) {
-    if (!(unsafe >> (u * LANES) & 1)) continue;  // each warp of such a row for itself, with equal results
+    if (!(unsafe >> (u * LANES) & 1)) continue;  // each warp of such a row computes it, with equal results
     const int i = first + u;
     const Real alpha = log_2(t.a[i]) - row_lse(t, i, t.ahead, scale);
     if (seat.own == u) rows.set(alpha, alpha, Real(1), extrapolate);
@@ -164,7 +165,7 @@ __device__ __forceinline__ void row_step(const Tile<Real>& t, const Seat<K, U, R
   }
 }
 
-// What the next row step uses of the columns; without those that are not there.
+// The column potentials of the next row step; -inf for columns that do not exist.
 template <int K, int U, class Real>
 __device__ __forceinline__ void load_ahead(const Tile<Real>& t, const Seat<K, U, Real>& seat, Real (&ahead)[K]) {
   using Place = Seat<K, U, Real>;
@@ -214,8 +215,8 @@ __device__ __forceinline__ void sweep(const Tile<Real>& t, const Seat<K, U, Real
   store_total(t, seat, total);
 }
 
-// A sweep over a strip that takes one turn: its rows stay in registers from one iteration to the next. Others read
-// their potentials only, until they are stored.
+// A sweep over a strip that takes one turn. Its rows stay in registers between iterations, and their potentials are in
+// shared memory only after they are stored.
 template <int K, int U, class Real>
 __device__ __forceinline__ void sweep_kept(const Tile<Real>& t, const Seat<K, U, Real>& seat, Rows<K, U, Real>& rows,
                                            Real scale, bool extrapolate) {

@@ -1,4 +1,4 @@
-// A block's strip of the cost matrix in shared memory, and all that an iteration keeps beside it.
+// A block's strip of the cost matrix in shared memory, and the vectors of the iteration beside it.
 #pragma once
 #include "sinkhorn_math.h"
 
@@ -9,13 +9,13 @@ struct Tile {
   Real* cost;           // [rows, ld]: C, at the end P; columns from m on are zero
   Real* b;              // [ld]
   Real* beta;           // [ld] log2 scaling of the columns, -inf without mass
-  Real* ahead;          // [ld] what the next row step uses: beta (sinkhorn), 2 beta - beta of the step before (ipot)
-  Real* column_base;    // [ld] what the last sweep used for `ahead`, and by what the column step then scaled
+  Real* ahead;          // [ld] potentials for the next row step: beta (sinkhorn), 2 beta - the previous beta (ipot)
+  Real* column_base;    // [ld] the last sweep's `ahead`, and the factor of the column step after it
   Real* column_factor;  // [ld]
   Real* a;              // [rows]
   Real* alpha;          // [rows] log2 scaling of the rows
-  Real* guess;          // [rows] what the next alpha is expected to be
-  Real* row_base;       // [rows] as column_base, for the rows
+  Real* guess;          // [rows] a prediction of the next alpha
+  Real* row_base;       // [rows] the last sweep's `guess`, and its factor
   Real* row_factor;     // [rows]
   Real* part;           // [PART]
   Real* sums;           // [WARPS]
@@ -42,8 +42,8 @@ struct Tile {
     rows = args.n - first_row < args.at.rows ? args.n - first_row : args.at.rows;
   }
 
-  // P_ij as the last iteration made it. The same rounded exponential goes into the column sums and in here, so the
-  // columns meet b to a few ulp even where s C is in the thousands and 2^(alpha_i + beta_j - s C_ij) is good to 1e-3.
+  // P_ij from the last iteration's factors. It has the rounded exponential of the column sums, so the columns meet b to
+  // a few ulp even where s C is in the thousands and 2^(alpha_i + beta_j - s C_ij) has a relative error of 1e-3.
   __device__ __forceinline__ Real plan(int i, int j, Real c, Real scale) const {
     return pow2(multiply_add(-scale, c, column_base[j]) + row_base[i]) * row_factor[i] * column_factor[j];
   }
@@ -54,7 +54,7 @@ __device__ __forceinline__ Real mass_of(const Real* masses, int64_t g, int count
   return masses ? masses[g * count + i] : static_cast<Real>(1) / static_cast<Real>(count);
 }
 
-// Status bits of a marginal [count]: by one block, `sums` [WARPS] in shared memory.
+// Status bits of a marginal [count]. Called by one block; `sums` [WARPS] is in shared memory.
 template <class Real>
 __device__ __forceinline__ int32_t check_masses(const Args<Real>& args, const Real* masses, int64_t g, int count,
                                                 Real* sums) {

@@ -5,8 +5,8 @@
 
 namespace wcf {
 
-// To some ulp beside what u itself is rounded by; NaN for NaN. With e = exp(-|u|) in [0, 1] and s = e / (2 + e),
-// log(1 + e) = 2 atanh(s) = s (2 + 2/3 s^2 + 2/5 s^4 + ..), whose last terms are fitted for s^2 up to 1/9 (4e-9).
+// The error is some ulp, beside that of u's own rounding. NaN gives NaN. With e = exp(-|u|) in [0, 1] and s = e / (2 +
+// e), log(1 + e) = 2 atanh(s) = s (2 + 2/3 s^2 + 2/5 s^4 + ..), whose last terms are fitted for s^2 up to 1/9 (4e-9).
 __device__ __forceinline__ Term<float> score_term(float u) {
   const float e = approximate_exp2(fabsf(u) * -1.44269504f);
   const float s = e * approximate_reciprocal(2.0f + e), square = s * s;

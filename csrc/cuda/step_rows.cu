@@ -43,8 +43,8 @@ __global__ void __launch_bounds__(ROW_THREADS) step_embed_kernel(StepRows a) {
   for (int64_t d = lane; d < dim; d += WARP) anchor[d] = finite(length) ? anchor[d] / divisor : nan_of<Real>();
 }
 
-// The gradient through the norm. Below least_length the divisor is a constant; else what points along the anchor
-// changes its length only.
+// The gradient through the norm. Below least_length the divisor is a constant. Above it, the component along the anchor
+// is removed, because it changes the length only.
 template <class Real>
 __device__ void through_the_norm(const StepRows& a, int64_t unit, int lane) {
   const int64_t network = unit / a.batch, dim = a.dim;
