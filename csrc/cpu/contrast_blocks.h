@@ -126,13 +126,13 @@ class ContrastBlocks {
       to.row_label = &label_.rows[static_cast<size_t>(row)];
     }
     const int64_t own = args.first + first;
-    const bool apart = args.first < 0 || own + to.height <= row || row + width <= own;
-    to.plain =
-        !args.anchor_label && !args.anchor_index && apart && to.anchors_left == to.height && to.rows_left >= width;
+    const bool no_positive = args.first < 0 || own + to.height <= row || row + width <= own;
+    to.plain = !args.anchor_label && !args.anchor_index && no_positive && to.anchors_left == to.height &&
+               to.rows_left >= width;
     return to;
   }
 
-  // The largest score that there can be, from the norms; negative: a value is not finite, or such a score is not.
+  // An upper bound of the scores, from the norms. It is -1 if a value or the bound is not finite.
   double most() const {
     double largest[2] = {}, sum = 0;
     const T* const sides[2] = {anchors, rows};
@@ -147,8 +147,8 @@ class ContrastBlocks {
     for (int64_t i = 0; positives != rows && i < args.num_anchors; ++i) {
       sum += kernels.squares(positives + i * args.dim, args.dim);
     }
-    const double found = std::sqrt(largest[0]) * std::sqrt(largest[1]) * std::abs(args.scale) + std::abs(args.bias);
-    return finite(sum) && finite(static_cast<T>(found)) ? found : -1;
+    const double bound = std::sqrt(largest[0]) * std::sqrt(largest[1]) * std::abs(args.scale) + std::abs(args.bias);
+    return finite(sum) && finite(static_cast<T>(bound)) ? bound : -1;
   }
 
   const ContrastKernels<T>& kernels;

@@ -50,20 +50,22 @@ void pack_b(const T* b, int64_t step, int64_t stride, const T* centre, int64_t v
   }
 }
 
-// Rows [rows] of A, `depth` steps of k, into panels of TILE_ROWS, `apart` apart; rows past the end are 0.
+// Rows [rows] of A, `depth` steps of k, into panels of TILE_ROWS, `panel_step` numbers from panel to panel. Rows past
+// the end are 0.
 template <class T>
-WCF_HD void pack_a(const T* a, int64_t stride, int64_t step, int64_t rows, int64_t depth, int64_t apart, T* packed) {
+WCF_HD void pack_a(const T* a, int64_t stride, int64_t step, int64_t rows, int64_t depth, int64_t panel_step,
+                   T* packed) {
   const int64_t whole = rows / TILE_ROWS;
   if (stride == 1) {  // A is stored by columns: along each, one piece per panel
     for (int64_t k = 0; k < depth; ++k) {
       for (int64_t p = 0; p < whole; ++p) {
-        __builtin_memcpy(packed + p * apart + k * TILE_ROWS, a + k * step + p * TILE_ROWS, TILE_ROWS * sizeof(T));
+        __builtin_memcpy(packed + p * panel_step + k * TILE_ROWS, a + k * step + p * TILE_ROWS, TILE_ROWS * sizeof(T));
       }
     }
   } else {
     for (int64_t p = 0; p < whole; ++p) {
       const T* const from = a + p * TILE_ROWS * stride;
-      T* const to = packed + p * apart;
+      T* const to = packed + p * panel_step;
       for (int64_t k = 0; k < depth; ++k) {
         WCF_UNROLL
         for (int i = 0; i < TILE_ROWS; ++i) to[k * TILE_ROWS + i] = from[i * stride + k * step];
@@ -73,7 +75,7 @@ WCF_HD void pack_a(const T* a, int64_t stride, int64_t step, int64_t rows, int64
   for (int64_t k = 0; k < depth && whole * TILE_ROWS < rows; ++k) {
     for (int64_t i = 0; i < TILE_ROWS; ++i) {
       const int64_t row = whole * TILE_ROWS + i;
-      packed[whole * apart + k * TILE_ROWS + i] = row < rows ? a[row * stride + k * step] : T(0);
+      packed[whole * panel_step + k * TILE_ROWS + i] = row < rows ? a[row * stride + k * step] : T(0);
     }
   }
 }
@@ -159,9 +161,9 @@ void product(const T* a, int64_t stride, int64_t step, const T* packed, int64_t 
     for (int64_t k0 = 0; k0 < k; k0 += KBLOCK) {
       const int64_t depth = k - k0 < KBLOCK ? k - k0 : KBLOCK;
       const bool last = k0 + depth == k;
-      const int64_t apart = depth * TILE_ROWS + WIDTH<T>;  // not a multiple of 4 KB
+      const int64_t panel_step = depth * TILE_ROWS + WIDTH<T>;  // not a multiple of 4 KB
       const T* const from = a + i0 * stride + k0 * step;
-      if (!plain) pack_a(from, stride, step, block, depth, apart, scratch);
+      if (!plain) pack_a(from, stride, step, block, depth, panel_step, scratch);
       for (int64_t j = 0; j < width; j += COLUMNS) {
         const T* const panel = packed + k0 * width + j * depth;
         for (int64_t i = 0; i < block; i += TILE_ROWS) {
@@ -174,7 +176,7 @@ void product(const T* a, int64_t stride, int64_t step, const T* packed, int64_t 
           if (plain) {
             by_kind(PlainRows<T>(from + i * stride, stride, block - i));
           } else {
-            by_kind(PackedRows<T>{scratch + i / TILE_ROWS * apart});
+            by_kind(PackedRows<T>{scratch + i / TILE_ROWS * panel_step});
           }
         }
       }

@@ -36,9 +36,9 @@ struct Cost {
     });
   }
 
-  // out: `count` rows from row `first` of `side` on, against the packed one: ld columns, rows `apart` apart.
-  void rows(const Side<T>& side, int64_t first, int64_t count, int64_t ld, int64_t apart, T* out, T* scratch) const {
-    of_features(side.features + first * dim, count, ld, apart, out, scratch);
+  // out: the cost of `count` rows from row `first` of `side` on against the packed side: ld columns, rows of `width`.
+  void rows(const Side<T>& side, int64_t first, int64_t count, int64_t ld, int64_t width, T* out, T* scratch) const {
+    of_features(side.features + first * dim, count, ld, width, out, scratch);
   }
 
   // `rows` for row i of the caller's tensor, with or without mass. `features` [D] is overwritten.
@@ -54,9 +54,9 @@ struct Cost {
   }
 
  private:
-  void of_features(const T* features, int64_t count, int64_t ld, int64_t apart, T* out, T* scratch) const {
+  void of_features(const T* features, int64_t count, int64_t ld, int64_t width, T* out, T* scratch) const {
     kernel.product(features, dim, 1, packed, count, ld, dim, !cosine, cosine ? T(1) : T(0), cosine ? T(-1) : T(1), out,
-                   apart, scratch);
+                   width, scratch);
   }
 };
 

@@ -1,9 +1,9 @@
 // The passes of the Sinkhorn iteration over a strip of rows. Included once per instruction set.
 //
-// A strip is `rows` rows (a multiple of GROUP) of length ld (a multiple of the tile's width), `stride` apart; the
-// columns m .. ld-1 are padding, which q (0) or bx and beta (Range<T>::nowhere) take out. GROUP rows are processed
-// together, so the vectors over the columns (q, bx, c) are read or updated once per group, and the second half of a
-// group's work has its rows in L1.
+// A strip is `rows` rows (a multiple of GROUP) of length ld (a multiple of the tile's width), `stride` numbers from row
+// to row; the columns m .. ld-1 are padding, which q (0) or bx and beta (Range<T>::nowhere) take out. GROUP rows are
+// processed together, so the vectors over the columns (q, bx, c) are read or updated once per group, and the second
+// half of a group's work has its rows in L1.
 
 // row + column - s C. The row's potential and s C are combined first. The difference has the size of the column's
 // potential, so this order rounds at half the size of s C or less.
@@ -12,7 +12,7 @@ WCF_HD Vec<T> exponent(T s, Vec<T> cost, Vec<T> row, Vec<T> column) {
   return fma(splat(-s), cost, row) + column;
 }
 
-// The partial sums of K_ij q_j of a group k of rows at two vectors of columns, even and odd ones apart: twice as many
+// The partial sums of K_ij q_j of a group k of rows at two vectors of columns, one sum for each vector: twice as many
 // chains of additions.
 template <class T>
 WCF_HD void receive_at(const T* k, int64_t stride, const T* q, Vec<T>* even, Vec<T>* odd) {
@@ -51,9 +51,9 @@ WCF_HD IntFour<T> scale_group(const Vec<T>* even, const Vec<T>* odd, const T* a,
 template <class T>
 bool scale_rows(const T* kernel, int64_t stride, int64_t ld, int64_t rows, const T* q, const T* a, T* r, T* c) {
   constexpr int64_t L1_SHARE = 24 << 10;
-  const int64_t apart = GROUP * stride;
+  const int64_t group_step = GROUP * stride;
   IntFour<T> safe = ~IntFour<T>{};
-  if (3 * apart * static_cast<int64_t>(sizeof(T)) > L1_SHARE) {
+  if (3 * group_step * static_cast<int64_t>(sizeof(T)) > L1_SHARE) {
     for (int64_t i = 0; i < rows; i += GROUP) {
       const T* const k = kernel + i * stride;
       Vec<T> even[GROUP] = {}, odd[GROUP] = {}, p[GROUP];
@@ -71,7 +71,8 @@ bool scale_rows(const T* kernel, int64_t stride, int64_t ld, int64_t rows, const
   // hides the sums and divisions between the halves. Operations and their order are those above, hence also the bits.
   Vec<T> now[GROUP] = {}, next[GROUP] = {};
   for (int64_t i = 0; i < rows + 2 * GROUP; i += GROUP) {
-    const int64_t in = i * stride, out = in - 2 * apart;  // not pointers: the first `out` and the last `in` lie outside
+    const int64_t in = i * stride,
+                  out = in - 2 * group_step;  // not pointers: the first `out` and the last `in` lie outside
     Vec<T> even[GROUP] = {}, odd[GROUP] = {};
     if (i < 2 * GROUP || i >= rows) {
       if (i < rows) {

@@ -215,8 +215,8 @@ __device__ __forceinline__ void sweep(const Tile<Real>& t, const Seat<K, U, Real
   store_total(t, seat, total);
 }
 
-// A sweep over a strip that takes one turn. Its rows stay in registers between iterations, and their potentials are in
-// shared memory only after they are stored.
+// A sweep over a strip that takes one turn. Its rows stay in registers between iterations. Shared memory has only
+// their potentials until the rows are stored.
 template <int K, int U, class Real>
 __device__ __forceinline__ void sweep_kept(const Tile<Real>& t, const Seat<K, U, Real>& seat, Rows<K, U, Real>& rows,
                                            Real scale, bool extrapolate) {

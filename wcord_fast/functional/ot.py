@@ -1,4 +1,4 @@
-"""Optimal transport between two batches of features: cost, plan, and everything the solver knows.
+"""Optimal transport between two batches of features: cost, plan, potentials and marginal errors.
 
 Sources: LCKT of WCoRD (CVPR 2021, eq. 12 and 13); IPOT (Xie, Wang, Wang, Zha: "A fast proximal point method for
 computing exact Wasserstein distance", 2018/UAI 2019); Sinkhorn (Cuturi, NeurIPS 2013); the debiased divergence of
@@ -204,7 +204,7 @@ def plain_value_and_gradient(
     if not _is_plain(x, y) or x.dim() != 2 or not (x.is_cuda or _natively(x, y, options)):
         return None
     value, grad, _ = op.value_and_gradients(x, y, _plain_request(options, x.dtype), True, False, backend)
-    assert grad is not None  # as was asked
+    assert grad is not None  # need_x is True
     return value, grad
 
 
@@ -216,14 +216,13 @@ def _natively(x: Tensor, y: Tensor, options: OTOptions) -> bool:
 
 @functools.lru_cache(maxsize=64)
 def _plain_request(options: OTOptions, dtype: torch.dtype) -> op.SolveOptions:
-    """What a plain call on features of `dtype` asks the op for, less the gradients; remembered, as `checked_options`
-    are."""
+    """The op's options for a plain call on features of `dtype`, without gradients. Cached, like `checked_options`."""
     _check_eps(dtype, options)
     return op.SolveOptions(*options[:6], False, False, False, False)
 
 
 def _check_eps(dtype: torch.dtype, options: OTOptions) -> None:
-    """The largest scale of a cost is finite in what features of `dtype` are solved in."""
+    """Raise unless the largest scale of a cost is finite in the dtype in which features of `dtype` are solved."""
     checks.divisor("eps", options.eps, accumulation_dtype(dtype), options.iters if options.solver == "ipot" else 1)
 
 
@@ -266,7 +265,7 @@ def _reference_factor(x, y, a, b, pairs, rho) -> Tensor:
 
 
 def _is_plain(x: Tensor, y: Tensor) -> bool:
-    """Whether x and y are what nearly every call gives; if not, `_check_problem` says what is wrong, if anything is."""
+    """Whether x and y are plain dense float tensors that fit. If not, `_check_problem` raises or accepts them."""
     if type(x) is not Tensor or type(y) is not Tensor or x.is_nested or y.is_nested:  # a nested one has no shape
         return False
     x_shape, y_shape = x.shape, y.shape

@@ -142,8 +142,7 @@ def _problem(costs: Tensor, a: Tensor | None, b: Tensor | None, options: OTOptio
 
 
 def _is_plain(costs: Tensor, a: Tensor, b: Tensor) -> bool:
-    """Whether this is one matrix with the masses of G problems in one dtype that is calculated in; if not, `_check`
-    says what is wrong, if anything is."""
+    """Whether this is one matrix with masses of G problems, all fp32 or all fp64. Else `_check` decides."""
     if not (type(costs) is type(a) is type(b) is Tensor) or costs.is_nested or a.is_nested or b.is_nested:
         return False
     shape, rows, columns = costs.shape, a.shape, b.shape

@@ -23,7 +23,7 @@ class OTSolution(NamedTuple):
     """A solved problem. Shapes for [G, n, d] input; 2-D input drops G. fp32, or fp64 for fp64 input.
 
     Attributes:
-        cost: [G] the value that was asked for; the only field with a gradient.
+        cost: [G] the value chosen by `value`; the only field with a gradient.
         alpha: [G, n] log-scalings of the rows: P = exp(alpha_i + beta_j - scale * C_ij); -inf at zero mass.
         beta: [G, m] log-scalings of the columns.
         scale: [G] 1 / eps for sinkhorn, iterations / eps for ipot.

@@ -153,7 +153,7 @@ class MemoryBank(RowBuffer):
         }
 
     def _apply(self, fn, recurse=True):
-        self._sums = None  # the rows may become another tensor, whose count of writes says nothing of these
+        self._sums = None  # the rows may become another tensor, with another count of writes
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args):

@@ -1,8 +1,8 @@
-"""When a loss's forward goes straight to native code (ops/bank/contrast_step.py, contrast_step_cuda.py), and with what.
+"""Decides whether a loss's forward goes straight to native code (ops/bank/contrast_step.py, contrast_step_cuda.py).
 
-Everything here is read anew from the module in every call, so nothing can be stale: what is not exactly as the native
-code takes it returns None, and the loss goes the long way, which says what is wrong, or does what others asked for
-(hooks, a process group, autocast, another backend, a tracer).
+Every call reads everything from the module again, so nothing can be stale. Where the native code does not support the
+call exactly, the result is None, and the loss takes the ordinary path, which raises the errors and supports hooks,
+process groups, autocast, other backends and tracers.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _linears(loss: ContrastiveLoss) -> tuple[CriticLinear, CriticLinear]:
 
 
 def _fits(loss: ContrastiveLoss, f_s: Tensor, f_t: Tensor, idx: Tensor) -> bool:
-    """Whether tensors and maps are plain ones on one CPU or CUDA device, of shapes that fit."""
+    """Whether tensors and maps are plain, on one CPU or CUDA device, and of matching shapes."""
     if type(f_s) not in PLAIN or type(f_t) not in PLAIN or type(idx) not in PLAIN:
         return False
     device = f_s.device
@@ -150,7 +150,7 @@ def _is_ours(contrast: Contrast, loss: ContrastiveLoss) -> bool:
 
 
 def _backend(contrast: Contrast, allowed: tuple[str, ...]) -> str | None:
-    """The backend that is asked for, if it and that of the updates are allowed."""
+    """The requested backend, if it and that of the updates are allowed."""
     requested = dispatch.requested(contrast.backend)
     updates = requested if contrast.backend == "auto" else dispatch.requested()
     return requested if requested in allowed and updates in _NATIVE else None

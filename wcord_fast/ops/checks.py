@@ -68,7 +68,7 @@ def number(name: str, value: Any) -> float:
     try:
         return float(value)
     except OverflowError:
-        bits = int(value).bit_length()  # the number itself would fill the screen
+        bits = int(value).bit_length()  # the number's digits would fill the screen
         raise ValueError(f"{name}: expected a number below 1.8e308, got an int of {bits} bits") from None
 
 
@@ -133,7 +133,7 @@ def integer(name: str, value: Any, *, least: int, below: int | None = None) -> i
 
 
 def _whole(name: str, value: Any) -> int:
-    """What stands for an int exactly: not bools, not 2.7, nor an array or a tensor of it, which int() would cut."""
+    """The int that `value` equals exactly; not a bool, nor 2.7, nor an array or tensor, which int() would truncate."""
     if not isinstance(value, bool | np.bool_) and not (isinstance(value, Tensor) and value.dtype == torch.bool):
         try:
             return operator.index(value)
@@ -213,12 +213,12 @@ def norms_in_range(name: str, rows: Tensor, norm: Tensor, dtype: torch.dtype) ->
 
 
 def boolean(name: str, value: Any) -> bool:
-    """`value` if it is True or False (numpy's too); what merely has a truth value is refused."""
+    """`value` if it is True or False (numpy's too). Other values are refused, also if they have a truth value."""
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name}: expected True or False, got {value!r}")
     return bool(value)
 
 
 def _sizes(shape: tuple[int | str, ...]) -> str:
-    """Only called on the way to an error: torch.compile cannot trace str() of a symbolic size."""
+    """Sizes as text, for errors only: torch.compile cannot trace str() of a symbolic size."""
     return "[" + ", ".join(str(s) for s in shape) + "]"

@@ -112,7 +112,7 @@ def use_backend(backend: str) -> Iterator[None]:
 
 
 def requested(backend: str = "auto") -> str:
-    """The backend asked for: argument, then `use_backend`, then WCORD_FAST_BACKEND, then "auto"."""
+    """The requested backend: argument, then `use_backend`, then WCORD_FAST_BACKEND, then "auto"."""
     if backend != "auto":
         return checks.choice("backend", backend, ("auto", *BACKENDS))
     chosen = getattr(_local, "backend", None) or os.environ.get("WCORD_FAST_BACKEND") or "auto"
@@ -120,7 +120,7 @@ def requested(backend: str = "auto") -> str:
 
 
 def cannot_run(backend: str, device: str) -> str | None:
-    """Why `backend` cannot run on `device` in this process, or None if it can."""
+    """The reason why `backend` cannot run on `device` in this process, or None if it can."""
     if backend == "reference":
         return None
     if backend == "native":
@@ -143,8 +143,8 @@ def resolve(
     """The backend that runs `op` with `plan` on `device`, with its reason.
 
     Args:
-        unfit: from a backend to why it cannot take this call's tensors (a dtype, a size), or None. `auto` passes such a
-            backend over; asked for, it is a NotImplementedError.
+        unfit: returns, for a backend, the reason why it does not support this call's tensors (a dtype, a size), or
+        None. `auto` skips such a backend; an explicit one raises NotImplementedError.
     Raises:
         NotImplementedError: an explicit backend has no row in the support table for this case.
         RuntimeError: the row exists, but the backend cannot run in this process.

@@ -1,4 +1,4 @@
-"""Whether PyTorch's operators run as they are called: then a call may pass `torch.library` by and enter native code."""
+"""Whether PyTorch's operators run as they are called. A call may then bypass `torch.library` and enter native code."""
 
 from __future__ import annotations
 

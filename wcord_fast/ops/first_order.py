@@ -1,7 +1,7 @@
 """Only first derivatives exist, by `backward()` and `torch.autograd.grad`. Others are refused by name.
 
-A kernel returns the value and its gradient, and knows nothing of the transforms of `torch.func` or of tangents: torch
-would drop their part in silence, or end in words about its own classes.
+A kernel returns the value and its gradient, and has no rule for the transforms of `torch.func` or for tangents. torch
+would drop their part in silence, or raise an error about its own classes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ INSTEAD = "take first derivatives by backward() or torch.autograd.grad, outside 
 
 def transforms_active() -> bool:
     """Whether this runs within a transform of `torch.func` (`functional_call` is none)."""
-    return torch._C._are_functorch_transforms_active()  # what autograd.Function.apply asks; there is no public name
+    return torch._C._are_functorch_transforms_active()  # autograd.Function.apply tests this; there is no public name
 
 
 def first_order(function: Callable[P, R]) -> Callable[P, R]:

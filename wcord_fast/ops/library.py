@@ -15,9 +15,8 @@ _library = torch.library.Library(NAMESPACE, "DEF")
 def register(schema: str, impl: Callable, fake: Callable):
     """Define `schema`, give it one implementation for all devices, and its fake (shape-only) version.
 
-    The implementation runs with autocast off: the dtype policy is the op's own (fp32 accumulation), and a
-    matrix product inside it must not be rounded behind its back.
-    Returns the callable op.
+    The implementation runs with autocast off: the op has its own dtype policy (fp32 accumulation), and autocast must
+    not round a matrix product inside it. Returns the callable op.
     """
     name = schema.split("(", 1)[0]
 

@@ -1,4 +1,4 @@
-"""The compiled core, `wcord_fast._native`: loaded on first use, and able to say why it is not there.
+"""The compiled core, `wcord_fast._native`: loads it at first use, or keeps the reason why it is missing.
 
 Nothing happens at import time. The CPU code needs no device; the CUDA code counts as available only after a one-element
 kernel has run on the current device.
@@ -35,12 +35,12 @@ _RECORD = Path(__file__).resolve().parent.parent / "_build_info.json"
 
 
 def load() -> ModuleType | None:
-    """The compiled module, or None (told once, as a warning); `unavailable_reason("cpu")` has the reason."""
+    """The compiled module, or None after one warning; `unavailable_reason("cpu")` returns the reason."""
     return _load()[0]
 
 
 def unavailable_reason(device: str) -> str | None:
-    """Why the native code cannot run on a kind of device ("cpu", "cuda") in this process, or None if it can.
+    """The reason why the native code cannot run on a kind of device ("cpu", "cuda") in this process, or None if it can.
 
     The first call for "cuda" runs a kernel and waits for it, so make it before a graph capture.
     """
@@ -106,18 +106,18 @@ def stream_of(tensor: Tensor) -> tuple[int, int]:
 
 
 def on_cpu() -> dict[str, int]:
-    """The fields of a record that say where a call on the CPU runs."""
+    """The fields of a record for the place of a call on the CPU."""
     return {"threads": threads()}
 
 
 def on_device(tensor: Tensor) -> dict[str, int]:
-    """The fields of a record that say where a launch for a CUDA tensor runs."""
+    """The fields of a record for the place of a launch for a CUDA tensor."""
     device, stream = stream_of(tensor)
     return {"device": device, "stream": stream}
 
 
 def on_cuda(tensor: Tensor) -> dict[str, int]:
-    """`on_device`, and the fields that say where and by which bits the kernels flag bad values."""
+    """`on_device`, and the fields for the status word and the bits with which kernels flag bad values."""
     return {**on_device(tensor), "status": status.word(tensor.device).data_ptr(), **_STATUS_BITS}
 
 

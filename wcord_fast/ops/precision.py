@@ -1,4 +1,4 @@
-"""How far the Triton kernels may round fp32 factors of a product: the user's switches for matrix products decide."""
+"""The precision of fp32 products in the Triton kernels, which the user's switches for matrix products decide."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def word(device: torch.device) -> Tensor:
 
 
 def note_unreached(error: Tensor, iters: int) -> None:
-    """Keep the largest marginal error of the transport problems that have not reached their `tol`, and its `iters`.
+    """Keep the largest marginal error of transport problems that missed their `tol`, and its `iters`.
 
     Args:
         error: scalar on a device, 0 where all problems have reached it.
@@ -65,7 +65,7 @@ def note_unreached(error: Tensor, iters: int) -> None:
 
 
 def unreached(error: float, iters: int) -> str:
-    """What a warning says of them."""
+    """The warning's words for such problems."""
     return f"the marginal error is {error:.3g} after {iters} iterations; give more iters, a larger eps or a larger tol"
 
 
@@ -89,7 +89,7 @@ def guard(bad: Tensor, code: Code, describe) -> None:
 
 
 def check_if_asked(device: torch.device) -> None:
-    """`check(device)` under WCORD_FAST_CHECK=1: to be called after every launch of a kernel that may flag."""
+    """`check(device)` under WCORD_FAST_CHECK=1. Call it after every launch of a kernel that may flag."""
     if os.environ.get("WCORD_FAST_CHECK") == "1":
         check(device)
 
@@ -124,9 +124,9 @@ def check(device: torch.device | str | None = None) -> None:
 
 
 def _first(kept: dict[torch.device, Tensor], device: torch.device, shape: tuple[int, ...], dtype) -> Tensor:
-    """Zeros, made on first use; they may be written to also where that was in inference mode.
+    """Zeros, made at the first use and writable even if that was in inference mode.
 
-    Of threads that come here at once all get the one tensor that stays: what another one flags would be lost.
+    Threads that come here at once all get one tensor: flags in another tensor would be lost.
     """
     with torch.inference_mode(False):
         return kept.setdefault(device, torch.zeros(shape, dtype=dtype, device=device))

@@ -15,7 +15,7 @@ MIN_CAPABILITY = (8, 0)  # bf16 tensor cores
 
 
 def unavailable_reason(device: str) -> str | None:
-    """Why the Triton kernels cannot run on a kind of device ("cpu", "cuda") in this process, or None if they can.
+    """The reason why the Triton kernels cannot run on a kind of device ("cpu", "cuda") here, or None if they can.
 
     Under TRITON_INTERPRET=1 (set before triton is imported) they are interpreted on the CPU, for tests.
     """

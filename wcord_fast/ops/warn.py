@@ -17,8 +17,8 @@ _PASSED_OVER = (
     "<eval_with_key",
 )
 
-# Where `warn_once` has warned -> the filters that were in force. They are another list within `catch_warnings`, which
-# sees what is told within it whatever has been told before.
+# Place of a warning of `warn_once` -> the filters then in force. `catch_warnings` makes another list, so a warning
+# inside it appears even if it appeared before.
 _warned: dict[tuple[str, int], Any] = {}
 
 
@@ -34,11 +34,11 @@ def warn_once(message: str, category: type[Warning] = UserWarning) -> None:
     if _warned.get(place) is warnings.filters:
         return
     warnings.warn(message, category, stacklevel=level)
-    _warned[place] = warnings.filters  # not where a filter has made the warning an error: that is told every time
+    _warned[place] = warnings.filters  # a filter that raises comes first, every time
 
 
 def _caller() -> tuple[int, FrameType | None]:
-    """The stack level, for the caller of this, of the nearest frame outside, and that frame."""
+    """The stack level, seen from the caller, of the nearest frame outside the package and torch, and that frame."""
     level, frame = 0, sys._getframe()
     while frame is not None and frame.f_code.co_filename.startswith(_PASSED_OVER):
         level, frame = level + 1, frame.f_back  # type: ignore[assignment]

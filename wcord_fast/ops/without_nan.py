@@ -14,15 +14,15 @@ class WithoutNaN:
     """Remembers that one small tensor holds no NaN, until it is written to or replaced."""
 
     def __init__(self) -> None:
-        self._of: tuple[Tensor, int] | None = None  # the tensor that was asked of, and its count of writes
+        self._of: tuple[Tensor, int] | None = None  # the tensor that was tested, and its count of writes
         self._answer: Callable[[], bool | None] = _not_yet
 
     def ask(self, tensor: Tensor, filled: Tensor | None = None) -> None:
-        """Ask, unless the answer is on its way: it arrives when the device has done all work that is queued now.
+        """Start the test, unless one is running. Its answer arrives after all work that is queued now.
 
         Args:
-            filled: what to write to `tensor` first; it may differ only where that is NaN, so an answer that is on its
-                way stays good. (A host that is always steps ahead of the device would never get another one.)
+            filled: written to `tensor` first. It may differ only where that is NaN, so the answer of a running test
+            stays valid. (A host that is always steps ahead of the device would never get another answer.)
         """
         may = may_ask(tensor)
         requested = may and self._asked_of(tensor) and self._answer() is not True
@@ -35,7 +35,7 @@ class WithoutNaN:
         self._of = tensor, tensor._version
 
     def known(self, tensor: Tensor) -> bool:
-        """True only if the answer is there, for this very tensor and value, and there is no NaN."""
+        """True only if the answer for this tensor and its present value has arrived, and there is no NaN."""
         return may_ask(tensor) and self._asked_of(tensor) and self._answer() is False
 
     def _asked_of(self, tensor: Tensor) -> bool:
@@ -43,7 +43,7 @@ class WithoutNaN:
 
 
 def may_ask(tensor: Tensor) -> bool:
-    """Not in a graph, which is replayed with other values, nor where operators do not run as they are called."""
+    """Whether a test is possible. It is not in a graph, whose values change, nor where operators are traced."""
     if torch.compiler.is_compiling() or type(tensor) not in PLAIN or not tensor.is_cuda or tensor.is_inference():
         return False
     return not torch.cuda.is_current_stream_capturing()

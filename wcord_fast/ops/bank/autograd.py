@@ -1,7 +1,8 @@
-"""Autograd of the bank ops: value and gradients are known after one pass, and attached; backward multiplies.
+"""Autograd of the bank ops: one pass makes values and gradients; backward multiplies.
 
-Only the gradients are saved (and an empty tensor for each input, see `graph_handle`): never the bank, the draws or the
-seed, so a bank that is updated between forward and backward, or a sampler that has moved on, cannot change a gradient.
+Only the gradients are saved, and an empty tensor for each input (see `graph_handle`). The bank, the draws and the seed
+are not. So a bank that is updated between forward and backward, or a sampler that has advanced, cannot change a
+gradient.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _NOT_TWICE = "the gradient of a bank score cannot be differentiated again: only 
 class Attached(torch.autograd.Function):
     """Values [S, B] whose derivatives are known already.
 
-    An input is [S, B, D], its gradient as well, or a scalar, its gradient [S, B].
+    An input and its gradient are [S, B, D]; or the input is a scalar and its gradient [S, B].
     """
 
     @staticmethod
@@ -38,7 +39,7 @@ class Attached(torch.autograd.Function):
         handles, known = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
         grads: list[Tensor | None] = []
         for dtype, grad in zip(ctx.dtypes, known, strict=True):
-            # Multiplied before it is rounded to a narrow dtype, so that loss scaling does its work.
+            # The product comes before the rounding to a narrow dtype, so that loss scaling has its effect.
             whole = grad_output[..., None] * grad if grad.dim() == 3 else (grad_output * grad).sum()
             grads.append(whole.to(dtype))
         grads = differentiable_once(grads, _NOT_TWICE, grad_output, *handles)
@@ -92,7 +93,7 @@ def attach(value: Tensor, *known: tuple[Tensor | None, Tensor]) -> Tensor:
 
 
 def wants_grad(*inputs: Tensor | None) -> bool:
-    """Whether the forward op should compute gradients at all."""
+    """Whether the forward op should compute gradients."""
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
 
 

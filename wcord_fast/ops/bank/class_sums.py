@@ -1,8 +1,8 @@
-"""Per-class sums of a bank's rows: what the mean score of a whole pool needs, instead of a pass over the bank.
+"""Per-class sums of a bank's rows, from which the mean score of a whole pool follows without a pass over the bank.
 
-The mean negative of anchor b is (total - sum of what its pool excludes) / P_b, so with the sums [C, D] at hand every
-anchor costs O(D). They are fp64 and follow each update by its change, (new - old) in ascending b, so they drift by
-fp64 rounding only.
+The mean negative of anchor b is (total - sum of the rows outside its pool) / P_b, so with the sums [C, D] an anchor
+costs O(D). The sums are fp64. Each update adds its change, (new - old) in ascending b, so they drift by fp64 rounding
+only.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ CHUNK_ROWS = 1 << 16  # converted to fp64 at a time
 
 
 class ClassSums:
-    """Sums [G, D] of a bank's rows, and what tells that they still belong to it.
+    """Sums [G, D] of a bank's rows, and the test that they still belong to these rows.
 
-    The last classes, as long as they hold one row each, share one sum: a pool that excludes one row needs that row
-    alone. So rows of unknown class, each a class of its own, take no memory here.
+    The last classes share one sum if they hold one row each, because a pool that excludes one row needs that row only.
+    So rows of unknown class, each of which is a class, take no memory here.
 
     Attributes:
         label: int32 [N], class of each row, or None: all rows are one class.
@@ -39,11 +39,11 @@ class ClassSums:
         self._rows, self._version = ref(rows), _version(rows)
 
     def belongs_to(self, rows: Tensor, label: Tensor | None) -> bool:
-        """False when the rows were written behind our back, or are another tensor, or other classes are meant."""
+        """False if the rows were written elsewhere or are another tensor, or if the classes differ."""
         return self._rows() is rows and self.label is label and self._version == _version(rows) is not None
 
     def followed(self, rows: Tensor, index: Tensor, old: Tensor) -> None:
-        """Rows `index` [B] (in range) were `old` [B, D] before an update that has just been made."""
+        """Adds the change of an update: rows `index` [B], in range, were `old` [B, D] before it."""
         change = rows[index].to(torch.float64) - old.to(torch.float64)
         self._add(index, change * last_of_each(index)[:, None])
         self._version = _version(rows)
@@ -69,12 +69,12 @@ def excluded_rows(by_class: Tensor, own: Tensor, label: Tensor, alone: Tensor) -
 
 
 def _num_sums(class_start: Tensor) -> int:
-    """G: one for each class up to the last that holds more than one row, and one for all classes after it."""
+    """G: one sum for each class up to the last with more than one row, and one sum for all classes after it."""
     several = (class_start.diff() > 1).nonzero()
     first_alone = int(several[-1]) + 1 if len(several) else 0
     return min(first_alone + 1, len(class_start) - 1)
 
 
 def _version(rows: Tensor) -> int | None:
-    """Counts the writes to `rows`; None where torch does not count, so that nothing is ever taken for unchanged."""
+    """The number of writes to `rows`. None where torch does not count, so `rows` then never counts as unchanged."""
     return None if rows.is_inference() else rows._version

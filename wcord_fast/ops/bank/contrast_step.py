@@ -26,7 +26,7 @@ _NOT_TWICE = "the gradient of a bank score cannot be differentiated again: only 
 
 
 class Unfit(Exception):
-    """A value is not acceptable, and nothing has been written. The ops, called one by one, name it."""
+    """A value is not acceptable, and nothing has been written. The separate ops raise the error."""
 
 
 @dataclass
@@ -34,19 +34,19 @@ class Step:
     """One batch on its way through the native code.
 
     Attributes:
-        banks: (teacher's, student's) rows [N, D], contiguous: those that direction 0 and 1 score.
+        banks: (teacher's, student's) rows [N, D], contiguous, which direction 0 and 1 score.
         positive: [B] rows of the positives; contiguous.
-        index: [B] the images' own rows, contiguous: those that are updated.
+        index: [B] the images' own rows, contiguous, which are updated.
         spec: the negatives.
         log_z: log Z of both directions, set.
         temperature, least_length, momentum: see `ContrastStep` in csrc/common.
         plan: "gather" or "dense".
         factor: weight of the loss.
-        spectral: of the student's and the teacher's map, or None where a map has no spectral norm.
+        spectral: the spectral norms of the student's and the teacher's map; None for a map without one.
         local: from the embeddings [B, D] of student and teacher, and whether a gradient is wanted, to another term's
             value and its gradient at the student's; or None.
         local_factor: weight of that term.
-        records: whether gradients are recorded where this runs.
+        records: whether the caller records gradients.
     """
 
     banks: tuple[Tensor, Tensor]
@@ -65,10 +65,10 @@ class Step:
     records: bool = True
     terms: Tensor | None = None  # [2], once scored: -NCE and the local term, unweighted
     _record: Any = None
-    _alive: list[Any] = field(default_factory=list)  # what the record has addresses of
+    _alive: list[Any] = field(default_factory=list)  # tensors whose addresses the record has
 
     def score(self, features, maps, needs_grad: bool) -> tuple[Tensor, Tensor, HostNorms | None]:
-        """The weighted loss, a scalar; its gradient where the linear maps end, [1, 2, B, D]; and their spectral norms.
+        """The weighted loss, a scalar; its gradient at the linear maps' outputs, [1, 2, B, D]; their spectral norms.
 
         Where there are norms the gradient is [2, 2, B, D], the second one divided by them.
 
@@ -142,8 +142,7 @@ class Step:
         return torch.scalar_tensor(total, dtype=dtype), kept, norms
 
     def finish(self, state: Tensor) -> bool:
-        """Update both banks and advance t of `state` = (seed, t); False: a row of a bank stands against it, nothing is
-        written."""
+        """Update both banks and advance t of `state` = (seed, t). False: a row is bad, and nothing is written."""
         self._record.step = state[1:].data_ptr()
         if native_module.module().cpu_contrast_finish(self._record) >= 0:
             return False
@@ -154,7 +153,7 @@ class Step:
 
 
 class HostNorms:
-    """The spectral norms of both weights, of one that has none 1: constants for the gradient."""
+    """The spectral norms of both weights, constants for the gradient. A weight without one has 1."""
 
     def __init__(self, spectral: tuple[Spectral | None, Spectral | None]):
         self._spectral = spectral
@@ -165,7 +164,7 @@ class HostNorms:
             torch.div(grad[side], 1.0 if norm is None else norm.sigma, out=out[side])
 
     def gradients_(self, grads: list[Tensor | None], weights: list[Tensor | None]) -> None:
-        """From the gradients at W / sigma, divided by sigma, to those at W, in place of those that are wanted."""
+        """Turn gradients at W / sigma, divided by sigma, into gradients at W, in place; None stays None."""
         for grad, weight, norm in zip(grads, weights, self._spectral, strict=True):
             if grad is not None and weight is not None and norm is not None:
                 norm.gradient_(grad, weight)
@@ -184,7 +183,7 @@ class ContrastStep(torch.autograd.Function):
         wanted = ctx.needs_input_grad
         loss, grad, norms = step.score((f_s, f_t), ((w_s, b_s), (w_t, b_t)), step.records and any(wanted))
         handle = loss.new_empty(0)
-        kept = []  # what a linear map keeps, and the weight for the gradient of its spectral norm
+        kept = []  # the saved tensors of a linear map, and the weight for the gradient of its spectral norm
         for side, (f, weight) in enumerate(((f_s, w_s), (f_t, w_t))):
             kept.append(f if wanted[2 + 2 * side] else None)
             kept.append(weight if wanted[side] or (norms is not None and wanted[2 + 2 * side]) else None)

@@ -20,16 +20,16 @@ from ..sampling.native import index_fields
 from .contrast_step import as_rows
 from .reference import MIN_NORM
 
-MOST_DIM = 4096  # of the embeddings, which one block's shared memory has to hold
+MOST_DIM = 4096  # width of an embedding, which must fit in one block's shared memory
 
 
 class DeviceNorms:
-    """The spectral norms of both weights, once they are found: constants for the gradient.
+    """The spectral norms of both weights, constants for the gradient.
 
     Args:
         weights: W [D, d] of both networks, contiguous.
-        vectors: (u [D], v [d]) of both: moved by one iteration of the power method, if `moves`.
-        least: norms are taken as at least this.
+        vectors: (u [D], v [d]) of both; with `moves` updated by one iteration of the power method.
+        least: the lower bound of a norm.
     """
 
     def __init__(self, weights: tuple[Tensor, Tensor], vectors: list[tuple[Tensor, Tensor]], moves: bool, least: float):
@@ -45,7 +45,7 @@ class DeviceNorms:
                 written(vector)
 
     def gradients_(self, grads: list[Tensor | None], weights: list[Tensor | None]) -> None:
-        """As `HostNorms.gradients_`."""
+        """See `HostNorms.gradients_`."""
         if all(grad is None for grad in grads):
             return
         rows = [None if weight is None else weight.detach().contiguous() for weight in weights]
@@ -73,18 +73,13 @@ class DeviceStep:
     """One batch on its way through the native code of a CUDA device.
 
     Attributes:
-        score_anchors: from anchors [2, B, D], and whether their gradient is wanted, to the NCE losses [2, B] and that
-            gradient; it checks the values that it reads.
-        index: [B] the images' own rows, contiguous.
-        banks: (student's, teacher's) rows [N, D], contiguous, which are updated; None in eval mode.
-        state: (seed, t) of the sampler, of which t grows by 1 with an update.
-        least_length, momentum: see `StepRows` in csrc/common.
-        factor: weight of the loss.
-        norms: makes the spectral norms of both maps, or None where they have none.
-        local: as for the CPU's step, of tensors.
-        local_factor: weight of that term.
-        ramp: [2] factors of both weights on the device, or None.
-        records: whether gradients are recorded where this runs.
+        score_anchors: a function of anchors [2, B, D] and whether their gradient is needed; returns the NCE losses [2,
+        B] and that gradient, and checks the values that it reads. index: [B] the images' own rows, contiguous. banks:
+        (student's, teacher's) rows [N, D], contiguous, which are updated; None in eval mode. state: (seed, t) of the
+        sampler, of which t grows by 1 with an update. least_length, momentum: see `StepRows` in csrc/common. factor:
+        weight of the loss. norms: makes the spectral norms of both maps, or None where they have none. local: as for
+        the CPU's step, of tensors. local_factor: weight of that term. ramp: [2] factors of both weights on the device,
+        or None. records: whether the caller records gradients.
     """
 
     score_anchors: Callable[[Tensor, bool], tuple[Tensor, Tensor]]
@@ -100,10 +95,10 @@ class DeviceStep:
     ramp: Tensor | None = None
     records: bool = True
     terms: Tensor | None = None  # [2], once scored: -NCE and the local term, unweighted
-    _alive: list[Any] = field(default_factory=list)  # what the record has addresses of
+    _alive: list[Any] = field(default_factory=list)  # tensors whose addresses the record has
 
     def score(self, features, maps, needs_grad: bool) -> tuple[Tensor, Tensor, DeviceNorms | None]:
-        """As `Step.score`."""
+        """See `Step.score`."""
         native = native_module.module()
         norms = None if self.norms is None else self.norms()
         products = [torch.mm(as_rows(f, w.dtype), w.t()) for f, (w, _) in zip(features, maps, strict=True)]

@@ -15,7 +15,7 @@ from ..status import Code
 from .op import SPEC, checked, checks_itself, select
 from .reference import accumulate_dtype, softplus
 
-EMPTY = (0,)  # the shape of a gradient that is not wanted
+EMPTY = (0,)  # the shape of a gradient that is not needed
 
 
 def infonce_end(
@@ -69,7 +69,7 @@ def sigmoid_end(
 
 
 def finite_scalar(name: str, value: Tensor) -> None:
-    """ValueError for a scalar on the CPU that is not finite; on a device it makes the results NaN."""
+    """Raise ValueError for a scalar on the CPU that is not finite. On a device such a scalar makes the results NaN."""
     if value.device.type == "cpu" and not bool(torch.isfinite(value)):
         raise ValueError(f"{name}: expected a finite number, got {float(value)}")
 
@@ -139,7 +139,7 @@ class _Scoring:
             self.ok = ok & self.ok
 
     def positives(self) -> Tensor:
-        """[S, B, D]; to be asked for once the index has been checked."""
+        """The positives [S, B, D]. Read it after the index has been checked."""
         return torch.stack([bank[self.index.long()] for bank in self.banks]) if self.positive is None else self.positive
 
     def results(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

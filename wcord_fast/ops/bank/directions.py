@@ -31,7 +31,7 @@ def nce(anchors, banks, index, log_z, spec: DrawSpec, temperature, plan="auto", 
 def nce_and_gradient(
     anchors, banks, index, log_z, spec: DrawSpec, temperature, plan, backend, needs_grad: bool
 ) -> tuple[Tensor, Tensor]:
-    """Losses [S, B] of anchors that carry no graph, against banks that are tensors, and their gradient [S, B, D]."""
+    """Losses [S, B] of detached anchors against banks that are tensors, and their gradient [S, B, D]."""
     run: Any = op.nce
     return run(anchors, banks, index, log_z, *autograd.spec_args(spec), temperature, needs_grad, plan, backend)
 
@@ -64,7 +64,7 @@ def mean_score(anchors, banks, index, spec: DrawSpec, plan="auto", backend="auto
 def log_z(
     known, anchors, banks, index, spec: DrawSpec, temperature, plan="auto", backend="auto", joined=None
 ) -> Tensor:
-    """`known` log Z [S] with its NaN entries replaced by this batch's estimates; computes nothing when none is NaN."""
+    """`known` log Z [S] with this batch's estimates in place of NaN. Computes nothing if no entry is NaN."""
     if isinstance(banks[0], Shard):
         return sharded.log_z(known, anchors, banks, index, spec, temperature, plan, backend, joined)
     return log_z_op(known, anchors.detach(), banks, index, *autograd.spec_args(spec), temperature, plan, backend)
@@ -85,7 +85,7 @@ def update_rows_(bank: Tensor | MemoryBank, matrix: Tensor, index: Tensor, rows:
 
 
 def _class_sums(owners, spec: DrawSpec) -> list[Tensor]:
-    """The class sums of the banks, or [] where there are none to be had."""
+    """The class sums of the banks, or [] if a bank keeps none."""
     if torch.compiler.is_compiling() or any(isinstance(bank, Tensor) for bank in owners):
         return []
     tables = [spec.table("label"), spec.table("class_start")] if spec.source == "class" else [None, None]

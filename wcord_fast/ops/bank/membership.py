@@ -1,11 +1,11 @@
-"""The rows that each anchor draws, as a bit mask or as counts: the dense plan counts these scores.
+"""The rows that each anchor draws, as a bit mask or as counts, which are the weights of the dense plan's scores.
 
 The draws are made once and serve both directions. Layouts, N rows, any backend, bit for bit:
 
     mask    int32 [B, ceil(N / 32)]   bit (r & 31) of word r >> 5 is set iff row r is drawn; spare bits are 0
     counts  int16 [B, stride] for K <= 32767, else int32; stride = N rounded up to even; the spare count is 0
 
-With `held` = (first, n) they tell of rows [first, first + n) alone, numbered from 0, and are as small as n.
+With `held` = (first, n) they cover rows [first, first + n) only, numbered from 0, and their width is that of n rows.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def draw_mask(index: Tensor, num_data: int, spec: DrawSpec, backend: str = "auto
         index: integer [B], each anchor's own row. On CUDA a bad one, or a bad explicit row, is skipped and sets the
             INDEX bit of the status word.
         num_data: N.
-        spec: which rows, explicit ones included.
+        spec: the negatives, explicit rows included.
         backend: of the draws; with "native" on a CUDA device one kernel makes the draws and the mask.
         held: rows [first, first + n) alone; default all.
     """
@@ -49,7 +49,7 @@ def draw_mask(index: Tensor, num_data: int, spec: DrawSpec, backend: str = "auto
 
 
 def draw_counts(index: Tensor, num_data: int, spec: DrawSpec, backend: str = "auto", held: Held = None) -> Tensor:
-    """int16 or int32 [B, stride]: how often each anchor draws each row. Arguments as for `draw_mask`."""
+    """int16 or int32 [B, stride]: the number of times that each anchor draws each row. Arguments as for `draw_mask`."""
     if _by_kernel(index, backend):
         return counts_native(index, num_data, spec, held)
     index = _safe(index, num_data)
@@ -86,7 +86,7 @@ def _by_kernel(index: Tensor, backend: str) -> bool:
 
 
 def _safe(index: Tensor, num_data: int) -> Tensor:
-    """`index` without what a device could not be read with; on the CPU the caller has checked it."""
+    """`index` with rows out of range replaced on a device. On the CPU the caller has checked it."""
     return (
         index if index.device.type == "cpu" else torch.where(checks.rows_in_range("index", index, num_data), index, 0)
     )

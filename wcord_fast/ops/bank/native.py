@@ -33,7 +33,7 @@ def bank_update_(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> 
         return
     acc = accumulate_dtype(bank)
     if bank.device.type != "cpu" and rows.dtype == torch.float64:
-        rows = rows.to(acc)  # what overflows there is infinite, hence skipped and flagged
+        rows = rows.to(acc)  # a value that overflows there is infinite, so its row is skipped and flagged
     on_cpu = bank.device.type == "cpu"
     record = native.BankUpdate(
         bank=bank.data_ptr(),
@@ -61,7 +61,7 @@ def bank_update_(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> 
 
 
 def _without_overlap(x: Tensor, bank: Tensor) -> Tensor:
-    """`x`, or a copy of it if the writes to `bank` would change it: both contiguous, and not always of one storage."""
+    """`x`, or a copy if writes to `bank` would change it. Both are contiguous."""
     start, other = x.data_ptr(), bank.data_ptr()
     return x.clone() if start < other + bank.nbytes and other < start + x.nbytes else x
 

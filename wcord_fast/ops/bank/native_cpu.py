@@ -72,7 +72,7 @@ def _score(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The op's value [S, B], gradient and sums fp64 [S, B, 2].
 
-    More directions than the native code takes at once are several calls.
+    More directions than one native call supports take several calls.
     """
     most, results = native_module.module().MAX_DIRECTIONS, []
     for lo in range(0, len(banks), most):
@@ -147,14 +147,14 @@ class Call:
             log_z=0 if self.log_z is None else self.log_z.data_ptr(),
             partial=self.partial.data_ptr(),
             value=self.value.data_ptr(),
-            grad=self.grad.data_ptr(),  # 0 where it is not wanted: it is empty
+            grad=self.grad.data_ptr(),  # 0 if the gradient is not needed: the tensor is empty
             **native_module.on_cpu(),
         )
         return record, alive
 
 
 def refuse(anchors: Tensor, index: Tensor, anchor: int, num_data: int, spec: DrawSpec) -> NoReturn:
-    """Say why the native code has not scored `anchor`, the first that it could not."""
+    """Raise the error for `anchor`, the first that the native code could not score."""
     checks.rows_in_range("index", index, num_data)
     if spec.source == "given":
         checks.rows_in_range("negatives", spec.table("indices"), num_data)
@@ -173,7 +173,7 @@ def gather_bytes(
     needs_grad: bool = True,
     threads: int = 1,
 ) -> int:
-    """What one gather call allocates beside its results, for banks of `dtype`; at most 16 MB + 8 * B * D."""
+    """The bytes that one gather call allocates beside its results, for banks of `dtype`: at most 16 MB + 8 * B * D."""
     native = native_module.module()
     code = native_module.dtype_code(dtype)
     sizes = native.BankScore(

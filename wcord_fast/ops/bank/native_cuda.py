@@ -19,9 +19,9 @@ from .native_fields import bank_fields, negative_fields
 from .part import Part, whole
 from .reference import EPS, accumulate_dtype
 
-# How the negatives are cut up over blocks: a function of B and K alone, so that every device adds up in the same order.
-BLOCKS = 1024  # wanted in all: four waves of two blocks per SM
-LEAST = 512  # negatives per split, which repay opening the anchor
+# The split of the negatives over blocks depends on B and K only, so every device adds in one order.
+BLOCKS = 1024  # target for the grid: four waves of two blocks per SM
+LEAST = 512  # negatives per split: enough to repay opening the anchor
 MOST_SPLITS = 256
 
 
@@ -43,8 +43,8 @@ def bank_log_z(anchors, banks, index, spec, temperature, plan, draw_backend, kno
     """The batch's estimate of log Z, [S]: log of N times the mean over all anchors and their K_b + 1 scores of exp.
 
     Args:
-        known: [S] or None: a direction that is not NaN here keeps this value, and when none is NaN the kernels return
-            at once. The choice is made on the device.
+        known: [S] or None. A direction whose entry is not NaN keeps it; if no entry is NaN the kernels return at once.
+        The device makes this choice.
     """
     return _score("log_z", anchors, banks, index, spec, plan, None, temperature, known)[0]
 
@@ -74,7 +74,7 @@ def _score(
     """(value, gradient); with `per_anchor` log_z gives the log-sum-exp of each anchor's scores, [S, B]."""
     if plan != "gather":
         raise NotImplementedError(f"plan={plan!r}: the CUDA C++ kernels walk the draws, expected plan='gather'")
-    if len(banks) > 2 or any(bank.dtype != banks[0].dtype for bank in banks):  # never so in the modules
+    if len(banks) > 2 or any(bank.dtype != banks[0].dtype for bank in banks):  # does not occur in the modules
         one = [
             _score(op, anchors[s : s + 1], [b], index, spec, plan, part, temperature, known, needs_grad, per_anchor)
             for s, (b, known) in enumerate(zip(banks, _each(log_z, banks), strict=True))
@@ -114,7 +114,7 @@ def _score(
         splits=splits,
         chunk=chunk,
         partial=partial.data_ptr(),
-        partial_grad=partial_grad.data_ptr(),  # 0 without a gradient: it is empty
+        partial_grad=partial_grad.data_ptr(),  # 0 without a gradient: the tensor is empty
         value=0 if per_anchor else value.data_ptr(),
         grad=grad.data_ptr(),
         **native_module.on_cuda(x),
@@ -125,5 +125,5 @@ def _score(
 
 
 def _each(log_z: Tensor | None, banks: list[Tensor]) -> list[Tensor | None]:
-    """log Z [1] of each bank."""
+    """The entries [1] of log Z, one for each bank."""
     return [None] * len(banks) if log_z is None else [log_z[s : s + 1] for s in range(len(banks))]

@@ -15,8 +15,8 @@ MAX_ROWS = 2**32  # the native code counts rows in 32 bits
 def negative_fields(index: Tensor, spec: DrawSpec, part: Part, num_rows: int) -> tuple[dict[str, int], Tensor | None]:
     """(fields, a tensor to keep until the call has read it); `index` must be contiguous and outlive the call too.
 
-    The banks hold `num_rows` rows, those of the `part`. Explicit rows need not be contiguous: those of
-    `contrast_idx[:, 1:]` are read in place.
+    The banks hold the `num_rows` rows of the `part`. Explicit rows need not be contiguous: `contrast_idx[:, 1:]` is
+    read in place.
 
     Raises:
         ValueError: N is 2^32 or more.

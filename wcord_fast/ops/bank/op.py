@@ -17,7 +17,7 @@ from . import native, native_cpu, native_cuda, reference, triton, triton_launch
 from .part import Part, whole
 from .plan import Problem, choose, chosen
 
-# How a DrawSpec travels through a schema, and what follows it in every op.
+# The fields of a DrawSpec in a schema, and the arguments that follow them in every op.
 SPEC = "Tensor[] tables, str source, SymInt k, str replacement, bool expected, SymInt anchor_offset"
 
 # (backend, plan, kind of device) -> the module whose function of the op's name runs; the support table in dispatch.py
@@ -40,7 +40,7 @@ _SKIP_KNOWN = (native_cuda, triton)  # modules that skip a log Z that is set
 def select(
     op: str, anchors: Tensor, banks: list[Tensor], spec: DrawSpec, plan: str, backend: str, part: Part | None = None
 ) -> tuple:
-    """(module, plan, backend of the draws) for one call; `part`: what the banks hold of longer ones."""
+    """(module, plan, backend of the draws) for one call. `part`: the rows that the banks hold of longer ones."""
     part, height = part or whole(banks), banks[0].shape[0]
 
     def unfit(candidate: str, name: str) -> str | None:
@@ -55,11 +55,11 @@ def select(
     else:
         result = choose(op, plan, problem, device, requested, unfit)
     module = _MODULES.get((result.backend, result.plan, device)) or _MODULES[result.backend, result.plan, "any"]
-    return module, result.plan, requested  # an explicit backend draws for itself, `auto` draws by the fastest
+    return module, result.plan, requested  # an explicit backend also draws; `auto` draws by the fastest
 
 
 def checked(anchors: Tensor, num_data: int, index: Tensor, spec: DrawSpec) -> tuple[Tensor, DrawSpec, Tensor]:
-    """(index, spec) that are safe to read with, and bool [S, B]: True where the anchor's result is valid."""
+    """(index, spec) whose rows are safe to read, and bool [S, B]: True where the anchor's result is valid."""
     ok = checks.rows_in_range("index", index, num_data)
     index = torch.where(ok, index, 0).long()
     if spec.source == "given" and not _all_inside(spec.table("indices"), num_data):
@@ -71,7 +71,7 @@ def checked(anchors: Tensor, num_data: int, index: Tensor, spec: DrawSpec) -> tu
 
 def checks_itself(module: Any, anchors: Tensor, spec: DrawSpec) -> bool:
     """Whether the module checks all values: on the CPU it raises, on a device a flagged anchor's result is NaN."""
-    if module is triton:  # whose kernels do not see explicit rows, and cannot raise where they are interpreted
+    if module is triton:  # its kernels do not see explicit rows, and cannot raise under the interpreter
         return spec.source != "given" and anchors.device.type != "cpu"
     return module in (native_cpu, native_cuda)
 
@@ -152,7 +152,7 @@ def log_z(
     if not checks_itself(module, anchors, spec):
         index, spec, ok = checked(anchors, banks[0].shape[0], index, spec)
     estimate = module.bank_log_z(anchors, banks, index, spec, temperature, plan, drawer, **known)
-    if ok is not None and ok.device.type != "cpu":  # Z is not to be frozen at an estimate from rows that were flagged
+    if ok is not None and ok.device.type != "cpu":  # so that Z is not frozen at an estimate from flagged rows
         estimate = torch.where(ok.all(1), estimate, torch.nan)
     return torch.where(unset, estimate.to(log_z.dtype), log_z)
 

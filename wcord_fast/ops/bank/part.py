@@ -1,8 +1,8 @@
 """A part of a bank: consecutive rows. `partials.py` computes its partials of the scores.
 
-The draws are numbers of rows of the whole bank, a function of (seed, step, anchor), so every holder of a part makes
-all draws of an anchor and scores those that fall into its rows. Losses, mean scores and gradients of all parts of a
-bank add up to the whole's: the positive's term and the constants belong to the part that holds the positive.
+The draws are numbers of rows of the whole bank, a function of (seed, step, anchor), so every holder of a part makes all
+draws of an anchor and scores those that fall into its rows. Losses, mean scores and gradients of all parts of a bank
+add up to those of the whole bank: the positive's term and the constants belong to the part that holds the positive.
 Log-sum-exps join by log-sum-exp.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Part(NamedTuple):
-    """Rows [first, first + n) of a bank of `num_data`, where n is the height of the tensors that come with it."""
+    """Rows [first, first + n) of a bank of `num_data`. n is the height of the accompanying tensors."""
 
     first: int
     num_data: int
@@ -24,7 +24,7 @@ class Part(NamedTuple):
         return (index >= self.first) & (index < self.first + height)
 
     def local(self, index: Tensor, height: int) -> Tensor:
-        """Rows of the whole bank as rows of this part; what it does not hold becomes one that it does."""
+        """The whole bank's row numbers within this part. One that it holds stands for each that it does not hold."""
         return (index - self.first).clamp(0, height - 1)
 
 

@@ -1,4 +1,4 @@
-"""Partials: what a part of a bank contributes to the scores of anchors against all of it; see part.py."""
+"""Partials: the contributions of a part of a bank to the scores of anchors against the whole bank; see part.py."""
 
 from __future__ import annotations
 

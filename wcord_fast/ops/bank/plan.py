@@ -19,7 +19,7 @@ PLANS = ("gather", "dense")
 
 @dataclass(frozen=True)
 class Cost:
-    """Nanoseconds of one direction of an NCE loss with gradient: per score, and per score, or bank row, and dimension.
+    """Nanoseconds of a direction of an NCE loss with gradient, per score, score and dimension, row and dimension.
 
     A score is a draw (gather) or a cell of anchors x bank rows (dense).
     """
@@ -37,7 +37,7 @@ COSTS = {
     ("reference", "gather", "cpu"): Cost(20.0, 10.0),
     ("reference", "dense", "cpu"): Cost(19.0, 0.2),
 }
-# Where nothing was measured: dense passes gathers that hit the L2 cache below N/K = 23, by the bytes that they move.
+# Without a measurement: by the bytes moved, dense beats gathers from the L2 cache below N/K = 23.
 UNMEASURED = {"gather": Cost(23.0, 0.0), "dense": Cost(1.0, 0.0)}
 
 
@@ -68,9 +68,9 @@ def choose(
 
     Args:
         op: one of `dispatch.BANK_SCORES`.
-        plan, backend: as the user gave them.
+        plan, backend: the user's choices.
         device: kind of device, "cpu" or "cuda".
-        unfit: from (backend, plan) to why it cannot take this call's tensors, or None.
+        unfit: returns, for (backend, plan), the reason why it does not support this call's tensors, or None.
     Raises:
         NotImplementedError, RuntimeError: as `dispatch.resolve`, when no plan is left.
     """

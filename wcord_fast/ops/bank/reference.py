@@ -20,7 +20,7 @@ from ..sampling.spec import ALL, DrawSpec
 from .part import Part, whole
 
 EPS = 1e-7  # CRD's own constant
-MIN_NORM = 1e-12  # a bank row is divided by its norm, or by this if that is more
+MIN_NORM = 1e-12  # the divisor of a bank row is its norm, but at least this
 CHUNK_BYTES = 64 << 20
 
 # A block of scored negatives: anchors [lo, hi), weights [b, n] or None (all 1), and for each direction the scores
@@ -34,13 +34,13 @@ def accumulate_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def counts(index: Tensor, num_data: int, spec: DrawSpec, dtype: torch.dtype) -> Tensor:
-    """K_b, how many negatives anchor b is charged for: [B]. The NCE constant is c_b = K_b / N."""
+    """K_b, the charge of anchor b: [B]. The NCE constant is c_b = K_b / N."""
     if spec.k == ALL:
         return pool_size(index, num_data, spec).to(dtype)
     return torch.full(index.shape, float(spec.k), dtype=dtype, device=index.device)
 
 
-# Banks may be one `part` of a longer bank: then results are this part's share (see part.py).
+# Banks may be one `part` of a longer bank: results are then this part's partials (see part.py).
 
 
 def bank_nce(
@@ -128,7 +128,7 @@ def bank_sigmoid(
 
 
 def portion(log_part: Tensor, log_whole: Tensor) -> Tensor:
-    """exp(log_part - log_whole): the portion that a part has in a sum, 0 for an empty part even of an empty whole."""
+    """exp(log_part - log_whole), the portion of a part in a sum. It is 0 for an empty part, even of an empty whole."""
     return torch.where(log_part == -torch.inf, 0, torch.exp(log_part - log_whole))
 
 
@@ -235,7 +235,7 @@ def _gather_blocks(x, banks, index, spec, draw_backend, part) -> Iterator[Block]
     """Fetch each anchor's rows: cost ~ B * K * D, one [b, n, D] chunk at a time."""
     height = banks[0].shape[0]
     for lo, hi, rows, weight in _drawn_rows(x, index, part.num_data, spec, draw_backend):
-        if height < part.num_data:  # rows that the part does not hold stand for one that it does, with weight 0
+        if height < part.num_data:  # a row that the part does not hold is replaced by one that it holds, with weight 0
             held = part.holds(rows, height).to(x.dtype)
             rows, weight = part.local(rows, height), held if weight is None else weight * held
         fetched = [bank[rows].to(x.dtype) for bank in banks]  # S x [b, n, D]

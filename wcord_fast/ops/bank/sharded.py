@@ -27,7 +27,7 @@ from .reference import accumulate_dtype, normalised, portion
 
 
 class Shard(NamedTuple):
-    """The rows of a bank that this rank holds [n, D], and which they are."""
+    """The rows [n, D] of a bank that this rank holds, and their numbers."""
 
     rows: Tensor
     part: Part
@@ -43,8 +43,8 @@ class Joined:
     """The batch of all ranks, in rank order."""
 
     anchors: Tensor  # [S, B, D], detached
-    index: Tensor  # int64 [B], as given: values are not checked
-    own_index: Tensor  # [B_r], what this rank gave
+    index: Tensor  # int64 [B], with unchecked values
+    own_index: Tensor  # [B_r], this rank's part of index
     sizes: list[int]  # anchors of every rank
 
     @property
@@ -166,7 +166,7 @@ class _Call:
 
     def __init__(self, anchors: Tensor, shards: list[Shard], index: Tensor, spec: DrawSpec, joined: Joined | None):
         num_data = shards[0].part.num_data
-        own = checked(anchors.detach(), num_data, index, spec)  # on the CPU: raises before anything is sent
+        own = checked(anchors.detach(), num_data, index, spec)  # on the CPU it raises before anything is sent
         joined = join(anchors, index) if joined is None else joined
         everyone = joined.index
         if joined.own_index is not index:  # the positives of an explicit contrast_idx
@@ -191,7 +191,7 @@ class _Call:
         """(sums over ranks of `columns` [S, B, n], joined, for this rank's anchors; their positives [S, B_r, D])."""
         acc, width = accumulate_dtype(self.anchors, *self.rows), shards[0].shape[1]
         columns = columns if positive is not None else [*columns, _held(shards, self.index)]
-        if positive is not None and not columns:  # nothing is wanted of other ranks
+        if positive is not None and not columns:  # nothing is needed from other ranks
             return self.anchors.new_empty(0), positive
         joined = torch.cat([c.to(acc) for c in columns], -1)
         sums = scatter_sums(joined.transpose(0, 1), self.sizes).transpose(0, 1)

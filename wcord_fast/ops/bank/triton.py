@@ -19,7 +19,7 @@ from .part import Part
 from .reference import EPS
 from .triton_launch import Call
 
-_W_TERMS = 2  # of a sigmoid: what is left, 2^-18 of each weight at most, is 4e-7 of a gradient (README.md)
+_W_TERMS = 2  # of a sigmoid: the error, at most 2^-18 of each weight, is 4e-7 of a gradient (README.md)
 _COUNT_TERMS = 3  # of a count: 24 bits
 
 
@@ -90,8 +90,8 @@ def bank_mean_score(
 def bank_log_z(anchors, banks, index, spec, temperature, plan, draw_backend, known: Tensor | None = None) -> Tensor:
     """The batch's estimate of log Z, [S] fp32: log of N times the mean over all anchors and their K_b + 1 scores.
 
-    Given `known` [S], only its NaN entries are estimated: the kernel returns at once for the others, whose result is
-    not to be used.
+    With `known` [S] only its NaN entries are estimated. The kernel returns at once for the others, and their results
+    are undefined.
     """
     call = Call(anchors, banks, index, spec, plan, draw_backend)
     own, count = _log_sum_exps(call, temperature, known)
@@ -105,7 +105,7 @@ def bank_log_sum_exp(anchors, banks, index, spec, temperature, plan, draw_backen
 
 
 def _log_sum_exps(call: Call, temperature: float, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Of each anchor: the log-sum-exp of its scores / tau, fp32 [S, B], and how many those are, fp32 [B]."""
+    """The log-sum-exp of each anchor's scores / tau, fp32 [S, B], and the number of these scores, fp32 [B]."""
     from . import triton_anchor, triton_kernels
 
     own, count = call.empty(), call.anchors.new_empty(call.batch, dtype=torch.float32)

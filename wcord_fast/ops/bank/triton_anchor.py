@@ -1,9 +1,9 @@
 """The launches before and after the pass over the bank, mostly one program per (anchor, direction).
 
 Before: the anchor's bf16 terms are written out, so that the pass can feed its tensor cores from shared memory. After:
-the parts of all splits are added in a fixed order, and what belongs to the anchor alone: the positive row is fetched
-and scored here, in fp32, and the values are checked. An anchor that is not finite, or whose index is out of [0, N), has
-NaN in all its results and sets its bit in the status word.
+the partials of all splits are added in a fixed order, the positive row is read and scored in fp32, and the values are
+checked. An anchor that is not finite, or whose index is out of [0, N), has NaN in all its results and sets its bit in
+the status word.
 """
 
 from __future__ import annotations

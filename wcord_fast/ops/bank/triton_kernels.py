@@ -1,9 +1,9 @@
 """The Triton kernels that walk the bank (README.md beside this file has the layout and the bytes).
 
 One pass per direction. A program owns BLOCK_B anchors, one direction and one range of bank rows; it walks the range in
-tiles of BLOCK_N rows, and everything that a tile is needed for happens while it is on chip: scores X M^T, membership,
-the critic's terms, and the gradient's share W M. Partial results go to scratch [splits, S, B(, D)], which the kernels
-of triton_anchor.py add in a fixed order. No atomics: equal inputs on one device give equal bits.
+tiles of BLOCK_N rows, and uses a tile for everything while it is on chip: scores X M^T, membership, the critic's terms,
+and the partial gradient W M. Partial results go to scratch [splits, S, B(, D)], which the kernels of triton_anchor.py
+add in a fixed order. No atomics: equal inputs on one device give equal bits.
 
 Rows longer than BLOCK_D = 128 are cut: a program owns BLOCK_D columns of the gradient too, and computes the scores from
 pieces. So D / 128 programs repeat the scores; D <= 128 is the case that these kernels are made for.
@@ -76,7 +76,7 @@ def nce_fwd_kernel(
     offset = offset2(k_b, num_data, tl.load(log_z_ptr + s), EPS)
 
     loss = tl.zeros([BLOCK_B], tl.float32)
-    lost = tl.zeros([BLOCK_B], tl.float32)  # what rounding took from `loss` (Kahan): a bank may have 20,000 tiles
+    lost = tl.zeros([BLOCK_B], tl.float32)  # the rounding error of `loss` (Kahan): a bank may have 20,000 tiles
     grad = tl.zeros([BLOCK_B, BLOCK_D], tl.float32)
     n_lo = part * split_rows
     for n0 in range(n_lo, tl.minimum(n_lo + split_rows, num_rows), BLOCK_N):

@@ -1,4 +1,4 @@
-"""How a call of the dense Triton plan is cut into launches: chunks of anchors, pairs of banks, splits of the rows."""
+"""Cuts a call of the dense Triton plan into launches: chunks of anchors, pairs of banks, splits of the rows."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class Blocks:
 def blocks(major: int, dim: int, batch: int, m_terms: int, counts: bool) -> Blocks:
     """Tiles for compute capability `major`, rows of `dim` in `m_terms` bf16 terms, `batch` anchors, counts or bits.
 
-    What bounds them is shared memory (anchors and a bank tile, every term of both) and registers (two fp32 tiles
-    [BLOCK_B, BLOCK_D]; before Hopper the anchors' terms too). tests/test_bank_triton.py compiles the whole table and
-    refuses a spilled register (with Triton 3.7; 3.6 and 3.9 spill some bytes of a few).
+    The bounds are shared memory (all terms of anchors and a bank tile) and registers (two fp32 tiles [BLOCK_B,
+    BLOCK_D], and before Hopper the anchors' terms). tests/test_bank_triton.py compiles the whole table and refuses a
+    spilled register (with Triton 3.7; 3.6 and 3.9 spill some bytes of a few).
     """
     tall = padded(batch)
     if dim > BLOCK_D:
@@ -69,7 +69,7 @@ def padded(size: int) -> int:
 
 
 def unavailable_reason(anchors: Tensor, banks: list[Tensor], part: Part | None = None) -> str | None:
-    """Why these tensors are outside what the kernels do, or None."""
+    """The reason why the kernels do not support these tensors, or None."""
     for t in (anchors, *banks):
         if t.dtype not in DTYPE_TERMS:
             return f"the Triton kernels take float32, bfloat16 and float16, got {t.dtype}"
@@ -82,7 +82,7 @@ def unavailable_reason(anchors: Tensor, banks: list[Tensor], part: Part | None =
 
 
 class Call:
-    """One call of an op: the checked tensors, and what all its launches share.
+    """One call of an op: the checked tensors, and the data that all its launches share.
 
     Raises:
         NotImplementedError: a plan other than "dense", or tensors that `unavailable_reason` refuses.
@@ -174,7 +174,7 @@ class Piece:
         split_rows = -(-tiles // max(1, min(wanted, tiles))) * self._blocks.block_n
         self._splits = -(-call.num_rows // split_rows)
         self._walk_grid = (tall, self._splits, count)
-        # Every kernel takes from here what its arguments name.
+        # Every kernel takes the values that its arguments name from here.
         self._args = {
             "x_ptr": self.x,
             "bank0_ptr": banks[0],
@@ -249,7 +249,7 @@ class Piece:
 
 
 def _distinct(spec: DrawSpec) -> bool:
-    """Whether an anchor's draws are distinct rows, so that one bit per row tells them."""
+    """Whether an anchor's draws are distinct rows, so that one bit per row suffices."""
     return spec.source != "given" and spec.replacement == "no"
 
 

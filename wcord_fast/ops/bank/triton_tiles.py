@@ -1,4 +1,4 @@
-"""What the Triton kernels of the dense plan share: split products, membership, and the critic's stable terms.
+"""Shared by the Triton kernels of the dense plan: split products, membership, and the critic's stable terms.
 
 **Products.** Every product runs on the bf16 tensor cores with fp32 accumulation. A factor v is split into terms
 v = v0 + v1 + v2, each the bf16 rounding of what the ones before left: 8 bits of mantissa per term, so 1 term holds a
@@ -180,7 +180,7 @@ def member_tile(
 
 @triton.jit
 def charge(index, label, ok, num_data, k, class_start_ptr, MEMBER: tl.constexpr, CHARGE: tl.constexpr):
-    """(K_b, weight of a negative): what an anchor is charged for, fp32. CHARGE is "drawn", "pool" or "expected".
+    """(K_b, weight of a negative), fp32. CHARGE is "drawn", "pool" or "expected".
 
     K and 1 for draws; P_b and 1 for the whole pool; K and K / P_b for the expectation over draws.
     """
@@ -202,7 +202,7 @@ def charge(index, label, ok, num_data, k, class_start_ptr, MEMBER: tl.constexpr,
 
 @triton.jit
 def log1p(q):
-    """log(1 + q) for q >= 0, as precise as log itself: what 1 + q rounds away is put back to first order."""
+    """log(1 + q) for q >= 0, as precise as log itself: the rounding error of 1 + q is corrected to first order."""
     w = 1.0 + q
     return tl.log(w) + (q - (w - 1.0)) / w
 
@@ -243,5 +243,5 @@ def multiply_out(t, linear, INTERPRET: tl.constexpr):
 
 @triton.jit
 def offset2(k_b, num_data, log_z, EPS: tl.constexpr):
-    """log2 of (K_b / N + EPS) Z: what a score / tau is compared with."""
+    """log2 of (K_b / N + EPS) Z, the offset of score / tau."""
     return tl.log(k_b / num_data + EPS) * LOG2E + log_z * LOG2E
