@@ -42,8 +42,8 @@ def compiler() -> str | None:
     """nvcc's release; None without nvcc."""
     if NVCC is None:
         return None
-    told = subprocess.run([NVCC, "--version"], capture_output=True, text=True, check=True).stdout
-    match = re.search(r"release ([\d.]+)", told)
+    version = subprocess.run([NVCC, "--version"], capture_output=True, text=True, check=True).stdout
+    match = re.search(r"release ([\d.]+)", version)
     return match[1] if match else None
 
 

@@ -74,8 +74,8 @@ def functions(cubin: Path) -> dict[str, list[Block]]:
 
 def resources(cubin: Path) -> dict[str, dict[str, int]]:
     """registers, stack and static shared bytes of every function, by mangled name."""
-    found = _RESOURCES.findall(_run("cuobjdump", "-res-usage", str(cubin)))
-    return {name: {"registers": int(r), "stack": int(st), "shared": int(sh)} for name, r, st, sh, _ in found}
+    kernels = _RESOURCES.findall(_run("cuobjdump", "-res-usage", str(cubin)))
+    return {name: {"registers": int(r), "stack": int(st), "shared": int(sh)} for name, r, st, sh, _ in kernels}
 
 
 def parsed(listing: str) -> dict[str, list[Block]]:

@@ -131,11 +131,11 @@ def test_replicas_are_bit_identical_and_equal_one_process(pool, name):
         for other in states:
             assert torch.equal(other[key].nan_to_num(), states[0][key].nan_to_num()), key
         torch.testing.assert_close(states[0][key], value, rtol=1e-4, atol=1e-5, equal_nan=True)
-    assert_holds_what_must_be_equal(name, state)
+    assert_state_is_complete(name, state)
 
 
-def assert_holds_what_must_be_equal(name, state):
-    """What the checks above have compared between the ranks is the state that there is to compare."""
+def assert_state_is_complete(name, state):
+    """`state`, which the checks above compare between the ranks, has every entry of the loss."""
     kept = {key.rsplit(".", 1)[-1] for key in state}
     assert {"log_z", "state", "rows"} <= kept or name in BANKLESS
     assert {"rows", "pushed"} <= kept or not name.endswith("queue")

@@ -297,8 +297,8 @@ def test_a_stage_is_run_by_one_process_and_methods_without_state_train(pools, tm
     assert_same(accumulated[0][1], accumulated[1][1])
 
 
-def written_apart(directory):
-    """Each rank in a folder of its own, as on machines without a common file system: what was said."""
+def save_in_own_folder(directory):
+    """Each rank saves to a folder of its own, as without a common file system. Returns the error message."""
     run = make_run(directory / str(ranks().rank), "wcord", **SHARDED)
     (directory / str(ranks().rank)).mkdir()
     try:
@@ -309,6 +309,6 @@ def written_apart(directory):
 
 
 def test_ranks_without_a_shared_file_system_raise_at_the_first_checkpoint(pools, tmp_path):
-    message, *others = pools[3].run(written_apart, tmp_path)
+    message, *others = pools[3].run(save_in_own_folder, tmp_path)
     assert "no __1_0.distcp here" in message and "one file system" in message and others == ["", ""]
     assert not (tmp_path / "0" / "checkpoint.pt").exists()

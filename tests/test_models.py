@@ -164,12 +164,12 @@ def test_forward_equals_the_published_network_at_32x32(name, by_hand, blocks):
 
     x = images(size=32).double()
     want, before, logits = by_hand(Recorded(state), x, blocks)
-    actual, got_logits = net(x, return_features=True)
+    actual, actual_logits = net(x, return_features=True)
     torch.testing.assert_close(actual, want)
-    torch.testing.assert_close(got_logits, logits)
-    actual, got_logits = net(x, return_features=True, preact=True)
+    torch.testing.assert_close(actual_logits, logits)
+    actual, actual_logits = net(x, return_features=True, preact=True)
     torch.testing.assert_close(actual, [want[0], *before, want[-1]])
-    torch.testing.assert_close(got_logits, logits)
+    torch.testing.assert_close(actual_logits, logits)
     assert used == set(state)  # the keys are the published ones, all of them
 
 
@@ -289,9 +289,9 @@ def test_networks_compile_without_graph_breaks(name, preact):
     compiled = torch.compile(copy.deepcopy(net), fullgraph=True, backend="eager")
     x = images()
     features, logits = net(x, return_features=True, preact=preact)
-    actual, got_logits = compiled(x, return_features=True, preact=preact)
+    actual, actual_logits = compiled(x, return_features=True, preact=preact)
     torch.testing.assert_close(actual, features)
-    torch.testing.assert_close(got_logits, logits)
+    torch.testing.assert_close(actual_logits, logits)
 
 
 @pytest.mark.parametrize("name", ["resnet8", "wrn_16_1"])

@@ -27,7 +27,7 @@ def in_own_process(code: str) -> str:
     return done.stdout
 
 
-def assert_alike(ours, other, given=None, dtype=torch.float32):
+def assert_steps_agree(ours, other, given=None, dtype=torch.float32):
     given = given or batch(1, dtype)
     theirs = [t.detach().clone().requires_grad_(t.requires_grad) for t in given]
     loss, expected = ours(*given), other(*theirs)
@@ -98,7 +98,7 @@ def test_singular_vectors_with_strides(dtype):
             wide[:, 0] = state[key]
             state[key] = wide[:, 0]
     ours.load_state_dict(state, assign=True)
-    assert_alike(ours, other, dtype=dtype)
+    assert_steps_agree(ours, other, dtype=dtype)
 
 
 def test_vectors_made_by_a_load_that_assigns():
@@ -106,7 +106,7 @@ def test_vectors_made_by_a_load_that_assigns():
     for loss in (ours, other):
         state = {k: v.clone() for k, v in loss.state_dict().items() if not k.endswith((".u", ".v"))}
         loss.load_state_dict(state, assign=True)
-    assert_alike(ours, other, dtype=torch.float64)
+    assert_steps_agree(ours, other, dtype=torch.float64)
 
 
 def test_a_sampler_state_with_strides():
@@ -115,7 +115,7 @@ def test_a_sampler_state_with_strides():
     wide = torch.full((2, 3), 7)
     wide[:, 0] = state["contrast.sampler.state"]
     ours.load_state_dict(state | {"contrast.sampler.state": wide[:, 0]}, assign=True)
-    assert_alike(ours, other)
+    assert_steps_agree(ours, other)
     assert torch.equal(wide[:, 1:], torch.full((2, 2), 7))
 
 
@@ -154,7 +154,7 @@ def test_option_set_on_one_direction_is_followed(option):
             loss.local.ot |= {"eps": 5.0, "iters": 2}
         else:
             loss.contrast.memory_v2.momentum = 0.99
-    assert_alike(ours, other)
+    assert_steps_agree(ours, other)
 
 
 @pytest.mark.parametrize("own_class", [True, False])
@@ -169,7 +169,7 @@ def test_custom_local_term_is_used(own_class):
             loss.local.__class__ = Mine
         else:
             loss.local.forward = Mine.forward.__get__(loss.local)
-    assert_alike(ours, other)
+    assert_steps_agree(ours, other)
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ UNIT = r"(?:ms|us|MB|GB|%|percent|times|seconds|minutes|hours|images/s)"
 MEASURED = re.compile(
     rf"(?<![\w.,^])(\d[\d,]*(?:\.\d+)?)\s?(?:{UNIT}(?![\w/])|s\b(?!\.)|x (?:faster|slower|naive|as ))"
 )
-SAID = {  # what is arithmetic, a limit that a test holds, or a fact of somebody else's
+NOT_MEASURED_HERE = {  # arithmetic, a limit that a test checks, or a number of another source
     "docs/paper.md": {"48.63", "61.4", "48.1"},  # the paper's: test_paper_page.py
     "wcord_fast/ops/bank/README.md": {"64", "16", "12", "8", "1", "1.1"},  # memory formulas: tests of plan and memory
 }
@@ -99,7 +99,7 @@ def typed_numbers(text: str) -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_measured_number_is_typed_by_hand(page):
     name = str(page.relative_to(ROOT))
-    assert typed_numbers(page.read_text()) <= SAID.get(name, set())
+    assert typed_numbers(page.read_text()) <= NOT_MEASURED_HERE.get(name, set())
 
 
 def test_a_typed_number_is_noticed():

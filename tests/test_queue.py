@@ -32,11 +32,11 @@ def test_the_last_rows_stay(counts, labels):
     queue = FeatureQueue(SIZE, DIM, labels=labels)
     rows, tags = torch.empty(0, DIM), torch.empty(0, dtype=torch.long)
     for step, count in enumerate(counts):
-        more, of_more = batch(count, step)
-        assert queue.push_(more, of_more if labels else None) is queue
-        rows, tags = torch.cat((rows, more))[-SIZE:], torch.cat((tags, of_more))[-SIZE:]
-        actual, of_found = held(queue)
-        assert torch.equal(actual, rows) and (not labels or torch.equal(of_found, tags))
+        more, more_tags = batch(count, step)
+        assert queue.push_(more, more_tags if labels else None) is queue
+        rows, tags = torch.cat((rows, more))[-SIZE:], torch.cat((tags, more_tags))[-SIZE:]
+        actual, actual_tags = held(queue)
+        assert torch.equal(actual, rows) and (not labels or torch.equal(actual_tags, tags))
         assert int(queue.filled) == len(rows)
         assert torch.equal(queue.is_filled(), torch.arange(SIZE) < len(rows))
 

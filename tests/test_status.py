@@ -64,4 +64,4 @@ def test_every_launcher_that_hands_out_the_word_checks_it_when_asked():
     launchers = [f.read_text() for f in Path(status.__file__).parent.rglob("*.py") if "check_launch(" in f.read_text()]
     flagging = [text for text in launchers if "native_module.on_cuda(" in text]
     assert len(flagging) >= 5
-    assert all(text.count("native_module.on_cuda(") == text.count("status.check_if_asked(") for text in flagging)
+    assert all(text.count("native_module.on_cuda(") == text.count("status.check_if_enabled(") for text in flagging)

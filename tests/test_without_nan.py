@@ -56,23 +56,23 @@ def test_every_write_and_copy_is_checked_again(on_gpu):
 
 def test_copy_does_not_inherit_the_checked_state():
     loss = CRDLoss(5, 6, 40, nce_k=10, seed=1)
-    loss.contrast._is_set._of = loss.contrast.log_z, 0
-    assert copy.deepcopy(loss).contrast._is_set._of is None
+    loss.contrast._is_set._tested = loss.contrast.log_z, 0
+    assert copy.deepcopy(loss).contrast._is_set._tested is None
 
 
 def test_late_answer_of_the_device_is_used(on_gpu, monkeypatch):
     loss, launches = on_gpu
     arrived = []
-    monkeypatch.setattr(without_nan, "answer", lambda flag: lambda: bool(flag) if arrived else None)
+    monkeypatch.setattr(without_nan, "result_later", lambda flag: lambda: bool(flag) if arrived else None)
     assert steps(loss, launches, 3) == 3
     arrived.append(True)
-    monkeypatch.setattr(without_nan, "answer", None)  # nobody asks again
+    monkeypatch.setattr(without_nan, "result_later", None)  # no second test
     assert steps(loss, launches, 2) == 0
 
 
 def test_pending_answer_of_the_device_is_ignored(on_gpu, monkeypatch):
     loss, launches = on_gpu
-    monkeypatch.setattr(without_nan, "answer", lambda flag: lambda: None)
+    monkeypatch.setattr(without_nan, "result_later", lambda flag: lambda: None)
     assert steps(loss, launches, 3) == 3
-    monkeypatch.setattr(without_nan, "may_ask", lambda tensor: False)  # in a graph
+    monkeypatch.setattr(without_nan, "can_test", lambda tensor: False)  # in a graph
     assert steps(loss, launches, 2) == 2

@@ -20,11 +20,11 @@ class MissingExtra(ImportError):
     """Packages of the extra `train` are not installed; the message names them and the command that installs them."""
 
 
-def require_train(who: str, *modules: str) -> None:
+def require_train(caller: str, *modules: str) -> None:
     """Raise unless `modules`, by default all of the extra `train`, are installed.
 
     Args:
-        who: what needs them, the message's first words.
+        caller: the part of the package that needs them, as the first words of the message.
         modules: names in TRAIN.
     Raises:
         MissingExtra: some are not.
@@ -32,5 +32,6 @@ def require_train(who: str, *modules: str) -> None:
     lacking = [TRAIN[name] for name in modules or TRAIN if find_spec(name) is None]
     if lacking:
         raise MissingExtra(
-            f"{who} needs {', '.join(lacking)}, not installed here; install the extra: pip install 'wcord-fast[train]'"
+            f"{caller} needs {', '.join(lacking)}, not installed here; "
+            "install the extra: pip install 'wcord-fast[train]'"
         )

@@ -324,12 +324,12 @@ def test_kernels_flag_bad_values_and_leave_the_other_anchors_alone(name, row):
     index[0], anchors[1, 2, 3] = row, torch.nan
     bad = torch.tensor([[True, False, False], [True, False, True]])
     for op, right in zip(ops, whole, strict=True):
-        for found, expected in zip(op(), right, strict=True):
-            if found.dim() == 1:  # log Z is not to be frozen at an estimate from such anchors
-                assert found.isnan().all()
+        for actual, expected in zip(op(), right, strict=True):
+            if actual.dim() == 1:  # log Z is not to be frozen at an estimate from such anchors
+                assert actual.isnan().all()
                 continue
-            assert torch.equal(found.flatten(2).isnan().all(-1) if found.dim() > 2 else found.isnan(), bad)
-            assert torch.equal(found[~bad], expected[~bad])
+            assert torch.equal(actual.flatten(2).isnan().all(-1) if actual.dim() > 2 else actual.isnan(), bad)
+            assert torch.equal(actual[~bad], expected[~bad])
         assert flags() == Code.INDEX | Code.ANCHOR
     anchors[1, 2, 3], index[0] = -torch.inf, 0
     ops[0]()
@@ -339,9 +339,9 @@ def test_kernels_flag_bad_values_and_leave_the_other_anchors_alone(name, row):
 def flags() -> int:
     """The status word, which is then cleared."""
     word = status.word(torch.device("cpu"))
-    found = int(word)
+    bits = int(word)
     word.zero_()
-    return found
+    return bits
 
 
 def test_refusals_say_why():

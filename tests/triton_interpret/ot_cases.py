@@ -141,13 +141,13 @@ def test_strided_and_expanded_inputs():
 @pytest.mark.parametrize("cost", COSTS)
 def test_strips_change_rounding_only(cost, monkeypatch):
     x, y = features(26, 1, 20, 3), features(27, 1, 260, 3)
-    found = []
+    results = []
     for each in (100, 2, 1):  # column tiles in a strip: one strip, an uneven last one, as many as there are tiles
         strips = lambda blocks, tiles, slots, each=each: triton.Strips(triton.cdiv(tiles, each), each)  # noqa: E731
         monkeypatch.setattr(triton, "plan_strips", strips)
-        found.append(triton.ot_solve(x, y, uniform(x), uniform(y), solve_args(cost, "ipot", 0.5, 1)))
-    for other in found[1:]:
-        for p, q in zip(found[0], other, strict=True):
+        results.append(triton.ot_solve(x, y, uniform(x), uniform(y), solve_args(cost, "ipot", 0.5, 1)))
+    for other in results[1:]:
+        for p, q in zip(results[0], other, strict=True):
             torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
 
 

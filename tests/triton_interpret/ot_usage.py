@@ -42,8 +42,8 @@ def cases():
 
 def main(capability: int) -> None:
     for name, kernel, types, constants, tile in cases():
-        found = usage(kernel, types, constants, capability=capability, warps=tile.warps, stages=tile.stages)
-        print(json.dumps({"name": name, **found, "warps": tile.warps, "resident": tile.resident}), flush=True)
+        resources = usage(kernel, types, constants, capability=capability, warps=tile.warps, stages=tile.stages)
+        print(json.dumps({"name": name, **resources, "warps": tile.warps, "resident": tile.resident}), flush=True)
 
 
 if __name__ == "__main__":

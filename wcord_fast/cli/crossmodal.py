@@ -27,7 +27,7 @@ from ..train.tables import text_table
 from ..train.views import View, chrominance, coarse, detail, luminance, unscaled
 from . import report
 from .config import Config
-from .options import DryRun, check_paths, check_seeds, check_share
+from .options import DryRun, check_fraction, check_paths, check_seeds
 from .parser import parse, read_config, show, usage
 from .privileged import PUBLISHED
 from .table import over, spread
@@ -62,7 +62,7 @@ class CrossModalOptions(DryRun):
     def __post_init__(self) -> None:
         check_paths(self, "output_dir")
         check_seeds(self.seeds)
-        check_share("labelled", self.labelled)
+        check_fraction("labelled", self.labelled)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from . import trained_network as trained
 from .export_formats import FORMATS, Format
 from .options import check_paths, file_name
 from .parser import parse
-from .trained_network import Trained
+from .trained_network import TrainedNetwork
 from .usage import UsageError
 
 TOLERANCE = 1e-4  # of the largest logit; weights alone must give the very same bits
@@ -99,7 +99,7 @@ def run(argv: list[str]) -> None:
     )
 
 
-def hf_files(trained: Trained, metadata: dict[str, Any], weights: bytes) -> dict[str, bytes]:
+def hf_files(trained: TrainedNetwork, metadata: dict[str, Any], weights: bytes) -> dict[str, bytes]:
     """Contents of the files of a folder in the manner of Hugging Face, by name."""
     images = (metadata[name] for name in ("image_shape", "mean", "std"))
     config = hf_folder.config_of(trained.model, trained.classes, *images)
@@ -129,7 +129,7 @@ def write(output: Path, content: bytes, folder: dict[str, bytes] | None) -> None
 
 @torch.no_grad()
 def difference(
-    form: Format, content: bytes, network: nn.Module, examples: list[Tensor], trained: Trained, channels: int
+    form: Format, content: bytes, network: nn.Module, examples: list[Tensor], trained: TrainedNetwork, channels: int
 ) -> float:
     """The largest difference of a logit between what the file computes and `network`.
 
@@ -152,7 +152,7 @@ def difference(
     return worst
 
 
-def _metadata(trained: Trained, images: dict[str, Any], wrapped: bool) -> dict[str, Any]:
+def _metadata(trained: TrainedNetwork, images: dict[str, Any], wrapped: bool) -> dict[str, Any]:
     mean, std = ([round(x, 6) for x in images[name]] for name in ("mean", "std"))
     normalised = f"normalised by mean {mean} and std {std} of pixels in [0, 1]"
     return {

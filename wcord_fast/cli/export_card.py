@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import __version__
-from .trained_network import Trained
+from .trained_network import TrainedNetwork
 
 MEASURES = {  # columns of a run's history, and what they are called
     "test_top1": "test top-1, last epoch (%)",
@@ -47,7 +47,7 @@ logits = network(images)  # float32 [batch, {shape}], {input}
 """
 
 
-def card(trained: Trained, metadata: dict[str, Any]) -> str:
+def card(trained: TrainedNetwork, metadata: dict[str, Any]) -> str:
     """The card's Markdown, whose numbers are those of the checkpoint."""
     last = trained.history[-1] if trained.history else {}
     return CARD.format(

@@ -88,7 +88,7 @@ def check_seeds(seeds: list[int]) -> None:
     distinct("seeds", [checks.integer("seeds", seed, least=0) for seed in seeds])
 
 
-def check_share(name: str, value: float) -> None:
+def check_fraction(name: str, value: float) -> None:
     """ValueError unless it is above 0 and at most 1."""
     if not 0 < value <= 1:  # NaN is not
         raise ValueError(f"{name}: expected a share above 0 and at most 1, got {value:g}")

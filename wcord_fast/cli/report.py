@@ -37,7 +37,7 @@ def lines_of(students: Students, teacher: Result) -> list[Line]:
                 "parameters": f"{results[0].parameters:,}",
                 "epochs": str(results[0].history[-1]["epoch"] or "-"),
                 "images/s": _median(results, "images_per_s", "{:,.0f}"),
-                "loss share": _median(results, "loss_share", "{:.1%}"),
+                "loss accuracy": _median(results, "loss_share", "{:.1%}"),
             }
         )
     return lines
@@ -46,8 +46,8 @@ def lines_of(students: Students, teacher: Result) -> list[Line]:
 def notes(students: Students, test_images: int, batch_size: int) -> str:
     """Notes below the table: how to read it, and the differences between the methods."""
     seeds = len(next(iter(students.values())))
-    share = statistics.fmean(_last(r) for r in next(iter(students.values())).values()) / 100
-    error = 100 * math.sqrt(share * (1 - share) / test_images)
+    accuracy = statistics.fmean(_last(r) for r in next(iter(students.values())).values()) / 100
+    error = 100 * math.sqrt(accuracy * (1 - accuracy) / test_images)
     message = (
         f"The test split has {test_images:,} images: one image is {100 / test_images:.2f} points, and the sampling "
         f"error of an accuracy here is about {error:.2f} points. "

@@ -17,7 +17,7 @@ from ..train.meters import NonFiniteLoss
 from ..train.tables import text_table
 from . import report
 from .config import Config, spelled_methods
-from .options import DryRun, check_paths, check_seeds, check_share, chosen
+from .options import DryRun, check_fraction, check_paths, check_seeds, chosen
 from .parser import CONFIGS, parse, read_config, show
 from .usage import UsageError
 from .workbench import Workbench, data_spec, load_data
@@ -99,7 +99,7 @@ class TableOptions(DryRun):
     def __post_init__(self) -> None:
         check_paths(self, "output_dir")
         check_seeds(self.seeds)
-        check_share("budget", self.budget)
+        check_fraction("budget", self.budget)
         self.pair = chosen("pair", self.pair, published(), of_all=cifar_pairs())
         if self.methods == ["all"]:
             self.methods = all_methods()

@@ -16,7 +16,7 @@ from .workbench import load_data
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedNetwork:
     """A run's checkpoint, read and checked.
 
     Attributes:
@@ -72,7 +72,7 @@ class Trained:
         return {"shape": [data.channels, *data.image_size], "mean": list(data.mean), "std": list(data.std)}
 
 
-def load(path: Path) -> Trained:
+def load(path: Path) -> TrainedNetwork:
     """The checkpoint at `path`, a file or the directory of a run.
 
     Raises:
@@ -92,7 +92,7 @@ def load(path: Path) -> Trained:
             raise CheckpointError(
                 f"{file}: written by distill.fit, whose data and network have no name to find them by"
             )
-        return Trained(
+        return TrainedNetwork(
             path=file,
             model=spec["model"],
             method=spec["method"]["name"],

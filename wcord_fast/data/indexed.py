@@ -110,11 +110,11 @@ def _integers(values: Any, count: int) -> Tensor | None:
     return torch.from_numpy(array.astype(np.int64)) if array.dtype.kind in "iu" and array.shape == (count,) else None
 
 
-def _first(item: Mapping[str, Any], names: Sequence[str], what: str) -> Any:
+def _first(item: Mapping[str, Any], names: Sequence[str], option: str) -> Any:
     for name in names:
         if name in item:
             return item[name]
-    raise ValueError(f"{what}: expected {' or '.join(map(repr, names))} in an item, which has {', '.join(item)}")
+    raise ValueError(f"{option}: expected {' or '.join(map(repr, names))} in an item, which has {', '.join(item)}")
 
 
 def _described(value: Any) -> str:

@@ -79,8 +79,8 @@ def create(
         theirs: dict[str, Any] = {"pretrained": pretrained, "features": features, "mean": mean, "std": std}
         return libraries.create(name, num_classes, **theirs, **options)
     if pretrained or features:
-        what = "pretrained" if pretrained else "features"
-        raise ValueError(f"{what}: goes with a library's network, 'timm:NAME' and the like, got {name!r}")
+        option = "pretrained" if pretrained else "features"
+        raise ValueError(f"{option}: goes with a library's network, 'timm:NAME' and the like, got {name!r}")
     key = name.strip().lower().replace("-", "_").replace(" ", "_")
     for family in FAMILIES:
         net = family.build(key, num_classes=num_classes, **options)

@@ -129,7 +129,7 @@ class Contrast(StateModule):
             log_z = self.log_z
         else:
             log_z = self._joint_log_z(self.log_z, *args, spec, joined)
-            self._is_set.ask(self.log_z, filled=log_z if self.training else None)
+            self._is_set.start(self.log_z, filled=log_z if self.training else None)
         return log_z
 
     def pair_losses(self, anchors: Tensor, idx: Tensor, contrast_idx, joined, scores) -> Tensor:

@@ -93,8 +93,8 @@ def replace_record(sampler: NegativeSampler, state_dict, prefix: str) -> list[st
         there, here = (list(TABLES)[int(v)] for v in (facts["source"], own["source"]))
         message.append(f"exclude = {there!r}, here {here!r}: it drew other negatives")
     elif "tables" in facts and "num_data" not in facts:
-        what = "weights" if sampler.source == "weighted" else "labels"
-        message.append(f"other {what}: it drew other negatives")
+        table = "weights" if sampler.source == "weighted" else "labels"
+        message.append(f"other {table}: it drew other negatives")
     if "replacement" in facts:
         message.append("another rule of replacement: it drew other negatives")
     if "expected" in facts:

@@ -216,8 +216,8 @@ class WCoRDLossOptions(ContrastOptions):
         allowed = CRITICS_OF[self.negatives]
         own = self.critic not in BUILT_IN and self.negatives in (None, "bank")
         if own and (self.num_negatives == "all" or self.shard is not None):
-            what = "num_negatives='all'" if self.shard is None else "shard='rank'"
-            raise ValueError(f"critic: {self.critic!r} scores rows one by one, which {what} does not allow")
+            option = "num_negatives='all'" if self.shard is None else "shard='rank'"
+            raise ValueError(f"critic: {self.critic!r} scores rows one by one, which {option} does not allow")
         if not own and self.critic not in allowed:
             needed = " or ".join(map(repr, allowed))
             raise ValueError(f"negatives: {self.negatives!r} needs critic={needed}, got critic={self.critic!r}")

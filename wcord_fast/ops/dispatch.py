@@ -144,7 +144,7 @@ def resolve(
 
     Args:
         unfit: returns, for a backend, the reason why it does not support this call's tensors (a dtype, a size), or
-        None. `auto` skips such a backend; an explicit one raises NotImplementedError.
+            None. `auto` skips such a backend; an explicit one raises NotImplementedError.
     Raises:
         NotImplementedError: an explicit backend has no row in the support table for this case.
         RuntimeError: the row exists, but the backend cannot run in this process.

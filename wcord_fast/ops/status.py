@@ -61,7 +61,7 @@ def note_unreached(error: Tensor, iters: int) -> None:
         kept = _first(_unreached, device, (2,), torch.float64)
     wide = error.double()
     kept.copy_(torch.where(wide > kept[0], torch.stack((wide, torch.full_like(wide, iters))), kept))
-    check_if_asked(device)
+    check_if_enabled(device)
 
 
 def unreached(error: float, iters: int) -> str:
@@ -85,10 +85,10 @@ def guard(bad: Tensor, code: Code, describe) -> None:
         return
     status = word(bad.device)
     status.bitwise_or_(bad.any().to(torch.int32) * int(code))
-    check_if_asked(bad.device)
+    check_if_enabled(bad.device)
 
 
-def check_if_asked(device: torch.device) -> None:
+def check_if_enabled(device: torch.device) -> None:
     """`check(device)` under WCORD_FAST_CHECK=1. Call it after every launch of a kernel that may flag."""
     if os.environ.get("WCORD_FAST_CHECK") == "1":
         check(device)

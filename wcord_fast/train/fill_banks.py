@@ -10,7 +10,7 @@ from torch import nn
 from ..distill.eval_mode import eval_mode
 from ..ops.status import check
 from .evaluation import autocast
-from .forwards import plain
+from .network_calls import plain
 
 log = logging.getLogger(__name__)
 

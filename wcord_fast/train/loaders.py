@@ -151,8 +151,8 @@ def as_batch(name: str, given: Any, device: torch.device) -> Batch:
     images, labels, index = given
     if not images.is_floating_point():
         raise TypeError(f"{name}: expected images of a floating dtype, got {images.dtype}")
-    for what, values in (("labels", labels), ("index", index)):
+    for field, values in (("labels", labels), ("index", index)):
         if values.dtype != torch.int64 or list(values.shape) != [len(images)]:
             shape = f"{values.dtype} {list(values.shape)}"
-            raise ValueError(f"{name}: expected {what} int64 [{len(images)}], one per image, got {shape}")
+            raise ValueError(f"{name}: expected {field} int64 [{len(images)}], one per image, got {shape}")
     return Batch(*(part.to(device, non_blocking=True) for part in given))

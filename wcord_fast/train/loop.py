@@ -24,10 +24,10 @@ from .cuda_graph import GraphedStep
 from .evaluation import evaluate
 from .files import locked
 from .fill_banks import fill_banks
-from .forwards import Forward, compiled, plain
 from .loggers import DEFAULT, LoggedRun, Loggers, Row, spelled
 from .logs import Progress, epoch_line
 from .meters import Meters, Stopwatch
+from .network_calls import Forward, compiled, plain
 from .ranks import average_statistics, copy_from_main, from_main, is_main, join_meters, wrap
 from .recipe import DEFAULTS, make_optimizer
 from .schedule import announcement, changes_by_step, learning_rate
@@ -92,7 +92,7 @@ class Run:
         return DEFAULTS | self.spec["recipe"]
 
     @cached_property
-    def forwards(self) -> dict[str, Forward]:
+    def network_calls(self) -> dict[str, Forward]:
         """The calls of "student" and "teacher" in a step: compiled if the recipe has that option."""
         return compiled(self.networks()) if self.recipe.get("compile") else self.networks()
 

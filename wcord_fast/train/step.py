@@ -29,7 +29,7 @@ class MicroBatch(NamedTuple):
 
     first: bool
     last: bool
-    share: float  # of the group's loss
+    fraction: float  # of the group's loss
 
 
 def micro_batch(step: int, steps: int, accumulate: int) -> MicroBatch:
@@ -71,7 +71,7 @@ def train_step(
     if run.graphed is not None and not probe:
         values = run.graphed(batch, watch)
     else:
-        values, fractions = gradients(run, batch, watch, meters, probe, part.share * weight, part.last, blend)
+        values, fractions = gradients(run, batch, watch, meters, probe, part.fraction * weight, part.last, blend)
     if part.last:
         average_gradients(run.method.parameters())
         if run.recipe["clip_grad"] is not None:
@@ -89,15 +89,15 @@ def gradients(
     watch: Watch,
     meters: Meters | None = None,
     probe: bool = False,
-    share: float = 1.0,
+    fraction: float = 1.0,
     last: bool = True,
     blend: Blend | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Add the gradients of one batch's objective, times `share`, to those of the parameters.
+    """Add the gradients of one batch's objective, times `fraction`, to those of the parameters.
 
     Args:
         run, batch, watch, meters, probe: see `train_step`.
-        share: of the batch in the loss of its group.
+        fraction: of the batch in the loss of its group.
         last: whether the batch is the last of its group; then the processes exchange the network's gradients.
         blend: the second labels of a mixed batch.
     Returns:
@@ -105,13 +105,13 @@ def gradients(
     """
     device, precision = batch.images.device, run.recipe["precision"]
     # A probe differentiates several times, which a compiled network does not allow.
-    forwards = run.networks() if probe else run.forwards
+    calls = run.networks() if probe else run.network_calls
     teacher = None
     if run.teacher is not None and run.method.needs_teacher:
         with torch.no_grad(), autocast(device, precision):
-            teacher = forwards["teacher"](batch.images)
+            teacher = calls["teacher"](batch.images)
     with autocast(device, precision), sync_if(last, run.network):
-        student = forwards["student"](batch.images)
+        student = calls["student"](batch.images)
     smoothing = run.recipe["label_smoothing"]
     cross_entropy = F.cross_entropy(student.logits.float(), batch.labels, label_smoothing=smoothing)
     if blend is not None:
@@ -135,9 +135,9 @@ def gradients(
                     raise meters.not_finite("ce") from error
             raise
         if loss.value.requires_grad:
-            (loss.value * share).backward()
+            (loss.value * fraction).backward()
     with sync_if(last, run.network):
-        backward(ce * share, student, leaves)
+        backward(ce * fraction, student, leaves)
     total = ce.detach() + loss.value.detach()
     return {"ce": cross_entropy.detach(), **loss.terms, "loss": total, "train_top1": correct}, fractions
 

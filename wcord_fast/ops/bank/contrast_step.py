@@ -43,8 +43,8 @@ class Step:
         plan: "gather" or "dense".
         factor: weight of the loss.
         spectral: the spectral norms of the student's and the teacher's map; None for a map without one.
-        local: from the embeddings [B, D] of student and teacher, and whether a gradient is wanted, to another term's
-            value and its gradient at the student's; or None.
+        local: a function of the embeddings [B, D] of student and teacher and whether a gradient is needed; it returns
+            another term's value and its gradient at the student's. Or None.
         local_factor: weight of that term.
         records: whether the caller records gradients.
     """

@@ -73,13 +73,18 @@ class DeviceStep:
     """One batch on its way through the native code of a CUDA device.
 
     Attributes:
-        score_anchors: a function of anchors [2, B, D] and whether their gradient is needed; returns the NCE losses [2,
-        B] and that gradient, and checks the values that it reads. index: [B] the images' own rows, contiguous. banks:
-        (student's, teacher's) rows [N, D], contiguous, which are updated; None in eval mode. state: (seed, t) of the
-        sampler, of which t grows by 1 with an update. least_length, momentum: see `StepRows` in csrc/common. factor:
-        weight of the loss. norms: makes the spectral norms of both maps, or None where they have none. local: as for
-        the CPU's step, of tensors. local_factor: weight of that term. ramp: [2] factors of both weights on the device,
-        or None. records: whether the caller records gradients.
+        score_anchors: a function of anchors [2, B, D] and whether their gradient is needed; it returns the NCE losses
+            [2, B] and that gradient, and checks the values that it reads.
+        index: [B] the images' own rows, contiguous.
+        banks: (student's, teacher's) rows [N, D], contiguous, which are updated; None in eval mode.
+        state: (seed, t) of the sampler, of which t grows by 1 with an update.
+        least_length, momentum: see `StepRows` in csrc/common.
+        factor: weight of the loss.
+        norms: makes the spectral norms of both maps, or None where they have none.
+        local: as in the CPU's step, with tensors.
+        local_factor: weight of that term.
+        ramp: [2] factors of both weights on the device, or None.
+        records: whether the caller records gradients.
     """
 
     score_anchors: Callable[[Tensor, bool], tuple[Tensor, Tensor]]
@@ -151,7 +156,7 @@ class DeviceStep:
                 if name != "num_anchors":
                     setattr(record, name, number)
         native_module.check_launch("contrast_step", native.cuda_step_finish(record))
-        status.check_if_asked(anchors.device)
+        status.check_if_enabled(anchors.device)
         if self.banks is not None:
             for bank in self.banks:
                 written(bank)

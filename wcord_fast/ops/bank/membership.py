@@ -111,5 +111,5 @@ def _fill(out: Tensor, kind: str, words: int, index: Tensor, spec: DrawSpec, par
         **native_module.on_cuda(out),
     )
     native_module.check_launch("draw_mask" if kind == "mask" else "draw_counts", native.cuda_membership(record))
-    status.check_if_asked(out.device)
+    status.check_if_enabled(out.device)
     return out

@@ -57,7 +57,7 @@ def bank_update_(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> 
         return
     native_module.check_launch("bank_update", native.cuda_bank_update(record))
     _written(bank)
-    status.check_if_asked(bank.device)
+    status.check_if_enabled(bank.device)
 
 
 def _without_overlap(x: Tensor, bank: Tensor) -> Tensor:

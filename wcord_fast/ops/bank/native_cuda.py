@@ -44,7 +44,7 @@ def bank_log_z(anchors, banks, index, spec, temperature, plan, draw_backend, kno
 
     Args:
         known: [S] or None. A direction whose entry is not NaN keeps it; if no entry is NaN the kernels return at once.
-        The device makes this choice.
+            The device makes this choice.
     """
     return _score("log_z", anchors, banks, index, spec, plan, None, temperature, known)[0]
 
@@ -120,7 +120,7 @@ def _score(
         **native_module.on_cuda(x),
     )
     native_module.check_launch(f"bank_{op}", native.cuda_bank_score(record))
-    status.check_if_asked(x.device)
+    status.check_if_enabled(x.device)
     return partial[..., 0] if per_anchor else value, grad
 
 

@@ -76,11 +76,11 @@ def bank_mean_score(
     mean = x.new_zeros(x.shape[:2])
     grad = torch.zeros_like(x) if needs_grad else x.new_empty(0)
     for lo, hi, weight, directions in _blocks(x, banks, index, spec, plan, draw_backend, part):
-        share = inverse_k[lo:hi, None] if weight is None else weight * inverse_k[lo:hi, None]
+        mean_weight = inverse_k[lo:hi, None] if weight is None else weight * inverse_k[lo:hi, None]
         for s, (score, combine) in enumerate(directions):
-            mean[s, lo:hi] += (score * share).sum(-1)
+            mean[s, lo:hi] += (score * mean_weight).sum(-1)
             if needs_grad:
-                grad[s, lo:hi] += combine(share.expand_as(score))
+                grad[s, lo:hi] += combine(mean_weight.expand_as(score))
     return mean, grad
 
 
@@ -266,8 +266,8 @@ def _drawn_rows(x, index, num_data, spec, draw_backend) -> Iterator[tuple[int, i
             else:
                 position = torch.arange(start, min(start + wide, width), device=index.device)[None]
                 rows = pool_row(torch.minimum(position, limit - 1), own, own_spec)
-                share = spec.k / limit.double() if spec.expected else torch.ones_like(limit)
-                yield lo, lo + len(own), rows, ((position < limit) * share).to(x.dtype)
+                weight = spec.k / limit.double() if spec.expected else torch.ones_like(limit)
+                yield lo, lo + len(own), rows, ((position < limit) * weight).to(x.dtype)
 
 
 def _dense_blocks(x, banks, index, spec, draw_backend, part) -> Iterator[Block]:

@@ -115,8 +115,8 @@ def nce_fwd_kernel(
         loss = total
         if NEEDS_GRAD:
             w0, w1, w2 = split(w, W_TERMS, INTERPRET)
-            share = tl.zeros([BLOCK_B, BLOCK_D], tl.float32)
-            grad += product(share, w0, w1, w2, m0, m1, m2, W_TERMS, M_TERMS, W_TERMS, INTERPRET)
+            tile_grad = tl.zeros([BLOCK_B, BLOCK_D], tl.float32)
+            grad += product(tile_grad, w0, w1, w2, m0, m1, m2, W_TERMS, M_TERMS, W_TERMS, INTERPRET)
 
     out = (part * tl.num_programs(2) + s).to(tl.int64) * batch + b
     if own_d == 0:
@@ -161,8 +161,8 @@ def mean_fwd_kernel(
         n = n0 + tl.arange(0, BLOCK_N)
         m0, m1, m2 = split(load_rows(bank_ptr, n, n < num_rows, bank_stride, own_d, D, BLOCK_D), M_TERMS, INTERPRET)
         w0, w1, w2 = split(member.to(tl.float32), W_TERMS, INTERPRET)
-        share = tl.zeros([BLOCK_B, BLOCK_D], tl.float32)
-        grad += each * product(share, w0, w1, w2, m0, m1, m2, W_TERMS, M_TERMS, LIMIT, INTERPRET)
+        tile_grad = tl.zeros([BLOCK_B, BLOCK_D], tl.float32)
+        grad += each * product(tile_grad, w0, w1, w2, m0, m1, m2, W_TERMS, M_TERMS, LIMIT, INTERPRET)
     out = (part * tl.num_programs(2) + s).to(tl.int64) * batch + b
     d = own_d + tl.arange(0, BLOCK_D)
     tl.store(grad_ptr + out[:, None] * D + d[None, :], grad, mask=b_ok[:, None] & (d < D)[None, :])

@@ -152,9 +152,9 @@ class Call:
         lo = 0
         while lo < len(self.banks):
             two = self.banks[lo : lo + 2]
-            alike = len({(bank.dtype, bank.stride(0)) for bank in two}) == 1
-            yield slice(lo, lo + (len(two) if alike else 1))
-            lo += len(two) if alike else 1
+            one_layout = len({(bank.dtype, bank.stride(0)) for bank in two}) == 1
+            yield slice(lo, lo + (len(two) if one_layout else 1))
+            lo += len(two) if one_layout else 1
 
 
 class Piece:
@@ -238,7 +238,7 @@ class Piece:
     def finish(self, kernel, **args) -> None:
         """One program per anchor and direction checks the anchor and adds the splits' results in order."""
         self._launch(kernel, (self.x.shape[1], self.x.shape[0]), args, **FINISH_OPTIONS)
-        status.check_if_asked(self.x.device)
+        status.check_if_enabled(self.x.device)
 
     def _launch(self, kernel, grid, args: dict, **options) -> None:
         args = self._args | args

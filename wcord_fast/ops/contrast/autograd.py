@@ -92,9 +92,9 @@ class _Losses(torch.autograd.Function):
         return *as_inputs(result, (anchors, positives, scale, bias), ctx.needs_input_grad, weight), None, None
 
 
-def as_inputs(found: tuple[Tensor | None, ...], inputs: tuple, needs: tuple, weight: Tensor) -> list[Tensor | None]:
+def as_inputs(gradients: tuple[Tensor | None, ...], inputs: tuple, needs: tuple, weight: Tensor) -> list[Tensor | None]:
     """The gradients of a backward in the dtypes of the inputs, differentiable once."""
-    grads = [g.to(t.dtype) if g is not None and n else None for g, t, n in zip(found, inputs, needs, strict=False)]
+    grads = [g.to(t.dtype) if g is not None and n else None for g, t, n in zip(gradients, inputs, needs, strict=False)]
     return differentiable_once(grads, _NOT_TWICE, weight, *inputs)
 
 

@@ -42,7 +42,7 @@ def draw(index: Tensor, num_data: int, spec: DrawSpec) -> Tensor:
             raise nothing_to_draw(index, invalid, num_data, spec)
         return out
     native_module.check_launch("draw", native.cuda_draw(record))
-    status.check_if_asked(index.device)
+    status.check_if_enabled(index.device)
     return out
 
 

@@ -156,9 +156,9 @@ def regime(n: int, m: int, dim: int, dtype: torch.dtype = torch.float32, problem
     result = layout(n, m, dim, dtype, problems, budget=limit)
     size = n * m * accumulation_dtype(dtype).itemsize
     sign = "<=" if result.regime == "resident" else ">"
-    how = "each thread solves problems of its own" if result.per_thread else "all threads share one problem"
+    division = "each thread solves problems of its own" if result.per_thread else "all threads share one problem"
     scratch = f"scratch {result.scratch_bytes:,} bytes"
-    return result.regime, f"{n} x {m} matrix of {size:,} bytes {sign} budget {limit:,}; {how}; {scratch}"
+    return result.regime, f"{n} x {m} matrix of {size:,} bytes {sign} budget {limit:,}; {division}; {scratch}"
 
 
 class Layout(NamedTuple):

@@ -74,7 +74,7 @@ def ot_solve(
         **native_module.on_cuda(x),
     )
     native_module.check_launch("ot_solve", native.cuda_ot_solve(record))
-    status.check_if_asked(x.device)
+    status.check_if_enabled(x.device)
     return solved
 
 

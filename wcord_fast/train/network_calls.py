@@ -17,14 +17,14 @@ def plain(network: Callable) -> Forward:
     return lambda images: Outputs(*network(images, return_features=True))
 
 
-def compiled(forwards: dict[str, Forward]) -> dict[str, Forward]:
+def compiled(calls: dict[str, Forward]) -> dict[str, Forward]:
     """The networks through `torch.compile`. Parameters, modes and state dicts stay their own.
 
     Shapes are static: one graph for the batch and one for an epoch's smaller last one. The losses are left out: their
     work is in operators of this library, which a compiler takes as they are.
     """
     torch.compiler.reset()  # what an earlier run of this process compiled counts against the limit of recompilations
-    return {name: _explained(torch.compile(forward, dynamic=False)) for name, forward in forwards.items()}
+    return {name: _explained(torch.compile(forward, dynamic=False)) for name, forward in calls.items()}
 
 
 def _explained(forward: Forward) -> Forward:
