@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from wcord_fast import MemoryBank, NegativeSampler
-from wcord_fast.distributed.ranks import Ranks, share_of
+from wcord_fast.distributed.ranks import Ranks, part_rows
 from wcord_fast.ops.bank import part as parts
 
 from . import results_file
@@ -68,7 +68,7 @@ def primitives() -> dict[str, float]:
 def plan_table(rows: list[dict[str, Any]]) -> str:
     """The plan, from its formulas, the assumptions above and the last row of `rows`."""
     last, batch = rows[-1], W * EACH
-    each = len(share_of(N, Ranks(0, W)))
+    each = len(part_rows(N, Ranks(0, W)))
     bank, sent = 2 * each * DIM * 2, arithmetic(batch, W)
     scored, draws = 2 * batch * NEGATIVES // W, batch * NEGATIVES
     core_s = (draws * last["ns_draw"] + scored * last["ns_row"]) / 1e9

@@ -24,7 +24,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from wcord_fast.distributed import bytes_sent
-from wcord_fast.distributed.ranks import Ranks, gather_rows, share_of, sizes_of
+from wcord_fast.distributed.ranks import Ranks, gather_rows, part_rows, sizes_of
 from wcord_fast.nn import Contrast
 from wcord_fast.nn.options import ContrastOptions
 
@@ -79,7 +79,7 @@ def main(argv: list[str]) -> int:
 
 def arithmetic(batch: int, world: int) -> int:
     """Bytes that rank 0 sends in a step with log Z set: sizes, anchors and their rows, then losses and gradients."""
-    each = [len(share_of(batch, Ranks(r, world))) for r in range(world)]
+    each = [len(part_rows(batch, Ranks(r, world))) for r in range(world)]
     gathered = (world - 1) * (8 + max(each) * (2 * DIM * 4 + 8))
     return gathered + (batch - each[0]) * 2 * (1 + DIM) * 4
 
@@ -95,7 +95,7 @@ def _process(rank: int, world: int, args: argparse.Namespace, folder: str) -> No
     contrast = Contrast(args.rows, options, bank_dtype=DTYPES[args.dtype], plan=args.plan, seed=1).train()
     bank = contrast.memory_v1
     g = torch.Generator().manual_seed(0)
-    own = share_of(args.batch, Ranks(rank, world))
+    own = part_rows(args.batch, Ranks(rank, world))
     losses: list[float] = []
     times: list[float] = []
     cpu: list[float] = []

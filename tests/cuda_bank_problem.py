@@ -36,7 +36,7 @@ class Problem:
             k = ALL if source == "whole" else k
             self.spec = DrawSpec("class", k, "no", source == "expected", 0, self.spec.tables)
         x = torch.randn(directions, batch, dim, generator=g, dtype=torch.float64)
-        self.anchors = torch.nn.functional.normalize(x, dim=-1).to(reference.accumulate_dtype(x.to(dtype)))
+        self.anchors = torch.nn.functional.normalize(x, dim=-1).to(reference.accumulation_dtype(x.to(dtype)))
         rows = torch.randn(directions, num_data, dim, generator=g)
         self.banks = list(torch.nn.functional.normalize(rows, dim=-1).to(dtype))
         self.log_z = torch.tensor([math.log(num_data) + 0.5, math.log(num_data) - 1.0][:directions])

@@ -10,7 +10,7 @@ import torch
 import torch.multiprocessing as mp
 
 from wcord_fast import CRDLoss
-from wcord_fast.distributed.ranks import ranks, share_of
+from wcord_fast.distributed.ranks import part_rows, ranks
 
 N, D, BATCH = 500, 32, 24
 CASES = [(None, "auto"), ("rank", "gather"), ("rank", "dense")]  # shard, plan: shards by the kernels of both plans
@@ -41,7 +41,7 @@ def work(rank, world, folder):
     torch.distributed.init_process_group(
         "cpu:gloo,cuda:nccl", init_method=f"file://{folder}/store", rank=rank, world_size=world
     )
-    own = share_of(BATCH, ranks())
+    own = part_rows(BATCH, ranks())
     results = {case: step("cuda", *case, slice(own.start, own.stop)) for case in CASES}
     torch.save(results, Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()

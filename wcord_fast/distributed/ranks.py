@@ -98,9 +98,10 @@ def scatter_sums(values: Tensor, sizes: Sequence[int]) -> Tensor:
     return total
 
 
-def lower(sizes: Sequence[int]) -> int:
-    """The number of rows on the ranks below this one, at which this rank's rows begin."""
-    return list(accumulate(sizes, initial=0))[ranks().rank]
+def own_slice(sizes: Sequence[int]) -> slice:
+    """The positions of this rank's rows among those of all ranks, in rank order."""
+    starts, rank = list(accumulate(sizes, initial=0)), ranks().rank
+    return slice(starts[rank], starts[rank + 1])
 
 
 def same_on_all(value: int, device: torch.device | str = "cpu") -> int:
@@ -115,8 +116,8 @@ def same_on_all(value: int, device: torch.device | str = "cpu") -> int:
     return int(box)
 
 
-def share_of(total: int, part: Ranks) -> range:
-    """The rows of `total` that rank `part` owns: equal parts of ceil(total / world), the last ones shorter or empty."""
+def part_rows(total: int, part: Ranks) -> range:
+    """The rows of `total` that rank `part` holds: equal parts of ceil(total / world), the last ones shorter or empty."""
     each = -(-total // part.world)
     first = min(part.rank * each, total)
     return range(first, min(first + each, total))

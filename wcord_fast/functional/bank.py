@@ -18,12 +18,12 @@ from torch import Tensor
 from ..ops import checks
 from ..ops.bank import directions, sharded
 from ..ops.bank.plan import PLANS
-from ..ops.bank.reference import accumulate_dtype
 from ..ops.bank.sharded import Shard
 from ..ops.dispatch import BACKENDS
 from ..ops.first_order import first_order
 from ..ops.sampling.spec import DrawSpec
 from ..ops.status import Code
+from ..ops.tensors import accumulation_dtype
 
 if TYPE_CHECKING:
     from ..nn import MemoryBank, NegativeSampler
@@ -67,7 +67,7 @@ def bank_nce(
         NotImplementedError: an explicit backend that has no such plan on this device.
     """
     rows, spec = bank_inputs(anchor, bank, index, negatives, anchor_offset, plan, backend)
-    acc = accumulate_dtype(anchor, values_of(rows))
+    acc = accumulation_dtype(anchor, values_of(rows))
     temperature = checks.divisor("temperature", temperature, acc)
     if not isinstance(log_z, Tensor):
         log_z = torch.full((), checks.unset_or_finite("log_z", log_z, acc), dtype=acc, device=anchor.device)
@@ -116,7 +116,7 @@ def bank_log_z(
     Source: CRD's constant Z, set by the first batch in RepDistiller.
     """
     rows, spec = bank_inputs(anchor, bank, index, negatives, anchor_offset, plan, backend)
-    acc = accumulate_dtype(anchor, values_of(rows))
+    acc = accumulation_dtype(anchor, values_of(rows))
     temperature = checks.divisor("temperature", temperature, acc)
     unset = torch.full((1,), torch.nan, dtype=acc, device=anchor.device)
     return directions.log_z(unset, anchor[None], [rows], index, spec, temperature, plan, backend)[0]

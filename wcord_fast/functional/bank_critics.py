@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..ops import checks
 from ..ops.bank import directions
-from ..ops.bank.reference import accumulate_dtype
 from ..ops.first_order import first_order
+from ..ops.tensors import accumulation_dtype
 from .bank import bank_inputs, values_of
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def bank_infonce(
     """
     rows, spec = bank_inputs(anchor, bank, index, negatives, anchor_offset, plan, backend)
     own = _own_rows(anchor, positive)
-    temperature = checks.divisor("temperature", temperature, accumulate_dtype(anchor, values_of(rows)))
+    temperature = checks.divisor("temperature", temperature, accumulation_dtype(anchor, values_of(rows)))
     return directions.infonce(anchor[None], [rows], index, own, spec, temperature, plan, backend)[0]
 
 
@@ -93,7 +93,7 @@ def bank_sigmoid(
     """
     rows, spec = bank_inputs(anchor, bank, index, negatives, anchor_offset, plan, backend)
     own = _own_rows(anchor, positive)
-    acc = accumulate_dtype(anchor, values_of(rows))
+    acc = accumulation_dtype(anchor, values_of(rows))
     scalars = _scalar("scale", scale, anchor, acc), _scalar("bias", bias, anchor, acc)
     return directions.sigmoid(anchor[None], [rows], index, own, *scalars, spec, plan, backend)[0]
 

@@ -14,9 +14,10 @@ from torch import Tensor
 from ..ops import checks
 from ..ops.contrast import autograd
 from ..ops.contrast.global_batch import global_losses
-from ..ops.contrast.reference import Contrast, accumulate_dtype
+from ..ops.contrast.reference import Contrast
 from ..ops.dispatch import BACKENDS
 from ..ops.first_order import first_order
+from ..ops.tensors import accumulation_dtype
 
 SCOPES = ("rank", "global")
 
@@ -98,7 +99,7 @@ def batch_sigmoid(
 def _accumulate_dtype(x: Tensor, y: Tensor) -> torch.dtype:
     checks.tensor("x", x, shape=("B", "D"))
     checks.tensor("y", y, shape=tuple(x.shape))
-    return accumulate_dtype(x, y)
+    return accumulation_dtype(x, y)
 
 
 def _scalar(name: str, value: Tensor | float, device: torch.device) -> Tensor | float:

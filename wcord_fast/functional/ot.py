@@ -17,7 +17,8 @@ from ..ops import checks
 from ..ops.first_order import first_order
 from ..ops.keywords import keywords_of
 from ..ops.sinkhorn import autograd as op
-from ..ops.sinkhorn.reference import Pairs, accumulation_dtype, log_reference, masses
+from ..ops.sinkhorn.reference import Pairs, log_reference, masses
+from ..ops.tensors import accumulation_dtype
 from .ot_options import OTOptions, OTRelaxedSolution, OTSolution, Reach, checked_options, marginals, solution
 
 DIAGONAL = "diagonal"

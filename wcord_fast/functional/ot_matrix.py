@@ -15,7 +15,8 @@ from ..ops import checks
 from ..ops.first_order import first_order
 from ..ops.keywords import keywords_of
 from ..ops.sinkhorn import matrix as op
-from ..ops.sinkhorn.reference import SolveOptions, accumulation_dtype
+from ..ops.sinkhorn.reference import SolveOptions
+from ..ops.tensors import accumulation_dtype
 from .ot import given_masses
 from .ot_options import OTOptions, OTRelaxedSolution, OTSolution, Reach, checked_options, marginals, solution
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..ops import checks
 from ..ops.first_order import first_order
 from ..ops.sinkhorn import project as op
-from ..ops.sinkhorn.reference import accumulation_dtype
+from ..ops.tensors import accumulation_dtype
 
 
 @first_order

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..distributed.ranks import gather_rows, lower, ranks, sizes_of
+from ..distributed.ranks import gather_rows, own_slice, ranks, sizes_of
 from ..functional.ot import KnownPairs, ot_cost, ot_plan, plain_value_and_gradient
 from .embed import autocast_off
 from .options import WCoRDLossOptions
@@ -136,8 +136,7 @@ def _of_all_ranks(x: Tensor, y: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Te
     """x, y and keys of all ranks, in rank order; the gradient of this rank's rows of x is taken times B / B_rank."""
     sizes = sizes_of(len(x), x.device)
     others, y, key = gather_rows([x, y, key], sizes)
-    first = lower(sizes)
-    own = x.view_as(x)
+    part, own = own_slice(sizes), x.view_as(x)
     if own.requires_grad:
         own.register_hook(lambda grad: grad * (len(y) / len(x)))
-    return torch.cat((others[:first], own, others[first + len(x) :])), y, key
+    return torch.cat((others[: part.start], own, others[part.stop :])), y, key

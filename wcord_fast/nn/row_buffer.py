@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..distributed.ranks import Ranks, gather_rows, ranks, share_of
+from ..distributed.ranks import Ranks, gather_rows, part_rows, ranks
 from ..ops import checks
 from ..ops.bank.part import Part
 from ..ops.bank.sharded import Shard
@@ -42,7 +42,7 @@ class RowBuffer(StateModule):
             raise TypeError(f"dtype: expected one of {', '.join(map(str, checks.FLOATS))}, got {dtype}")
         self.shard = checks.choice("shard", shard, (None, "rank"))
         self.ranks = Ranks(0, 1) if shard is None else ranks()
-        own = share_of(self.count, self.ranks)
+        own = part_rows(self.count, self.ranks)
         self.first_row = own.start
         self.register_buffer("rows", torch.empty(len(own), self.dim, dtype=dtype))
 
@@ -58,7 +58,7 @@ class RowBuffer(StateModule):
         self.require_filled()
         if self.ranks.world == 1:
             return self.rows
-        sizes = [len(share_of(self.count, Ranks(rank, self.ranks.world))) for rank in range(self.ranks.world)]
+        sizes = [len(part_rows(self.count, Ranks(rank, self.ranks.world))) for rank in range(self.ranks.world)]
         return gather_rows([self.rows], sizes)[0]
 
     def global_rows(self) -> Tensor:

@@ -18,6 +18,7 @@ from ..ops.sampling.alias import alias_table
 from ..ops.sampling.draws import draw_op
 from ..ops.sampling.reference import pool_row, pool_size
 from ..ops.sampling.spec import ALL, TABLES, DrawSpec
+from ..ops.tensors import write_count
 from ..ops.warn import warn
 from .loading import replace_record
 from .row_buffer import MAX_ROWS
@@ -184,7 +185,7 @@ class NegativeSampler(StateModule):
     def _note(self) -> None:
         """Whatever has been written to the state so far was meant."""
         if not torch.compiler.is_compiling():
-            self._noted = (self.state, _writes(self.state))
+            self._noted = (self.state, write_count(self.state))
 
     def _undo_average(self) -> None:
         """The seed as it was, if others have written an average of it, rounded, into the state; else theirs is taken.
@@ -195,7 +196,7 @@ class NegativeSampler(StateModule):
             return
         state = self.state
         known, writes = self._noted
-        if (known is state and writes == _writes(state)) or state.is_meta or _capturing(state):
+        if (known is state and writes == write_count(state)) or state.is_meta or _capturing(state):
             return
         seed = int(state[0])
         if seed != self._current and abs(seed - self._current) <= max(1, abs(self._current) >> 10):
@@ -286,10 +287,6 @@ class NegativeSampler(StateModule):
 
 def _fit(module: NegativeSampler, state_dict, prefix, _metadata, _strict, _missing, unexpected_keys, _errors) -> None:
     module.say_misfits(replace_record(module, state_dict, prefix), unexpected_keys)
-
-
-def _writes(state: Tensor) -> int | None:
-    return None if state.is_inference() else state._version
 
 
 def _capturing(state: Tensor) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from ..ops.tensors import write_count
 from ..ops.warn import warn
 
 
@@ -31,7 +32,7 @@ class StateModule(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._empty: dict[str, tuple[Tensor, int]] = {}  # buffers without values, and their counts of writes then
+        self._empty: dict[str, tuple[Tensor, int | None]] = {}  # buffers without values, counts of writes
         self._strict: bool | None = None  # `strict` of the load that began at this module; None when none is running
         self._misfits: list[str] = []  # entries that the last load did not take, and why
         self.tables: dict[str, Tensor] = {}
@@ -40,7 +41,7 @@ class StateModule(nn.Module):
         """RuntimeError if a buffer holds what `to_empty` left there."""
         if not self._empty:
             return
-        left = [n for n, (t, writes) in self._empty.items() if self._buffers.get(n) is t and _writes(t) == writes]
+        left = [n for n, (t, writes) in self._empty.items() if self._buffers.get(n) is t and write_count(t) == writes]
         if left:
             raise RuntimeError(
                 f"{type(self).__name__}: {', '.join(left)} hold no values since to_empty; call reset_parameters() of "
@@ -91,7 +92,7 @@ class StateModule(nn.Module):
                 if name in self.scratch:
                     value.zero_()
                 else:
-                    self._empty[name] = value, _writes(value)
+                    self._empty[name] = value, write_count(value)
         return self
 
     def _save_to_state_dict(self, *args):
@@ -146,10 +147,6 @@ class Record:
                 if not math.isclose(value, mine, rel_tol=1e-5 if isinstance(mine, float) else 0.0):
                     result[name] = value
         return result
-
-
-def _writes(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from weakref import ref
 import torch
 from torch import Tensor
 
+from ..tensors import write_count
 from .reference import last_of_each
 
 CHUNK_ROWS = 1 << 16  # converted to fp64 at a time
@@ -36,17 +37,17 @@ class ClassSums:
         for lo in range(0, rows.shape[0], CHUNK_ROWS):
             part = rows[lo : lo + CHUNK_ROWS].to(torch.float64)
             self._add(torch.arange(lo, lo + part.shape[0], device=rows.device), part)
-        self._rows, self._version = ref(rows), _version(rows)
+        self._rows, self._version = ref(rows), write_count(rows)
 
     def belongs_to(self, rows: Tensor, label: Tensor | None) -> bool:
         """False if the rows were written elsewhere or are another tensor, or if the classes differ."""
-        return self._rows() is rows and self.label is label and self._version == _version(rows) is not None
+        return self._rows() is rows and self.label is label and self._version == write_count(rows) is not None
 
     def followed(self, rows: Tensor, index: Tensor, old: Tensor) -> None:
         """Adds the change of an update: rows `index` [B], in range, were `old` [B, D] before it."""
         change = rows[index].to(torch.float64) - old.to(torch.float64)
         self._add(index, change * last_of_each(index)[:, None])
-        self._version = _version(rows)
+        self._version = write_count(rows)
 
     def _add(self, index: Tensor, values: Tensor) -> None:
         if self.label is None:
@@ -73,8 +74,3 @@ def _num_sums(class_start: Tensor) -> int:
     several = (class_start.diff() > 1).nonzero()
     first_alone = int(several[-1]) + 1 if len(several) else 0
     return min(first_alone + 1, len(class_start) - 1)
-
-
-def _version(rows: Tensor) -> int | None:
-    """The number of writes to `rows`. None where torch does not count, so `rows` then never counts as unchanged."""
-    return None if rows.is_inference() else rows._version

@@ -18,6 +18,7 @@ from .. import native_module
 from ..differentiable_once import differentiable_once
 from ..sampling.spec import DrawSpec
 from ..spectral import Spectral
+from ..tensors import count_write
 from .native_fields import bank_fields, negative_fields
 from .part import whole
 from .reference import EPS, MIN_NORM
@@ -147,8 +148,7 @@ class Step:
         if native_module.module().cpu_contrast_finish(self._record) >= 0:
             return False
         for bank in self.banks:
-            if not bank.is_inference():
-                torch.autograd.graph.increment_version(bank)
+            count_write(bank)
         return True
 
 

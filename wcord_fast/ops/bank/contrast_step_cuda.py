@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import native_module, status
 from ..sampling.native import index_fields
+from ..tensors import count_write
 from .contrast_step import as_rows
 from .reference import MIN_NORM
 
@@ -42,7 +43,7 @@ class DeviceNorms:
         native_module.check_launch("spectral_norm", native_module.module().cuda_spectral_iterate(record))
         if moves:
             for vector in (vector for pair in vectors for vector in pair):
-                written(vector)
+                count_write(vector)
 
     def gradients_(self, grads: list[Tensor | None], weights: list[Tensor | None]) -> None:
         """See `HostNorms.gradients_`."""
@@ -159,12 +160,6 @@ class DeviceStep:
         status.check_if_enabled(anchors.device)
         if self.banks is not None:
             for bank in self.banks:
-                written(bank)
+                count_write(bank)
         self.terms = losses[1:]
         return losses[0], kept, norms
-
-
-def written(tensor: Tensor) -> None:
-    """Count a write that PyTorch has not seen."""
-    if not tensor.is_inference():
-        torch.autograd.graph.increment_version(tensor)

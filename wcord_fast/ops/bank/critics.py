@@ -12,8 +12,9 @@ from torch import Tensor
 from .. import checks, library
 from ..sampling.spec import DrawSpec
 from ..status import Code
+from ..tensors import accumulation_dtype
 from .op import SPEC, checked, checks_itself, select
-from .reference import accumulate_dtype, softplus
+from .reference import softplus
 
 EMPTY = (0,)  # the shape of a gradient that is not needed
 
@@ -131,7 +132,7 @@ class _Scoring:
 
     def __init__(self, op, anchors, banks, index, positive, spec, plan, backend):
         self.banks, self.positive, self.index, self.spec = banks, positive, index, spec
-        self.acc = accumulate_dtype(anchors, *banks, *([] if positive is None else [positive]))
+        self.acc = accumulation_dtype(anchors, *banks, *([] if positive is None else [positive]))
         self.module, *self.plan = select(op, anchors, banks, spec, plan, backend)
         self.ok = finite_positives(positive)
         if not checks_itself(self.module, anchors, spec):
@@ -158,7 +159,7 @@ def _nan_unless(ok: Tensor, values: Tensor) -> Tensor:
 
 def _fake(anchors, banks, positive, needs_grad, scalars):
     """Empty results of the shapes and dtypes of the real ones; `scalars` have a gradient per anchor."""
-    acc = accumulate_dtype(anchors, *banks, *([] if positive is None else [positive]))
+    acc = accumulation_dtype(anchors, *banks, *([] if positive is None else [positive]))
 
     def empty(shape, wanted=True):
         return anchors.new_empty(shape if wanted else EMPTY, dtype=acc)

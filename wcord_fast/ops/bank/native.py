@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .. import checks, native_module, status
 from ..status import Code
-from .reference import MIN_NORM, accumulate_dtype, mixed
+from ..tensors import accumulation_dtype, count_write
+from .reference import MIN_NORM, mixed
 
 
 def bank_update_(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> None:
@@ -31,7 +32,7 @@ def bank_update_(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> 
     index, rows = _without_overlap(index.contiguous(), bank), _without_overlap(rows.contiguous(), bank)
     if rows.numel() == 0:
         return
-    acc = accumulate_dtype(bank)
+    acc = accumulation_dtype(bank)
     if bank.device.type != "cpu" and rows.dtype == torch.float64:
         rows = rows.to(acc)  # a value that overflows there is infinite, so its row is skipped and flagged
     on_cpu = bank.device.type == "cpu"
@@ -53,10 +54,10 @@ def bank_update_(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> 
         bad = native.cpu_bank_update(record)
         if bad >= 0:
             _refuse(bank, index, rows, momentum, bad)
-        _written(bank)
+        count_write(bank)
         return
     native_module.check_launch("bank_update", native.cuda_bank_update(record))
-    _written(bank)
+    count_write(bank)
     status.check_if_enabled(bank.device)
 
 
@@ -64,11 +65,6 @@ def _without_overlap(x: Tensor, bank: Tensor) -> Tensor:
     """`x`, or a copy if writes to `bank` would change it. Both are contiguous."""
     start, other = x.data_ptr(), bank.data_ptr()
     return x.clone() if start < other + bank.nbytes and other < start + x.nbytes else x
-
-
-def _written(bank: Tensor) -> None:
-    if not bank.is_inference():
-        torch.autograd.graph.increment_version(bank)
 
 
 def _refuse(bank: Tensor, index: Tensor, rows: Tensor, momentum: float, bad: int) -> NoReturn:

@@ -16,9 +16,10 @@ from .. import checks, native_module
 from ..sampling.native import nothing_to_draw
 from ..sampling.spec import DrawSpec
 from ..status import Code
+from ..tensors import accumulation_dtype
 from .native_fields import bank_fields, negative_fields
 from .part import Part, whole
-from .reference import EPS, accumulate_dtype, normalised, with_positives
+from .reference import EPS, normalised, with_positives
 
 
 def bank_nce(
@@ -57,7 +58,7 @@ def bank_sigmoid(
 def bank_log_z(anchors, banks, index, spec, temperature, plan, draw_backend) -> Tensor:
     """The batch's estimate of log Z, [S]: log of N times the mean over all anchors and their K_b + 1 scores of exp."""
     total = bank_log_sum_exp(anchors, banks, index, spec, temperature, plan, draw_backend)
-    return normalised(total, index, banks[0].shape[0], spec).to(accumulate_dtype(anchors, *banks))
+    return normalised(total, index, banks[0].shape[0], spec).to(accumulation_dtype(anchors, *banks))
 
 
 def bank_log_sum_exp(anchors, banks, index, spec, temperature, plan, draw_backend, part: Part | None = None) -> Tensor:
@@ -82,7 +83,7 @@ def _score(
         results.append((call.run(plan), call.grad, call.partial))
     if len(results) == 1:
         return results[0]
-    acc = accumulate_dtype(anchors, *banks)
+    acc = accumulation_dtype(anchors, *banks)
     value, grad, sums = zip(*results, strict=True)
     return torch.cat([t.to(acc) for t in value]), torch.cat([t.to(acc) for t in grad]), torch.cat(sums)
 
@@ -105,7 +106,7 @@ class Call:
     ):
         part = part or whole(banks)
         self.op, self.spec, self.temperature, self.bias = op, spec, temperature, bias
-        self.dtype = accumulate_dtype(anchors, *banks)
+        self.dtype = accumulation_dtype(anchors, *banks)
         self.anchors = anchors.to(self.dtype).contiguous()  # [S, B, D]
         self.banks = [bank.contiguous() for bank in banks]
         self.index = index.contiguous()

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from .. import native_module, status
+from ..tensors import accumulation_dtype
 from .native_fields import bank_fields, negative_fields
 from .part import Part, whole
-from .reference import EPS, accumulate_dtype
+from .reference import EPS
 
 # The split of the negatives over blocks depends on B and K only, so every device adds in one order.
 BLOCKS = 1024  # target for the grid: four waves of two blocks per SM
@@ -79,10 +80,10 @@ def _score(
             _score(op, anchors[s : s + 1], [b], index, spec, plan, part, temperature, known, needs_grad, per_anchor)
             for s, (b, known) in enumerate(zip(banks, _each(log_z, banks), strict=True))
         ]
-        acc = accumulate_dtype(anchors, *banks)
+        acc = accumulation_dtype(anchors, *banks)
         value, grad = (torch.cat([t.to(acc) for t in side]) for side in zip(*one, strict=True))
         return value, grad
-    acc = accumulate_dtype(anchors, *banks)
+    acc = accumulation_dtype(anchors, *banks)
     directions, batch, dim = anchors.shape
     part, height = part or whole(banks), banks[0].shape[0]
     x = anchors.to(acc).contiguous()

@@ -170,7 +170,7 @@ def _update_(bank, index, rows, momentum, backend):
 
 def _per_anchor_fake(anchors, *rest):
     needs_grad = rest[-3]
-    acc = reference.accumulate_dtype(anchors, *rest[0])
+    acc = reference.accumulation_dtype(anchors, *rest[0])
     value = anchors.new_empty(anchors.shape[:2], dtype=acc)
     return value, anchors.new_empty(anchors.shape if needs_grad else (0,), dtype=acc)
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from ..sampling.spec import DrawSpec
+from ..tensors import accumulation_dtype
 from .op import select
 from .part import Part
-from .reference import accumulate_dtype
 
 
 def nce(anchors, banks, part: Part, index, log_z, spec: DrawSpec, temperature, needs_grad, plan, backend):
@@ -54,6 +54,6 @@ def log_sum_exp(anchors, banks, part: Part, index, spec: DrawSpec, temperature, 
 
 
 def _of_no_rows(anchors, banks, needs_grad) -> tuple[Tensor, Tensor]:
-    acc = accumulate_dtype(anchors, *banks)
+    acc = accumulation_dtype(anchors, *banks)
     value = torch.zeros(anchors.shape[:2], dtype=acc, device=anchors.device)
     return value, torch.zeros(anchors.shape if needs_grad else (0,), dtype=acc, device=anchors.device)

@@ -12,8 +12,8 @@ from .. import checks, library
 from ..sampling.reference import pool_size
 from ..sampling.spec import DrawSpec
 from ..status import Code
+from ..tensors import accumulation_dtype
 from .class_sums import excluded_rows
-from .reference import accumulate_dtype
 
 
 def pool_mean(
@@ -40,7 +40,7 @@ def pool_mean(
         elif source == "class":
             pool = pool - excluded_rows(by_class, bank[index], spec.table("label")[index], size == num_data - 1)
         means.append((pool / size).expand(len(index), -1))
-    mean = torch.stack(means).to(accumulate_dtype(anchors, *banks))
+    mean = torch.stack(means).to(accumulation_dtype(anchors, *banks))
     return mean if ok.device.type == "cpu" else torch.where(ok[..., None], mean, torch.nan)
 
 
@@ -48,5 +48,5 @@ pool_mean_op = library.register(
     "bank_pool_mean(Tensor anchors, Tensor[] banks, Tensor[] sums, Tensor index, Tensor[] tables, str source, SymInt k)"
     " -> Tensor",
     pool_mean,
-    lambda anchors, banks, *rest: anchors.new_empty(anchors.shape, dtype=accumulate_dtype(anchors, *banks)),
+    lambda anchors, banks, *rest: anchors.new_empty(anchors.shape, dtype=accumulation_dtype(anchors, *banks)),
 )

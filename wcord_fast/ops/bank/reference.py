@@ -17,6 +17,7 @@ from .. import checks
 from ..sampling import draws
 from ..sampling.reference import philox, pool_row, pool_size
 from ..sampling.spec import ALL, DrawSpec
+from ..tensors import accumulation_dtype
 from .part import Part, whole
 
 EPS = 1e-7  # CRD's own constant
@@ -26,11 +27,6 @@ CHUNK_BYTES = 64 << 20
 # A block of scored negatives: anchors [lo, hi), weights [b, n] or None (all 1), and for each direction the scores
 # [b, n] and a function from coefficients [b, n] to their weighted sum of rows [b, D].
 Block = tuple[int, int, Tensor | None, list]
-
-
-def accumulate_dtype(*tensors: Tensor) -> torch.dtype:
-    """fp64 if any tensor is fp64, else fp32."""
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
 def counts(index: Tensor, num_data: int, spec: DrawSpec, dtype: torch.dtype) -> Tensor:
@@ -135,7 +131,7 @@ def portion(log_part: Tensor, log_whole: Tensor) -> Tensor:
 def bank_log_z(anchors, banks, index, spec, temperature, plan, draw_backend) -> Tensor:
     """The batch's estimate of log Z, [S]: log of N times the mean over all anchors and their K_b + 1 scores of exp."""
     total = bank_log_sum_exp(anchors, banks, index, spec, temperature, plan, draw_backend)
-    return normalised(total, index, banks[0].shape[0], spec).to(accumulate_dtype(anchors, *banks))
+    return normalised(total, index, banks[0].shape[0], spec).to(accumulation_dtype(anchors, *banks))
 
 
 def bank_log_sum_exp(anchors, banks, index, spec, temperature, plan, draw_backend, part: Part | None = None) -> Tensor:
@@ -168,7 +164,7 @@ def bank_update_(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> 
 
 def mixed(bank: Tensor, index: Tensor, rows: Tensor, momentum: float) -> tuple[Tensor, Tensor]:
     """momentum * row + (1 - momentum) * rows [B, D] in the accumulation dtype, and its norm [B, 1] in fp64."""
-    acc = accumulate_dtype(bank)
+    acc = accumulation_dtype(bank)
     new = momentum * bank[index].to(acc) + (1 - momentum) * rows.to(acc)
     # Squares in fp64: neither overflow nor vanish for fp32 rows.
     return new, torch.linalg.vector_norm(new, dim=-1, keepdim=True, dtype=torch.float64)
@@ -208,7 +204,7 @@ def last_of_each(index: Tensor) -> Tensor:
 
 
 def _prepare(anchors: Tensor, banks: list[Tensor]) -> tuple[Tensor, torch.dtype]:
-    acc = accumulate_dtype(anchors, *banks)
+    acc = accumulation_dtype(anchors, *banks)
     return anchors.to(acc), acc
 
 

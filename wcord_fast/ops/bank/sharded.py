@@ -15,15 +15,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...distributed.ranks import gather_rows, lower, not_compiled, ranks, scatter_sums, sizes_of
+from ...distributed.ranks import gather_rows, not_compiled, own_slice, ranks, scatter_sums, sizes_of
 from ..sampling.reference import pool_size
 from ..sampling.spec import DrawSpec
+from ..tensors import accumulation_dtype
 from . import critics, partials
 from .autograd import attach, detached, wants_grad
 from .class_sums import excluded_rows
 from .op import checked
 from .part import Part
-from .reference import accumulate_dtype, normalised, portion
+from .reference import normalised, portion
 
 
 class Shard(NamedTuple):
@@ -50,8 +51,7 @@ class Joined:
     @property
     def own(self) -> slice:
         """The positions of this rank's anchors among all."""
-        first = lower(self.sizes)
-        return slice(first, first + self.sizes[ranks().rank])
+        return own_slice(self.sizes)
 
 
 def join(anchors: Tensor, index: Tensor) -> Joined:
@@ -65,7 +65,7 @@ def join(anchors: Tensor, index: Tensor) -> Joined:
 def nce(anchors, shards, index, log_z, spec: DrawSpec, temperature, plan, backend, joined: Joined | None = None):
     """Losses [S, B_r] of this rank's anchors against all rows of the banks: `directions.nce` for shards."""
     call = _Call(anchors, shards, index, spec, joined)
-    log_z = log_z.to(accumulate_dtype(anchors, *call.rows))
+    log_z = log_z.to(accumulation_dtype(anchors, *call.rows))
     needs_grad = wants_grad(anchors)
     args = (call.anchors, call.rows, call.part, call.index, log_z, call.spec, temperature, needs_grad, plan, backend)
     return call.scatter(anchors, *partials.nce(*args))
@@ -189,7 +189,7 @@ class _Call:
 
     def own_sums(self, columns: list[Tensor], positive: Tensor | None, shards: list[Shard]) -> tuple[Tensor, Tensor]:
         """(sums over ranks of `columns` [S, B, n], joined, for this rank's anchors; their positives [S, B_r, D])."""
-        acc, width = accumulate_dtype(self.anchors, *self.rows), shards[0].shape[1]
+        acc, width = accumulation_dtype(self.anchors, *self.rows), shards[0].shape[1]
         columns = columns if positive is not None else [*columns, _held(shards, self.index)]
         if positive is not None and not columns:  # nothing is needed from other ranks
             return self.anchors.new_empty(0), positive
@@ -199,7 +199,7 @@ class _Call:
 
     def attach(self, ok: Tensor | bool, ends: tuple[Tensor, ...], inputs: tuple[Tensor | None, ...]) -> Tensor:
         """The loss of `ends` (critics.py) as a function of `inputs`; NaN for an anchor that was flagged on a device."""
-        acc = accumulate_dtype(*(x for x in inputs[:2] if x is not None), *self.rows)
+        acc = accumulation_dtype(*(x for x in inputs[:2] if x is not None), *self.rows)
         loss, *grads = (t.to(acc) for t in ends)
         if loss.device.type != "cpu":
             loss = torch.where(self.ok[:, self.own] & ok, loss, torch.nan)
@@ -219,4 +219,4 @@ def _partial_pool_mean(call: _Call, sums: list[Tensor]) -> Tensor:
                 own = excluded_rows(by_class, own, spec.table("label")[call.index], size == part.num_data - 1)
             pool = pool - own
         means.append(pool / size)
-    return torch.stack(means).to(accumulate_dtype(call.anchors, *call.rows))
+    return torch.stack(means).to(accumulation_dtype(call.anchors, *call.rows))

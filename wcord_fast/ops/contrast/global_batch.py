@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...distributed.ranks import gather_rows, lower, not_compiled, ranks, sizes_of
+from ...distributed.ranks import gather_rows, not_compiled, own_slice, ranks, sizes_of
 from .. import checks
 from ..status import Code
 from . import autograd
@@ -65,5 +65,5 @@ class _Losses(torch.autograd.Function):
 
 def _strips(critic, sizes, ids, x, y, all_x, all_y, scale, bias) -> tuple[Contrast, Contrast]:
     """This rank's x against all y, and its y against all x."""
-    options = lower(sizes), False, scale, bias
+    options = own_slice(sizes).start, False, scale, bias
     return Contrast(critic, x, y, all_y, *options, *ids), Contrast(critic, y, x, all_x, *options, *ids)

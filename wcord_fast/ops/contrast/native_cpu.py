@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from .. import native_module
-from .reference import Contrast, Gradients, Totals, Values, accumulate_dtype, check_values, unwritten
+from ..tensors import accumulation_dtype, contiguous
+from .reference import Contrast, Gradients, Totals, Values, check_values, unwritten
 
 _IDS = Contrast._fields[8:]
 
@@ -39,9 +40,9 @@ def gradients(
 ) -> Gradients:
     """As `reference.gradients`."""
     fields, anchors, _kept = _fields(c)
-    weight = plain(weight, anchors.dtype)
-    row_weight = None if row_weight is None else plain(row_weight, anchors.dtype)
-    slope, total, row_total = (plain(t, anchors.dtype) for t in known)
+    weight = contiguous(weight, anchors.dtype)
+    row_weight = None if row_weight is None else contiguous(row_weight, anchors.dtype)
+    slope, total, row_total = (contiguous(t, anchors.dtype) for t in known)
     grads = unwritten(anchors, need_anchors, need_positives)
     native = native_module.module()
     record = native.ContrastGradients(
@@ -61,17 +62,12 @@ def gradients(
     return grads
 
 
-def plain(t: Tensor, dtype: torch.dtype) -> Tensor:
-    """`t` in `dtype`, contiguous."""
-    return t if t.dtype is dtype and t.is_contiguous() else t.to(dtype).contiguous()
-
-
 def _fields(c: Contrast) -> tuple[dict[str, Any], Tensor, tuple[Tensor | None, ...]]:
     """(the record `ContrastRows`, the anchors in the dtype of the call, the tensors to keep until it has been used)."""
-    dtype = accumulate_dtype(c.anchors, c.positives, c.rows)
-    anchors, rows = plain(c.anchors, dtype), plain(c.rows, dtype)
-    positives = rows if c.both else plain(c.positives, dtype)
-    ids = [None if t is None else plain(t, torch.int64) for t in c[8:]]
+    dtype = accumulation_dtype(c.anchors, c.positives, c.rows)
+    anchors, rows = contiguous(c.anchors, dtype), contiguous(c.rows, dtype)
+    positives = rows if c.both else contiguous(c.positives, dtype)
+    ids = [None if t is None else contiguous(t, torch.int64) for t in c[8:]]
     fields = {
         "critic": native_module.module().CONTRAST_CRITICS[c.critic],
         "wide": dtype is torch.float64,

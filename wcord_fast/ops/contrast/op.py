@@ -9,8 +9,9 @@ from torch import Tensor
 
 from .. import dispatch
 from ..library import register
+from ..tensors import accumulation_dtype
 from . import native_cpu, reference
-from .reference import Contrast, Gradients, Totals, Values, accumulate_dtype
+from .reference import Contrast, Gradients, Totals, Values
 
 _CONTRAST = (
     "str critic, Tensor anchors, Tensor positives, Tensor rows, SymInt first, bool both, Tensor scale, Tensor bias, "
@@ -51,13 +52,13 @@ def mean(*args) -> tuple[Tensor, *tuple[Tensor, ...]]:
 
 def _mean_fake(*args) -> tuple[Tensor, *tuple[Tensor, ...]]:
     c = Contrast(*args[:-1])
-    wide = c.anchors.new_empty(c.anchors.shape, dtype=accumulate_dtype(c.anchors, c.positives, c.rows))
+    wide = c.anchors.new_empty(c.anchors.shape, dtype=accumulation_dtype(c.anchors, c.positives, c.rows))
     return wide.new_empty(()), *reference.unwritten(wide, True, True)
 
 
 def _values_fake(*args) -> Values:
     c = Contrast(*args[:-1])
-    value = c.anchors.new_empty(c.anchors.shape[0], dtype=accumulate_dtype(c.anchors, c.positives, c.rows))
+    value = c.anchors.new_empty(c.anchors.shape[0], dtype=accumulation_dtype(c.anchors, c.positives, c.rows))
     none = value.new_empty(0)
     softmax = c.critic == "infonce"
     return Values(
@@ -70,7 +71,7 @@ def _values_fake(*args) -> Values:
 
 def _gradients_fake(*args) -> Gradients:
     c = Contrast(*args[:12])
-    wide = c.anchors.new_empty(c.anchors.shape, dtype=accumulate_dtype(c.anchors, c.positives, c.rows))
+    wide = c.anchors.new_empty(c.anchors.shape, dtype=accumulation_dtype(c.anchors, c.positives, c.rows))
     return reference.unwritten(wide, *args[17:19])
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import checks
 from ..status import Code
+from ..tensors import accumulation_dtype
 
 CHUNK_BYTES = 64 << 20
 
@@ -66,11 +67,6 @@ class Gradients(NamedTuple):
     positives: Tensor  # [A, D]; empty where it is not needed
     scale: Tensor  # scalar
     bias: Tensor  # scalar
-
-
-def accumulate_dtype(*tensors: Tensor) -> torch.dtype:
-    """fp64 if any tensor is fp64, else fp32."""
-    return torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
 def values(c: Contrast) -> Values:
@@ -190,7 +186,7 @@ def _blocks(c: Contrast) -> Iterator[tuple[int, int, Tensor, Tensor]]:
 
 
 def _widened(c: Contrast) -> Contrast:
-    wide = accumulate_dtype(c.anchors, c.positives, c.rows)
+    wide = accumulation_dtype(c.anchors, c.positives, c.rows)
     anchors, positives, rows = (t.to(wide).contiguous() for t in (c.anchors, c.positives, c.rows))
     scale, bias = (t.to(wide) if isinstance(t, Tensor) else t for t in (c.scale, c.bias))
     return c._replace(anchors=anchors, positives=positives, rows=rows, scale=scale, bias=bias)

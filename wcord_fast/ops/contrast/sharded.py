@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, softplus
 
-from ...distributed.ranks import gather_rows, lower, not_compiled, ranks, scatter_sums, sizes_of
+from ...distributed.ranks import gather_rows, not_compiled, own_slice, ranks, scatter_sums, sizes_of
+from ..tensors import accumulation_dtype
 from . import mean, reference
 from .autograd import Runner, wants_grad
-from .reference import Contrast, Totals, accumulate_dtype
+from .reference import Contrast, Totals
 
 
 class JoinedPairs(NamedTuple):
@@ -36,9 +37,8 @@ class JoinedPairs(NamedTuple):
 
     @property
     def own(self) -> slice:
-        """Where this rank's pairs are."""
-        first = lower(self.sizes)
-        return slice(first, first + self.sizes[ranks().rank])
+        """The positions of this rank's pairs among all."""
+        return own_slice(self.sizes)
 
 
 @not_compiled
@@ -72,7 +72,7 @@ class _Call:
     def mean(self, c: Contrast) -> tuple[Tensor, ...]:
         """The mean of this rank's losses, and, if needed, its gradients in anchors, positives, scale and bias."""
         sizes, own, everyone = self.joined.sizes, self.joined.own, self._everyone(c)
-        wide = accumulate_dtype(c.anchors, c.positives, c.rows)
+        wide = accumulation_dtype(c.anchors, c.positives, c.rows)
         anchors, positives = everyone.anchors.to(wide), everyone.positives.to(wide)
         score = (anchors * positives).sum(1) * c.scale + c.bias  # [B], of the positives
         part = self._values(everyone, wide)  # [B]

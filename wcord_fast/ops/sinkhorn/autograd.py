@@ -16,8 +16,9 @@ from .. import dispatch
 from ..differentiable_once import differentiable_once
 from ..eager import calls_directly, eager
 from ..library import register
+from ..tensors import accumulation_dtype
 from . import backends, unreached
-from .reference import Pairs, SolveOptions, SolveResult, accumulation_dtype, unwritten
+from .reference import Pairs, SolveOptions, SolveResult, unwritten
 
 _NOT_TWICE = "the gradient of an optimal-transport cost cannot be differentiated again: its plan is detached"
 

@@ -17,10 +17,11 @@ from .. import dispatch
 from ..differentiable_once import differentiable_once
 from ..eager import calls_directly
 from ..library import register
+from ..tensors import accumulation_dtype
 from . import matrix_reference, unreached
 from .autograd import refuse_overflow
 from .matrix_reference import MatrixResult
-from .reference import SolveOptions, accumulation_dtype
+from .reference import SolveOptions
 
 _NOT_TWICE = "the gradient of an optimal-transport cost cannot be differentiated again: its plan is detached"
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from .. import native_module
+from ..tensors import accumulation_dtype
 from . import matrix_reference
 from .matrix_reference import MatrixResult, unwritten
-from .reference import CHECK_EVERY, SUM_TOLERANCE, SolveOptions, accumulation_dtype
+from .reference import CHECK_EVERY, SUM_TOLERANCE, SolveOptions
 
 
 def solve(costs: Tensor, a: Tensor, b: Tensor, options: SolveOptions) -> MatrixResult:

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from .. import checks, native_module
+from ..tensors import accumulation_dtype, contiguous
 from . import matrix_native, reference
 from .native_fields import option_fields, pair_fields, problem_fields, result_fields
-from .reference import Pairs, SolveOptions, SolveResult, accumulation_dtype
+from .reference import Pairs, SolveOptions, SolveResult
 
 DEFAULT_BUDGET = 1 << 30  # bytes of stored matrices: n = m = 16384 in fp32
 
@@ -34,8 +35,8 @@ def solve_op(
     The solver detects bad values in the pass that reads them.
     """
     dtype = accumulation_dtype(x.dtype)
-    x, y = _ready(x, dtype), _ready(y, dtype)
-    a, b = a if a is None else _ready(a, dtype), b if b is None else _ready(b, dtype)
+    x, y = contiguous(x, dtype), contiguous(y, dtype)
+    a, b = a if a is None else contiguous(a, dtype), b if b is None else contiguous(b, dtype)
     if options.cost == "euclidean" or options.relaxed:
         return _by_matrix(x, y, a, b, options)
     g, n, m, d = x.shape[:-2], x.shape[-2], y.shape[-2], x.shape[-1]
@@ -88,7 +89,7 @@ def value_and_gradients(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Value [] or [G] and the needed gradients [G, n, d], [G, m, d] of `solve_op` for uniform masses."""
     dtype = accumulation_dtype(x.dtype)
-    x, y = _ready(x, dtype), _ready(y, dtype)
+    x, y = contiguous(x, dtype), contiguous(y, dtype)
     lead = x.shape[:-2]
     value = x.new_empty(lead)
     grad_x = x.new_empty(x.shape) if need_x else None
@@ -106,10 +107,6 @@ def value_and_gradients(
     if not native.cpu_ot_solve(record):
         _refuse(x, y, None, None, options)
     return value, grad_x, grad_y
-
-
-def _ready(t: Tensor, dtype: torch.dtype) -> Tensor:
-    return t if t.dtype is dtype and t.is_contiguous() else t.to(dtype).contiguous()
 
 
 def ot_plan(x: Tensor, y: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor, cost: str) -> Tensor:

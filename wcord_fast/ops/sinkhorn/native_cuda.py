@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from .. import native_module, status
+from ..tensors import accumulation_dtype
 from . import reference
 from .native_fields import option_fields, problem_fields, result_fields
-from .reference import SolveOptions, SolveResult, accumulation_dtype
+from .reference import SolveOptions, SolveResult
 
 
 class Plan(NamedTuple):

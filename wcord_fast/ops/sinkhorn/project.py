@@ -14,7 +14,7 @@ from .. import dispatch, native_module, status
 from ..differentiable_once import differentiable_once
 from ..eager import calls_directly
 from ..library import register
-from .reference import accumulation_dtype
+from ..tensors import accumulation_dtype
 
 MOST = 16  # rows and columns of a matrix
 _NOT_TWICE = "the gradient of sinkhorn_project cannot be differentiated again"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import status
+from ..tensors import accumulation_dtype
 
 CHECK_EVERY = 10  # iterations between two tests of tol
 SUM_TOLERANCE = 1e-4  # how far a marginal's sum may be from 1
@@ -86,11 +87,6 @@ def unwritten(like: Tensor, g: tuple[int, ...], n: int, m: int, d: int, options:
         new((*g, n) if options.need_a and dual else (0,)),
         new((*g, m) if options.need_b and dual else (0,)),
     )
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """fp64 for fp64, fp32 for everything narrower."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def masses(mass: Tensor | None, features: Tensor) -> Tensor:
