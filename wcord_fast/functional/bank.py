@@ -174,6 +174,7 @@ def bank_update_(
 def draw_spec(negatives: NegativeSampler | Tensor, batch: int, num_data: int, anchor_offset: int = 0) -> DrawSpec:
     """The record of `negatives` for a batch on a bank of `num_data` rows."""
     if isinstance(negatives, Tensor):
+        checks.integer("anchor_offset", anchor_offset, least=0, below=2**32)  # a sampler checks it
         checks.tensor("negatives", negatives, shape=(batch, "K"), dtypes=checks.INDICES)
         return directions.given(negatives)
     if not hasattr(negatives, "spec"):
@@ -189,7 +190,6 @@ def bank_inputs(anchor, bank, index, negatives, anchor_offset, plan, backend) ->
     """The bank's rows and the record of the negatives, of arguments that have been checked."""
     checks.choice("plan", plan, ("auto", *PLANS))
     checks.choice("backend", backend, ("auto", *BACKENDS))
-    checks.integer("anchor_offset", anchor_offset, least=0, below=2**32)
     checks.tensor("anchor", anchor, shape=("B", "D"))
     matrix = _bank_rows(bank)
     if matrix.shape[1] != anchor.shape[1]:

@@ -20,10 +20,10 @@ PLAIN = (Tensor, nn.Parameter)
 
 
 def calls_directly(*tensors: Tensor) -> bool:
-    """Whether an op of ours on these tensors may be called past `torch.library`.
+    """Whether an op of ours on these tensors may bypass `torch.library`.
 
-    That would switch autocast off, make views with a lazy minus sign plain, and give shapes only on meta.
+    It may not where `torch.library` has an effect: under autocast, for views with a lazy minus sign, and on meta.
     """
     if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda") or not eager():
         return False
-    return all(type(t) in PLAIN and not t.is_meta and not t.is_neg() for t in tensors)
+    return not [t for t in tensors if type(t) not in PLAIN or t.is_meta or t.is_neg()]

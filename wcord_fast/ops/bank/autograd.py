@@ -89,12 +89,16 @@ def attach(value: Tensor, *known: tuple[Tensor | None, Tensor]) -> Tensor:
     if not pairs:
         return value
     inputs, grads = zip(*pairs, strict=True)
-    return Attached.apply(value, len(inputs), *inputs, *(graph_handle(x) for x in inputs), *grads)
+    return Attached.apply(value, len(inputs), *inputs, *map(graph_handle, inputs), *grads)
 
 
 def wants_grad(*inputs: Tensor | None) -> bool:
     """Whether the forward op should compute gradients."""
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    if torch.is_grad_enabled():
+        for x in inputs:
+            if x is not None and x.requires_grad:
+                return True
+    return False
 
 
 def detached(x: Tensor | None) -> Tensor | None:
