@@ -5,9 +5,9 @@
     python -m bench.gpu --accuracy --data-dir DIR --work FOLDER    # resnet32x4 -> resnet8x4 on CIFAR-100, resumable
     python -m bench.gpu --dry-run          # the same on a machine without a GPU: tiny sizes, stand-ins for tools
 
-Each item is a process with a share of the time; its rows are in gpu.jsonl (under --out) as soon as they are there, and
-so is a last one that says how it ended. gpu.log has what all of them printed. An item that fails, hangs or lacks its
-tool takes nothing from the others. Exits with 1 if one did not end well.
+Each item is a process with a time limit. It appends its rows to gpu.jsonl (under --out) as it makes them, and a last
+row with its outcome. gpu.log has the output of all items. An item that fails, hangs or lacks its tool does not affect
+the others. The exit status is 1 if an item failed.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def schedule_of(options: argparse.Namespace) -> Schedule:
-    """The items asked for.
+    """The items that the options select.
 
     Raises:
-        ValueError: --only names none.
+        ValueError: --only selects no item.
     """
     if options.accuracy:
         work = options.work or options.out / "work"

@@ -3,8 +3,8 @@
     python -m bench.gpu_tools --out FOLDER memcheck -- tests/test_gpu_bank.py -k nce
     python -m bench.gpu_tools --out FOLDER ncu -- kernels --shape 64,16384,50000
 
-What follows -- is pytest's (in place of a program) for the sanitizer's tools, bench.gpu_times' for ncu. A tool that is
-missing makes a row that says so; in a dry run a stand-in takes its place (bench/gpu_stand_in.py).
+The arguments after -- go to pytest for the sanitizer's tools, and to bench.gpu_times for ncu. A missing tool makes a
+row with that failure. In a dry run a stand-in (bench/gpu_stand_in.py) replaces the tools.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ METRICS = (
     "sm__throughput.avg.pct_of_peak_sustained_elapsed", "dram__throughput.avg.pct_of_peak_sustained_elapsed",
     "sm__warps_active.avg.pct_of_peak_sustained_active", "launch__registers_per_thread",
 )  # fmt: skip
-WRONG = 9  # exit status that the sanitizer is asked for
+WRONG = 9  # exit status of the sanitizer after an error
 
 
 def find(program: str) -> str | None:
@@ -56,7 +56,7 @@ def tool(program: str, dry_run: bool) -> list[str] | None:
 
 
 def environment(rows: Rows) -> None:
-    """One row: device, versions, programs and packages; what is missing is None."""
+    """One row: device, versions, programs and packages; None for a missing one."""
     smi, gpu = find("nvidia-smi"), {}
     if smi:
         requested = "name,compute_cap,driver_version,memory.total,clocks.max.sm"
@@ -82,7 +82,7 @@ def _version(package: str) -> str | None:
 
 
 def sanitize(rows: Rows, name: str, arguments: list[str], dry_run: bool) -> int:
-    """The tests under one tool of compute-sanitizer, which looks at our native kernels only."""
+    """Runs the tests under one tool of compute-sanitizer, which checks our native kernels only."""
     command = tool("compute-sanitizer", dry_run)
     if command is None:
         rows.add({"tool": name, "failed": "compute-sanitizer is missing"})
@@ -110,7 +110,7 @@ def sanitize(rows: Rows, name: str, arguments: list[str], dry_run: bool) -> int:
 
 
 def profile(rows: Rows, arguments: list[str], out: Path, dry_run: bool) -> int:
-    """A few counters of ours by ncu: a row per launch."""
+    """Reads a few counters of our kernels by ncu: a row per launch."""
     command = tool("ncu", dry_run)
     if command is None:
         rows.add({"tool": "ncu", "failed": "ncu is missing"})

@@ -1,7 +1,7 @@
 """`python -m bench report`: the pages' tables and measured sentences, and the plots, from committed result files.
 
-What is generated stands between `<!-- bench: NAME -->` and `<!-- end -->`; `--check` only compares
-(tests/test_bench_report.py does).
+A generated block stands between `<!-- bench: NAME -->` and `<!-- end -->`. With `--check` the command only compares
+(tests/test_bench_report.py does so).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PAGES = (
 )
 BLOCK = re.compile(r"(<!-- bench: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
-BLOCKS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {  # name -> result file, what is made of its rows
+BLOCKS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {  # name -> result file, maker of the block
     "accuracy": ("accuracy", accuracy.accuracy_table),
     "accuracy_line": ("accuracy", accuracy.accuracy_line),
     "accuracy_pairs": ("pairs/accuracy", accuracy.accuracy_table),
@@ -57,7 +57,7 @@ BLOCKS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {  # name -> result 
 
 
 def rendered(text: str, folder: Path = RESULTS) -> str:
-    """`text` with every block made anew.
+    """`text` with every block generated again.
 
     Raises:
         ValueError: a block has no known name, or its result file is missing.

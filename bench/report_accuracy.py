@@ -1,4 +1,4 @@
-"""What the pages say of `python -m bench accuracy`: tables, paired differences, the terms' shares of the gradient."""
+"""Tables and sentences of the pages from `python -m bench accuracy`: paired differences, the terms' gradients."""
 
 from __future__ import annotations
 
@@ -113,7 +113,9 @@ def tuned_line(rows: list[Row]) -> str:
 def lckt_share(rows: list[Row]) -> str:
     """LCKT's fraction of the gradient at its published weight, and as a sum over the batch."""
     runs = newest(rows)
-    mean, total = (f"{100 * gradient_fractions(runs[f'LCKT {how}'])['lckt']:.2g} %" for how in ("mean", "sum"))
+    mean, total = (
+        f"{100 * gradient_fractions(runs[f'LCKT {reduction}'])['lckt']:.2g} %" for reduction in ("mean", "sum")
+    )
     return paragraph(
         f"- **LCKT at the published weight** (0.05, plan of mass 1) is {mean} of the gradient beside the cross "
         f'entropy\'s, and {total} with `lckt_reduction="sum"`, which multiplies it by the batch size (same runs, '
@@ -123,7 +125,7 @@ def lckt_share(rows: list[Row]) -> str:
 
 
 def title(runs: Runs, variant: str) -> str:
-    """A variant's name in a table, with its preset's, and how many of the plain student's seeds it has."""
+    """A variant's name in a table, with its preset and, if it has fewer seeds than the plain student, their number."""
     name = f"{variant} (preset tuned)" if variant == TUNED else variant
     own, plain = len(runs[variant]), len(runs["plain"])
     return name if own == plain else f"{name} ({own} of {count(plain, 'seed')})"

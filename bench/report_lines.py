@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from bench.report_tables import Row, clock, latest, runs_of, short, solves, table, where
 
 OURS, ALONE = "ours, native", "ours, native, no autograd"
-TIE = 0.95  # of our time: from here on another form is as fast or faster
+TIE = 0.95  # another form counts as at least as fast from this fraction of our time on
 
 
 def paragraph(text: str) -> str:
@@ -39,7 +39,8 @@ def last_runs(rows: list[Row]) -> Iterable[tuple[tuple, dict[str, Row]]]:
 
 
 def ot_lost(rows: list[Row]) -> str:
-    """Where another provider is within 5 % of ours or ahead, and what of our time is not the op's."""
+    """The cases in which another provider is at most 5 % slower than ours, and the part of our time that autograd
+    takes."""
     words = []
     for (solver, eps, n), run in last_runs(rows):
         for kind, name in (("forward", "forward"), ("both", "forward + gradient")):
@@ -170,14 +171,14 @@ def _beside_plain(rows: list[Row], keys: tuple[str, ...], case: str) -> list[lis
 
 
 def milliseconds(row: Row, scale: float = 1.0) -> str:
-    """A form's time, or that it fails here or is not float64's answer."""
+    """A form's time, marked if its result is wrong; or "fails"."""
     if "failed" in row:
         return "fails"
     return short(scale * row["ms"]["p50"]) + ("" if row["right"] else " (wrong)")
 
 
 def host_table(rows: list[Row]) -> str:
-    """Milliseconds of one step, naive and ours, and what part of naive's time ours takes."""
+    """Milliseconds of one step, naive and ours, and their ratio."""
     result = latest([r for r in rows if "failed" not in r], "case", "batch", "k", "num_data", "n", "form")
     sizes = dict.fromkeys(key[:-1] for key in result)
     lines = []

@@ -11,7 +11,7 @@ from wcord_fast.ops.sinkhorn import native_cuda, reference
 from .ot_oracles import features, masses
 
 pytestmark = pytest.mark.gpu
-SHARED_BYTES, SMS = 227 << 10, 132  # of an H100, whose regimes are named below
+SHARED_BYTES, SMS = 227 << 10, 132  # of an H100; the tests below name its regimes
 
 
 class Problem:
@@ -23,31 +23,31 @@ class Problem:
         if uniform:
             a, b = (torch.full((problems, size), 1 / size, dtype=torch.float64) for size in (n, m))
         wide = reference.accumulation_dtype(dtype)
-        self.here = x.double(), y.double(), a.to(wide).double(), b.to(wide).double()
-        self.there = x.cuda(), y.cuda(), a.to(wide).cuda(), b.to(wide).cuda()
+        self.exact = x.double(), y.double(), a.to(wide).double(), b.to(wide).double()
+        self.on_device = x.cuda(), y.cuda(), a.to(wide).cuda(), b.to(wide).cuda()
 
     def solve(self, *, cost="cosine", solver="sinkhorn", eps=0.05, iters=50, tol=None, value="cost", run=None):
         options = reference.SolveOptions(cost, solver, eps, iters, tol, value, True, True, True, True)
         if run is None:
-            return native_cuda.ot_solve(*self.there, options)
+            return native_cuda.ot_solve(*self.on_device, options)
         return run(options)
 
     def check(self, regime, **options):
-        (_, n, d), m = self.here[0].shape, self.here[1].shape[1]
-        dtype = self.there[0].dtype
+        (_, n, d), m = self.exact[0].shape, self.exact[1].shape[1]
+        dtype = self.on_device[0].dtype
         chosen, reason = native_cuda.regime(n, m, d, dtype)
         card = native_cuda.plan(torch.cuda.current_device(), n, m, reference.accumulation_dtype(dtype))
-        if card.shared < SHARED_BYTES or card.sms < SMS:  # a smaller card: another regime, or none
+        if card.shared < SHARED_BYTES or card.sms < SMS:  # a smaller card uses another regime, or none
             if chosen == "none":
                 pytest.skip(reason)
         else:
             assert chosen == regime
         actual = reference.SolveResult(*(t.cpu() for t in self.solve(**options)))
-        want = self.solve(run=lambda solve_options: reference.ot_solve(*self.here, solve_options), **options)
-        plain = self.solve(run=lambda solve_options: reference.ot_solve(*self.there, solve_options), **options)
-        assert torch.equal(actual.iterations, want.iterations)
+        expected = self.solve(run=lambda solve_options: reference.ot_solve(*self.exact, solve_options), **options)
+        plain = self.solve(run=lambda solve_options: reference.ot_solve(*self.on_device, solve_options), **options)
+        assert torch.equal(actual.iterations, expected.iterations)
         for name in ("value", "alpha", "beta", "marginal_error", "grad_x", "grad_y", "grad_a", "grad_b"):
-            g, w, p = getattr(actual, name), getattr(want, name), getattr(plain, name).cpu()
+            g, w, p = getattr(actual, name), getattr(expected, name), getattr(plain, name).cpu()
             finite = w.isfinite()
             assert torch.equal(g.isfinite(), finite), name
             if not w.numel():
@@ -112,7 +112,7 @@ def test_no_sync_and_a_graph_replays_on_new_inputs(n):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     for seed in range(3):
-        p.there[0].copy_(features(10 + seed, *p.there[0].shape))
+        p.on_device[0].copy_(features(10 + seed, *p.on_device[0].shape))
         graph.replay()
         for g, w in zip(solved, p.solve(), strict=True):
             assert torch.equal(g, w)
@@ -131,15 +131,15 @@ def test_concurrent_streams_do_not_interfere():
                 together.append((p, p.solve(iters=300)))
     torch.cuda.synchronize()
     for p, actual in together:
-        want = alone[problems.index(p)]
-        assert all(torch.equal(u, v) for u, v in zip(want, actual, strict=True))
+        expected = alone[problems.index(p)]
+        assert all(torch.equal(u, v) for u, v in zip(expected, actual, strict=True))
 
 
 @pytest.mark.parametrize("n", [32, 300])
 def test_a_bad_value_is_flagged_and_spoils_its_problem_only(n):
     p = Problem(n, n, 16, problems=3)
     good = p.solve()
-    p.there[0][1, n - 1, 3] = torch.nan
+    p.on_device[0][1, n - 1, 3] = torch.nan
     actual = p.solve()
     with pytest.raises(ValueError, match="optimal-transport"):
         status.check()

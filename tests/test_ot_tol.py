@@ -25,22 +25,22 @@ def test_each_problem_stops_at_its_own_iteration(solver, eps):
     scale = torch.tensor([0.05, 0.3, 1.0, 3.0], dtype=torch.float64)  # spread round a common direction: easy to hard
     x = oracle.features(0, 4, 9, 3) * scale[:, None, None] + 1
     y = oracle.features(1, 4, 8, 3) * scale[:, None, None] + 1
-    kwargs = {"solver": solver, "eps": eps}
+    options = {"solver": solver, "eps": eps}
     tol, iters = 1e-3, 145
-    want = [expected_stop(x[g], y[g], solver, eps, tol, iters) for g in range(4)]
-    assert len(set(want)) >= 3, want
-    batch = F.ot_solve(x.requires_grad_(), y, tol=tol, iters=iters, **kwargs)
-    assert batch.iterations.tolist() == want
+    expected = [expected_stop(x[g], y[g], solver, eps, tol, iters) for g in range(4)]
+    assert len(set(expected)) >= 3, expected
+    batch = F.ot_solve(x.requires_grad_(), y, tol=tol, iters=iters, **options)
+    assert batch.iterations.tolist() == expected
     (grad,) = torch.autograd.grad(batch.cost.sum(), x)
-    plans = F.ot_plan(x, y, tol=tol, iters=iters, **kwargs)
-    for g, t in enumerate(want):  # frozen: equal to a solve of exactly t iterations, its own scale included
+    plans = F.ot_plan(x, y, tol=tol, iters=iters, **options)
+    for g, t in enumerate(expected):  # frozen: equal to a solve of exactly t iterations, its own scale included
         leaf = x[g].detach().requires_grad_()
-        one = F.ot_solve(leaf, y[g], iters=t, **kwargs)
+        one = F.ot_solve(leaf, y[g], iters=t, **options)
         for name in one._fields:
             torch.testing.assert_close(getattr(batch, name)[g], getattr(one, name), rtol=1e-12, atol=1e-13)
         assert batch.scale[g].item() == pytest.approx((t if solver == "ipot" else 1) / eps)
         torch.testing.assert_close(grad[g], torch.autograd.grad(one.cost, leaf)[0], rtol=1e-9, atol=1e-13)
-        torch.testing.assert_close(plans[g], F.ot_plan(x[g], y[g], iters=t, **kwargs), rtol=1e-9, atol=1e-13)
+        torch.testing.assert_close(plans[g], F.ot_plan(x[g], y[g], iters=t, **options), rtol=1e-9, atol=1e-13)
         assert t == iters or batch.marginal_error[g] <= tol
 
 

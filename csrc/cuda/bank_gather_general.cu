@@ -35,15 +35,15 @@ __device__ __forceinline__ int read_rows(const NegativeSpec& a, GeneralShared<Re
   }
   uint32_t local = 0;
   const bool held = t < n && reader_local(a, sh->reader, b, k + t, &local, bad);
-  const unsigned who = __ballot_sync(FULL_WARP, held);
-  if (lane == 0) sh->held[warp] = __popc(who);
+  const unsigned holders = __ballot_sync(FULL_WARP, held);
+  if (lane == 0) sh->held[warp] = __popc(holders);
   __syncthreads();
   int before = 0, all = 0;
   for (int w = 0; w < GATHER_WARPS; ++w) {
     if (w == warp) before = all;
     all += sh->held[w];
   }
-  if (held) sh->rows[before + __popc(who & ((1u << lane) - 1))] = local;
+  if (held) sh->rows[before + __popc(holders & ((1u << lane) - 1))] = local;
   return all;
 }
 
@@ -71,7 +71,7 @@ __device__ __forceinline__ void add_rows(GeneralShared<Real>* sh, const Bank* ba
   int columns = 1;
   while (columns < TILE && columns < dim) columns *= 2;
   const int slices = TILE / columns, column = threadIdx.x % columns, slice = threadIdx.x / columns;
-  for (int64_t first = 0; first < dim; first += columns) {  // more than once only with a single slice
+  for (int64_t first = 0; first < dim; first += columns) {  // several turns only with a single slice
     const int64_t d = first + column;
     Real sum = 0;
     if (d < dim) {

@@ -80,7 +80,7 @@ class Workbench:
         return bench
 
     def of_student(self, seed: int) -> Workbench:
-        """The workbench of one seed's students, who may have fewer images than the teacher."""
+        """The workbench of one seed's students, which may have fewer images than the teacher."""
         config, data = self.config.of_student(seed), self.data
         if config.limit_train != self.config.limit_train and config.limit_train is not None:
             try:
@@ -160,7 +160,7 @@ class Workbench:
         config = self.config
         pair = self._pair(network, teacher)
         method = distill.build(spec["method"]["name"], pair, config.method_options(spec["method"]["name"]))
-        checkpoint.seed_everything(config.seed)  # whatever a method drew, training starts from the same state
+        checkpoint.seed_everything(config.seed)  # training starts from one state, however many numbers a method drew
         return Run(
             name=name,
             directory=config.directory / name,

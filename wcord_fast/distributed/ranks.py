@@ -117,7 +117,7 @@ def same_on_all(value: int, device: torch.device | str = "cpu") -> int:
 
 
 def part_rows(total: int, part: Ranks) -> range:
-    """The rows of `total` that rank `part` holds: equal parts of ceil(total / world); the last may be shorter or empty."""
+    """The rows of `total` that rank `part` holds: parts of ceil(total / world), the last ones shorter or empty."""
     each = -(-total // part.world)
     first = min(part.rank * each, total)
     return range(first, min(first + each, total))

@@ -11,8 +11,7 @@ from ..ops import checks
 from . import hf_folder, imagenet, libraries, mobilenetv2, own, resnet, resnet50, shufflenetv1, shufflenetv2, vgg, wrn
 from .libraries import LibraryNetwork, is_library_name
 
-# A family has NAMES, the published ones, and build(name, **options), which answers None to a name that is not
-# its own.
+# A family has NAMES, its published names, and build(name, **options), which returns None for a name of another family.
 FAMILIES = (resnet, wrn, vgg, resnet50, mobilenetv2, shufflenetv1, shufflenetv2, imagenet)
 
 
@@ -41,22 +40,22 @@ def create(
         models.create("hf-folder:runs/exported")                        # trained: of `wcord-fast export --format hf`
         models.create("my_package.my_module.small")                     # a function or class of your own
 
-    A library's network maps its images by itself, see `models.LibraryNetwork`. They are resized to the size behind "@";
-    without one, to the size that a pretrained network, or a transformer of timm or Hugging Face, is made for. Else they
-    keep their size, but those below 32 pixels are enlarged.
+    A library's network preprocesses its images, see `models.LibraryNetwork`. It resizes them to the size after "@".
+    Without one, a pretrained network, and a transformer of timm or Hugging Face, resizes them to its own size. Other
+    networks keep the size of images, and enlarge those below 32 pixels.
 
     Args:
         name: one of `names()`, or any "wrn_<depth>_<width>"; any case, "-" or "_" ("ResNet8x4", "WRN-40-2"). Or
             "timm:NAME", "torchvision:NAME" or "hf:NAME" with a name of that library. Or a name of `register`, or the
             dotted path of a function or class that makes a network from num_classes and in_channels.
         num_classes: width of the logits; default 100, or the width that the network in a "hf-folder:" has.
-        pretrained: take the library's weights, from its cache or by a download. The classifier's are taken only if
-            `num_classes` is theirs.
+        pretrained: load the library's weights, from its cache or by a download. The classifier's weights are loaded
+            only if their number of classes is `num_classes`.
         features: of a library's network: the taps, see `Tapped`; default: stem and stages.
-        mean, std: per channel, by which the images are normalised that the network will get. A library's network then
-            changes them to its own; None: they are as it wants. Other networks take images as they are.
-        image_size: of a user's network that gives no features: height and width of the images by which its stages are
-            found; default 64x64.
+        mean, std: per channel, of the normalisation of the images that the network will get. A library's network
+            converts it to its own; None: the images have that already. Other networks ignore both.
+        image_size: for a user's network that returns no features: height and width of the images with which its stages
+            are found; default 64x64.
         **options: `in_channels` (default 3; a library's network takes 3, or 1 for grey images); of wide ResNets also
             `dropout`.
 
@@ -64,7 +63,7 @@ def create(
         ValueError: an unknown name (the nearest is suggested) or an option out of range.
         TypeError: an option that the family does not have.
         ImportError: the library is not installed.
-        models.WeightsUnavailable: an OSError: weights that are neither in the cache nor can be fetched.
+        models.WeightsUnavailable: (an OSError) the weights are not in the cache and cannot be downloaded.
     """
     if not isinstance(name, str):
         raise TypeError(f"name: expected a str, got {type(name).__name__}")

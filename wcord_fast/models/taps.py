@@ -1,4 +1,4 @@
-"""Any network as a teacher or student: its features are taken by forward hooks, by the names of its modules."""
+"""Any network as a teacher or student: forward hooks take its features, by the names of its modules."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ class _Captured(NamedTuple):
     tensor: Tensor
     version: int
     copy: Tensor | None
-    lost: bool  # it ran without gradients although the forward has them and the module trains
+    lost: bool  # the module trains and the forward has gradients, but the module ran without
 
 
 class Tapped(nn.Module):
-    """A network that answers `net(images, return_features=True)` with (features, logits), as this package's do.
+    """A network whose `net(images, return_features=True)` returns (features, logits), like the package's networks.
 
         net = Tapped(torchvision.models.resnet18(), features=("layer1", "layer2", "layer3", "layer4"))
 
     Args:
         network: any module with `network(images) -> logits [B, classes]`, or an object that holds them as `.logits`
             or ["logits"] (Hugging Face; torchvision's Inception and GoogLeNet in training).
-        features: names of modules (as in `network.named_modules()`) whose outputs are the features, in order. Behind a
-            name may stand a form, see `forms.Tap`: of tokens "blocks.2:map", "blocks.2:class" or "blocks.2:mean", of
-            maps with the channels last "layers.1:nhwc".
+        features: names of modules (as in `network.named_modules()`) whose outputs are the features, in order. A form
+            may follow a name, see `forms.Tap`: "blocks.2:map", "blocks.2:class" or "blocks.2:mean" for tokens,
+            "layers.1:nhwc" for maps with the channels last.
         penultimate: name of the module whose *input* is the penultimate vector, appended as the last feature; by
             default the last `nn.Linear`. None appends the global average of the last feature instead.
-        copy: keep a copy of every feature. By default only of those that the network changes in place afterwards
-            (`ReLU(inplace=True)`, `+=`): PyTorch's version counters tell which, in the first forward of each mode. They
-            do not see writes through `.data` or numpy: there, copy=True.
+        copy: keep a copy of every feature. By default only features that the network changes in place afterwards
+            (`ReLU(inplace=True)`, `+=`) are copied; PyTorch's version counters show them in the first forward of each
+            mode. The counters do not see writes through `.data` or numpy, which need copy=True.
 
-    A feature is what its module gave, also where the network then changes that tensor in place. The hooks are on the
-    network only while `return_features=True` is answered: the bare network, other `Tapped` round it, copies and
-    pickles of it know nothing of them. Threads may call one `Tapped` at the same time. The state dict is the network's
-    own, without a prefix. `torch.compile` traces it whole.
+    A feature is the output of its module, also if the network then changes that tensor in place. The network has the
+    hooks only during a call with `return_features=True`, so the bare network, another `Tapped` of it, copies and
+    pickles do not have them. Threads may call one `Tapped` at the same time. The state dict is the network's own,
+    without a prefix. `torch.compile` traces it whole.
 
     Outputs that are no tensors, and modules that run more than once or not at all in the calling thread's forward, are
     refused; so are modules inside a checkpoint with `use_reentrant=True`, where they run without gradients.
@@ -87,9 +87,9 @@ class Tapped(nn.Module):
         for argument, name in named:
             if name not in modules or name == "":
                 raise ValueError(f"{argument}: {_no_such_module(name, modules)}")
-        self._captured: dict[tuple[int, str], _Captured] = {}  # by thread and tap; empty but during a forward
-        self._changed: set[str] = set()  # taps that were changed in place: copied from then on
-        self._known: set[tuple[bool, bool]] = set()  # modes in which a forward has shown which those are
+        self._captured: dict[tuple[int, str], _Captured] = {}  # by thread and tap; empty except during a forward
+        self._changed: set[str] = set()  # taps that were changed in place, which are copied from then on
+        self._known: set[tuple[bool, bool]] = set()  # modes in which a forward has shown these taps
         self.register_state_dict_post_hook(_without_prefix)
         self.register_load_state_dict_pre_hook(_with_prefix)
 
@@ -126,7 +126,7 @@ class Tapped(nn.Module):
         return [*result, last], logits
 
     def _keep(self, thread: int, grad: bool, copy: bool, name: str, module: nn.Module, value: Any) -> None:
-        """Called by the hooks: `value` is what the tap `name` met."""
+        """Called by the hooks with the `value` at the tap `name`."""
         if thread and thread != threading.get_ident():
             return  # another thread's forward of the same module
         shown = name or self.penultimate
@@ -164,7 +164,7 @@ class Tapped(nn.Module):
         return result.copy
 
     def _trains(self, module: nn.Module, name: str | None) -> bool:
-        """Whether a parameter of the module, or of the nearest round it that has any, gets gradients."""
+        """Whether a parameter of the module, or of the nearest enclosing module with parameters, gets gradients."""
         parameters = list(module.parameters())
         while not parameters and name:
             name = name.rpartition(".")[0]
@@ -177,7 +177,7 @@ def _output(keep: Any, name: str, module: nn.Module, _inputs: Any, output: Any) 
 
 
 def _input(keep: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
-    # PyTorch gives no kwargs where another thread, whose hook this is, has removed it since this call began.
+    # PyTorch passes no kwargs if another thread has removed its hook, which this is, since this call began.
     keep(LAST, module, next(iter((*args, *(kwargs or {}).values())), None))
 
 

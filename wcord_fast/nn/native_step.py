@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 LEAST_LENGTH = {"sphere": 1e-12, "ball": 1.0}
 _NATIVE = ("auto", "native")
 _FORWARD = frozenset({"forward", "value_and_gradient"})
-_METHODS = frozenset({"advance", "spec", "update_", "held", "finish_step", "nce"})  # that the native step stands for
+_METHODS = frozenset({"advance", "spec", "update_", "held", "finish_step", "nce"})  # that the native step replaces
 _CONTRAST = f"{__package__}.contrast"
 
 LocalTerm = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor | None]]
@@ -51,12 +51,11 @@ def native_step(
     local_factor: float = 0.0,
     ramp: Tensor | None = None,
 ) -> tuple[Tensor, Tensor] | None:
-    """(the loss, [-NCE, the local term] unweighted), after the banks and the step have moved in training; None: not
-    this way.
+    """(the loss, the unweighted [-NCE, local term]), or None if the native code does not support the call.
 
     Args:
         factor: weight of the NCE loss.
-        local: another term, see `Step`; its value and gradient are unweighted.
+        local: computes another term, unweighted; see `Step`.
         local_factor: its weight.
         ramp: [2] factors of both weights, or None.
     """
@@ -67,8 +66,8 @@ def native_step(
         loss.require_filled()
     if not _is_ours(contrast, loss) or contrast.sharded or ranks().world > 1:
         return None
-    made = _host_step if f_s.is_cpu else _device_step
-    step = made(contrast, loss, idx, contrast_idx, factor, ramp)
+    make = _host_step if f_s.is_cpu else _device_step
+    step = make(contrast, loss, idx, contrast_idx, factor, ramp)
     if step is None:
         return None
     step.local, step.records = local, torch.is_grad_enabled()
@@ -120,14 +119,14 @@ def _fits(loss: ContrastiveLoss, f_s: Tensor, f_t: Tensor, idx: Tensor) -> bool:
 
 
 def touched(module: nn.Module, methods: frozenset[str] = _FORWARD) -> bool:
-    """Whether a module has hooks, or a method of its own in place of its class's."""
+    """Whether a module has hooks, or an instance attribute in place of a method of its class."""
     own = module.__dict__
     hooks = own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
     return bool(hooks) or not own.keys().isdisjoint(methods)
 
 
 def _is_ours(contrast: Contrast, loss: ContrastiveLoss) -> bool:
-    """Whether banks, sampler and what joins them are of the classes whose steps the native code takes, as they are."""
+    """Whether contrast, banks and sampler are unchanged instances of the classes whose steps the native code knows."""
     sampler, student, teacher = contrast.sampler, contrast.memory_v1, contrast.memory_v2
     ours = type(sampler) is NegativeSampler and type(student) is type(teacher) is MemoryBank
     own = type(contrast).__module__ == _CONTRAST and not touched(contrast, _METHODS)

@@ -106,7 +106,7 @@ class WCoRDLoss(ContrastiveLoss):
         self.local = LocalTerm(s_dim, t_dim, options, labelled=classes is not None, backend=backend)
         if by_class and classes is not None:
             self.tables["class"] = torch.from_numpy(classes.astype(np.int64))
-        # What no term reads has no gradient, for which DDP would wait.
+        # DDP would wait for the gradient of parameters that no term reads.
         if self.lambda_gckt == 0 and options.lckt_features != "embed":
             self.embed_s.requires_grad_(False)
         if self.lambda_lckt == 0:
@@ -125,7 +125,7 @@ class WCoRDLoss(ContrastiveLoss):
             self._factors.fill_(1)
 
     def train(self, mode: bool = True) -> WCoRDLoss:
-        """As in `nn.Module`, but a frozen embed_t stays in eval mode: its spectral norm takes no power iterations."""
+        """`nn.Module.train`, but a frozen embed_t stays in eval mode: its spectral norm makes no power iterations."""
         super().train(mode)
         if self.lambda_gckt == 0:
             self.embed_t.eval()
@@ -138,10 +138,10 @@ class WCoRDLoss(ContrastiveLoss):
 
     @torch.no_grad()
     def ramp(self, *, gckt: float = 1.0, lckt: float = 1.0) -> None:
-        """From now on the weights are these times lambda_gckt and lambda_lckt.
+        """Multiply the weights lambda_gckt and lambda_lckt by these factors from now on.
 
-        The factors are one tensor on the loss's device, changed in place without synchronisation: a compiled step or a
-        CUDA graph that was made after the first call follows them. They are no part of the state dict.
+        The factors are one tensor on the loss's device, changed in place without synchronisation, so a compiled step or
+        a CUDA graph that was made after the first call uses the new ones. The state dict does not contain them.
         """
         for name, factor in (("gckt", gckt), ("lckt", lckt)):
             checks.non_negative(name, factor)
@@ -152,9 +152,10 @@ class WCoRDLoss(ContrastiveLoss):
 
     @torch.no_grad()
     def lckt_on_pairs(self, f_s: Tensor, f_t: Tensor, idx: Tensor | None = None) -> Tensor:
-        """Mass that LCKT's plan of this batch has on rows of one image (class, with lckt_pairs_by="class"): a scalar.
+        """The mass of LCKT's plan on pairs of this batch (rows of one image, or class with lckt_pairs_by="class"): a
+        scalar.
 
-        It changes no state, and costs what the term costs.
+        It changes no state, and takes the time of the term.
         """
         self._check(f_s, f_t, idx, None)
         e_s, e_t = self.embed_s.frozen(f_s), self.embed_t.frozen(f_t)
@@ -180,9 +181,9 @@ class WCoRDLoss(ContrastiveLoss):
     def weighted_terms(
         self, f_s: Tensor, f_t: Tensor, idx: Tensor | None = None, contrast_idx: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The terms of `forward` apart, each with its weight and sign: scalars "gckt" and "lckt" whose sum is the loss.
+        """The terms of `forward`, each with its weight and sign: scalars "gckt" and "lckt" whose sum is the loss.
 
-        A term of weight 0 is not there. In training this is a step, as `forward` is.
+        A term of weight 0 is left out. In training this is a step, like `forward`.
         """
         return self._weighted_terms(f_s, f_t, idx, contrast_idx)
 
@@ -220,7 +221,7 @@ class WCoRDLoss(ContrastiveLoss):
             return self._terms_of(f_s, f_t, e_s, x, e_t, idx, contrast_idx)
 
     def _native(self, f_s: Tensor, f_t: Tensor, idx: Tensor | None, contrast_idx: Tensor | None) -> Tensor | None:
-        """The forward by native code, or None: see `native_step`. LCKT has to be of the embeddings, or off."""
+        """The forward by native code, or None, see `native_step`. LCKT must compare embeddings or be off."""
         if not eager() or self.critic not in ("nce_sn", "nce") or not self.lambda_gckt:
             return None
         if not isinstance(f_t, Tensor) or idx is None or not self.detach_teacher:
@@ -246,7 +247,8 @@ class WCoRDLoss(ContrastiveLoss):
         return native[0]
 
     def _refuse_zero_rows(self, f_s: Tensor, f_t: Tensor) -> None:
-        """Said here, on the CPU, by the names of our arguments and before anything has changed; the op checks again."""
+        """Raise for a zero row on the CPU, with the names of our arguments, before any state changes. The op checks
+        again."""
         local = self.local
         used = self.lambda_lckt and local.features == "raw" and local.ot["cost"] == "cosine" and local.center == "none"
         if not used or f_s.device.type != "cpu" or torch.compiler.is_compiling():
@@ -258,7 +260,7 @@ class WCoRDLoss(ContrastiveLoss):
 
     def _terms_of(self, f_s, f_t, e_s, x, e_t, idx, contrast_idx) -> dict[str, Tensor]:
         terms = {}
-        if self.lambda_lckt:  # first: should it refuse its input, banks and log Z are as they were
+        if self.lambda_lckt:  # comes first, because it may raise: banks and log Z are then unchanged
             lckt = self.local(*self._local_sides(f_s, f_t, x, e_t), self._key(idx, f_s))
             self._terms[1].copy_(lckt.detach())
             terms["lckt"] = self._weight(1, self.lambda_lckt) * lckt
@@ -283,12 +285,12 @@ class WCoRDLoss(ContrastiveLoss):
         return torch.arange(len(f_s), device=f_s.device) if idx is None else idx.long()
 
     def _classes(self, idx: Tensor) -> Tensor:
-        """int64 [B], the classes of images. On a device nothing can be said here of those out of range."""
+        """int64 [B], the classes of images. An index out of range is not detected here."""
         table = self.table("class", idx.device)
         return table[idx.long().clamp(0, len(table) - 1)]
 
     def _group(self, idx: Tensor | None) -> Tensor | None:
-        """int64 [B]: rows of equal groups are not each other's negatives; None: all others are."""
+        """int64 [B]: rows of equal groups are not each other's negatives. None: all other rows are negatives."""
         if idx is None or self._exclude == "none":
             return None
         return self._classes(idx) if self._exclude == "class" else idx.long()

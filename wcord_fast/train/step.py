@@ -1,8 +1,8 @@
-"""One training step: forward passes, gradients in two parts, the optimiser; and how large each term's gradient is.
+"""One training step: forward passes, gradients in two parts, the optimiser; and the size of each term's gradient.
 
-The distillation loss is differentiated at detached copies of the student's outputs; the network is then differentiated
-once, with the cross entropy's gradient and these. The sum is that of one joint backward pass, and the time of the loss
-can be measured in every step.
+The distillation loss is differentiated at detached copies of the student's outputs. Then one backward pass of the
+network takes these gradients and that of the cross entropy. The sum equals that of one joint backward pass, and the
+time of the loss can be measured in every step.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ def train_step(
     """Take one batch, and the optimiser's step if the batch is the last of its group. Nothing synchronises.
 
     Args:
-        run: whose networks and method are trained.
+        run: has the networks and the method.
         optimizer: of `run.parameters()`.
         batch: this process' part of the mini-batch.
-        meters, watch: get the losses, and the time of the distillation loss.
+        meters, watch: receive the losses, and the time of the distillation loss.
         probe: whether to measure each term's share of the gradient.
         part: the batch's place in its group.
         weight: of this process' part of the batch, see `TrainBatches.weight`.
@@ -128,7 +128,7 @@ def gradients(
         try:
             with autocast(device, precision):
                 loss = run.method(leaves, teacher, batch)
-        except ValueError as error:  # the CPU refuses features that are not finite: then cross entropy went first
+        except ValueError as error:  # features are not finite, perhaps because the cross entropy was not
             if meters is not None:
                 meters.means()  # raises if an earlier step was the first
                 if not bool(cross_entropy.isfinite()):
@@ -143,7 +143,7 @@ def gradients(
 
 
 def detached(outputs: Outputs) -> tuple[list[Tensor], Tensor]:
-    """Copies that end the graph, to be differentiated at."""
+    """Detached copies, at which the loss is differentiated."""
     feats = [f.detach().requires_grad_() for f in outputs.feats]
     return feats, outputs.logits.detach().requires_grad_()
 
