@@ -150,7 +150,7 @@ def test_mistakes_in_options_are_named(word, capsys):
 def test_help(capsys):
     assert main(["table", "--help"]) == 0
     output = capsys.readouterr().out
-    assert "resnet32x4-resnet8x4" in output and "wcord+kd" in output
+    assert "resnet32x4-resnet8x4" in output and "--methods" in output
 
 
 def test_dry_run_prints_the_recipes_and_finished_runs(tmp_path, capsys):
