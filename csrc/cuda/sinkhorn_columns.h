@@ -4,27 +4,41 @@
 
 namespace wcf::ot {
 
-// The cooperative grid's shared state. Rounds of column totals take the three buffers in turn: between the barrier of
-// round q and that of round q + 1 all blocks read buffer q and clear buffer q - 1, which round q + 2 fills.
+// The shared state of the blocks that solve one problem: a group of a cooperative grid, or one block. Rounds of column
+// totals take three buffers in turn: between the barrier of round q and that of round q + 1 all blocks read buffer q
+// and clear buffer q - 1, which round q + 2 fills.
 struct Grid {
   Word* zeroed;
-  int words;  // per buffer
-  uint32_t round;
+  int words;                 // per buffer
+  int group, block, blocks;  // the group's number, the block's number in it, the count of its blocks
+  uint32_t round, problem;   // counts of those that the group has finished
 
+  // Marks a bad problem; problems take two words in turn.
+  __device__ __forceinline__ Word* mark(uint32_t q) const { return zeroed + MARK_WORD + q % 2; }
   __device__ __forceinline__ Word* buffer(uint32_t q) const { return zeroed + TOTAL_WORDS + (q % 3) * words; }
   __device__ __forceinline__ Word* filling() const { return buffer(round); }
   __device__ __forceinline__ const Word* filled() const { return buffer(round - 1); }
-  __device__ __forceinline__ void sync() const { grid_sync(reinterpret_cast<uint32_t*>(zeroed)); }
+  __device__ __forceinline__ void sync() const { group_sync(reinterpret_cast<uint32_t*>(zeroed), blocks); }
   // Ends the round: what was filling is filled.
   __device__ __forceinline__ void turn() {
     sync();
     Word* const old = buffer(round + 2);
-    const int stride = static_cast<int>(gridDim.x) * THREADS;
+    const int stride = blocks * THREADS;
     WCF_ROLLED
-    for (int i = static_cast<int>(blockIdx.x) * THREADS + threadIdx.x; i < words; i += stride) old[i] = 0;
+    for (int i = block * THREADS + threadIdx.x; i < words; i += stride) old[i] = 0;
     ++round;
   }
 };
+
+// The group's scratch, and its slots for one number of each block.
+template <class Real>
+__device__ __forceinline__ Real* scratch_of(const Args<Real>& args, const Grid& grid) {
+  return args.scratch + grid.group * args.in.size;
+}
+template <class Real>
+__device__ __forceinline__ Real* slots_of(const Args<Real>& args, const Grid& grid) {
+  return scratch_of(args, grid) + args.in.slots;
+}
 
 // work[ld + j] = log2 sum_i 2^(alpha_i - s C_ij) over all rows, for the columns with work[j] != 0; a thread keeps to
 // its columns. In a grid this is two rounds, which all blocks must take.

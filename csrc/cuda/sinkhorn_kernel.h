@@ -7,18 +7,18 @@ namespace wcf::ot {
 
 template <class Real, int K, int U, bool GRID>
 __device__ __forceinline__ void solve(const Args<Real>& args, int64_t g, Grid& grid) {
-  const int block = GRID ? static_cast<int>(blockIdx.x) : 0, blocks = GRID ? static_cast<int>(gridDim.x) : 1;
+  const int block = grid.block, blocks = grid.blocks;
   const Tile<Real> t(args, block);
-  Real* const scratch = args.scratch + (GRID ? 0 : blockIdx.x * args.in.size);
+  Real* const scratch = scratch_of(args, grid);
 
   int32_t bad = stage_cost(args, scratch, g, block * WARPS + threadIdx.x / WARP, blocks * WARPS);
   if (block == 0) bad |= check_masses(args, args.a, g, args.n, t.sums) | check_masses(args, args.b, g, args.m, t.sums);
   if (bad) raise(args.flags, bad);
   if constexpr (GRID) {
-    if (bad) atomicOr(&args.zeroed[MARK_WORD + g % 2], 1ull);
+    if (bad) atomicOr(grid.mark(grid.problem), 1ull);
     grid.sync();
-    bad = args.zeroed[MARK_WORD + g % 2] != 0;
-    if (block == 0 && threadIdx.x == 0) args.zeroed[MARK_WORD + (g + 1) % 2] = 0;
+    bad = *grid.mark(grid.problem) != 0;
+    if (block == 0 && threadIdx.x == 0) *grid.mark(grid.problem + 1) = 0;
   } else {
     bad = __syncthreads_or(bad);
   }
@@ -27,7 +27,7 @@ __device__ __forceinline__ void solve(const Args<Real>& args, int64_t g, Grid& g
     return;
   }
   make_cost(args, t, scratch);
-  const Ended<Real> ended = iterate<Real, K, U, GRID>(args, t, grid, g, block, blocks);
+  const Ended<Real> ended = iterate<Real, K, U, GRID>(args, t, grid, g);
   const Real scale = ended.scale;
 
   Real value = 0, error = 0, of_columns = 0;
@@ -42,7 +42,7 @@ __device__ __forceinline__ void solve(const Args<Real>& args, int64_t g, Grid& g
   for (int j = threadIdx.x; j < t.m && block == 0; j += THREADS) args.beta[g * args.m + j] = t.beta[j] * ln2;
   value += of_columns;
   // Value and error leave the registers before the gradients need them.
-  Real* const slots = scratch + args.in.slots;
+  Real* const slots = slots_of(args, grid);
   if (threadIdx.x == 0) {
     (GRID ? slots[block] : args.out_value[g]) = value;
     (GRID ? slots[blocks + block] : args.error[g]) = error;
@@ -50,8 +50,8 @@ __device__ __forceinline__ void solve(const Args<Real>& args, int64_t g, Grid& g
   if (args.grad_x) gradient_of_x(args, t, scratch, g);
   if constexpr (GRID) {
     grid.sync();  // P is complete too
-    value = slots_sum(slots);
-    error = slots_sum(slots + blocks);
+    value = slots_sum(slots, blocks);
+    error = slots_sum(slots + blocks, blocks);
     if (block == 0 && threadIdx.x == 0) {
       args.out_value[g] = value;
       args.error[g] = error;
@@ -64,16 +64,19 @@ __device__ __forceinline__ void solve(const Args<Real>& args, int64_t g, Grid& g
   if (args.grad_y) gradient_of_y(args, t, scratch, GRID ? plan : t.cost, g, block, blocks);
 }
 
-// GRID: a cooperative grid solves one problem after another (sinkhorn.cu); else each block solves problems of its own
-// (sinkhorn_resident.cu). A lane holds K columns of U rows in the sweep.
+// GRID: groups of blocks of a cooperative grid, each of which solves problems of its own (sinkhorn.cu); else each block
+// does (sinkhorn_resident.cu). A lane holds K columns of U rows in the sweep.
 template <class Real, int K, int U, bool GRID>
 __global__ void __launch_bounds__(THREADS) sinkhorn_kernel(const Args<Real> args) {
-  Grid grid{args.zeroed, Fixed<Real>::WORDS * args.at.ld, 0};
+  const int blocks = GRID ? args.strips : 1, groups = static_cast<int>(gridDim.x) / blocks;
+  const int group = static_cast<int>(blockIdx.x) / blocks, block = static_cast<int>(blockIdx.x) % blocks;
+  const int words = Fixed<Real>::WORDS * args.at.ld;
+  Grid grid{args.zeroed + group * zeroed_words(args.m, Fixed<Real>::WORDS), words, group, block, blocks, 0, 0};
   WCF_ROLLED
-  for (int64_t g = GRID ? 0 : blockIdx.x; g < args.problems; g += GRID ? 1 : gridDim.x) {
+  for (int64_t g = group; g < args.problems; g += groups, ++grid.problem) {
     solve<Real, K, U, GRID>(args, g, grid);
     if constexpr (GRID) {
-      if (g + 1 < args.problems) grid.sync();  // the next problem takes over the scratch
+      if (g + groups < args.problems) grid.sync();  // the next problem takes over the scratch
     } else {
       __syncthreads();
     }

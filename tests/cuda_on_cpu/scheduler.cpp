@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <numeric>
@@ -232,6 +233,22 @@ void check_guard(const Block& block) {
   }
 }
 
+// The threads of each group of blocks that meet at one barrier; none if no thread waits at such a barrier.
+std::map<unsigned, std::vector<Fiber*>> groups_of(const std::vector<Fiber*>& all) {
+  const Fiber* waits = nullptr;
+  for (const Fiber* f : all) {
+    if (f->state != State::at_grid) continue;
+    if (waits && waits->site.blocks != f->site.blocks) {
+      die("divergent barrier: " + place(*waits) + ", but " + place(*f));
+    }
+    waits = f;
+  }
+  std::map<unsigned, std::vector<Fiber*>> groups;
+  if (!waits) return groups;
+  for (Fiber* f : all) groups[f->warp->block->index.x / waits->site.blocks].push_back(f);
+  return groups;
+}
+
 // Blocks that are alive together: one, or a whole cooperative grid.
 void run_together(const std::vector<uint3>& indices, dim3 size, size_t shared_bytes) {
   const size_t threads = static_cast<size_t>(size.x) * size.y * size.z;
@@ -241,9 +258,11 @@ void run_together(const std::vector<uint3>& indices, dim3 size, size_t shared_by
     blocks.push_back(make_block(index, size, shared_bytes, blocks.size() * threads));
     all.insert(all.end(), blocks.back()->fibers.begin(), blocks.back()->fibers.end());
   }
-  do {
+  for (bool go_on = true; go_on;) {
     for (auto& block : blocks) run_block(*block);
-  } while (release(all, State::at_grid));
+    go_on = false;
+    for (const auto& group : groups_of(all)) go_on |= release(group.second, State::at_grid);
+  }
   for (auto& block : blocks) check_guard(*block);
 }
 
@@ -260,9 +279,12 @@ bool block_any(bool vote, Site site) {
   return block.voted;
 }
 
-void grid_barrier(const void* state, const char* file, int line) {
+void group_barrier(const void* state, unsigned blocks, const char* file, int line) {
   if (!is_cooperative) die("grid_sync in a launch that is not cooperative: " + place(*current));
-  wait(State::at_grid, "grid_sync", {file, line, state});
+  if (blocks == 0 || gridDim.x % blocks != 0 || gridDim.y != 1 || gridDim.z != 1) {
+    die("a grid that is not made of groups of " + std::to_string(blocks) + " blocks: " + place(*current));
+  }
+  wait(State::at_grid, "grid_sync", {file, line, state, blocks});
 }
 
 const uint64_t* warp_collect(const char* operation, unsigned mask, Site site, uint64_t value) {
