@@ -42,19 +42,29 @@ __device__ __forceinline__ T* shared_ptr(size_t offset) {
 #endif
 }
 
-// Waits for every thread of `blocks` blocks of a cooperative grid of one dimension: those whose blockIdx.x / blocks is
-// equal. Each such group has its own `state`: one word of device memory, zero before its first use ever. Its top bit
-// flips each time all blocks have arrived: the first block adds 2^31 - (blocks - 1), every other block 1. What a block
-// wrote before is released with its arrival and acquired with the flip: no fence of all its accesses is needed.
-__device__ __forceinline__ void group_sync(uint32_t* state, uint32_t blocks) {
+// blockIdx.y, read anew at each use: neither it nor an address that depends on it occupies a register in between.
+__device__ __forceinline__ uint32_t group_index() {
+#if defined(__CUDACC__)
+  uint32_t index;
+  asm volatile("mov.u32 %0, %%ctaid.y;" : "=r"(index));
+  return index;
+#else
+  return blockIdx.y;
+#endif
+}
+
+// Waits for every thread of a group of blocks of a cooperative grid: those with the same blockIdx.y. Each group has a
+// `state` of its own: one word of device memory, zero before its first use ever. Its top bit flips each time all blocks
+// have arrived: the first block adds 2^31 - (blocks - 1), every other block 1. What a block wrote before is released
+// with its arrival and acquired with the flip: no fence of all its accesses is needed.
+__device__ __forceinline__ void group_sync(uint32_t* state) {
 #if defined(__CUDACC__)
   __syncthreads();
   if (threadIdx.x == 0 && threadIdx.y == 0 && threadIdx.z == 0) {
-    const bool first = blockIdx.x % blocks == 0;
     uint32_t before, now;
     asm volatile("atom.add.release.gpu.global.u32 %0, [%1], %2;"
                  : "=r"(before)
-                 : "l"(__cvta_generic_to_global(state)), "r"(first ? 0x80000000u - (blocks - 1) : 1u)
+                 : "l"(__cvta_generic_to_global(state)), "r"(blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1) : 1u)
                  : "memory");
     do {
       asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
@@ -65,12 +75,9 @@ __device__ __forceinline__ void group_sync(uint32_t* state, uint32_t blocks) {
   }
   __syncthreads();
 #else
-  cuda_on_cpu::group_barrier(state, blocks);
+  cuda_on_cpu::group_barrier(state);
 #endif
 }
-
-// The same for the whole grid.
-__device__ __forceinline__ void grid_sync(uint32_t* state) { group_sync(state, gridDim.x); }
 
 // Whether this process has used a device. Setting one makes a context on it, which takes time and memory there.
 inline bool in_use(int device) {

@@ -91,7 +91,7 @@ void memory(OtPlan& call) {
   const int64_t each = Scratch(call.n, call.m, round_up(call.dim, 4), strips, grid && call.want_grad_y).size;
   const int64_t copies = groups < call.problems ? groups : call.problems;
   call.scratch_bytes = each * copies * static_cast<int64_t>(sizeof(Real));
-  call.zeroed_bytes = grid ? 8 * groups * zeroed_words(call.m, Fixed<Real>::WORDS) : 0;
+  call.zeroed_bytes = grid ? 8 * groups * zeroed_words(Fixed<Real>::WORDS * leading(static_cast<int>(call.m))) : 0;
 }
 
 template <class Real>
@@ -102,11 +102,11 @@ cudaError_t run(const OtSolve& call) {
   if (call.regime == OT_RESIDENT) {
     return resident_launch(args, static_cast<int>(call.blocks < call.problems ? call.blocks : call.problems), stream);
   }
-  if (args.strips > MAX_BLOCKS || call.blocks < 1 || call.blocks % args.strips != 0) {
-    return cudaErrorInvalidConfiguration;
-  }
-  return launch(kernel_for<Real, true>(args.at.rows, args.m), dim3(static_cast<unsigned>(call.blocks)), dim3(THREADS),
-                shared_bytes<Real>(args.at), stream, true, args);
+  const int64_t strips = strips_of(call.n, call.rows);
+  if (strips > MAX_BLOCKS || call.blocks < 1 || call.blocks % strips != 0) return cudaErrorInvalidConfiguration;
+  const dim3 grid(static_cast<unsigned>(strips), static_cast<unsigned>(call.blocks / strips));
+  return launch(kernel_for<Real, true>(args.at.rows, args.m), grid, dim3(THREADS), shared_bytes<Real>(args.at), stream,
+                true, args);
 }
 
 }  // namespace wcf::ot

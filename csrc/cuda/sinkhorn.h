@@ -72,10 +72,10 @@ struct Scratch {
   }
 };
 
-// The zeroed words of a group of a cooperative grid: the barrier, on a line of its own a mark for a bad problem (two
-// words in turn), then three rounds of column totals of one or two words.
-constexpr int64_t MARK_WORD = 16, TOTAL_WORDS = 32;
-WCF_HD int64_t zeroed_words(int64_t m, int words) { return TOTAL_WORDS + 3 * words * round_up(m, GROUP); }
+// The zeroed words of a group of a cooperative grid: the barrier, on a line of its own a mark for a bad problem, then
+// three rounds of column totals, each `words` long: one or two for each column.
+constexpr int MARK_WORD = 16, TOTAL_WORDS = 32;
+WCF_HD int zeroed_words(int words) { return TOTAL_WORDS + 3 * words; }
 
 // An OtSolve (common/sinkhorn.h) as the kernels take it: typed, with sizes in 32 bits, and where things lie.
 template <class Real>
@@ -84,7 +84,6 @@ struct Args {
   const Real *a, *b;
   int64_t problems;
   int32_t n, m, dim, dim_pad, dtype;
-  int32_t strips;  // of a problem: blocks in a group of a cooperative grid
   Layout at;
   Scratch in;
   int32_t cost, solver, value, iters, check_every;
@@ -107,9 +106,8 @@ struct Args {
         dim(static_cast<int32_t>(call.dim)),
         dim_pad(static_cast<int32_t>(round_up(call.dim, 4))),
         dtype(call.dtype),
-        strips(static_cast<int32_t>(strips_of(call.n, call.rows))),
         at(call.rows, call.m),
-        in(call.n, call.m, dim_pad, call.regime == OT_COOPERATIVE ? strips : 1,
+        in(call.n, call.m, dim_pad, call.regime == OT_COOPERATIVE ? strips_of(call.n, call.rows) : 1,
            call.regime == OT_COOPERATIVE && call.grad_y),
         cost(call.cost),
         solver(call.solver),

@@ -33,12 +33,12 @@ __device__ __forceinline__ void start(const Args<Real>& args, const Tile<Real>& 
   __syncthreads();
 }
 
-// The sum of one number per block, in one order for every thread; `slots` [blocks].
+// The sum of one number per block of the group, in one order for every thread; `slots` [blocks].
 template <class Real>
-__device__ __forceinline__ Real slots_sum(const Real* slots, int blocks) {
+__device__ __forceinline__ Real slots_sum(const Real* slots) {
   Real sum = 0;
   WCF_ROLLED
-  for (int i = threadIdx.x % WARP; i < blocks; i += WARP) sum += slots[i];
+  for (unsigned i = threadIdx.x % WARP; i < gridDim.x; i += WARP) sum += slots[i];
   return warp_sum(sum);
 }
 
@@ -93,10 +93,10 @@ __device__ __forceinline__ Ended<Real> iterate(const Args<Real>& args, const Til
       next_test += args.check_every;
       Real error = row_error(t, scale);
       if constexpr (GRID) {
-        Real* const slots = slots_of(args, grid);
-        if (threadIdx.x == 0) slots[2 * grid.blocks + grid.block] = error;
+        Real* const slots = slots_of(args) + 2 * gridDim.x;
+        if (threadIdx.x == 0) slots[blockIdx.x] = error;
         grid.sync();
-        error = slots_sum(slots + 2 * grid.blocks, grid.blocks);
+        error = slots_sum(slots);
       }
       if (error <= static_cast<Real>(args.tol)) break;  // the same number in the whole grid
     }

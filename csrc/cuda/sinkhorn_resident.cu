@@ -17,7 +17,7 @@ namespace wcf::ot {
 
 template <class Real>
 cudaError_t resident_launch(const Args<Real>& args, int blocks, cudaStream_t stream) {
-  return launch(kernel_for<Real, false>(args.n, args.m), dim3(blocks), dim3(THREADS), shared_bytes<Real>(args.at),
+  return launch(kernel_for<Real, false>(args.n, args.m), dim3(1, blocks), dim3(THREADS), shared_bytes<Real>(args.at),
                 stream, false, args);
 }
 

@@ -10,7 +10,7 @@ template <bool GRID, class Real>
 __device__ __forceinline__ Real column_potentials(const Args<Real>& args, const Tile<Real>& t, Grid& grid, int64_t g,
                                                   Real scale) {
   const Real unit = static_cast<Real>(args.eps * LN2);
-  const bool speaks = grid.block == 0;
+  const bool speaks = !GRID || blockIdx.x == 0;
   bool massless = false;
   WCF_ROLLED
   for (int j = threadIdx.x; j < t.m; j += THREADS) {

@@ -35,7 +35,7 @@ constexpr int THREADS_PER_SM = 2048;
 constexpr unsigned char POISON = 0xFF;           // NaN in every floating-point type
 constexpr unsigned char GUARD = 0xA5;
 
-enum class State { ready, at_warp, at_block, at_grid, returned };
+enum class State { ready, at_warp, at_block, at_group, returned };
 
 struct Fiber {
   ucontext_t first;  // entered once; from then on the fiber is resumed by longjmp, which saves no signal mask
@@ -233,20 +233,20 @@ void check_guard(const Block& block) {
   }
 }
 
-// The threads of each group of blocks that meet at one barrier; none if no thread waits at such a barrier.
-std::map<unsigned, std::vector<Fiber*>> groups_of(const std::vector<Fiber*>& all) {
-  const Fiber* waits = nullptr;
-  for (const Fiber* f : all) {
-    if (f->state != State::at_grid) continue;
-    if (waits && waits->site.blocks != f->site.blocks) {
-      die("divergent barrier: " + place(*waits) + ", but " + place(*f));
-    }
-    waits = f;
-  }
+// Lets the groups of blocks (equal blockIdx.y) go on whose threads all wait at the barrier of their group.
+bool release_groups(const std::vector<Fiber*>& all) {
   std::map<unsigned, std::vector<Fiber*>> groups;
-  if (!waits) return groups;
-  for (Fiber* f : all) groups[f->warp->block->index.x / waits->site.blocks].push_back(f);
-  return groups;
+  std::map<const void*, unsigned> states;
+  bool released = false;
+  for (Fiber* f : all) {
+    const unsigned group = f->warp->block->index.y;
+    groups[group].push_back(f);
+    if (f->state == State::at_group && states.emplace(f->site.object, group).first->second != group) {
+      die("two groups of blocks at one state: " + place(*f));
+    }
+  }
+  for (const auto& group : groups) released |= release(group.second, State::at_group);
+  return released;
 }
 
 // Blocks that are alive together: one, or a whole cooperative grid.
@@ -258,11 +258,9 @@ void run_together(const std::vector<uint3>& indices, dim3 size, size_t shared_by
     blocks.push_back(make_block(index, size, shared_bytes, blocks.size() * threads));
     all.insert(all.end(), blocks.back()->fibers.begin(), blocks.back()->fibers.end());
   }
-  for (bool go_on = true; go_on;) {
+  do {
     for (auto& block : blocks) run_block(*block);
-    go_on = false;
-    for (const auto& group : groups_of(all)) go_on |= release(group.second, State::at_grid);
-  }
+  } while (release_groups(all));
   for (auto& block : blocks) check_guard(*block);
 }
 
@@ -279,12 +277,9 @@ bool block_any(bool vote, Site site) {
   return block.voted;
 }
 
-void group_barrier(const void* state, unsigned blocks, const char* file, int line) {
-  if (!is_cooperative) die("grid_sync in a launch that is not cooperative: " + place(*current));
-  if (blocks == 0 || gridDim.x % blocks != 0 || gridDim.y != 1 || gridDim.z != 1) {
-    die("a grid that is not made of groups of " + std::to_string(blocks) + " blocks: " + place(*current));
-  }
-  wait(State::at_grid, "grid_sync", {file, line, state, blocks});
+void group_barrier(const void* state, const char* file, int line) {
+  if (!is_cooperative) die("group_sync in a launch that is not cooperative: " + place(*current));
+  wait(State::at_group, "group_sync", {file, line, state});
 }
 
 const uint64_t* warp_collect(const char* operation, unsigned mask, Site site, uint64_t value) {
