@@ -47,7 +47,7 @@ def compiled(kernel, types: dict, constants: dict, capability: int, options: dic
 def usage(
     kernel, types: dict, constants: dict, *, capability: int, warps: int, stages: int, aligned: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Stack, spills, registers, shared memory and the widths of asynchronous copies to it, in bytes, of a specialisation.
+    """Stack, spills, registers, shared memory and the widths of the copies to it (bytes), of one specialisation.
 
     Arguments as for `compiled`.
     """
