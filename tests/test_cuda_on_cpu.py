@@ -126,6 +126,7 @@ def test_shared_memory_is_poisoned_and_blocks_run_in_any_order(lib):
             "grid_return",
             r"group_barrier_kernel.*: deadlock: .* waits at group_sync .* block \(1,0,0\) .* has returned",
         ),
+        ("shared_state", r"group_barrier_kernel.*: two groups of blocks at one state: .*group_sync"),
         ("grid_not_cooperative", r"group_barrier_kernel.*: group_sync in a launch that is not cooperative"),
         ("shared_overflow", r"shared_overflow_kernel.*: wrote at byte 124 of 124 bytes of shared memory"),
     ],

@@ -130,6 +130,9 @@ int selftest_half_mask(int* scratch) {
 int selftest_grid_return(int* scratch) {
   return launch(group_barrier_kernel, dim3(2), dim3(32), 0, nullptr, true, reinterpret_cast<uint32_t*>(scratch));
 }
+int selftest_shared_state(int* scratch) {
+  return launch(group_barrier_kernel, dim3(1, 2), dim3(32), 0, nullptr, true, reinterpret_cast<uint32_t*>(scratch));
+}
 int selftest_grid_not_cooperative(int* scratch) {
   return launch(group_barrier_kernel, dim3(1), dim3(32), 0, nullptr, false, reinterpret_cast<uint32_t*>(scratch));
 }
