@@ -93,6 +93,19 @@ def test_kernels_compile_without_a_spill(capability, tmp_path):
 
 
 @needs_triton
+@pytest.mark.parametrize(
+    ("bank", "dim", "width"),
+    [("bf16", 24, 16), ("fp32", 20, 16), ("bf16", 20, 8), ("fp32", 18, 8)],
+)
+def test_rows_that_are_no_multiple_of_16_are_read_by_vectors(bank, dim, width, tmp_path):
+    """As wide as the distance of two rows allows: 16 bytes, if it is a multiple of 8 halves or 4 floats."""
+    case = {"capability": 90, "kernel": "nce", "member": "class", "bank": bank, "dim": dim, "batch": 64}
+    done = run(["-m", "tests.triton_compile", json.dumps([case])], TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert max(json.loads(done.stdout)["copies"]) == width
+
+
+@needs_triton
 @pytest.mark.parametrize("capability", SHARED_LIMIT)
 def test_lanes_that_store_one_sum_have_equal_bits(capability, tmp_path):
     """A product that is merged into a sum over lanes rounds another factor in each lane."""

@@ -77,4 +77,4 @@ def test_kernels_fit(source, arch, tmp_path):
 
 def test_the_emulation_speaks_cuda(tmp_path):
     names = [kernel["name"] for kernel in usage(build.HERE / "selftest.cu", "sm_90", tmp_path)]
-    assert any("grid_kernel" in name for name in names)  # grid_sync included
+    assert any("grid_kernel" in name for name in names)  # group_sync included

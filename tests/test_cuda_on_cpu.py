@@ -124,9 +124,10 @@ def test_shared_memory_is_poisoned_and_blocks_run_in_any_order(lib):
         ("half_mask", r"half_mask_kernel.*: __shfl_sync with a mask that is not full"),
         (
             "grid_return",
-            r"grid_barrier_kernel.*: deadlock: .* waits at grid_sync .* block \(1,0,0\) .* has returned",
+            r"group_barrier_kernel.*: deadlock: .* waits at group_sync .* block \(1,0,0\) .* has returned",
         ),
-        ("grid_not_cooperative", r"grid_barrier_kernel.*: grid_sync in a launch that is not cooperative"),
+        ("shared_state", r"group_barrier_kernel.*: two groups of blocks at one state: .*group_sync"),
+        ("grid_not_cooperative", r"group_barrier_kernel.*: group_sync in a launch that is not cooperative"),
         ("shared_overflow", r"shared_overflow_kernel.*: wrote at byte 124 of 124 bytes of shared memory"),
     ],
 )

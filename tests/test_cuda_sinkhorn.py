@@ -44,13 +44,13 @@ def kernels(library):
 def regime(request, kernels, monkeypatch):
     """Every problem goes to this kernel; a cooperative grid has up to four blocks, the last one not full."""
     if request.param == "cooperative":
-        monkeypatch.setattr(native_cuda, "plan", lambda device, n, m, dtype: strips(n, 4))
+        monkeypatch.setattr(native_cuda, "plan", lambda device, n, m, *_: strips(n, 4))
     return request.param
 
 
-def strips(n: int, blocks: int) -> Plan:
+def strips(n: int, blocks: int, groups: int = 1) -> Plan:
     rows = -(-n // blocks)
-    return Plan("cooperative", -(-n // rows), rows, 8, 0)
+    return Plan("cooperative", groups * -(-n // rows), rows, 8, 0)
 
 
 class Problem:
@@ -180,7 +180,7 @@ def test_every_problem_stops_when_it_has_converged(regime):
 
 @pytest.mark.parametrize("problems", [1, 5])
 def test_more_problems_than_blocks(kernels, monkeypatch, problems):
-    monkeypatch.setattr(native_cuda, "plan", lambda device, n, m, dtype: Plan("resident", 2, n, 8, 0))
+    monkeypatch.setattr(native_cuda, "plan", lambda device, n, *_: Plan("resident", 2, n, 8, 0))
     Problem(6, 9, 3, problems=problems).check(cost="sqeuclidean", iters=6)
 
 
@@ -234,9 +234,25 @@ def test_bits_do_not_depend_on_the_order_of_threads(regime, library, dtype):
         assert all(torch.equal(u, v) for u, v in zip(runs[0], other, strict=True))
 
 
-def test_strips_of_one_row(kernels, monkeypatch):
-    monkeypatch.setattr(native_cuda, "plan", lambda device, n, m, dtype: strips(n, n))
+def test_a_strip_of_one_row_each(kernels, monkeypatch):
+    monkeypatch.setattr(native_cuda, "plan", lambda device, n, *_: strips(n, n))
     Problem(13, 11, 4, problems=2).check(solver="sinkhorn", eps=0.1, value="dual", iters=11, tol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize(("problems", "groups"), [(5, 2), (4, 4), (7, 3)])
+def test_groups_of_blocks_solve_problems_side_by_side(kernels, monkeypatch, problems, groups, dtype):
+    """To the bits that one group after another gives, whichever group stops early or meets a bad value."""
+    p = Problem(13, 11, 4, problems=problems, dtype=dtype)
+    p.y[1, 2] = math.nan
+    options = {"solver": "sinkhorn", "eps": 0.1, "value": "dual", "iters": 21, "tol": 1e-3}
+    results = []
+    for count in (1, groups):
+        monkeypatch.setattr(native_cuda, "plan", lambda device, n, *_, count=count: strips(n, 3, count))
+        results.append(p.solve(native_cuda.ot_solve, **options))
+    for one, several in zip(*results, strict=True):
+        assert torch.equal(one.nan_to_num(nan=7.0), several.nan_to_num(nan=7.0))
+    assert results[1].value.isnan().tolist() == [g == 1 for g in range(problems)]
 
 
 BAD = [
@@ -281,7 +297,11 @@ def test_regime_is_chosen_by_size_and_memory(kernels, monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     plan = native_cuda.plan
     assert plan(0, 64, 64, F32)[:3] == ("resident", 4 * 8, 64)  # four blocks of 512 threads on an SM
-    assert plan(0, 220, 220, F32)[:3] == ("resident", 8, 220) and plan(0, 150, 150, F64).regime == "resident"
+    assert plan(0, 64, 64, F32, 500)[:3] == ("resident", 4 * 8, 64)
+    assert plan(0, 220, 220, F32, 100)[:3] == ("resident", 8, 220) and plan(0, 150, 150, F64, 16).regime == "resident"
+    assert plan(0, 220, 220, F32)[:3] == ("cooperative", 8, 28) and plan(0, 150, 150, F64).regime == "cooperative"
+    assert plan(0, 128, 128, F32)[:3] == ("cooperative", 8, 16)  # one problem on all SMs
+    assert plan(0, 20, 4096, F32, 2)[:3] == ("cooperative", 6, 7)  # two groups of three blocks
     assert plan(0, 256, 256, F32)[:3] == ("cooperative", 8, 32)
     assert plan(0, 20, 4096, F32)[:3] == ("cooperative", 3, 7)
     assert plan(0, 6, 3000, F64)[:3] == ("cooperative", 3, 2)

@@ -33,10 +33,10 @@ class Problem:
         return run(options)
 
     def check(self, regime, **options):
-        (_, n, d), m = self.exact[0].shape, self.exact[1].shape[1]
+        (problems, n, d), m = self.exact[0].shape, self.exact[1].shape[1]
         dtype = self.on_device[0].dtype
-        chosen, reason = native_cuda.regime(n, m, d, dtype)
-        card = native_cuda.plan(torch.cuda.current_device(), n, m, reference.accumulation_dtype(dtype))
+        chosen, reason = native_cuda.regime(n, m, d, dtype, problems)
+        card = native_cuda.plan(torch.cuda.current_device(), n, m, reference.accumulation_dtype(dtype), problems)
         if card.shared < SHARED_BYTES or card.sms < SMS:  # a smaller card uses another regime, or none
             if chosen == "none":
                 pytest.skip(reason)
@@ -60,7 +60,7 @@ class Problem:
         return actual
 
 
-SHAPES = [(64, 64, "resident"), (200, 220, "resident"), (1, 64, "resident"), (256, 256, "cooperative"),
+SHAPES = [(64, 64, "resident"), (200, 220, "cooperative"), (1, 64, "resident"), (256, 256, "cooperative"),
           (1024, 1000, "cooperative"), (300, 3000, "cooperative"), (3000, 40, "cooperative")]  # fmt: skip
 
 
@@ -68,6 +68,10 @@ SHAPES = [(64, 64, "resident"), (200, 220, "resident"), (1, 64, "resident"), (25
 @pytest.mark.parametrize(("n", "m", "regime"), SHAPES)
 def test_shapes(n, m, regime, cost):
     Problem(n, m, 128 if cost == "cosine" else 12).check(regime, cost=cost, eps=0.05 if cost == "cosine" else 1.0)
+
+
+def test_a_batch_that_fills_the_device_is_resident():
+    Problem(200, 220, 16, problems=40).check("resident", iters=5)
 
 
 @pytest.mark.parametrize("n", [64, 256])

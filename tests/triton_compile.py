@@ -7,6 +7,7 @@ own: with TRITON_INTERPRET=1 there is nothing to compile.
 from __future__ import annotations
 
 import json
+import math
 import sys
 
 import torch
@@ -26,7 +27,7 @@ POINTERS = {
 
 
 def usage(capability: int, kernel: str, member: str, bank: str, dim: int, batch: int, limit: int = 3) -> dict:
-    """Stack, spills, registers and shared memory (bytes) of a kernel as launched for such tensors.
+    """What `triton_ptxas.usage` reports about a kernel as launched for such tensors.
 
     Args:
         capability: 80, 90, ..
@@ -41,6 +42,7 @@ def usage(capability: int, kernel: str, member: str, bank: str, dim: int, batch:
     constants = {
         "D": dim,
         "BLOCK_D": min(triton_launch.BLOCK_D, triton_launch.padded(dim)),
+        "STRIDE_UNIT": math.gcd(dim, 16),
         "BLOCK_B": tiles.block_b,
         "BLOCK_N": tiles.block_n,
         "MEMBER": member,
@@ -63,7 +65,7 @@ def usage(capability: int, kernel: str, member: str, bank: str, dim: int, batch:
         capability=capability,
         warps=tiles.warps,
         stages=tiles.stages,
-        aligned=("bank_stride", "split_rows"),
+        aligned=("split_rows",) if dim % 16 else ("bank_stride", "split_rows"),
     )
 
 

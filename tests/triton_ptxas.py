@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -18,6 +19,7 @@ USAGE = re.compile(
     r".*?Used (?P<registers>\d+) registers",
     re.DOTALL,
 )
+COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global[^;]*?\], (0x\w+)")
 
 
 def compiled(kernel, types: dict, constants: dict, capability: int, options: dict, aligned: Sequence[str] = ()):
@@ -44,8 +46,11 @@ def compiled(kernel, types: dict, constants: dict, capability: int, options: dic
 
 def usage(
     kernel, types: dict, constants: dict, *, capability: int, warps: int, stages: int, aligned: Sequence[str] = ()
-) -> dict[str, int]:
-    """Stack, spills, registers and shared memory (bytes) of one specialisation; arguments as for `compiled`."""
+) -> dict[str, Any]:
+    """Stack, spills, registers, shared memory and the widths of the copies to it (bytes), of one specialisation.
+
+    Arguments as for `compiled`.
+    """
     options = {"num_warps": warps, "num_stages": stages}
     result = compiled(kernel, types, constants, capability, options, aligned)
     arch = re.search(r"\.target (\w+)", result.asm["ptx"])
@@ -58,4 +63,6 @@ def usage(
         text = subprocess.run(command, capture_output=True, text=True).stderr
     usage = USAGE.search(text)
     assert usage, text
-    return {**{k: int(v) for k, v in usage.groupdict().items()}, "shared": result.metadata.shared}
+    copies = {int(size, 16) for size in COPY.findall(result.asm["ptx"])}
+    numbers = {k: int(v) for k, v in usage.groupdict().items()}
+    return {**numbers, "shared": result.metadata.shared, "copies": sorted(copies)}

@@ -1,4 +1,4 @@
-// The only way a kernel is launched, and the only barrier across blocks.
+// The only way a kernel is launched, and the only barriers across blocks.
 //
 // Two compilers read the .cu files: nvcc, and the host compiler of the tests, which runs every CUDA thread as a fiber
 // on the CPU (tests/cuda_on_cpu). What differs between the two is in this file, in common/defines.h, common/dtype.h and
@@ -42,23 +42,40 @@ __device__ __forceinline__ T* shared_ptr(size_t offset) {
 #endif
 }
 
-// Waits for every thread of a cooperative grid. `state`: one word of device memory, zero before its first use ever.
-// Its top bit flips each time all blocks have arrived: block 0 adds 2^31 - (blocks - 1), every other block 1.
-__device__ __forceinline__ void grid_sync(uint32_t* state) {
+// blockIdx.y, read anew at each use: neither it nor an address that depends on it occupies a register in between.
+__device__ __forceinline__ uint32_t group_index() {
+#if defined(__CUDACC__)
+  uint32_t index;
+  asm volatile("mov.u32 %0, %%ctaid.y;" : "=r"(index));
+  return index;
+#else
+  return blockIdx.y;
+#endif
+}
+
+// Waits for every thread of a group of blocks of a cooperative grid: those with the same blockIdx.y. Each group has a
+// `state` of its own: one word of device memory, zero before its first use ever. Its top bit flips each time all blocks
+// have arrived: the first block adds 2^31 - (blocks - 1), every other block 1. What a block wrote before is released
+// with its arrival and acquired with the flip: no fence of all its accesses is needed.
+__device__ __forceinline__ void group_sync(uint32_t* state) {
 #if defined(__CUDACC__)
   __syncthreads();
   if (threadIdx.x == 0 && threadIdx.y == 0 && threadIdx.z == 0) {
-    const uint32_t blocks = gridDim.x * gridDim.y * gridDim.z;
-    const bool first = blockIdx.x == 0 && blockIdx.y == 0 && blockIdx.z == 0;
-    __threadfence();
-    const uint32_t before = atomicAdd(state, first ? 0x80000000u - (blocks - 1) : 1u);
-    while (((before ^ *static_cast<volatile uint32_t*>(state)) & 0x80000000u) == 0) {
-    }
-    __threadfence();
+    uint32_t before, now;
+    asm volatile("atom.add.release.gpu.global.u32 %0, [%1], %2;"
+                 : "=r"(before)
+                 : "l"(__cvta_generic_to_global(state)), "r"(blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1) : 1u)
+                 : "memory");
+    do {
+      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
+                   : "=r"(now)
+                   : "l"(__cvta_generic_to_global(state))
+                   : "memory");
+    } while (((before ^ now) & 0x80000000u) == 0);
   }
   __syncthreads();
 #else
-  cuda_on_cpu::grid_barrier(state);
+  cuda_on_cpu::group_barrier(state);
 #endif
 }
 

@@ -11,6 +11,7 @@
 // Strips have at least 8 rows: fewer would only add blocks to the barrier. Products: a block reads all of y, then of x,
 // from L2 (4 m D bytes), which is what bounds them on strips this thin. P is written once, 4 n m bytes in L2, because
 // the gradient of y needs it by columns.
+// Several problems are solved side by side, each by a group of blocks with its own barrier, totals and scratch.
 #include "cuda.h"
 #include "sinkhorn_launch.h"
 
@@ -27,6 +28,17 @@ int strip_rows(int n, int m, int sms, int64_t shared_limit) {
   return fits && (n + rows - 1) / rows <= sms ? rows : 0;
 }
 
+// A way to solve all problems, and about how many cycles an iteration of all of them takes. This is a model from
+// counted instructions: an SM issues those of three cells in a cycle, the start's and gradients' share of 50 iterations
+// included, and blocks need so many cycles to add up columns and to meet.
+struct Choice {
+  int32_t regime = OT_NONE;
+  int64_t blocks = 0, rows = 0;
+  int64_t cycles = 0;
+};
+constexpr int64_t CELLS_PER_CYCLE = 3, MEETING = 2000;
+inline int64_t rounds(int64_t problems, int64_t at_once) { return (problems + at_once - 1) / at_once; }
+
 template <class Real>
 cudaError_t plan(OtPlan& call) {
   const int device = call.place.device;
@@ -38,28 +50,36 @@ cudaError_t plan(OtPlan& call) {
   const int64_t n = call.n, m = call.m;
   call.regime = OT_NONE;
   call.blocks = call.rows = 0;
+  if (call.problems < 1) call.problems = 1;
   call.sms = sms;
   call.shared_bytes = shared;
   if (m > OT_CUDA_MAX_COLUMNS || n > INT32_MAX / GROUP || call.dim > OT_CUDA_MAX_DIM) return cudaSuccess;
   const int rows = static_cast<int>(n), columns = static_cast<int>(m);
+  Choice resident, grid;
   if (n * leading(columns) <= shared && shared_bytes<Real>(Layout(rows, columns)) <= shared) {
     error = resident_occupancy<Real>(rows, columns, &per_sm);
     if (error != cudaSuccess) return error;
     if (per_sm > 0) {
-      call.regime = OT_RESIDENT;
-      call.blocks = static_cast<int64_t>(per_sm) * sms;
-      call.rows = rows;
-      return cudaSuccess;
+      resident = Choice{OT_RESIDENT, static_cast<int64_t>(per_sm) * sms, rows};
+      resident.cycles = rounds(call.problems, sms) * n * m / CELLS_PER_CYCLE;
     }
   }
-  if (sms > MAX_BLOCKS) sms = MAX_BLOCKS;
-  const int strip = cooperative ? strip_rows<Real>(rows, columns, sms, shared) : 0;
-  if (strip == 0) return cudaSuccess;
-  error = blocks_per_sm(kernel_for<Real, true>(strip, m), THREADS, shared_bytes<Real>(Layout(strip, columns)), &per_sm);
-  if (error != cudaSuccess || per_sm == 0) return error;
-  call.regime = OT_COOPERATIVE;
-  call.blocks = (n + strip - 1) / strip;
-  call.rows = strip;
+  const int strip = cooperative ? strip_rows<Real>(rows, columns, sms < MAX_BLOCKS ? sms : MAX_BLOCKS, shared) : 0;
+  if (strip > 0) {
+    const Kernel<Real> kernel = kernel_for<Real, true>(strip, m);
+    error = blocks_per_sm(kernel, THREADS, shared_bytes<Real>(Layout(strip, columns)), &per_sm);
+    if (error != cudaSuccess) return error;
+    const int64_t strips = strips_of(n, strip), fit = static_cast<int64_t>(per_sm) * sms / strips;
+    const int64_t groups = fit < call.problems ? fit : call.problems;
+    if (groups > 0) {
+      grid = Choice{OT_COOPERATIVE, groups * strips, strip};
+      grid.cycles = rounds(call.problems, sms / strips) * (static_cast<int64_t>(strip) * m / CELLS_PER_CYCLE + MEETING);
+    }
+  }
+  const Choice& chosen = resident.regime && (!grid.regime || resident.cycles <= grid.cycles) ? resident : grid;
+  call.regime = chosen.regime;
+  call.blocks = chosen.blocks;
+  call.rows = chosen.rows;
   return cudaSuccess;
 }
 
@@ -67,23 +87,26 @@ cudaError_t plan(OtPlan& call) {
 template <class Real>
 void memory(OtPlan& call) {
   const bool grid = call.regime == OT_COOPERATIVE;
-  const int64_t each =
-      Scratch(call.n, call.m, round_up(call.dim, 4), grid ? call.blocks : 1, grid && call.want_grad_y).size;
-  const int64_t copies = grid ? 1 : call.blocks < call.problems ? call.blocks : call.problems;
+  const int64_t strips = grid ? strips_of(call.n, call.rows) : 1, groups = call.blocks / strips;
+  const int64_t each = Scratch(call.n, call.m, round_up(call.dim, 4), strips, grid && call.want_grad_y).size;
+  const int64_t copies = groups < call.problems ? groups : call.problems;
   call.scratch_bytes = each * copies * static_cast<int64_t>(sizeof(Real));
-  call.zeroed_bytes = grid ? 8 * zeroed_words(call.m, Fixed<Real>::WORDS) : 0;
+  call.zeroed_bytes = grid ? 8 * groups * zeroed_words(Fixed<Real>::WORDS * leading(static_cast<int>(call.m))) : 0;
 }
 
 template <class Real>
 cudaError_t run(const OtSolve& call) {
+  if (call.rows < 1) return cudaErrorInvalidConfiguration;
   const Args<Real> args(call);
   const cudaStream_t stream = stream_of(call.place);
   if (call.regime == OT_RESIDENT) {
     return resident_launch(args, static_cast<int>(call.blocks < call.problems ? call.blocks : call.problems), stream);
   }
-  if (call.blocks > MAX_BLOCKS || call.blocks * call.rows < call.n) return cudaErrorInvalidConfiguration;
-  return launch(kernel_for<Real, true>(args.at.rows, args.m), dim3(static_cast<unsigned>(call.blocks)), dim3(THREADS),
-                shared_bytes<Real>(args.at), stream, true, args);
+  const int64_t strips = strips_of(call.n, call.rows);
+  if (strips > MAX_BLOCKS || call.blocks < 1 || call.blocks % strips != 0) return cudaErrorInvalidConfiguration;
+  const dim3 grid(static_cast<unsigned>(strips), static_cast<unsigned>(call.blocks / strips));
+  return launch(kernel_for<Real, true>(args.at.rows, args.m), grid, dim3(THREADS), shared_bytes<Real>(args.at), stream,
+                true, args);
 }
 
 }  // namespace wcf::ot

@@ -11,12 +11,13 @@ constexpr int WARPS = THREADS / WARP;
 constexpr int WIDE = 8;    // columns per lane in the sweep of a wide matrix
 constexpr int NARROW = 2;  // and of one of at most 64 columns
 static_assert(OT_CUDA_MAX_COLUMNS == WARPS * WARP * WIDE, "one sweep holds a row in the registers of the block");
-constexpr int MAX_BLOCKS = 256;  // of a cooperative grid: see FIXED_LIMIT
+constexpr int MAX_BLOCKS = 256;  // that solve one problem: see FIXED_LIMIT
 constexpr int GROUP = 8;         // rows per thread in the products
 static_assert(OT_CUDA_MAX_DIM * GROUP <= int64_t{1} << 30, "GROUP rows are addressed with 32 bits");
 constexpr int PART = 128;  // row sums of the column groups, two turns of at most 64
 
 WCF_HD int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+inline int64_t strips_of(int64_t n, int64_t rows) { return (n + rows - 1) / rows; }
 WCF_HD int leading(int m) { return static_cast<int>(round_up(m, GROUP)); }
 
 // Where the parts of a block's shared memory start, in elements, if it holds `rows` rows of C. All are multiples of
@@ -71,10 +72,10 @@ struct Scratch {
   }
 };
 
-// The zeroed words of a cooperative grid: the barrier, on a line of its own a mark for a bad problem (two words in
-// turn), then three rounds of column totals of one or two words.
-constexpr int64_t MARK_WORD = 16, TOTAL_WORDS = 32;
-inline int64_t zeroed_words(int64_t m, int words) { return TOTAL_WORDS + 3 * words * round_up(m, GROUP); }
+// The zeroed words of a group of a cooperative grid: the barrier, on a line of its own a mark for a bad problem, then
+// three rounds of column totals, each `words` long: one or two for each column.
+constexpr int MARK_WORD = 16, TOTAL_WORDS = 32;
+WCF_HD int zeroed_words(int words) { return TOTAL_WORDS + 3 * words; }
 
 // An OtSolve (common/sinkhorn.h) as the kernels take it: typed, with sizes in 32 bits, and where things lie.
 template <class Real>
@@ -90,7 +91,7 @@ struct Args {
   Real *out_value, *alpha, *beta, *scale, *error;
   int32_t* iterations;
   Real *grad_x, *grad_y, *grad_a, *grad_b;
-  Real* scratch;               // of each block if resident, of the grid if cooperative
+  Real* scratch;               // of each block if resident, of each group if cooperative
   unsigned long long* zeroed;  // cooperative only
   Status flags;
 
@@ -106,7 +107,7 @@ struct Args {
         dim_pad(static_cast<int32_t>(round_up(call.dim, 4))),
         dtype(call.dtype),
         at(call.rows, call.m),
-        in(call.n, call.m, dim_pad, call.regime == OT_COOPERATIVE ? call.blocks : 1,
+        in(call.n, call.m, dim_pad, call.regime == OT_COOPERATIVE ? strips_of(call.n, call.rows) : 1,
            call.regime == OT_COOPERATIVE && call.grad_y),
         cost(call.cost),
         solver(call.solver),

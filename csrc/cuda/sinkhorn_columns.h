@@ -4,17 +4,20 @@
 
 namespace wcf::ot {
 
-// The cooperative grid's shared state. Rounds of column totals take the three buffers in turn: between the barrier of
-// round q and that of round q + 1 all blocks read buffer q and clear buffer q - 1, which round q + 2 fills.
+// The shared state of the blocks that solve one problem: a group of a cooperative grid, or one block. Rounds of column
+// totals take three buffers in turn: between the barrier of round q and that of round q + 1 all blocks read buffer q
+// and clear buffer q - 1, which round q + 2 fills.
 struct Grid {
-  Word* zeroed;
-  int words;  // per buffer
+  Word* base;  // of all groups
+  int words;   // per buffer
   uint32_t round;
 
-  __device__ __forceinline__ Word* buffer(uint32_t q) const { return zeroed + TOTAL_WORDS + (q % 3) * words; }
+  __device__ __forceinline__ Word* zeroed() const { return base + group_index() * zeroed_words(words); }
+  __device__ __forceinline__ Word* mark() const { return zeroed() + MARK_WORD; }  // not zero: the problem is bad
+  __device__ __forceinline__ Word* buffer(uint32_t q) const { return zeroed() + TOTAL_WORDS + (q % 3) * words; }
   __device__ __forceinline__ Word* filling() const { return buffer(round); }
   __device__ __forceinline__ const Word* filled() const { return buffer(round - 1); }
-  __device__ __forceinline__ void sync() const { grid_sync(reinterpret_cast<uint32_t*>(zeroed)); }
+  __device__ __forceinline__ void sync() const { group_sync(reinterpret_cast<uint32_t*>(zeroed())); }
   // Ends the round: what was filling is filled.
   __device__ __forceinline__ void turn() {
     sync();
@@ -25,6 +28,16 @@ struct Grid {
     ++round;
   }
 };
+
+// The group's scratch, and its slots for one number of each block.
+template <class Real>
+__device__ __forceinline__ Real* scratch_of(const Args<Real>& args) {
+  return args.scratch + group_index() * args.in.size;
+}
+template <class Real>
+__device__ __forceinline__ Real* slots_of(const Args<Real>& args) {
+  return scratch_of(args) + args.in.slots;
+}
 
 // work[ld + j] = log2 sum_i 2^(alpha_i - s C_ij) over all rows, for the columns with work[j] != 0; a thread keeps to
 // its columns. In a grid this is two rounds, which all blocks must take.
@@ -67,6 +80,7 @@ __device__ __forceinline__ void columns(const Tile<Real>& t, Grid& grid, Real sc
     t.beta[j] = beta;
   };
   bool unsafe = false;
+  Word* const filling = GRID ? grid.filling() : nullptr;
   __syncthreads();
   WCF_ROLLED
   for (int j = threadIdx.x; j < t.m; j += THREADS) {
@@ -75,7 +89,7 @@ __device__ __forceinline__ void columns(const Tile<Real>& t, Grid& grid, Real sc
     WCF_UNROLL_BY(8)
     for (int rg = 0; rg < row_groups; ++rg) sum += t.work[rg * t.ld + j];
     if constexpr (GRID) {
-      Fixed<Real>::add(&grid.filling()[j], t.ld, sum / t.b[j]);
+      Fixed<Real>::add(&filling[j], t.ld, sum / t.b[j]);
       continue;
     }
     const Real factor = fast_divide(t.b[j], sum);
@@ -89,11 +103,12 @@ __device__ __forceinline__ void columns(const Tile<Real>& t, Grid& grid, Real sc
   }
   if constexpr (GRID) {
     grid.turn();
+    const Word* const filled = grid.filled();
     WCF_ROLLED
     for (int j = threadIdx.x; j < t.m; j += THREADS) {
       t.work[j] = 0;
       if (!(t.b[j] > 0)) continue;
-      const Real ratio = Fixed<Real>::total(&grid.filled()[j], t.ld);
+      const Real ratio = Fixed<Real>::total(&filled[j], t.ld);
       const bool usable = ratio >= static_cast<Real>(FIXED_LEAST) && ratio < static_cast<Real>(FIXED_LIMIT);
       const Real factor = fast_divide(Real(1), ratio);
       if (usable && column_is_safe(ratio * t.b[j], factor)) {

@@ -7,17 +7,23 @@
 
 namespace wcf::ot {
 
-// One number of an input of any dtype.
-template <class Real>
-__device__ __forceinline__ Real load_input(const void* at, int dtype, int64_t i) {
-  if constexpr (sizeof(Real) == 8) return static_cast<const double*>(at)[i];
-  switch (dtype) {
-    case DTYPE_BF16:
-      return static_cast<Real>(load(static_cast<const Bf16*>(at)[i]));
-    case DTYPE_F16:
-      return static_cast<Real>(load(static_cast<const F16*>(at)[i]));
-    default:
-      return static_cast<Real>(static_cast<const float*>(at)[i]);
+// Numbers first, first + step, ... of `count`, of an input of any dtype: use(index, value).
+template <class Real, class Use>
+__device__ __forceinline__ void for_each_input(const void* at, int dtype, int64_t start, int first, int step, int count,
+                                               Use use) {
+  const auto walk = [&](auto* from) {
+    from += start;
+    WCF_ROLLED
+    for (int d = first; d < count; d += step) use(d, static_cast<Real>(load(from[d])));
+  };
+  if constexpr (sizeof(Real) == 8) {
+    walk(static_cast<const double*>(at));
+  } else if (dtype == DTYPE_BF16) {
+    walk(static_cast<const Bf16*>(at));
+  } else if (dtype == DTYPE_F16) {
+    walk(static_cast<const F16*>(at));
+  } else {
+    walk(static_cast<const float*>(at));
   }
 }
 
@@ -36,79 +42,74 @@ __device__ __forceinline__ double first_factor(double peak) {
 }
 
 // Widens the rows of x and y once and, for the cosine, divides them by their length. Four rows per warp and turn, so
-// that the transposed copy of y is written 16 bytes at a time. `warp` of `warps` takes part. Returns status bits.
+// that the transposed copy of y is written 16 bytes at a time. A lane keeps to its own dimensions, so it reads again
+// what it has written. `warp` of `warps` takes part. Returns status bits.
 template <class Real>
 __device__ __forceinline__ int32_t stage_cost(const Args<Real>& args, Real* scratch, int64_t g, int warp, int warps) {
   const int lane = threadIdx.x % WARP, dim = args.dim, dim_pad = args.dim_pad, ld = args.at.ld;
+  const int rows_of_x = static_cast<int>(round_up(args.n, 4));
   int32_t bad = 0;
   WCF_ROLLED
-  for (int row = 4 * warp; row < static_cast<int>(round_up(args.n, 4)) + ld; row += 4 * warps) {
-    const bool of_y = row >= round_up(args.n, 4);
-    const int first = of_y ? row - static_cast<int>(round_up(args.n, 4)) : row;
+  for (int row = 4 * warp; row < rows_of_x + ld; row += 4 * warps) {
+    const bool of_y = row >= rows_of_x;
+    const int first = of_y ? row - rows_of_x : row;
     const int count = of_y ? args.m : args.n, padded = of_y ? ld : args.n;
-    const void* const from = of_y ? args.y : args.x;
-    const int64_t start = (g * count + first) * dim;
     Real* const unit = scratch + (of_y ? args.in.unit_y : args.in.unit_x) + static_cast<int64_t>(first) * dim_pad;
     Real* const factor = scratch + (of_y ? args.in.factor_y : args.in.factor_x) + 2 * first;
     Real one[4], two[4];
     WCF_UNROLL
-    for (int r = 0; r < 4; ++r) one[r] = two[r] = 1;
-    if (args.cost == OT_COSINE) {
-      Real peak[4], square[4];
-      WCF_UNROLL
-      for (int r = 0; r < 4; ++r) peak[r] = square[r] = 0;
+    for (int r = 0; r < 4; ++r) {
+      one[r] = two[r] = 1;
+      if (first + r >= padded) continue;
+      Real* const out = unit + static_cast<int64_t>(r) * dim_pad;
+      const int here = first + r < count ? dim : 0;
+      Real peak = 0;
+      bool strange = false;
+      for_each_input<Real>(of_y ? args.y : args.x, args.dtype, (g * count + first + r) * dim, lane, WARP, here,
+                           [&](int d, Real v) {
+                             strange |= !finite(v);
+                             peak = fmax(peak, fabs(v));
+                             out[d] = v;
+                           });
       WCF_ROLLED
-      for (int d = lane; d < dim; d += WARP) {
-        WCF_UNROLL
-        for (int r = 0; r < 4; ++r) {
-          if (first + r < count) {
-            const Real v = load_input<Real>(from, args.dtype, start + static_cast<int64_t>(r) * dim + d);
-            peak[r] = fmax(peak[r], fabs(v));
-          }
-        }
+      for (int d = lane + here / WARP * WARP; d < dim_pad; d += WARP) {
+        if (d >= here) out[d] = 0;
       }
-      WCF_UNROLL
-      for (int r = 0; r < 4; ++r) {
-        peak[r] = warp_max(peak[r]);
-        if (peak[r] > 0) one[r] = first_factor(peak[r]);
-        const bool zero = first + r < count && peak[r] == 0;  // NaN is not counted by fmax, but found below
-        if (zero && mass_of(of_y ? args.b : args.a, g, count, first + r) > 0) bad |= args.flags.zero_row_bit;
-      }
+      if (strange) bad |= args.flags.ot_input_bit;
+      if (args.cost != OT_COSINE) continue;
+      peak = warp_max(peak);
+      if (peak > 0) one[r] = first_factor(peak);
+      const bool zero = here && peak == 0;  // fmax does not count NaN, which is found above
+      if (zero && mass_of(of_y ? args.b : args.a, g, count, first + r) > 0) bad |= args.flags.zero_row_bit;
+      Real square = 0;
       WCF_ROLLED
-      for (int d = lane; d < dim; d += WARP) {
-        WCF_UNROLL
-        for (int r = 0; r < 4; ++r) {
-          if (first + r >= count) continue;
-          const Real v = load_input<Real>(from, args.dtype, start + static_cast<int64_t>(r) * dim + d) * one[r];
-          square[r] = multiply_add(v, v, square[r]);
-        }
+      for (int d = lane; d < here; d += WARP) {
+        const Real v = out[d] * one[r];
+        square = multiply_add(v, v, square);
       }
-      WCF_UNROLL
-      for (int r = 0; r < 4; ++r) {
-        square[r] = warp_sum(square[r]);
-        if (square[r] > 0) two[r] = 1 / sqrt(square[r]);
-        if (lane == 0 && first + r < count) {
-          factor[2 * r] = one[r];
-          factor[2 * r + 1] = two[r];
-        }
+      square = warp_sum(square);
+      if (square > 0) two[r] = 1 / sqrt(square);
+      if (lane == 0 && here) {
+        factor[2 * r] = one[r];
+        factor[2 * r + 1] = two[r];
       }
     }
+    if (!of_y && args.cost != OT_COSINE) continue;
+    Real* to = scratch + args.in.unit_yt + static_cast<int64_t>(lane) * ld + first;
     WCF_ROLLED
-    for (int d = lane; d < dim_pad; d += WARP) {
+    for (int d = lane; d < dim_pad; d += WARP, to += WARP * static_cast<int64_t>(ld)) {
       Pack<Real> packs[4 / Pack<Real>::SIZE];
+      Real* out = unit + d;
       WCF_UNROLL
-      for (int r = 0; r < 4; ++r) {
+      for (int r = 0; r < 4; ++r, out += dim_pad) {
         Real v = 0;
-        if (first + r < count && d < dim) {
-          v = load_input<Real>(from, args.dtype, start + static_cast<int64_t>(r) * dim + d);
-          if (!finite(v)) bad |= args.flags.ot_input_bit;
-          v = v * one[r] * two[r];
+        if (first + r < padded) {
+          v = *out * one[r] * two[r];
+          *out = v;
         }
-        if (first + r < padded) unit[static_cast<int64_t>(r) * dim_pad + d] = v;
         packs[r / Pack<Real>::SIZE].v[r % Pack<Real>::SIZE] = v;
       }
       if (!of_y) continue;
-      Real* const to = scratch + args.in.unit_yt + static_cast<int64_t>(d) * ld + first;
       WCF_UNROLL
       for (int q = 0; q < 4; q += Pack<Real>::SIZE) {
         *reinterpret_cast<Pack<Real>*>(to + q) = packs[q / Pack<Real>::SIZE];
@@ -118,47 +119,61 @@ __device__ __forceinline__ int32_t stage_cost(const Args<Real>& args, Real* scra
   return bad;
 }
 
-// C of the strip. A thread makes GROUP rows of one column: y comes transposed, one coalesced load for GROUP
-// multiply-adds; x is the same for the whole warp, 16 bytes a load. The columns of the padding are zero.
-// unit_x [n, Dp], unit_yt [Dp, ld].
+// C of the strip. A thread makes FILL rows of two columns, from four dimensions a turn: y comes transposed, one
+// coalesced load of two numbers a dimension; x is the same for the whole warp, 16 bytes a load. The columns of the
+// padding are zero. unit_x [n, Dp], unit_yt [Dp, ld].
 template <bool SQUARES, class Real>
 __device__ __forceinline__ void fill_cost(const Tile<Real>& t, const Real* unit_x, const Real* unit_yt, int dim_pad) {
-  constexpr int STEP = Pack<Real>::SIZE;
-  const int groups = (t.rows + GROUP - 1) / GROUP;
+  constexpr int FILL = 4, STEP = 4, SIZE = Pack<Real>::SIZE;
+  const int groups = (t.rows + FILL - 1) / FILL, pairs = t.ld / 2;
   WCF_ROLLED
-  for (int item = threadIdx.x; item < groups * t.ld; item += THREADS) {
-    const int j = item % t.ld, first = item / t.ld * GROUP;
-    const int last = t.rows - 1 - first;  // rows from there on are the last one again, and not written
-    const Real* x = unit_x + static_cast<int64_t>(t.first_row + first) * dim_pad;
+  for (int item = threadIdx.x; item < groups * pairs; item += THREADS) {
+    const int j = item % pairs * 2, first = item / pairs * FILL;
+    const Real* x[FILL];  // rows beyond the last are the last one again, and not written
+    Real sum[FILL][2];
+    WCF_UNROLL
+    for (int r = 0; r < FILL; ++r) {
+      const int i = first + r < t.rows ? first + r : t.rows - 1;
+      x[r] = unit_x + static_cast<int64_t>(t.first_row + i) * dim_pad;
+      sum[r][0] = sum[r][1] = 0;
+    }
     const Real* y = unit_yt + j;
-    Real sum[GROUP], next[STEP];
+    Pack<Real, 2> next[STEP];
     WCF_UNROLL
-    for (int r = 0; r < GROUP; ++r) sum[r] = 0;
-    WCF_UNROLL
-    for (int q = 0; q < STEP; ++q) next[q] = y[q * t.ld];
+    for (int q = 0; q < STEP; ++q, y += t.ld) next[q] = load_pack<2>(y);
     WCF_ROLLED
     for (int d = 0; d < dim_pad; d += STEP) {
-      Real v[STEP];
-      y += STEP * static_cast<int64_t>(t.ld);
+      Pack<Real, 2> v[STEP];
       WCF_UNROLL
-      for (int q = 0; q < STEP; ++q) {  // the next load is on its way during these multiply-adds
-        v[q] = next[q];
-        if (d + STEP < dim_pad) next[q] = y[q * t.ld];
-      }
-      WCF_UNROLL
-      for (int r = 0; r < GROUP; ++r) {
-        const Pack<Real> u = load_pack(x + (r < last ? r : last) * dim_pad);
+      for (int q = 0; q < STEP; ++q) v[q] = next[q];
+      if (d + STEP < dim_pad) {  // the next loads are on their way during these multiply-adds
         WCF_UNROLL
-        for (int q = 0; q < STEP; ++q) {
-          const Real left = SQUARES ? u.v[q] - v[q] : u.v[q];
-          sum[r] = multiply_add(left, SQUARES ? left : v[q], sum[r]);
-        }
+        for (int q = 0; q < STEP; ++q, y += t.ld) next[q] = load_pack<2>(y);
       }
-      x += STEP;
+      WCF_UNROLL
+      for (int r = 0; r < FILL; ++r) {
+        WCF_UNROLL
+        for (int p = 0; p < STEP; p += SIZE) {
+          const Pack<Real> u = load_pack(x[r] + p);
+          WCF_UNROLL
+          for (int q = p; q < p + SIZE; ++q) {
+            WCF_UNROLL
+            for (int k = 0; k < 2; ++k) {
+              const Real left = SQUARES ? u.v[q - p] - v[q].v[k] : u.v[q - p];
+              sum[r][k] = multiply_add(left, SQUARES ? left : v[q].v[k], sum[r][k]);
+            }
+          }
+        }
+        x[r] += STEP;
+      }
     }
     WCF_UNROLL
-    for (int r = 0; r < GROUP; ++r) {
-      if (first + r < t.rows) t.cost[(first + r) * t.ld + j] = j >= t.m ? 0 : SQUARES ? sum[r] : 1 - sum[r];
+    for (int r = 0; r < FILL; ++r) {
+      if (first + r >= t.rows) continue;
+      Pack<Real, 2> c;
+      WCF_UNROLL
+      for (int k = 0; k < 2; ++k) c.v[k] = j + k >= t.m ? Real(0) : SQUARES ? sum[r][k] : 1 - sum[r][k];
+      *reinterpret_cast<Pack<Real, 2>*>(t.cost + (first + r) * t.ld + j) = c;
     }
   }
 }

@@ -17,16 +17,19 @@ struct Side {
   int first, step;  // this block makes groups first, first + step, ... of GROUP rows
 };
 
-// A thread makes one dimension of GROUP rows: a coalesced load of the other side for GROUP multiply-adds with numbers
-// of P that the warp shares, read 16 bytes at a time. When there are fewer groups than threads could serve, the sum
-// over the other side is cut into slices, which meet in `work` [slices, GROUP, width] in their order.
+// A thread makes two dimensions (fp64: one) of GROUP rows: a coalesced load of the other side for 2 GROUP multiply-adds
+// with numbers of P that the warp shares, read 16 bytes at a time. When there are fewer groups than threads could
+// serve, the sum over the other side is cut into slices. They meet in `work` [slices, GROUP, width], in their order: for
+// each thread's first dimension, then for the second.
 // Squared distances are differentiated as sum_j P_ij (x_i - y_j): near points lose nothing to a common offset.
 template <bool TRANSPOSED, bool SQUARES, class Real>
 __device__ __forceinline__ void gradient_sums(const Side<Real>& s, int dim, int dim_pad, Real* work) {
   constexpr int STEP = Pack<Real>::SIZE;
+  constexpr int DIMS = sizeof(Real) == 8 ? 1 : 2;
+  using Pair = Pack<Real, DIMS>;
   const int groups = (s.rows + GROUP - 1) / GROUP;
   const int mine = groups > s.first ? (groups - s.first + s.step - 1) / s.step : 0;
-  const int width = dim < THREADS ? dim : THREADS;
+  const int pairs = (dim + DIMS - 1) / DIMS, width = pairs < THREADS ? pairs : THREADS;
   const int seats = THREADS / width;
   const int slices = mine >= seats || mine == 0 ? 1 : seats / mine;
   const int at_once = seats / slices;
@@ -35,73 +38,83 @@ __device__ __forceinline__ void gradient_sums(const Side<Real>& s, int dim, int 
   WCF_ROLLED
   for (int turn = 0; turn < mine; turn += at_once) {
     WCF_ROLLED
-    for (int d0 = 0; d0 < dim; d0 += width) {
-      const int d = d0 + threadIdx.x % width;
+    for (int pair0 = 0; pair0 < pairs; pair0 += width) {
+      const int d = DIMS * (pair0 + static_cast<int>(threadIdx.x) % width);
       const int local = turn + seat / slices;
       const bool busy = seat < at_once * slices && local < mine && d < dim;
       const int row = (s.first + local * s.step) * GROUP;
-      Real sum[GROUP], own[GROUP];
+      Real sum[GROUP][DIMS];
+      Pair own[GROUP];
       WCF_UNROLL
-      for (int r = 0; r < GROUP; ++r) sum[r] = own[r] = 0;
+      for (int r = 0; r < GROUP; ++r) {
+        WCF_UNROLL
+        for (int k = 0; k < DIMS; ++k) sum[r][k] = own[r].v[k] = 0;
+      }
       if (busy) {
         if constexpr (SQUARES) {
           const Real* from = s.own + static_cast<int64_t>(row) * dim_pad + d;
           WCF_UNROLL
           for (int r = 0; r < GROUP; ++r) {
-            own[r] = *from;
+            own[r] = load_pack<DIMS>(from);
             if (row + r + 1 < s.rows) from += dim_pad;
           }
         }
-        const auto add = [&](int r, Real p, Real v) { sum[r] = multiply_add(p, SQUARES ? own[r] - v : v, sum[r]); };
-        const int end = (slice + 1) * slice_size < s.others ? (slice + 1) * slice_size : s.others;
-        const Real* v = s.other + static_cast<int64_t>(slice) * slice_size * dim_pad + d;
+        const auto add = [&](int r, Real p, const Pair& v) {
+          WCF_UNROLL
+          for (int k = 0; k < DIMS; ++k) {
+            sum[r][k] = multiply_add(p, SQUARES ? own[r].v[k] - v.v[k] : v.v[k], sum[r][k]);
+          }
+        };
+        const int begin = slice * slice_size;
+        const int end = begin + slice_size < s.others ? begin + slice_size : s.others;
+        const Real* v = s.other + static_cast<int64_t>(begin) * dim_pad + d;
         if constexpr (TRANSPOSED) {
-          const Real* p = s.plan + static_cast<int64_t>(slice) * slice_size * s.ld + row;
-          WCF_UNROLL_BY(16 / sizeof(Real))  // loads of the other side in flight
-          for (int k = slice * slice_size; k < end; ++k, v += dim_pad, p += s.ld) {
+          const Real* p = s.plan + static_cast<int64_t>(begin) * s.ld + row;
+          WCF_UNROLL_BY(8 / sizeof(Real))  // loads of the other side in flight
+          for (int k = begin; k < end; ++k, v += dim_pad, p += s.ld) {
+            const Pair of_other = load_pack<DIMS>(v);
             WCF_UNROLL
             for (int r = 0; r < GROUP; r += STEP) {
               const Pack<Real> of_rows = load_pack(p + r);
               WCF_UNROLL
-              for (int q = 0; q < STEP; ++q) add(r + q, of_rows.v[q], *v);
+              for (int q = 0; q < STEP; ++q) add(r + q, of_rows.v[q], of_other);
             }
           }
-        } else {
-          const int last = s.rows - 1 - row;
-          const Real* p = s.plan + row * s.ld + slice * slice_size;  // in shared memory
-          Real next[STEP];
+        } else if (begin < end) {
+          const Real* p[GROUP];  // in shared memory; rows beyond the last are the last one again, and not written
           WCF_UNROLL
-          for (int q = 0; q < STEP; ++q, v += dim_pad) next[q] = slice * slice_size < end ? *v : Real(0);
+          for (int r = 0; r < GROUP; ++r) p[r] = s.plan + (row + r < s.rows ? row + r : s.rows - 1) * s.ld + begin;
           WCF_ROLLED
-          for (int k = slice * slice_size; k < end; k += STEP, p += STEP) {
-            Real of_other[STEP];
+          for (int k = begin; k < end; k += STEP) {
+            Pair of_other[STEP];
             WCF_UNROLL
-            for (int q = 0; q < STEP; ++q, v += dim_pad) {  // as in fill_cost
-              of_other[q] = next[q];
-              if (k + STEP < end) next[q] = *v;
-            }
+            for (int q = 0; q < STEP; ++q, v += dim_pad) of_other[q] = load_pack<DIMS>(v);
             WCF_UNROLL
             for (int r = 0; r < GROUP; ++r) {
-              const Pack<Real> of_row = load_pack(p + (r < last ? r : last) * s.ld);
+              const Pack<Real> of_row = load_pack(p[r]);
               WCF_UNROLL
               for (int q = 0; q < STEP; ++q) add(r, of_row.v[q], of_other[q]);
+              p[r] += STEP;
             }
           }
         }
       }
       if (slices > 1) {  // the same in the whole block
-        __syncthreads();
         const int column = threadIdx.x % width;
         WCF_UNROLL
-        for (int r = 0; r < GROUP; ++r) {
-          if (busy) work[(seat * GROUP + r) * width + column] = sum[r];
-        }
-        __syncthreads();
-        if (busy && slice == 0) {
+        for (int k = 0; k < DIMS; ++k) {
+          __syncthreads();
           WCF_UNROLL
           for (int r = 0; r < GROUP; ++r) {
-            WCF_ROLLED
-            for (int q = 1; q < slices; ++q) sum[r] += work[((seat + q) * GROUP + r) * width + column];
+            if (busy) work[(seat * GROUP + r) * width + column] = sum[r][k];
+          }
+          __syncthreads();
+          if (busy && slice == 0) {
+            WCF_UNROLL
+            for (int r = 0; r < GROUP; ++r) {
+              WCF_ROLLED
+              for (int q = 1; q < slices; ++q) sum[r][k] += work[((seat + q) * GROUP + r) * width + column];
+            }
           }
         }
       }
@@ -109,7 +122,11 @@ __device__ __forceinline__ void gradient_sums(const Side<Real>& s, int dim, int 
         Real* to = s.out + static_cast<int64_t>(row) * dim + d;
         WCF_UNROLL
         for (int r = 0; r < GROUP; ++r, to += dim) {
-          if (row + r < s.rows) *to = SQUARES ? 2 * sum[r] : -sum[r];
+          if (row + r >= s.rows) break;
+          WCF_UNROLL
+          for (int k = 0; k < DIMS; ++k) {
+            if (d + k < dim) to[k] = SQUARES ? 2 * sum[r][k] : -sum[r][k];
+          }
         }
       }
     }
@@ -128,11 +145,11 @@ __device__ __forceinline__ void project(const Side<Real>& s, int dim, int dim_pa
     Real* const out = s.out + static_cast<int64_t>(row) * dim;
     const Real* const unit = s.own + static_cast<int64_t>(row) * dim_pad;
     Real along = 0;
-    WCF_ROLLED
+    const Real one = s.factor[2 * row], two = s.factor[2 * row + 1];
+    WCF_UNROLL_BY(4)
     for (int d = lane; d < dim; d += WARP) along = multiply_add(out[d], unit[d], along);
     along = warp_sum(along);
-    const Real one = s.factor[2 * row], two = s.factor[2 * row + 1];
-    WCF_ROLLED
+    WCF_UNROLL_BY(4)
     for (int d = lane; d < dim; d += WARP) out[d] = multiply_add(-along, unit[d], out[d]) * one * two;
   }
 }

@@ -33,7 +33,7 @@ __device__ __forceinline__ void start(const Args<Real>& args, const Tile<Real>& 
   __syncthreads();
 }
 
-// The sum of one number per block of a cooperative grid, in one order for every thread; `slots` [blocks].
+// The sum of one number per block of the group, in one order for every thread; `slots` [blocks].
 template <class Real>
 __device__ __forceinline__ Real slots_sum(const Real* slots) {
   Real sum = 0;
@@ -65,8 +65,7 @@ struct Ended {
 
 // Needs C in the strip. Ends with a barrier. The slots of a cooperative grid are [3, blocks].
 template <class Real, int K, int U, bool GRID>
-__device__ __forceinline__ Ended<Real> iterate(const Args<Real>& args, const Tile<Real>& t, Grid& grid, int64_t g,
-                                               int block, int blocks) {
+__device__ __forceinline__ Ended<Real> iterate(const Args<Real>& args, const Tile<Real>& t, Grid& grid, int64_t g) {
   const bool ipot = args.solver == OT_IPOT;
   const double unit_scale = args.inv_eps * LOG2E;  // s of one step, per log 2
   const Real unit = static_cast<Real>(unit_scale), rest = static_cast<Real>(unit_scale - unit);
@@ -74,14 +73,14 @@ __device__ __forceinline__ Ended<Real> iterate(const Args<Real>& args, const Til
   const Seat<K, U, Real> seat(t);
   const bool kept = K == NARROW && t.rows <= seat.row_groups * U;  // one turn: only the narrow kernel has it
   Rows<K, U, Real> rows(t, seat, seat.rg * U);
-  int step = 0;
+  int step = 0, next_test = args.tol >= 0 ? args.check_every : 0;
   Real scale;
   WCF_ROLLED
   for (;;) {
     ++step;
     const Real times = static_cast<Real>(ipot ? step : 1);
     scale = multiply_add(times, unit, times * rest);
-    const bool last = step == args.iters, test = args.tol >= 0 && !last && step % args.check_every == 0;
+    const bool last = step == args.iters, test = step == next_test;
     if (kept) {
       sweep_kept(t, seat, rows, scale, ipot);
       if (last || test) rows.store(t, seat, seat.rg * U);
@@ -91,12 +90,13 @@ __device__ __forceinline__ Ended<Real> iterate(const Args<Real>& args, const Til
     columns<K, GRID>(t, grid, scale, ipot);
     if (last) break;
     if (test) {
+      next_test += args.check_every;
       Real error = row_error(t, scale);
       if constexpr (GRID) {
-        Real* const slots = args.scratch + args.in.slots;
-        if (threadIdx.x == 0) slots[2 * blocks + block] = error;
+        Real* const slots = slots_of(args) + 2 * gridDim.x;
+        if (threadIdx.x == 0) slots[blockIdx.x] = error;
         grid.sync();
-        error = slots_sum(slots + 2 * blocks);
+        error = slots_sum(slots);
       }
       if (error <= static_cast<Real>(args.tol)) break;  // the same number in the whole grid
     }

@@ -9,71 +9,74 @@ template <class Real, int K, int U, bool GRID>
 __device__ __forceinline__ void solve(const Args<Real>& args, int64_t g, Grid& grid) {
   const int block = GRID ? static_cast<int>(blockIdx.x) : 0, blocks = GRID ? static_cast<int>(gridDim.x) : 1;
   const Tile<Real> t(args, block);
-  Real* const scratch = args.scratch + (GRID ? 0 : blockIdx.x * args.in.size);
 
-  int32_t bad = stage_cost(args, scratch, g, block * WARPS + threadIdx.x / WARP, blocks * WARPS);
+  int32_t bad = stage_cost(args, scratch_of(args), g, block * WARPS + threadIdx.x / WARP, blocks * WARPS);
   if (block == 0) bad |= check_masses(args, args.a, g, args.n, t.sums) | check_masses(args, args.b, g, args.m, t.sums);
   if (bad) raise(args.flags, bad);
   if constexpr (GRID) {
-    if (bad) atomicOr(&args.zeroed[MARK_WORD + g % 2], 1ull);
+    if (bad) atomicOr(grid.mark(), 1ull);
     grid.sync();
-    bad = args.zeroed[MARK_WORD + g % 2] != 0;
-    if (block == 0 && threadIdx.x == 0) args.zeroed[MARK_WORD + (g + 1) % 2] = 0;
+    bad = *grid.mark() != 0;
+    if (bad) {
+      grid.sync();
+      if (block == 0 && threadIdx.x == 0) *grid.mark() = 0;
+    }
   } else {
     bad = __syncthreads_or(bad);
   }
-  if (bad) {  // the same in the whole grid
+  if (bad) {  // the same in the whole group
     poison(args, g, block, blocks);
     return;
   }
-  make_cost(args, t, scratch);
-  const Ended<Real> ended = iterate<Real, K, U, GRID>(args, t, grid, g, block, blocks);
+  make_cost(args, t, scratch_of(args));
+  const Ended<Real> ended = iterate<Real, K, U, GRID>(args, t, grid, g);
   const Real scale = ended.scale;
 
   Real value = 0, error = 0, of_columns = 0;
   if (args.value == OT_DUAL) of_columns = column_potentials<GRID>(args, t, grid, g, scale);
   __syncthreads();
-  Real* const plan = GRID && args.grad_y ? scratch + args.in.plan : nullptr;
-  finish(args, t, g, scale, plan, &value, &error);
+  finish(args, t, g, scale, GRID && args.grad_y ? scratch_of(args) + args.in.plan : nullptr, &value, &error);
   const Real ln2 = static_cast<Real>(LN2);
   WCF_ROLLED
   for (int i = threadIdx.x; i < t.rows; i += THREADS) args.alpha[g * args.n + t.first_row + i] = t.alpha[i] * ln2;
   WCF_ROLLED
   for (int j = threadIdx.x; j < t.m && block == 0; j += THREADS) args.beta[g * args.m + j] = t.beta[j] * ln2;
   value += of_columns;
-  // Value and error leave the registers before the gradients need them.
-  Real* const slots = scratch + args.in.slots;
+  // These leave the registers before the gradients need them.
   if (threadIdx.x == 0) {
-    (GRID ? slots[block] : args.out_value[g]) = value;
-    (GRID ? slots[blocks + block] : args.error[g]) = error;
+    *(GRID ? slots_of(args) + block : args.out_value + g) = value;
+    *(GRID ? slots_of(args) + blocks + block : args.error + g) = error;
+    if (block == 0) {
+      args.scale[g] = static_cast<Real>((args.solver == OT_IPOT ? ended.step : 1) / args.eps);
+      args.iterations[g] = ended.step;
+    }
   }
-  if (args.grad_x) gradient_of_x(args, t, scratch, g);
+  if (args.grad_x) gradient_of_x(args, t, scratch_of(args), g);
   if constexpr (GRID) {
     grid.sync();  // P is complete too
-    value = slots_sum(slots);
-    error = slots_sum(slots + blocks);
+    value = slots_sum(slots_of(args));
+    error = slots_sum(slots_of(args) + blocks);
     if (block == 0 && threadIdx.x == 0) {
       args.out_value[g] = value;
       args.error[g] = error;
     }
   }
-  if (block == 0 && threadIdx.x == 0) {
-    args.scale[g] = static_cast<Real>((args.solver == OT_IPOT ? ended.step : 1) / args.eps);
-    args.iterations[g] = ended.step;
+  if (args.grad_y) {
+    const Real* const plan = GRID ? scratch_of(args) + args.in.plan : t.cost;
+    gradient_of_y(args, t, scratch_of(args), plan, g, block, blocks);
   }
-  if (args.grad_y) gradient_of_y(args, t, scratch, GRID ? plan : t.cost, g, block, blocks);
 }
 
-// GRID: a cooperative grid solves one problem after another (sinkhorn.cu); else each block solves problems of its own
-// (sinkhorn_resident.cu). A lane holds K columns of U rows in the sweep.
+// Grid (blocks of a group, groups); a group solves one problem after another. GRID: the groups of a cooperative grid have
+// several blocks (sinkhorn.cu), else one (sinkhorn_resident.cu). A lane holds K columns of U rows in the sweep.
 template <class Real, int K, int U, bool GRID>
 __global__ void __launch_bounds__(THREADS) sinkhorn_kernel(const Args<Real> args) {
   Grid grid{args.zeroed, Fixed<Real>::WORDS * args.at.ld, 0};
   WCF_ROLLED
-  for (int64_t g = GRID ? 0 : blockIdx.x; g < args.problems; g += GRID ? 1 : gridDim.x) {
+  for (int64_t g = blockIdx.y; g < args.problems; g += gridDim.y) {
     solve<Real, K, U, GRID>(args, g, grid);
     if constexpr (GRID) {
-      if (g + 1 < args.problems) grid.sync();  // the next problem takes over the scratch
+      if (g + gridDim.y < args.problems) grid.sync();  // the next problem takes over the scratch
     } else {
       __syncthreads();
     }

@@ -5,7 +5,7 @@
 // and two block barriers. Up to 64 x 64 a warp has four rows for the whole solve, in registers with their costs: six
 // shuffles sum all four, and their factors and potentials are worked out side by side in its lanes. Larger matrices are
 // read from shared memory in every iteration, 16 bytes a load.
-// Four schedulers issuing instructions are what bounds it. Counted in the PTX and not timed, n = 64 takes about 20 for
+// Four schedulers issuing instructions are what bounds it. Counted in the PTX and not timed, n = 64 takes about 21 for
 // 32 cells of an iteration. A form that keeps exp(-s C) and needs no exponential would save a tenth of them, for a
 // second regime with re-absorption: not worth its code. The products are fp32 multiply-adds, as three terms of bf16 lose
 // what small eps needs.
@@ -17,8 +17,8 @@ namespace wcf::ot {
 
 template <class Real>
 cudaError_t resident_launch(const Args<Real>& args, int blocks, cudaStream_t stream) {
-  return launch(kernel_for<Real, false>(args.n, args.m), dim3(blocks), dim3(THREADS), shared_bytes<Real>(args.at), stream,
-                false, args);
+  return launch(kernel_for<Real, false>(args.n, args.m), dim3(1, blocks), dim3(THREADS), shared_bytes<Real>(args.at),
+                stream, false, args);
 }
 
 template <class Real>

@@ -71,7 +71,7 @@ constexpr unsigned FULL = 0xFFFFFFFFu;
 unsigned char* shared_memory();
 void block_barrier(Site site);
 bool block_any(bool vote, Site site);
-void grid_barrier(const void* state, const char* file = __builtin_FILE(), int line = __builtin_LINE());
+void group_barrier(const void* state, const char* file = __builtin_FILE(), int line = __builtin_LINE());
 
 // Waits for the whole warp and returns what each of the 32 lanes handed in; valid until this lane's next call.
 const uint64_t* warp_collect(const char* operation, unsigned mask, Site site, uint64_t value);

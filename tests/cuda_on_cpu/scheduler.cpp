@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <numeric>
@@ -34,7 +35,7 @@ constexpr int THREADS_PER_SM = 2048;
 constexpr unsigned char POISON = 0xFF;           // NaN in every floating-point type
 constexpr unsigned char GUARD = 0xA5;
 
-enum class State { ready, at_warp, at_block, at_grid, returned };
+enum class State { ready, at_warp, at_block, at_group, returned };
 
 struct Fiber {
   ucontext_t first;  // entered once; from then on the fiber is resumed by longjmp, which saves no signal mask
@@ -232,6 +233,22 @@ void check_guard(const Block& block) {
   }
 }
 
+// Lets the groups of blocks (equal blockIdx.y) go on whose threads all wait at the barrier of their group.
+bool release_groups(const std::vector<Fiber*>& all) {
+  std::map<unsigned, std::vector<Fiber*>> groups;
+  std::map<const void*, unsigned> states;
+  bool released = false;
+  for (Fiber* f : all) {
+    const unsigned group = f->warp->block->index.y;
+    groups[group].push_back(f);
+    if (f->state == State::at_group && states.emplace(f->site.object, group).first->second != group) {
+      die("two groups of blocks at one state: " + place(*f));
+    }
+  }
+  for (const auto& group : groups) released |= release(group.second, State::at_group);
+  return released;
+}
+
 // Blocks that are alive together: one, or a whole cooperative grid.
 void run_together(const std::vector<uint3>& indices, dim3 size, size_t shared_bytes) {
   const size_t threads = static_cast<size_t>(size.x) * size.y * size.z;
@@ -243,7 +260,7 @@ void run_together(const std::vector<uint3>& indices, dim3 size, size_t shared_by
   }
   do {
     for (auto& block : blocks) run_block(*block);
-  } while (release(all, State::at_grid));
+  } while (release_groups(all));
   for (auto& block : blocks) check_guard(*block);
 }
 
@@ -260,9 +277,9 @@ bool block_any(bool vote, Site site) {
   return block.voted;
 }
 
-void grid_barrier(const void* state, const char* file, int line) {
-  if (!is_cooperative) die("grid_sync in a launch that is not cooperative: " + place(*current));
-  wait(State::at_grid, "grid_sync", {file, line, state});
+void group_barrier(const void* state, const char* file, int line) {
+  if (!is_cooperative) die("group_sync in a launch that is not cooperative: " + place(*current));
+  wait(State::at_group, "group_sync", {file, line, state});
 }
 
 const uint64_t* warp_collect(const char* operation, unsigned mask, Site site, uint64_t value) {

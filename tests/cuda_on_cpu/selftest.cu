@@ -40,9 +40,9 @@ __global__ void grid_kernel(int* value, uint32_t* state, int steps) {
   for (int step = 0; step < steps; ++step) {
     int sum = 0;
     for (unsigned b = 0; b < gridDim.x; ++b) sum += value[b];
-    grid_sync(state);
+    group_sync(state);
     if (threadIdx.x == 0) value[blockIdx.x] = sum % 1000 + static_cast<int>(blockIdx.x);
-    grid_sync(state);
+    group_sync(state);
   }
 }
 
@@ -74,9 +74,9 @@ __global__ void divergent_warp_kernel(int* out) {
 
 __global__ void half_mask_kernel(int* out) { out[threadIdx.x] = __shfl_sync(0xFFFFu, 1, 0); }
 
-__global__ void grid_barrier_kernel(uint32_t* state) {
+__global__ void group_barrier_kernel(uint32_t* state) {
   if (blockIdx.x == 1) return;
-  grid_sync(state);
+  group_sync(state);
 }
 
 __global__ void shared_overflow_kernel() { shared_ptr<int>(0)[threadIdx.x] = 1; }
@@ -128,10 +128,13 @@ int selftest_half_mask(int* scratch) {
   return launch(half_mask_kernel, dim3(1), dim3(32), 0, nullptr, false, scratch);
 }
 int selftest_grid_return(int* scratch) {
-  return launch(grid_barrier_kernel, dim3(2), dim3(32), 0, nullptr, true, reinterpret_cast<uint32_t*>(scratch));
+  return launch(group_barrier_kernel, dim3(2), dim3(32), 0, nullptr, true, reinterpret_cast<uint32_t*>(scratch));
+}
+int selftest_shared_state(int* scratch) {
+  return launch(group_barrier_kernel, dim3(1, 2), dim3(32), 0, nullptr, true, reinterpret_cast<uint32_t*>(scratch));
 }
 int selftest_grid_not_cooperative(int* scratch) {
-  return launch(grid_barrier_kernel, dim3(1), dim3(32), 0, nullptr, false, reinterpret_cast<uint32_t*>(scratch));
+  return launch(group_barrier_kernel, dim3(1), dim3(32), 0, nullptr, false, reinterpret_cast<uint32_t*>(scratch));
 }
 int selftest_shared_overflow(int*) {
   return launch(shared_overflow_kernel, dim3(1), dim3(32), 31 * sizeof(int), nullptr, false);

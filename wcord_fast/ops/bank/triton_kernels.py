@@ -28,6 +28,7 @@ from .triton_tiles import (
     log1p_unit,
     long_scores,
     member_tile,
+    multiple_of,
     multiply_out,
     offset2,
     own_rows,
@@ -47,7 +48,7 @@ def nce_fwd_kernel(
     loss_ptr,  # fp32 [splits, S, B], in base 2
     grad_ptr,  # fp32 [splits, S, B, D]
     batch, num_data, first_row, num_rows, split_rows, k, temperature,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, STRIDE_UNIT: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
     MEMBER: tl.constexpr, CHARGE: tl.constexpr, NEEDS_GRAD: tl.constexpr, EPS: tl.constexpr,
     X_TERMS: tl.constexpr, M_TERMS: tl.constexpr, W_TERMS: tl.constexpr, LIMIT: tl.constexpr, INTERPRET: tl.constexpr,
 ):  # fmt: skip
@@ -60,6 +61,7 @@ def nce_fwd_kernel(
     are multiplied (at most 2^64), and one log per anchor and tile is taken of their product.
     """
     s, part = tl.program_id(2), tl.program_id(1)
+    bank_stride = multiple_of(bank_stride, STRIDE_UNIT)
     D_BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D if NEEDS_GRAD else 1
     own_d = tl.program_id(0) % D_BLOCKS * BLOCK_D
     b = tl.program_id(0) // D_BLOCKS * BLOCK_B + tl.arange(0, BLOCK_B)
@@ -132,7 +134,7 @@ def mean_fwd_kernel(
     index_ptr, member_ptr, member_stride, label_ptr, class_start_ptr,
     grad_ptr,  # fp32 [splits, S, B, D]
     batch, num_data, first_row, num_rows, split_rows, k,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, STRIDE_UNIT: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
     MEMBER: tl.constexpr, CHARGE: tl.constexpr,
     M_TERMS: tl.constexpr, W_TERMS: tl.constexpr, LIMIT: tl.constexpr, INTERPRET: tl.constexpr,
 ):  # fmt: skip
@@ -142,6 +144,7 @@ def mean_fwd_kernel(
     the loss with gradient.
     """
     s, part = tl.program_id(2), tl.program_id(1)
+    bank_stride = multiple_of(bank_stride, STRIDE_UNIT)
     D_BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     own_d = tl.program_id(0) % D_BLOCKS * BLOCK_D
     b = tl.program_id(0) // D_BLOCKS * BLOCK_B + tl.arange(0, BLOCK_B)
@@ -175,7 +178,7 @@ def log_z_fwd_kernel(
     log_z_ptr,  # fp32 [S], read with ONLY_UNSET
     top_ptr, sum_ptr,  # fp32 [splits, S, B]: running maximum (base 2), and the sum relative to it
     batch, num_data, first_row, num_rows, split_rows, temperature,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, STRIDE_UNIT: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
     MEMBER: tl.constexpr, ONLY_UNSET: tl.constexpr,
     X_TERMS: tl.constexpr, M_TERMS: tl.constexpr, LIMIT: tl.constexpr, INTERPRET: tl.constexpr,
 ):  # fmt: skip
@@ -184,6 +187,7 @@ def log_z_fwd_kernel(
     Grid (blocks of anchors, splits, S). With ONLY_UNSET a direction whose log Z is set (not NaN) is not walked.
     """
     s, part = tl.program_id(2), tl.program_id(1)
+    bank_stride = multiple_of(bank_stride, STRIDE_UNIT)
     b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
     b_ok = b < batch
     bank_ptr = bank0_ptr

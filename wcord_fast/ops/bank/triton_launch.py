@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -180,6 +181,7 @@ class Piece:
             "bank0_ptr": banks[0],
             "bank1_ptr": banks[-1],
             "bank_stride": banks[0].stride(0),
+            "STRIDE_UNIT": math.gcd(banks[0].stride(0), 16),
             "index_ptr": call.index[anchors],
             "label_ptr": call.label,
             "class_start_ptr": call.class_start,

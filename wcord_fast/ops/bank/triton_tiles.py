@@ -81,6 +81,12 @@ def product(
 
 
 @triton.jit
+def multiple_of(stride, UNIT: tl.constexpr):
+    """`stride`, a multiple of UNIT, so that the compiler knows it. It knows multiples of 16 by itself."""
+    return stride if UNIT == 16 else stride // UNIT * UNIT
+
+
+@triton.jit
 def load_rows(ptr, row, row_ok, stride, d0, D: tl.constexpr, BLOCK_D: tl.constexpr):
     """Columns [d0, d0 + BLOCK_D) of rows of a matrix, `stride` elements apart; zero beyond D and where not row_ok."""
     d = d0 + tl.arange(0, BLOCK_D)

@@ -1,8 +1,9 @@
 """The solver in compiled code for CUDA tensors: csrc/cuda/sinkhorn*, one launch for a whole batch of solves.
 
-Two regimes, chosen by size: *resident*, one block per problem with its cost matrix in shared memory, and *cooperative*,
-one problem at a time in the shared memory of all SMs. README.md beside this file describes both. A problem that fits
-neither goes to another backend; `unavailable_reason` returns the reason. Nothing here waits for the device.
+Two regimes, chosen by size and number of problems: *resident*, one block per problem with its cost matrix in shared
+memory, and *cooperative*, a group of blocks per problem in the shared memory of as many SMs. README.md beside this file
+describes both. A problem that fits neither goes to another backend; `unavailable_reason` returns the reason. Nothing
+here waits for the device.
 """
 
 from __future__ import annotations
@@ -53,12 +54,12 @@ def ot_solve(
     reason = unavailable_reason(n, m, d, x.dtype, device)
     if reason:
         raise NotImplementedError(f"backend='native': {reason}")
-    chosen = plan(device, n, m, dtype)
+    problems = g[0] if g else 1
+    chosen = plan(device, n, m, dtype, problems)
     x, y = x.contiguous(), y.contiguous()
     a, b = (None if mass is None else mass.to(dtype).contiguous() for mass in (a, b))
     like = x if x.dtype == dtype else x.new_empty(0, dtype=dtype)
     solved = reference.unwritten(like, g, n, m, d, options)
-    problems = g[0] if g else 1
     scratch_bytes, zeroed_bytes = memory(chosen, dtype, problems, n, m, d, options.need_y)
     scratch = torch.empty(scratch_bytes, dtype=torch.uint8, device=x.device)
     zeroed = torch.zeros(zeroed_bytes // 8, dtype=torch.int64, device=x.device)
@@ -106,19 +107,26 @@ def regime(n: int, m: int, dim: int, dtype: torch.dtype = torch.float32, problem
     reason = unavailable_reason(n, m, dim, dtype)
     if reason:
         return "none", reason
-    result = plan(torch.cuda.current_device(), n, m, accumulation_dtype(dtype))
+    result = plan(torch.cuda.current_device(), n, m, accumulation_dtype(dtype), problems)
     name = result.regime
     matrix = f"{n} x {m} matrix of {_size(n, m, dtype):,} bytes"
     if name == "resident":
         return name, f"{matrix} in one block; up to {result.blocks} of {problems} problems at once"
-    return name, f"{matrix} in strips of {result.rows} rows on {result.blocks} of {result.sms} SMs, problem by problem"
+    strips = -(-n // result.rows)
+    return name, (
+        f"{matrix} in strips of {result.rows} rows on {strips} of {result.sms} SMs; "
+        f"{result.blocks // strips} of {problems} problems at once"
+    )
 
 
 @functools.lru_cache(maxsize=1024)
-def plan(device: int, n: int, m: int, dtype: torch.dtype) -> Plan:
-    """The launchers' plan for n x m on a device in the arithmetic of `dtype`. It asks the driver and does not wait."""
+def plan(device: int, n: int, m: int, dtype: torch.dtype, problems: int = 1) -> Plan:
+    """The launchers' plan for `problems` of n x m on a device in the arithmetic of `dtype`.
+
+    It asks the driver and does not wait.
+    """
     native = native_module.module()
-    record = native.OtPlan(**_sizes(dtype, 1, n, m, 1, False), device=device)
+    record = native.OtPlan(**_sizes(dtype, problems, n, m, 1, False), device=device)
     native_module.check_launch("ot_solve", native.cuda_ot_plan(record))
     (regime,) = (name for name, code in native.OT_REGIMES.items() if code == record.regime)
     return Plan(regime, record.blocks, record.rows, record.sms, record.shared_bytes)
@@ -129,7 +137,8 @@ def memory(chosen: Plan, dtype: torch.dtype, problems: int, n: int, m: int, dim:
     """Bytes of a call's memory: scratch, and the zeroed words (barrier, column totals) of a cooperative grid."""
     native = native_module.module()
     regime = native.OT_REGIMES[chosen.regime]
-    record = native.OtPlan(**_sizes(dtype, problems, n, m, dim, need_y), regime=regime, blocks=chosen.blocks)
+    sizes = _sizes(dtype, problems, n, m, dim, need_y)
+    record = native.OtPlan(**sizes, regime=regime, blocks=chosen.blocks, rows=chosen.rows)
     native.cuda_ot_memory(record)
     return record.scratch_bytes, record.zeroed_bytes
 
