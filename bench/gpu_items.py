@@ -19,9 +19,9 @@ ACCURACY = ("plain", "KD", "CRD", "WCoRD", "CRD+KD", "WCoRD+KD")
 BUILD_ENV = {"WCORD_FAST_CUDA": "1", "WCORD_FAST_CUDA_ARCHS": "native"}
 # Item, its seconds, and pytest's arguments.
 NATIVE_TESTS = (
-    ("draws", 25, ["tests/test_gpu.py"]),
+    ("draws", 20, ["tests/test_gpu.py"]),
     ("transport", 35, ["tests/test_gpu_sinkhorn.py"]),
-    ("bank", 35, ["tests/test_gpu_bank.py", "-k", "not two_billion"]),
+    ("bank", 30, ["tests/test_gpu_bank.py", "-k", "not two_billion"]),
     ("steps", 20, ["tests/test_gpu_step.py"]),
 )
 DENSE = (
@@ -33,8 +33,9 @@ STREAMING = (
     "bits_repeat or tol_stops"
 )
 DENSE_TESTS = (
-    ("dense", 35, ["tests/test_gpu_bank_triton.py", "-k", DENSE]),
+    ("dense", 30, ["tests/test_gpu_bank_triton.py", "-k", DENSE]),
     ("streaming", 25, ["tests/test_gpu_sinkhorn_triton.py", "-k", STREAMING]),
+    ("contrast", 15, ["tests/test_gpu_batch.py", "-k", "not dtype2"]),
 )
 TRITON_TESTS = [
     *(arguments for _, _, arguments in DENSE_TESTS),

@@ -51,6 +51,21 @@ def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
+def compiled(capability: int, cases: list[dict], cache: Path) -> list[str]:
+    """What spills of the kernels of tests/triton_compile.py; each must fit in the shared memory of a block."""
+    command = ["-m", "tests.triton_compile", json.dumps([{"capability": capability} | case for case in cases])]
+    done = run(command, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(cache))
+    assert done.returncode == 0, done.stderr
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(results) == len(cases)
+    spilled = []
+    for result in results:
+        assert result["shared"] <= SHARED_LIMIT[capability], result  # else it cannot be launched
+        if worst := max(result["stack"], result["stores"], result["loads"]):
+            spilled.append(f"{worst} bytes spilled: {result}")
+    return spilled
+
+
 def test_importing_the_package_does_not_import_triton():
     done = run(["-c", "import sys, wcord_fast, wcord_fast.ops.bank.triton; print('triton' in sys.modules)"])
     assert done.stdout.strip() == "False", done.stdout + done.stderr
@@ -76,20 +91,7 @@ def test_interpreted_kernels_equal_the_reference():
 @pytest.mark.parametrize("capability", SHARED_LIMIT)
 def test_kernels_compile_without_a_spill(capability, tmp_path):
     cases = [case for case in CASES if case["capability"] == capability]
-    done = run(
-        ["-m", "tests.triton_compile", json.dumps(cases)],
-        TRITON_INTERPRET="0",
-        TRITON_CACHE_DIR=str(tmp_path),
-    )
-    assert done.returncode == 0, done.stderr
-    results = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(results) == len(cases)
-    spilled = []
-    for result in results:
-        assert result["shared"] <= SHARED_LIMIT[capability], result  # else it cannot be launched
-        if worst := max(result["stack"], result["stores"], result["loads"]):
-            spilled.append(f"{worst} bytes spilled: {result}")
-    judge(spilled)
+    judge(compiled(capability, cases, tmp_path))
 
 
 @needs_triton
@@ -119,7 +121,8 @@ def test_lanes_that_store_one_sum_have_equal_bits(capability, tmp_path):
 
 SPECIALISED = """
 from wcord_fast.ops.bank import triton_anchor, triton_kernels
-for module in (triton_anchor, triton_kernels):
+from wcord_fast.ops.contrast import triton_kernels as contrast
+for module in (triton_anchor, triton_kernels, contrast):
     for name, kernel in vars(module).items():
         if name.endswith("_kernel"):
             print(*(p.name for p in kernel.params if not p.is_constexpr and not p.do_not_specialize))

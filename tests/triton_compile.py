@@ -14,6 +14,8 @@ import torch
 
 from tests import triton_ptxas
 from wcord_fast.ops.bank import triton_anchor, triton_kernels, triton_launch
+from wcord_fast.ops.contrast import triton as contrast
+from wcord_fast.ops.contrast import triton_kernels as contrast_kernels
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 POINTERS = {
@@ -24,6 +26,7 @@ POINTERS = {
     "class_start_ptr": "*i32",
     "status_ptr": "*i32",
 }
+IDS = ("label_ptr", "row_label_ptr", "index_ptr", "row_index_ptr")  # of the kernels of ops/contrast
 
 
 def usage(capability: int, kernel: str, member: str, bank: str, dim: int, batch: int, limit: int = 3) -> dict:
@@ -31,12 +34,13 @@ def usage(capability: int, kernel: str, member: str, bank: str, dim: int, batch:
 
     Args:
         capability: 80, 90, ..
-        kernel: of triton_kernels.py, without "_fwd_kernel".
-        member: "mask", "counts" or a pool.
+        kernel: of ops/bank/triton_kernels.py or ops/contrast/triton_kernels.py, without "_fwd_kernel".
+        member: "mask", "counts" or a pool; of ops/contrast the critic, with labels, indices and both directions.
         bank: "fp32", "bf16" or "fp16"; the anchors are fp32.
         limit: bf16 terms of an fp32 factor.
     """
-    function = getattr(triton_kernels, f"{kernel}_fwd_kernel")
+    ours = kernel in ("values", "gradients")
+    function = getattr(contrast_kernels if ours else triton_kernels, f"{kernel}_fwd_kernel")
     m_terms = min(triton_launch.DTYPE_TERMS[DTYPES[bank]], limit)
     tiles = triton_launch.blocks(capability // 10, dim, batch, m_terms, member == "counts")
     constants = {
@@ -50,13 +54,16 @@ def usage(capability: int, kernel: str, member: str, bank: str, dim: int, batch:
         "NEEDS_GRAD": True,
         "ONLY_UNSET": True,
         "EPS": 1e-7,
+        "SOFTMAX": member == "infonce",
+        **dict.fromkeys(("HAS_FIRST", "HAS_LABEL", "HAS_INDEX", "HAS_ROW_WEIGHT"), True),
         "X_TERMS": limit,
         "M_TERMS": m_terms,
-        "W_TERMS": 3 if kernel == "mean" else min(2, limit),
+        "W_TERMS": 3 if kernel == "mean" else min(contrast.W_TERMS, limit),
         "LIMIT": limit,
         "INTERPRET": False,
     }
-    types = POINTERS | {"bank0_ptr": f"*{bank}", "bank1_ptr": f"*{bank}", "temperature": "fp32"}
+    types = POINTERS | {"bank0_ptr": f"*{bank}", "bank1_ptr": f"*{bank}", "rows_ptr": f"*{bank}", "temperature": "fp32"}
+    types |= dict.fromkeys(IDS, "*i64") if ours else {}
     rest = [name for name in function.arg_names if name not in constants]
     return triton_ptxas.usage(
         function,
@@ -65,7 +72,7 @@ def usage(capability: int, kernel: str, member: str, bank: str, dim: int, batch:
         capability=capability,
         warps=tiles.warps,
         stages=tiles.stages,
-        aligned=("split_rows",) if dim % 16 else ("bank_stride", "split_rows"),
+        aligned=("split_rows",) if dim % 16 else ("bank_stride", "row_stride", "split_rows"),
     )
 
 

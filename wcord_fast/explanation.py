@@ -8,6 +8,7 @@ import torch
 
 from .ops import checks, dispatch
 from .ops.bank.plan import PLANS, Problem, choose
+from .ops.contrast import op as contrast
 from .ops.dispatch import Choice
 from .ops.sampling.spec import ALL
 from .ops.sinkhorn import backends
@@ -47,8 +48,9 @@ def explain(
             `wcord_fast.functional`.
         num_data, k, batch: N, K ("all" for the whole pool, also with expected=True) and B of a bank op; N and K are
             needed with plan="auto".
-        n, m, problems, dtype: rows of both sides, number of problems and dtype of the features of "ot": with n given
-            (m is n by default), the answer says in which regime (resident, streaming, ...) it is solved.
+        n, m, problems: rows of both sides and number of problems of "ot": with n given (m is n by default), the answer
+            says in which regime (resident, streaming, ...) it is solved.
+        dtype: of the features of "ot" with n given, and of "batch".
         pairs: whether the call of "ot" has known pairs; needs n.
         dim: D, width of the features or of the bank.
         plan, backend: as in the call.
@@ -73,6 +75,8 @@ def explain(
         module = backends.module_of(result.backend, kind)
         regime, why = module.regime(n, m, dim, dtype, checks.integer("problems", problems, least=1))
         return Choice(op, regime, kind, result.backend, f"{result.reason}; {regime}: {why}")
+    if op == "batch":
+        return contrast.choose(kind, (dtype,), checks.integer("batch", batch, least=1), requested)
     if op not in dispatch.BANK_SCORES:
         return dispatch.resolve(op, device=kind, backend=requested)
     checks.choice("plan", plan, ("auto", *PLANS))

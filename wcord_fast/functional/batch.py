@@ -52,7 +52,7 @@ def batch_infonce(
             All ranks call it then, with the same options, and all or none of them give labels, and index; batch sizes
             may differ. The losses are those of this rank's pairs. The gradients are those of the sum over all ranks'
             losses: what one process gets for the joined batch, in rank order. Backward is collective, too.
-        backend: "auto", "native" or "reference".
+        backend: "auto", "native" (CPU), "triton" (CUDA, not fp64) or "reference".
     Returns:
         [B] losses in fp32 (fp64 if x or y is fp64), differentiable with respect to x and y; gradients are in their
         dtypes.

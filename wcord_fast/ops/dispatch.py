@@ -80,6 +80,7 @@ SUPPORT: tuple[Row, ...] = (
         if device != "cuda" or op not in _WITHOUT_KERNEL
     ),
     Row("batch", "-", "cpu", "native", "C++, tiles of scores that are made twice, OpenMP over panels of rows"),
+    Row("batch", "-", "cuda", "triton", "split bf16 products on the tensor cores, tiles of scores that are made twice"),
     Row("batch", "-", "any", "reference", "plain PyTorch, chunked over anchors"),
     Row("ot", "-", "cpu", "native", "C++, OpenMP over strips of rows or over problems"),
     Row("ot", "-", "cuda", "native", "one launch while the matrix fits in shared memory"),

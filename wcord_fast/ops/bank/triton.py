@@ -44,7 +44,7 @@ def bank_nce(
         grad_part = piece.scratch(call.dim) if needs_grad else grad
         piece.walk(
             triton_kernels.nce_fwd_kernel,
-            terms_ptr=piece.terms(triton_anchor.terms_kernel),
+            terms_ptr=piece.terms(),
             loss_ptr=loss_part,
             grad_ptr=grad_part,
             W_TERMS=min(_W_TERMS, call.limit),
@@ -114,7 +114,7 @@ def _log_sum_exps(call: Call, temperature: float, known: Tensor | None = None) -
         top, total = piece.scratch(), piece.scratch()
         piece.walk(
             triton_kernels.log_z_fwd_kernel,
-            terms_ptr=piece.terms(triton_anchor.terms_kernel),
+            terms_ptr=piece.terms(),
             log_z_ptr=log_z[piece.directions],
             ONLY_UNSET=known is not None,
             top_ptr=top,

@@ -16,22 +16,22 @@ from .triton_tiles import LN2, SIZES, charge, class_of, is_row, log1p, offset2, 
 
 @triton.jit(do_not_specialize=SIZES)
 def terms_kernel(
-    x_ptr,  # [S, B, D], contiguous: rows [0, S * B)
-    terms_ptr,  # bf16 [X_TERMS, S, B, D]
-    rows, plane,  # S * B, S * B * D
-    D: tl.constexpr, DP: tl.constexpr, ROWS: tl.constexpr, X_TERMS: tl.constexpr, INTERPRET: tl.constexpr,
+    x_ptr,  # fp32 or fp16, contiguous, `plane` numbers
+    terms_ptr,  # bf16 [X_TERMS, plane]
+    plane,
+    BLOCK: tl.constexpr, X_TERMS: tl.constexpr, INTERPRET: tl.constexpr,
 ):  # fmt: skip
-    """The bf16 terms of ROWS anchors a program."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    d = tl.arange(0, DP)
-    at = row.to(tl.int64)[:, None] * D + d[None, :]
-    ok = (row < rows)[:, None] & (d < D)[None, :]
+    """The bf16 terms of BLOCK numbers a program."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    ok = at < plane
     x0, x1, x2 = split(tl.load(x_ptr + at, mask=ok, other=0.0), X_TERMS, INTERPRET)
     tl.store(terms_ptr + at, x0, mask=ok)
     if X_TERMS > 1:
-        tl.store(terms_ptr + plane + at, x1, mask=ok)
+        terms_ptr += plane
+        tl.store(terms_ptr + at, x1, mask=ok)
     if X_TERMS > 2:
-        tl.store(terms_ptr + 2 * plane + at, x2, mask=ok)
+        terms_ptr += plane  # not 2 * plane at once, which may be beyond int32
+        tl.store(terms_ptr + at, x2, mask=ok)
 
 
 @triton.jit

@@ -220,17 +220,9 @@ class Piece:
         view = tensor[self.directions, self.anchors] if tensor.numel() else tensor
         return {f"{name}_ptr": view, f"{name}_stride": tensor.stride(0)}
 
-    def terms(self, kernel) -> Tensor:
+    def terms(self) -> Tensor:
         """The bf16 terms of the anchors: bf16 [X_TERMS, S, B, D]; anchors in bf16 are their own."""
-        if self.x.dtype == torch.bfloat16:
-            return self.x
-        terms = self.x.new_empty((self._x_terms, *self.x.shape), dtype=torch.bfloat16)
-        count = min(16, _CELLS // padded(self.x.shape[2]))
-        rows = self.x.shape[0] * self.x.shape[1]
-        self._launch(
-            kernel, (-(-rows // count),), {"terms_ptr": terms, "rows": rows, "plane": self.x.numel(), "ROWS": count}
-        )
-        return terms
+        return bf16_terms(self.x, self._x_terms)
 
     def walk(self, kernel, **args) -> None:
         """The pass over the bank."""
@@ -243,11 +235,28 @@ class Piece:
         status.check_if_enabled(self.x.device)
 
     def _launch(self, kernel, grid, args: dict, **options) -> None:
-        args = self._args | args
-        # Triton launches on the current device; make it the tensors'.
-        on = torch.cuda.device(self.x.device) if self.x.is_cuda else contextlib.nullcontext()
-        with on:
-            kernel[grid](**{name: args[name] for name in kernel.arg_names}, **options)
+        launch(kernel, grid, self._args | args, self.x.device, **options)
+
+
+def launch(kernel, grid: tuple[int, ...], args: dict, device: torch.device, **options) -> None:
+    """Launch on `device` with those of `args` that the kernel's arguments name."""
+    # Triton launches on the current device; make it the tensors'.
+    on = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    with on:
+        kernel[grid](**{name: args[name] for name in kernel.arg_names}, **options)
+
+
+def bf16_terms(x: Tensor, count: int) -> Tensor:
+    """`count` bf16 terms of each number: bf16 [count, *x.shape]; a bf16 tensor is its own. `x` is contiguous."""
+    if x.dtype == torch.bfloat16:
+        return x
+    from .triton_anchor import terms_kernel
+
+    terms = x.new_empty((count, *x.shape), dtype=torch.bfloat16)
+    args = {"x_ptr": x, "terms_ptr": terms, "plane": x.numel(), "BLOCK": _CELLS}
+    args |= {"X_TERMS": count, "INTERPRET": triton_module.interpreted()}
+    launch(terms_kernel, (-(-x.numel() // _CELLS),), args, x.device)
+    return terms
 
 
 def _distinct(spec: DrawSpec) -> bool:

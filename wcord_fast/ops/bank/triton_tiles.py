@@ -22,7 +22,7 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 # Sizes of a call: a kernel compiled anew for each that is 1, or a multiple of 16, would be no faster. What rows lie
 # apart is not among them: it decides how wide a load can be.
-SIZES = ["batch", "num_data", "first_row", "num_rows", "splits", "k", "rows"]
+SIZES = ["batch", "num_data", "first_row", "num_rows", "splits", "k"]
 
 
 @triton.jit

@@ -24,7 +24,7 @@ class Runner:
 
     def __init__(self, c: Contrast, backend: str):
         direct = calls_directly(c.anchors, c.positives, c.rows)
-        self._module: ModuleType | None = op.module_of(c.anchors.device, backend) if direct else None
+        self._module: ModuleType | None = op.module_of(c, backend) if direct else None
         self._backend = backend
 
     def values(self, c: Contrast) -> Values:

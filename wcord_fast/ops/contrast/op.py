@@ -10,32 +10,44 @@ from torch import Tensor
 from .. import dispatch
 from ..library import register
 from ..tensors import accumulation_dtype
-from . import native_cpu, reference
+from . import native_cpu, reference, triton
 from .reference import Contrast, Gradients, Totals, Values
 
+_MODULES: dict[str, ModuleType] = {"native": native_cpu, "triton": triton, "reference": reference}
 _CONTRAST = (
     "str critic, Tensor anchors, Tensor positives, Tensor rows, SymInt first, bool both, Tensor scale, Tensor bias, "
     "Tensor? anchor_label, Tensor? row_label, Tensor? anchor_index, Tensor? row_index"
 )
 
 
-def module_of(device: torch.device, backend: str) -> ModuleType:
+def choose(device: str, dtypes: tuple[torch.dtype, ...], num_rows: int, backend: str) -> dispatch.Choice:
+    """The backend for tensors with these dtypes and at most `num_rows` rows."""
+    if device == "cpu":
+        return dispatch.resolve("batch", device=device, backend=backend)
+
+    def unfit(candidate: str) -> str | None:
+        return triton.unavailable_reason(dtypes, num_rows) if candidate == "triton" else None
+
+    return dispatch.resolve("batch", device=device, backend=backend, unfit=unfit)
+
+
+def module_of(c: Contrast, backend: str) -> ModuleType:
     """The module whose `values` and `gradients` run."""
-    chosen = dispatch.resolve("batch", device=device.type, backend=backend).backend
-    return native_cpu if chosen == "native" else reference
+    dtypes = (c.anchors.dtype, c.positives.dtype, c.rows.dtype)
+    return _MODULES[choose(c.anchors.device.type, dtypes, max(len(c.anchors), len(c.rows)), backend).backend]
 
 
 def values(*args) -> Values:
     """`reference.values` of the fields of a `Contrast`, followed by the backend."""
     *fields, backend = args
     c = Contrast(*fields)
-    return module_of(c.anchors.device, backend).values(c)
+    return module_of(c, backend).values(c)
 
 
 def gradients(*args) -> Gradients:
     """`reference.gradients` of the fields of a `Contrast`, followed by its other arguments and the backend."""
     c, (weight, row_weight, *known), (*needs, backend) = Contrast(*args[:12]), args[12:17], args[17:]
-    return module_of(c.anchors.device, backend).gradients(c, weight, row_weight, Totals(*known), *needs)
+    return module_of(c, backend).gradients(c, weight, row_weight, Totals(*known), *needs)
 
 
 def mean(*args) -> tuple[Tensor, *tuple[Tensor, ...]]:
@@ -44,7 +56,7 @@ def mean(*args) -> tuple[Tensor, *tuple[Tensor, ...]]:
     One op: a compiler that moved the gradients to backward would read rows that have been written by then.
     """
     c = Contrast(*args[:-1])
-    module = module_of(c.anchors.device, args[-1])
+    module = module_of(c, args[-1])
     losses = module.values(c)
     weight = torch.full_like(losses.value, 1 / len(c.anchors))
     return losses.value.mean(), *module.gradients(c, weight, None, losses.totals, True, True)

@@ -76,7 +76,7 @@ def values(c: Contrast) -> Values:
         ValueError: on the CPU, a value that is not finite. On a device all losses are NaN then, and a status bit set.
     """
     finite = check_values(c)
-    result = _values(_widened(c))
+    result = _values(widened(c))
     return result if finite is None else result._replace(value=torch.where(finite, result.value, torch.nan))
 
 
@@ -96,7 +96,6 @@ def named(c: Contrast) -> dict[str, Tensor]:
 
 
 def _values(c: Contrast) -> Values:
-    positive = (c.anchors * c.positives).sum(-1) * c.scale + c.bias  # [A]
     if c.critic == "sigmoid":
         own = c.anchors.new_zeros(len(c.anchors))
         other = c.rows.new_zeros(len(c.rows))
@@ -104,22 +103,29 @@ def _values(c: Contrast) -> Values:
             terms = _softplus(scores).masked_fill(excluded, 0)
             own[lo:hi] = terms.sum(1)
             other += terms.sum(0)
-        directions = 1 + c.both
-        value = own + directions * _softplus(-positive)
-        slope = directions * torch.sigmoid(-positive)
-        return Values(value + other if c.both else value, slope, own.new_empty(0), own.new_empty(0))
-    own = c.anchors.new_full((len(c.anchors),), -torch.inf)
-    other = c.rows.new_full((len(c.rows),), -torch.inf)
-    for lo, hi, scores, excluded in _blocks(c):
-        scores = scores.masked_fill(excluded, -torch.inf)
-        own[lo:hi] = scores.logsumexp(1)
-        if c.both:
-            other = torch.logaddexp(other, scores.logsumexp(0))
+    else:
+        own = c.anchors.new_full((len(c.anchors),), -torch.inf)
+        other = c.rows.new_full((len(c.rows),), -torch.inf)
+        for lo, hi, scores, excluded in _blocks(c):
+            scores = scores.masked_fill(excluded, -torch.inf)
+            own[lo:hi] = scores.logsumexp(1)
+            if c.both:
+                other = torch.logaddexp(other, scores.logsumexp(0))
+    return with_positives(c, (own, other) if c.both else (own,))
+
+
+def with_positives(c: Contrast, negatives: tuple[Tensor, ...]) -> Values:
+    """The losses from what the negatives of each direction give: sums of softplus or log-sum-exps, [A] each."""
+    positive = (c.anchors * c.positives).sum(-1) * c.scale + c.bias  # [A]
+    none = positive.new_empty(0)
+    if c.critic == "sigmoid":
+        value = torch.stack(negatives).sum(0) + len(negatives) * _softplus(-positive)
+        return Values(value, len(negatives) * torch.sigmoid(-positive), none, none.clone())
     # log-sum-exp of all - positive, without the cancellation where the negatives add little.
-    losses = [_softplus(negatives - positive) for negatives in ((own, other) if c.both else (own,))]
+    losses = [_softplus(n - positive) for n in negatives]
     totals = [positive + loss for loss in losses]
     value, slope = torch.stack(losses).sum(0), torch.stack([-torch.expm1(-loss) for loss in losses]).sum(0)
-    return Values(value, slope, totals[0], totals[1] if c.both else own.new_empty(0))
+    return Values(value, slope, totals[0], totals[1] if c.both else none)
 
 
 def gradients(
@@ -135,8 +141,8 @@ def gradients(
         need_anchors: whether the gradients of anchors and scale are wanted.
         need_positives: whether that of the positives is.
     """
-    c = _widened(c)
-    grad, positive_grad, of_scale, of_bias = (t.zero_() for t in unwritten(c.anchors, need_anchors, need_positives))
+    c = widened(c)
+    grad, positive_grad, _, slope_sum = (t.zero_() for t in unwritten(c.anchors, need_anchors, need_positives))
     for lo, hi, scores, excluded in _blocks(c):
         if c.critic == "sigmoid":
             both = weight[lo:hi, None] if row_weight is None else weight[lo:hi, None] + row_weight
@@ -146,18 +152,35 @@ def gradients(
             if row_weight is not None:
                 slopes += torch.exp(scores - known.row_total) * row_weight
         slopes = slopes.masked_fill(excluded, 0)
-        of_bias += slopes.sum()
+        slope_sum += slopes.sum()
         if need_anchors:
             grad[lo:hi] = slopes @ c.rows
         if need_positives and c.both:
             positive_grad += slopes.T @ c.anchors[lo:hi]
-    pull = (weight * known.slope)[:, None]
-    if need_anchors:
-        grad -= pull * c.positives
-        of_scale += (grad * c.anchors).sum()
-    if need_positives:
-        positive_grad -= pull * c.anchors
-    return Gradients(grad * c.scale, positive_grad * c.scale, of_scale, of_bias - pull.sum())
+    pull = weight * known.slope
+    return pulled(c, pull, grad if need_anchors else None, positive_grad if need_positives else None, slope_sum)
+
+
+def pulled(
+    c: Contrast, pull: Tensor, grad: Tensor | None, positive_grad: Tensor | None, slope_sum: Tensor
+) -> Gradients:
+    """The gradients from those of the negatives' terms, which are written to.
+
+    Args:
+        pull: [A], minus the derivatives in the positives' scores.
+        grad, positive_grad: [A, D], sums of the derivatives in the scores times the rows and times the anchors; None
+            where no gradient is wanted.
+        slope_sum: scalar, the sum of the derivatives in the scores.
+    """
+    none = c.anchors.new_empty(0)
+    of_scale = slope_sum.new_zeros(())
+    if grad is not None:
+        grad -= pull[:, None] * c.positives
+        of_scale = (grad * c.anchors).sum()
+    if positive_grad is not None:
+        positive_grad -= pull[:, None] * c.anchors
+    grad, positive_grad = (none.clone() if t is None else t * c.scale for t in (grad, positive_grad))
+    return Gradients(grad, positive_grad, of_scale, slope_sum - pull.sum())
 
 
 def unwritten(anchors: Tensor, need_anchors: bool, need_positives: bool) -> Gradients:
@@ -185,7 +208,8 @@ def _blocks(c: Contrast) -> Iterator[tuple[int, int, Tensor, Tensor]]:
         yield lo, hi, scores, excluded
 
 
-def _widened(c: Contrast) -> Contrast:
+def widened(c: Contrast) -> Contrast:
+    """`c` with its tensors contiguous in the dtype of the call."""
     wide = accumulation_dtype(c.anchors, c.positives, c.rows)
     anchors, positives, rows = (t.to(wide).contiguous() for t in (c.anchors, c.positives, c.rows))
     scale, bias = (t.to(wide) if isinstance(t, Tensor) else t for t in (c.scale, c.bias))
