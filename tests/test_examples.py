@@ -24,6 +24,7 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SMALL = {
     "fit.py": ["--epochs", "2"],
     "replace_crd_loss.py": ["--epochs", "4", "--teacher-epochs", "1"],
+    "repdistiller_step.py": ["--steps", "3"],
     "ot_between_batches.py": ["--steps", "60"],
     "two_tower.py": ["--epochs", "4"],
     "lightning_module.py": ["--epochs", "2", "--limit-train", "100"],
@@ -102,6 +103,11 @@ def test_replaced_loss_equals_repdistiller_along_the_run(monkeypatch, capsys):
 def test_the_replaced_loss_runs_as_printed():
     out = output_of("replace_crd_loss.py")
     assert [line.split(":")[0] for line in out.splitlines() if "%" in line] == ["teacher", "plain student", "student"]
+
+
+def test_a_step_of_repdistiller_runs_with_one_import_changed():
+    values = re.findall(r"step \d: loss (\S+), CRD (\S+)", output_of("repdistiller_step.py"))
+    assert len(values) == 3 and all(math.isfinite(float(x)) for pair in values for x in pair)
 
 
 def test_fit_example_trains_and_resumes(tmp_path):

@@ -14,6 +14,7 @@ import torch
 
 from .. import data as datasets
 from .. import distill, models
+from ..data.transforms import Transforms
 from ..ops import checks
 from ..train import loggers
 from ..train.recipe import Recipe
@@ -43,6 +44,8 @@ class Config(Recipe):
         image_size: height and width of the images, where the data set has a choice.
         limit_train: train on this many images only, every class in proportion.
         limit_student: train the students on this many of them only; the teacher has them all.
+        transforms: of every training image after crop and mirror: "v2:RandAugment(num_ops=2)+RandomErasing(p=0.25)" of
+            torchvision.transforms.v2, or the dotted path of a function from uint8 [C, H, W] to the same.
         skip_corrupt: leave out image files that cannot be read (of "folder" and "imagenet"; the latter is read once
             to find them).
         teacher: name of the teacher's architecture; "timm:NAME", "torchvision:NAME" or "hf:NAME" for a library's.
@@ -77,6 +80,7 @@ class Config(Recipe):
     image_size: int | None = None
     limit_train: int | None = None
     limit_student: int | None = None
+    transforms: str | None = None
     skip_corrupt: bool = False
     teacher: Annotated[str, models.names] = "resnet32x4"
     student: Annotated[str, models.names] = "resnet8x4"
@@ -124,6 +128,8 @@ class Config(Recipe):
             raise ValueError(
                 "extend: goes on with an earlier run, which restart=True starts over; expected one of them"
             )
+        if self.transforms is not None:
+            Transforms(self.transforms)
         self.methods = spelled_methods(self.methods)
         try:
             self.loggers = loggers.spelled(self.loggers)
@@ -157,6 +163,8 @@ class Config(Recipe):
     def recipe(self, role: Literal["teacher", "student"]) -> dict[str, Any]:
         """The training recipe of one network: what must be equal when a run is resumed."""
         result = self.described() | {"batch_size": self.batch_size}
+        if self.transforms is not None:
+            result["transforms"] = self.transforms
         if role == "teacher":
             result |= {"epochs": self.teacher_epochs or self.epochs, "lr": float(self.teacher_lr or self.lr)}
         return result

@@ -57,7 +57,12 @@ class Workbench:
         config.require_runnable(self.device, ranks().world)
         layout = config.channels_last
         self.train = datasets.train_batches(
-            self.data, config.batch_size, seed=config.seed, channels_last=layout, part=ranks()
+            self.data,
+            config.batch_size,
+            seed=config.seed,
+            channels_last=layout,
+            part=ranks(),
+            transforms=config.transforms,
         )
         self.test = datasets.test_batches(self.data, config.eval_batch_size, channels_last=layout)
 

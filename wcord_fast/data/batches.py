@@ -13,12 +13,13 @@ from ..ops import checks
 from .augment import Normalise, crop_flip
 from .dataset import Dataset
 from .parts import Parts
+from .transforms import Transforms
 
 
 class TrainBatches(Parts):
     """Shuffled, augmented training batches: random crop of the zero-padded image, then a random mirror.
 
-    The shuffle and every crop and mirror are functions of (seed, epoch), drawn on the host once per epoch:
+    The shuffle and every crop, mirror and transform are functions of (seed, epoch), drawn on the host once per epoch:
     the same on every device, and a step needs no synchronisation. Each epoch is a fresh permutation of all
     rows.
 
@@ -34,6 +35,7 @@ class TrainBatches(Parts):
         dtype: of the images: float32, bfloat16, float16 or float64.
         channels_last: memory format of the images.
         part: (rank, world): of every batch take this rank's part only, see `Parts`.
+        transforms: of every image after crop and mirror, on the CPU.
 
     Raises:
         ValueError: an option out of range, or no batch at all, as by drop_last with fewer images than one batch.
@@ -51,8 +53,9 @@ class TrainBatches(Parts):
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
         part: tuple[int, int] = (0, 1),
+        transforms: Transforms | None = None,
     ) -> None:
-        self.dataset = dataset
+        self.dataset, self.transforms = dataset, transforms
         super().__init__(len(dataset.train_labels), batch_size, part, drop_last)
         self.seed = checks.integer("seed", seed, least=0)
         self.padding = checks.integer("padding", dataset.padding if padding is None else padding, least=0)
@@ -82,13 +85,15 @@ class TrainBatches(Parts):
         mirror = torch.from_numpy(rng.random(n) < 0.5).to(device) if self.flip else None  # bool [N]
         for i in range(start, len(self)):
             at = self.rows(i)
-            yield self._batch(order[at], shift[at], None if mirror is None else mirror[at])
+            yield self._batch(order[at], shift[at], None if mirror is None else mirror[at], epoch)
 
-    def _batch(self, index: Tensor, shift: Tensor, mirror: Tensor | None) -> Batch:
+    def _batch(self, index: Tensor, shift: Tensor, mirror: Tensor | None, epoch: int) -> Batch:
         """Made apart from the generator, which then holds nothing of it while the caller works with it."""
         data = self.dataset
-        images = self.normalise(crop_flip(data.train_images, index, shift, mirror))
-        return Batch(images, data.train_labels[index], index)
+        images = crop_flip(data.train_images, index, shift, mirror)
+        if self.transforms is not None:
+            images = self.transforms.batch(images, index, (self.seed, epoch))
+        return Batch(self.normalise(images), data.train_labels[index], index)
 
 
 class TestBatches:

@@ -25,6 +25,7 @@ from .decode import Unreadable, read, read_all, unreadable_message
 from .lazy_folder import LazyFolder
 from .parts import Parts
 from .skipping import ADVICE
+from .transforms import Transforms
 
 MARGIN = 256 / 224  # of the test image's shorter side to the crop's
 AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -33,11 +34,14 @@ PATIENCE = 60.0  # seconds in which other unreadable files are looked for, once 
 
 
 class _Images(TorchDataset):
-    """Row -> (uint8 [3, S, S], row); with `seed` a random crop of this epoch, else the middle."""
+    """Row -> (uint8 [3, S, S], row); with `seed` a random crop of this epoch, transformed, else the middle."""
 
-    def __init__(self, files: tuple[str, ...], size: int, seed: tuple[int, int] | None) -> None:
+    def __init__(
+        self, files: tuple[str, ...], size: int, seed: tuple[int, int] | None, transforms: Transforms | None
+    ) -> None:
         # One array: workers share its pages, which a million Python strings with their reference counts would not be.
         self.files, self.size, self.seed = np.array([os.fsencode(f) for f in files]), size, seed
+        self.transforms = transforms
 
     def __len__(self) -> int:
         return len(self.files)
@@ -48,7 +52,10 @@ class _Images(TorchDataset):
             picked = middle(colour, self.size)
         else:
             picked = random_crop(colour, self.size, np.random.default_rng((*self.seed, row)))
-        return torch.from_numpy(np.array(picked)).permute(2, 0, 1), row
+        pixels = torch.from_numpy(np.array(picked)).permute(2, 0, 1)
+        if self.seed is not None and self.transforms is not None:
+            pixels = self.transforms(pixels, (*self.seed, row))
+        return pixels, row
 
 
 def random_crop(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
@@ -101,6 +108,7 @@ class LazyBatches(Parts):
         workers: processes that decode; 0 decodes in this one.
         channels_last: memory format of the images.
         part: (rank, world) of training batches, see `Parts`.
+        transforms: of every training image after crop and mirror, in the workers.
     """
 
     def __init__(
@@ -112,8 +120,9 @@ class LazyBatches(Parts):
         workers: int = WORKERS,
         channels_last: bool = False,
         part: tuple[int, int] = (0, 1),
+        transforms: Transforms | None = None,
     ) -> None:
-        self.dataset = dataset
+        self.dataset, self.transforms = dataset, transforms
         images = len(dataset.test_labels if seed is None else dataset.train_labels)
         super().__init__(images, batch_size, part, least=1 if seed is None else 2)
         self.seed = None if seed is None else checks.integer("seed", seed, least=0)
@@ -146,7 +155,7 @@ class LazyBatches(Parts):
     def _batches(self, files: tuple[str, ...], rows: _Rows, seed: tuple[int, int] | None) -> Iterator[Batch]:
         data = self.dataset
         loader = DataLoader(
-            _Images(files, data.image_size[0], seed),
+            _Images(files, data.image_size[0], seed, self.transforms),
             batch_sampler=rows,
             num_workers=min(self.workers, len(rows)),
             pin_memory=data.device.type == "cuda",

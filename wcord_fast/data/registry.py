@@ -17,6 +17,7 @@ from .dataset import Dataset
 from .lazy_batches import LazyBatches
 from .lazy_folder import LazyFolder
 from .sources import Loader, Source
+from .transforms import Transforms
 
 SOURCES: dict[str, Source] = {
     "digits": Source(digits.load, image_size=digits.IMAGE_SIZE, config="digits", positive="8"),
@@ -148,10 +149,18 @@ def train_batches(
     seed: int,
     channels_last: bool = False,
     part: tuple[int, int] = (0, 1),
+    transforms: str | None = None,
 ) -> TrainBatches | LazyBatches:
-    """Shuffled, augmented batches by epoch; `part` as for `TrainBatches`."""
-    kind = LazyBatches if isinstance(dataset, LazyFolder) else TrainBatches
-    return kind(dataset, batch_size, seed=seed, channels_last=channels_last, part=part)  # type: ignore[arg-type]
+    """Shuffled, augmented batches by epoch.
+
+    Args:
+        dataset, batch_size, seed, channels_last, part: see `TrainBatches`.
+        transforms: of every image, such as "v2:RandAugment(num_ops=2)" of torchvision, or the dotted path of a function
+            from uint8 [C, H, W] to the same; see `data.transforms.Transforms`.
+    """
+    made = None if transforms is None else Transforms(transforms)
+    kind: Any = LazyBatches if isinstance(dataset, LazyFolder) else TrainBatches
+    return kind(dataset, batch_size, seed=seed, channels_last=channels_last, part=part, transforms=made)
 
 
 def test_batches(

@@ -30,6 +30,7 @@ from .meters import Meters, Stopwatch
 from .network_calls import Forward, compiled, plain
 from .ranks import average_statistics, copy_from_main, from_main, is_main, join_meters, wrap
 from .recipe import DEFAULTS, make_optimizer
+from .recompute import OPTION, Blocks, blocks_of, checkpointed
 from .schedule import announcement, changes_by_step, learning_rate
 from .sources import TrainingBatches
 from .stage import pretrain
@@ -58,6 +59,7 @@ class Run:
         loggers: names of loggers, or dotted paths, see `train.loggers`.
         log_every, log_grad_norms, quiet, restart, extend: see `Config`.
         average: the moving average of the student, if the recipe says so.
+        blocks: those that the backward pass runs again, if the recipe says so.
         network: the student as it is called in training: under DDP where there are several processes.
     """
 
@@ -80,11 +82,13 @@ class Run:
     history: list[Row] = field(default_factory=list)
     network: nn.Module = field(init=False)
     average: Average | None = field(init=False, default=None)
+    blocks: Blocks = field(init=False)
 
     def __post_init__(self) -> None:
         checks.integer("log_every", self.log_every, least=1)
         self.loggers = spelled(self.loggers)
         self.network = self.student
+        self.blocks = blocks_of(self.student) if self.spec["recipe"].get(OPTION) else {}
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
@@ -105,9 +109,8 @@ class Run:
 
     def networks(self) -> dict[str, Forward]:
         """The "student" and, if there is one, the "teacher", as functions of the images."""
-        result = {
-            "student": plain(lambda *args, **kwargs: self.network(*args, **kwargs))
-        }  # wrapped anew in every epoch
+        student = plain(lambda *args, **kwargs: self.network(*args, **kwargs))  # wrapped anew in every epoch
+        result = {"student": checkpointed(student, self.blocks) if self.blocks else student}
         return result if self.teacher is None else result | {"teacher": plain(self.teacher)}
 
     def parameters(self) -> list[nn.Parameter]:

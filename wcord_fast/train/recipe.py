@@ -42,6 +42,8 @@ class Recipe:
         channels_last: keep images and weights in channels-last memory order.
         compile: run both networks' forward and backward passes through torch.compile.
         cuda_graph: replay the step as one CUDA graph (CUDA only, not with accumulate).
+        gradient_checkpointing: keep the inputs of the student's blocks only and run the blocks again in the backward
+            pass: less memory, one more forward pass, equal results.
     """
 
     epochs: int = 240
@@ -64,6 +66,7 @@ class Recipe:
     channels_last: bool = False
     compile: bool = False
     cuda_graph: bool = False
+    gradient_checkpointing: bool = option(False, later=True)
 
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulate"):
@@ -90,6 +93,9 @@ class Recipe:
             raise ValueError(
                 f"cuda_graph: a replay overwrites the gradients; expected accumulate=1, got {self.accumulate}"
             )
+        for name in ("compile", "cuda_graph"):
+            if self.gradient_checkpointing and getattr(self, name):
+                raise ValueError(f"gradient_checkpointing: not supported with {name}; expected {name}=False")
         if not isinstance(self.milestones, list):
             raise TypeError(f"milestones: expected a list of numbers, got {self.milestones!r}")
         for m in self.milestones:

@@ -1,0 +1,111 @@
+"""Transforms of single training images: torchvision's, or a function of the user's."""
+
+from __future__ import annotations
+
+import ast
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..dotted import resolve
+from ..models.torchvision_import import torchvision_models
+from ..ops import checks
+
+V2 = "v2:"
+
+
+class Transforms:
+    """uint8 [C, H, W] -> uint8 [C, H, W], on the CPU. Its draws are a function of the seed that a call gets.
+
+    Args:
+        text: "v2:RandAugment(num_ops=2)+RandomErasing(p=0.25)", classes of torchvision.transforms.v2 with literal
+            arguments, applied in that order; or the dotted path of a function or of a class that is made without
+            arguments.
+    Raises:
+        ValueError: no such class, arguments that it refuses, or torchvision is missing; TypeError: `text` is no str.
+    """
+
+    def __init__(self, text: str) -> None:
+        if not isinstance(text, str):
+            raise TypeError(f"transforms: expected a str, got {type(text).__name__}")
+        self.text = text
+        if text.startswith(V2):
+            self.steps = [_step(node, text) for node in _summands(text.removeprefix(V2), text)]
+        else:
+            found = resolve("transforms", text)
+            self.steps = [found() if isinstance(found, type) else found]
+
+    def __call__(self, image: Tensor, seed: Sequence[int]) -> Tensor:
+        """`image` transformed; the generators of torch's CPU, numpy and Python are left as they were."""
+        with _seeded(seed):
+            result: Any = image
+            for step in self.steps:
+                result = step(result)
+        if not isinstance(result, Tensor) or result.dtype != torch.uint8 or result.shape != image.shape:
+            shown = f"{result.dtype} {list(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
+            raise ValueError(f"transforms: expected {self.text!r} to give uint8 {list(image.shape)}, got {shown}")
+        return result
+
+    def batch(self, images: Tensor, rows: Tensor, seed: Sequence[int]) -> Tensor:
+        """Every one of `images` uint8 [B, C, H, W], with the seed of its row; on their device."""
+        pixels = images.cpu().contiguous()
+        done = [self(image, (*seed, row)) for image, row in zip(pixels, rows.tolist(), strict=True)]
+        return torch.stack(done).to(images.device)
+
+
+def _summands(text: str, whole: str) -> list[ast.expr]:
+    """The terms of a sum, in order."""
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+    except SyntaxError:
+        raise ValueError(f"transforms: expected {V2}NAME(key=value)+..., got {whole!r}") from None
+    result: list[ast.expr] = []
+    while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        result.append(node.right)
+        node = node.left
+    return [node, *reversed(result)]
+
+
+def _step(node: ast.expr, whole: str) -> Callable[[Tensor], Tensor]:
+    call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+    if not isinstance(call.func, ast.Name) or any(k.arg is None for k in call.keywords):
+        raise ValueError(f"transforms: expected {V2}NAME(key=value)+..., got {whole!r}")
+    kinds = _v2(whole)
+    kind = kinds[checks.choice("transforms", call.func.id, kinds)]
+    try:
+        args = [ast.literal_eval(value) for value in call.args]
+        named = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+        return kind(*args, **named)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"transforms: {ast.unparse(call)} cannot be made: {error}") from None
+
+
+def _v2(whole: str) -> dict[str, Callable[..., Any]]:
+    """The transforms of torchvision.transforms.v2 by name."""
+    try:
+        torchvision_models(repr(whole))  # which knows how torchvision is imported here
+        from torchvision.transforms import v2
+    except ImportError as error:
+        raise ValueError(f"transforms: {error}") from None
+    kinds = {name: kind for name, kind in vars(v2).items() if isinstance(kind, type)}
+    return {name: kind for name, kind in kinds.items() if issubclass(kind, v2.Transform) and kind is not v2.Transform}
+
+
+@contextmanager
+def _seeded(seed: Sequence[int]) -> Iterator[None]:
+    drawn = [int(x) for x in np.random.SeedSequence(seed).generate_state(3)]
+    before = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    torch.default_generator.manual_seed(drawn[0])  # not torch.manual_seed, which seeds every device
+    np.random.seed(drawn[1])
+    random.seed(drawn[2])
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before[0])
+        np.random.set_state(before[1])
+        random.setstate(before[2])
