@@ -111,33 +111,33 @@ WCF_RECORD(OtPlanMatrix, WCF_OT_PLAN_MATRIX)
 
 // CPU: G problems with one given cost matrix, or one each. Real is the dtype, fp32 or fp64. A null gradient is not
 // made.
-#define WCF_OT_MATRIX(NEEDED, OPTIONAL, EACH, PART)                                                       \
-  NEEDED(int32_t, dtype)                                                                                  \
-  NEEDED(int64_t, problems)                                                                               \
-  NEEDED(int64_t, n)                                                                                      \
-  NEEDED(int64_t, m)                                                                                      \
-  NEEDED(int32_t, own)       /* 1: each problem has a matrix */                                           \
-  NEEDED(const void*, costs) /* [n, m] or [G, n, m] Real, >= 0 */                                         \
-  NEEDED(const void*, a)     /* [G, n] Real */                                                            \
-  NEEDED(const void*, b)     /* [G, m] Real */                                                            \
-  NEEDED(int32_t, solver)                                                                                 \
-  NEEDED(int32_t, value)                                                                                  \
-  NEEDED(double, eps)                                                                                     \
-  NEEDED(int64_t, iters)                                                                                  \
-  NEEDED(double, tol) /* < 0: none */                                                                     \
-  NEEDED(int64_t, check_every)                                                                            \
-  NEEDED(double, sum_tolerance)                                                                           \
-  OPTIONAL(double, reach_a) /* weight of a relaxed marginal's KL term; 0: the marginal is met */          \
-  OPTIONAL(double, reach_b)                                                                               \
-  NEEDED(void*, out_value)         /* [G] Real */                                                         \
-  NEEDED(void*, out_alpha)         /* [G, n] */                                                           \
-  NEEDED(void*, out_beta)          /* [G, m] */                                                           \
-  NEEDED(void*, out_scale)         /* [G] */                                                              \
-  OPTIONAL(void*, out_error)       /* [G], or null: not wanted, which saves a product */                  \
-  NEEDED(int32_t*, out_iterations) /* [G] */                                                              \
-  NEEDED(int32_t*, out_solved)     /* [G] 1, or 0: scalings left the range of fp64, nothing is written */ \
-  OPTIONAL(void*, grad_a)          /* [G, n] */                                                           \
-  OPTIONAL(void*, grad_b)          /* [G, m] */                                                           \
+#define WCF_OT_MATRIX(NEEDED, OPTIONAL, EACH, PART)                                                                  \
+  NEEDED(int32_t, dtype)                                                                                             \
+  NEEDED(int64_t, problems)                                                                                          \
+  NEEDED(int64_t, n)                                                                                                 \
+  NEEDED(int64_t, m)                                                                                                 \
+  NEEDED(int32_t, own)       /* 1: each problem has a matrix */                                                      \
+  NEEDED(const void*, costs) /* [n, m] or [G, n, m] Real, >= 0 */                                                    \
+  NEEDED(const void*, a)     /* [G, n] Real */                                                                       \
+  NEEDED(const void*, b)     /* [G, m] Real */                                                                       \
+  NEEDED(int32_t, solver)                                                                                            \
+  NEEDED(int32_t, value)                                                                                             \
+  NEEDED(double, eps)                                                                                                \
+  NEEDED(int64_t, iters)                                                                                             \
+  NEEDED(double, tol) /* < 0: none */                                                                                \
+  NEEDED(int64_t, check_every)                                                                                       \
+  NEEDED(double, sum_tolerance)                                                                                      \
+  OPTIONAL(double, reach_a) /* weight of a relaxed marginal's KL term; 0: the marginal is met */                     \
+  OPTIONAL(double, reach_b)                                                                                          \
+  NEEDED(void*, out_value)           /* [G] Real */                                                                  \
+  NEEDED(void*, out_alpha)           /* [G, n] */                                                                    \
+  NEEDED(void*, out_beta)            /* [G, m] */                                                                    \
+  NEEDED(void*, out_scale)           /* [G] */                                                                       \
+  OPTIONAL(void*, out_error)         /* [G], or null: not wanted, which saves a product */                           \
+  OPTIONAL(int32_t*, out_iterations) /* [G], or null */                                                              \
+  OPTIONAL(int32_t*, out_solved)     /* [G] 1, or 0: scalings left the range of fp64, nothing is written; or null */ \
+  OPTIONAL(void*, grad_a)            /* [G, n] */                                                                    \
+  OPTIONAL(void*, grad_b)            /* [G, m] */                                                                    \
   PART(Place, place)
 WCF_RECORD(OtMatrix, WCF_OT_MATRIX)
 

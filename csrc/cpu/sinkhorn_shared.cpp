@@ -50,9 +50,10 @@ void solve_block(const OtMatrix& call, const S* costs, std::vector<int64_t> prob
   }
 }
 
+// The number of problems that are not solved or have a value that is not finite; -1 if the call is not acceptable.
 template <class S>
-bool solve_matrix(const OtMatrix& call) {
-  if (!acceptable<S>(call)) return false;
+int64_t solve_matrix(const OtMatrix& call) {
+  if (!acceptable<S>(call)) return -1;
   const int threads = threads_of(call.place);
   const S* const costs = static_cast<const S*>(call.costs);
   std::fill_n(call.out_solved, call.problems, 0);
@@ -60,19 +61,25 @@ bool solve_matrix(const OtMatrix& call) {
     std::vector<int64_t> all(static_cast<size_t>(call.problems));
     std::iota(all.begin(), all.end(), int64_t{0});
     solve_block(call, costs, std::move(all), threads);
-    return true;
-  }
+  } else {
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-  for (int64_t g = 0; g < call.problems; ++g) solve_block(call, costs + (call.own ? g * call.n * call.m : 0), {g}, 1);
-  return true;
+    for (int64_t g = 0; g < call.problems; ++g) solve_block(call, costs + (call.own ? g * call.n * call.m : 0), {g}, 1);
+  }
+  const S* const values = static_cast<const S*>(call.out_value);
+  int64_t left = 0;
+  for (int64_t g = 0; g < call.problems; ++g) left += !(call.out_solved[g] && std::isfinite(values[g]));
+  return left;
 }
 
 }  // namespace
 
-bool cpu_ot_matrix(const OtMatrix& args) {
+int64_t cpu_ot_matrix(const OtMatrix& args) {
   if (args.check_every < 1) throw std::invalid_argument("check_every: expected at least 1");
-  if (args.dtype == DTYPE_F64) return solve_matrix<double>(args);
-  if (args.dtype == DTYPE_F32) return solve_matrix<float>(args);
+  OtMatrix call = args;
+  std::vector<int32_t> solved(static_cast<size_t>(args.out_solved ? 0 : args.problems));
+  if (!call.out_solved) call.out_solved = solved.data();
+  if (args.dtype == DTYPE_F64) return solve_matrix<double>(call);
+  if (args.dtype == DTYPE_F32) return solve_matrix<float>(call);
   throw std::invalid_argument("dtype: expected fp32 or fp64");
 }
 

@@ -295,7 +295,7 @@ class Shared {
       if (!solved(q, lane)) continue;
       call_.out_solved[g] = 1;
       const auto k = static_cast<size_t>(q * lanes_ + lane);
-      call_.out_iterations[g] = iterations_[k];
+      if (call_.out_iterations) call_.out_iterations[g] = iterations_[k];
       if (error) error[g] = static_cast<S>(errors_[k]);
       scale[g] = static_cast<S>(last_scale_);
       if (dual()) value[g] = static_cast<S>(dual_value(q, lane, g));

@@ -6,6 +6,7 @@ Vialard (Mathematics of Computation 2018).
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -124,7 +125,8 @@ def _problem(costs: Tensor, a: Tensor | None, b: Tensor | None, options: OTOptio
     if any(mass is not None and mass.dtype == torch.float64 for mass in (a, b)):
         dtype = torch.float64
     wide = accumulation_dtype(dtype)
-    checks.divisor("eps", options.eps, wide, options.iters if options.solver == "ipot" else 1)
+    make = _request.__wrapped__ if torch.compiler.is_compiling() else _request
+    request = make(options, wide, need_error)
     if options.value == "cost" and torch.is_grad_enabled():
         for name, mass in (("a", a), ("b", b)):
             if mass is not None and mass.requires_grad:
@@ -132,7 +134,6 @@ def _problem(costs: Tensor, a: Tensor | None, b: Tensor | None, options: OTOptio
                     f"{name} requires grad, but value='cost' has no gradient for masses; use value='dual' or "
                     f"{name}.detach()"
                 )
-    request = SolveOptions("given", *options[1:6], False, False, False, False, *options.reach, need_error)
     if plain and a is not None and b is not None:
         return _Problem(costs, a, b, request, True)
     rows, columns = (
@@ -140,6 +141,13 @@ def _problem(costs: Tensor, a: Tensor | None, b: Tensor | None, options: OTOptio
         for mass, size in ((a, costs.shape[-2]), (b, costs.shape[-1]))
     )
     return _Problem(costs.to(dtype), rows, columns, request, problems is not None)
+
+
+@functools.lru_cache(maxsize=64)
+def _request(options: OTOptions, dtype: torch.dtype, need_error: bool) -> SolveOptions:
+    """The options of the op without gradients, remembered; ValueError for an `eps` that overflows `dtype`."""
+    checks.divisor("eps", options.eps, dtype, options.iters if options.solver == "ipot" else 1)
+    return SolveOptions("given", *options[1:6], False, False, False, False, *options.reach, need_error)
 
 
 def _is_plain(costs: Tensor, a: Tensor, b: Tensor) -> bool:

@@ -91,7 +91,7 @@ gradient_op = register(
 
 
 class _WithGradient(torch.autograd.Function):
-    """The values [G] of a solve; backward makes the gradient in C and multiplies those in a and b."""
+    """The values [G] of a solve. Backward makes the gradient in C, and multiplies those in a and b by the weights."""
 
     @staticmethod
     def forward(ctx, costs, a, b, backend, *solved):
@@ -99,64 +99,64 @@ class _WithGradient(torch.autograd.Function):
         handle = solved.value.new_empty(0)
         ctx.set_materialize_grads(False)
         ctx.backend = backend
-        ctx.dtypes = a.dtype, b.dtype
-        ctx.shapes = a.shape, b.shape
+        ctx.masses = (a.shape, a.dtype), (b.shape, b.dtype)
         ctx.save_for_backward(handle, costs, solved.alpha, solved.beta, solved.scale, solved.grad_a, solved.grad_b)
         return solved.value.clone(), handle
 
     @staticmethod
     def backward(ctx, weight, _):
-        return *_gradients(ctx, weight), *(None,) * 9
+        if weight is None:
+            return (None,) * 12
+        handle, *saved = ctx.saved_tensors
+        grads = _gradients(weight.detach(), *saved, ctx.backend, ctx.needs_input_grad, ctx.masses)
+        return *differentiable_once(grads, _NOT_TWICE, weight, handle), *(None,) * 9
 
 
 class _Value(torch.autograd.Function):
-    """The values [G] of a native solve as one node of the graph. Backward does what that of `_WithGradient` does."""
+    """The values [G] of a native solve as one node of the graph, with the gradients of `_WithGradient`."""
 
     @staticmethod
     def forward(ctx, costs, a, b, options: SolveOptions):
         _, need_a, need_b, _ = ctx.needs_input_grad
         if need_a or need_b:
             options = options._replace(need_a=need_a, need_b=need_b)
-        solved = _solve_natively(costs, a, b, options)
-        handle = solved.value.new_empty(0)
+        values, kept = _native().value(costs, a, b, options)
+        handle = values.new_empty(0)
         ctx.set_materialize_grads(False)
-        ctx.backend = "native"
-        ctx.dtypes = a.dtype, b.dtype
-        ctx.shapes = a.shape, b.shape
-        ctx.save_for_backward(handle, costs, solved.alpha, solved.beta, solved.scale, solved.grad_a, solved.grad_b)
-        return solved.value, handle
+        ctx.options = options
+        ctx.masses = (a.shape, a.dtype), (b.shape, b.dtype)
+        ctx.save_for_backward(handle, costs, kept)
+        return values, handle
 
     @staticmethod
     def backward(ctx, weight, _):
-        return *_gradients(ctx, weight), None
+        if weight is None:
+            return (None,) * 4
+        handle, costs, kept = ctx.saved_tensors
+        needs, options = ctx.needs_input_grad, ctx.options
+        if not (needs[1] or needs[2]) and calls_directly(costs, weight):
+            grads = [_native().gradient_of_kept(costs, kept, weight), None, None]
+        else:
+            parts = _native().parts(kept, weight.shape[0], *costs.shape[-2:], options)
+            grads = _gradients(weight.detach(), costs, *parts, "native", needs, ctx.masses)
+        return *differentiable_once(grads, _NOT_TWICE, weight, handle), None
 
 
-def _gradients(ctx, weight: Tensor | None) -> list[Tensor | None]:
-    """The gradients in costs, a and b, from saved results and the gradient `weight` [G] of the values."""
+def _gradients(weight, costs, alpha, beta, scale, grad_a, grad_b, backend, needs, masses) -> list[Tensor | None]:
+    """The gradients in costs, a and b, of which each may be None, for gradients `weight` [G] of the values.
+
+    `masses` has the shapes and dtypes of a and b.
+    """
     grads: list[Tensor | None] = [None] * 3
-    if weight is None:
-        return grads
-    handle, costs, alpha, beta, scale, *by_mass = ctx.saved_tensors
-    needs, factor = ctx.needs_input_grad, weight.detach()
     if needs[0]:
         given = costs.detach()
-        run = _gradient if calls_directly(given, factor) else gradient_op
-        grad = run(_stacked(given), alpha, beta, scale, factor.contiguous(), ctx.backend).to(costs.dtype)
+        run = _gradient if calls_directly(given, weight) else gradient_op
+        grad = run(_stacked(given), alpha, beta, scale, weight.contiguous(), backend).to(costs.dtype)
         grads[0] = grad.reshape(costs.shape)
-    for i, grad in enumerate(by_mass):
-        if needs[1 + i]:
-            grad = factor.unsqueeze(-1) * grad
-            grads[1 + i] = grad.sum_to_size(ctx.shapes[i]).to(ctx.dtypes[i])
-    return differentiable_once(grads, _NOT_TWICE, weight, handle)
-
-
-def _solve_natively(costs: Tensor, a: Tensor, b: Tensor, options: SolveOptions) -> MatrixResult:
-    costs = _stacked(costs.detach())
-    g = _problems(costs, a, b)
-    a, b = (mass if mass.shape[0] == g else mass.expand(g, -1) for mass in (a, b))
-    solved = _native().solve(costs, a, b, options)
-    refuse_overflow(solved.value, {"C": costs}, options)
-    return solved
+    for i, (by_mass, (shape, dtype)) in enumerate(zip((grad_a, grad_b), masses, strict=True), 1):
+        if needs[i]:
+            grads[i] = (weight.unsqueeze(-1) * by_mass).sum_to_size(shape).to(dtype)
+    return grads
 
 
 def value(costs: Tensor, a: Tensor, b: Tensor, options: SolveOptions, backend: str) -> Tensor:
@@ -167,7 +167,7 @@ def value(costs: Tensor, a: Tensor, b: Tensor, options: SolveOptions, backend: s
         return solve(costs, a, b, options, backend).value
     if torch.is_grad_enabled() and (costs.requires_grad or a.requires_grad or b.requires_grad):
         return _Value.apply(costs, a, b, options)[0]
-    return _solve_natively(costs, a, b, options).value
+    return _native().value(costs, a, b, options)[0]
 
 
 def solve(

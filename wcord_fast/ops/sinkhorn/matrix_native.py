@@ -6,84 +6,178 @@ and by the log-domain loop of the reference if they leave that range too.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 from .. import native_module
 from ..tensors import accumulation_dtype
 from . import matrix_reference
+from .autograd import refuse_overflow
 from .matrix_reference import MatrixResult, unwritten
 from .reference import CHECK_EVERY, SUM_TOLERANCE, SolveOptions
 
 
 def solve(costs: Tensor, a: Tensor, b: Tensor, options: SolveOptions) -> MatrixResult:
     """As `matrix_reference.solve`."""
-    problems, (n, m) = a.shape[0], costs.shape[-2:]
-    wide = costs.to(accumulation_dtype(costs.dtype)).contiguous()
-    a, b = a.contiguous(), b.contiguous()
-    solved = unwritten(costs, problems, options)
-    done = torch.empty(problems, dtype=torch.int32, device="cpu")
-    native = native_module.module()
-    record = native.OtMatrix(
-        dtype=native_module.dtype_code(wide.dtype),
-        problems=problems,
-        n=n,
-        m=m,
-        own=costs.shape[0] > 1,
-        costs=wide.data_ptr(),
-        a=a.data_ptr(),
-        b=b.data_ptr(),
-        solver=native.OT_SOLVERS[options.solver],
-        value=native.OT_VALUES[options.value],
-        eps=options.eps,
-        iters=options.iters,
-        tol=-1.0 if options.tol is None else options.tol,
-        check_every=CHECK_EVERY,
-        sum_tolerance=SUM_TOLERANCE,
-        reach_a=options.reach_a or 0.0,
-        reach_b=options.reach_b or 0.0,
+    costs, a, b = _ready(costs, accumulation_dtype(costs.dtype)), a.contiguous(), b.contiguous()
+    solved = unwritten(costs, a.shape[0], options)
+    done = torch.empty(a.shape[0], dtype=torch.int32, device="cpu")
+    left = _run(
+        costs,
+        a,
+        b,
+        options,
         out_value=solved.value.data_ptr(),
         out_alpha=solved.alpha.data_ptr(),
         out_beta=solved.beta.data_ptr(),
         out_scale=solved.scale.data_ptr(),
-        out_error=solved.marginal_error.data_ptr() if options.need_error else 0,
+        out_error=solved.marginal_error.data_ptr(),
         out_iterations=solved.iterations.data_ptr(),
         out_solved=done.data_ptr(),
         grad_a=solved.grad_a.data_ptr(),
         grad_b=solved.grad_b.data_ptr(),
-        **native_module.on_cpu(),
     )
-    if not native.cpu_ot_matrix(record):
-        matrix_reference.flag(wide, a, b, options.relaxed)
+    if left < 0:
+        matrix_reference.flag(costs, a, b, options.relaxed)
         raise ValueError(f"a, b: expected masses with sum 1 (to {SUM_TOLERANCE:g})")
-    if 0 in (left := done.tolist()):
-        rows = torch.tensor([g for g, solved_here in enumerate(left) if not solved_here], device="cpu")
-        rest = matrix_reference.solve(wide[rows] if costs.shape[0] > 1 else wide, a[rows], b[rows], options)
+    if left > 0:
+        rows = torch.nonzero(done == 0).flatten()
+        rest = matrix_reference.solve(costs[rows] if costs.shape[0] > 1 else costs, a[rows], b[rows], options)
         for whole, part in zip(solved, rest, strict=True):
             if whole.numel():
                 whole[rows] = part
     return solved
 
 
+def value(costs: Tensor, a: Tensor, b: Tensor, options: SolveOptions) -> tuple[Tensor, Tensor]:
+    """Values [G] of a solve without `tol`, and one tensor with what the gradients need: see `parts`.
+
+    costs [n, m] or [G, n, m], a [G or 1, n] and b [G or 1, m].
+    """
+    dtype = a.dtype
+    costs = _ready(costs, dtype)
+    problems = max(a.shape[0], b.shape[0], costs.shape[0] if costs.dim() == 3 else 1)
+    a, b = (_ready(t if t.shape[0] == problems else t.expand(problems, -1), dtype) for t in (a, b))
+    sizes = _sizes(problems, *costs.shape[-2:], options)
+    values, kept = a.new_empty(problems), a.new_empty(sum(sizes))
+    places, at = [], kept.data_ptr()
+    for size in sizes:
+        places.append(at if size else 0)
+        at += size * dtype.itemsize
+    alpha, beta, scale, grad_a, grad_b = places
+    left = _run(
+        costs,
+        a,
+        b,
+        options,
+        out_value=values.data_ptr(),
+        out_alpha=alpha,
+        out_beta=beta,
+        out_scale=scale,
+        grad_a=grad_a,
+        grad_b=grad_b,
+    )
+    if left:
+        solved = solve(costs if costs.dim() == 3 else costs.unsqueeze(0), a, b, options)
+        values = solved.value
+        refuse_overflow(values, {"C": costs}, options)
+        kept = torch.cat([t.flatten() for t in (*solved[1:4], solved.grad_a, solved.grad_b)])
+    return values, kept
+
+
+def parts(kept: Tensor, problems: int, n: int, m: int, options: SolveOptions) -> tuple[Tensor, ...]:
+    """alpha [G, n], beta [G, m], scale [G], grad_a [G, n] and grad_b [G, m] in the second result of `value`.
+
+    A gradient that was not asked for is empty.
+    """
+    flat = kept.split(_sizes(problems, n, m, options))
+    return *(t.view(problems, -1) for t in flat[:2]), flat[2], *(t.view(problems, -1) for t in flat[3:])
+
+
+@functools.lru_cache(maxsize=64)
+def _sizes(problems: int, n: int, m: int, options: SolveOptions) -> list[int]:
+    dual = options.value == "dual"
+    rows, columns = problems * n, problems * m
+    return [rows, columns, problems, rows if options.need_a and dual else 0, columns if options.need_b and dual else 0]
+
+
+def _run(costs: Tensor, a: Tensor, b: Tensor, options: SolveOptions, **results: int) -> int:
+    """The native call on tensors that are `_ready`; `results` are addresses, 0 for what is not wanted."""
+    native = native_module.module()
+    n, m = costs.shape[-2:]
+    record = native.OtMatrix(
+        dtype=native_module.dtype_code(costs.dtype),
+        problems=a.shape[0],
+        n=n,
+        m=m,
+        own=costs.dim() == 3 and costs.shape[0] > 1,
+        costs=costs.data_ptr(),
+        a=a.data_ptr(),
+        b=b.data_ptr(),
+        threads=native_module.threads(),
+        **_option_fields(options),
+        **results,
+    )
+    return native.cpu_ot_matrix(record)
+
+
+@functools.lru_cache(maxsize=64)
+def _option_fields(options: SolveOptions) -> dict[str, int | float]:
+    """The options as fields of the record. The caller only reads the result, which is remembered."""
+    native = native_module.module()
+    return {
+        "solver": native.OT_SOLVERS[options.solver],
+        "value": native.OT_VALUES[options.value],
+        "eps": options.eps,
+        "iters": options.iters,
+        "tol": -1.0 if options.tol is None else options.tol,
+        "check_every": CHECK_EVERY,
+        "sum_tolerance": SUM_TOLERANCE,
+        "reach_a": options.reach_a or 0.0,
+        "reach_b": options.reach_b or 0.0,
+    }
+
+
+def _ready(t: Tensor, dtype: torch.dtype) -> Tensor:
+    return t if t.dtype is dtype and t.is_contiguous() else t.to(dtype).contiguous()
+
+
 def gradient(costs: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor, weight: Tensor) -> Tensor:
     """As `matrix_reference.gradient`."""
-    wide = costs.to(alpha.dtype).contiguous()
-    alpha, beta, scale, weight = (t.contiguous() for t in (alpha, beta, scale, weight))
-    out = torch.empty_like(wide)
+    alpha, beta, scale = (t.contiguous() for t in (alpha, beta, scale))
+    return _gradient(costs, alpha.shape[0], alpha.data_ptr(), beta.data_ptr(), scale.data_ptr(), weight)
+
+
+def gradient_of_kept(costs: Tensor, kept: Tensor, weight: Tensor) -> Tensor:
+    """The gradient in costs [n, m] or [G, n, m], in the shape and dtype of these, of `value`'s results."""
+    problems, (n, m) = weight.shape[0], costs.shape[-2:]
+    alpha, size = kept.data_ptr(), kept.dtype.itemsize
+    beta = alpha + problems * n * size
+    grad = _gradient(costs, problems, alpha, beta, beta + problems * m * size, weight)
+    return grad if grad.dtype is costs.dtype else grad.to(costs.dtype)
+
+
+def _gradient(costs: Tensor, problems: int, alpha: int, beta: int, scale: int, weight: Tensor) -> Tensor:
+    """`gradient` from the addresses of the potentials, in the dtype of `weight`."""
+    costs, weight = _ready(costs, weight.dtype), weight.contiguous()
+    out = costs.new_empty(costs.shape)
+    n, m = costs.shape[-2:]
     native = native_module.module()
     record = native.OtMatrixGradient(
-        dtype=native_module.dtype_code(wide.dtype),
-        shared=costs.shape[0] < alpha.shape[0] or alpha.shape[0] == 1,
-        problems=alpha.shape[0],
-        n=costs.shape[1],
-        m=costs.shape[2],
-        costs=wide.data_ptr(),
-        alpha=alpha.data_ptr(),
-        beta=beta.data_ptr(),
-        scale=scale.data_ptr(),
+        dtype=native_module.dtype_code(costs.dtype),
+        shared=problems == 1 or costs.dim() == 2 or costs.shape[0] == 1,
+        problems=problems,
+        n=n,
+        m=m,
+        costs=costs.data_ptr(),
+        alpha=alpha,
+        beta=beta,
+        scale=scale,
         weight=weight.data_ptr(),
         out=out.data_ptr(),
-        **native_module.on_cpu(),
+        threads=native_module.threads(),
     )
     native.cpu_ot_matrix_gradient(record)
     return out
