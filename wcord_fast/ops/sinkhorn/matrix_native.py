@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import native_module
-from ..tensors import accumulation_dtype
+from ..tensors import accumulation_dtype, contiguous
 from . import matrix_reference
 from .autograd import refuse_overflow
 from .matrix_reference import MatrixResult, unwritten
@@ -20,8 +20,8 @@ from .reference import CHECK_EVERY, SUM_TOLERANCE, SolveOptions
 
 
 def solve(costs: Tensor, a: Tensor, b: Tensor, options: SolveOptions) -> MatrixResult:
-    """As `matrix_reference.solve`."""
-    costs, a, b = _ready(costs, accumulation_dtype(costs.dtype)), a.contiguous(), b.contiguous()
+    """`matrix_reference.solve` in native code."""
+    costs, a, b = contiguous(costs, accumulation_dtype(costs.dtype)), a.contiguous(), b.contiguous()
     solved = unwritten(costs, a.shape[0], options)
     done = torch.empty(a.shape[0], dtype=torch.int32, device="cpu")
     left = _run(
@@ -57,9 +57,9 @@ def value(costs: Tensor, a: Tensor, b: Tensor, options: SolveOptions) -> tuple[T
     costs [n, m] or [G, n, m], a [G or 1, n] and b [G or 1, m].
     """
     dtype = a.dtype
-    costs = _ready(costs, dtype)
+    costs = contiguous(costs, dtype)
     problems = max(a.shape[0], b.shape[0], costs.shape[0] if costs.dim() == 3 else 1)
-    a, b = (_ready(t if t.shape[0] == problems else t.expand(problems, -1), dtype) for t in (a, b))
+    a, b = (contiguous(t if t.shape[0] == problems else t.expand(problems, -1), dtype) for t in (a, b))
     sizes = _sizes(problems, *costs.shape[-2:], options)
     values, kept = a.new_empty(problems), a.new_empty(sum(sizes))
     places, at = [], kept.data_ptr()
@@ -90,7 +90,7 @@ def value(costs: Tensor, a: Tensor, b: Tensor, options: SolveOptions) -> tuple[T
 def parts(kept: Tensor, problems: int, n: int, m: int, options: SolveOptions) -> tuple[Tensor, ...]:
     """alpha [G, n], beta [G, m], scale [G], grad_a [G, n] and grad_b [G, m] in the second result of `value`.
 
-    A gradient that was not asked for is empty.
+    A gradient that is not needed is empty.
     """
     flat = kept.split(_sizes(problems, n, m, options))
     return *(t.view(problems, -1) for t in flat[:2]), flat[2], *(t.view(problems, -1) for t in flat[3:])
@@ -104,7 +104,7 @@ def _sizes(problems: int, n: int, m: int, options: SolveOptions) -> list[int]:
 
 
 def _run(costs: Tensor, a: Tensor, b: Tensor, options: SolveOptions, **results: int) -> int:
-    """The native call on tensors that are `_ready`; `results` are addresses, 0 for what is not wanted."""
+    """The native call on contiguous tensors. `results` are addresses, 0 for a result that is not needed."""
     native = native_module.module()
     n, m = costs.shape[-2:]
     record = native.OtMatrix(
@@ -140,12 +140,8 @@ def _option_fields(options: SolveOptions) -> dict[str, int | float]:
     }
 
 
-def _ready(t: Tensor, dtype: torch.dtype) -> Tensor:
-    return t if t.dtype is dtype and t.is_contiguous() else t.to(dtype).contiguous()
-
-
 def gradient(costs: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor, weight: Tensor) -> Tensor:
-    """As `matrix_reference.gradient`."""
+    """`matrix_reference.gradient` in native code."""
     alpha, beta, scale = (t.contiguous() for t in (alpha, beta, scale))
     return _gradient(costs, alpha.shape[0], alpha.data_ptr(), beta.data_ptr(), scale.data_ptr(), weight)
 
@@ -161,7 +157,7 @@ def gradient_of_kept(costs: Tensor, kept: Tensor, weight: Tensor) -> Tensor:
 
 def _gradient(costs: Tensor, problems: int, alpha: int, beta: int, scale: int, weight: Tensor) -> Tensor:
     """`gradient` from the addresses of the potentials, in the dtype of `weight`."""
-    costs, weight = _ready(costs, weight.dtype), weight.contiguous()
+    costs, weight = contiguous(costs, weight.dtype), weight.contiguous()
     out = costs.new_empty(costs.shape)
     n, m = costs.shape[-2:]
     native = native_module.module()
