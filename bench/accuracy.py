@@ -50,8 +50,8 @@ def collapse(features: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def measures(folder: Path, student: str, dataset, images: int = 2048) -> dict[str, Any]:
-    """What the finished run in `folder` says: accuracies, collapse measures, and gradient shares and the plan's mass on
-    the pairs of the last epoch and of each (`per_epoch`)."""
+    """Measures of the finished run in `folder`: accuracies, collapse measures, and gradient shares and the plan's mass
+    on the pairs of the last epoch and of each (`per_epoch`)."""
     state = checkpoint.load(folder / "checkpoint.pt")
     network = create_network(student, dataset, torch.device("cpu"))
     network.load_state_dict(state["student"])

@@ -71,4 +71,4 @@ def _all() -> Variants:
 
 VARIANTS: Variants = _all()
 TUNED = "WCoRD only, weight 10"  # the driver's preset "tuned" where the widths are equal
-PUBLISHED = [*list(VARIANTS)[:11], "WCoRD+KD"]  # what the paper and its critics' forms say
+PUBLISHED = [*list(VARIANTS)[:11], "WCoRD+KD"]  # the paper's, and the forms of its critics

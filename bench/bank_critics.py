@@ -79,7 +79,7 @@ class OurCritic:
 
 
 def contest(shape: tuple[int, int, int], dim: int = 128) -> Contest:
-    """The forms at (B, K, N); they share the banks, which nobody writes."""
+    """The forms at (B, K, N). They share the banks, which no form writes."""
     case = Case(*shape, dim)
     few = min(CHECKED, case.batch)
     answers = {critic: Plain(case, critic, few, torch.float64).step() for critic in CRITICS}

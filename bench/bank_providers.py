@@ -1,6 +1,6 @@
 """One CRD step on two banks, several ways: both directions, loss, gradients of both anchors, update of both banks.
 
-Every provider has the same interface and its own copy of the banks. `rows` [B, K] are the negatives; the baselines get
+All providers have one interface and a copy of the banks each. `rows` [B, K] are the negatives; the baselines get
 them for nothing, ours draws them itself.
 """
 
@@ -176,7 +176,7 @@ class Ours(Form):
 
 
 class CriticAlone:
-    """A form whose step leaves the banks alone."""
+    """A form whose step does not change the banks."""
 
     def __init__(self, form: Form):
         self.step = form.critic

@@ -1,7 +1,7 @@
 """The baselines' losses as RepDistiller's criteria compute them and as this library does: a step's value and gradients.
 
-Every provider has the same interface. The naive forms follow the public code operation by operation; the float64
-answer is the naive form too, for nst image by image, which is the same mean without its memory.
+All providers have one interface. The naive forms follow the public code operation by operation. The float64 answer is
+the naive form too; for nst it goes image by image, which gives an equal mean in less memory.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Naive:
         self.case = case
 
     def step(self) -> tuple[Tensor, list[Tensor]]:
-        """The unweighted value, and its gradients for the student's features and what the method trains."""
+        """The unweighted value, and its gradients in the student's features and the method's parameters."""
         return differentiate(NAIVE[self.case.name], self.case.s, self.case.t, self.case.method)
 
 
@@ -132,7 +132,7 @@ class Ours:
 
 
 def differentiate(value, s: list[Tensor], t: list[Tensor], method: torch.nn.Module) -> tuple[Tensor, list[Tensor]]:
-    """`value`(s, t, method) and its gradients for those of the student's features and the parameters that it uses."""
+    """`value`(s, t, method) and its gradients in the student's features and parameters that it uses."""
     s = [f.detach().requires_grad_() for f in s]
     result = value(s, t, method)
     grads = torch.autograd.grad(result, [*s, *method.parameters()], allow_unused=True)

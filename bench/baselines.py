@@ -18,7 +18,7 @@ from bench.options import keep, parsed, parser
 STUDENT, TEACHER = "resnet8x4", "resnet32x4"
 
 FACTOR = {"value": 2, "grad": 3}  # how far above the public form's error ours may be
-TINY = {"value": 1e-5, "grad": 1e-4}  # and what both may have
+TINY = {"value": 1e-5, "grad": 1e-4}  # and the errors that both may have
 CANCELS = {"pkt": 10}  # its terms have both signs and in all some 40 times the value, and so has their rounding
 QUICK = 4
 SANE = 1e-2  # the public form itself

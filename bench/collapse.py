@@ -22,7 +22,7 @@ from bench.results_file import append
 from wcord_fast import WCoRDLoss, data, models
 
 BATCH = 64
-LIMITS = {"mean_norm": 0.6, "effective_rank": 8.0, "gap": 0.3}  # what "has not collapsed" means here
+LIMITS = {"mean_norm": 0.6, "effective_rank": 8.0, "gap": 0.3}  # limits for "has not collapsed"
 
 
 def effective_rank(e: torch.Tensor) -> float:

@@ -14,7 +14,7 @@ Errors = dict[str, float]
 
 
 class Form(Protocol):
-    """One way to compute it, with its own copy of whatever a step changes."""
+    """One way to compute it, with its own copy of all that a step changes."""
 
     def step(self) -> Any: ...
 
@@ -28,7 +28,7 @@ class Contest:
     errors: Callable[[Any], Errors]  # of a form that was just made; takes a step
     right: Callable[[dict[str, Errors]], dict[str, bool]]
     theirs: tuple[str, ...] = (*BASES, "compile")  # forms that may be wrong or fail without a bad exit
-    floor: Callable[[], float] | None = None  # milliseconds; asked before and after the forms are timed
+    floor: Callable[[], float] | None = None  # milliseconds; measured before and after the forms are timed
     notes: Row = field(default_factory=dict)
 
     def title(self) -> str:
@@ -47,7 +47,7 @@ def measure(contest: Contest, repeats: int, clock: str = "wall") -> list[Row]:
             form = make()
             error[name] = contest.errors(form)
             forms[name] = form
-        except Exception as e:  # a compiler that is not there must not take the others' numbers away
+        except Exception as e:  # a missing compiler must not lose the other forms' numbers
             failed[name] = f"{type(e).__name__}: {e}".split("\n")[0][:300]
     right = contest.right(error)
     memory = {name: peak_megabytes(form.step) for name, form in forms.items()}

@@ -1,4 +1,4 @@
-"""Which kernels `python -m bench counts` counts, and what their unit of work is.
+"""The kernels that `python -m bench counts` counts, and their units of work.
 
 A kernel's loop is found by what stands in it (`through`), so an entry follows the code through changes that keep what
 it does. Numbers of draws are means over the pools of the shape (64, 16384, 50,000) with 100 classes.
@@ -27,10 +27,10 @@ class Kernel:
     """A kernel, the loop in it that does the work, and a case to which the count is extrapolated."""
 
     name: str
-    unit: str  # what the count is per
+    unit: str  # the unit of work of the count
     source: str  # a file of csrc/cuda
     symbol: str  # a pattern of the mangled name
-    through: Mapping[str, float]  # what a round of the loop has (machine_code.cheapest_round)
+    through: Mapping[str, float]  # contents of a round of the loop (machine_code.cheapest_round)
     units: float  # that a warp does in one round
     threads: int  # in a block
     dynamic_shared: int  # bytes of a block

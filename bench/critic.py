@@ -22,7 +22,7 @@ QUICK = (64, 4096, 20_000)
 
 
 def contest(shape: tuple[int, int, int], dim: int = 128) -> Contest:
-    """The forms at (B, K, N); they share the banks, which nobody writes."""
+    """The forms at (B, K, N). They share the banks, which no form writes."""
     case = Case(*shape, dim)
     expected = case.answers(min(CHECKED, case.batch))
     theirs: dict[str, Callable[[], Form]] = {

@@ -1,4 +1,4 @@
-"""What is timed on a GPU: kernels alone, CRD steps from anchors, steps of whole modules, transport; ours and theirs."""
+"""Forms that are timed on a GPU: kernels, CRD steps from anchors, steps of modules, transport; ours and others'."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from wcord_fast import CRDLoss, NegativeSampler, WCoRDLoss, use_backend
 from wcord_fast import functional as F
 from wcord_fast.ops.bank import directions, membership
 
-LARGEST = 1 << 33  # bytes of [B, K, D] above which what materialises it is left out
+LARGEST = 1 << 33  # bytes of [B, K, D] above which forms that materialise it are left out
 LIMITS = {"fp32": {"loss": 1e-6, "grad": 1e-5}, "bf16": {"loss": 1e-4, "grad": 1e-2}}  # of ours, relative
 MODULE_LIMITS = {"naive": 1e-3, "plain": 1e-4, "fp32": 1e-5, "bf16": 1e-4}
 S_DIM, T_DIM = 64, 256
@@ -37,7 +37,7 @@ class Timed:
     """One timed call and its result row.
 
     Attributes:
-        row: what its row says of it.
+        row: the entries of its row.
         make: makes the call; memory is taken only then.
         check: of the call that was made, {"error": ..., "right": ...}.
         work: at the least.
@@ -250,7 +250,7 @@ def _exact_crd(step: ModuleStep) -> float:
 
 
 def transport(solver: str, eps: float, n: int, dim: int, device: torch.device) -> Iterator[Timed]:
-    """Value and both gradients of a transport problem, cosine cost: ours and the others."""
+    """Value and both gradients of a transport problem, cosine cost: our form and other forms."""
     case = TransportCase(n, dim, solver, eps, ITERS)
     g = torch.Generator().manual_seed(0)
     x, y = (torch.randn(n, dim, generator=g).to(device) for _ in range(2))

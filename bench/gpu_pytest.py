@@ -1,4 +1,4 @@
-"""GPU tests whose outcomes are written one by one; a plug-in of pytest, and the command that runs pytest with it.
+"""A plug-in of pytest that writes the outcome of each GPU test at once, and the command that runs pytest with it.
 
     python -m bench.gpu_pytest --out FOLDER -- tests/test_gpu_bank.py -k "nce"
 
@@ -56,7 +56,7 @@ class Recorder:
 
     def _hung(self, test: str) -> None:
         faulthandler.dump_traceback(sys.__stderr__, all_threads=True)
-        if not self.is_worker:  # pytest-xdist reports a worker that is gone by itself
+        if not self.is_worker:  # pytest-xdist itself reports a worker that has died
             self._add(test, "hung", self.seconds, f"ran for more than {self.seconds:g} s")
         os._exit(HUNG)
 
@@ -93,7 +93,7 @@ def _reason(report: pytest.TestReport) -> str:
 
 
 def pytest_collection_finish() -> None:
-    """The reference on the CPU takes every core: conftest.py has asked for one, for the sake of many workers."""
+    """Let the reference on the CPU use every core. conftest.py sets one thread, for many workers."""
     torch.set_num_threads(os.cpu_count() or 1)
 
 

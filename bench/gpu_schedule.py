@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from bench.contest import BASES
 from bench.results_file import append
 
-MISSING = 3  # exit status of an item whose tool or data is not there
+MISSING = 3  # exit status of an item whose tool or data is missing
 STOPPED = 124  # exit status of an item that was stopped at its limit
 LEAST = 0.5  # least seconds with which an item is begun
 Row = dict[str, Any]
@@ -61,7 +61,7 @@ class Rows:
         return row
 
     def close(self) -> int:
-        """The exit status, and a last line that says why."""
+        """The exit status, and a last line with the reason."""
         if self.number == 0:
             print("no row was made", flush=True)
         elif self.bad:
@@ -77,7 +77,7 @@ def fails(row: Row) -> bool:
 
 
 class Running:
-    """An item's process, whose output goes to the terminal and to the log as it comes."""
+    """An item's process. Its output goes to the terminal and the log at once."""
 
     def __init__(self, item: Item, log: TextIO):
         self.item, self.last_line, self.began = item, "no output", time.monotonic()

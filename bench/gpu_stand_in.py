@@ -1,4 +1,4 @@
-"""In place of compute-sanitizer or ncu in a dry run: reads their options, runs the program, and says what it is."""
+"""The stand-in for compute-sanitizer or ncu in a dry run: reads their options and runs the program."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-# A launch as ncu prints it, so that what reads it is tried.
+# A launch in ncu's format, for the code that reads it.
 _CSV = (
     '"ID","Kernel Name","Block Size","Grid Size","Metric Name","Metric Unit","Metric Value"\n'
     '"0","stand_in","(1, 1, 1)","(1, 1, 1)","gpu__time_duration.sum","ns","0"\n'

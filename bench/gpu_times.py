@@ -27,7 +27,7 @@ from bench.results_file import device_name
 from wcord_fast.ops import status
 
 SUBJECTS = ("kernels", "steps", "modules", "transport")
-SLOW = 1024  # rows of a transport problem above which the others are timed eagerly only
+SLOW = 1024  # rows of a transport problem above which other forms are timed eagerly only
 DIM, TINY_DIM = 128, 16
 
 

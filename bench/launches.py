@@ -55,7 +55,7 @@ def rows() -> Iterator[dict[str, Any]]:
             k: dict[str, Any] = {"nce_k" if kind is CRDLoss else "num_negatives": K}
             loss = kind(S_DIM, T_DIM, NUM_DATA, labels=labels, seed=1, plan=plan, **k)
             with played() as launches, converting():
-                loss._apply(lambda t: t.to("cuda"))  # `loss.to` would parse the name by itself
+                loss._apply(lambda t: t.to("cuda"))  # `loss.to` would parse the name itself
                 loss.contrast.log_z.zero_()  # set: kernels that did not run have estimated nothing
                 _step(loss)
                 yield {"case": kind.__name__, "plan": plan, **count(partial(_step, loss), launches)}

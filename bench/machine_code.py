@@ -37,7 +37,7 @@ _RESOURCES = re.compile(r"Function (\w+):\s*\n?.*?REG:(\d+) STACK:(\d+) SHARED:(
 
 @dataclass
 class Block:
-    """A run of instructions, each as "file instruction", that starts at a label or behind a branch."""
+    """A run of instructions, each as "file instruction", that starts at a label or after a branch."""
 
     instructions: list[str] = field(default_factory=list)
     following: list[int] = field(default_factory=list)  # numbers of the blocks that may come next

@@ -46,7 +46,7 @@ def peak_megabytes(call: Callable[[], object]) -> float:
     """The rise of resident memory during a call, in MiB (Linux; NaN elsewhere)."""
     try:
         gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)  # freed memory that the C library keeps would hide what the call takes
+        ctypes.CDLL(None).malloc_trim(0)  # freed memory that the C library keeps would hide the call's memory
         Path("/proc/self/clear_refs").write_text("5")
         before = _status_kilobytes("VmRSS")
     except (OSError, AttributeError):

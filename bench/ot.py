@@ -121,7 +121,7 @@ def interleaved(calls: dict[tuple[str, str], Any], options: argparse.Namespace) 
         if not early and not any(name == OURS for name, _ in active):
             break
         for key in active:
-            calls[key]()  # as in a training loop: what the provider before has evicted, or the system taken, is back
+            calls[key]()  # as in a training loop: brings back what the previous provider evicted from the caches
             took = block_seconds(calls[key], inner[key], clock)
             times[key].append(took * 1e3 / inner[key])
             spent[key] += took
@@ -217,7 +217,7 @@ def main(argv: list[str]) -> int:
         if options.cases and f"{solver}:{eps:g}" not in options.cases:
             continue
         for n in options.sizes:
-            torch.compiler.reset()  # what was compiled for another case counts against a limit
+            torch.compiler.reset()  # code of other cases counts against a limit
             case = Case(n, options.dim, solver, eps, options.iters)
             rows = run_case(case, options)
             show(rows)

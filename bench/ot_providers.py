@@ -34,7 +34,7 @@ class Case:
 
 @dataclass
 class Calls:
-    """The two calls of a provider, and what its numbers are to be compared with."""
+    """The two calls of a provider, and the numbers to compare its results with."""
 
     forward: Callable[[], Any]
     gradient: Callable[[], tuple[Any, Any, Any]]
@@ -86,7 +86,7 @@ def streaming(case: Case, x: Tensor, y: Tensor) -> Calls:
 
 
 def op_alone(case: Case, x: Tensor, y: Tensor) -> Calls:
-    """Ours without autograd: the op that returns the value and, if asked, the gradients."""
+    """Ours without autograd: the op that returns the value and, if needed, the gradients."""
 
     def solve(gradient: bool):
         options = ("cosine", case.solver, case.eps, case.iters, None, "cost")

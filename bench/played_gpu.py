@@ -48,7 +48,7 @@ class Played(Tensor):
 
 
 class Play(TorchFunctionMode):
-    """Tensors made on, or moved to, "cuda" are `Played`, and so is what is made from them."""
+    """Tensors made on, or moved to, "cuda" are `Played`, and so are tensors made from them."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -165,7 +165,7 @@ class PlayedModule:
 
 @contextmanager
 def played() -> Iterator[Launches]:
-    """Inside, tensors on "cuda" can be made and every backend for them can run; yields what would be launched."""
+    """Inside, tensors on "cuda" can be made, and every backend for them can run. Yields the launches."""
     launches = Launches()
     module = PlayedModule(launches.own)
     cannot_run, unavailable_reason = dispatch.cannot_run, native_module.unavailable_reason

@@ -10,7 +10,7 @@ SHOWN = "sm_90"  # the target whose bound and occupancy the table shows
 
 
 def counts_table(rows: list[Row]) -> str:
-    """A line for each kernel: instructions per unit on every target, and what follows on one of them."""
+    """A line for each kernel: instructions per unit on every target, and the bound and occupancy on one of them."""
     newest: dict[tuple[str, str], Row] = {(r["kernel"], r["target"]): r for r in latest(rows).values()}
     lines = []
     for kernel in dict.fromkeys(r["kernel"] for r in rows):

@@ -59,7 +59,7 @@ def bank_table(rows: list[Row]) -> str:
 
 
 def solves(row: Row) -> bool:
-    """Whether a provider's value is that of the problem: scalings by exp(-C / eps) overflow at small eps."""
+    """Whether a provider's value is right: scalings by exp(-C / eps) overflow at small eps."""
     return row["value_error"] < 0.01  # not NaN
 
 

@@ -18,7 +18,7 @@ RESULTS = Path(__file__).parent / "results"
 
 @functools.cache
 def commit() -> str:
-    """The commit, with a mark for a changed tree; where there is no repository, what BENCH_COMMIT says."""
+    """The commit, with a mark for a changed tree. Without a repository, the value of BENCH_COMMIT."""
 
     def git(*args: str) -> str:
         try:

@@ -1,4 +1,4 @@
-"""MkDocs hook: files of the repository that stand outside docs/ are pages and pictures of the site, at their own paths.
+"""MkDocs hook: files of the repository outside docs/ are pages and pictures of the site, at their own paths.
 
 A link that leads to such a file from a page of docs/ starts with "../", as GitHub wants it; here docs/ is the root.
 An inner product <x, y> in prose is text, on GitHub and here, though Python-Markdown would take it for a tag.

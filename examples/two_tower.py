@@ -78,7 +78,7 @@ def main() -> None:
     towers = Towers((first.shape[1], second.shape[1]), (first.shape[2], first.shape[3]))
     model = DistributedDataParallel(towers) if many else towers
     optimizer = torch.optim.AdamW(towers.parameters(), lr=2e-3)
-    draws = torch.Generator().manual_seed(options.seed)  # the same on all processes
+    draws = torch.Generator().manual_seed(options.seed)  # equal on all processes
     for epoch in range(options.epochs):
         order = torch.randperm(len(first), generator=draws)
         for batch in order.split(options.batch_size):

@@ -39,7 +39,7 @@ class Problem:
         }
 
     def results(self, module, plan: str) -> dict[str, tuple[Tensor, ...]]:
-        """The results of `module`, another backend, for the same case."""
+        """The results of `module`, another backend, for this case."""
         a, b = self.anchors, self.banks
         return {
             "nce": module.bank_nce(a, b, self.index, self.log_z, self.spec, TAU, True, plan, "native"),

@@ -1,4 +1,4 @@
-"""`wcord-fast distill` on several processes with an accident (see faulty_rank.py), and what is left of it."""
+"""`wcord-fast distill` on several processes with an accident (see faulty_rank.py), and the files that remain."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from wcord_fast import functional as F
 
 
 def features(seed, *shape, dtype=torch.float64):
-    """Gaussian features of any shape; those of two dtypes differ by rounding only."""
+    """Gaussian features of any shape. Features of two dtypes differ by rounding only."""
     return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape)).to(dtype)
 
 

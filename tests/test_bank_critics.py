@@ -21,7 +21,7 @@ BACKENDS = [
     pytest.param("native", marks=pytest.mark.skipif(dispatch.cannot_run("native", "cpu") is not None, reason="none")),
 ]
 WHOLE_POOLS = {"all": {"k": "all", "labels": LABELS}, "expected": {"k": 20, "labels": LABELS, "expected": True}}
-WEIGHT = torch.arange(1.0, B + 1, dtype=torch.float64)  # a gradient per anchor that tells anchors apart
+WEIGHT = torch.arange(1.0, B + 1, dtype=torch.float64)  # a different gradient for each anchor
 
 
 def scalars():

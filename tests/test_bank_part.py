@@ -1,4 +1,4 @@
-"""Parts of a bank: what they contribute adds up to the whole, for every sampler, plan and backend."""
+"""Parts of a bank: their partials add up to the whole, for every sampler, plan and backend."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def assert_close(actual, wanted, cuts):
     for name in ("nce", "log_z", "sigmoid", "infonce"):
         for ours, theirs in zip(actual[name], wanted[name], strict=True):
             assert relative_error(ours, theirs) < LIMIT, (name, cuts)
-    for ours, theirs in zip(actual["mean"], wanted["mean"], strict=True):  # itself near zero: in units of a score
+    for ours, theirs in zip(actual["mean"], wanted["mean"], strict=True):  # near zero: in units of a score
         assert float((ours - theirs).abs().max()) < LIMIT, cuts
 
 

@@ -1,4 +1,4 @@
-"""Which plan and backend `auto` takes: the cost model, explicit choices, and that `explain` says what runs."""
+"""The plan and backend of `auto`: the cost model, explicit choices, and that `explain` names them."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[s
 
 
 def compiled(capability: int, cases: list[dict], cache: Path) -> list[str]:
-    """What spills of the kernels of tests/triton_compile.py; each must fit in the shared memory of a block."""
+    """The spilling kernels of tests/triton_compile.py. Each must fit in the shared memory of a block."""
     command = ["-m", "tests.triton_compile", json.dumps([{"capability": capability} | case for case in cases])]
     done = run(command, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(cache))
     assert done.returncode == 0, done.stderr

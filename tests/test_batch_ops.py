@@ -1,4 +1,4 @@
-"""The contrast ops as registered ops: opcheck, torch.compile, autocast, dtypes, strides; and what they refuse."""
+"""The contrast ops as registered ops: opcheck, torch.compile, autocast, dtypes, strides; and refused inputs."""
 
 from __future__ import annotations
 

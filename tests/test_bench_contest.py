@@ -1,4 +1,4 @@
-"""bench's harness: what fails or is wrong gets no ratio, --quick writes nothing, the top command says who failed."""
+"""The harness of bench: a failed or wrong form gets no ratio, --quick writes nothing, failures are named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benches' gates: what is not right against float64, or not eager's loss, gets no ratio and a bad exit."""
+"""The gates of the benches: a form that is wrong against float64, or not eager's loss, gets no ratio and a bad exit."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""`python -m bench recipe`: its commands are accepted, its costs are right, and what is done is counted."""
+"""`python -m bench recipe`: its commands are accepted, its costs are right, and finished runs are counted."""
 
 import json
 

@@ -29,7 +29,7 @@ def test_a_new_row_replaces_the_old_one(tmp_path):
     after = report_tables.bank_table(report.read("bank", tmp_path))
     assert "**1.23** (gather)" in after and "**1.23** (gather)" not in before
     narrow_first = [row | {"simd": "portable", "threads": 2}, *report.read("bank", tmp_path)]
-    assert report_tables.bank_table(narrow_first) == after  # of the widest set only, and told so
+    assert report_tables.bank_table(narrow_first) == after  # of the widest set only, with a note
 
 
 def test_plan_table_equals_its_formula():

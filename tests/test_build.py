@@ -1,4 +1,4 @@
-"""Installing without a compiler, without nvcc, without pybind11: the install succeeds, or says exactly why not."""
+"""Installing without a compiler, nvcc or pybind11: the install succeeds, or its error names the reason."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def python(code: str, *args: str, cwd: Path, **env: str) -> subprocess.Completed
 
 
 def build(source: Path, out: Path, *, hide: str = "", **env: str) -> tuple[int, dict, str]:
-    """(exit status, build record, what it printed) of a build into `out`, with the modules `hide` not to be found."""
+    """(exit status, build record, output) of a build into `out` that cannot import the modules `hide`."""
     folders = ("--build-lib", str(out), "--build-temp", str(out / "temp"))
     done = python(RUN_SETUP, hide, "-q", "build_ext", *folders, cwd=source, **env)
     record = out / "wcord_fast" / "_build_info.json"
@@ -162,7 +162,7 @@ def test_missing_build_tools_are_named(source, tmp_path):
 @needs_ninja
 @pytest.mark.slow
 def test_build_without_nvcc_records_the_reason(source, tmp_path, monkeypatch):
-    """C++ only: asked for, nvcc missing, nvcc broken; pybind11 from torch; incremental; nothing stale left behind."""
+    """C++ only, if requested or if nvcc is missing or broken; pybind11 from torch; incremental; nothing stale."""
     out, none = tmp_path / "out", str(tmp_path / "none")
     # Ninja as a binary on PATH only; one and the same throughout, since each version distrusts another's log.
     monkeypatch.setenv("PATH", os.path.dirname(sys.executable), prepend=os.pathsep)
@@ -212,7 +212,7 @@ def script(path: Path, text: str) -> str:
 @pytest.mark.parametrize(
     ("variable", "archs"),
     [
-        ("", ["80", "90", "100"]),  # of the default, what this nvcc knows
+        ("", ["80", "90", "100"]),  # the architectures of the default that this nvcc knows
         ("90", ["90"]),
         ("10.0, 8.6 86", ["86", "100"]),
         ("native", ["86", "90"]),

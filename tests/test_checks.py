@@ -1,4 +1,4 @@
-"""The checks of options: what stands for a number, and messages that name the argument."""
+"""The checks of options: values that count as a number, and messages that name the argument."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def test_eval_scores_and_changes_nothing():
     after = module.state_dict()
     assert all(torch.equal(before[k].nan_to_num(-7), after[k].nan_to_num(-7)) for k in before)
     assert torch.isfinite(a) and torch.isnan(module.contrast.log_z).all()
-    assert torch.equal(a, module.train()(f_s, f_t, idx))  # the first training batch uses the same estimate
+    assert torch.equal(a, module.train()(f_s, f_t, idx))  # the first training batch uses this estimate
 
 
 def test_ema_z_moves_after_scoring():

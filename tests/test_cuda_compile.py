@@ -1,4 +1,4 @@
-"""What ptxas says of every kernel for sm_80 and sm_90: no stack, no spills, registers and shared memory in budget."""
+"""The report of ptxas on every kernel for sm_80 and sm_90: no stack, no spills, all within budget."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from .cuda_on_cpu import build
 
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
-BUDGETED = "13.0"  # the release of nvcc that the budgets below are for; what another one makes is reported
+BUDGETED = "13.0"  # the release of nvcc that the budgets below are for; other releases are reported
 MAX_REGISTERS = 48  # 5 blocks of 256 threads on an SM of 64 K registers
 LARGER = {
     # Rows in flight and both directions' gradients live in registers: 2 blocks of 256 threads, 1 for D = 256.

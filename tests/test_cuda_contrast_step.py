@@ -29,7 +29,7 @@ def library(tmp_path_factory):
 
 @pytest.fixture
 def on_device(library, monkeypatch):
-    """Steps go the way of a CUDA device; scores stay those of the CPU."""
+    """Steps take the path of a CUDA device, with the scores of the CPU."""
     with emulated(library):
         monkeypatch.setattr(native_step, "_host_step", native_step._device_step)
         reason = native_module.unavailable_reason
@@ -46,7 +46,7 @@ def batch(seed=0, dtype=torch.float32):
 
 
 def step(loss, f_s, f_t, idx):
-    """Loss and the gradient of everything that has one."""
+    """The loss, and the gradient of every input and parameter that has one."""
     leaves = [f_s.clone().requires_grad_(), f_t.clone().requires_grad_()]
     loss.zero_grad(set_to_none=True)
     value = loss(*leaves, idx)

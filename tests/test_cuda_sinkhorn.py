@@ -42,7 +42,7 @@ def kernels(library):
 
 @pytest.fixture(params=["resident", "cooperative"])
 def regime(request, kernels, monkeypatch):
-    """Every problem goes to this kernel; a cooperative grid has up to four blocks, the last one not full."""
+    """Sends every problem to this kernel. A cooperative grid has up to four blocks, of which the last is not full."""
     if request.param == "cooperative":
         monkeypatch.setattr(native_cuda, "plan", lambda device, n, m, *_: strips(n, 4))
     return request.param

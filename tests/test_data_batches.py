@@ -61,7 +61,7 @@ def test_batch_has_images_labels_and_index():
 
 
 def test_loader_keeps_no_reference_to_a_batch():
-    """Neither the epoch nor the generator: what the caller lets go of is gone, also while it works with the next."""
+    """Neither epoch nor generator keeps a batch that the caller has dropped, even while it uses the next."""
     for batches in (data.TrainBatches(small(), 5, seed=0).epoch(0), iter(data.TestBatches(small(), 2))):
         seen = []
         for batch in batches:

@@ -151,7 +151,7 @@ def test_archive_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="unpacks to more than 1 MB"):
         data.load("cifar100", data_dir=bomb)
     claims = tarfile.TarInfo("cifar-100-python/train")
-    claims.size = 2**40  # of which nothing follows
+    claims.size = 2**40  # of which no byte follows
     (tmp_path / "b.tar.gz").write_bytes(gzip.compress(claims.tobuf() + bytes(512)))
     with pytest.raises(ValueError, match=r"b\.tar\.gz: not a readable archive"):
         data.load("cifar100", data_dir=tmp_path / "b.tar.gz")

@@ -226,7 +226,7 @@ def test_malicious_pickles_run_nothing(tmp_path, call, protocol):
 
 
 class Buffers:
-    """What a protocol-5 array is made of, with other arguments."""
+    """The parts of a protocol-5 array, with other arguments."""
 
     def __init__(self, *args):
         self.args = args

@@ -1,4 +1,4 @@
-"""Image files as pixels: depth, transparency, orientation; what is refused; which files are images."""
+"""Image files as pixels: depth, transparency, orientation; refused files; which files are images."""
 
 import os
 
@@ -80,7 +80,7 @@ def test_both_loaders_read_and_refuse_deep_images_equally(tmp_path, loader):
 
 
 def test_transparency_is_ignored(tmp_path, recwarn):
-    """A pixel has the colour that is stored for it, whatever its alpha; Pillow's warnings are not passed on."""
+    """A pixel has its stored colour, whatever its alpha. Pillow's warnings are suppressed."""
     rng = np.random.default_rng(0)
     colour = rng.integers(0, 256, (8, 9, 4), dtype=np.uint8)
     path = saved(tmp_path, Image.fromarray(colour), "rgba.png")
@@ -105,7 +105,7 @@ def test_cmyk_one_bit_and_sixteen_bit_colour(tmp_path):
     assert pixels(tmp_path / "deep.ppm").tolist() == [[[0, 255, 128], [0, 0, 0]]]
 
 
-UPRIGHT = {  # what EXIF's orientations ask for
+UPRIGHT = {  # the transform of each EXIF orientation
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -159,7 +159,7 @@ def test_suffixes_equal_those_that_pillow_decodes():
     assert (".avif" in suffixes) == (".avif" in known) and (".heic" in suffixes) == (".heic" in known)
     assert (
         not {".mpg", ".eps", ".pdf", ".h5", ".grib", ".txt", ".db", ""} & suffixes
-    )  # films, data, and what is only saved
+    )  # films, data, and formats that can only be written
 
 
 @pytest.mark.parametrize("suffix", [".webp", ".jfif", ".avif"])

@@ -42,7 +42,7 @@ def test_sizes():
     assert torch.equal(small.train_labels, digits.train_labels)
     pooled = torch.nn.functional.avg_pool2d(digits.train_images.float(), 2)
     both = torch.stack([pooled.flatten(), small.train_images.flatten().float()])
-    assert torch.corrcoef(both)[0, 1] > 0.95  # the same pictures, enlarged
+    assert torch.corrcoef(both)[0, 1] > 0.95  # these pictures, enlarged
     with pytest.raises(ValueError, match="image_size"):
         data.load("digits", image_size=7)
 

@@ -1,4 +1,4 @@
-"""Image folders: both layouts, what is ignored, what is refused."""
+"""Image folders: both layouts, ignored files, refused folders."""
 
 import shutil
 

@@ -81,7 +81,7 @@ def test_centre_crop_equals_pillow(folder):
 
 
 def test_random_crops_are_parts_of_the_image():
-    """Pixel values tell their place: the crop's range of rows and columns gives its area and aspect."""
+    """Pixel values encode their place, so the crop's range of rows and columns gives its area and aspect."""
     rows, columns = np.mgrid[0:100, 0:200].astype(np.uint8)
     image = Image.fromarray(np.stack([rows, columns, rows * 0], -1))
     areas, mirrored = [], 0

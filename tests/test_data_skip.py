@@ -1,4 +1,4 @@
-"""Files that cannot be read: one error that tells them all, or a set without them whose rows and counts are right."""
+"""Files that cannot be read: one error that lists them all, or a set without them with right rows and counts."""
 
 import logging
 import pickle
@@ -18,7 +18,7 @@ from wcord_fast.train import ranks
 
 
 def damaged(root, names):
-    """Files that are cut off, empty, no images at all, or images of another kind than their name says."""
+    """Files that are truncated, empty, no images, or images of another kind than their name."""
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(root / "whole.png")
     whole = (root / "whole.png").read_bytes()
@@ -119,7 +119,7 @@ def test_search_for_unreadable_files_is_limited(folder, monkeypatch):
 
 
 def test_one_rank_checks_the_files_and_all_ranks_skip_equally(folder, monkeypatch):
-    """Whatever another process could read: what the first one found is left out everywhere."""
+    """All ranks leave out the files that rank 0 cannot read, also if another rank could read them."""
     looked = []
     monkeypatch.setattr(lazy_folder.LazyFolder, "unreadable", lambda self, train=True: looked.append(train) or ())
     gone = (f"{folder}/train/cat/bad.png", f"{folder}/val/emu/bad.png")

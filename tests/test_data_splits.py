@@ -1,4 +1,4 @@
-"""Which folders are splits, which are classes, and what of them is read."""
+"""The folders that are splits, the folders that are classes, and the files that are read."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Transforms of training images: each draw is a function of (seed, epoch, row), whatever makes the batches."""
+"""Transforms of training images: each draw is a function of (seed, epoch, row), in every loader."""
 
 from __future__ import annotations
 

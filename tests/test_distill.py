@@ -1,4 +1,4 @@
-"""Methods by name: their formulas, weights, options, and what they refuse."""
+"""Methods by name: their formulas, weights, options and refused inputs."""
 
 import numpy as np
 import pytest
@@ -123,7 +123,7 @@ def test_value_is_the_weighted_sum_of_the_terms(name, pair):
     weights |= {"lckt": getattr(options, "lambda_lckt", 0.0)}
     weights |= {"target": getattr(options, "target_weight", 0.0)}
     weights |= {"tckd": getattr(options, "alpha", 0.0), "nckd": getattr(options, "beta", 0.0)}
-    own = getattr(options, "weight", 0.0)  # of the one term of most methods, whatever its name
+    own = getattr(options, "weight", 0.0)  # of the one term of most methods
     expected = sum(weights.get(term, own) * x.item() for term, x in terms.items())
     assert value.item() == pytest.approx(expected, rel=1e-5, abs=1e-7)
     base, plus = distill.parse(name)

@@ -1,4 +1,4 @@
-"""The baselines against the published formulas written out in float64: values and gradients, and what they refuse."""
+"""The baselines against the published formulas in float64: values, gradients and refused inputs."""
 
 from __future__ import annotations
 

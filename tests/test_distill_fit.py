@@ -74,7 +74,7 @@ class Epochs:
 
 @pytest.mark.parametrize("method", ["wcord+kd", "ft"])
 def test_fit_equals_the_loop_of_the_driver(tmp_path, method):
-    """Same networks and order: the same bits as the run that the command makes."""
+    """With equal networks and order the bits equal those of the command's run."""
     run = make_run(tmp_path / "driver", method, epochs=2)
     run.train.padding = 0  # a user's set of tensors is not augmented
     pair = distill.pair_of(

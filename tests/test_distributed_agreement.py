@@ -1,4 +1,4 @@
-"""Losses that the ranks have made differently, or for another group: said on every rank, before anything changes."""
+"""Losses that differ between ranks, or were made for another group: every rank raises before any state changes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ N, D, S_DIM, T_DIM = 61, 12, 7, 9
 LABELS = torch.arange(N) % 5
 
 
-UNLIKE = {  # what rank 1 makes otherwise, and what is said of it
+UNLIKE = {  # the options of rank 1, and a piece of the message
     "seed": ({"seed": 12}, "'seed 12, step 0' where rank 0 has 'seed 11, step 0'"),
     "labels": ({"labels": LABELS.flip(0)}, "checksums of its tables"),
     "momentum": ({"nce_m": 0.9}, "momentum=0.9"),

@@ -206,7 +206,7 @@ def test_explicit_rows_equal_one_process(pool, name, shard):
 
 
 def wrapped(whole_model):
-    """Each rank marks a row of its bank; what DDP leaves of the marks after two steps."""
+    """Each rank marks a row of its bank. Returns the marks that are there after two steps of DDP."""
     rank, world = ranks()
     loss = build("nce_sn")
     model = torch.nn.ModuleDict({"head": loss})

@@ -1,4 +1,4 @@
-"""InfoNCE and the sigmoid loss on a sharded bank: 2 and 3 gloo processes give what one gives for the joined batch."""
+"""InfoNCE and the sigmoid loss on a sharded bank: 2 and 3 gloo processes equal one process with the joined batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command on several processes, processes that are killed, and what is left of the run."""
+"""The command on several processes, killed processes, and the files of the run afterwards."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from wcord_fast import CRDLoss
 from .rank_pool import Pool
 
 ROWS, D = 250_000, 128  # 128 MB a bank and direction
-ROOM = 200 << 20  # for each process beside what it has: less than both banks, more than its part of them
+ROOM = 200 << 20  # memory beyond the present for each process: less than both banks, more than its part of them
 
 
 def address_space():
@@ -21,7 +21,7 @@ def address_space():
 
 
 def train(shard):
-    """Mean loss of two steps under the limit, or what cannot be."""
+    """The mean loss of two steps under the memory limit, or the error."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (address_space() + ROOM, before[1]))
     try:

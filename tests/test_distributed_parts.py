@@ -1,4 +1,4 @@
-"""What ranks hold and exchange: collectives of uneven parts, rows of a shard, a rank without rows, a bad index."""
+"""The parts and messages of ranks: collectives of uneven parts, rows of a shard, a rank without rows, a bad index."""
 
 from __future__ import annotations
 

@@ -172,7 +172,7 @@ def test_a_checkpoint_of_any_number_of_processes_resumes_on_any_other(pools, tmp
         for epoch, state in read:
             assert epoch == 1
             assert_same(state, written[1])
-        if not here:  # and it goes on
+        if not here:  # the run continues
             (history, _), *_ = pools[after].run(train, directory, "wcord", options)
             assert [row["epoch"] for row in history] == [1, 2]
 

@@ -65,7 +65,7 @@ def test_every_example_has_a_test():
 
 
 class Compared(CRDLoss):
-    """CRDLoss with RepDistiller's formulas beside it in float64, on the same weights, features and draws."""
+    """CRDLoss, and RepDistiller's formulas in float64 on its weights, features and draws."""
 
     compared: ClassVar[list] = []
 

@@ -1,4 +1,4 @@
-"""Without the extra `train` everything but the driver works, and the driver says what to install."""
+"""Without the extra `train` everything except the driver works, and the driver names the extra."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def problem():
 
 
 def calls():
-    """name -> (the call as a function of x, what it may not change)"""
+    """name -> (the call as a function of x, the state that it may not change)"""
     y, bank, sampler = problem()[1], MemoryBank(N, D, seed=1), NegativeSampler(N, 3, seed=0)
     crd, wcord = CRDLoss(D, D, N, nce_k=3, seed=0), WCoRDLoss(D, D, N, num_negatives=3, seed=0)
     args = {"negatives": sampler}

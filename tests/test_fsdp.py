@@ -62,7 +62,7 @@ def batch(step, rank=None):
 
 def shard(model, how="whole", **policy):
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    if how == "parts":  # each layer by itself, as recipes do
+    if how == "parts":  # each layer separately, as recipes do
         for module in list(model.modules()):
             if isinstance(module, nn.Linear) and any(p.requires_grad for p in module.parameters()):
                 fully_shard(module, mesh=mesh, **policy)
@@ -136,7 +136,7 @@ def test_parameters_in_bfloat16(two_ranks, name, how, cast):
         assert sum(p[0][step] for p in parts) / 2 == pytest.approx(value, rel=0.02, abs=0.02)
     for _, dtypes, grads in parts:
         for key, dtype in dtypes.items():
-            narrow = cast and key.endswith(("rows", "_terms"))  # a cast asked for by name
+            narrow = cast and key.endswith(("rows", "_terms"))  # a cast by name
             assert dtype == (torch.bfloat16 if narrow else torch.float32), key
         theirs = [p.grad for p in alone.loss.parameters() if p.grad is not None]
         for mine, grad in zip(grads, theirs, strict=True):
@@ -162,7 +162,7 @@ def test_mixed_precision_rounds_parameters_only(two_ranks):
 
 
 def saved_and_read(name, folder, options):
-    """Train, save by torch.distributed.checkpoint, read into a model of another seed, go on with both."""
+    """Train, save by torch.distributed.checkpoint, read into a model of another seed, and continue with both."""
     rank = ranks().rank
     model = shard(Distilled(name, **options))
     _, optimizer = train(model, range(2), rank)
@@ -253,7 +253,7 @@ def test_a_model_made_on_meta(two_ranks, name, how, broadcast):
 
 
 def vectors_after_reset():
-    """Spectral norms of a sharded weight: alike on all ranks, whatever their generators."""
+    """The spectral norms of a sharded weight, which are equal on all ranks, whatever their generators."""
     with torch.device("meta"):
         model = Distilled("nce_sn")
     shard(model).to_empty(device="cpu")
@@ -270,7 +270,7 @@ def test_spectral_norms_of_sharded_weights_equal_one_process(two_ranks):
 
 
 def sharded_bank_states():
-    """A sharded bank's state dict, and what it takes: a DTensor, all rows, its own rows."""
+    """A sharded bank's state dict, and the forms that it loads: a DTensor, all rows, its own rows."""
     bank, whole = MemoryBank(N, D, seed=1, shard="rank"), MemoryBank(N, D, seed=1).rows
     state = bank.state_dict()
     took = []

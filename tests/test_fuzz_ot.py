@@ -134,7 +134,7 @@ def test_solves_keep_the_accuracy_rule(data):
             assert bool((stopped.iterations <= options.iters).all())
             assert bool((stopped.marginal_error[early] <= tol + 1e-5).all())
             assert torch.equal(stopped.value[~early], ours.value[~early])
-            if options.iters > 10:  # the first test of tol, and what it sees but for rounding
+            if options.iters > 10:  # the first test of tol, and its error except for rounding
                 error = by_public_call(given_x, given_y, a, b, options._replace(iters=10)).marginal_error
                 assert bool((stopped.iterations[error < 0.8 * tol] == 10).all())
                 assert bool((stopped.iterations[error > 1.25 * tol + 1e-3] > 10).all())

@@ -1,4 +1,4 @@
-"""What only a GPU can show: native CUDA against the CPU, modules on the device, the status word, no host sync."""
+"""Checks that need a GPU: native CUDA against the CPU, modules on the device, the status word, no host sync."""
 
 from __future__ import annotations
 

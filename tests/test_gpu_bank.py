@@ -138,7 +138,7 @@ def test_parts_are_bit_identical_do_not_sync_and_skip_rows_of_other_parts():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    for bank in banks:  # what is not of the part may be anything
+    for bank in banks:  # other rows may have any value
         bank[:5000], bank[6001:] = torch.nan, torch.nan
     assert all(torch.equal(a, b) for a, b in zip(first, partials.nce(*args), strict=True))
 

@@ -1,4 +1,4 @@
-"""What only several GPUs can show: the checks of test_distributed_bank on NCCL."""
+"""Checks that need several GPUs: those of test_distributed_bank on NCCL."""
 
 from __future__ import annotations
 

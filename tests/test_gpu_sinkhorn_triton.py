@@ -55,7 +55,7 @@ def test_shapes(cost, g, n, m, d):
 
 @pytest.mark.parametrize("scale", [1e-3, 1e-5])
 def test_near_pairs_of_long_rows_keep_their_distance(scale):
-    """What the tensor cores' truncated sums would lose: products near 1 over D = 2048."""
+    """Products near 1 over D = 2048, for which the tensor cores' truncated sums would be too coarse."""
     x = features(4, 1, 256, 2048)
     y = x + scale * features(5, 1, 256, 2048)
     assert_rule(triton.ot_solve, x, y, uniform(x), uniform(y), solve_args("cosine", "sinkhorn", 1e-2, 10))

@@ -101,7 +101,7 @@ def test_answers_of_other_forms_are_refused_by_name(kind, batches):
 
 
 class Answers(nn.Module):
-    """Answers `return_features=True` with whatever it was made with."""
+    """Returns its constructor's argument for `return_features=True`."""
 
     def __init__(self, answer):
         super().__init__()

@@ -65,7 +65,7 @@ def convolutional():
 
 @pytest.mark.parametrize("form", ["map", "map3", "class", "mean", "mean3"])
 def test_layouts_of_tokens_are_recognised(form):
-    tokens = torch.randn(2, 3 + 8, 6)  # a map of 2 x 4 behind three others
+    tokens = torch.randn(2, 3 + 8, 6)  # a map of 2 x 4 after three other tokens
     taken = tap(f"x:{form}").take(tokens, 32, 64)
     if form == "class":
         assert torch.equal(taken, tokens[:, 0])
@@ -120,7 +120,7 @@ def test_a_transformer_is_tapped_at_its_stem_and_at_four_blocks():
 
 
 def test_the_stages_of_a_convolutional_network_are_its_blocks():
-    """Not what is inside a block that reduces the maps, nor what is enlarged for the classifier."""
+    """Layers inside a block that reduces the maps, or enlarged for the classifier, are no stages."""
     seen, _ = outputs_seen(convolutional(), X)
     assert stage_names(seen) == ("0.1", "0.2", "0.3", "0")
     seen, _ = outputs_seen(LastChannels(), X)

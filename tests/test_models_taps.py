@@ -78,7 +78,7 @@ def test_modules_that_run_twice_or_never_are_refused():
     tapped = Tapped(foreign, features="unused", penultimate="classifier")
     with pytest.raises(RuntimeError, match="'unused' did not run"):
         tapped(torch.ones(1, 1, 8, 8), return_features=True)
-    assert tapped(torch.ones(1, 1, 8, 8)).shape == (1, 4)  # no feature is asked for
+    assert tapped(torch.ones(1, 1, 8, 8)).shape == (1, 4)  # no feature is requested
 
 
 def test_a_copy_keeps_its_own_features():

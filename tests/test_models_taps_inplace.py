@@ -1,4 +1,4 @@
-"""A tap gives what its module gave, also where the network changes that tensor in place; and leaves nothing behind."""
+"""A tap returns its module's output, also if the network changes that tensor in place, and leaves no hook."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def detached(net, x):
     return x.relu()
 
 
-# each as it stands, and without a change in place
+# each unchanged, and without a change in place
 CHANGES = {
     "module": (lambda net, x: net.relu(x), lambda x: x.relu()),
     "function": (lambda net, x: F.relu_(x), lambda x: x.relu()),
@@ -79,7 +79,7 @@ def test_tap_returns_the_output_before_in_place_changes(change, how):
     tapped = Tapped(net, features=("conv", "norm"))
     torch.compiler.reset()
     call = torch.compile(tapped, backend="eager", fullgraph=True) if how == "compiled" else tapped
-    for _ in range(3):  # the first forward learns what the later ones know
+    for _ in range(3):  # the first forward learns the taps to copy
         with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
             (conv, norm, last), logits = call(X, return_features=True)
             want_conv = twin.conv(X)
@@ -137,7 +137,7 @@ def test_the_input_of_the_head_changed_by_the_head():
 
 
 def test_in_place_dropout_in_training_does_not_change_the_tap():
-    """Dropout in place changes its input in training only: what evaluation has shown does not hold there."""
+    """Dropout in place changes its input in training only, so a forward in evaluation does not decide for training."""
     tapped = Tapped(Net(lambda net, x: net.drop(x)), features="norm").eval()
     for _ in range(2):
         tapped(X, return_features=True)

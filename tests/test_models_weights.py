@@ -1,4 +1,4 @@
-"""Weights from files of other programs: where they lie in a file, what stands before their names, what is beside."""
+"""Weights from files of other programs: their place in a file, prefixes of their names, other entries."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def test_first_of_two_networks_in_a_file_is_loaded_and_the_other_named():
         ),
         (before("net.", two) | before("ema.", one), two, "under 'net.', not those under 'ema.'"),
         (one | before("teacher.", two), one, "under '', not those under 'teacher.'"),
-        ({"model": one, "best": dict(one)}, one, None),  # the same weights again
+        ({"model": one, "best": dict(one)}, one, None),  # these weights twice
     ):
         net = models.create("resnet8", 5)
         with warnings.catch_warnings(record=True) as caught:

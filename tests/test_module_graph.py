@@ -1,4 +1,4 @@
-"""The package's modules import one another without a cycle, and no file outgrows what a reader can take in."""
+"""The package's modules import one another without a cycle, and no file is too long to read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MODULES = {name_of(file): file for file in PACKAGE.rglob("*.py")}
 
 
 def executed(node: ast.AST) -> Iterator[ast.AST]:
-    """All of a tree but what only a type checker reads."""
+    """A tree without the parts that only a type checker reads."""
     yield node
     for_types = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
     for child in node.orelse if for_types else ast.iter_child_nodes(node):

@@ -225,7 +225,7 @@ def test_update_edges():
 
 
 def test_update_by_rows_and_an_index_that_live_in_the_bank():
-    """Read before any is written, in whatever storage; an index changed after its check would write anywhere."""
+    """All are read before one is written, in every storage. An index changed after its check would write anywhere."""
     values = torch.eye(6).numpy()
     bank, rows = torch.from_numpy(values), torch.from_numpy(values[2:5])  # two storages, one memory
     bank_native.bank_update_(bank, torch.tensor([3, 4, 5]), rows, 0.0)

@@ -68,7 +68,7 @@ def test_a_value_that_does_not_fit_is_refused(name, value, error):
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda t: t.__name__)
 def test_fields_of_a_record_do_not_overlap(record):
-    """Each field keeps its own number when all of them are set: no two overlap, whatever their order in memory."""
+    """Each field keeps its number when all fields are set, so no two overlap."""
     names = [name for name, kind in vars(record).items() if type(kind).__name__ == "getset_descriptor"]
     names.remove("address")
     made = record(**{name: number + 1 for number, name in enumerate(names)})
@@ -96,7 +96,7 @@ def test_exported_codes_match_pythons_names():
 
 @pytest.mark.parametrize("plan", ["gather", "dense"])
 def test_constant_of_the_nce_loss_is_defined_once(monkeypatch, plan):
-    """With another constant the native loss is the reference's with that constant: none of its parts has its own."""
+    """With another constant the native loss equals the reference's with it, so no part has a constant of its own."""
     p = problem("class")
     args = p.anchors, p.banks, p.index, p.log_z, p.spec, TAU, True, plan, "native"
     before = native_cpu.bank_nce(*args)[0]

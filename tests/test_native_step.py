@@ -38,7 +38,7 @@ def batch(seed: int, dtype: torch.dtype = torch.float32):
 
 
 def twins(name: str, dtype: torch.dtype = torch.float32):
-    """(a loss that takes the native step, the same one that a hook keeps from it), log Z set."""
+    """(a loss that takes the native step, an equal one that a hook keeps from it), log Z set."""
     torch.manual_seed(3)
     ours = LOSSES[name]().to(dtype)
     ours(*batch(0, dtype))

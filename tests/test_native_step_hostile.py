@@ -1,4 +1,4 @@
-"""The native step against its surroundings: whatever it does not follow must go the long way, and nothing may crash."""
+"""The native step in unusual surroundings: unsupported cases take the ordinary path, and nothing crashes."""
 
 from __future__ import annotations
 

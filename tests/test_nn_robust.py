@@ -1,4 +1,4 @@
-"""The loss modules refuse before they change anything, and keep what must not be rounded or lost."""
+"""The loss modules refuse before they change anything, and keep state that must not be rounded or lost."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def test_sums_within_the_tolerance_and_half_masses_are_accepted():
     assert torch.equal(half, F.ot_cost(X.half(), Y.half(), a=torch.full((4,), 0.25)))
 
 
-FLAGGED = [  # what a device flags in problem 1 of 3, where nothing is raised
+FLAGGED = [  # values in problem 1 of 3 that a device flags, where nothing is raised
     ("x", lambda t: t[1, 2].fill_(math.nan), status.Code.OT_INPUT),
     ("y", lambda t: t[1, 0].fill_(math.inf), status.Code.OT_INPUT),
     ("x", lambda t: t[1, 3].zero_(), status.Code.ZERO_ROW),

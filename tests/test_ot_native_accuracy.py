@@ -48,7 +48,7 @@ def solve(x, y, backend, **options):
 
 
 def agree(actual, want, tolerance):
-    """Everything of two solves within `tolerance` of the largest entry; the potentials' -inf in the same places."""
+    """All results of two solves agree within `tolerance` of the largest entry; so do the places of -inf."""
     names = (*actual[0]._fields, *range(len(actual) - 1))
     for name, a, b in zip(names, (*actual[0], *actual[1:]), (*want[0], *want[1:]), strict=True):
         assert a.dtype == (torch.int32 if name == "iterations" else torch.float64)
@@ -191,7 +191,7 @@ def test_outlier_that_overflows_the_stored_kernel_is_solved(dtype, eps):
 
 
 def test_rows_past_the_first_chunk_that_forbid_a_stored_kernel():
-    """The first 64 rows are at the same distance from all columns, the last is not: s C spans 1000 there."""
+    """The first 64 rows have one distance to all columns. The last row does not: its s C spans 1000."""
     x = torch.zeros(70, 3, dtype=torch.float64)
     x[:, 0], x[69] = 1, torch.tensor([0, 1, 0.1])
     y = oracle.features(5, 20, 3)

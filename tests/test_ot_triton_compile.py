@@ -1,4 +1,4 @@
-"""What ptxas says of the streaming Sinkhorn kernels for sm_80 and sm_90: no stack, no spills, occupancy as planned."""
+"""The report of ptxas on the streaming Sinkhorn kernels for sm_80 and sm_90: no stack, no spills, planned occupancy."""
 
 from __future__ import annotations
 

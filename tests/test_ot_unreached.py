@@ -1,4 +1,4 @@
-"""A tol that was asked for and not reached is said: once per line of the caller, with the error and the iterations."""
+"""A tol that was not reached is a warning, once per line of the caller, with the error and the iterations."""
 
 from __future__ import annotations
 
@@ -71,10 +71,10 @@ def test_warning_comes_once_per_calling_line():
 
     _, seen = collected(three)
     assert len(seen) == 3 and len({w.lineno for w in seen}) == 3
-    assert len(collected(three)[1]) == 3  # other filters, asked anew
+    assert len(collected(three)[1]) == 3  # other filters: it warns again
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for _ in range(2):  # the same line, and an error each time
+        for _ in range(2):  # one line, and an error each time
             with pytest.raises(UserWarning, match=r"tol = 0\.0001 was not reached"):
                 F.ot_cost(x, y, **HARD)
 
@@ -124,7 +124,7 @@ def test_on_a_device_check_warns_of_the_worst(monkeypatch):
     with pytest.warns(UserWarning, match=message) as seen:
         wcord_fast.check()
     assert seen[0].filename == __file__
-    assert not collected(wcord_fast.check)[1]  # told and cleared
+    assert not collected(wcord_fast.check)[1]  # reported and cleared
     with torch.inference_mode():
         status.note_unreached(torch.tensor(0.5), 7)
     status.note_unreached(torch.tensor(0.75), 8)

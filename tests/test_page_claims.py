@@ -1,4 +1,4 @@
-"""What the pages claim is there: quoted messages, variables, files; and no measured number is typed by hand."""
+"""The pages' quoted messages, variables and files exist, and no measured number is typed by hand."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ NOT_MEASURED_HERE = {  # arithmetic, a limit that a test checks, or a number of 
     "docs/paper.md": {"48.63", "61.4", "48.1"},  # the paper's: test_paper_page.py
     "wcord_fast/ops/bank/README.md": {"64", "16", "12", "8", "1", "1.1"},  # memory formulas: tests of plan and memory
 }
-NOT_MEASURED = ("## Plan: 10^9 rows", "Derived, not measured")  # paragraphs and sections that say so themselves
+NOT_MEASURED = ("## Plan: 10^9 rows", "Derived, not measured")  # paragraphs and sections that are marked so
 
 
 def typed_numbers(text: str) -> set[str]:

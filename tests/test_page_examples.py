@@ -1,4 +1,4 @@
-"""The examples of the pages run as they stand."""
+"""The examples of the pages run unchanged."""
 
 import importlib.util
 import re

@@ -1,4 +1,4 @@
-"""`--wcord.preset`: what it fills in, what wins over it, and that it names no run."""
+"""`--wcord.preset`: the options that it sets, the options that win over it, and that it names no run."""
 
 import copy
 import pickle

@@ -75,7 +75,7 @@ def test_losses_gradients_and_banks_are_equal():
         with torch.no_grad():
             for part in (ours, naive):
                 for p in part.parameters():
-                    p.add_(p.sin(), alpha=0.1)  # a step that both take alike
+                    p.add_(p.sin(), alpha=0.1)  # an equal step of both
     state = ours.repdistiller_state_dict()
     for name in ("memory_v1", "memory_v2"):
         torch.testing.assert_close(state[f"contrast.{name}"], getattr(naive.contrast, name), rtol=0, atol=1e-5)

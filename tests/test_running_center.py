@@ -1,4 +1,4 @@
-"""lckt_center="running": the mean against a float64 oracle, when it moves, and what the state dict holds of it."""
+"""lckt_center="running": the mean against a float64 oracle, the steps that move it, and its state dict."""
 
 import copy
 

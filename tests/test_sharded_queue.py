@@ -170,7 +170,7 @@ def test_a_bad_row_is_refused_on_every_rank(pool):
 
 
 def as_bank(size, steps, shard):
-    """Losses and gradients of anchors, the same on all ranks, against a full queue."""
+    """Losses and gradients of anchors, which are equal on all ranks, against a full queue."""
     queue = pushed(size, False, torch.float32, steps, shard)
     everything = NegativeSampler(size, "all", exclude="none", seed=1)
     g = torch.Generator().manual_seed(9)

@@ -1,4 +1,4 @@
-"""The critic's linear map against torch's own spectral norm in float64, and what a module is put through."""
+"""The critic's linear map against torch's own spectral norm in float64, and under what users do to a module."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_a_reset_equals_a_new_one():
 
 
 def test_an_optimizer_s_state_of_torch_s_parametrization_loads():
-    """Optimisers know parameters by their order, so that of a run that was begun with an earlier version is kept."""
+    """Optimisers know parameters by their order, so the order of a run begun with an earlier version is kept."""
     theirs, ours = spectral_norm(torch.nn.Linear(5, 3)), CriticLinear(5, 3, spectral=True)
     for module in (theirs, ours):
         assert [tuple(p.shape) for p in module.parameters()] == [(3,), (3, 5)]

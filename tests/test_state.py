@@ -1,4 +1,4 @@
-"""State dicts of the losses: names, what does not fit, earlier versions; meta construction; copies."""
+"""State dicts of the losses: names, entries that do not fit, earlier versions; meta construction; copies."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_state_of_other_options_is_refused_unless_strict_is_false(kind, what):
         own = name.endswith("made_with") or (name == "contrast.log_z" and what == "temperature")
         assert torch.equal(value.nan_to_num(), (before if own else state)[name].nan_to_num()), name
     module(*batch())
-    module.load_state_dict(module.state_dict())  # it says what it is itself
+    module.load_state_dict(module.state_dict())  # its own record
 
 
 SIZES = {
@@ -220,7 +220,7 @@ def test_loss_made_on_meta_equals_a_new_one_after_reset(kind):
     other.to_empty(device="cpu")
     for tensor in (*other.parameters(), *other.buffers()):
         if tensor.is_floating_point():
-            tensor.data.fill_(torch.nan)  # whatever lay there; `data` counts no write
+            tensor.data.fill_(torch.nan)  # stale memory; `data` counts no write
     empty = make_empty_says(kind)
     if empty:
         with pytest.raises(RuntimeError, match=rf"{empty} hold no values since to_empty"):
@@ -351,7 +351,7 @@ def test_the_teachers_features_get_their_gradient_from_crd_and_none_from_wcord()
 
 
 def test_repdistiller_state_gives_equal_losses():
-    """Weights are written divided by their spectral norm: the plain critic that takes them gives the same loss."""
+    """Weights are saved divided by their spectral norm, so a plain critic that loads them has an equal loss."""
     module = trained("nce_sn", lambda_lckt=0.0).eval()
     other = make("nce", lambda_lckt=0.0).eval()
     other.load_state_dict(module.repdistiller_state_dict())

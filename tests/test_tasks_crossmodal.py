@@ -78,7 +78,7 @@ def test_rows_and_files(finished):
 
 
 def test_crossmodal_metrics_without_labels(finished):
-    """No accuracy, which would be of labels that nobody knows."""
+    """There is no accuracy, because the labels are unknown."""
     home, _ = finished
     with open(home / "resnet8" / "seed0" / "wcord" / "metrics.csv", newline="") as file:
         first = next(csv.DictReader(file))
@@ -114,7 +114,7 @@ def test_an_interrupted_student_goes_on_where_it_stopped(finished, tmp_path, mon
 
 
 def test_probe_equals_logistic_regression():
-    """Scikit-learn's on the same standardised features finds the same minimum."""
+    """Scikit-learn's regression on these standardised features has the same minimum."""
     from sklearn.linear_model import LogisticRegression
 
     g = torch.Generator().manual_seed(0)

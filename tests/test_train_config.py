@@ -203,5 +203,5 @@ def test_numbers_that_float32_holds_are_accepted():
 
 def test_every_option_has_a_sentence_of_help():
     for kind in (Config, *distill.sections().values()):
-        for name, option in options_of(kind).items():  # a KeyError names what has none
+        for name, option in options_of(kind).items():  # a KeyError names an option without an entry
             assert " " in option.help, f"{kind.__name__}.{name}"

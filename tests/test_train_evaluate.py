@@ -1,4 +1,4 @@
-"""`evaluate`: its numbers are those of scikit-learn and of the training log, on the screen and as JSON."""
+"""`evaluate`: its numbers equal those of scikit-learn and of the training log, on the screen and as JSON."""
 
 import json
 

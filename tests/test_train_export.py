@@ -1,4 +1,4 @@
-"""Exported files compute what the checkpoint's network computes, hold its metadata, and are whole or not there."""
+"""Exported files compute the outputs of the checkpoint's network, hold its metadata, and are whole or absent."""
 
 import dataclasses
 import json

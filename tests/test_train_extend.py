@@ -1,4 +1,4 @@
-"""`--extend`: a finished run goes on to more epochs, and says by what schedule."""
+"""`--extend`: a finished run continues to more epochs, and logs the schedule."""
 
 import pytest
 

@@ -19,7 +19,7 @@ from wcord_fast.train.step import gradients
 
 
 def close(one, other):
-    """Two runs' losses and weights, up to what another order of additions makes of them in a few steps."""
+    """Two runs have equal losses and weights, up to another order of additions in a few steps."""
     for a, b in zip(one.history, other.history, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
         assert a["test_loss"] == pytest.approx(b["test_loss"], rel=1e-2)
@@ -118,7 +118,7 @@ class Recorder:
             for tensor, value in zip(self.tensors(), before, strict=True):
                 tensor.copy_(value)
             for static in (*values.values(), *(g for g in grads if g is not None)):
-                static.fill_(torch.nan)  # what a replay does not fill shows
+                static.fill_(torch.nan)  # an entry that a replay does not fill stays NaN
 
         def replay():
             self.replays += 1

@@ -1,4 +1,4 @@
-"""Loggers: by name or dotted path, of a run that goes on, and where one fails."""
+"""Loggers: by name or dotted path, in a continued run, and when one fails."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_users_logger_follows_a_run_that_goes_on(tmp_path):
     CALLS.clear()
     fit(make_run(tmp_path / "job" / "ce", **options))
     assert CALLS == []  # finished earlier
-    assert not (tmp_path / "job" / "ce" / "metrics.csv").exists()  # csv was not asked for
+    assert not (tmp_path / "job" / "ce" / "metrics.csv").exists()  # csv was not requested
 
 
 def test_a_logger_that_fails_ends_and_the_run_does_not(tmp_path, caplog):
@@ -174,7 +174,7 @@ fit(make_run(Path(sys.argv[1]), **options))
 
 
 def elsewhere(tmp_path: Path, name: str, **env: str) -> str:
-    """Run TRAIN_TWICE with the logger `name` in a process of its own, whose threads and settings end with it."""
+    """Run TRAIN_TWICE with the logger `name` in a separate process, so its threads and settings end with it."""
     done = subprocess.run(
         [sys.executable, "-c", TRAIN_TWICE, str(tmp_path / "job"), name],
         cwd=Path(__file__).resolve().parents[1],

@@ -1,4 +1,4 @@
-"""The loop: exact resume, gradients, metrics that are what they say, and a stop when a loss is not finite."""
+"""The loop: exact resume, gradients, right metrics, and a stop when a loss is not finite."""
 
 import csv
 import itertools
@@ -101,7 +101,7 @@ def test_gradient_equals_one_joint_backward(tmp_path):
     images = batch.images.double()
     with torch.no_grad():
         teacher = Outputs(*run.teacher(images, return_features=True))
-    run.method.eval()  # so that both losses see the same banks
+    run.method.eval()  # so that the banks are equal for both losses
     run.student.eval()
 
     def objective():

@@ -72,7 +72,7 @@ def test_unusable_options_are_named(options, error, words):
 
 
 def test_unused_options_do_not_enter_a_runs_record():
-    """Checkpoints from before there were these options go on."""
+    """Checkpoints from before these options existed are continued."""
     assert not EVERYTHING.keys() & Recipe().described().keys() - {"lr"}
     assert Recipe(**EVERYTHING).described().items() >= EVERYTHING.items()
 

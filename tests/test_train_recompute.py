@@ -52,7 +52,7 @@ def made(make):
 
 
 def numbers(forward, network, images):
-    """Features, logits, gradients and buffers after two steps, each of two backward passes through the same graph."""
+    """Features, logits, gradients and buffers after two steps, each with two backward passes through one graph."""
     result = []
     torch.manual_seed(1)
     for _ in range(2):

@@ -34,7 +34,7 @@ def test_other_training_images_are_refused(tmp_path, capsys, method):
     argv += [f"--output-dir={tmp_path / 'out'}"]
     images(tmp_path / "data", seed=0)
     assert main(argv) == 0
-    assert main(argv) == 0  # the same data: nothing to do
+    assert main(argv) == 0  # unchanged data: nothing to do
     images(tmp_path / "data", seed=1)
     capsys.readouterr()
     assert main(argv) == 1

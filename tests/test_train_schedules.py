@@ -1,4 +1,4 @@
-"""Filled banks and ramps in the driver: what they do step by step, exactly the same after a resume or as a graph."""
+"""Filled banks and ramps in the driver: their effect in each step, equal after a resume and as a graph."""
 
 import math
 

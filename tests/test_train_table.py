@@ -1,4 +1,4 @@
-"""`wcord-fast table`: published numbers, aggregation over seeds, skipping, honesty about what is comparable."""
+"""`wcord-fast table`: published numbers, aggregation over seeds, skipped runs, and marks of incomparable results."""
 
 from __future__ import annotations
 

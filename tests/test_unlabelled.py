@@ -1,4 +1,4 @@
-"""Labels below 0: such a row is excluded by itself only, and is a negative of every other row."""
+"""Labels below 0: such a row is excluded for itself only, and is a negative of every other row."""
 
 from __future__ import annotations
 

@@ -196,7 +196,7 @@ def test_plain_weights_load_into_a_spectrally_normalised_embedding():
 
 @pytest.mark.parametrize("critic", ["nce_sn", "nce", "dual"])
 def test_training_the_loss_alone_raises_positives_above_negatives(critic):
-    """GCKT is maximised: the sign is right when same-image pairs end up more alike than others."""
+    """GCKT is maximised: with the right sign, pairs of one image end with higher scores than other pairs."""
     torch.manual_seed(0)
     n = 256
     labels = torch.arange(n) % 8

@@ -36,7 +36,7 @@ def embedded(loss, f_s, f_t):
 
 
 def group_of(idx, exclude):
-    """A list of what two rows may not share; None for one that shares it with none."""
+    """The group of each row, whose rows are no negatives of each other; None without groups."""
     if exclude == "class":
         return [int(LABELS[i]) if LABELS[i] >= 0 else ("unknown", int(i)) for i in idx]
     return [int(i) for i in idx] if exclude == "self" else [None] * len(idx)

@@ -105,7 +105,7 @@ def test_a_ramp_scales_each_term_s_value_and_gradient_in_place():
     ramped.ramp(gckt=0.25, lckt=0.5)
     actual = ramped(f_s, f_t, idx)
     torch.testing.assert_close(actual, (-0.8 * 0.25 * terms["gckt"] + 0.5 * 0.5 * terms["lckt"]))
-    torch.testing.assert_close(ramped.terms["gckt"], terms["gckt"])  # what is logged is not weighted
+    torch.testing.assert_close(ramped.terms["gckt"], terms["gckt"])  # logged terms are not weighted
     at = ramped._factors.data_ptr()
     ramped.ramp(gckt=1, lckt=1)
     assert ramped._factors.data_ptr() == at and torch.equal(ramped(f_s, f_t, idx), plain(f_s, f_t, idx))

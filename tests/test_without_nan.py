@@ -1,4 +1,4 @@
-"""What a loss knows of its log Z on a GPU (a played one): set, it costs no launch; written to, it is looked at anew."""
+"""A loss's knowledge of its log Z on a (played) GPU: a set log Z costs no launch, and a write is checked again."""
 
 from __future__ import annotations
 

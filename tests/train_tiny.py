@@ -15,7 +15,7 @@ CLASSES, TRAIN, TEST = 4, 44, 12  # 44 images in batches of 16: the last batch i
 
 
 def config_of(*argv, **given):
-    """The Config of what is typed after `wcord-fast distill`; `given`: texts by key that stand before it."""
+    """The Config of arguments of `wcord-fast distill`. `given`: texts by key that come before them."""
     return read_config({**given, **parse("distill", DryRun, list(argv))[1]})
 
 

@@ -1,4 +1,4 @@
-"""Compiles Triton kernels for a GPU that is not there and prints what ptxas says of each, one JSON line per case.
+"""Compiles Triton kernels for an absent GPU and prints the report of ptxas on each, one JSON line per case.
 
 Run as `python -m tests.triton_compile CASES`, CASES a JSON list of what `usage` or `fused` takes, in a process of its
 own: with TRITON_INTERPRET=1 there is nothing to compile.

@@ -1,4 +1,4 @@
-"""Compile a Triton kernel for a device that is not there, and ask ptxas what it needs."""
+"""Compile a Triton kernel for an absent device, and read its needs from ptxas."""
 
 from __future__ import annotations
 

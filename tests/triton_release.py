@@ -1,4 +1,4 @@
-"""What tests may ask of the installed release of Triton; imports neither Triton nor torch."""
+"""The installed release of Triton, for tests. Imports neither Triton nor torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def release(package: str) -> tuple[int, int]:
     return int(major), int(minor)
 
 
-TUNED = (3, 7)  # the release of Triton that the kernels' tiles were chosen with, and whose machine code tests judge
+TUNED = (3, 7)  # the release of Triton for which tiles were chosen and machine code is judged
 
 
 def judge(problems: list[str]) -> None:

@@ -37,7 +37,7 @@ SAMPLERS = {
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch):
-    """What a kernel does not write stays NaN."""
+    """Memory that no kernel writes stays NaN."""
     for name in ("empty", "scratch"):
         for owner in (triton_launch.Call, triton_launch.Piece):
             if hasattr(owner, name):

@@ -19,7 +19,7 @@ FORMS = ("both", "queue", "strip")  # a batch with itself; rows without losses o
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch):
-    """What a kernel does not write stays NaN."""
+    """Memory that no kernel writes stays NaN."""
     original = triton._Strip._scratch
     monkeypatch.setattr(triton._Strip, "_scratch", lambda *a: original(*a).fill_(torch.nan))
 

@@ -167,14 +167,14 @@ def test_strips_cover_every_tile_and_leave_none_empty():
 def test_equal_and_duplicate_points(cost):
     x = features(28, 1, 9, 4)
     x[0, 5:] = x[0, 4]
-    for y in (x.clone(), torch.ones(1, 7, 4)):  # the same points; all costs of a row equal
+    for y in (x.clone(), torch.ones(1, 7, 4)):  # coincident points; all costs of a row equal
         assert_rule(triton.ot_solve, x, y, uniform(x), uniform(y), solve_args(cost, "sinkhorn", 0.05, 4))
     self_costs = triton.ot_solve(x, x, uniform(x), uniform(x), solve_args(cost, "sinkhorn", 1e-4, 2))
     assert self_costs.value.abs() <= 2e-7  # every point stays: distances of near points do not cancel
 
 
 def test_the_plan_is_rebuilt_with_the_rounding_of_the_last_column_step():
-    """At exponents near 1e5 another order of the same sum costs a factor of two in the gradient."""
+    """At exponents near 1e5 another order of the sum costs a factor of two in the gradient."""
     ours = loop = 0.0
     for seed in (50, 52, 54):
         x, y = features(seed, 1, 33, 4), features(seed + 1, 1, 40, 4)

@@ -1,4 +1,4 @@
-"""What ptxas says of the streaming Sinkhorn kernels, as JSON: `python -m tests.triton_interpret.ot_usage 90`."""
+"""The report of ptxas on the streaming Sinkhorn kernels, as JSON: `python -m tests.triton_interpret.ot_usage 90`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FINISH = {"v": H, "alpha": F, "beta": F, "scale": F, "mass": F, "moved": F, "pul
 
 
 def cases():
-    """(name, kernel, types, constants, tile) of what the launcher uses, narrow and wide."""
+    """(name, kernel, types, constants, tile) of the launcher's choices, narrow and wide."""
     for cost, d, split in (
         ("cosine", 64, True),
         ("cosine", 128, True),
