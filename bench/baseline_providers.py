@@ -52,8 +52,8 @@ def rkd(s: list[Tensor], t: list[Tensor], embed: torch.nn.Module) -> Tensor:
         return torch.bmm(n, n.transpose(1, 2)).view(-1)
 
     with torch.no_grad():
-        wanted = distances(t[-1]), angles(t[-1])
-    return 25 * F.smooth_l1_loss(distances(s[-1]), wanted[0]) + 50 * F.smooth_l1_loss(angles(s[-1]), wanted[1])
+        expected = distances(t[-1]), angles(t[-1])
+    return 25 * F.smooth_l1_loss(distances(s[-1]), expected[0]) + 50 * F.smooth_l1_loss(angles(s[-1]), expected[1])
 
 
 def nst(s: list[Tensor], t: list[Tensor], embed: torch.nn.Module) -> Tensor:

@@ -71,7 +71,10 @@ def main(argv: list[str]) -> int:
         times = ot.summary(ot.interleaved(calls, options))
         base, rows = times[PLAIN, "both"]["p50"], []
         for (name, _), run in calls.items():
-            errors = [float((result - want).norm() / want.norm()) for result, want in zip(run(), exact, strict=True)]
+            errors = [
+                float((result - expected).norm() / expected.norm())
+                for result, expected in zip(run(), exact, strict=True)
+            ]
             result = times[name, "both"]
             row = {"provider": name, "problems": problems, "n": n, "iters": ITERS, "load": os.getloadavg()[0]}
             row |= {"clock": "cpu", **result, "multiple": result["p50"] / base}

@@ -60,10 +60,10 @@ def test_transport(benchmark, case, provider):
     calls = ot_providers.PROVIDERS[provider](case, x, y)
     if calls is None:
         pytest.skip("not installed, or not for this solver")
-    want = ot.oracle(case, x, y, calls.value)
+    expected = ot.oracle(case, x, y, calls.value)
     naive = ot_providers.naive_envelope(case, x, y)
     result = {"naive, envelope": ot.errors(naive, naive.gradient(), ot.oracle(case, x, y, "cost"))}
-    result[ot.OURS] = ot.errors(calls, calls.gradient(), want)
+    result[ot.OURS] = ot.errors(calls, calls.gradient(), expected)
     assert ot.passes(result) or not provider.startswith("ours")
     benchmark.group = f"ot: {case.solver} eps {case.eps:g}, n = m = {case.n}, value and gradient"
     benchmark.extra_info |= {**vars(case), "value_error": result[ot.OURS][0]}

@@ -51,11 +51,11 @@ def assert_rule(solve, x, y, a, b, args, *, lattice=False):
         ("grad_a", 1e-4, 3, 1e-6),
         ("grad_b", 1e-4, 3, 1e-6),
     ):
-        want = getattr(exact, name)
+        expected = getattr(exact, name)
         # Of potentials only the sums of a row's and a column's matter: one near zero is known to the size of the other.
         other = {"alpha": "beta", "beta": "alpha", "grad_a": "grad_b", "grad_b": "grad_a"}.get(name, name)
-        scale = max(size(want), size(getattr(exact, other)))
-        error, *plain = (distance(getattr(s, name), want) for s in (ours, *loops))
+        scale = max(size(expected), size(getattr(exact, other)))
+        error, *plain = (distance(getattr(s, name), expected) for s in (ours, *loops))
         fraction = max(fraction, rounding) if lattice else fraction
         assert error <= max(fraction * scale, times * max(plain), least), (name, error, plain, scale)
     return ours
@@ -83,12 +83,12 @@ def permuted_loop(x, y, a, b, args, seed):
     )
 
 
-def distance(actual, want):
+def distance(actual, expected):
     """Largest difference of [G, n] potentials, norm of the difference of gradients; equal infinities count as equal."""
-    difference = torch.where(actual.double() == want, 0.0, actual.double() - want)
-    return float(difference.norm() if want.dim() == 3 else difference.abs().amax()) if want.numel() else 0.0
+    difference = torch.where(actual.double() == expected, 0.0, actual.double() - expected)
+    return float(difference.norm() if expected.dim() == 3 else difference.abs().amax()) if expected.numel() else 0.0
 
 
-def size(want):
-    finite = want[want.isfinite()]
-    return float(want.norm() if want.dim() == 3 else finite.abs().amax()) if want.numel() else 0.0
+def size(expected):
+    finite = expected[expected.isfinite()]
+    return float(expected.norm() if expected.dim() == 3 else finite.abs().amax()) if expected.numel() else 0.0

@@ -48,11 +48,11 @@ def joined(module, plan, p, cuts):
     return {"nce": total[0], "mean": total[1], "log_z": (log_z,), **critics}
 
 
-def assert_close(actual, wanted, cuts):
+def assert_close(actual, expected, cuts):
     for name in ("nce", "log_z", "sigmoid", "infonce"):
-        for ours, theirs in zip(actual[name], wanted[name], strict=True):
+        for ours, theirs in zip(actual[name], expected[name], strict=True):
             assert relative_error(ours, theirs) < LIMIT, (name, cuts)
-    for ours, theirs in zip(actual["mean"], wanted["mean"], strict=True):  # near zero: in units of a score
+    for ours, theirs in zip(actual["mean"], expected["mean"], strict=True):  # near zero: in units of a score
         assert float((ours - theirs).abs().max()) < LIMIT, cuts
 
 
@@ -61,19 +61,19 @@ def assert_close(actual, wanted, cuts):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_parts_add_up_to_the_whole(name, plan, module):
     p = problem(name)
-    wanted = p.answers()
+    expected = p.answers()
     for cuts in CUTS:
         actual = joined(module, plan, p, cuts)
-        assert_close(actual, wanted, cuts)
+        assert_close(actual, expected, cuts)
 
 
 @pytest.mark.parametrize("module", modules())
 def test_many_anchors_and_rows_in_a_narrow_type(module):
     p = problem("class", dim=33, num_data=5000, batch=70, k=700, bank=torch.bfloat16)
-    wanted = p.answers()
+    expected = p.answers()
     for plan in ("gather", "dense"):
         actual = joined(module, plan, p, (0, 1800, 5000))
-        assert_close(actual, wanted, plan)
+        assert_close(actual, expected, plan)
 
 
 @pytest.mark.parametrize("module", modules())

@@ -82,10 +82,10 @@ def test_steps_equal_the_reference(on_device, case, ramped):
         actual, value = step(ours, *batch(seed))
         assert "ContrastStep" in str(value.grad_fn)
         with use_backend("reference"):
-            wanted, other = step(theirs, *batch(seed, torch.float64))
+            expected, other = step(theirs, *batch(seed, torch.float64))
         assert "ContrastStep" not in str(other.grad_fn)
-        assert len(actual) == len(wanted)
-        for f, w in zip(actual, wanted, strict=True):
+        assert len(actual) == len(expected)
+        for f, w in zip(actual, expected, strict=True):
             assert (f - w).abs().max() <= exact * w.abs().max()
         state, reference = ours.state_dict(), theirs.state_dict()
         for name, there in reference.items():
@@ -100,8 +100,8 @@ def test_steps_equal_the_reference(on_device, case, ramped):
     before = copy.deepcopy(ours.state_dict())
     actual, _ = step(ours, *batch(9))
     with use_backend("reference"):
-        wanted, _ = step(theirs, *batch(9, torch.float64))
-    assert all((f - w).abs().max() <= exact * w.abs().max() for f, w in zip(actual, wanted, strict=True))
+        expected, _ = step(theirs, *batch(9, torch.float64))
+    assert all((f - w).abs().max() <= exact * w.abs().max() for f, w in zip(actual, expected, strict=True))
     assert all(torch.equal(value, before[name]) for name, value in ours.state_dict().items())
 
 
@@ -112,8 +112,8 @@ def test_a_module_in_fp64_is_exact(on_device):
     for seed in range(2):
         actual, _ = step(ours, *batch(seed, torch.float64))
         with use_backend("reference"):
-            wanted, _ = step(theirs, *batch(seed, torch.float64))
-        assert all((f - w).abs().max() <= 1e-12 * w.abs().max() for f, w in zip(actual, wanted, strict=True))
+            expected, _ = step(theirs, *batch(seed, torch.float64))
+        assert all((f - w).abs().max() <= 1e-12 * w.abs().max() for f, w in zip(actual, expected, strict=True))
 
 
 def test_gradients_only_for_inputs_that_require_them_and_in_half_for_half_features(on_device):

@@ -72,14 +72,14 @@ class Problem:
         """The kernel against the float64 reference, by the accuracy rule; returns the kernel's result."""
         exact = Problem.__new__(Problem)
         exact.x, exact.y, exact.a, exact.b = (t.double() for t in (self.x, self.y, self.a, self.b))
-        want, actual = exact.solve(reference.ot_solve, **options), self.solve(native_cuda.ot_solve, **options)
+        expected, actual = exact.solve(reference.ot_solve, **options), self.solve(native_cuda.ot_solve, **options)
         plain = self.solve(reference.ot_solve, **options)
-        assert torch.equal(actual.iterations, want.iterations)
-        torch.testing.assert_close(actual.scale.double(), want.scale, rtol=1e-7, atol=0)
+        assert torch.equal(actual.iterations, expected.iterations)
+        torch.testing.assert_close(actual.scale.double(), expected.scale, rtol=1e-7, atol=0)
         costs = reference.cost_matrix(exact.x, exact.y, options.get("cost", "cosine"))
         least_scale = {"value": float(costs.max()), "alpha": 1.0, "beta": 1.0, "marginal_error": 1.0}
         for name in ("value", *POTENTIALS, "marginal_error", *GRADIENTS):
-            g, w, p = getattr(actual, name), getattr(want, name), getattr(plain, name)
+            g, w, p = getattr(actual, name), getattr(expected, name), getattr(plain, name)
             assert g.shape == w.shape and g.dtype == plain.value.dtype, name
             if w.numel() == 0:
                 continue
@@ -194,21 +194,21 @@ def test_lengths_that_do_not_fit_when_squared(regime):
     p.x[0, 0] *= 1e30
     p.y[0, 1] *= 1e-30
     p.y[0, 2] *= 1e-37
-    actual, want = (p.solve(run, iters=5) for run in (native_cuda.ot_solve, reference.ot_solve))
+    actual, expected = (p.solve(run, iters=5) for run in (native_cuda.ot_solve, reference.ot_solve))
     for name in ("value", "alpha", "beta", "grad_x"):
-        torch.testing.assert_close(getattr(actual, name), getattr(want, name), rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(actual.grad_y / want.grad_y, torch.ones(1, 7, 3), rtol=1e-3, atol=0)
+        torch.testing.assert_close(getattr(actual, name), getattr(expected, name), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(actual.grad_y / expected.grad_y, torch.ones(1, 7, 3), rtol=1e-3, atol=0)
 
 
 def test_uniform_masses_without_a_batch_dimension(regime):
     p = Problem(7, 6, 4, zeros=False)
     p.a, p.b = torch.full((1, 7), 1 / 7), torch.full((1, 6), 1 / 6)
-    want = p.solve(native_cuda.ot_solve)
+    expected = p.solve(native_cuda.ot_solve)
     p.x, p.y, p.a, p.b = p.x[0], p.y[0], None, None
-    for w, g in zip(want, p.solve(native_cuda.ot_solve), strict=True):
+    for w, g in zip(expected, p.solve(native_cuda.ot_solve), strict=True):
         assert torch.equal(w[0] if w.numel() else w, g)
     p.x, p.y = p.x.repeat_interleave(2, 1)[:, ::2], p.y.t().contiguous().t()  # strided
-    for w, g in zip(want, p.solve(native_cuda.ot_solve), strict=True):
+    for w, g in zip(expected, p.solve(native_cuda.ot_solve), strict=True):
         assert torch.equal(w[0] if w.numel() else w, g)
 
 

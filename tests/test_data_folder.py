@@ -31,8 +31,8 @@ def test_train_and_test_folders(tmp_path, test_name):
     assert dataset.train_labels.tolist() == [0] * 3 + [1] * 5 + [2]
     assert dataset.test_labels.tolist() == [0, 2, 2]
     for images, labels in ((dataset.train_images, dataset.train_labels), (dataset.test_images, dataset.test_labels)):
-        want = torch.tensor([COLOURS[dataset.classes[c]] for c in labels.tolist()])
-        assert (images.float().mean((2, 3)) - want).abs().max() < 4  # JPEG and WebP are lossy
+        expected = torch.tensor([COLOURS[dataset.classes[c]] for c in labels.tolist()])
+        assert (images.float().mean((2, 3)) - expected).abs().max() < 4  # JPEG and WebP are lossy
     scaled = dataset.train_images.double() / 255
     np.testing.assert_allclose(dataset.mean, scaled.mean((0, 2, 3)), rtol=1e-9)
     assert dataset.name == tmp_path.name
@@ -48,8 +48,8 @@ def test_pixels_are_pillows(tmp_path):
     assert np.array_equal(dataset.test_images[0].permute(1, 2, 0), np.asarray(small))
     grey = image_folder.load(tmp_path, 16, channels=1)
     assert grey.test_images.shape == (1, 1, 16, 16)
-    want = Image.fromarray(noise).convert("L").resize((16, 16), Image.Resampling.BILINEAR)
-    assert np.array_equal(grey.test_images[0, 0], np.asarray(want))
+    expected = Image.fromarray(noise).convert("L").resize((16, 16), Image.Resampling.BILINEAR)
+    assert np.array_equal(grey.test_images[0, 0], np.asarray(expected))
 
 
 @pytest.mark.parametrize("inner", ["", "train"])

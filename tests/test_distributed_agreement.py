@@ -21,18 +21,18 @@ UNLIKE = {  # the options of rank 1, and a piece of the message
 }
 
 
-def unlike(what):
-    options = {"nce_k": 9, "labels": LABELS, "seed": 11} | (UNLIKE[what][0] if ranks().rank == 1 else {})
+def unlike(difference):
+    options = {"nce_k": 9, "labels": LABELS, "seed": 11} | (UNLIKE[difference][0] if ranks().rank == 1 else {})
     loss = CRDLoss(S_DIM, T_DIM, N, feat_dim=D, **options)
     with pytest.raises(ValueError) as error:
         loss(torch.ones(2, S_DIM), torch.ones(2, T_DIM), torch.tensor([0, 1]))
     return str(error.value), int(loss.contrast.sampler.step)
 
 
-@pytest.mark.parametrize("what", UNLIKE)
-def test_losses_that_differ_between_ranks_raise_before_any_change(pool, what):
-    for message, step in pool.run(unlike, what):
-        assert "CRDLoss: all ranks must make it alike, but rank 1 has" in message and UNLIKE[what][1] in message
+@pytest.mark.parametrize("difference", UNLIKE)
+def test_losses_that_differ_between_ranks_raise_before_any_change(pool, difference):
+    for message, step in pool.run(unlike, difference):
+        assert "CRDLoss: all ranks must make it alike, but rank 1 has" in message and UNLIKE[difference][1] in message
         assert step == 0
 
 

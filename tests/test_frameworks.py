@@ -65,10 +65,10 @@ def moved(model, name):
     """Whether training has changed the loss's state."""
     fresh = Distilled(name).state_dict()
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v.nan_to_num(), fresh[k].nan_to_num())}
-    wanted = {"student.weight", "distillation.embed_s.linear.weight"}
+    expected = {"student.weight", "distillation.embed_s.linear.weight"}
     if name != "dual":
-        wanted |= {f"distillation.contrast.{n}" for n in ("memory_v1.rows", "log_z", "sampler.state")}
-    return wanted <= changed
+        expected |= {f"distillation.contrast.{n}" for n in ("memory_v1.rows", "log_z", "sampler.state")}
+    return expected <= changed
 
 
 @ours

@@ -85,11 +85,11 @@ def on_native(module: nn.Module) -> nn.Module:
     return twin
 
 
-def near(ours: Tensor, want: Tensor, fraction: float, least: float = 0.0, what: str = "") -> None:
+def near(ours: Tensor, expected: Tensor, fraction: float, least: float = 0.0, name: str = "") -> None:
     """Every number is as near as `fraction` of the largest, or `least`."""
-    ours, want = ours.detach().double(), want.detach().double()
-    room = fraction * float(want.abs().max()) + least if want.numel() else 0.0
-    assert ours.shape == want.shape and bool(((ours - want).abs() <= room).all()), (what, ours, want, room)
+    ours, expected = ours.detach().double(), expected.detach().double()
+    room = fraction * float(expected.abs().max()) + least if expected.numel() else 0.0
+    assert ours.shape == expected.shape and bool(((ours - expected).abs() <= room).all()), (name, ours, expected, room)
 
 
 @given(st.data())
@@ -107,9 +107,9 @@ def test_two_steps_equal_the_reference(data):
             trained = [p for p in module.parameters() if p.requires_grad]
             grads = torch.autograd.grad(loss, [x, *trained], allow_unused=True)
             actual.append((loss, [g for g in grads if g is not None]))
-        (loss, grads), (want, wants) = actual
+        (loss, grads), (expected, wants) = actual
         rounded = torch.finfo(f_s.dtype).eps if f_s.dtype in (torch.bfloat16, torch.float16) else 0.0
-        near(loss, want, 3e-5, 1e-6)
+        near(loss, expected, 3e-5, 1e-6)
         assert len(grads) == len(wants)
         for ours, theirs in zip(grads, wants, strict=True):
             near(ours, theirs, 1e-3 + 2 * rounded, 1e-6)
@@ -157,5 +157,5 @@ def test_ot_loss_and_kd_loss(data):
     logits, theirs = (torch.randn(n, d, generator=g, dtype=torch.float64) * 10 for _ in range(2))
     p = torch.softmax(theirs / temperature, 1)
     log_ratio = torch.log_softmax(theirs / temperature, 1) - torch.log_softmax(logits / temperature, 1)
-    want = temperature**2 * (p * log_ratio).sum() / n
-    near(KDLoss(temperature)(logits, theirs), want, 1e-10, 1e-12)
+    expected = temperature**2 * (p * log_ratio).sum() / n
+    near(KDLoss(temperature)(logits, theirs), expected, 1e-10, 1e-12)

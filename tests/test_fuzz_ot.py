@@ -124,8 +124,8 @@ def test_solves_keep_the_accuracy_rule(data):
         exact = ot_rule.reference.ot_solve(x.double(), y.double(), a.double(), b.double(), options)
         sharp = 1e-13 * (1 + float(exact.scale.max()) * largest)
         for name in ("value", "grad_x", "grad_y", "grad_a", "grad_b"):
-            want = getattr(exact, name)
-            error, size = ot_rule.distance(getattr(wide, name), want), ot_rule.size(want)
+            expected = getattr(exact, name)
+            error, size = ot_rule.distance(getattr(wide, name), expected), ot_rule.size(expected)
             assert error <= 1e-9 * size + sharp * largest * 10, (name, error, size)
 
         if tol is not None:

@@ -88,9 +88,9 @@ def test_tol_stops_each_problem_without_the_host(solver):
         ours = solve(x, y, args)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    want = reference.ot_solve(x.double(), y.double(), uniform(x.double()), uniform(y.double()), args)
-    assert torch.equal(ours.iterations, want.iterations) and len(want.iterations.unique()) >= 3
-    torch.testing.assert_close(ours.value.double(), want.value, rtol=1e-4, atol=1e-7)
+    expected = reference.ot_solve(x.double(), y.double(), uniform(x.double()), uniform(y.double()), args)
+    assert torch.equal(ours.iterations, expected.iterations) and len(expected.iterations.unique()) >= 3
+    torch.testing.assert_close(ours.value.double(), expected.value, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("cost", COSTS)
@@ -113,8 +113,8 @@ def test_graph_replay_gives_the_bits_of_an_eager_call(cost, tol):
     static_y.copy_(y)
     for _ in range(2):
         graph.replay()
-    for actual, want in zip(captured, solve(x, y, args), strict=True):
-        assert torch.equal(actual, want)
+    for actual, expected in zip(captured, solve(x, y, args), strict=True):
+        assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize("cost", COSTS)

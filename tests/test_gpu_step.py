@@ -48,8 +48,8 @@ def test_steps_equal_the_reference(case, plan):
         actual, value = step(ours, *batch(seed), "cuda", torch.float32)
         assert "ContrastStep" in str(value.grad_fn)
         with use_backend("reference"):
-            wanted, _ = step(theirs, *batch(seed), "cpu", torch.float64)
-        assert all((f - w).abs().max() <= exact * w.abs().max() for f, w in zip(actual, wanted, strict=True))
+            expected, _ = step(theirs, *batch(seed), "cpu", torch.float64)
+        assert all((f - w).abs().max() <= exact * w.abs().max() for f, w in zip(actual, expected, strict=True))
     there = theirs.state_dict()
     for name, value in ours.state_dict().items():
         if value.is_floating_point():

@@ -40,10 +40,10 @@ def tapped(net):
 def test_logits_and_penultimate_vector_equal_timm(name):
     net = made(name)
     tap = tapped(net)
-    want = net(X)
+    expected = net(X)
     for _ in range(2):
         features, logits = tap(X, return_features=True)
-        assert len(features) == 5 and torch.equal(logits, want)
+        assert len(features) == 5 and torch.equal(logits, expected)
         torch.testing.assert_close(features[-1], net.forward_head(net.forward_features(X), pre_logits=True))
     assert set(tap.state_dict()) == set(net.state_dict())
 

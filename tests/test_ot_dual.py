@@ -36,8 +36,8 @@ def test_value_is_the_regularised_objective_of_the_plan(cost, iters):
     c = oracle.cost_matrix(x, y, cost)
     plan = oracle.sinkhorn(c, a.numpy(), b.numpy(), eps, iters)
     plan, c = torch.from_numpy(plan), torch.from_numpy(c)
-    want = (plan * c).sum() + eps * (plan * (plan / torch.outer(a, b)).log()).sum()
-    torch.testing.assert_close(F.ot_cost(x, y, value="dual", **kwargs), want, rtol=1e-10, atol=0)
+    expected = (plan * c).sum() + eps * (plan * (plan / torch.outer(a, b)).log()).sum()
+    torch.testing.assert_close(F.ot_cost(x, y, value="dual", **kwargs), expected, rtol=1e-10, atol=0)
 
 
 @pytest.mark.parametrize("cost", COSTS)
@@ -119,10 +119,10 @@ def test_debias_is_the_difference_of_three_solves(value):
     debiased = F.ot_solve(x, y, a=a, b=b, debias=True, **kwargs)
     plain = F.ot_solve(x, y, a=a, b=b, **kwargs)
     self_x, self_y = F.ot_cost(x, x, a=a, b=a, **kwargs), F.ot_cost(y, y, a=b, b=b, **kwargs)
-    want = plain.cost - self_x / 2 - self_y / 2
-    torch.testing.assert_close(debiased.cost, want, rtol=1e-12, atol=1e-14)
+    expected = plain.cost - self_x / 2 - self_y / 2
+    torch.testing.assert_close(debiased.cost, expected, rtol=1e-12, atol=1e-14)
     assert all(torch.equal(p, q) for p, q in zip(debiased[1:], plain[1:], strict=True))
-    grads = [torch.autograd.grad(c.sum(), (x, y)) for c in (debiased.cost, want)]
+    grads = [torch.autograd.grad(c.sum(), (x, y)) for c in (debiased.cost, expected)]
     for p, q in zip(*grads, strict=True):
         torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
 

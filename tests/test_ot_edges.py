@@ -32,14 +32,14 @@ def test_zero_masses_equal_the_smaller_problem(cost, solver, dtype):
     small, hx, hy = oracle.solve_with_grad(x[rows], y[columns], a=a[rows], b=b[columns], **kwargs)
     assert_sound(solved, gx, gy)
     rounding = 8 * torch.finfo(dtype).eps * small.alpha.abs().max().item()  # of the exponents
-    for ours, want in (
+    for ours, expected in (
         (solved.cost, small.cost),
         (solved.alpha[rows], small.alpha),
         (solved.beta[columns], small.beta),
         (gx[rows], hx),
         (gy[columns], hy),
     ):
-        torch.testing.assert_close(ours, want, rtol=0, atol=rounding)
+        torch.testing.assert_close(ours, expected, rtol=0, atol=rounding)
     assert solved.alpha[~rows].isneginf().all() and solved.beta[~columns].isneginf().all()
     assert (gx[~rows] == 0).all() and (gy[~columns] == 0).all()
     plan = F.ot_plan(x, y, a=a, b=b, **kwargs)
@@ -52,8 +52,8 @@ def test_single_nonzero_mass_equals_the_closed_form(cost, solver):
     a, b = torch.eye(5, dtype=torch.float64)[2], oracle.masses(6, 4)
     solved, gx, gy = oracle.solve_with_grad(x, y, a=a, b=b, cost=cost, solver=solver)
     assert_sound(solved, gx, gy)
-    want = (b * torch.from_numpy(oracle.cost_matrix(x[2:3], y, cost))).sum()
-    torch.testing.assert_close(solved.cost, want, rtol=1e-12, atol=0)
+    expected = (b * torch.from_numpy(oracle.cost_matrix(x[2:3], y, cost))).sum()
+    torch.testing.assert_close(solved.cost, expected, rtol=1e-12, atol=0)
     assert (gx[[0, 1, 3, 4]] == 0).all() and (gx[2] != 0).any()
 
 
@@ -120,6 +120,6 @@ def test_near_points_keep_their_distance_far_from_the_origin():
     y = oracle.features(18, 6, 3, dtype=torch.float32) + 1000
     x = y + torch.linspace(0.001, 0.006, 6)[:, None]
     solved, gx, _ = oracle.solve_with_grad(x, y, cost="sqeuclidean", solver="sinkhorn", eps=1e-3)
-    want, hx, _ = oracle.solve_with_grad(x.double(), y.double(), cost="sqeuclidean", solver="sinkhorn", eps=1e-3)
-    assert solved.cost.item() == pytest.approx(want.cost.item(), rel=1e-4)
+    expected, hx, _ = oracle.solve_with_grad(x.double(), y.double(), cost="sqeuclidean", solver="sinkhorn", eps=1e-3)
+    assert solved.cost.item() == pytest.approx(expected.cost.item(), rel=1e-4)
     torch.testing.assert_close(gx.double(), hx, rtol=1e-3, atol=1e-8)

@@ -38,8 +38,8 @@ def test_ipot_reaches_the_exact_plan_and_its_gradient(cost):
     assert (F.ot_plan(x, y, **options) - exact).abs().sum() < 1e-3
     leaves = x.requires_grad_(), y.requires_grad_()
     actual = torch.autograd.grad(F.ot_cost(*leaves, **options), leaves)
-    want = torch.autograd.grad((exact * oracle.torch_cost(*leaves, cost)).sum(), leaves)
-    for g, w in zip(actual, want, strict=True):
+    expected = torch.autograd.grad((exact * oracle.torch_cost(*leaves, cost)).sum(), leaves)
+    for g, w in zip(actual, expected, strict=True):
         assert (g - w).abs().max() < 1e-3 * w.abs().max()
 
 
@@ -61,9 +61,9 @@ def test_sinkhorn_tends_to_the_exact_cost(cost):
 def test_sinkhorn_equals_pot(cost):
     x, y, a, b, c = problem(cost, seed=20)
     eps = 0.1 * c.max()
-    want = pot.sinkhorn(a.numpy(), b.numpy(), c, reg=eps, numItermax=5000, stopThr=1e-13)
+    expected = pot.sinkhorn(a.numpy(), b.numpy(), c, reg=eps, numItermax=5000, stopThr=1e-13)
     ours = F.ot_plan(x, y, a=a, b=b, cost=cost, solver="sinkhorn", eps=eps, iters=5000)
-    np.testing.assert_allclose(ours, want, rtol=1e-8, atol=1e-12)
+    np.testing.assert_allclose(ours, expected, rtol=1e-8, atol=1e-12)
 
 
 @each_backend
@@ -74,9 +74,9 @@ def test_sinkhorn_equals_pot_before_convergence_at_small_eps(cost, iters):
     eps = 0.003 * c.max()
     options = {"reg": eps, "numItermax": iters, "stopThr": 0.0, "warn": False}
     # POT's loop does columns first: the transposed problem is ours.
-    want = pot.bregman.sinkhorn_log(b.numpy(), a.numpy(), c.T.copy(), **options).T
+    expected = pot.bregman.sinkhorn_log(b.numpy(), a.numpy(), c.T.copy(), **options).T
     ours = F.ot_plan(x, y, a=a, b=b, cost=cost, solver="sinkhorn", eps=eps, iters=iters)
-    np.testing.assert_allclose(ours, want, rtol=1e-8, atol=1e-12)
+    np.testing.assert_allclose(ours, expected, rtol=1e-8, atol=1e-12)
 
 
 def test_converged_marginals_in_float32():

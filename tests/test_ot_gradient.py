@@ -38,8 +38,8 @@ def test_gradient_equals_autograd_with_the_plan_detached(cost, solver, g, offset
     }
     x.requires_grad_(), y.requires_grad_()
     F.ot_cost(x, y, **kwargs).sum().backward()
-    for ours, want in zip((x.grad, y.grad), envelope(x, y, **kwargs), strict=True):
-        torch.testing.assert_close(ours, want, rtol=1e-10, atol=1e-13)
+    for ours, expected in zip((x.grad, y.grad), envelope(x, y, **kwargs), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-13)
     assert (x.grad[..., 3, :] == 0).all()  # no mass, no gradient
 
 
@@ -85,10 +85,10 @@ def test_contiguous_expanded_and_sliced_grad_output():
 def test_narrow_inputs_accumulate_in_float32(dtype, value):
     x, y = (t.requires_grad_() for t in pair(seed=10, n=40, m=30, dtype=dtype))
     x32, y32 = (t.detach().float().requires_grad_() for t in (x, y))
-    ours, want = (F.ot_cost(*xy, solver="sinkhorn", value=value) for xy in ((x, y), (x32, y32)))
-    assert ours.dtype == torch.float32 and torch.equal(ours, want)
+    ours, expected = (F.ot_cost(*xy, solver="sinkhorn", value=value) for xy in ((x, y), (x32, y32)))
+    assert ours.dtype == torch.float32 and torch.equal(ours, expected)
     ours.backward()
-    want.backward()
+    expected.backward()
     for grad, wide in ((x.grad, x32.grad), (y.grad, y32.grad)):
         assert grad.dtype == dtype
         assert torch.equal(grad, wide.to(dtype))
@@ -101,9 +101,9 @@ def test_loss_scaling_rescues_half_gradients_from_underflow():
     wide = x.detach().float().requires_grad_()
     (exact,) = torch.autograd.grad(F.ot_cost(wide, y.float()), wide)
     assert exact.abs().max() < torch.finfo(torch.float16).smallest_normal
-    want = (exact * scale).half()
-    assert not torch.equal(exact.half() * scale, want)
-    assert torch.equal(torch.autograd.grad(F.ot_cost(x, y) * scale, x)[0], want)
+    expected = (exact * scale).half()
+    assert not torch.equal(exact.half() * scale, expected)
+    assert torch.equal(torch.autograd.grad(F.ot_cost(x, y) * scale, x)[0], expected)
 
 
 def test_the_backward_pass_cannot_be_differentiated():
@@ -122,10 +122,10 @@ def test_the_backward_pass_cannot_be_differentiated():
 def test_the_value_may_be_changed_in_place(batch):
     x, y = oracle.features(3, *batch, 5, 4).requires_grad_(), oracle.features(4, *batch, 6, 4)
     cost = F.ot_cost(x, y)
-    want = torch.autograd.grad(3 * cost.sum(), x, retain_graph=True)
+    expected = torch.autograd.grad(3 * cost.sum(), x, retain_graph=True)
     cost *= 3
     cost += 1
-    assert torch.equal(torch.autograd.grad(cost.sum(), x)[0], want[0])
+    assert torch.equal(torch.autograd.grad(cost.sum(), x)[0], expected[0])
 
 
 class _Silent(torch.autograd.Function):

@@ -87,8 +87,8 @@ def test_small_eps_is_solved_in_the_log_domain(backend, eps, dtype):
     torch.testing.assert_close(
         actual.cost.double(), value.double(), rtol=max(1e-5, 4 * rounding) if narrow else 1e-9, atol=0
     )
-    want = torch.from_numpy(sum(plans))
-    assert float((c.grad - want).norm()) <= (max(1e-4, 4 * rounding) if narrow else 1e-9) * float(want.norm())
+    expected = torch.from_numpy(sum(plans))
+    assert float((c.grad - expected).norm()) <= (max(1e-4, 4 * rounding) if narrow else 1e-9) * float(expected.norm())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -173,16 +173,16 @@ def test_half_precision_is_widened(dtype):
     actual.sum().backward()
     assert c.grad.dtype == dtype
     wide = [t.detach().float() for t in (a, b)]
-    want = F.ot_cost_from_matrix(c.detach().float(), *(t / t.sum(-1, keepdim=True) for t in wide))
-    torch.testing.assert_close(actual.detach(), want, rtol=1e-5, atol=0)
+    expected = F.ot_cost_from_matrix(c.detach().float(), *(t / t.sum(-1, keepdim=True) for t in wide))
+    torch.testing.assert_close(actual.detach(), expected, rtol=1e-5, atol=0)
 
 
 def test_strides_do_not_matter():
     c, a, b = costs(M, N).T, masses(1, G, N), masses(2, G, M)
     spread = torch.zeros(G, 2 * N, dtype=torch.float64)
     spread[:, ::2] = a
-    want = F.ot_cost_from_matrix(c.contiguous(), a, b)
-    assert torch.equal(F.ot_cost_from_matrix(c, spread[:, ::2], b), want)
+    expected = F.ot_cost_from_matrix(c.contiguous(), a, b)
+    assert torch.equal(F.ot_cost_from_matrix(c, spread[:, ::2], b), expected)
 
 
 def test_expanded_grad_output_and_double_backward():

@@ -38,8 +38,8 @@ def test_options_reach_the_solver():
 def test_gradient_and_state():
     loss, x = OTLoss(reduction="sum"), X.clone().requires_grad_()
     loss(x, Y).backward()
-    want = torch.autograd.grad(F.ot_cost(x, Y).mean() * 6, x)[0]
-    torch.testing.assert_close(x.grad, want)
+    expected = torch.autograd.grad(F.ot_cost(x, Y).mean() * 6, x)[0]
+    torch.testing.assert_close(x.grad, expected)
     assert not loss.state_dict() and not list(loss.parameters())
 
 

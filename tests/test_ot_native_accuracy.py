@@ -47,17 +47,17 @@ def solve(x, y, backend, **options):
     return solved, *torch.autograd.grad(solved.cost.sum(), (x, y, *masses))
 
 
-def agree(actual, want, tolerance):
+def agree(actual, expected, tolerance):
     """All results of two solves agree within `tolerance` of the largest entry; so do the places of -inf."""
     names = (*actual[0]._fields, *range(len(actual) - 1))
-    for name, a, b in zip(names, (*actual[0], *actual[1:]), (*want[0], *want[1:]), strict=True):
+    for name, a, b in zip(names, (*actual[0], *actual[1:]), (*expected[0], *expected[1:]), strict=True):
         assert a.dtype == (torch.int32 if name == "iterations" else torch.float64)
         assert torch.equal(a.isinf(), b.isinf()), name
         a, b = a.masked_fill(a.isinf(), 0).double(), b.masked_fill(b.isinf(), 0).double()
         assert (a - b).abs().max() <= tolerance * max(1.0, b.abs().max()), name
 
 
-def errors(actual, want):
+def errors(actual, expected):
     """Relative value error, absolute error of the potentials, gradient error relative to the largest entry.
 
     Means over a batch: a single problem's error is luck, and the loop's may be lucky.
@@ -66,9 +66,11 @@ def errors(actual, want):
     def worst(a, b):
         return (a - b).flatten(1).abs().amax(-1)
 
-    value = ((actual[0].cost - want[0].cost) / want[0].cost).abs()
-    potentials = torch.maximum(worst(actual[0].alpha, want[0].alpha), worst(actual[0].beta, want[0].beta))
-    gradient = torch.stack([worst(g, w) / worst(w, 0 * w) for g, w in zip(actual[1:], want[1:], strict=True)]).amax(0)
+    value = ((actual[0].cost - expected[0].cost) / expected[0].cost).abs()
+    potentials = torch.maximum(worst(actual[0].alpha, expected[0].alpha), worst(actual[0].beta, expected[0].beta))
+    gradient = torch.stack([worst(g, w) / worst(w, 0 * w) for g, w in zip(actual[1:], expected[1:], strict=True)]).amax(
+        0
+    )
     return value.mean().item(), potentials.mean().item(), gradient.mean().item()
 
 
@@ -79,10 +81,10 @@ def test_the_accuracy_rule(simd, name, cost, solver, eps):
     simd(name)
     options = {"cost": cost, "solver": solver, "eps": eps}
     x, y = pair(70, 45, 20, batch=(4,))
-    want = solve(x, y, "reference", **options)
-    agree(solve(x, y, "native", **options), want, 1e-11 / min(eps, 1e-2))
-    result = errors(solve(x.float(), y.float(), "native", **options), want)
-    naive = errors(solve(x.float(), y.float(), "reference", **options), want)
+    expected = solve(x, y, "reference", **options)
+    agree(solve(x, y, "native", **options), expected, 1e-11 / min(eps, 1e-2))
+    result = errors(solve(x.float(), y.float(), "native", **options), expected)
+    naive = errors(solve(x.float(), y.float(), "reference", **options), expected)
     limits = (1e-5, 1e-4, 1e-4)
     for error, limit, factor, loop in zip(result, limits, (2, 2, 3), naive, strict=True):
         assert error <= max(limit, factor * loop)
@@ -93,10 +95,10 @@ def test_the_accuracy_rule(simd, name, cost, solver, eps):
 def test_the_accuracy_rule_at_the_sizes_of_training(solver, eps, n):
     options = {"solver": solver, "eps": eps, "iters": 50 if n < 1000 else 20}
     x, y = pair(n, n + 30, 128)
-    want = solve(x, y, "reference", **options)
-    agree(solve(x, y, "native", **options), want, 1e-11 / min(eps, 1e-2))
-    result = errors_of_one(x.float(), y.float(), "native", options, want)
-    loop = errors_of_one(x.float(), y.float(), "reference", options, want)
+    expected = solve(x, y, "reference", **options)
+    agree(solve(x, y, "native", **options), expected, 1e-11 / min(eps, 1e-2))
+    result = errors_of_one(x.float(), y.float(), "native", options, expected)
+    loop = errors_of_one(x.float(), y.float(), "reference", options, expected)
     for error, limit, factor, naive in zip(result, (1e-5, 1e-4, 1e-4, 1e-4, 1e-4), (2, 2, 2, 3, 3), loop, strict=True):
         assert error <= max(limit, factor * naive)
 
@@ -148,22 +150,22 @@ def test_dual_value_and_gradients_of_the_masses(cost, eps):
 def test_early_stop_is_per_problem(cost, solver, eps):
     x, y = pair(20, 17, 3, batch=(6,))
     options = {"cost": cost, "solver": solver, "eps": eps, "iters": 73, "tol": 2e-3 if eps > 0.1 else 0.05}
-    actual, want = solve(x, y, "native", **options), solve(x, y, "reference", **options)
-    agree(actual, want, 1e-9)
+    actual, expected = solve(x, y, "native", **options), solve(x, y, "reference", **options)
+    agree(actual, expected, 1e-9)
     counts = F.ot_solve(x, y, backend="native", **{**options, "tol": 1e-30}).iterations
     assert counts.tolist() == [73] * 6
 
 
 def test_only_the_gradients_asked_for_are_computed():
     x, y = pair(10, 12, 4)
-    want = solve(x, y, "native")
+    expected = solve(x, y, "native")
     for needs in itertools.product((False, True), repeat=2):
         leaves = [t.clone().requires_grad_(need) for t, need in zip((x, y), needs, strict=True)]
         cost = F.ot_cost(*leaves, backend="native")
-        assert torch.equal(cost, want[0].cost)
+        assert torch.equal(cost, expected[0].cost)
         if any(needs):
             cost.backward()
-        for leaf, need, grad in zip(leaves, needs, want[1:], strict=True):
+        for leaf, need, grad in zip(leaves, needs, expected[1:], strict=True):
             assert torch.equal(leaf.grad, grad) if need else leaf.grad is None
 
 
@@ -182,11 +184,14 @@ def test_outlier_that_overflows_the_stored_kernel_is_solved(dtype, eps):
     x = torch.ones(9, 5, dtype=dtype) + 0.1 * oracle.features(3, 9, 5, dtype=dtype)
     y = torch.cat([x[:7] + 0.02 * oracle.features(4, 7, 5, dtype=dtype), -x[:1]])
     options = {"solver": "sinkhorn", "eps": eps, "iters": 30}
-    want = solve(x.double(), y.double(), "reference", **options)
+    expected = solve(x.double(), y.double(), "reference", **options)
     if dtype == torch.float64:
-        agree(solve(x, y, "native", **options), want, 1e-10)
+        agree(solve(x, y, "native", **options), expected, 1e-10)
     else:
-        actual, loop = errors_of_one(x, y, "native", options, want), errors_of_one(x, y, "reference", options, want)
+        actual, loop = (
+            errors_of_one(x, y, "native", options, expected),
+            errors_of_one(x, y, "reference", options, expected),
+        )
         assert all(e <= max(1e-5, 2 * r) for e, r in zip(actual, loop, strict=True))
 
 
@@ -200,10 +205,16 @@ def test_rows_past_the_first_chunk_that_forbid_a_stored_kernel():
     agree(solve(x, y, "native", **options), solve(x, y, "reference", **options), 1e-9)
 
 
-def errors_of_one(x, y, backend, options, want):
+def errors_of_one(x, y, backend, options, expected):
     actual = solve(x, y, backend, **options)
-    pairs = [(actual[0].cost, want[0].cost), (actual[0].alpha, want[0].alpha), (actual[0].beta, want[0].beta)]
-    return [((g - w).abs().max() / w.abs().max()).item() for g, w in (*pairs, *zip(actual[1:], want[1:], strict=True))]
+    pairs = [
+        (actual[0].cost, expected[0].cost),
+        (actual[0].alpha, expected[0].alpha),
+        (actual[0].beta, expected[0].beta),
+    ]
+    return [
+        ((g - w).abs().max() / w.abs().max()).item() for g, w in (*pairs, *zip(actual[1:], expected[1:], strict=True))
+    ]
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -219,12 +230,12 @@ def test_plan_satisfies_the_column_marginals(solver):
 
 def test_strides_narrow_dtypes_and_default_device():
     x, y = pair(10, 12, 8, dtype=torch.float32)
-    want = F.ot_cost(x, y, backend="native")
+    expected = F.ot_cost(x, y, backend="native")
     wide = torch.zeros(10, 16)
     wide[:, ::2] = x
-    assert torch.equal(F.ot_cost(wide[:, ::2], y.mT.contiguous().mT, backend="native"), want)
+    assert torch.equal(F.ot_cost(wide[:, ::2], y.mT.contiguous().mT, backend="native"), expected)
     with torch.device("meta"):
-        assert torch.equal(F.ot_cost(x, y, backend="native"), want)
+        assert torch.equal(F.ot_cost(x, y, backend="native"), expected)
         assert F.ot_plan(x, y, backend="native").device.type == "cpu"
     for dtype in (torch.float16, torch.bfloat16):
         narrow = [t.to(dtype).requires_grad_() for t in (x, y)]

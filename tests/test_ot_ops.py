@@ -126,21 +126,21 @@ def test_one_tensor_as_x_and_y_compiles():
     def self_cost(x, a):
         return F.ot_cost(x, x, a=a, b=a, solver="sinkhorn", value="dual").sum()
 
-    want = torch.autograd.grad(self_cost(x, weights), (x, weights))
+    expected = torch.autograd.grad(self_cost(x, weights), (x, weights))
     compiled = torch.compile(self_cost, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(torch.autograd.grad(compiled(x, weights), (x, weights)), want)
+    torch.testing.assert_close(torch.autograd.grad(compiled(x, weights), (x, weights)), expected)
 
 
 @pytest.mark.parametrize("cost", ["cosine", "sqeuclidean"])
 def test_autocast_does_not_change_the_result(cost):
     x, y = (t.requires_grad_() for t in pair(n=30, m=20))
     plain, plan = F.ot_cost(x, y, cost=cost), F.ot_plan(x, y, cost=cost)
-    want = torch.autograd.grad(plain.sum(), (x, y))
+    expected = torch.autograd.grad(plain.sum(), (x, y))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cast, cast_plan = F.ot_cost(x, y, cost=cost), F.ot_plan(x, y, cost=cost)
         actual = torch.autograd.grad(cast.sum(), (x, y))
     assert torch.equal(cast, plain) and torch.equal(cast_plan, plan)
-    assert all(torch.equal(p, q) for p, q in zip(actual, want, strict=True))
+    assert all(torch.equal(p, q) for p, q in zip(actual, expected, strict=True))
 
 
 @pytest.mark.gpu
@@ -149,7 +149,7 @@ def test_autocast_does_not_change_the_result(cost):
 def test_cuda_equals_the_cpu_without_a_synchronisation(value):
     x, y = pair(n=40, m=30)
     kwargs = {"solver": "sinkhorn", "value": value, "tol": 1e-4, "backend": "reference"}
-    want = F.ot_solve(x, y, **kwargs)
+    expected = F.ot_solve(x, y, **kwargs)
     x, y = x.cuda().requires_grad_(), y.cuda()
     F.ot_cost(x, y, **kwargs)  # makes the status word
     torch.cuda.set_sync_debug_mode("error")
@@ -158,7 +158,7 @@ def test_cuda_equals_the_cpu_without_a_synchronisation(value):
         solved.cost.sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    torch.testing.assert_close(solved.cost.detach().cpu(), want.cost, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(solved.cost.detach().cpu(), expected.cost, rtol=1e-5, atol=1e-6)
     assert x.grad.isfinite().all()
 
 

@@ -37,14 +37,14 @@ def test_permuting_rows_permutes_everything(seed, n, m, d, cost, solver):
     kwargs = {"cost": cost, "solver": solver, "eps": 0.5, "iters": 20}
     solved, gx, gy = oracle.solve_with_grad(x, y, a=a, b=b, **kwargs)
     moved, hx, hy = oracle.solve_with_grad(x[p], y[q], a=a[p], b=b[q], **kwargs)
-    for ours, want in (
+    for ours, expected in (
         (moved.cost, solved.cost),
         (moved.alpha, solved.alpha[p]),
         (moved.beta, solved.beta[q]),
         (hx, gx[p]),
         (hy, gy[q]),
     ):
-        torch.testing.assert_close(ours, want, **near)
+        torch.testing.assert_close(ours, expected, **near)
 
 
 @few
@@ -101,11 +101,11 @@ def test_strides_and_dtypes(seed, n, layout, dtype, cost):
     y = oracle.features(seed + 1, 2, 3, 4, dtype=dtype)
     before, version = x.clone(), x._version
     solved, gx, _ = oracle.solve_with_grad(x, y, cost=cost)
-    want, hx, _ = oracle.solve_with_grad(before.contiguous(), y, cost=cost)
+    expected, hx, _ = oracle.solve_with_grad(before.contiguous(), y, cost=cost)
     assert torch.equal(x, before) and x._version == version
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     assert solved.cost.dtype == solved.alpha.dtype == wide and gx.dtype == dtype
-    torch.testing.assert_close(solved.cost, want.cost)
+    torch.testing.assert_close(solved.cost, expected.cost)
     torch.testing.assert_close(gx, hx)
 
 

@@ -67,11 +67,11 @@ def test_relaxed_plan_equals_pot(backend):
     pot = pytest.importorskip("ot")
     x, y, a, b = problem()
     c = ot_oracles.torch_cost(x, y, "sqeuclidean")
-    want = pot.unbalanced.sinkhorn_unbalanced(
+    expected = pot.unbalanced.sinkhorn_unbalanced(
         a.numpy(), b.numpy(), c.numpy(), 0.5, (1.5, 0.8), reg_type="kl", numItermax=5000, stopThr=1e-14
     )
     actual = F.ot_plan_from_matrix(c, a, b, eps=0.5, reach=(1.5, 0.8), iters=2000, backend=backend)
-    torch.testing.assert_close(actual, torch.from_numpy(want), rtol=1e-8, atol=1e-13)
+    torch.testing.assert_close(actual, torch.from_numpy(expected), rtol=1e-8, atol=1e-13)
 
 
 @pytest.mark.parametrize("reach", [math.inf, (math.inf, math.inf)], ids=str)
@@ -122,8 +122,8 @@ def test_native_code_is_as_exact_as_the_reference(options, value, problems):
         return cost.detach(), *(t.grad for t in leaves)
 
     exact, plain = solved(torch.float64, "reference"), solved(torch.float32, "reference")
-    for i, (native, other, want) in enumerate(zip(solved(torch.float32, "native"), plain, exact, strict=True)):
-        error, usual = (float((t - want).norm() / want.norm()) for t in (native, other))
+    for i, (native, other, expected) in enumerate(zip(solved(torch.float32, "native"), plain, exact, strict=True)):
+        error, usual = (float((t - expected).norm() / expected.norm()) for t in (native, other))
         assert error <= (3 if i else 2) * usual + 2e-6
 
 

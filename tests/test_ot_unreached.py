@@ -133,8 +133,8 @@ def test_on_a_device_check_warns_of_the_worst(monkeypatch):
 
 def test_worst_error_counts_unreached_problems_only():
     options = SolveOptions("cosine", "ipot", 0.5, 40, 0.1, "cost", False, False, False, False)
-    for errors, want in (([0.3, 0.2, 0.05], 0.2), ([0.3, 0.1, 0.05], 0.0), ([0.3, float("nan"), 0.4], 0.4)):
+    for errors, expected in (([0.3, 0.2, 0.05], 0.2), ([0.3, 0.1, 0.05], 0.0), ([0.3, float("nan"), 0.4], 0.4)):
         solved = SolveResult(
             *[None] * 4, torch.tensor(errors), torch.tensor([20, 40, 40]), *[None] * 4
         )  # the first stopped
-        assert unreached.worst(solved, options) == pytest.approx(want)
+        assert unreached.worst(solved, options) == pytest.approx(expected)

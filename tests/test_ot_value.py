@@ -88,8 +88,8 @@ def test_float32_error_against_float64(solver, eps, n):
     size = exact.alpha.abs().max()
     assert (ours.alpha - exact.alpha).abs().max() <= 1e-4 * size
     assert (ours.beta - exact.beta).abs().max() <= 1e-4 * size
-    for grad, want in ((x32.grad, x.grad), (y32.grad, y.grad)):
-        assert (grad - want).norm() <= 1e-4 * want.norm()
+    for grad, expected in ((x32.grad, x.grad), (y32.grad, y.grad)):
+        assert (grad - expected).norm() <= 1e-4 * expected.norm()
 
 
 @pytest.mark.parametrize("eps", [1e-3, 1e-4])

@@ -41,9 +41,9 @@ def test_training_batches_are_centred_by_the_running_mean_which_is_a_constant(mo
     means = [oracle_means([f[side].detach().mean(0) for f in steps], momentum) for side in (0, 1)]
     for t, (f_s, f_t, idx) in enumerate(steps):
         loss = module(f_s, f_t, idx)
-        want = 1 - torch.cosine_similarity(f_s - means[0][t], f_t - means[1][t]).mean()
-        torch.testing.assert_close(loss, want)
-        torch.testing.assert_close(*(torch.autograd.grad(value, f_s)[0] for value in (loss, want)))
+        expected = 1 - torch.cosine_similarity(f_s - means[0][t], f_t - means[1][t]).mean()
+        torch.testing.assert_close(loss, expected)
+        torch.testing.assert_close(*(torch.autograd.grad(value, f_s)[0] for value in (loss, expected)))
         torch.testing.assert_close(module.local.running.mean, torch.stack((means[0][t], means[1][t])))
     assert int(module.local.running.steps) == len(steps)
     if momentum == 1:
@@ -58,8 +58,8 @@ def test_the_plan_sees_the_centred_features_and_the_pairs():
     center = 0.5 * torch.stack(
         [(a.mean(0) + b.mean(0)).detach() for a, b in zip(features(1)[:2], (f_s, f_t), strict=True)]
     )
-    want = F.ot_cost(f_s - center[0], f_t - center[1], solver="sinkhorn", eps=0.1, pairs=(idx, idx), rho=0.7)
-    torch.testing.assert_close(module(f_s, f_t, idx), want)
+    expected = F.ot_cost(f_s - center[0], f_t - center[1], solver="sinkhorn", eps=0.1, pairs=(idx, idx), rho=0.7)
+    torch.testing.assert_close(module(f_s, f_t, idx), expected)
 
 
 def test_only_a_completed_training_step_moves_the_mean():

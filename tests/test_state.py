@@ -105,9 +105,9 @@ def spelt(kind, options):
 
 
 @pytest.mark.parametrize("kind", BANKED)
-@pytest.mark.parametrize("what", OTHERS)
-def test_state_of_other_options_is_refused_unless_strict_is_false(kind, what):
-    options, message = OTHERS[what]
+@pytest.mark.parametrize("change", OTHERS)
+def test_state_of_other_options_is_refused_unless_strict_is_false(kind, change):
+    options, message = OTHERS[change]
     theirs, module = trained(kind, **spelt(kind, options)), trained(kind, seed=3)
     state, before = snapshot(theirs), snapshot(module)
     with pytest.raises(RuntimeError, match=rf"(?s){message}.*with strict=False the rest is loaded"):
@@ -118,7 +118,7 @@ def test_state_of_other_options_is_refused_unless_strict_is_false(kind, what):
     assert seen[0].filename == __file__ and len(seen) == 1
     now = snapshot(module)
     for name, value in now.items():
-        own = name.endswith("made_with") or (name == "contrast.log_z" and what == "temperature")
+        own = name.endswith("made_with") or (name == "contrast.log_z" and change == "temperature")
         assert torch.equal(value.nan_to_num(), (before if own else state)[name].nan_to_num()), name
     module(*batch())
     module.load_state_dict(module.state_dict())  # its own record
@@ -131,10 +131,10 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("what", SIZES)
+@pytest.mark.parametrize("change", SIZES)
 @pytest.mark.parametrize("form", ["ours", "RepDistiller's"])
-def test_state_of_other_sizes_is_refused_and_loads_in_part_without_strict(what, form):
-    options, n, s_dim, message = SIZES[what]
+def test_state_of_other_sizes_is_refused_and_loads_in_part_without_strict(change, form):
+    options, n, s_dim, message = SIZES[change]
     theirs = CRDLoss(s_dim, T_DIM, n, **({"feat_dim": D, "nce_k": K, "labels": torch.arange(n) % 4} | options))
     theirs.contrast.log_z.fill_(2.0)
     state = theirs.repdistiller_state_dict() if form != "ours" else snapshot(theirs)
@@ -145,11 +145,11 @@ def test_state_of_other_sizes_is_refused_and_loads_in_part_without_strict(what, 
     assert same(snapshot(module), before)
     with pytest.warns(UserWarning, match=message):
         module.load_state_dict(state, strict=False)
-    now, kept = snapshot(module), {"s_dim": "embed_s.linear.weight"}.get(what, "contrast.log_z")
+    now, kept = snapshot(module), {"s_dim": "embed_s.linear.weight"}.get(change, "contrast.log_z")
     assert torch.equal(now[kept], before[kept])
-    rows = (theirs if what == "s_dim" else module).contrast.memory_v1.rows
+    rows = (theirs if change == "s_dim" else module).contrast.memory_v1.rows
     assert torch.equal(now["contrast.memory_v1.rows"], rows)
-    taken = "embed_t.linear.weight" if what != "d" else "contrast.sampler.state"
+    taken = "embed_t.linear.weight" if change != "d" else "contrast.sampler.state"
     assert form != "ours" or torch.equal(now[taken], theirs.state_dict()[taken])
     module(*batch())
 
@@ -165,9 +165,9 @@ def test_score_map_of_another_size_is_kept_without_strict():
     assert torch.equal(mine.embed_s.linear.weight, theirs.embed_s.linear.weight)
 
 
-@pytest.mark.parametrize("what", ["labels", "exclude", "k"])
-def test_nested_loss_loads_fitting_entries_and_torch_raises(what):
-    options, message = OTHERS[what]
+@pytest.mark.parametrize("change", ["labels", "exclude", "k"])
+def test_nested_loss_loads_fitting_entries_and_torch_raises(change):
+    options, message = OTHERS[change]
     theirs = torch.nn.ModuleDict({"loss": trained("crd", **spelt("crd", options))})
     mine = torch.nn.ModuleDict({"loss": make("crd", seed=4)})
     with pytest.raises(RuntimeError, match=rf"loss.contrast.sampler.made_with: the state dict was {message}"):

@@ -66,7 +66,9 @@ def test_viewed_network_equals_the_network_on_the_view():
     torch.manual_seed(0)
     net = models.create("resnet8", num_classes=3, in_channels=2).eval()
     keys, images = list(net.state_dict()), torch.rand(2, 3, 8, 8)
-    want = net(views.chrominance().see(images), return_features=True)
+    expected = net(views.chrominance().see(images), return_features=True)
     assert views.look_through(net, views.chrominance()) is net and list(net.state_dict()) == keys
     features, logits = net(images, return_features=True)
-    assert torch.equal(logits, want[1]) and all(torch.equal(a, b) for a, b in zip(features, want[0], strict=True))
+    assert torch.equal(logits, expected[1]) and all(
+        torch.equal(a, b) for a, b in zip(features, expected[0], strict=True)
+    )

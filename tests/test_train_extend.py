@@ -65,6 +65,6 @@ def test_announcement_names_the_new_schedule():
 @pytest.mark.parametrize("old, new, taken", [(2, 5, True), (5, 2, False), (2, 2, False), (None, 5, False)])
 def test_only_a_larger_epochs_option_extends_a_checkpoint(old, new, taken):
     saved = {"recipe": {"epochs": old, "lr": 1}, "model": "a"}
-    wanted = {"recipe": {"epochs": new, "lr": 1}, "model": "a"}
-    assert (schedule.lengthened(saved, wanted) == wanted) == (taken or old == new)
+    expected = {"recipe": {"epochs": new, "lr": 1}, "model": "a"}
+    assert (schedule.lengthened(saved, expected) == expected) == (taken or old == new)
     assert saved["recipe"]["epochs"] == old

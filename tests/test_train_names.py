@@ -74,7 +74,7 @@ def test_bash_completes_commands_options_and_names(tmp_path, capsys):
     assert main(["completion", "bash"]) == 0
     script = tmp_path / "completion.sh"
     script.write_text(capsys.readouterr().out)
-    for typed, wanted in {
+    for typed, expected in {
         "wcord-fast di": {"distill"},
         "wcord-fast distill --methods wc": {"wcord", "wcord+kd"},
         "wcord-fast distill --wcord.critic n": {"nce_sn", "nce"},
@@ -86,4 +86,4 @@ def test_bash_completes_commands_options_and_names(tmp_path, capsys):
         ask = f"source {script}; COMP_WORDS=({typed}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); "
         ask += '_shtab_wcord_fast; echo "${COMPREPLY[@]}"'
         done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True)
-        assert set(done.stdout.split()) == wanted, typed
+        assert set(done.stdout.split()) == expected, typed

@@ -111,8 +111,8 @@ def test_only_what_is_needed_is_returned():
         options = reference.SolveOptions("cosine", "sinkhorn", 0.2, 2, None, "dual", *(j == i for j in range(4)))
         part = triton.ot_solve(x, y, uniform(x), uniform(y), options)
         for other in names:
-            want = getattr(full, other) if other == name else full.value.new_empty(0)
-            assert torch.equal(getattr(part, other), want)
+            expected = getattr(full, other) if other == name else full.value.new_empty(0)
+            assert torch.equal(getattr(part, other), expected)
         torch.testing.assert_close(part.value, full.value, rtol=1e-6, atol=0)
 
 

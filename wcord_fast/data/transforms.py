@@ -37,8 +37,8 @@ class Transforms:
         if text.startswith(V2):
             self.steps = [_step(node, text) for node in _summands(text.removeprefix(V2), text)]
         else:
-            found = resolve("transforms", text)
-            self.steps = [found() if isinstance(found, type) else found]
+            transform = resolve("transforms", text)
+            self.steps = [transform() if isinstance(transform, type) else transform]
 
     def __call__(self, image: Tensor, seed: Sequence[int]) -> Tensor:
         """`image` transformed; the generators of torch's CPU, numpy and Python are left as they were."""
