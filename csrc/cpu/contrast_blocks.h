@@ -1,4 +1,4 @@
-// What both passes of the contrast ops share: the packed rows, who is a negative of whom, and a block of anchors.
+// Shared by both passes of the contrast ops: the packed rows, the relation of negatives, and a block of anchors.
 //
 // Anchors go by blocks of up to CONTRAST_HEIGHT, rows by panels; every score is a product of packed operands. What a
 // thread does never depends on how many there are.
@@ -40,12 +40,12 @@ double contrast_dot(const T* a, const T* b, int64_t n) {
   return ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
 }
 
-// Numbers that are equal where label and index say so: of anchors [A] and of rows, padded to whole panels.
+// Numbers of anchors [A] and of rows, padded to whole panels, which are equal where labels (or indices) are.
 template <class T>
 struct ContrastIds {
   std::vector<ContrastId<T>> anchors, rows;
 
-  // The anchors' own positions where nothing is given; `unknown`: numbers below 0 are equal to none.
+  // The anchors' positions where no ids are given. `unknown`: a number below 0 equals no other.
   ContrastIds(const ContrastRows& a, const int64_t* given, const int64_t* of_row, bool unknown, int64_t padded)
       : anchors(static_cast<size_t>(a.num_anchors)), rows(static_cast<size_t>(padded)) {
     using Id = ContrastId<T>;
@@ -90,7 +90,7 @@ class ContrastBlocks {
   int64_t anchors_in(int64_t block) const { return std::min(CONTRAST_HEIGHT, args.num_anchors - begin(block)); }
   int64_t height(int64_t block) const { return ceil_to(anchors_in(block), kernels.tile_rows); }
 
-  // By all threads of a team together; each ends at a barrier.
+  // Called by all threads of a team; each call ends with a barrier.
   void pack_all_rows() {
 #pragma omp for schedule(static)
     for (int64_t p = 0; p < panels; ++p) {
@@ -107,7 +107,7 @@ class ContrastBlocks {
     }
   }
 
-  // A block against panel p, with nothing said of sums or gradients.
+  // A block against panel p, without the fields of sums and gradients.
   ContrastPanel<T> panel(int64_t block, int64_t p) const {
     const int64_t first = begin(block), row = p * width;
     ContrastPanel<T> to{};

@@ -1,4 +1,4 @@
-// Gradients of the contrast ops, from scores that are made again.
+// Gradients of the contrast ops, from recomputed scores.
 //
 // For a block of anchors a strip of cells [panels][height][width] is kept: each panel's cells go into its rows'
 // gradients at once, and the strip into the anchors' gradients when it is complete. So every sum is taken by one
@@ -52,7 +52,7 @@ class Gradients {
   }
 
  private:
-  // Whether the rows' gradients are wanted, which are the positives' then.
+  // Whether the rows' gradients are needed; the positives' gradients are then among them.
   bool of_rows() const { return args_.both && call_.positive_grad; }
 
   double pull(int64_t i) const {

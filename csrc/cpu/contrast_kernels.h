@@ -59,11 +59,11 @@ struct ContrastKernels {
   void (*pack_columns)(const T* a, int64_t step, int64_t rows, int64_t height, int64_t dim, int64_t unit, T* packed);
   // The sum of squares of [n] numbers; not finite if one of them is not.
   double (*squares)(const T* a, int64_t n);
-  // Adds to the sums of exp(score), of a log-sum-exp, or of softplus(score).
+  // Adds scores to a log-sum-exp, or to sums of exp(score) or softplus(score).
   void (*sum_exp)(const ContrastPanel<T>& p);
   void (*log_sum_exp)(const ContrastPanel<T>& p);
   void (*sum_softplus)(const ContrastPanel<T>& p);
-  // The lanes of a sum: their total, and relative to what.
+  // The total of a sum's lanes, and the score that it is relative to.
   void (*join)(const T* largest, const T* sum, double* state);
   // Write the cells. exp_within_range: weight and row_weight hold exp(-total) too.
   void (*exp_within_range)(const ContrastPanel<T>& p);

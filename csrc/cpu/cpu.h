@@ -54,8 +54,8 @@ void cpu_ot_plan(OtPlan& args);
 // out = exp(alpha_i + beta_j - scale C_ij), with C rounded as in cpu_ot_solve. alpha and beta may be -inf.
 void cpu_ot_plan_matrix(const OtPlanMatrix& args);
 
-// Solves the problems whose scalings fp64 can hold (out_solved). Returns the number of other problems and of values that
-// are not finite; or -1, with undefined results, if a cost or mass is negative or not finite, or a sum is wrong.
+// Solves the problems whose scalings fp64 can hold (out_solved). Returns the number of other problems and of values
+// that are not finite; or -1, with undefined results, if a cost or mass is negative or not finite, or a sum is wrong.
 int64_t cpu_ot_matrix(const OtMatrix& args);
 
 void cpu_ot_matrix_gradient(const OtMatrixGradient& args);

@@ -1,7 +1,7 @@
 // The gradient at given costs: plans P_g = exp(alpha_i + beta_j - s C_ij) times weights, summed where C is shared.
 //
-// The sum over problems of a shared matrix is one product of scalings, K_ij sum_g w_g u_gi v_gj, as long as scalings stay
-// in range; plans of other problems are made one by one.
+// The sum over problems of a shared matrix is one product of scalings, K_ij sum_g w_g u_gi v_gj, as long as scalings
+// stay in range; plans of other problems are made one by one.
 #include <algorithm>
 #include <cmath>
 #include <stdexcept>

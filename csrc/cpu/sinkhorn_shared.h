@@ -44,7 +44,7 @@ class Shared {
         damp_a_(damping(call.reach_a)),
         damp_b_(damping(call.reach_b)) {}
 
-  // Marks problems that it has solved in out_solved.
+  // Marks the solved problems in out_solved.
   void run() {
     last_scale_ = (ipot_ ? static_cast<double>(call_.iters) : 1.0) / call_.eps;
     read_costs();
@@ -243,7 +243,7 @@ class Shared {
     kernel_.shared_product(step);
   }
 
-  // The row sums that fit the row potentials, see reference.wanted_rows.
+  // The row sums at convergence for these row potentials, see reference.wanted_rows.
   double wanted(T mass, T sum) const {
     const double a = static_cast<double>(mass);
     return call_.reach_a > 0 && a > 0 ? a * std::pow(static_cast<double>(sum), 1 - damp_a_) : a;
@@ -262,7 +262,7 @@ class Shared {
     }
   }
 
-  // Freezes the problems that have reached tol after t iterations; true if all have.
+  // Freezes the problems that have reached tol after t iterations. True: all have.
   bool freeze(const Span& span, int64_t t) {
     row_sums(span);
     bool all = true;

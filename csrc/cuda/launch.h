@@ -23,7 +23,7 @@ namespace wcf {
 constexpr int WARP = 32;
 constexpr unsigned FULL_WARP = 0xFFFFFFFFu;
 
-// Sum over the warp, the same value and the same order of additions in every lane.
+// The sum over the warp, equal in every lane, always in one order.
 template <class T>
 __device__ __forceinline__ T warp_sum(T x) {
   WCF_UNROLL
@@ -67,10 +67,7 @@ __device__ __forceinline__ void group_sync(uint32_t* state) {
                  : "l"(__cvta_generic_to_global(state)), "r"(blockIdx.x == 0 ? 0x80000000u - (gridDim.x - 1) : 1u)
                  : "memory");
     do {
-      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
-                   : "=r"(now)
-                   : "l"(__cvta_generic_to_global(state))
-                   : "memory");
+      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(__cvta_generic_to_global(state)) : "memory");
     } while (((before ^ now) & 0x80000000u) == 0);
   }
   __syncthreads();
@@ -84,14 +81,14 @@ inline bool in_use(int device) {
 #if defined(__CUDACC__)
   using State = CUresult (*)(CUdevice, unsigned int*, int*);
   static const State state = [] {
-    void* found = nullptr;
+    void* symbol = nullptr;
     cudaDriverEntryPointQueryResult result;
 #if CUDART_VERSION >= 12050
-    cudaGetDriverEntryPointByVersion("cuDevicePrimaryCtxGetState", &found, 12000, cudaEnableDefault, &result);
+    cudaGetDriverEntryPointByVersion("cuDevicePrimaryCtxGetState", &symbol, 12000, cudaEnableDefault, &result);
 #else
-    cudaGetDriverEntryPoint("cuDevicePrimaryCtxGetState", &found, cudaEnableDefault, &result);
+    cudaGetDriverEntryPoint("cuDevicePrimaryCtxGetState", &symbol, cudaEnableDefault, &result);
 #endif
-    return reinterpret_cast<State>(found);
+    return reinterpret_cast<State>(symbol);
   }();
   unsigned int flags = 0;
   int active = 1;
@@ -102,9 +99,9 @@ inline bool in_use(int device) {
   return true;
 }
 
-// Makes `device` current for its lifetime. `error` is not zero if that failed. The device that was current before is
-// made so again only if the process has used it: a process that works on its second device alone has device 0 current
-// until it sets another, and no context there.
+// Makes `device` current for its lifetime. `error` is not zero if that failed. The previous device is restored only if
+// the process has used it: a process that works on its second device only has device 0 current until it sets another,
+// and no context on it.
 class DeviceGuard {
  public:
   explicit DeviceGuard(int device) {
@@ -127,8 +124,8 @@ class DeviceGuard {
   bool restore_ = false;
 };
 
-// Lets a kernel be launched with this much dynamic shared memory: raised to all that a block of the current device can
-// have, once for each kernel and device. A limit that every launch set anew could be lowered by another thread first.
+// Raises a kernel's limit of dynamic shared memory to the maximum of the current device, once for each kernel and
+// device. If every launch set its own limit, another thread could lower it before the launch.
 inline cudaError_t allow_shared(const void* kernel, size_t shared_bytes) {
   if (shared_bytes <= 48 * 1024) return cudaSuccess;
   static std::mutex mutex;
@@ -144,7 +141,7 @@ inline cudaError_t allow_shared(const void* kernel, size_t shared_bytes) {
   return e;
 }
 
-// How many blocks of such a launch an SM of the current device holds at once: 0 if none fits.
+// The number of blocks of such a launch that an SM of the current device holds at once; 0 if none fits.
 template <class... Params>
 cudaError_t blocks_per_sm(void (*kernel)(Params...), int threads, size_t shared_bytes, int* blocks) {
   const cudaError_t e = allow_shared(reinterpret_cast<const void*>(kernel), shared_bytes);

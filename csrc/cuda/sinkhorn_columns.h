@@ -5,8 +5,8 @@
 namespace wcf::ot {
 
 // The shared state of the blocks that solve one problem: a group of a cooperative grid, or one block. Rounds of column
-// totals take three buffers in turn: between the barrier of round q and that of round q + 1 all blocks read buffer q
-// and clear buffer q - 1, which round q + 2 fills.
+// totals use three buffers in turn: between the barriers of rounds q and q + 1 all blocks read buffer q and clear
+// buffer q - 1, which round q + 2 fills.
 struct Grid {
   Word* base;  // of all groups
   int words;   // per buffer
@@ -18,7 +18,7 @@ struct Grid {
   __device__ __forceinline__ Word* filling() const { return buffer(round); }
   __device__ __forceinline__ const Word* filled() const { return buffer(round - 1); }
   __device__ __forceinline__ void sync() const { group_sync(reinterpret_cast<uint32_t*>(zeroed())); }
-  // Ends the round: what was filling is filled.
+  // Ends the round, whose buffer is then filled.
   __device__ __forceinline__ void turn() {
     sync();
     Word* const old = buffer(round + 2);
@@ -69,7 +69,7 @@ __device__ __forceinline__ void column_lse(const Tile<Real>& t, Grid& grid, Real
   }
 }
 
-// The column step, from what `sweep` left; starts and ends with a barrier.
+// The column step, from the sums that `sweep` left. Starts and ends with a barrier.
 template <int K, bool GRID, class Real>
 __device__ __forceinline__ void columns(const Tile<Real>& t, Grid& grid, Real scale, bool extrapolate) {
   const int row_groups = WARPS / column_groups_of<K>(t.m);
@@ -118,7 +118,7 @@ __device__ __forceinline__ void columns(const Tile<Real>& t, Grid& grid, Real sc
         unsafe = true;
       }
     }
-    // All blocks have read the same integers, so all go the same way.
+    // All blocks have read equal integers, so all take one branch.
     if (__syncthreads_or(unsafe)) {
       column_lse<true>(t, grid, scale);
       WCF_ROLLED

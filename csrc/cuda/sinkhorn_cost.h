@@ -1,7 +1,7 @@
-// What makes costs: features are read, checked, widened and normalised once; then C of the strip is filled.
+// Makes costs: features are read, checked, widened and normalised once, then C of the strip is filled.
 //
-// Another cost, or a matrix that is given, is another `stage_cost` and `make_cost`; nothing else reads x and y but the
-// gradient (sinkhorn_gradient.h).
+// Another cost, or a given matrix, is another `stage_cost` and `make_cost`. Only this file and the gradient
+// (sinkhorn_gradient.h) read x and y.
 #pragma once
 #include "sinkhorn_tile.h"
 
@@ -27,7 +27,7 @@ __device__ __forceinline__ void for_each_input(const void* at, int dtype, int64_
   }
 }
 
-// A power of two that brings the largest entry of a row to about 1: its squares then neither overflow nor vanish.
+// A power of two that scales the largest entry of a row to about 1, so that squares neither overflow nor vanish.
 __device__ __forceinline__ float first_factor(float peak) {
   const int e = 253 - static_cast<int>(float_bits(peak) >> 23);
   return bits_float(static_cast<uint32_t>(e < 1 ? 1 : e) << 23);
@@ -79,7 +79,7 @@ __device__ __forceinline__ int32_t stage_cost(const Args<Real>& args, Real* scra
       if (args.cost != OT_COSINE) continue;
       peak = warp_max(peak);
       if (peak > 0) one[r] = first_factor(peak);
-      const bool zero = here && peak == 0;  // fmax does not count NaN, which is found above
+      const bool zero = here && peak == 0;  // fmax ignores NaN, which is detected above
       if (zero && mass_of(of_y ? args.b : args.a, g, count, first + r) > 0) bad |= args.flags.zero_row_bit;
       Real square = 0;
       WCF_ROLLED
@@ -178,7 +178,7 @@ __device__ __forceinline__ void fill_cost(const Tile<Real>& t, const Real* unit_
   }
 }
 
-// C of the block's strip, from what `stage_cost` left in scratch. Ends with a barrier.
+// C of the block's strip, from the features that `stage_cost` left in scratch. Ends with a barrier.
 template <class Real>
 __device__ __forceinline__ void make_cost(const Args<Real>& args, const Tile<Real>& t, const Real* scratch) {
   if (args.cost == OT_SQEUCLIDEAN) {

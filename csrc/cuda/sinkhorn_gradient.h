@@ -1,4 +1,4 @@
-// What makes the gradient: sum_j P_ij dC_ij / dx_i, for the rows of either side.
+// Makes the gradient sum_j P_ij dC_ij / dx_i, for the rows of either side.
 #pragma once
 #include "sinkhorn_cost.h"
 
@@ -19,9 +19,9 @@ struct Side {
 
 // A thread makes two dimensions (fp64: one) of GROUP rows: a coalesced load of the other side for 2 GROUP multiply-adds
 // with numbers of P that the warp shares, read 16 bytes at a time. When there are fewer groups than threads could
-// serve, the sum over the other side is cut into slices. They meet in `work` [slices, GROUP, width], in their order: for
-// each thread's first dimension, then for the second.
-// Squared distances are differentiated as sum_j P_ij (x_i - y_j): near points lose nothing to a common offset.
+// serve, the sum over the other side is cut into slices. They meet in `work` [slices, GROUP, width], in their order:
+// for each thread's first dimension, then for the second. Squared distances are differentiated as sum_j P_ij (x_i -
+// y_j): near points lose nothing to a common offset.
 template <bool TRANSPOSED, bool SQUARES, class Real>
 __device__ __forceinline__ void gradient_sums(const Side<Real>& s, int dim, int dim_pad, Real* work) {
   constexpr int STEP = Pack<Real>::SIZE;
@@ -99,7 +99,7 @@ __device__ __forceinline__ void gradient_sums(const Side<Real>& s, int dim, int 
           }
         }
       }
-      if (slices > 1) {  // the same in the whole block
+      if (slices > 1) {  // equal in the whole block
         const int column = threadIdx.x % width;
         WCF_UNROLL
         for (int k = 0; k < DIMS; ++k) {
@@ -133,7 +133,7 @@ __device__ __forceinline__ void gradient_sums(const Side<Real>& s, int dim, int 
   }
 }
 
-// The cosine's gradient at the unit rows becomes that at the rows: (g - <g, u> u) / |x|, one warp per row.
+// Turns the cosine's gradient at the unit rows into that at the rows, (g - <g, u> u) / |x|, one warp per row.
 template <class Real>
 __device__ __forceinline__ void project(const Side<Real>& s, int dim, int dim_pad) {
   const int lane = threadIdx.x % WARP;

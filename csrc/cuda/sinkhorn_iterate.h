@@ -1,11 +1,11 @@
-// What iterates: from the masses and the first potentials to those at which the solve ends.
+// Iterates from the masses and the first potentials to the last potentials.
 #pragma once
 #include "sinkhorn_columns.h"
 
 namespace wcf::ot {
 
-// Masses, and potentials before the first iteration: 0, or -inf without mass; the first alpha is expected near
-// s * min_j C_ij. Needs C; ends with a barrier.
+// Loads the masses and sets the first potentials: 0, or -inf without mass. The prediction of the first alpha is s *
+// min_j C_ij. Needs C; ends with a barrier.
 template <class Real>
 __device__ __forceinline__ void start(const Args<Real>& args, const Tile<Real>& t, int64_t g, Real scale) {
   const int lane = threadIdx.x % WARP;
@@ -56,10 +56,10 @@ __device__ __forceinline__ Real row_error(const Tile<Real>& t, Real scale) {
   return block_sum(error, t.sums);
 }
 
-// Where the iterations ended.
+// The end of the iterations.
 template <class Real>
 struct Ended {
-  int step;    // how many were made
+  int step;    // their number
   Real scale;  // s of the last one, in units of log 2
 };
 
@@ -71,7 +71,7 @@ __device__ __forceinline__ Ended<Real> iterate(const Args<Real>& args, const Til
   const Real unit = static_cast<Real>(unit_scale), rest = static_cast<Real>(unit_scale - unit);
   start(args, t, g, unit);
   const Seat<K, U, Real> seat(t);
-  const bool kept = K == NARROW && t.rows <= seat.row_groups * U;  // one turn: only the narrow kernel has it
+  const bool kept = K == NARROW && t.rows <= seat.row_groups * U;  // one turn, in the narrow kernel only
   Rows<K, U, Real> rows(t, seat, seat.rg * U);
   int step = 0, next_test = args.tol >= 0 ? args.check_every : 0;
   Real scale;
@@ -98,7 +98,7 @@ __device__ __forceinline__ Ended<Real> iterate(const Args<Real>& args, const Til
         grid.sync();
         error = slots_sum(slots);
       }
-      if (error <= static_cast<Real>(args.tol)) break;  // the same number in the whole grid
+      if (error <= static_cast<Real>(args.tol)) break;  // equal in the whole grid
     }
   }
   return Ended<Real>{step, scale};

@@ -4,13 +4,12 @@
 // back for the products; C never leaves the SM. An iteration is one pass over n m numbers with one exponential each,
 // and two block barriers. Up to 64 x 64 a warp has four rows for the whole solve, in registers with their costs: six
 // shuffles sum all four, and their factors and potentials are worked out side by side in its lanes. Larger matrices are
-// read from shared memory in every iteration, 16 bytes a load.
-// Four schedulers issuing instructions are what bounds it. Counted in the PTX and not timed, n = 64 takes about 21 for
-// 32 cells of an iteration. A form that keeps exp(-s C) and needs no exponential would save a tenth of them, for a
-// second regime with re-absorption: not worth its code. The products are fp32 multiply-adds, as three terms of bf16 lose
-// what small eps needs.
-// Blocks are for batches: a grid of as many as fit takes the problems in turn, so that scratch does not grow with them.
-// 512 threads of up to 128 registers: one block fills an SM's registers, as a large problem fills its shared memory.
+// read from shared memory in every iteration, 16 bytes a load. The bound is the issue rate of the four schedulers.
+// Counted in the PTX, not timed, n = 64 takes about 21 instructions for 32 cells of an iteration. A form that keeps
+// exp(-s C) and needs no exponential would save a tenth of them, but needs a second regime with re-absorption. The
+// products are fp32 multiply-adds, because three terms of bf16 are too coarse at small eps. Blocks are for batches: a
+// grid of as many as fit takes the problems in turn, so that scratch does not grow with them. 512 threads of up to 128
+// registers: one block fills an SM's registers, as a large problem fills its shared memory.
 #include "sinkhorn_launch.h"
 
 namespace wcf::ot {

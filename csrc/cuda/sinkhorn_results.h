@@ -1,11 +1,10 @@
-// What a solve reports: P, its value, its marginal error, the potentials as gradients of the marginals.
+// The results of a solve: P, its value, its marginal error, the potentials as gradients of the marginals.
 #pragma once
 #include "sinkhorn_iterate.h"
 
 namespace wcf::ot {
 
-// g_j = eps (beta_j - log b_j), its c-transform where b_j is zero, and the strip's share of sum_j b_j g_j: block 0 has
-// it all. Needs C.
+// g_j = eps (beta_j - log b_j), its c-transform where b_j is zero; returns sum_j b_j g_j in block 0, else 0. Needs C.
 template <bool GRID, class Real>
 __device__ __forceinline__ Real column_potentials(const Args<Real>& args, const Tile<Real>& t, Grid& grid, int64_t g,
                                                   Real scale) {
@@ -30,7 +29,7 @@ __device__ __forceinline__ Real column_potentials(const Args<Real>& args, const 
   return speaks ? sum : Real(0);
 }
 
-// P takes C's place (and goes to `plan` [n, ld], if not null); the strip's value and row error. Ends with a barrier.
+// Writes P over C (and to `plan` [n, ld], if not null), and makes the strip's value and row error. Ends with a barrier.
 template <class Real>
 __device__ __forceinline__ void finish(const Args<Real>& args, const Tile<Real>& t, int64_t g, Real scale, Real* plan,
                                        Real* value, Real* error) {
@@ -61,7 +60,7 @@ __device__ __forceinline__ void finish(const Args<Real>& args, const Tile<Real>&
   *error = block_sum(*error, t.sums);
 }
 
-// NaN in every result of a problem with a bad value.
+// Writes NaN to every result of a problem with a bad value.
 template <class Real>
 __device__ __forceinline__ void poison(const Args<Real>& args, int64_t g, int block, int blocks) {
   const auto fill = [&](Real* out, int64_t count) {

@@ -23,8 +23,8 @@ __device__ double block_sum(double x, double* part) {
 
 template <class Real>
 __global__ void __launch_bounds__(SPECTRAL_THREADS) spectral_iterate_kernel(SpectralPair a) {
-  double* const part = shared_ptr<double>(0);                                 // [warps]
-  Real* const left = shared_ptr<Real>(SPECTRAL_WARPS * sizeof(double));       // [out]
+  double* const part = shared_ptr<double>(0);                            // [warps]
+  Real* const left = shared_ptr<Real>(SPECTRAL_WARPS * sizeof(double));  // [out]
   const int s = blockIdx.x, thread = threadIdx.x, lane = thread % WARP;
   const int64_t out = a.out_dim, in = a.in_dim[s];
   const Real* const weight = static_cast<const Real*>(a.weight[s]);

@@ -130,8 +130,7 @@ int wcf_cuda_step_embed(const wcf::StepRows* record) {
   const DeviceGuard guard(a.place.device);
   if (guard.error != cudaSuccess) return error_code(guard.error);
   const auto kernel = a.wide ? step_embed_kernel<double> : step_embed_kernel<float>;
-  return error_code(
-      launch(kernel, grid_of(NETWORKS * a.batch), dim3(ROW_THREADS), 0, stream_of(a.place), false, a));
+  return error_code(launch(kernel, grid_of(NETWORKS * a.batch), dim3(ROW_THREADS), 0, stream_of(a.place), false, a));
 }
 
 int wcf_cuda_step_finish(const wcf::StepRows* record) {

@@ -171,25 +171,24 @@ T cuda_on_cpu_reduce(const char* operation, unsigned mask, T value, F combine, c
   return total;
 }
 
-#define CUDA_ON_CPU_REDUCE(name, expression)                                             \
-  template <class T>                                                                     \
-  T name(unsigned mask, T value, CUDA_ON_CPU_SITE) {                                     \
-    return cuda_on_cpu_reduce(                                                           \
-        #name, mask, value, [](T a, T b) { return static_cast<T>(expression); }, {file, line}); \
+#define CUDA_ON_CPU_REDUCE(name, expression)                                                                          \
+  template <class T>                                                                                                  \
+  T name(unsigned mask, T value, CUDA_ON_CPU_SITE) {                                                                  \
+    return cuda_on_cpu_reduce(#name, mask, value, [](T a, T b) { return static_cast<T>(expression); }, {file, line}); \
   }
 CUDA_ON_CPU_REDUCE(__reduce_add_sync, a + b)
 CUDA_ON_CPU_REDUCE(__reduce_min_sync, b < a ? b : a)
 CUDA_ON_CPU_REDUCE(__reduce_max_sync, a < b ? b : a)
 CUDA_ON_CPU_REDUCE(__reduce_or_sync, a | b)
-CUDA_ON_CPU_REDUCE(__reduce_and_sync, a & b)
+CUDA_ON_CPU_REDUCE(__reduce_and_sync, a& b)
 
 // One fiber runs at a time, so plain reads and writes are atomic and a fence has nothing to do.
-#define CUDA_ON_CPU_ATOMIC(name, expression)              \
-  template <class T>                                      \
-  T name(T* at, cuda_on_cpu::Same<T> value) {          \
-    const T before = *at;                                 \
-    *at = static_cast<T>(expression);                     \
-    return before;                                        \
+#define CUDA_ON_CPU_ATOMIC(name, expression)  \
+  template <class T>                          \
+  T name(T* at, cuda_on_cpu::Same<T> value) { \
+    const T before = *at;                     \
+    *at = static_cast<T>(expression);         \
+    return before;                            \
   }
 CUDA_ON_CPU_ATOMIC(atomicAdd, before + value)
 CUDA_ON_CPU_ATOMIC(atomicOr, before | value)

@@ -32,7 +32,7 @@ constexpr size_t MAX_SHARED_BYTES = 227 * 1024;  // per block on sm_90
 constexpr size_t GUARD_BYTES = 256;              // after the shared memory, to catch a write past its end
 constexpr int MAX_THREADS = 16384;               // alive at once in a cooperative grid
 constexpr int THREADS_PER_SM = 2048;
-constexpr unsigned char POISON = 0xFF;           // NaN in every floating-point type
+constexpr unsigned char POISON = 0xFF;  // NaN in every floating-point type
 constexpr unsigned char GUARD = 0xA5;
 
 enum class State { ready, at_warp, at_block, at_group, returned };
@@ -95,8 +95,8 @@ std::string place(const Fiber& f) {
   return std::string(text) + "waits at " + f.barrier + " (" + f.site.file + ":" + std::to_string(f.site.line) + ")";
 }
 
-[[noreturn]] void die(const std::string& what) {
-  std::fprintf(stderr, "cuda_on_cpu: kernel %s: %s\n", kernel_name().c_str(), what.c_str());
+[[noreturn]] void die(const std::string& message) {
+  std::fprintf(stderr, "cuda_on_cpu: kernel %s: %s\n", kernel_name().c_str(), message.c_str());
   std::fflush(stderr);
   std::abort();
 }
@@ -342,9 +342,15 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
   using namespace cuda_on_cpu;
   if (device < 0 || device > 1) return cudaErrorInvalidDevice;
   switch (attribute) {
-    case cudaDevAttrMultiProcessorCount: *value = MAX_THREADS / THREADS_PER_SM; return cudaSuccess;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = static_cast<int>(shared_limit); return cudaSuccess;
-    case cudaDevAttrCooperativeLaunch: *value = 1; return cudaSuccess;
+    case cudaDevAttrMultiProcessorCount:
+      *value = MAX_THREADS / THREADS_PER_SM;
+      return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      *value = static_cast<int>(shared_limit);
+      return cudaSuccess;
+    case cudaDevAttrCooperativeLaunch:
+      *value = 1;
+      return cudaSuccess;
   }
   return cudaErrorInvalidValue;
 }

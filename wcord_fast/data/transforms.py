@@ -41,7 +41,7 @@ class Transforms:
             self.steps = [transform() if isinstance(transform, type) else transform]
 
     def __call__(self, image: Tensor, seed: Sequence[int]) -> Tensor:
-        """`image` transformed; the generators of torch's CPU, numpy and Python are left as they were."""
+        """`image` transformed. The states of torch's CPU generator, numpy's and Python's are restored."""
         with _seeded(seed):
             result: Any = image
             for step in self.steps:
@@ -88,7 +88,7 @@ def _step(node: ast.expr, whole: str) -> Callable[[Tensor], Tensor]:
 def _v2(whole: str) -> dict[str, Callable[..., Any]]:
     """The transforms of torchvision.transforms.v2 by name."""
     try:
-        torchvision_models(repr(whole))  # which knows how torchvision is imported here
+        torchvision_models(repr(whole))  # imports torchvision
         from torchvision.transforms import v2
     except ImportError as error:
         raise ValueError(f"transforms: {error}") from None

@@ -19,7 +19,7 @@ Blocks = dict[str, nn.Module]
 
 
 def blocks_of(network: nn.Module) -> Blocks:
-    """The blocks that are run again, by name; none of them is in another one.
+    """The blocks that run again, by name. No block is inside another one.
 
     They are the modules of `nn.Sequential` and `nn.ModuleList` that have layers of their own, and every `nn.Sequential`
     of single layers that is in none of them.
@@ -37,10 +37,10 @@ def blocks_of(network: nn.Module) -> Blocks:
 
 
 def checkpointed(forward: Forward, blocks: Blocks) -> Forward:
-    """`forward`, whose `blocks` are run again by the backward pass. Outputs and gradients are equal.
+    """`forward`, whose `blocks` the backward pass runs again. Outputs and gradients are equal.
 
-    Buffers, such as the statistics of batch norms, change in the first run alone. Random numbers are drawn again as
-    they were. Features that are tapped inside a block have gradients.
+    Buffers, such as the statistics of batch norms, change in the first run only. The second run draws equal random
+    numbers. Features that are tapped inside a block have gradients.
 
     Raises (when called):
         NotImplementedError: a block's input is changed in place, by the block or after it.
