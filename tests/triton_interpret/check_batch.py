@@ -32,7 +32,7 @@ def problem(critic, form, batch=5, num_rows=40, dim=12, dtype=torch.float32, row
     anchors, own = torch.nn.functional.normalize(torch.randn(2, batch, dim, generator=g), dim=2).to(dtype)
     first = {"both": 0, "queue": -1, "strip": 3}[form]
     positives = own if first < 0 else rows[first : first + batch]
-    label, index = torch.randint(-1, 3, (num_rows,), generator=g), torch.randint(0, 30, (num_rows,), generator=g)
+    label, index = torch.randint(-2, 2, (num_rows,), generator=g), torch.randint(0, 30, (num_rows,), generator=g)
     at = slice(max(first, 0), max(first, 0) + batch)
     given = [t if name in ids else None for name, t in zip(("labels", "index"), (label, index), strict=True)]
     both_ids = [None if t is None else u for t in given for u in ((t[at], t) if t is not None else (t, t))]
