@@ -19,6 +19,7 @@ from .triton_tiles import (
     log1p_unit,
     long_scores,
     member_tile,
+    multiple_of,
     own_rows,
     product,
     split,
@@ -33,7 +34,7 @@ def critic_fwd_kernel(
     value_ptr, slope_ptr,  # fp32 [splits, S, B]: sums of softplus(u) (base 2), sigmoid(u); InfoNCE: top (base 2), sum
     grad_ptr,  # fp32 [splits, S, B, D]: sums of sigmoid(u), or of exp2(u - top), times the row
     batch, num_data, first_row, num_rows, split_rows, k,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, STRIDE_UNIT: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
     MEMBER: tl.constexpr, CHARGE: tl.constexpr, NEEDS_GRAD: tl.constexpr, SOFTMAX: tl.constexpr,
     X_TERMS: tl.constexpr, M_TERMS: tl.constexpr, W_TERMS: tl.constexpr, LIMIT: tl.constexpr, INTERPRET: tl.constexpr,
 ):  # fmt: skip
@@ -42,6 +43,7 @@ def critic_fwd_kernel(
     Grid (blocks of anchors times blocks of columns, splits, S); without gradient one block of columns.
     """
     s, part = tl.program_id(2), tl.program_id(1)
+    bank_stride = multiple_of(bank_stride, STRIDE_UNIT)
     D_BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D if NEEDS_GRAD else 1
     own_d = tl.program_id(0) % D_BLOCKS * BLOCK_D
     b = tl.program_id(0) // D_BLOCKS * BLOCK_B + tl.arange(0, BLOCK_B)
