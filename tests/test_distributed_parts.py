@@ -103,4 +103,4 @@ def refused_by_rank_0(call):
     ],
 )
 def test_a_bad_value_on_one_rank_is_refused_on_every_rank(pool, call, message):
-    assert all(message in said and unchanged for said, unchanged in pool.run(refused_by_rank_0, call))
+    assert all(message in raised and unchanged for raised, unchanged in pool.run(refused_by_rank_0, call))

@@ -59,12 +59,12 @@ def check(c, weight, row_weight, loss_tol=1e-6, grad_tol=1e-5):
         assert mine.dtype == torch.float32
         torch.testing.assert_close(mine.double(), theirs, rtol=loss_tol, atol=loss_tol)
     args = weight.double(), None if row_weight is None else row_weight.double()
-    found = triton.gradients(c, weight, row_weight, totals(c, ours), True, True)
-    wanted = reference.gradients(exact(c), *args, totals(c, expected), True, True)
-    for mine, theirs in zip(found, wanted, strict=True):
+    grads = triton.gradients(c, weight, row_weight, totals(c, ours), True, True)
+    wanted_grads = reference.gradients(exact(c), *args, totals(c, expected), True, True)
+    for mine, theirs in zip(grads, wanted_grads, strict=True):
         assert mine.dtype == torch.float32 and mine.shape == theirs.shape
         assert (mine - theirs).norm() <= grad_tol * (1 + theirs.norm())
-    return ours, found
+    return ours, grads
 
 
 @pytest.mark.parametrize("ids", ["", "labels", "index", "labels index"])
