@@ -1,6 +1,6 @@
 """The contrast of a batch with itself: both directions, loss and gradients, against plain PyTorch.
 
-    python -m bench batch [--shapes 1024,128 ...] [--critic infonce] [--threads 1] [--quick]
+    python -m bench batch [--shapes 1024,128 ...] [--critic infonce] [--forms plain native] [--threads 1] [--quick]
 
 Plain is `x @ y.T`, cross_entropy (or softplus) both ways, and autograd; `compile` is that under torch.compile;
 `open_clip` is its loss, where it is installed. One process, interleaved, medians. A ratio is printed only for a form
@@ -28,6 +28,7 @@ TAU, SCALE, BIAS = 0.07, 10.0, -10.0
 LIMITS = {"loss": 1e-6, "grad": 1e-5}  # relative; the limit of other forms is this times larger
 SLACK = 10
 THEIRS = ("plain", "compile", "open_clip")
+FORMS = (*THEIRS, "native", "reference")
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -82,8 +83,8 @@ def right(errors: dict[str, dict[str, float]]) -> dict[str, bool]:
             for name, e in errors.items()}  # fmt: skip
 
 
-def contest(critic: str, shape: tuple[int, int], compiled: bool = True) -> Contest:
-    """The forms at (B, D), on random unit rows."""
+def contest(critic: str, shape: tuple[int, int], names: tuple[str, ...] = FORMS) -> Contest:
+    """The forms `names` at (B, D), on random unit rows."""
     g = torch.Generator().manual_seed(0)
     x, y = (torch.nn.functional.normalize(torch.randn(shape, generator=g), dim=1) for _ in range(2))
     expected = Step((x.double(), y.double()), ours(critic, "reference")).step()
@@ -95,23 +96,24 @@ def contest(critic: str, shape: tuple[int, int], compiled: bool = True) -> Conte
         "native": lambda: Step((x, y), ours(critic, "native")),
         "reference": lambda: Step((x, y), ours(critic, "reference")),
     }
-    if not compiled:
-        del forms["compile"]
+    forms = {name: forms[name] for name in FORMS if name in names}
     sizes = {"critic": critic, "batch": shape[0], "dim": shape[1]}
     return Contest(sizes, forms, lambda step: errors(step, expected), right, theirs=THEIRS, notes={"simd": simd()})
 
 
 def quick_contests() -> list[Contest]:
-    return [contest(critic, QUICK, compiled=False) for critic in CRITICS]
+    names = tuple(name for name in FORMS if name != "compile")
+    return [contest(critic, QUICK, names) for critic in CRITICS]
 
 
 def main(arguments: list[str]) -> int:
     p = parser("batch", __doc__, f"the shape {QUICK} without torch.compile")
     add_shapes(p, "B,D", SHAPES)
     p.add_argument("--critic", nargs="+", choices=CRITICS, default=list(CRITICS))
+    p.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS), help="few of them for the long shapes")
     a = parsed(p, arguments)
     rows, fine = run(
-        quick_contests() if a.quick else (contest(critic, s) for critic in a.critic for s in a.shapes),
+        quick_contests() if a.quick else (contest(critic, s, a.forms) for critic in a.critic for s in a.shapes),
         a.repeats,
         a.clock,
     )

@@ -288,11 +288,12 @@ def test_bad_arguments_are_named(function, change, error, message, backend):
         function(**{**good(), "backend": backend, **change})
 
 
-def test_explain_says_that_cuda_takes_the_reference(monkeypatch):
+def test_on_cuda_the_dense_plan_is_triton_s_and_gather_the_reference(monkeypatch):
     monkeypatch.setattr(dispatch, "cannot_run", lambda backend, device: None)
     for op in ("bank_infonce", "bank_sigmoid"):
         choice = wcord_fast.explain(op, num_data=N, k=20, device="cuda")
-        assert choice.backend == "reference" and "on CUDA too" in choice.reason
-        for backend in ("native", "triton"):
+        assert (choice.plan, choice.backend) == ("dense", "triton")
+        assert wcord_fast.explain(op, plan="gather", device="cuda").backend == "reference"
+        for backend, plan in (("native", "auto"), ("triton", "gather")):
             with pytest.raises(NotImplementedError, match="not in the support table"):
-                wcord_fast.explain(op, num_data=N, k=20, device="cuda", backend=backend)
+                wcord_fast.explain(op, num_data=N, k=20, plan=plan, device="cuda", backend=backend)

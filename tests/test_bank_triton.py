@@ -38,6 +38,10 @@ CASES = [
     {"capability": 90, "kernel": "nce", "member": "counts", "bank": "fp32", "dim": 200, "batch": 64},
     {"capability": 90, "kernel": "mean", "member": "counts", "bank": "fp32", "dim": 128, "batch": 256},
     {"capability": 90, "kernel": "log_z", "member": "mask", "bank": "fp32", "dim": 128, "batch": 256},
+    {"capability": 80, "kernel": "critic", "member": "mask", "bank": "bf16", "dim": 128, "batch": 64},
+    {"capability": 80, "kernel": "critic", "member": "counts", "bank": "fp32", "dim": 128, "batch": 64},
+    {"capability": 90, "kernel": "critic", "member": "mask", "bank": "bf16", "dim": 128, "batch": 256},
+    {"capability": 90, "kernel": "critic", "member": "mask", "bank": "fp32", "dim": 128, "batch": 256},
 ]
 
 
@@ -80,9 +84,9 @@ def test_unavailable_triton_gives_its_reason():
 @pytest.mark.slow
 @pytest.mark.skipif(not_interpreted_reason() is not None, reason=str(not_interpreted_reason()))
 def test_interpreted_kernels_equal_the_reference():
-    """tests/triton_interpret/check_bank.py, some forty tests."""
-    check = str(Path("tests", "triton_interpret", "check_bank.py"))
-    done = run(["-m", "pytest", "-q", "-p", "no:cacheprovider", check], TRITON_INTERPRET="1")
+    """Of tests/triton_interpret, check_bank.py and check_bank_critics.py."""
+    files = [str(Path("tests", "triton_interpret", name)) for name in ("check_bank.py", "check_bank_critics.py")]
+    done = run(["-m", "pytest", "-q", "-p", "no:cacheprovider", *files], TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -120,9 +124,9 @@ def test_lanes_that_store_one_sum_have_equal_bits(capability, tmp_path):
 
 
 SPECIALISED = """
-from wcord_fast.ops.bank import triton_anchor, triton_kernels
+from wcord_fast.ops.bank import triton_anchor, triton_critics, triton_kernels
 from wcord_fast.ops.contrast import triton_kernels as contrast
-for module in (triton_anchor, triton_kernels, contrast):
+for module in (triton_anchor, triton_critics, triton_kernels, contrast):
     for name, kernel in vars(module).items():
         if name.endswith("_kernel"):
             print(*(p.name for p in kernel.params if not p.is_constexpr and not p.do_not_specialize))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from wcord_fast import CRDLoss, MemoryBank, NegativeSampler
@@ -62,15 +63,44 @@ def test_a_rank_without_rows_takes_part(pool):
     assert all(np.isfinite(v) and ok for v, ok in values)
 
 
-def bad_index():
+def refused_by_rank_0(call):
+    """What is raised on this rank where rank 0 alone gives a bad value."""
+    bad = torch.distributed.get_rank() == 0
     bank = MemoryBank(N, D, shard="rank", seed=0)
-    negatives = NegativeSampler(N, 3, exclude="self", seed=0)
+    before = bank.rows.clone()
+    options = {"negatives": NegativeSampler(N, 3, exclude="self", seed=0)}
+    anchors, index, positive = torch.ones(2, D), torch.tensor([0, 1]), torch.ones(2, D)
+    wrong = torch.full((), torch.nan if bad else 1.0)
     try:
-        F.bank_nce(torch.ones(2, D), bank, torch.tensor([0, N]), negatives=negatives, log_z=1.0)
+        if call == "index":
+            index[1] += N if bad else 0
+            F.bank_nce(anchors, bank, index, log_z=1.0, **options)
+        elif call == "given":
+            rows = torch.tensor([[1], [1 + N if bad else 2]])
+            F.bank_nce(anchors, bank, index, log_z=1.0, negatives=rows)
+        elif call == "anchor":
+            anchors[1, 1] = wrong
+            F.bank_infonce(anchors, bank, index, **options)
+        elif call == "positive":
+            positive[1, 1] = wrong
+            F.bank_sigmoid(anchors, bank, index, positive=positive, **options)
+        else:
+            anchors[1, 1] = wrong
+            F.bank_update_(bank, index, anchors)
     except ValueError as error:
-        return str(error)
-    return ""
+        return str(error), torch.equal(bank.rows, before)
+    return "", False
 
 
-def test_a_bad_index_is_refused_before_anything_is_sent(pool):
-    assert all("index" in message and str(N) in message for message in pool.run(bad_index))
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        ("index", f"index[1]: expected a row in [0, {N})"),
+        ("given", f"negatives[1, 0]: expected a row in [0, {N})"),
+        ("anchor", "anchor: row 0, 1 holds nan"),
+        ("positive", "positive: row 0, 1 holds nan"),
+        ("update", "rows: row 1 holds nan"),
+    ],
+)
+def test_a_bad_value_on_one_rank_is_refused_on_every_rank(pool, call, message):
+    assert all(message in raised and unchanged for raised, unchanged in pool.run(refused_by_rank_0, call))

@@ -105,6 +105,24 @@ def test_parts_of_every_sampler(name, bank_dtype):
     assert error(grad, expected[1]) < 1e-5
 
 
+@pytest.mark.parametrize("bank_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_other_critics(name, bank_dtype):
+    anchors, banks, index, _ = problem(bank_dtype=bank_dtype)
+    scale, bias = torch.tensor(10.0).cuda(), torch.tensor(-4.0).cuda()
+    options = spec_of(name), True, "dense", "auto"
+    ours = triton.bank_infonce(anchors, banks, index, options[0], TAU, *options[1:])
+    ours += triton.bank_sigmoid(anchors, banks, index, scale, bias, *options)
+    x, rows = exact(anchors, banks)
+    expected = reference.bank_infonce(x, rows, index, options[0], TAU, *options[1:])
+    expected += reference.bank_sigmoid(x, rows, index, scale, bias, *options)
+    for mine, theirs in zip(ours, expected, strict=True):
+        if theirs.dim() == 2:
+            torch.testing.assert_close(mine.double(), theirs, rtol=2e-6, atol=2e-6)
+        else:
+            assert error(mine, theirs) < 1e-5
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_narrow_anchors(dtype):
     check(*problem(dtype=dtype), spec_of("class"))

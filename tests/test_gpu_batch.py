@@ -47,10 +47,10 @@ def test_values_and_gradients_equal_float64(critic, batch, num_rows, dim, dtype)
     ours, expected = triton.values(c), reference.values(exact)
     torch.testing.assert_close(ours.value.double(), expected.value, rtol=1e-6, atol=1e-6)
     row_weight = weight if c.both else None
-    gradients = triton.gradients(c, weight, row_weight, ours.totals, True, True)
+    grads = triton.gradients(c, weight, row_weight, ours.totals, True, True)
     wide = weight.double()
-    wanted = reference.gradients(exact, wide, wide if c.both else None, expected.totals, True, True)
-    for mine, theirs in zip(gradients, wanted, strict=True):
+    wanted_grads = reference.gradients(exact, wide, wide if c.both else None, expected.totals, True, True)
+    for mine, theirs in zip(grads, wanted_grads, strict=True):
         assert (mine - theirs).norm() <= 1e-5 * (1 + theirs.norm())
 
 

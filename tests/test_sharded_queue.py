@@ -169,6 +169,42 @@ def test_a_bad_row_is_refused_on_every_rank(pool):
     assert all("row 1 holds nan" in message for message in pool.run(refused))
 
 
+def step_refused(options):
+    """A training step where rank 0 alone has a bad feature: its error, and whether banks and queues are as before."""
+    torch.manual_seed(0)
+    loss = WCoRDLoss(S_DIM, T_DIM, N, **{"lambda_lckt": 0.0, "feat_dim": D, "seed": 1, **options})
+    f_s, f_t = torch.randn(2, S_DIM), torch.randn(2, T_DIM)
+    loss(f_s, f_t, torch.arange(2))
+    if ranks().rank == 0:
+        f_s[1, 2] = torch.nan
+    kept = {name: t for name, t in loss.named_buffers() if not name.startswith("embed")}  # a power iteration is no harm
+    before = {name: value.clone() for name, value in kept.items()}
+    try:
+        loss(f_s, f_t, torch.arange(2))
+    except ValueError as error:
+        return str(error), all(torch.equal(t.nan_to_num(), before[name].nan_to_num()) for name, t in kept.items())
+    return "", False
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"critic": "infonce", "negatives": "batch"},
+        {"critic": "sigmoid", "negatives": "queue", "queue_size": 8},
+        {"critic": "infonce", "negatives": "queue", "queue_size": 8, "shard": "rank"},
+        {"critic": "nce_sn", "num_negatives": 3},
+        {"critic": "sigmoid", "num_negatives": 3, "shard": "rank"},
+        {"critic": "dual", "negatives": "batch"},
+        {"lambda_gckt": 0.0, "lambda_lckt": 1.0, "ot_scope": "global"},
+        {"lambda_gckt": 0.0, "lambda_lckt": 1.0, "lckt_center": "running"},
+    ],
+)
+def test_a_bad_feature_on_one_rank_raises_on_every_rank_and_changes_nothing(pool, options):
+    first, *others = pool.run(step_refused, options)
+    assert first == ("f_s: row 1 holds nan; expected finite values", True)
+    assert set(others) == {("rank 0 has refused the arguments of this call; its own error says why", True)}
+
+
 def as_bank(size, steps, shard):
     """Losses and gradients of anchors, which are equal on all ranks, against a full queue."""
     queue = pushed(size, False, torch.float32, steps, shard)

@@ -13,7 +13,7 @@ import sys
 import torch
 
 from tests import triton_ptxas
-from wcord_fast.ops.bank import triton_anchor, triton_kernels, triton_launch
+from wcord_fast.ops.bank import triton_anchor, triton_critics, triton_kernels, triton_launch
 from wcord_fast.ops.contrast import triton as contrast
 from wcord_fast.ops.contrast import triton_kernels as contrast_kernels
 
@@ -34,13 +34,15 @@ def usage(capability: int, kernel: str, member: str, bank: str, dim: int, batch:
 
     Args:
         capability: 80, 90, ..
-        kernel: of ops/bank/triton_kernels.py or ops/contrast/triton_kernels.py, without "_fwd_kernel".
+        kernel: of ops/bank/triton_kernels.py, triton_critics.py (InfoNCE) or ops/contrast/triton_kernels.py, without
+            "_fwd_kernel".
         member: "mask", "counts" or a pool; of ops/contrast the critic, with labels, indices and both directions.
         bank: "fp32", "bf16" or "fp16"; the anchors are fp32.
         limit: bf16 terms of an fp32 factor.
     """
-    ours = kernel in ("values", "gradients")
-    function = getattr(contrast_kernels if ours else triton_kernels, f"{kernel}_fwd_kernel")
+    of_batches = kernel in ("values", "gradients")
+    modules = (contrast_kernels,) if of_batches else (triton_kernels, triton_critics)
+    function = next(vars(m)[name] for m in modules if (name := f"{kernel}_fwd_kernel") in vars(m))
     m_terms = min(triton_launch.DTYPE_TERMS[DTYPES[bank]], limit)
     tiles = triton_launch.blocks(capability // 10, dim, batch, m_terms, member == "counts")
     constants = {
@@ -54,7 +56,7 @@ def usage(capability: int, kernel: str, member: str, bank: str, dim: int, batch:
         "NEEDS_GRAD": True,
         "ONLY_UNSET": True,
         "EPS": 1e-7,
-        "SOFTMAX": member == "infonce",
+        "SOFTMAX": member == "infonce" or kernel == "critic",
         **dict.fromkeys(("HAS_FIRST", "HAS_LABEL", "HAS_INDEX", "HAS_ROW_WEIGHT"), True),
         "X_TERMS": limit,
         "M_TERMS": m_terms,
@@ -63,7 +65,7 @@ def usage(capability: int, kernel: str, member: str, bank: str, dim: int, batch:
         "INTERPRET": False,
     }
     types = POINTERS | {"bank0_ptr": f"*{bank}", "bank1_ptr": f"*{bank}", "rows_ptr": f"*{bank}", "temperature": "fp32"}
-    types |= dict.fromkeys(IDS, "*i64") if ours else {}
+    types |= dict.fromkeys(IDS, "*i64") if of_batches else {}
     rest = [name for name in function.arg_names if name not in constants]
     return triton_ptxas.usage(
         function,

@@ -19,7 +19,7 @@ FORMS = ("both", "queue", "strip")  # a batch with itself; rows without losses o
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch):
-    """Memory that no kernel writes stays NaN."""
+    """What a kernel does not write stays NaN."""
     original = triton._Strip._scratch
     monkeypatch.setattr(triton._Strip, "_scratch", lambda *a: original(*a).fill_(torch.nan))
 
@@ -32,7 +32,7 @@ def problem(critic, form, batch=5, num_rows=40, dim=12, dtype=torch.float32, row
     anchors, own = torch.nn.functional.normalize(torch.randn(2, batch, dim, generator=g), dim=2).to(dtype)
     first = {"both": 0, "queue": -1, "strip": 3}[form]
     positives = own if first < 0 else rows[first : first + batch]
-    label, index = torch.randint(-1, 3, (num_rows,), generator=g), torch.randint(0, 30, (num_rows,), generator=g)
+    label, index = torch.randint(-2, 2, (num_rows,), generator=g), torch.randint(0, 30, (num_rows,), generator=g)
     at = slice(max(first, 0), max(first, 0) + batch)
     given = [t if name in ids else None for name, t in zip(("labels", "index"), (label, index), strict=True)]
     both_ids = [None if t is None else u for t in given for u in ((t[at], t) if t is not None else (t, t))]
@@ -59,12 +59,12 @@ def check(c, weight, row_weight, loss_tol=1e-6, grad_tol=1e-5):
         assert mine.dtype == torch.float32
         torch.testing.assert_close(mine.double(), theirs, rtol=loss_tol, atol=loss_tol)
     args = weight.double(), None if row_weight is None else row_weight.double()
-    gradients = triton.gradients(c, weight, row_weight, totals(c, ours), True, True)
-    wanted = reference.gradients(exact(c), *args, totals(c, expected), True, True)
-    for mine, theirs in zip(gradients, wanted, strict=True):
+    grads = triton.gradients(c, weight, row_weight, totals(c, ours), True, True)
+    wanted_grads = reference.gradients(exact(c), *args, totals(c, expected), True, True)
+    for mine, theirs in zip(grads, wanted_grads, strict=True):
         assert mine.dtype == torch.float32 and mine.shape == theirs.shape
         assert (mine - theirs).norm() <= grad_tol * (1 + theirs.norm())
-    return ours, gradients
+    return ours, grads
 
 
 @pytest.mark.parametrize("ids", ["", "labels", "index", "labels index"])

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._compile import _disable_dynamo as not_compiled  # torch.compiler.disable, which imports dynamo at once
 
+REFUSED = -1  # the size that a rank sends in place of its own before it raises an error
 _sent = 0
 
 
@@ -48,7 +49,18 @@ def sizes_of(count: int, device: torch.device) -> list[int]:
     everyone = [torch.empty_like(own) for _ in range(world)]
     dist.all_gather(everyone, own)
     _count(own.nbytes * (world - 1))
-    return [int(n) for n in everyone]
+    sizes = [int(n) for n in everyone]
+    if count != REFUSED and REFUSED in sizes:
+        raise ValueError(f"rank {sizes.index(REFUSED)} has refused the arguments of this call; its own error says why")
+    return sizes
+
+
+def refuse(device: torch.device) -> None:
+    """To be called before an error of this rank's arguments where the other ranks are about to call `sizes_of`.
+
+    It raises there, on every rank, so that none waits for this one.
+    """
+    sizes_of(REFUSED, device)
 
 
 @not_compiled

@@ -159,10 +159,10 @@ def bank_update_(
     checks.tensor("rows", rows, shape=(index.shape[0], matrix.shape[1]))
     checks.same_device(bank=matrix, index=index, rows=rows)
     if isinstance(held, Shard):
-        if index.device.type == "cpu":
-            checks.rows_in_range("index", index, held.part.num_data)
-            checks.finite_rows("rows", rows, Code.UPDATE_ROW)
         joined = sharded.join(rows.detach()[None], index)
+        if index.device.type == "cpu":  # the values of all ranks, so that all raise or none
+            checks.rows_in_range("index", joined.index, held.part.num_data)
+            checks.finite_rows("rows", joined.anchors[0], Code.UPDATE_ROW)
         index, at = sharded.held_rows(held, joined)
         rows = joined.anchors[0, at]
         if len(at) == 0:

@@ -11,20 +11,18 @@ from torch import Tensor
 
 from ..distributed.agreement import require_agreement
 from ..distributed.ddp import own_state
-from ..distributed.ranks import gather_rows, ranks
+from ..distributed.ranks import gather_rows, ranks, refuse
 from ..ops import checks
 from ..ops.bank import directions
-from ..ops.bank.plan import PLANS
 from ..ops.bank.reference import counts
 from ..ops.bank.sharded import Joined, Shard, fetch, join
-from ..ops.dispatch import BACKENDS
 from ..ops.first_order import first_order
 from ..ops.sampling.spec import DrawSpec
 from ..ops.without_nan import WithoutNaN
 from .embed import Embed, check_features
 from .loading import repdistiller_params, replace_misfits, replace_misfits_of_loss
 from .memory_bank import MemoryBank
-from .options import ContrastOptions
+from .options import ContrastOptions, check_execution
 from .queue import FeatureQueue
 from .row_buffer import RowBuffer
 from .sampler import NegativeSampler, seed_bits
@@ -229,16 +227,6 @@ class Contrast(StateModule):
         return contrast_idx[:, 0], directions.given(contrast_idx[:, 1:])
 
 
-def check_execution(bank_dtype: Any, plan: Any, backend: Any, seed: Any) -> None:
-    """Check what says how a `Contrast` runs, also where none is built."""
-    if bank_dtype not in checks.FLOATS:
-        raise TypeError(f"bank_dtype: expected one of {', '.join(map(str, checks.FLOATS))}, got {bank_dtype}")
-    checks.choice("plan", plan, ("auto", *PLANS))
-    checks.choice("backend", backend, ("auto", *BACKENDS))
-    if seed is not None:
-        seed_bits(seed)
-
-
 class ContrastiveLoss(StateModule):
     """Two embeddings and, where the loss scores a bank, a `Contrast`: the base of CRDLoss and WCoRDLoss.
 
@@ -273,7 +261,7 @@ class ContrastiveLoss(StateModule):
         """
         if self.contrast is None:
             raise ValueError("init_banks: this loss scores no bank")
-        self._check(f_s, f_t, idx, None)
+        self._check(f_s, f_t, idx, None, joins=True)
         with torch.no_grad():
             anchors = torch.stack((self.embed_s(f_s), self.embed_t(f_t)))
             self.contrast.update_(anchors, idx, join(anchors, idx) if ranks().world > 1 else None, momentum=0.0)
@@ -353,10 +341,29 @@ class ContrastiveLoss(StateModule):
         """Whether a call needs `idx`, the images' row numbers."""
         return True
 
-    def _check(self, f_s: Tensor, f_t: Tensor, idx: Tensor | None, contrast_idx: Tensor | None) -> None:
-        """Every check of the arguments, before any work: a refused call has changed nothing."""
+    @property
+    def _is_collective(self) -> bool:
+        """Whether a call in a process group needs all ranks. All such calls begin with `ranks.sizes_of`."""
+        return self.contrast is not None and (self.training or self.contrast.sharded)
+
+    def _check(self, f_s: Tensor, f_t: Tensor, idx: Tensor | None, contrast_idx: Tensor | None, joins=False) -> None:
+        """Every check of the arguments: a refused call changes nothing. `joins`: all ranks take part in this call."""
         if not self._filled:
             self.require_filled()
+        if ranks().world == 1 or torch.compiler.is_compiling():
+            return self._check_arguments(f_s, f_t, idx, contrast_idx)
+        agreeing = self.training and not self._agreed
+        try:
+            self._check_arguments(f_s, f_t, idx, contrast_idx)
+        except (TypeError, ValueError):
+            if agreeing or joins or self._is_collective:
+                refuse(self.embed_s.linear.bias.device)
+            raise
+        if agreeing:
+            self.require_agreement()
+
+    def _check_arguments(self, f_s: Tensor, f_t: Tensor, idx: Tensor | None, contrast_idx: Tensor | None) -> None:
+        """What this rank can tell of its own arguments."""
         check_features("f_s", f_s, self.embed_s)
         batch = f_s.shape[0]
         check_features("f_t", f_t, self.embed_t, batch)
@@ -375,8 +382,6 @@ class ContrastiveLoss(StateModule):
             for name in ("idx", "contrast_idx"):
                 if name in tensors:
                     checks.rows_in_range(name, tensors[name], self.n_data)
-        if self.training and not self._agreed and ranks().world > 1:
-            self.require_agreement()
 
 
 def _fit_contrast(module: Contrast, state_dict, prefix, _metadata, _strict, _missing, unexpected_keys, _errors) -> None:

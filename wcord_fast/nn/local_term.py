@@ -51,6 +51,11 @@ class LocalTerm(nn.Module):
         running = self.center == "running" and options.lambda_lckt > 0
         self.running = RunningCenter(width, options.lckt_center_momentum) if running else None
 
+    @property
+    def is_collective(self) -> bool:
+        """Whether a call in a process group needs all ranks."""
+        return self.scope == "global" or (self.running is not None and self.training)
+
     def forward(self, x: Tensor, y: Tensor, key: Tensor) -> Tensor:
         """The unweighted term, a scalar, of x [B, d] and y [B, d] (x [B, s_dim] where it is mapped).
 

@@ -14,9 +14,11 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from ..functional.ot import DEFAULT_RHO
 from ..ops import checks
+from ..ops.bank.plan import PLANS
+from ..ops.dispatch import BACKENDS
 from .own_critic import BUILT_IN, checked_critic, critics
 from .row_buffer import MAX_ROWS
-from .sampler import check_count, replacement_option
+from .sampler import check_count, replacement_option, seed_bits
 
 T = TypeVar("T")
 Check = Callable[[str, Any], Any]
@@ -237,3 +239,13 @@ class WCoRDLossOptions(ContrastOptions):
         if not isinstance(self.num_negatives, int):
             raise ValueError("queue_size: expected a number with num_negatives='all', got None")
         return self.num_negatives
+
+
+def check_execution(bank_dtype: Any, plan: Any, backend: Any, seed: Any) -> None:
+    """Check what says how a `Contrast` runs, also where none is built."""
+    if bank_dtype not in checks.FLOATS:
+        raise TypeError(f"bank_dtype: expected one of {', '.join(map(str, checks.FLOATS))}, got {bank_dtype}")
+    checks.choice("plan", plan, ("auto", *PLANS))
+    checks.choice("backend", backend, ("auto", *BACKENDS))
+    if seed is not None:
+        seed_bits(seed)

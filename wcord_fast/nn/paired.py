@@ -70,19 +70,22 @@ class PairedContrast(nn.Module):
                 for _ in range(2)
             )
 
+    @property
+    def sharded(self) -> bool:
+        """Whether other ranks hold rows of the queues."""
+        return self.queue_t is not None and self.queue_t.ranks.world > 1
+
     def forward(self, e_s: Tensor, e_t: Tensor, group: Tensor | None, scores: tuple[Tensor, Tensor] | None) -> Tensor:
         """The mean loss of e_s [B, D] and e_t [B, D], both directions summed, a scalar.
+
+        In training the queues take the batch once it has been scored.
 
         Args:
             group: int64 [B], below 0 where unknown, or None.
             scores: scale and bias of the sigmoid, or None for InfoNCE.
         """
         if self.queue_s is not None and self.queue_t is not None:
-            labels = _labels(self.queue_t, e_s, group)
-            joined = join(e_s, e_t, labels) if self.queue_t.ranks.world > 1 else None
-            first = self._against(self.queue_t, e_s, e_t, labels, scores, joined)
-            joined = joined if joined is None else joined.swapped()
-            return first + self._against(self.queue_s, e_t, e_s, labels, scores, joined)
+            return self._with_queues(self.queue_s, self.queue_t, e_s, e_t, group, scores)
         scope = "global" if self.training and ranks().world > 1 else "rank"  # what is global is not compiled
         if scores is None:
             losses = batch_infonce(
@@ -93,11 +96,18 @@ class PairedContrast(nn.Module):
             losses = batch_sigmoid(e_s, e_t, scale=scale, bias=bias, labels=group, scope=scope, backend=self.backend)
         return losses.mean()
 
-    def push(self, e_s: Tensor, e_t: Tensor, group: Tensor | None) -> None:
-        """The end of a training step: the queues, where there are some, take the batch."""
-        for queue, rows in ((self.queue_s, e_s), (self.queue_t, e_t)):
-            if queue is not None:
-                queue.push_(rows, _labels(queue, rows, group))
+    def _with_queues(self, queue_s: FeatureQueue, queue_t: FeatureQueue, e_s, e_t, group, scores) -> Tensor:
+        labels = _labels(queue_t, e_s, group)
+        joined = None
+        if self.sharded or (self.training and ranks().world > 1):
+            joined = join(e_s, e_t, labels)
+        loss = self._against(queue_t, e_s, e_t, labels, scores, joined)
+        loss = loss + self._against(queue_s, e_t, e_s, labels, scores, joined and joined.swapped())
+        if self.training:
+            of_s, of_t, tags = (e_s, e_t, labels) if joined is None else joined[:3]
+            for queue, rows in ((queue_s, of_s), (queue_t, of_t)):
+                queue.push_joined_(rows.detach(), None if tags is None else tags.long())
+        return loss
 
     def reset_parameters(self) -> None:
         """The queues become empty."""
@@ -108,7 +118,7 @@ class PairedContrast(nn.Module):
     def _against(
         self, queue: FeatureQueue, anchors: Tensor, positives: Tensor, labels, scores, joined: JoinedPairs | None
     ) -> Tensor:
-        """The mean loss of one direction, a scalar. `joined`: the pairs of all ranks, for a sharded queue."""
+        """The mean loss of one direction, a scalar. `joined`: the pairs of all ranks, needed for a sharded queue."""
         queue.require_filled()
         slots = torch.where(queue.is_filled(), 0, -1)  # one without a row has the index of every anchor: no negative
         index = torch.full((len(anchors),), -1, device=anchors.device)
@@ -117,7 +127,9 @@ class PairedContrast(nn.Module):
         c = ops.Contrast(
             critic, anchors, positives, queue.rows, -1, False, scale, bias, labels, queue.own_labels(), index, slots
         )
-        return mean.mean_loss(c, self.backend) if joined is None else sharded.mean_loss(c, joined, self.backend)
+        if joined is None or not self.sharded:
+            return mean.mean_loss(c, self.backend)
+        return sharded.mean_loss(c, joined, self.backend)
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, backend={self.backend!r}"

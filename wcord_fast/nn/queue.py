@@ -97,9 +97,13 @@ class FeatureQueue(RowBuffer):
         if ranks().world > 1:
             given[0] = rows.to(self.rows.dtype)  # fewer bytes to send
             given = gather_rows(given, sizes_of(len(rows), rows.device))
-        new_labels = None if labels is None else given[1]
-        push_op(self.rows, self.labels, self.pushed, given[0], new_labels, self.first_row, self.size)
+        self.push_joined_(given[0], None if labels is None else given[1])
         return self
+
+    @torch.no_grad()
+    def push_joined_(self, rows: Tensor, labels: Tensor | None) -> None:
+        """`push_` of the joined rows [B, D] of all ranks, which every rank holds, and their labels, int64 [B]."""
+        push_op(self.rows, self.labels, self.pushed, rows, labels, self.first_row, self.size)
 
     def reset_parameters(self) -> None:
         """Empty, as when it was made."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..distributed.ranks import gather_rows, ranks
+from ..distributed.ranks import gather_rows, ranks, sizes_of
 from .state import StateModule
 
 
@@ -47,7 +47,7 @@ class RunningCenter(StateModule):
         with torch.no_grad():
             batch, rows = torch.stack((x.mean(0), y.mean(0))), len(x)
             if moves and not joined and ranks().world > 1:
-                batch, rows = _mean_over_ranks(batch, rows)
+                batch, rows = _mean_over_ranks(batch, sizes_of(rows, x.device))
             before = self.mean.to(batch.dtype)
             if moves:
                 weight = (self.steps / (self.steps + 1)).clamp_max(self.momentum).to(batch.dtype)
@@ -81,9 +81,7 @@ class RunningCenter(StateModule):
         return f"width={self.mean.shape[1]}, momentum={self.momentum}"
 
 
-def _mean_over_ranks(mean: Tensor, rows: int) -> tuple[Tensor, int]:
-    """The mean [2, d] over the rows of all ranks, and how many they are, from this rank's."""
-    sums = torch.cat((mean.double().flatten() * rows, mean.new_full((1,), rows, dtype=torch.float64)))[None]
-    (everyone,) = gather_rows([sums], [1] * ranks().world)
-    total = everyone.sum(0)
-    return (total[:-1] / total[-1]).to(mean.dtype).view_as(mean), int(total[-1])
+def _mean_over_ranks(mean: Tensor, sizes: list[int]) -> tuple[Tensor, int]:
+    """The mean [2, d] over the rows of all ranks, and how many they are, from this rank's mean and all sizes."""
+    (everyone,) = gather_rows([mean.double().flatten()[None] * sizes[ranks().rank]], [1] * len(sizes))
+    return (everyone.sum(0) / sum(sizes)).to(mean.dtype).view_as(mean), sum(sizes)

@@ -13,11 +13,11 @@ from ..ops import checks
 from ..ops.bank.sharded import join
 from ..ops.first_order import first_order
 from ..ops.keywords import keywords_of
-from .contrast import Contrast, ContrastiveLoss, check_execution
+from .contrast import Contrast, ContrastiveLoss
 from .embed import Embed, autocast_off
 from .local_term import LocalTerm
 from .native_step import eager, native_step, touched
-from .options import PAIRED, WCoRDLossOptions
+from .options import PAIRED, WCoRDLossOptions, check_execution
 from .own_critic import OWN, each_score, value_of
 from .paired import PairedContrast, ScoreMap
 from .sampler import exclusion_rule
@@ -200,18 +200,26 @@ class WCoRDLoss(ContrastiveLoss):
     def needs_index(self) -> bool:
         return self.contrast is not None or "class" in self.tables
 
-    def _check(self, f_s: Tensor, f_t: Tensor, idx: Tensor | None, contrast_idx: Tensor | None) -> None:
+    @property
+    def _is_collective(self) -> bool:
+        if self.lambda_lckt and self.local.is_collective:
+            return True
+        if self.contrast is not None or not self.lambda_gckt:
+            return super()._is_collective
+        return self.training or (self.paired is not None and self.paired.sharded)
+
+    def _check_arguments(self, f_s: Tensor, f_t: Tensor, idx: Tensor | None, contrast_idx: Tensor | None) -> None:
         if contrast_idx is not None and self.negatives in WITHOUT_BANK:
             raise ValueError(
                 f"contrast_idx: negatives={self.negatives!r} takes no bank rows as negatives; expected None"
             )
-        super()._check(f_s, f_t, idx, contrast_idx)
+        super()._check_arguments(f_s, f_t, idx, contrast_idx)
+        self._refuse_zero_rows(f_s, f_t)
 
     def _weighted_terms(
         self, f_s: Tensor, f_t: Tensor, idx: Tensor | None, contrast_idx: Tensor | None
     ) -> dict[str, Tensor]:
         self._check(f_s, f_t, idx, contrast_idx)
-        self._refuse_zero_rows(f_s, f_t)
         f_t = f_t.detach() if self.detach_teacher else f_t
         frozen_too = not self.lckt_trains_embed and self.lambda_lckt > 0 and self.local.features == "embed"
         e_s = self.embed_s(f_s, frozen_too)
@@ -320,14 +328,12 @@ class WCoRDLoss(ContrastiveLoss):
         return gckt
 
     def _without_bank(self, e_s: Tensor, e_t: Tensor, idx: Tensor | None) -> Tensor:
-        """GCKT, a scalar, with rows of the batch or of queues, which take the batch at the end of a training step."""
+        """GCKT, a scalar, with rows of the batch or of queues, which take the batch in training."""
         group = self._group(idx)
         if self.paired is None:
             gckt = self._dual(*self._batch_scores(torch.stack((e_s, e_t)), group))
         else:
             gckt = -self.paired(e_s, e_t, group, None if self.score_map is None else self.score_map())
-            if self.training:
-                self.paired.push(e_s, e_t, group)
         compiling = torch.compiler.is_compiling()
         if idx is None or self.n_data is None or (idx.device.type == "cpu" and not compiling):
             return gckt

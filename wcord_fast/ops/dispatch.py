@@ -53,7 +53,7 @@ BANK_SCORES = (
     "bank_infonce",
     "bank_sigmoid",
 )  # with plans gather and dense
-_WITHOUT_KERNEL = ("bank_infonce", "bank_sigmoid")  # on CUDA
+_WITHOUT_KERNEL = (("bank_infonce", "gather"), ("bank_sigmoid", "gather"))  # on CUDA
 
 # In order of preference within (op, plan, device): the first row that can run is what `auto` takes.
 SUPPORT: tuple[Row, ...] = (
@@ -67,7 +67,7 @@ SUPPORT: tuple[Row, ...] = (
     Row("bank_update", "-", "cuda", "native", "one warp per row, no atomics"),
     Row("bank_update", "-", "any", "reference", "plain PyTorch, any device"),
     *(
-        Row(op, plan, device, backend, note + ("; on CUDA too" if device == "any" and op in _WITHOUT_KERNEL else ""))
+        Row(op, plan, device, backend, note)
         for op in BANK_SCORES
         for plan, device, backend, note in (
             ("gather", "cpu", "native", "C++, draws binned by bank tile, loss and gradient in one pass"),
@@ -77,7 +77,7 @@ SUPPORT: tuple[Row, ...] = (
             ("dense", "cuda", "triton", "split bf16 products on the tensor cores, loss and gradient in one pass"),
             ("dense", "any", "reference", "plain PyTorch, chunked over anchors"),
         )
-        if device != "cuda" or op not in _WITHOUT_KERNEL
+        if device != "cuda" or (op, plan) not in _WITHOUT_KERNEL
     ),
     Row("batch", "-", "cpu", "native", "C++, tiles of scores that are made twice, OpenMP over panels of rows"),
     Row("batch", "-", "cuda", "triton", "split bf16 products on the tensor cores, tiles of scores that are made twice"),

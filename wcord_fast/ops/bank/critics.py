@@ -13,6 +13,7 @@ from .. import checks, library
 from ..sampling.spec import DrawSpec
 from ..status import Code
 from ..tensors import accumulation_dtype
+from . import triton
 from .op import SPEC, checked, checks_itself, select
 from .reference import softplus
 
@@ -135,7 +136,7 @@ class _Scoring:
         self.acc = accumulation_dtype(anchors, *banks, *([] if positive is None else [positive]))
         self.module, *self.plan = select(op, anchors, banks, spec, plan, backend)
         self.ok = finite_positives(positive)
-        if not checks_itself(self.module, anchors, spec):
+        if self.module is triton or not checks_itself(self.module, anchors, spec):  # whose positives are read here
             self.index, self.spec, ok = checked(anchors, banks[0].shape[0], index, spec)
             self.ok = ok & self.ok
 

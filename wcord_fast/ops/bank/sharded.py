@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from ...distributed.ranks import gather_rows, not_compiled, own_slice, ranks, scatter_sums, sizes_of
+from .. import checks
 from ..sampling.reference import pool_size
 from ..sampling.spec import DrawSpec
+from ..status import Code
 from ..tensors import accumulation_dtype
 from . import critics, partials
 from .autograd import attach, detached, wants_grad
@@ -47,6 +49,7 @@ class Joined:
     index: Tensor  # int64 [B], with unchecked values
     own_index: Tensor  # [B_r], this rank's part of index
     sizes: list[int]  # anchors of every rank
+    positive: Tensor | None = None  # [S, B, 1], 0 or, where a given positive is not finite, that value
 
     @property
     def own(self) -> slice:
@@ -54,11 +57,18 @@ class Joined:
         return own_slice(self.sizes)
 
 
-def join(anchors: Tensor, index: Tensor) -> Joined:
-    """The batch of all ranks from this rank's anchors [S, B_r, D] and their rows [B_r]: one message per rank."""
+def join(anchors: Tensor, index: Tensor, positive: Tensor | None = None) -> Joined:
+    """The batch of all ranks from this rank's anchors [S, B_r, D] and their rows [B_r]: one message per rank.
+
+    Given positives [S, B_r, D] are not sent, only whether they are finite. No value is checked here: a check of the
+    joined values raises on every rank alike, and none waits for one that has raised.
+    """
     sizes = sizes_of(len(index), anchors.device)
-    rows, numbers = gather_rows([anchors.detach().transpose(0, 1), index.long()], sizes)  # [B, S, D], [B]
-    return Joined(rows.transpose(0, 1), numbers, index, sizes)
+    sent = [anchors.detach().transpose(0, 1), index.long()]
+    if positive is not None:
+        sent.append(torch.where(positive.isfinite(), 0, positive).sum(-1, keepdim=True).transpose(0, 1))
+    rows, numbers, *others = gather_rows(sent, sizes)  # [B, S, D], [B], [B, S, 1]
+    return Joined(rows.transpose(0, 1), numbers, index, sizes, others[0].transpose(0, 1) if others else None)
 
 
 @not_compiled
@@ -77,8 +87,8 @@ def infonce(
 ) -> Tensor:
     """InfoNCE losses [S, B_r] of this rank's anchors: `directions.infonce` for shards. The join is a log-sum-exp."""
     given = detached(positive)
+    call = _Call(anchors, shards, index, spec, joined, given)
     ok = critics.finite_positives(given)
-    call = _Call(anchors, shards, index, spec, joined)
     needs_grad = wants_grad(anchors, positive)
     args = (call.anchors, call.rows, call.part, call.index, call.spec, temperature, needs_grad, plan, backend)
     log_sum, mean = partials.infonce(*args)
@@ -96,10 +106,10 @@ def sigmoid(
 ) -> Tensor:
     """Sigmoid losses [S, B_r] of this rank's anchors: `directions.sigmoid` for shards."""
     given = detached(positive)
-    ok = critics.finite_positives(given)
     critics.finite_scalar("scale", scale)
     critics.finite_scalar("bias", bias)
-    call = _Call(anchors, shards, index, spec, joined)
+    call = _Call(anchors, shards, index, spec, joined, given)
+    ok = critics.finite_positives(given)
     needs_grad = wants_grad(anchors, positive, scale, bias)
     args = (call.anchors, call.rows, call.part, call.index, scale.detach(), bias.detach(), call.spec)
     value, slope, rows = partials.sigmoid(*args, needs_grad, plan, backend)
@@ -162,22 +172,33 @@ def held_rows(shard: Shard, joined: Joined) -> tuple[Tensor, Tensor]:
 
 
 class _Call:
-    """The joined batch of one call, its values checked."""
+    """The joined batch of one call, its values checked: on the CPU a bad one raises on every rank.
 
-    def __init__(self, anchors: Tensor, shards: list[Shard], index: Tensor, spec: DrawSpec, joined: Joined | None):
-        num_data = shards[0].part.num_data
-        own = checked(anchors.detach(), num_data, index, spec)  # on the CPU it raises before anything is sent
-        joined = join(anchors, index) if joined is None else joined
+    `positive` [S, B_r, D]: given positives, or None. With `joined` they are rows of the joined batch.
+    """
+
+    def __init__(
+        self,
+        anchors: Tensor,
+        shards: list[Shard],
+        index: Tensor,
+        spec: DrawSpec,
+        joined: Joined | None,
+        positive: Tensor | None = None,
+    ):
+        joined = join(anchors, index, positive) if joined is None else joined
         everyone = joined.index
         if joined.own_index is not index:  # the positives of an explicit contrast_idx
             (everyone,) = gather_rows([index.long()], joined.sizes)
         self.sizes, self.own = joined.sizes, joined.own
         if spec.source == "given":
-            (rows,) = gather_rows([own[1].table("indices")], self.sizes)
+            (rows,) = gather_rows([spec.table("indices")], self.sizes)
             spec = DrawSpec("given", rows.shape[1], "no", False, 0, [rows])
         self.rows, self.part = [shard.rows for shard in shards], shards[0].part
         self.anchors = joined.anchors
-        self.index, self.spec, self.ok = checked(self.anchors, num_data, everyone, spec)
+        self.index, self.spec, self.ok = checked(self.anchors, shards[0].part.num_data, everyone, spec)
+        if joined.positive is not None:
+            checks.finite_rows("positive", joined.positive, Code.ANCHOR)
 
     def scatter(self, anchors: Tensor, value: Tensor, grad: Tensor) -> Tensor:
         """Sums over ranks of value [S, B] and grad [S, B, D], this rank's anchors' part, tied to `anchors`."""

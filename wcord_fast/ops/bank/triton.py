@@ -11,13 +11,14 @@ accuracy), "high" two, "medium" one (see triton_tiles.py).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from .part import Part
 from .reference import EPS
-from .triton_launch import Call
+from .triton_launch import Call, Piece
 
 _W_TERMS = 2  # of a sigmoid: the error, at most 2^-18 of each weight, is 4e-7 of a gradient (README.md)
 _COUNT_TERMS = 3  # of a count: 24 bits
@@ -85,6 +86,63 @@ def bank_mean_score(
             **piece.output("grad", grad),
         )
     return mean, grad
+
+
+def bank_infonce(
+    anchors, banks, index, spec, temperature, needs_grad, plan, draw_backend, part: Part | None = None
+) -> tuple[Tensor, Tensor]:
+    """As `reference.bank_infonce`, in fp32; values are not checked."""
+    call = Call(anchors, banks, index, spec, plan, draw_backend, part)
+    log_sum = call.empty()
+    mean = call.empty(call.dim) if needs_grad else log_sum.new_empty(0)
+    scalars = log_sum.new_full((), 1 / temperature), log_sum.new_zeros(())
+    for piece, top, total, rows in _walked(call, True, scalars, needs_grad):
+        parts = top * math.log(2) + total.log()  # [splits, S, B]; -inf where a split has no negative
+        log_sum[piece.directions, piece.anchors] = whole = parts.logsumexp(0)
+        if needs_grad:
+            factor = torch.where(total > 0, torch.exp(top * math.log(2) - whole), 0)
+            mean[piece.directions, piece.anchors] = (rows * factor[..., None]).sum(0)
+    return log_sum, mean
+
+
+def bank_sigmoid(
+    anchors, banks, index, scale, bias, spec, needs_grad, plan, draw_backend, part: Part | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `reference.bank_sigmoid`, in fp32; values are not checked."""
+    call = Call(anchors, banks, index, spec, plan, draw_backend, part)
+    value, slope = call.empty(), call.empty()
+    sums = call.empty(call.dim) if needs_grad else value.new_empty(0)
+    scalars = scale.to(torch.float32), bias.to(torch.float32)
+    for piece, values, slopes, rows in _walked(call, False, scalars, needs_grad):
+        at = piece.directions, piece.anchors
+        value[at], slope[at] = values.sum(0) * math.log(2), slopes.sum(0)
+        if needs_grad:
+            sums[at] = rows.sum(0)
+    return value, slope, sums
+
+
+def _walked(
+    call: Call, softmax: bool, scalars: tuple[Tensor, Tensor], needs_grad: bool
+) -> Iterator[tuple[Piece, Tensor, Tensor, Tensor]]:
+    """Each piece and its splits' results, see `critic_fwd_kernel`."""
+    from . import triton_critics
+
+    for piece in call.pieces(by_column=needs_grad):
+        value, slope = piece.scratch(), piece.scratch()
+        grad = piece.scratch(call.dim) if needs_grad else value
+        piece.walk(
+            triton_critics.critic_fwd_kernel,
+            terms_ptr=piece.terms(),
+            scale_ptr=scalars[0],
+            bias_ptr=scalars[1],
+            value_ptr=value,
+            slope_ptr=slope,
+            grad_ptr=grad,
+            NEEDS_GRAD=needs_grad,
+            SOFTMAX=softmax,
+            W_TERMS=min(_W_TERMS, call.limit),
+        )
+        yield piece, value, slope, grad
 
 
 def bank_log_z(anchors, banks, index, spec, temperature, plan, draw_backend, known: Tensor | None = None) -> Tensor:

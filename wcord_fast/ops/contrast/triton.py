@@ -92,6 +92,7 @@ class _Strip:
             "terms_ptr": triton_launch.bf16_terms(anchors, x_terms),
             "rows_ptr": rows,
             "row_stride": rows.stride(0),
+            "STRIDE_UNIT": math.gcd(rows.stride(0), 16),
             "label_ptr": label,
             "row_label_ptr": row_label,
             "index_ptr": index,

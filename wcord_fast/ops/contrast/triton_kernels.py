@@ -18,6 +18,7 @@ from ..bank.triton_tiles import (
     load_terms,
     log1p,
     long_scores,
+    multiple_of,
     multiply_out,
     product,
     split,
@@ -66,7 +67,7 @@ def values_fwd_kernel(
     scale_ptr, bias_ptr,  # fp32 [1]
     top_ptr, sum_ptr,  # fp32 [splits, A], in base 2; InfoNCE: maximum, and the sum relative to it; sigmoid: the sum
     batch, first_row, num_rows, split_rows,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, STRIDE_UNIT: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
     SOFTMAX: tl.constexpr, HAS_FIRST: tl.constexpr, HAS_LABEL: tl.constexpr, HAS_INDEX: tl.constexpr,
     X_TERMS: tl.constexpr, M_TERMS: tl.constexpr, LIMIT: tl.constexpr, INTERPRET: tl.constexpr,
 ):  # fmt: skip
@@ -75,6 +76,7 @@ def values_fwd_kernel(
     Grid (blocks of anchors, splits, 1). As in `nce_fwd_kernel`, a tile's softplus terms are one log of a product.
     """
     part = tl.program_id(1)
+    row_stride = multiple_of(row_stride, STRIDE_UNIT)
     b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
     b_ok = b < batch
     s = tl.program_id(2)
@@ -129,7 +131,7 @@ def gradients_fwd_kernel(
     total_ptr, row_total_ptr,  # fp32 [A], [R]: log-sum-exps of all of an anchor's, a row's scores; with SOFTMAX
     grad_ptr, slope_ptr,  # fp32 [splits, A, D], [splits, A]
     batch, first_row, num_rows, split_rows,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, STRIDE_UNIT: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
     SOFTMAX: tl.constexpr, HAS_FIRST: tl.constexpr, HAS_LABEL: tl.constexpr, HAS_INDEX: tl.constexpr,
     HAS_ROW_WEIGHT: tl.constexpr,
     X_TERMS: tl.constexpr, M_TERMS: tl.constexpr, W_TERMS: tl.constexpr, LIMIT: tl.constexpr, INTERPRET: tl.constexpr,
@@ -140,6 +142,7 @@ def gradients_fwd_kernel(
     - M_j), where no exponent of a negative is above 0; sigmoid: (g_i + h_j) sigmoid(u_ij).
     """
     part = tl.program_id(1)
+    row_stride = multiple_of(row_stride, STRIDE_UNIT)
     D_BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
     own_d = tl.program_id(0) % D_BLOCKS * BLOCK_D
     b = tl.program_id(0) // D_BLOCKS * BLOCK_B + tl.arange(0, BLOCK_B)
