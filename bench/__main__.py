@@ -14,7 +14,7 @@ import time
 
 SUBJECTS = (
     "accuracy", "bank", "bank_critics", "baselines", "batch", "counts", "critic", "host", "launches", "ot", "ot_matrix",
-    "plan", "project", "recipe", "report", "sharded", "step", "update",
+    "plan", "project", "recipe", "report", "sharded", "step", "update", "wheels",
 )  # fmt: skip
 QUICK = ("bank", "bank_critics", "batch", "critic", "host", "update", "ot", "baselines", "step")
 

@@ -20,6 +20,7 @@ from bench.report_counts import counts_table
 from bench.report_plots import plots
 from bench.report_tables import Row
 from bench.results_file import RESULTS, read
+from bench.wheels import wheels_table
 
 README = RESULTS.parent.parent / "README.md"
 DOCS, OPS = README.parent / "docs", README.parent / "wcord_fast" / "ops"
@@ -53,6 +54,7 @@ BLOCKS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {  # name -> result 
     "sharded": ("sharded", tables.sharded_table),
     "step": ("step", tables.step_table),
     "update": ("update", lines.update_table),
+    "wheels": ("wheels", wheels_table),
 }
 
 

@@ -24,7 +24,8 @@ def noise(image):
     """Draws from all generators that a transform may use; the seed of the image is read off the result."""
     drawn = torch.randint(256, image.shape, dtype=torch.uint8)
     more = torch.from_numpy(np.random.randint(256, size=image.shape).astype(np.uint8))
-    return drawn + more + random.randrange(256)
+    last = torch.tensor(list(random.randbytes(image.numel())), dtype=torch.uint8)
+    return drawn + more + last.view(image.shape)
 
 
 class Invert:

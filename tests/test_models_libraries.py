@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import urllib.error
 from importlib.util import find_spec
 
@@ -94,6 +95,14 @@ def test_a_step_of_distillation_from_it(name, folder, method):
     outputs = [distill.Outputs(*net(x, return_features=True)) for net in (student, teacher)]
     loss(*outputs, distill.Batch(x, labels[:4], torch.arange(4))).value.backward()
     assert sum(float(p.grad.abs().sum()) for p in student.parameters() if p.grad is not None) > 0
+
+
+@hf
+def test_a_model_that_was_saved_without_its_processor_has_the_normalisation_of_imagenet(folder, tmp_path, caplog):
+    shutil.copytree(folder, tmp_path / "alone")
+    (tmp_path / "alone" / "preprocessor_config.json").unlink()
+    assert models.create(f"hf:{tmp_path / 'alone'}", 3).prepare.mean == (0.485, 0.456, 0.406)
+    assert "has no preprocessor_config.json" in caplog.text
 
 
 @hf

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +23,8 @@ from .prepare import IMAGENET, Prepare
 from .stages import outputs_seen, stage_names
 from .taps import Tapped
 from .torchvision_import import torchvision_models
+
+log = logging.getLogger(__name__)
 
 INSTALL = {"timm": "timm", "hf": "transformers", "torchvision": "torchvision"}  # the package that a prefix needs
 LEAST = 32  # smaller images are enlarged: these networks are made for large ones
@@ -216,14 +219,15 @@ def _hf(own: str, num_classes: int, pretrained: bool, size: int | None) -> Made:
         raise ValueError(f"pretrained: expected a repository or a folder behind 'hf:', got the architecture {own!r}")
     sizes = {"image_size": size} if size else {}
     auto = transformers.AutoModelForImageClassification
+    mean: Sequence[float]
+    std: Sequence[float]
     mean, std = IMAGENET
     if not published:
         config = transformers.AutoConfig.for_model(own, num_labels=num_classes, **sizes)
     else:
         with _fetching(f"hf:{own}"):
             config = transformers.AutoConfig.from_pretrained(own, num_labels=num_classes, **sizes)
-            processor, _ = transformers.ImageProcessingMixin.get_image_processor_dict(own)
-            mean, std = processor.get("image_mean", mean), processor.get("image_std", std)
+        mean, std = _hf_normalisation(own)
     if pretrained:
         with _fetching(f"hf:{own}"):
             network = auto.from_pretrained(own, config=config, ignore_mismatched_sizes=True)
@@ -232,6 +236,19 @@ def _hf(own: str, num_classes: int, pretrained: bool, size: int | None) -> Made:
     own_size = getattr(config, "image_size", None)
     wanted = own_size[0] if isinstance(own_size, (list, tuple)) else own_size
     return Made(network, mean, std, wanted or 224, wanted is not None)
+
+
+def _hf_normalisation(own: str) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and std of the image processor; ImageNet's where a folder has none, as of a model saved by itself."""
+    try:
+        with _fetching(f"hf:{own}"):
+            processor, _ = _imported("hf").ImageProcessingMixin.get_image_processor_dict(own)
+    except WeightsUnavailable:
+        if not os.path.isdir(own):
+            raise
+        log.warning("hf:%s has no preprocessor_config.json: images are normalised as ImageNet's", own)
+        return IMAGENET
+    return processor.get("image_mean", IMAGENET[0]), processor.get("image_std", IMAGENET[1])
 
 
 _LIBRARIES: dict[str, tuple[Callable[[str], None], Callable[[str, int, bool, int | None], Made]]] = {
