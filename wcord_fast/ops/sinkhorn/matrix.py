@@ -107,8 +107,8 @@ class _WithGradient(torch.autograd.Function):
     def backward(ctx, weight, _):
         if weight is None:
             return (None,) * 12
-        handle, *saved = ctx.saved_tensors
-        grads = _gradients(weight.detach(), *saved, ctx.backend, ctx.needs_input_grad, ctx.masses)
+        handle, costs, *kept = ctx.saved_tensors
+        grads = _gradients(weight.detach(), costs, kept, ctx.backend, ctx.needs_input_grad, ctx.masses)
         return *differentiable_once(grads, _NOT_TWICE, weight, handle), *(None,) * 9
 
 
@@ -138,15 +138,18 @@ class _Value(torch.autograd.Function):
             grads = [_native().gradient_of_kept(costs, kept, weight), None, None]
         else:
             parts = _native().parts(kept, weight.shape[0], *costs.shape[-2:], options)
-            grads = _gradients(weight.detach(), costs, *parts, "native", needs, ctx.masses)
+            grads = _gradients(weight.detach(), costs, parts, "native", needs, ctx.masses)
         return *differentiable_once(grads, _NOT_TWICE, weight, handle), None
 
 
-def _gradients(weight, costs, alpha, beta, scale, grad_a, grad_b, backend, needs, masses) -> list[Tensor | None]:
+def _gradients(weight, costs, kept, backend, needs, masses) -> list[Tensor | None]:
     """The gradients in costs, a and b, of which each may be None, for gradients `weight` [G] of the values.
 
-    `masses` has the shapes and dtypes of a and b.
+    Args:
+        kept: alpha, beta, scale, grad_a and grad_b of the solve.
+        masses: the shapes and dtypes of a and b.
     """
+    alpha, beta, scale, grad_a, grad_b = kept
     grads: list[Tensor | None] = [None] * 3
     if needs[0]:
         given = costs.detach()
