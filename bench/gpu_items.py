@@ -26,7 +26,7 @@ NATIVE_TESTS = (
 )
 DENSE = (
     "(sampler_and_bank and (dtype1 or (self and dtype0))) or narrow or lower_matmul or long_bank or "
-    "(repeats and class) or (parts_of and weights and dtype1)"
+    "(repeats and class) or (parts_of and weights and dtype1) or (test_shapes and (16-12 or 40-129))"
 )
 STREAMING = (
     "(accuracy and cosine and (0.05 or 0.0001)) or (test_shapes and cosine and 4096) or (graph and None) or "
@@ -37,6 +37,7 @@ DENSE_TESTS = (
     ("streaming", 25, ["tests/test_gpu_sinkhorn_triton.py", "-k", STREAMING]),
     ("contrast", 15, ["tests/test_gpu_batch.py", "-k", "not dtype2"]),
 )
+PLAIN_TESTS = ("without kernels", 10, ["tests/test_gpu_plain.py"])
 TRITON_TESTS = [
     *(arguments for _, _, arguments in DENSE_TESTS),
     ["tests/test_gpu.py", "-k", "modules_give"],
@@ -54,9 +55,10 @@ SANITIZED = (
      "(every_source and 20) or given_rows or mean_score or (membership and 1000) or bad_values or "
      "(solvers and 0.01) or dual_in_fp64 or (steps_equal and gather)"),
     ("racecheck", 25, "(test_bank_nce and 128 and dtype0) or (test_bank_nce and 33 and dtype1) or "
-     "(membership and 900-no-1000) or dual_in_fp64 or (mean_score and 20) or (steps_equal and wcord and gather)"),
+     "(membership and 900-no-1000) or dual_in_fp64 or side_by_side or (mean_score and 20) or "
+     "(steps_equal and wcord and gather)"),
     ("synccheck", 20, "(test_bank_nce and 128 and dtype0) or (membership and 900-no-1000) or (solvers and 0.01) or "
-     "(steps_equal and ball and gather)"),
+     "side_by_side or (steps_equal and ball and gather)"),
 )  # fmt: skip
 
 
@@ -113,7 +115,7 @@ def first_contact(out: Path, dry_run: bool = False) -> Schedule:
     return [
         c.environment(),
         c.build(130, WARMERS),
-        *(c.tests(*test) for test in (*NATIVE_TESTS, *DENSE_TESTS)),
+        *(c.tests(*test) for test in (*NATIVE_TESTS, *DENSE_TESTS, PLAIN_TESTS)),
         *(
             [c.item(tool, "bench.gpu_tools", seconds, tool, "--", *SANITIZED_FILES, "-k", chosen)]
             for tool, seconds, chosen in SANITIZED
@@ -122,9 +124,9 @@ def first_contact(out: Path, dry_run: bool = False) -> Schedule:
         c.times(SHAPES[0], 20),
         c.transport(15, 64, 256),
         c.times(SHAPES[1], 20),
-        c.transport(20, 1024, 4096),
+        c.transport(15, 1024, 4096),
         c.times(SHAPES[2], 30),
-        [c.item("ncu", "bench.gpu_tools", 28, "ncu", "--", *_profiled(dry_run))],
+        [c.item("ncu", "bench.gpu_tools", 23, "ncu", "--", *_profiled(dry_run))],
     ]
 
 

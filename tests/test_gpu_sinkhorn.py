@@ -95,6 +95,16 @@ def test_batches_stop_problem_by_problem(n):
     p.check("resident" if n == 48 else "cooperative", eps=0.2, tol=1e-3, iters=60)
 
 
+def test_problems_side_by_side_have_the_bits_of_each_alone():
+    """Several groups of blocks, each with its own barrier, and more problems than groups."""
+    p = Problem(300, 280, 16, problems=9)
+    together = p.solve(value="dual", tol=1e-3)
+    tensors = p.on_device
+    for g in range(9):
+        p.on_device = [t[g : g + 1] for t in tensors]
+        assert all(torch.equal(u[g : g + 1], v) for u, v in zip(together, p.solve(value="dual", tol=1e-3), strict=True))
+
+
 @pytest.mark.parametrize("n", [64, 512])
 def test_bits_repeat(n):
     p = Problem(n, n, problems=3)
@@ -123,7 +133,7 @@ def test_no_sync_and_a_graph_replays_on_new_inputs(n):
 
 
 def test_concurrent_streams_do_not_interfere():
-    """Cooperative grids of 16 blocks each, so that several are on the device together."""
+    """Cooperative grids of 32 blocks each, so that several are on the device together."""
     problems = [Problem(128 * 2, 256, 32) for _ in range(4)]
     alone = [p.solve(iters=300) for p in problems]
     torch.cuda.synchronize()

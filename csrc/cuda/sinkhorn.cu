@@ -96,7 +96,7 @@ void memory(OtPlan& call) {
 
 template <class Real>
 cudaError_t run(const OtSolve& call) {
-  if (call.rows < 1) return cudaErrorInvalidConfiguration;
+  if (call.rows < 1 || call.problems > MAX_PROBLEMS) return cudaErrorInvalidConfiguration;
   const Args<Real> args(call);
   const cudaStream_t stream = stream_of(call.place);
   if (call.regime == OT_RESIDENT) {

@@ -11,6 +11,7 @@ constexpr int WARPS = THREADS / WARP;
 constexpr int WIDE = 8;    // columns per lane in the sweep of a wide matrix
 constexpr int NARROW = 2;  // and of one of at most 64 columns
 static_assert(OT_CUDA_MAX_COLUMNS == WARPS * WARP * WIDE, "one sweep holds a row in the registers of the block");
+constexpr int64_t MAX_PROBLEMS = INT32_MAX - 65535;  // a group steps over at most 65535
 constexpr int MAX_BLOCKS = 256;  // that solve one problem: see FIXED_LIMIT
 constexpr int GROUP = 8;         // rows per thread in the products
 static_assert(OT_CUDA_MAX_DIM * GROUP <= int64_t{1} << 30, "GROUP rows are addressed with 32 bits");
@@ -82,8 +83,7 @@ template <class Real>
 struct Args {
   const void *x, *y;
   const Real *a, *b;
-  int64_t problems;
-  int32_t n, m, dim, dim_pad, dtype;
+  int32_t problems, n, m, dim, dim_pad, dtype;
   Layout at;
   Scratch in;
   int32_t cost, solver, value, iters, check_every;
@@ -100,7 +100,7 @@ struct Args {
         y(call.y),
         a(static_cast<const Real*>(call.a)),
         b(static_cast<const Real*>(call.b)),
-        problems(call.problems),
+        problems(static_cast<int32_t>(call.problems)),
         n(static_cast<int32_t>(call.n)),
         m(static_cast<int32_t>(call.m)),
         dim(static_cast<int32_t>(call.dim)),

@@ -73,10 +73,10 @@ template <class Real, int K, int U, bool GRID>
 __global__ void __launch_bounds__(THREADS) sinkhorn_kernel(const Args<Real> args) {
   Grid grid{args.zeroed, Fixed<Real>::WORDS * args.at.ld, 0};
   WCF_ROLLED
-  for (int64_t g = blockIdx.y; g < args.problems; g += gridDim.y) {
+  for (int g = blockIdx.y; g < args.problems; g += gridDim.y) {
     solve<Real, K, U, GRID>(args, g, grid);
     if constexpr (GRID) {
-      if (g + gridDim.y < args.problems) grid.sync();  // the next problem takes over the scratch
+      if (g + static_cast<int>(gridDim.y) < args.problems) grid.sync();  // the next problem takes over the scratch
     } else {
       __syncthreads();
     }
