@@ -33,9 +33,20 @@ def _native() -> ModuleType:
     return matrix_native
 
 
+@functools.cache
+def _triton() -> ModuleType:
+    from . import matrix_triton
+
+    return matrix_triton
+
+
 def _module(costs: Tensor, backend: str) -> ModuleType:
-    chosen = dispatch.resolve("ot_matrix", device=costs.device.type, backend=backend).backend
-    return _native() if chosen == "native" else matrix_reference
+    def unfit(candidate: str) -> str | None:
+        return _triton().unsupported(costs.dtype) if candidate == "triton" else None
+
+    kind = costs.device.type
+    chosen = dispatch.resolve("ot_matrix", device=kind, backend=backend, unfit=None if kind == "cpu" else unfit).backend
+    return {"native": _native, "triton": _triton}.get(chosen, lambda: matrix_reference)()
 
 
 def _options(solver, eps, iters, tol, value, reach_a, reach_b, need_a, need_b, need_error) -> SolveOptions:
