@@ -39,7 +39,7 @@ def assert_equal_to_the_reference(c, a, b, asked):
         if finite.any():
             largest = float(want[finite].abs().max())
             assert float((have - want)[finite].abs().max()) <= 1e-5 * max(largest, 1), name
-    weight = torch.linspace(-1, 2, a.shape[0])
+    weight = torch.linspace(-1, 2, a.shape[0], device=a.device)
     have = matrix_triton.gradient(c, ours.alpha, ours.beta, ours.scale, weight)
     want = matrix_reference.gradient(c.double(), exact.alpha, exact.beta, exact.scale, weight.double())
     assert have.shape == c.shape

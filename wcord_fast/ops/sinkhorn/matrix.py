@@ -40,12 +40,17 @@ def _triton() -> ModuleType:
     return matrix_triton
 
 
-def _module(costs: Tensor, backend: str) -> ModuleType:
-    def unfit(candidate: str) -> str | None:
-        return _triton().unsupported(costs.dtype) if candidate == "triton" else None
+def choose(kind: str, dtype: torch.dtype, backend: str) -> dispatch.Choice:
+    """The backend for costs of `dtype` on a kind of device."""
 
-    kind = costs.device.type
-    chosen = dispatch.resolve("ot_matrix", device=kind, backend=backend, unfit=None if kind == "cpu" else unfit).backend
+    def unfit(candidate: str) -> str | None:
+        return _triton().unsupported(dtype) if candidate == "triton" else None
+
+    return dispatch.resolve("ot_matrix", device=kind, backend=backend, unfit=None if kind == "cpu" else unfit)
+
+
+def _module(costs: Tensor, backend: str) -> ModuleType:
+    chosen = choose(costs.device.type, costs.dtype, backend).backend
     return {"native": _native, "triton": _triton}.get(chosen, lambda: matrix_reference)()
 
 
