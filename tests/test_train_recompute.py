@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
-from wcord_fast.train.forwards import plain
 
 from tests.test_train_loop import assert_equal, everything
 from tests.train_tiny import make_run
@@ -14,6 +13,7 @@ from wcord_fast import data, distill, models
 from wcord_fast.models.taps import Tapped
 from wcord_fast.models.torchvision_import import torchvision_models
 from wcord_fast.train.loop import fit
+from wcord_fast.train.network_calls import plain
 from wcord_fast.train.recipe import Recipe
 from wcord_fast.train.recompute import blocks_of, checkpointed
 

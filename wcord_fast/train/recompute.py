@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from .forwards import Forward
+from .network_calls import Forward
 
 OPTION = "gradient_checkpointing"
 Blocks = dict[str, nn.Module]
