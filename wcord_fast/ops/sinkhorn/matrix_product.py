@@ -60,12 +60,12 @@ def iterate(costs: Tensor, a: Tensor, b: Tensor, options: SolveOptions) -> Scale
         v = v_new
         solved = solved & (~active | safe)
         going = active.unsqueeze(-1)
-        tested = tol is not None and t % CHECK_EVERY == 0 and t < iters
+        tested = t % CHECK_EVERY == 0 and t < iters
         if tested or t == iters:
             alpha = torch.where(going, log_a - damp_a * (row_sums.log() - shift), alpha)
             beta = torch.where(going, log_b - damp_b * column_sums.log(), beta)
             scale = torch.where(active, s, scale)
-        if tested:
+        if tol is not None and tested:
             reached = _row_error(u * (v @ kernel.mT), wanted_rows(a, alpha, options)) <= tol
             iterations = torch.where(active & reached, t, iterations)
             active = active & ~reached
