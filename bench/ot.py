@@ -4,12 +4,14 @@ Times are medians (p20-p80) of interleaved blocks: each round calls every provid
 some 10 ms each, or once. Every provider's value and gradient are compared with float64 at equal iterations before
 anything is timed, and a speed-up over a provider is printed only if ours passed. Last, per size, ours at all eps and
 both solvers in turn (ot_sweep.py). One JSON line per row goes to
-bench/results/ot.jsonl and ot_sweep.jsonl.
+bench/results/ot.jsonl and ot_sweep.jsonl. With one thread, given costs (ot_matrix.py) and projections (project.py)
+follow.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import math
 import os
 import sys
@@ -34,7 +36,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", nargs="+", help="providers (substrings); ours is always in")
     parser.add_argument("--skip", nargs="+", default=[], help="providers (substrings) to leave out")
-    parser.add_argument("--cases", nargs="+", help="of sinkhorn:0.05 sinkhorn:0.001 ipot:0.5 sweep")
+    parser.add_argument("--cases", nargs="+", help="of sinkhorn:0.05 sinkhorn:0.001 ipot:0.5 sweep ot_matrix project")
     parser.add_argument("--seconds", type=float, default=2.0, help="time per provider and kind of call")
     parser.add_argument(
         "--clock",
@@ -226,4 +228,9 @@ def main(argv: list[str]) -> int:
                 append("ot", rows, options.out)
     if not options.cases or "sweep" in options.cases:
         ot_sweep.run(options)
+    more = ["--quick"] * options.quick + (["--out", str(options.out)] if options.out else [])
+    for subject in ("ot_matrix", "project"):
+        if options.threads == 1 and (not options.cases or subject in options.cases):
+            print(f"\n{subject}", flush=True)
+            fine &= importlib.import_module(f"bench.{subject}").main(more) == 0
     return 0 if fine else 1

@@ -130,8 +130,10 @@ def update_table(rows: list[Row]) -> str:
 
 
 def given_cost_table(rows: list[Row]) -> str:
-    """A line per number of problems, classes and eps."""
-    lines = _beside_plain(rows, ("problems", "classes", "eps"), "{:,} x {:,}, eps {:g}")
+    """A line per kind, number of problems, classes and eps. Rows without a kind are those of a shared cost."""
+    names = {"shared": "", "own": ", a cost each", "unbalanced": ", relaxed"}
+    rows = [row | {"kind": names[row.get("kind", "shared")]} for row in rows if not row["provider"].startswith("POT")]
+    lines = _beside_plain(rows, ("problems", "classes", "eps", "kind"), "{:,} x {:,}, eps {:g}{}")
     text = f"10 iterations, forward and gradient in C, ms; {_measured(rows)}. `python -m bench ot_matrix`."
     return (
         table(["problems x classes", "ours", "plain PyTorch", "ours / plain", "gradient's error"], lines)

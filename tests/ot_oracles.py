@@ -31,7 +31,7 @@ def cost_matrix(x, y, cost):
                 c[i, j] = 1 - xi.dot(yj) / np.sqrt(xi.dot(xi) * yj.dot(yj))
             else:
                 c[i, j] = ((xi - yj) ** 2).sum()
-    return c
+    return np.sqrt(c) if cost == "euclidean" else c
 
 
 def ratio(mass, received):
@@ -46,6 +46,17 @@ def sinkhorn(c, a, b, eps, iters):
     for _ in range(iters):
         u = ratio(a, k @ v)
         v = ratio(b, k.T @ u)
+    return u[:, None] * k * v
+
+
+def relaxed_sinkhorn(c, a, b, eps, iters, reach_a, reach_b):
+    """The plan after `iters` damped row and column scalings; masses are positive, and a reach may be infinite."""
+    power_a, power_b = (1 / (1 + eps / reach) for reach in (reach_a, reach_b))
+    k = np.exp(-c / eps)
+    v = np.ones(len(b))
+    for _ in range(iters):
+        u = a * (k @ v) ** -power_a
+        v = b * (k.T @ u) ** -power_b
     return u[:, None] * k * v
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import wcord_fast.functional as F
 from tests.ot_rule import assert_rule, solve_args, uniform
 from wcord_fast.ops.sinkhorn import reference, triton
 
@@ -143,3 +144,50 @@ def test_another_device_than_the_current_one():
         pytest.skip("needs two devices")
     x, y = features(18, 1, 50, 8).to("cuda:1"), features(19, 1, 40, 8).to("cuda:1")
     assert_rule(triton.ot_solve, x, y, uniform(x), uniform(y), solve_args("cosine", "ipot", 0.5, 10))
+
+
+def given(g, n, m, own=False):
+    """A cost, one or one for each of g problems, and masses, on the device."""
+    generator = torch.Generator().manual_seed(7)
+    c = torch.rand(*([g] if own else []), n, m, generator=generator)
+    a, b = (torch.randn(g, k, generator=generator).softmax(-1) for k in (n, m))
+    return c.cuda(), a.cuda(), b.cuda()
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
+@pytest.mark.parametrize("eps", [0.05, 0.005])
+@pytest.mark.parametrize("reach", [None, 0.5])
+@pytest.mark.parametrize(("g", "n", "m"), [(64, 100, 100), (64, 300, 257)])  # fewer and more than PRODUCT_CELLS
+def test_given_costs_equal_float64(own, eps, reach, g, n, m):
+    options = {"eps": eps, "iters": 10, "reach": reach, "value": "dual"}
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        c, a, b = (t.to(dtype).requires_grad_() for t in given(g, n, m, own))
+        a_one, b_one = (t / t.sum(-1, keepdim=True) for t in (a, b))
+        value = F.ot_cost_from_matrix(c, a_one, b_one, **options)
+        value.mean().backward()
+        results.append((value.detach(), c.grad, a.grad, b.grad))
+    rounding = 6e-8 / eps  # of an exponent
+    for have, want in zip(*results, strict=True):
+        assert float((have - want).norm()) <= max(1e-4, 8 * rounding) * float(want.norm())
+
+
+def test_a_graph_replays_a_solve_of_given_costs():
+    c, a, b = given(64, 300, 257)
+    c.requires_grad_()
+
+    def step():
+        value = F.ot_cost_from_matrix(c, a, b, iters=10).mean()
+        return value.detach(), *torch.autograd.grad(value, c)
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        c.copy_(c.flip(0))
+    graph.replay()
+    assert all(torch.equal(x, y) for x, y in zip(captured, step(), strict=True))

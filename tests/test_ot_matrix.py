@@ -212,6 +212,7 @@ def test_expanded_grad_output_and_double_backward():
         ({"reach": 1.0, "solver": "ipot"}, ValueError, "reach"),
         ({"reach": 1.0, "a": torch.zeros(N).double()}, ValueError, "a"),
         ({"eps": 0.0}, ValueError, "eps"),
+        ({"C": 1e300 * costs(N, M), "eps": 1e-9}, ValueError, "C: values up to .* overflow"),
         ({"iters": 0}, ValueError, "iters"),
         ({"backend": "triton"}, NotImplementedError, "triton"),
         ({"a": masses(1, N).requires_grad_()}, NotImplementedError, "a requires grad"),

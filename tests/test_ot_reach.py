@@ -62,6 +62,25 @@ def test_the_plan_minimises_the_relaxed_problem(backend, cost, reach):
     assert float(F.ot_cost(x, y, a=a, b=b, **options)) == pytest.approx(float((plan.detach() * c).sum()), rel=1e-10)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("cost", COSTS)
+@pytest.mark.parametrize("reach", [None, 0.5, (0.2, math.inf), (math.inf, 0.7)], ids=str)
+@pytest.mark.parametrize("iters", [1, 7])
+def test_any_number_of_iterations_equals_the_textbook_loop(backend, cost, reach, iters):
+    x, y, a, b = problem(mass=1.0)
+    both = reach if isinstance(reach, tuple) else (reach or math.inf,) * 2
+    c = ot_oracles.cost_matrix(x, y, cost)
+    want = ot_oracles.relaxed_sinkhorn(c, a.numpy(), b.numpy(), 0.3, iters, *both)
+    options = {"solver": "sinkhorn", "eps": 0.3, "iters": iters, "reach": reach, "backend": backend}
+    for plan in (
+        F.ot_plan(x, y, a=a, b=b, cost=cost, **options),
+        F.ot_plan_from_matrix(torch.from_numpy(c).clamp(min=0), a, b, **options),
+    ):
+        torch.testing.assert_close(plan, torch.from_numpy(want), rtol=1e-9, atol=1e-13)
+    value = F.ot_cost(x, y, a=a, b=b, cost=cost, **options)
+    assert float(value) == pytest.approx(float((want * c).sum()), rel=1e-10)
+
+
 @pytest.mark.parametrize("backend", ["native", "reference"])
 def test_relaxed_plan_equals_pot(backend):
     pot = pytest.importorskip("ot")
@@ -143,8 +162,11 @@ def test_far_outlier_loses_its_mass():
 def test_incompatible_options_are_refused():
     x, y = problem()[:2]
     for other in ({"debias": True}, {"pairs": "diagonal"}):
-        with pytest.raises(NotImplementedError, match="reach"):
-            F.ot_cost(x, x.clone(), solver="sinkhorn", reach=1.0, **other)
+        for function in (F.ot_cost, F.ot_solve, F.ot_plan):
+            with pytest.raises(NotImplementedError, match="reach"):
+                function(x, x.clone(), solver="sinkhorn", reach=1.0, **other)
+    with pytest.raises(NotImplementedError, match="debias"):
+        F.ot_plan(x, x.clone(), debias=True, pairs="diagonal")
     with pytest.raises(ValueError, match="reach"):
         F.ot_cost(x, y, solver="ipot", reach=1.0)
     with pytest.raises(NotImplementedError, match=r"euclidean.*known pairs"):

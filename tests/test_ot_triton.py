@@ -13,12 +13,13 @@ from .triton_release import not_interpreted_reason
 
 pytestmark = pytest.mark.skipif(not_interpreted_reason() is not None, reason=str(not_interpreted_reason()))
 
-CASES = Path(__file__).parent / "triton_interpret" / "ot_cases.py"
+FOLDER = Path(__file__).parent / "triton_interpret"
 ACCURACY = "accuracy"
 
 
 @pytest.mark.parametrize("keyword", [ACCURACY, pytest.param(f"not {ACCURACY}", marks=pytest.mark.slow)])
-def test_interpreted_kernels_equal_the_reference(keyword):
+@pytest.mark.parametrize("cases", ["ot_cases.py", "ot_matrix_cases.py"])
+def test_interpreted_kernels_equal_the_reference(cases, keyword):
     """In a process of its own: triton decides at import whether it interprets."""
     command = [
         sys.executable,
@@ -31,11 +32,11 @@ def test_interpreted_kernels_equal_the_reference(keyword):
         "no:xdist",
         "-k",
         keyword,
-        str(CASES),
+        str(FOLDER / cases),
     ]
     done = subprocess.run(
         command,
-        cwd=CASES.parents[2],
+        cwd=FOLDER.parents[1],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

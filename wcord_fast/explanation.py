@@ -11,7 +11,7 @@ from .ops.bank.plan import PLANS, Problem, choose
 from .ops.contrast import op as contrast
 from .ops.dispatch import Choice
 from .ops.sampling.spec import ALL
-from .ops.sinkhorn import backends
+from .ops.sinkhorn import backends, matrix
 
 FUNCTIONS = {  # functional -> op
     **dict.fromkeys(("ot_cost", "ot_plan", "ot_solve"), "ot"),
@@ -50,7 +50,7 @@ def explain(
             needed with plan="auto".
         n, m, problems: rows of both sides and number of problems of "ot": with n given (m is n by default), the answer
             says in which regime (resident, streaming, ...) it is solved.
-        dtype: of the features of "ot" with n given, and of "batch".
+        dtype: of the features of "ot" with n given and of "batch", and of the cost of "ot_matrix".
         pairs: whether the call of "ot" has known pairs; needs n.
         dim: D, width of the features or of the bank.
         plan, backend: as in the call.
@@ -75,6 +75,8 @@ def explain(
         module = backends.module_of(result.backend, kind)
         regime, why = module.regime(n, m, dim, dtype, checks.integer("problems", problems, least=1))
         return Choice(op, regime, kind, result.backend, f"{result.reason}; {regime}: {why}")
+    if op == "ot_matrix":
+        return matrix.choose(kind, dtype, requested)
     if op == "batch":
         return contrast.choose(kind, (dtype,), checks.integer("batch", batch, least=1), requested)
     if op not in dispatch.BANK_SCORES:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 
 from tests.triton_ptxas import usage
+from wcord_fast.ops.sinkhorn import matrix_triton as matrix_launcher
 from wcord_fast.ops.sinkhorn import triton as launcher
 from wcord_fast.ops.sinkhorn import triton_kernels as kernels
 
 F, H, I = "*fp32", "*fp16", "i32"  # noqa: E741
 SIZES = {"n": I, "m": I, "num_strips": I, "tiles": I}
 SWEEP = {"h": F, "active": "*i32", "top": F, "total": F, "s": "fp32", **SIZES}
-COMBINE = {"top": F, "total": F, "log_mass": F, "active": "*i32", "potential": F, "ahead": F, "n": I, "num_strips": I}
+COMBINE = {"top": F, "total": F, "log_mass": F, "active": "*i32", "potential": F, "ahead": F, "damp": "fp32"}
+COMBINE |= {"n": I, "num_strips": I}
+PLAN_SUM = dict.fromkeys(("costs", "alpha", "beta", "scale", "weight", "out"), F)
+PLAN_SUM |= dict.fromkeys(("problems", "each", "n", "m"), I)
 FINISH = {"v": H, "alpha": F, "beta": F, "scale": F, "mass": F, "moved": F, "pulled": F, **SIZES}
 
 
@@ -27,7 +32,7 @@ def cases():
     ):
         cosine, width = cost == "cosine", launcher.padded_width(d)
         features = {"x": H, "y": H} if cosine else {"x": F, "y": F}
-        common = {"COSINE": cosine, "D": width if cosine else d, "SPLIT": split, "ROWS": d != 64}
+        common = {"COST": cost, "D": width if cosine else d, "SPLIT": split, "ROWS": d != 64}
         tile = launcher.sweep_tile(cost, width)
         blocks = {"BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": tile.k}
         yield f"sweep {cost} {d} {split}", kernels.sweep_kernel, features | SWEEP, common | blocks, tile
@@ -36,6 +41,18 @@ def cases():
         for gradient in (True, False) if d == 128 and split else (True,):
             constants = {"GRADIENT": gradient, **common, **blocks}
             yield f"finish {cost} {d} {split} {gradient}", kernels.finish_kernel, features | FINISH, constants, tile
+    for cost, rows in itertools.product(launcher.GIVEN, (True, False)):
+        common = {"COST": cost, "D": 1, "SPLIT": True, "ROWS": rows}
+        tile = launcher.sweep_tile(cost, 1)
+        blocks = {"BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": tile.k}
+        yield f"sweep {cost} {rows}", kernels.sweep_kernel, {"x": F, "y": F} | SWEEP, common | blocks, tile
+        tile = launcher.finish_tile(cost, 1)
+        blocks = {"BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": tile.k, "BLOCK_OUT": tile.out}
+        constants = {"GRADIENT": False, "D_OUT": launcher.padded_width(1), **common, **blocks}
+        yield f"finish {cost} {rows}", kernels.finish_kernel, {"x": F, "y": F} | FINISH, constants, tile
+    for shared in (True, False):
+        constants = {"SHARED": shared, "BLOCK": matrix_launcher.GRADIENT_BLOCK}
+        yield f"plan_sum {shared}", kernels.plan_sum_kernel, PLAN_SUM, constants, launcher.Tile(0, 0, 0, 0, 4, 1, 4)
     constants = {"EXTRAPOLATE": True, "PLAIN": False, "BLOCK": launcher.COMBINE_BLOCK}
     yield "combine", kernels.combine_kernel, COMBINE, constants, launcher.Tile(0, 0, 0, 0, 4, 1, 1)
 

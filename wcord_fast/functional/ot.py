@@ -96,7 +96,7 @@ def ot_cost(
             row with mass under "cosine", masses negative, not finite or of wrong sum. On CUDA such a problem's cost
             is NaN and `wcord_fast.check()` raises.
         NotImplementedError: gradient of a or b with value="cost" or with pairs; debias with pairs; an explicit backend
-            that does not support the case (pairs on CUDA: only "reference").
+            that does not support the case (on CUDA pairs and "euclidean" need "reference", `reach` that or "triton").
     Not supported, and raising NotImplementedError: second derivatives (when they are reached), forward-mode
     differentiation, the transforms of `torch.func` (grad, vmap, ...).
     """
@@ -138,6 +138,7 @@ def ot_plan(
     with torch.no_grad():
         problem = _problem(**options)
         a, b, pairs, rho = (problem[name] for name in ("a", "b", "pairs", "rho"))
+        _check_together(problem["options"], problem["debias"], pairs)
         solved = _solve(x, y, **{**problem, "debias": False})
         x, y = _promoted(x.detach(), y.detach(), a, b)
         plan = op.ot_plan_op(x, y, *solved[1:4], problem["options"].cost, problem["options"].backend)
@@ -162,16 +163,14 @@ def _solve(
 ) -> OTSolution | OTRelaxedSolution:
     """The public functions, once their options are checked."""
     debias = checks.boolean("debias", debias)
-    if options.relaxed and (debias or pairs is not None):
-        other = "debias" if debias else "pairs"
-        raise NotImplementedError(f"reach={options.reach}: relaxed marginals are not supported together with {other}")
+    _check_together(options, debias, pairs)
     if a is None and b is None and _is_plain(x, y):
         batched = x.dim() == 3
     else:
         batched = _check_problem(x, y, a, b)
         x, y = _promoted(x, y, a, b)
     _check_eps(x.dtype, options)
-    known = None if pairs is None else _known_pairs(x, y, pairs, rho, debias)
+    known = None if pairs is None else _known_pairs(x, y, pairs, rho)
     if (options.value == "cost" or known is not None) and torch.is_grad_enabled():
         for name, mass in (("a", a), ("b", b)):
             if mass is not None and mass.requires_grad:
@@ -193,6 +192,15 @@ def _solve(
         self_y = op.ot_solve(y, y, b, b, *solver_options, backend)[0]
         solved = solved._replace(cost=solved.cost - 0.5 * (self_x + self_y))
     return solved
+
+
+def _check_together(options: OTOptions, debias: bool, pairs: KnownPairs) -> None:
+    """NotImplementedError for options that are not supported together."""
+    if options.relaxed and (debias or pairs is not None):
+        other = "debias" if debias else "pairs"
+        raise NotImplementedError(f"reach={options.reach}: relaxed marginals are not supported together with {other}")
+    if debias and pairs is not None:
+        raise NotImplementedError("debias: the self terms of known pairs are not defined; expected debias=False")
 
 
 def plain_value_and_gradient(
@@ -227,13 +235,11 @@ def _check_eps(dtype: torch.dtype, options: OTOptions) -> None:
     checks.divisor("eps", options.eps, accumulation_dtype(dtype), options.iters if options.solver == "ipot" else 1)
 
 
-def _known_pairs(x: Tensor, y: Tensor, pairs: KnownPairs, rho: float, debias: bool) -> Pairs:
+def _known_pairs(x: Tensor, y: Tensor, pairs: KnownPairs, rho: float) -> Pairs:
     """The pairs with labels of x's leading shape, checked."""
     rho = checks.fraction("rho", rho)
     if rho == 1:
         raise ValueError("rho: expected a number in [0, 1), got 1: a plan on the pairs alone needs no solver")
-    if debias:
-        raise NotImplementedError("debias: the self terms of known pairs are not defined; expected debias=False")
     lead = x.shape[:-2]
     if isinstance(pairs, str):
         checks.choice("pairs", pairs, (DIAGONAL,))
@@ -254,7 +260,7 @@ def _known_pairs(x: Tensor, y: Tensor, pairs: KnownPairs, rho: float, debias: bo
 
 def _reference_factor(x, y, a, b, pairs, rho) -> Tensor:
     """R / (a b^T) [(G,) n, m] up to its constant: what the exponent of a plan has beside potentials and cost."""
-    known, batched = _known_pairs(x, y, pairs, rho, False), x.dim() == 3
+    known, batched = _known_pairs(x, y, pairs, rho), x.dim() == 3
     if not batched:
         x, y, known = x.unsqueeze(0), y.unsqueeze(0), Pairs(known.rows[None], known.columns[None], known.rho)
     a, b = (

@@ -37,7 +37,7 @@ def module_of(backend: str, device: str) -> ModuleType:
 
 
 NO_PAIRS = "known pairs are not supported yet on CUDA but by the reference"
-NO_REACH = "relaxed marginals (reach) are not supported yet but by the reference and the native CPU code"
+NO_REACH = "relaxed marginals (reach) are not supported by the native CUDA code"
 NO_EUCLIDEAN = "cost='euclidean' is not supported yet but by the reference and the native CPU code"
 
 
@@ -51,7 +51,7 @@ def choose(x: Tensor, y: Tensor, backend: str = "auto", paired: bool = False, la
 
 
 def lacking_of(options: SolveOptions) -> str | None:
-    """Why only the reference and the native CPU code support these options, or None."""
+    """Why not every backend supports these options, or None."""
     if options.cost == "euclidean":
         return NO_EUCLIDEAN
     return NO_REACH if options.relaxed else None
@@ -75,7 +75,7 @@ def choose_for(
             return None
         if (candidate, kind) == ("native", "cpu"):
             return f"{lacking}, and not with known pairs" if paired and lacking is not None else None
-        if lacking is not None:
+        if lacking is not None and (candidate, lacking) != ("triton", NO_REACH):
             return lacking
         if paired:
             return NO_PAIRS

@@ -33,9 +33,25 @@ def _native() -> ModuleType:
     return matrix_native
 
 
+@functools.cache
+def _triton() -> ModuleType:
+    from . import matrix_triton
+
+    return matrix_triton
+
+
+def choose(kind: str, dtype: torch.dtype, backend: str) -> dispatch.Choice:
+    """The backend for costs of `dtype` on a kind of device."""
+
+    def unfit(candidate: str) -> str | None:
+        return _triton().unsupported(dtype) if candidate == "triton" else None
+
+    return dispatch.resolve("ot_matrix", device=kind, backend=backend, unfit=None if kind == "cpu" else unfit)
+
+
 def _module(costs: Tensor, backend: str) -> ModuleType:
-    chosen = dispatch.resolve("ot_matrix", device=costs.device.type, backend=backend).backend
-    return _native() if chosen == "native" else matrix_reference
+    chosen = choose(costs.device.type, costs.dtype, backend).backend
+    return {"native": _native, "triton": _triton}.get(chosen, lambda: matrix_reference)()
 
 
 def _options(solver, eps, iters, tol, value, reach_a, reach_b, need_a, need_b, need_error) -> SolveOptions:

@@ -16,13 +16,26 @@ import torch
 from torch import Tensor
 
 from ..precision import matmul_precision
-from .reference import CHECK_EVERY, SolveOptions, SolveResult, _row_error, _unit_rows
+from .reference import (
+    CHECK_EVERY,
+    SolveOptions,
+    SolveResult,
+    _row_error,
+    _unit_rows,
+    damping,
+    mass_grad,
+    relaxation,
+    wanted_rows,
+)
 
 SCALE = 2.0**12  # the kernels' UNIT: both numbers of a split stay above fp16's subnormals
 PADDING = 128  # the kernels' PADDING
 COMBINE_BLOCK = 256
 MAX_STRIPS = 128  # combine adds them one after the other
 INTERPRETED_PROCESSORS = 2  # SMs that the interpreter reports, so that tests run several strips
+
+
+GIVEN = ("given", "shared")  # the kernels' COST where the matrix is an argument: one per problem, or one for all
 
 
 class Tile(NamedTuple):
@@ -79,24 +92,34 @@ def ot_solve(
     why = unsupported(a.dtype)
     if why:
         raise NotImplementedError(why)
-    with _on(x.device):
+    with on_device(x.device):
         cost = options.cost
-        solve = _Solve(_side(x, cost), _side(y, cost), a.contiguous(), b.contiguous(), cost, x.shape[2])
-        solve.iterate(options.solver, options.eps, options.iters, options.tol)
-        return solve.finish(options.value, options.eps, options.need_x, options.need_y, options.need_a, options.need_b)
+        solve = Solve(_side(x, cost), _side(y, cost), a.contiguous(), b.contiguous(), options, cost, x.shape[2])
+        solve.iterate()
+        return solve.finish()
 
 
-class _Solve:
+class Solve:
     """Buffers of one call and the launches that use them."""
 
-    def __init__(self, x: Side, y: Side, a: Tensor, b: Tensor, cost: str, d: int) -> None:
+    def __init__(
+        self,
+        x: Side,
+        y: Side,
+        a: Tensor,
+        b: Tensor,
+        options: SolveOptions,
+        cost: str,  # the kernels' COST
+        d: int,
+    ) -> None:
         from . import triton_kernels
 
         self.kernels = triton_kernels
         self.sides = {"rows": (x, y), "columns": (y, x)}
-        self.a, self.b, self.d = a, b, d
+        self.a, self.b, self.d, self.options = a, b, d, options
+        self.damp = {"rows": damping(options.reach_a, options.eps), "columns": damping(options.reach_b, options.eps)}
         self.log_mass = {"rows": a.log(), "columns": b.log()}
-        self.cost, self.cosine = cost, cost == "cosine"
+        self.cost = cost
         self.split = exact_products()
         g = a.shape[0]
         self.alpha = torch.empty_like(a)
@@ -105,16 +128,23 @@ class _Solve:
         self.scale = a.new_zeros(g)
         self.active = torch.ones(g, dtype=torch.int32, device=a.device)  # 0: this problem has stopped
         self.all = torch.ones_like(self.active)
-        self.iterations = torch.empty_like(self.active)
+        self.iterations = torch.full_like(self.active, options.iters)
         self.tile = sweep_tile(cost, padded_width(d))
         self.strips = {side: self._strips(side, self.tile) for side in self.sides}
         room = max(self.strips[side].number * self._sizes(side)[0] for side in self.sides) * g
         self.partials = a.new_empty(2, room)  # largest exponent and sum of every strip
 
-    def iterate(self, solver: str, eps: float, iters: int, tol: float | None) -> None:
-        """alpha, beta, scale and iterations after at most `iters` iterations."""
-        ipot = solver == "ipot"
-        self.iterations.fill_(iters)
+    def start(self, active: Tensor) -> None:
+        """Solve the problems of the mask `active` [G] only. The others are solved: their potentials are set."""
+        self.active = active.int()
+        going = active.unsqueeze(-1)
+        self.beta = torch.where(going, torch.where(self.b > 0, 0.0, self.log_mass["columns"]), self.beta)
+        self.ahead = self.beta.clone()
+        self.iterations.masked_fill_(active, self.options.iters)
+
+    def iterate(self) -> None:
+        """alpha, beta, scale and iterations of the active problems after at most `iters` iterations."""
+        ipot, eps, iters, tol = self.options.solver == "ipot", *self.options[2:5]
         for t in range(1, iters + 1):
             s = (t if ipot else 1) / eps
             self._log_sum_exp("rows", self.ahead if ipot else self.beta, s, self.alpha, self.active)
@@ -122,36 +152,45 @@ class _Solve:
             if tol is not None and t % CHECK_EVERY == 0 and t < iters:
                 going = self.active.bool()
                 self.scale.masked_fill_(going, s)
-                stop = going & (_row_error(self._plan_sums("rows", gradient=False)[0], self.a) <= tol)
+                stop = going & (self._error(self._plan_sums("rows", gradient=False)[0]) <= tol)
                 self.iterations.masked_fill_(stop, t)
                 self.active.masked_fill_(stop, 0)
         self.scale.masked_fill_(self.active.bool(), s)
 
-    def finish(self, value: str, eps: float, need_x: bool, need_y: bool, need_a: bool, need_b: bool) -> SolveResult:
+    def finish(self) -> SolveResult:
         """The results, with P recomputed tile by tile."""
-        rows, moved, pulled = self._plan_sums("rows", gradient=need_x)
-        result, grad_x, grad_y, grad_a, grad_b = moved.sum(-1), *(self.a.new_empty(0) for _ in range(4))
-        if need_x:
+        options = self.options
+        rows, moved, pulled = self._plan_sums("rows", gradient=options.need_x)
+        value, grad_x, grad_y, grad_a, grad_b = moved.sum(-1), *(self.a.new_empty(0) for _ in range(4))
+        if options.need_x:
             grad_x = self._feature_grad("rows", rows, pulled)
         del pulled
-        if need_y:
-            columns, _, pulled = self._plan_sums("columns", gradient=True)
-            grad_y = self._feature_grad("columns", columns, pulled)
-        if value == "dual":
-            f, g = self._potentials(eps)
-            result = (rows * f).sum(-1) + (self.b * g).sum(-1)  # the column step ran last, so the columns of P sum to b
-            grad_a, grad_b = f if need_a else grad_a, g if need_b else grad_b
-        error = _row_error(rows, self.a)
-        outcome = (self.alpha, self.beta, self.scale, error, self.iterations)
-        return SolveResult(result, *outcome, grad_x, grad_y, grad_a, grad_b)
+        columns = self.b  # the column step ran last, so the columns of P sum to b
+        if options.need_y or options.relaxed:
+            sums, _, pulled = self._plan_sums("columns", gradient=options.need_y)
+            grad_y = self._feature_grad("columns", sums, pulled) if options.need_y else grad_y
+            columns = sums if options.relaxed else columns
+        if options.value == "dual":
+            f, g = self._potentials(options.eps)
+            value = (rows * f).sum(-1) + (columns * g).sum(-1)
+            if options.relaxed:
+                value = value + relaxation(rows, columns, self.a, self.b, options).to(value.dtype)
+            grad_a = mass_grad(f, self.b, options.reach_a, options) if options.need_a else grad_a
+            grad_b = mass_grad(g, self.a, options.reach_b, options) if options.need_b else grad_b
+        outcome = (self.alpha, self.beta, self.scale, self._error(rows), self.iterations)
+        return SolveResult(value, *outcome, grad_x, grad_y, grad_a, grad_b)
+
+    def _error(self, rows: Tensor) -> Tensor:
+        """The marginal errors [G] of row sums [G, n]."""
+        return _row_error(rows, wanted_rows(self.a, self.alpha, self.options))
 
     def _potentials(self, eps: float) -> tuple[Tensor, Tensor]:
         """f [G, n] and g [G, m], as `reference.potentials`."""
         f, g = torch.empty_like(self.alpha), torch.empty_like(self.beta)
         self._log_sum_exp("rows", self.beta, 1 / eps, f, self.all, plain=True)
         self._log_sum_exp("columns", self.alpha, 1 / eps, g, self.all, plain=True)
-        f = torch.where(self.a > 0, self.alpha - self.log_mass["rows"], -f)
-        g = torch.where(self.b > 0, self.beta - self.log_mass["columns"], -g)
+        f = torch.where(self.a > 0, self.alpha - self.log_mass["rows"], -self.damp["rows"] * f)
+        g = torch.where(self.b > 0, self.beta - self.log_mass["columns"], -self.damp["columns"] * g)
         return f.mul_(eps), g.mul_(eps)
 
     def _log_sum_exp(
@@ -159,7 +198,7 @@ class _Solve:
         side: str,
         h: Tensor,  # potentials of the other side
         s: float,
-        out: Tensor,  # log mass - LSE_j(h_j - s C_ij), or LSE_j alone if `plain`
+        out: Tensor,  # log mass - damp LSE_j(h_j - s C_ij), or LSE_j alone if `plain`
         active: Tensor,
         *,
         extrapolate: bool = False,
@@ -170,12 +209,12 @@ class _Solve:
         blocks = out.shape[0] * cdiv(n, tile.m)
         self.kernels.sweep_kernel[(blocks * strips.number,)](
             own.cost, other.cost, h, active, self.partials[0], self.partials[1], s, n, m, *strips,
-            self.cosine, self._width(), tile.m, tile.n, tile.k, self.split, side == "rows",
+            self.cost, self._width(), tile.m, tile.n, tile.k, self.split, side == "rows",
             num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         self.kernels.combine_kernel[(out.shape[0] * cdiv(n, COMBINE_BLOCK),)](
-            self.partials[0], self.partials[1], self.log_mass[side], active, out, self.ahead, n, strips.number,
-            extrapolate, plain, COMBINE_BLOCK, num_warps=4,
+            self.partials[0], self.partials[1], self.log_mass[side], active, out, self.ahead, self.damp[side], n,
+            strips.number, extrapolate, plain, COMBINE_BLOCK, num_warps=4,
         )  # fmt: skip
 
     def _plan_sums(self, side: str, *, gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -190,7 +229,7 @@ class _Solve:
         potentials = (self.alpha, self.beta) if side == "rows" else (self.beta, self.alpha)
         self.kernels.finish_kernel[(g * strips.number * chunks * cdiv(n, tile.m),)](
             own.cost, other.cost, other.vectors, *potentials, self.scale, sums[0], sums[1], pulled, n, m, *strips,
-            gradient, self.cosine, self._width(), width, tile.m, tile.n, tile.k, tile.out, self.split,
+            gradient, self.cost, self._width(), width, tile.m, tile.n, tile.k, tile.out, self.split,
             side == "rows", num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         mass, moved = sums.sum(2)
@@ -201,7 +240,7 @@ class _Solve:
     def _feature_grad(self, side: str, mass: Tensor, pulled: Tensor) -> Tensor:
         """sum_j P_ij dC_ij / dx_i, [G, n, d], as `reference.feature_grad`."""
         own, other = self.sides[side]
-        if self.cosine:
+        if self.cost == "cosine":
             along = (pulled * own.unit).sum(-1, keepdim=True)
             return (along * own.unit - pulled) / own.length
         return 2 * (mass.unsqueeze(-1) * (own.unit - other.centre) - torch.ldexp(pulled, other.exponent))
@@ -209,14 +248,14 @@ class _Solve:
     def _strips(self, side: str, tile: Tile, chunks: int = 1) -> Strips:
         n, m = self._sizes(side)
         blocks = self.a.shape[0] * cdiv(n, tile.m) * chunks
-        return plan_strips(blocks, cdiv(m, tile.n), _processors(self.a.device) * tile.resident)
+        return plan_strips(blocks, cdiv(m, tile.n), processors(self.a.device) * tile.resident)
 
     def _sizes(self, side: str) -> tuple[int, int]:
         n, m = self.a.shape[1], self.b.shape[1]
         return (n, m) if side == "rows" else (m, n)
 
     def _width(self) -> int:
-        return padded_width(self.d) if self.cosine else self.d
+        return padded_width(self.d) if self.cost == "cosine" else self.d
 
 
 def exact_products() -> bool:
@@ -234,9 +273,15 @@ def chunk_width(width: int) -> int:
     return width if width <= 128 else 64
 
 
+GIVEN_TILE = Tile(64, 64, 0, 0, warps=8, stages=1, resident=2)  # square: both sides read runs of 64 numbers
+GIVEN_FINISH_TILE = Tile(32, 64, 0, 1, warps=8, stages=1, resident=2)
+
+
 # Chosen by what ptxas reports for sm_80 and sm_90 (no spills; shared memory below 160 KB), not by timings.
 def sweep_tile(cost: str, width: int) -> Tile:
     """Blocks of sweep_kernel for rows of this padded width."""
+    if cost in GIVEN:
+        return GIVEN_TILE
     if cost == "cosine":
         return Tile(128, 64, chunk_width(width), 0, warps=8, stages=2, resident=1)
     return Tile(
@@ -246,6 +291,8 @@ def sweep_tile(cost: str, width: int) -> Tile:
 
 def finish_tile(cost: str, width: int) -> Tile:
     """Blocks of finish_kernel for rows of this padded width."""
+    if cost in GIVEN:
+        return GIVEN_FINISH_TILE
     if cost == "cosine":
         return Tile(64, 32, chunk_width(width), min(width, 128), warps=8, stages=2, resident=1)
     return Tile(32, 32, 0, min(width, 128), warps=4, stages=2, resident=2)
@@ -301,13 +348,13 @@ def _side(features: Tensor, cost: str) -> Side:
     return Side(transposed, split_rows(torch.ldexp(centred, -exponent), split), exponent, centre, features, one)
 
 
-def _on(device: torch.device) -> AbstractContextManager:
+def on_device(device: torch.device) -> AbstractContextManager:
     """Makes the tensors' device current, because Triton launches on the current one."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 @functools.cache
-def _processors(device: torch.device) -> int:
+def processors(device: torch.device) -> int:
     if device.type != "cuda":
         return INTERPRETED_PROCESSORS
     return torch.cuda.get_device_properties(device).multi_processor_count

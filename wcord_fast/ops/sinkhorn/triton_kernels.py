@@ -1,4 +1,4 @@
-"""Streaming Sinkhorn in Triton: three kernels that recompute tiles of the cost and never store one.
+"""Streaming Sinkhorn in Triton: three kernels that make tiles of the cost from features, or read them if it is given.
 
     sweep    partial log-sum-exps of h_j - s C_ij over a strip of columns, online, for a block of rows
     combine  the log-sum-exp from the partials in strip order, and the potential that follows
@@ -13,16 +13,17 @@ Layouts. Cosine: unit rows times 2^12, split into two fp16 numbers, hi = fp16(v)
 hi, then of lo, side by side in a row of 2 D (hi alone without SPLIT), D zero-padded to a multiple of BLOCK_K. fp16 has
 the 11-bit mantissa of TF32 at twice its rate and half its bytes, and unit rows need no more range, so
 hi hi + hi lo + lo hi is 3xTF32 for less. Squared distances: fp32 features [G, D, n], so that one coordinate of a block
-is one coalesced load. Indices past the end are clamped, not masked: such rows are not stored, such columns have
+is one coalesced load. A given cost: fp32 [G, n, m], or [n, m] for all problems, which both sides read. Indices past the
+end are clamped, not masked: such rows are not stored, such columns have
 potential -inf.
 
 A cost is recomputed to the same bits in every kernel and from both sides (the partial products are added in the order
 of x and y, not of rows and columns): potentials that one rounding of C made right would not be right for another, by
 a factor exp(s * 1 ulp), and the mass of P would drift from 1.
 
-Per sweep and problem: 6 n m D fp16 tensor-core flops (2 without SPLIT) or 2 n m D fp32 instructions (squared
-distances), n m exponentials, and 4 n m D / BLOCK_M bytes from L2 (2 without SPLIT) while D <= BLOCK_K, when the
-block's rows stay on chip; 4 n m D (1 / BLOCK_M + 1 / BLOCK_N) otherwise.
+Per sweep and problem of features: 6 n m D fp16 tensor-core flops (2 without SPLIT) or 2 n m D fp32 instructions
+(squared distances), n m exponentials, and 4 n m D / BLOCK_M bytes from L2 (2 without SPLIT) while D <= BLOCK_K, when
+the block's rows stay on chip; 4 n m D (1 / BLOCK_M + 1 / BLOCK_N) otherwise. Of a given cost: 4 n m bytes.
 """
 
 from __future__ import annotations
@@ -107,6 +108,13 @@ def _distance_tile(
     return squares
 
 
+@triton.jit
+def _given_tile(costs, rows, cols, n, m, ROWS: tl.constexpr):
+    """C_ij of a matrix [n, m], or C_ji of [m, n] without ROWS; rows int64 [BLOCK_M], cols int64 [BLOCK_N]."""
+    at = rows[:, None] * m + cols[None, :] if ROWS else cols[None, :] * n + rows[:, None]
+    return tl.load(costs + at)
+
+
 @triton.jit(do_not_specialize=["n", "m", "num_strips", "tiles"])
 def sweep_kernel(
     x,  # rows in the layouts above
@@ -120,7 +128,7 @@ def sweep_kernel(
     m,
     num_strips,  # S
     tiles,  # column tiles per strip
-    COSINE: tl.constexpr,
+    COST: tl.constexpr,  # "cosine", "sqeuclidean", "given" (one matrix per problem, x) or "shared" (one, x)
     D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -134,13 +142,15 @@ def sweep_kernel(
     if tl.load(active + g) == 0:
         return
     block = tl.program_id(0) % blocks
-    WIDTH: tl.constexpr = 2 * D if COSINE and SPLIT else D
+    WIDTH: tl.constexpr = 2 * D if COST == "cosine" and SPLIT else D
     x_stride = tl.cdiv(n, PADDING) * PADDING
     y_stride = tl.cdiv(m, PADDING) * PADDING
-    if COSINE:
+    if COST == "cosine":
         x += g * n * WIDTH
         y += g * m * WIDTH
-    else:
+    elif COST == "given":
+        x += g * n * m
+    elif COST == "sqeuclidean":
         x += g * D * x_stride + block * BLOCK_M
         y += g * D * y_stride
     h += g * m
@@ -148,7 +158,7 @@ def sweep_kernel(
     row = tl.minimum(rows, n - 1)
     x_hi = row  # replaced where _product_tile reads it
     x_lo = row
-    if COSINE and D == BLOCK_K:
+    if COST == "cosine" and D == BLOCK_K:
         x_at = x + row.to(tl.int64)[:, None] * WIDTH + tl.arange(0, D)[None, :]
         x_hi = tl.load(x_at)
         if SPLIT:
@@ -160,12 +170,14 @@ def sweep_kernel(
     for tile in range(first, tl.minimum(first + tiles, tl.cdiv(m, BLOCK_N))):
         cols = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         col = tl.minimum(cols, m - 1)
-        if COSINE:
+        if COST == "cosine":
             cost = 1.0 - _product_tile(
                 x, y, x_hi, x_lo, row.to(tl.int64), col.to(tl.int64), D, BLOCK_M, BLOCK_N, BLOCK_K, SPLIT, ROWS
             )
-        else:
+        elif COST == "sqeuclidean":
             cost = _distance_tile(x, y + tile * BLOCK_N, x_stride, y_stride, D, BLOCK_M, BLOCK_N)
+        else:
+            cost = _given_tile(x, row.to(tl.int64), col.to(tl.int64), n, m, ROWS)
         z = tl.load(h + cols, mask=cols < m, other=NEVER)[None, :] - s * cost
         higher = tl.maximum(largest, tl.max(z, 1))
         shift = tl.where(higher == NEVER, 0.0, higher)  # no column so far: -inf - -inf is NaN
@@ -181,8 +193,9 @@ def combine_kernel(
     total,  # [G, S, n]
     log_mass,  # [G, n], -inf at zero mass; not read if PLAIN
     active,  # int32 [G]
-    potential,  # [G, n] out: log_mass - LSE, or LSE itself if PLAIN
+    potential,  # [G, n] out: log_mass - damp LSE, or LSE itself if PLAIN
     ahead,  # [G, n] out, only if EXTRAPOLATE: twice the new potential less the one before
+    damp,  # 1 for a marginal that is met
     n,
     num_strips,  # S
     EXTRAPOLATE: tl.constexpr,
@@ -209,7 +222,7 @@ def combine_kernel(
     at = g * n + rows
     if not PLAIN:
         mass = tl.load(log_mass + at, mask=inside, other=NEVER)
-        new = tl.where(mass == NEVER, NEVER, mass - new)
+        new = tl.where(mass == NEVER, NEVER, mass - damp * new)
         if EXTRAPOLATE:
             old = tl.load(potential + at, mask=inside, other=0.0)
             tl.store(ahead + at, tl.where(mass == NEVER, NEVER, 2 * new - old), mask=inside)
@@ -232,7 +245,7 @@ def finish_kernel(
     num_strips,  # S
     tiles,  # column tiles per strip
     GRADIENT: tl.constexpr,
-    COSINE: tl.constexpr,
+    COST: tl.constexpr,  # "cosine", "sqeuclidean", "given" (one matrix per problem, x) or "shared" (one, x)
     D: tl.constexpr,
     D_OUT: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -249,14 +262,16 @@ def finish_kernel(
     part = (tl.program_id(0) // (blocks * CHUNKS)).to(tl.int64)  # g * S + strip
     g = part // num_strips
     block = tl.program_id(0) % blocks
-    WIDTH: tl.constexpr = 2 * D if COSINE and SPLIT else D
+    WIDTH: tl.constexpr = 2 * D if COST == "cosine" and SPLIT else D
     WIDTH_OUT: tl.constexpr = 2 * D_OUT if SPLIT else D_OUT
     x_stride = tl.cdiv(n, PADDING) * PADDING
     y_stride = tl.cdiv(m, PADDING) * PADDING
-    if COSINE:
+    if COST == "cosine":
         x += g * n * WIDTH
         y += g * m * WIDTH
-    else:
+    elif COST == "given":
+        x += g * n * m
+    elif COST == "sqeuclidean":
         x += g * D * x_stride + block * BLOCK_M
         y += g * D * y_stride
     v += g * m * WIDTH_OUT
@@ -265,7 +280,7 @@ def finish_kernel(
     row = tl.minimum(rows, n - 1)
     x_hi = row
     x_lo = row
-    if COSINE and D == BLOCK_K:
+    if COST == "cosine" and D == BLOCK_K:
         x_at = x + row.to(tl.int64)[:, None] * WIDTH + tl.arange(0, D)[None, :]
         x_hi = tl.load(x_at)
         if SPLIT:
@@ -282,12 +297,14 @@ def finish_kernel(
     for tile in range(first, tl.minimum(first + tiles, tl.cdiv(m, BLOCK_N))):
         cols = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         col = tl.minimum(cols, m - 1)
-        if COSINE:
+        if COST == "cosine":
             cost = 1.0 - _product_tile(
                 x, y, x_hi, x_lo, row.to(tl.int64), col.to(tl.int64), D, BLOCK_M, BLOCK_N, BLOCK_K, SPLIT, ROWS
             )
-        else:
+        elif COST == "sqeuclidean":
             cost = _distance_tile(x, y + tile * BLOCK_N, x_stride, y_stride, D, BLOCK_M, BLOCK_N)
+        else:
+            cost = _given_tile(x, row.to(tl.int64), col.to(tl.int64), n, m, ROWS)
         col_beta = tl.load(beta + cols, mask=cols < m, other=NEVER)
         if ROWS:  # rounded as in the last column step, which made the column sums
             z = row_alpha[:, None] - s * cost + col_beta[None, :]
@@ -319,3 +336,46 @@ def finish_kernel(
     if chunk == 0:
         tl.store(mass + part * n + rows, row_mass * lift, mask=rows < n)
         tl.store(moved + part * n + rows, row_moved * lift, mask=rows < n)
+
+
+@triton.jit(do_not_specialize=["problems", "each", "n", "m"])
+def plan_sum_kernel(
+    costs,  # fp32 [n, m] if SHARED, else [S, n, m]
+    alpha,  # [G, n]
+    beta,  # [G, m]
+    scale,  # [G]
+    weight,  # [G]
+    out,  # [S, n, m]: sum of weight_g P_g over the problems g of a strip
+    problems,  # G
+    each,  # problems in a strip
+    n,
+    m,
+    SHARED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A program owns one tile of one strip of problems. Tiles are the fastest index of the grid."""
+    wide = tl.cdiv(m, BLOCK)
+    tiles = tl.cdiv(n, BLOCK) * wide
+    part = (tl.program_id(0) // tiles).to(tl.int64)
+    tile = tl.program_id(0) % tiles
+    rows = tile // wide * BLOCK + tl.arange(0, BLOCK)
+    cols = tile % wide * BLOCK + tl.arange(0, BLOCK)
+    inside = (rows < n)[:, None] & (cols < m)[None, :]
+    at = rows.to(tl.int64)[:, None] * m + cols[None, :]
+    cost = tl.load(costs + at + (0 if SHARED else part * n * m), mask=inside, other=0.0)
+    first = part * each
+    alpha += first * n
+    beta += first * m
+    scale += first
+    weight += first
+    total = tl.zeros([BLOCK, BLOCK], tl.float32)
+    for _ in range(tl.minimum(problems - first, each).to(tl.int32)):
+        row_alpha = tl.load(alpha + rows, mask=rows < n, other=NEVER)
+        col_beta = tl.load(beta + cols, mask=cols < m, other=NEVER)
+        exponent = row_alpha[:, None] - tl.load(scale) * cost + col_beta[None, :]
+        total += tl.load(weight) * tl.exp(exponent)
+        alpha += n
+        beta += m
+        scale += 1
+        weight += 1
+    tl.store(out + part * n * m + at, total, mask=inside)
