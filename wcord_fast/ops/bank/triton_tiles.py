@@ -1,9 +1,9 @@
 """Shared by the Triton kernels of the dense plan: split products, membership, and the critic's stable terms.
 
 **Products.** Every product runs on the bf16 tensor cores with fp32 accumulation. A factor v is split into terms
-v = v0 + v1 + v2, each the bf16 rounding of what the ones before left: 8 bits of mantissa per term, so 1 term holds a
-bf16, 2 an fp16, 3 an fp32, exactly. Of the partial products a_i b_j those with i + j < LIMIT are summed, the smallest
-first, and the rest is below 2^-(8 LIMIT): LIMIT = 3 is fp32, at the range of bf16 (which is that of fp32).
+v = v0 + v1 + v2: the leading 8 bits of mantissa, the 8 that follow, and the rest; the last term is rounded to bf16. So
+1 term holds a bf16, 2 an fp16, 3 an fp32, exactly. Of the partial products a_i b_j those with i + j < LIMIT are summed,
+the smallest first, and the rest is below 2^-(8 LIMIT): LIMIT = 3 is fp32, at the range of bf16 (which is that of fp32).
 bf16 has two advantages over 3xTF32 here: Hopper multiplies it from shared memory in both orders, which this needs (the
 same bank tile is [n, d] in X M^T and [d, n] in W M), and a bf16 bank needs one term only.
 
@@ -35,19 +35,24 @@ def _bf16(v, INTERPRET: tl.constexpr):
 
 
 @triton.jit
+def _top(v):
+    """fp32 cut to the 8 leading bits of its mantissa: a bf16 value, still as fp32."""
+    return (v.to(tl.int32, bitcast=True) & -0x10000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def split(v, TERMS: tl.constexpr, INTERPRET: tl.constexpr):
     """The bf16 terms of v. Of the three returned only the first TERMS count."""
+    if v.dtype == tl.bfloat16:
+        return v, v, v
+    v = v.to(tl.float32)
     v0 = v
-    if v.dtype != tl.bfloat16:
-        v0 = _bf16(v.to(tl.float32), INTERPRET)
-    v1 = v0
-    v2 = v0
     if TERMS > 1:
-        rest = v.to(tl.float32) - v0.to(tl.float32)
-        v1 = _bf16(rest, INTERPRET)
-        if TERMS > 2:
-            v2 = _bf16(rest - v1.to(tl.float32), INTERPRET)
-    return v0, v1, v2
+        v0 = _top(v)
+    v1 = v - v0
+    if TERMS > 2:
+        v1 = _top(v1)
+    return _bf16(v0, INTERPRET), _bf16(v1, INTERPRET), _bf16(v - v0 - v1, INTERPRET)
 
 
 @triton.jit
@@ -150,14 +155,33 @@ def class_of(label_ptr, row, ok, MEMBER: tl.constexpr):
 
 
 @triton.jit
+def _spread(word, byte, INTERPRET: tl.constexpr):
+    """-1 where the highest bit of that byte of the word is set, else 0."""
+    if INTERPRET:
+        return (word << (24 - 8 * byte)) >> 31
+    word, selector = tl.broadcast(word, 0x8888 + 0x1111 * byte)
+    return tl.inline_asm_elementwise(
+        "prmt.b32 $0, $1, 0, $2;", "=r,r,r", [word, selector], dtype=tl.int32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def keep(value, member, MEMBER: tl.constexpr):
+    """fp32 `value` where the row is a negative, else 0."""
+    if MEMBER == "mask":
+        return (value.to(tl.int32, bitcast=True) & member).to(tl.float32, bitcast=True)
+    return tl.where(member != 0, value, 0.0)
+
+
+@triton.jit
 def member_tile(
     member_ptr, member_stride, b, b_ok, n0, num_rows, own, label, label_ptr,
-    MEMBER: tl.constexpr, BLOCK_N: tl.constexpr,
+    MEMBER: tl.constexpr, BLOCK_N: tl.constexpr, INTERPRET: tl.constexpr,
 ):  # fmt: skip
     """How often each row of the tile [n0, n0 + BLOCK_N) counts for each anchor: [BLOCK_B, BLOCK_N].
 
-    int32 counts for MEMBER = "counts", else bool: bit n & 31 of word n >> 5 for "mask" (bits beyond the rows are zero),
-    and the rule itself for the whole pools "none", "self" (not the anchor's own row) and "class" (of another class).
+    int32 counts for MEMBER = "counts"; int32 -1 or 0 for "mask", from bit n & 31 of word n >> 5 (bits beyond the rows
+    are zero); bool for the whole pools "none", "self" (not the anchor's own row) and "class" (of another class).
     All rows are numbered as in the banks, `own` (the anchor's) too, which lies outside [0, num_rows) if another part
     holds it; `label_ptr` is where their labels start.
     """
@@ -165,13 +189,15 @@ def member_tile(
     n = n0 + column
     n_ok = n < num_rows
     if MEMBER == "mask":
-        row = member_ptr + b.to(tl.int64) * member_stride + n0 // 32
-        words = tl.where(b_ok, (num_rows + 31) // 32 - n0 // 32, 0)  # from this tile to the end of a row
-        word = tl.load(row, mask=b_ok, other=0)[:, None]
-        for i in tl.static_range(1, BLOCK_N // 32):
-            later = tl.load(row + i, mask=i < words, other=0)[:, None]
-            word = tl.where(column[None, :] < 32 * i, word, later)
-        member = ((word >> (column & 31)[None, :]) & 1) != 0
+        i = tl.arange(0, BLOCK_N // 32)
+        word = n0 // 32 + i
+        at = b.to(tl.int64)[:, None] * member_stride + word[None, :]
+        ok = b_ok[:, None] & (word < (num_rows + 31) // 32)[None, :]
+        words = tl.load(member_ptr + at, mask=ok, other=0)
+        # Bit 8 i + j is moved to the head of byte i, by a shift that a thread's registers share, and spread by a PRMT.
+        at_head = (words[:, :, None] << (7 - tl.arange(0, 8))[None, None, :])[:, :, None, :]
+        byte = tl.arange(0, 4)[None, None, :, None]
+        member = tl.reshape(_spread(at_head, byte, INTERPRET), [b.shape[0], BLOCK_N])
     elif MEMBER == "counts":
         at = b.to(tl.int64)[:, None] * member_stride + n[None, :]
         member = tl.load(member_ptr + at, mask=b_ok[:, None] & n_ok[None, :], other=0).to(tl.int32)
@@ -204,6 +230,30 @@ def charge(index, label, ok, num_data, k, class_start_ptr, MEMBER: tl.constexpr,
     if CHARGE == "expected":
         weight = k / size
     return charged, weight
+
+
+@triton.jit
+def exp2(v, INTERPRET: tl.constexpr):
+    """2^v to 2 units in the last place; below 2^-126 zero."""
+    if INTERPRET:
+        return tl.exp2(v)
+    return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [v], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def log2(v, INTERPRET: tl.constexpr):
+    """log2 of v >= 2 to 2^-22, relative; near 1, where that error is absolute, `log1p` is the one to take."""
+    if INTERPRET:
+        return tl.log2(v)
+    return tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [v], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def reciprocal(v, INTERPRET: tl.constexpr):
+    """1 / v to 1 unit in the last place, for |v| up to 2^126."""
+    if INTERPRET:
+        return 1.0 / v
+    return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [v], dtype=tl.float32, is_pure=True, pack=1)
 
 
 @triton.jit
@@ -245,6 +295,31 @@ def multiply_out(t, linear, INTERPRET: tl.constexpr):
     else:
         factors, total = tl.reduce((t, linear), 1, join)
     return factors, total
+
+
+@triton.jit
+def join_factors(p, q):
+    """(1 + p)(1 + q) - 1."""
+    return p + q + p * q
+
+
+@triton.jit
+def eighths(cells):
+    """[B, n] -> [B, n / 8, 8]. Columns 8 apart lie in one thread, whatever tensor cores made the tile."""
+    return tl.reshape(cells, [cells.shape[0], cells.shape[1] // 8, 8])
+
+
+@triton.jit
+def eighths_product(t, INTERPRET: tl.constexpr):
+    """Products of the factors 1 + t of every eighth cell, less 1: [B, n] -> [B, 8]."""
+    t = eighths(t)
+    if INTERPRET:  # whose tl.reduce calls Python once per cell
+        while t.shape[1] > 1:
+            halves = tl.reshape(t, [t.shape[0], 2, t.shape[1] // 2, 8])
+            p, q = tl.split(tl.permute(halves, [0, 2, 3, 1]))
+            t = join_factors(p, q)
+        return tl.reshape(t, [t.shape[0], 8])
+    return tl.reduce(t, 1, join_factors)
 
 
 @triton.jit
