@@ -1,9 +1,9 @@
 """Shared by the Triton kernels of the dense plan: split products, membership, and the critic's stable terms.
 
 **Products.** Every product runs on the bf16 tensor cores with fp32 accumulation. A factor v is split into terms
-v = v0 + v1 + v2: the leading 8 bits of mantissa, the 8 that follow, and the rest; the last term is rounded to bf16. So
-1 term holds a bf16, 2 an fp16, 3 an fp32, exactly. Of the partial products a_i b_j those with i + j < LIMIT are summed,
-the smallest first, and the rest is below 2^-(8 LIMIT): LIMIT = 3 is fp32, at the range of bf16 (which is that of fp32).
+v = v0 + v1 + v2, each the bf16 rounding of what the ones before left: 8 bits of mantissa per term, so 1 term holds a
+bf16, 2 an fp16, 3 an fp32, exactly. Of the partial products a_i b_j those with i + j < LIMIT are summed, the smallest
+first, and the rest is below 2^-(8 LIMIT): LIMIT = 3 is fp32, at the range of bf16 (which is that of fp32).
 bf16 has two advantages over 3xTF32 here: Hopper multiplies it from shared memory in both orders, which this needs (the
 same bank tile is [n, d] in X M^T and [d, n] in W M), and a bf16 bank needs one term only.
 
@@ -35,9 +35,15 @@ def _bf16(v, INTERPRET: tl.constexpr):
 
 
 @triton.jit
-def _top(v):
-    """fp32 cut to the 8 leading bits of its mantissa: a bf16 value, still as fp32."""
-    return (v.to(tl.int32, bitcast=True) & -0x10000).to(tl.float32, bitcast=True)
+def _round(v, INTERPRET: tl.constexpr):
+    """fp32 rounded to bf16, and that value as fp32 again. Two values share one conversion on a GPU."""
+    if INTERPRET:
+        bits = _bf16(v, INTERPRET)
+        return bits, bits.to(tl.float32)
+    return tl.inline_asm_elementwise(
+        "cvt.rn.bf16x2.f32 $0, $4, $3; shl.b32 $1, $0, 16; and.b32 $2, $0, 0xffff0000;",
+        "=&r,=r,=r,r,r", [v], dtype=(tl.bfloat16, tl.float32), is_pure=True, pack=2,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -46,13 +52,16 @@ def split(v, TERMS: tl.constexpr, INTERPRET: tl.constexpr):
     if v.dtype == tl.bfloat16:
         return v, v, v
     v = v.to(tl.float32)
-    v0 = v
-    if TERMS > 1:
-        v0 = _top(v)
-    v1 = v - v0
-    if TERMS > 2:
-        v1 = _top(v1)
-    return _bf16(v0, INTERPRET), _bf16(v1, INTERPRET), _bf16(v - v0 - v1, INTERPRET)
+    if TERMS == 1:
+        v0 = _bf16(v, INTERPRET)
+        return v0, v0, v0
+    v0, rounded = _round(v, INTERPRET)
+    rest = v - rounded
+    if TERMS == 2:
+        v1 = _bf16(rest, INTERPRET)
+        return v0, v1, v1
+    v1, rounded = _round(rest, INTERPRET)
+    return v0, v1, _bf16(rest - rounded, INTERPRET)
 
 
 @triton.jit
