@@ -22,99 +22,22 @@ from .triton_tiles import (
     SIZES,
     charge,
     class_of,
-    eighths,
-    eighths_product,
     exp2,
-    join_factors,
-    keep,
     load_rows,
     load_terms,
     log1p,
     log1p_unit,
-    log2,
     long_scores,
     member_tile,
     multiple_of,
+    multiply_out,
     offset2,
     own_rows,
     product,
     reciprocal,
     split,
+    where_member,
 )
-
-# The log of a product of factors is taken when it is above FULL, where 1 does not count any more. A product above LARGE
-# may have left the range of fp32.
-FULL, LARGE = tl.constexpr(2.0**40), tl.constexpr(2.0**120)
-
-
-@triton.jit
-def _nce_rows(
-    x0, x1, x2, b, b_ok, index, label, own, offset,
-    terms_ptr, s, batch, bank_ptr, bank_stride, member_ptr, member_stride, label_ptr,
-    n_lo, n_hi, num_rows, own_d, scale,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr,
-    MEMBER: tl.constexpr, NEEDS_GRAD: tl.constexpr,
-    X_TERMS: tl.constexpr, M_TERMS: tl.constexpr, W_TERMS: tl.constexpr, LIMIT: tl.constexpr, INTERPRET: tl.constexpr,
-    ANY_SIZE: tl.constexpr,
-):  # fmt: skip
-    """(loss [BLOCK_B] in base 2, gradient [BLOCK_B, BLOCK_D], largest factor [BLOCK_B]) of the rows [n_lo, n_hi).
-
-    With u = log2 of how much likelier the pair is than chance, the loss of a cell is log2(1 + 2^u) and its weight
-    2^u / (1 + 2^u). The factors 1 + 2^u are multiplied, those of every eighth cell over many tiles, and a log
-    is taken when the product is large. That is right while no product leaves the range of fp32, which `largest` shows.
-    With ANY_SIZE no value can leave it: with t = 2^-|u| the loss is max(u, 0) + log2(1 + t), and the weight 1 / (1 + t)
-    or t / (1 + t).
-    """
-    loss = tl.zeros([BLOCK_B, 8], tl.float32)  # of every eighth cell
-    lost = tl.zeros([BLOCK_B, 8], tl.float32)  # what rounding took from `loss` (Kahan): a bank may have 20,000 tiles
-    factors = tl.zeros([BLOCK_B, 8], tl.float32)  # their product, less 1, whose log is still to be added to `loss`
-    largest = tl.zeros([BLOCK_B, 8], tl.float32)  # of these products
-    grad = tl.zeros([BLOCK_B, BLOCK_D], tl.float32)
-    for n0 in range(n_lo, n_hi, BLOCK_N):
-        member = member_tile(
-            member_ptr, member_stride, b, b_ok, n0, num_rows, own, label, label_ptr, MEMBER, BLOCK_N, INTERPRET
-        )
-        n = n0 + tl.arange(0, BLOCK_N)
-        n_ok = n < num_rows
-        if D > BLOCK_D:
-            score = long_scores(
-                terms_ptr, s, b, b_ok, batch, bank_ptr, n, n_ok, bank_stride,
-                D, BLOCK_D, X_TERMS, M_TERMS, LIMIT, INTERPRET,
-            )  # fmt: skip
-            m0, m1, m2 = split(load_rows(bank_ptr, n, n_ok, bank_stride, own_d, D, BLOCK_D), M_TERMS, INTERPRET)
-        else:
-            m0, m1, m2 = split(load_rows(bank_ptr, n, n_ok, bank_stride, 0, D, BLOCK_D), M_TERMS, INTERPRET)
-            score = product(
-                tl.zeros([BLOCK_B, BLOCK_N], tl.float32), x0, x1, x2, tl.trans(m0), tl.trans(m1), tl.trans(m2),
-                X_TERMS, M_TERMS, LIMIT, INTERPRET,
-            )  # fmt: skip
-        u = score * scale - offset[:, None]
-        if ANY_SIZE:
-            t = exp2(-tl.abs(u), INTERPRET)
-            r = reciprocal(1.0 + t, INTERPRET)
-            w = tl.where(u >= 0, r, t * r)
-            cell = tl.maximum(u, 0.0) + log1p_unit(t) * LOG2E
-            if MEMBER == "counts":
-                cell *= member
-                w *= member
-            tile_loss = tl.sum(eighths(keep(cell, member, MEMBER)), 1) - lost
-            total = loss + tile_loss
-            lost = (total - loss) - tile_loss
-            loss = total
-            w = keep(w, member, MEMBER)
-        else:
-            t = keep(exp2(u, INTERPRET), member, MEMBER)
-            w = t * reciprocal(1.0 + t, INTERPRET)
-            factors = join_factors(factors, eighths_product(t, INTERPRET))
-            largest = tl.maximum(largest, factors)
-            full = factors > FULL
-            loss += tl.where(full, log2(factors, INTERPRET), 0.0)
-            factors = tl.where(full, 0.0, factors)
-        if NEEDS_GRAD:
-            w0, w1, w2 = split(w, W_TERMS, INTERPRET)
-            share = tl.zeros([BLOCK_B, BLOCK_D], tl.float32)
-            grad += product(share, w0, w1, w2, m0, m1, m2, W_TERMS, M_TERMS, W_TERMS, INTERPRET)
-    return tl.sum(loss + log1p(factors) * LOG2E, 1), grad, tl.max(largest, 1)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -157,25 +80,48 @@ def nce_fwd_kernel(
     scale = LOG2E / temperature
     offset = offset2(k_b, num_data, tl.load(log_z_ptr + s), EPS)
 
+    loss = tl.zeros([BLOCK_B], tl.float32)
+    lost = tl.zeros([BLOCK_B], tl.float32)  # the rounding error of `loss` (Kahan): a bank may have 20,000 tiles
+    grad = tl.zeros([BLOCK_B, BLOCK_D], tl.float32)
     n_lo = part * split_rows
-    n_hi = tl.minimum(n_lo + split_rows, num_rows)
-    loss, grad, largest = _nce_rows(
-        x0, x1, x2, b, b_ok, index, label, own, offset,
-        terms_ptr, s, batch, bank_ptr, bank_stride, member_ptr, member_stride, label_ptr,
-        n_lo, n_hi, num_rows, own_d, scale,
-        D, BLOCK_D, BLOCK_B, BLOCK_N, MEMBER, NEEDS_GRAD, X_TERMS, M_TERMS, W_TERMS, LIMIT, INTERPRET,
-        ANY_SIZE=MEMBER == "counts",
-    )  # fmt: skip
-    if MEMBER != "counts":
-        wrong = tl.sum(tl.where(largest < LARGE, 0, 1), 0)  # NaN compares as false
-        if wrong > 0:
-            loss, grad, largest = _nce_rows(
-                x0, x1, x2, b, b_ok, index, label, own, offset,
-                terms_ptr, s, batch, bank_ptr, bank_stride, member_ptr, member_stride, label_ptr,
-                n_lo, n_hi, num_rows, own_d, scale,
-                D, BLOCK_D, BLOCK_B, BLOCK_N, MEMBER, NEEDS_GRAD, X_TERMS, M_TERMS, W_TERMS, LIMIT, INTERPRET,
-                ANY_SIZE=True,
+    for n0 in range(n_lo, tl.minimum(n_lo + split_rows, num_rows), BLOCK_N):
+        member = member_tile(
+            member_ptr, member_stride, b, b_ok, n0, num_rows, own, label, label_ptr, MEMBER, BLOCK_N, INTERPRET
+        )
+        n = n0 + tl.arange(0, BLOCK_N)
+        n_ok = n < num_rows
+        if D > BLOCK_D:
+            score = long_scores(
+                terms_ptr, s, b, b_ok, batch, bank_ptr, n, n_ok, bank_stride,
+                D, BLOCK_D, X_TERMS, M_TERMS, LIMIT, INTERPRET,
             )  # fmt: skip
+            m0, m1, m2 = split(load_rows(bank_ptr, n, n_ok, bank_stride, own_d, D, BLOCK_D), M_TERMS, INTERPRET)
+        else:
+            m0, m1, m2 = split(load_rows(bank_ptr, n, n_ok, bank_stride, 0, D, BLOCK_D), M_TERMS, INTERPRET)
+            score = product(
+                tl.zeros([BLOCK_B, BLOCK_N], tl.float32), x0, x1, x2, tl.trans(m0), tl.trans(m1), tl.trans(m2),
+                X_TERMS, M_TERMS, LIMIT, INTERPRET,
+            )  # fmt: skip
+        # In base 2. For a row that is no negative so low that t, w and the loss are zero.
+        u = where_member(score * scale - offset[:, None], -1e30, member, MEMBER)
+        t = exp2(-tl.abs(u), INTERPRET)
+        r = reciprocal(1.0 + t, INTERPRET)
+        w = tl.where(u >= 0, r, t * r)
+        if MEMBER == "counts":
+            tile_loss = tl.sum((tl.maximum(u, 0.0) + log1p_unit(t) * LOG2E) * member, 1)
+            w *= member
+        else:
+            factors, linear = multiply_out(t, tl.maximum(u, 0.0), INTERPRET)
+            tile_loss = log1p(factors) * LOG2E + linear
+        tile_loss -= lost
+        total = loss + tile_loss
+        lost = (total - loss) - tile_loss
+        loss = total
+        if NEEDS_GRAD:
+            w0, w1, w2 = split(w, W_TERMS, INTERPRET)
+            tile_grad = tl.zeros([BLOCK_B, BLOCK_D], tl.float32)
+            grad += product(tile_grad, w0, w1, w2, m0, m1, m2, W_TERMS, M_TERMS, W_TERMS, INTERPRET)
+
     out = (part * tl.num_programs(2) + s).to(tl.int64) * batch + b
     if own_d == 0:
         tl.store(loss_ptr + out, loss, mask=b_ok)
@@ -221,11 +167,9 @@ def mean_fwd_kernel(
         )
         n = n0 + tl.arange(0, BLOCK_N)
         m0, m1, m2 = split(load_rows(bank_ptr, n, n < num_rows, bank_stride, own_d, D, BLOCK_D), M_TERMS, INTERPRET)
-        times = (
-            member.to(tl.float32)
-            if MEMBER == "counts"
-            else keep(tl.full([BLOCK_B, BLOCK_N], 1.0, tl.float32), member, MEMBER)
-        )
+        times = member.to(tl.float32)
+        if MEMBER == "mask":
+            times = -times
         w0, w1, w2 = split(times, W_TERMS, INTERPRET)
         tile_grad = tl.zeros([BLOCK_B, BLOCK_D], tl.float32)
         grad += each * product(tile_grad, w0, w1, w2, m0, m1, m2, W_TERMS, M_TERMS, LIMIT, INTERPRET)
@@ -285,9 +229,9 @@ def log_z_fwd_kernel(
                 tl.zeros([BLOCK_B, BLOCK_N], tl.float32), x0, x1, x2, tl.trans(m0), tl.trans(m1), tl.trans(m2),
                 X_TERMS, M_TERMS, LIMIT, INTERPRET,
             )  # fmt: skip
-        v = tl.where(member != 0, score * scale, -1e38)
+        v = where_member(score * scale, -1e38, member, MEMBER)
         higher = tl.maximum(top, tl.max(v, 1))
-        e = tl.where(member != 0, tl.exp2(v - higher[:, None]), 0.0)
+        e = where_member(exp2(v - higher[:, None], INTERPRET), 0.0, member, MEMBER)
         if MEMBER == "counts":
             e *= member
         total = total * tl.exp2(top - higher) + tl.sum(e, 1)

@@ -175,11 +175,12 @@ def _spread(word, byte, INTERPRET: tl.constexpr):
 
 
 @triton.jit
-def keep(value, member, MEMBER: tl.constexpr):
-    """fp32 `value` where the row is a negative, else 0."""
-    if MEMBER == "mask":
-        return (value.to(tl.int32, bitcast=True) & member).to(tl.float32, bitcast=True)
-    return tl.where(member != 0, value, 0.0)
+def where_member(value, other: tl.constexpr, member, MEMBER: tl.constexpr):
+    """fp32 `value` where the row is a negative, else `other`."""
+    if MEMBER == "mask":  # one LOP3 instead of a predicate for each cell
+        rest = tl.full([1, 1], other, tl.float32).to(tl.int32, bitcast=True)
+        return ((value.to(tl.int32, bitcast=True) & member) | (rest & ~member)).to(tl.float32, bitcast=True)
+    return tl.where(member != 0, value, other)
 
 
 @triton.jit
@@ -250,14 +251,6 @@ def exp2(v, INTERPRET: tl.constexpr):
 
 
 @triton.jit
-def log2(v, INTERPRET: tl.constexpr):
-    """log2 of v >= 2 to 2^-22, relative; near 1, where that error is absolute, `log1p` is the one to take."""
-    if INTERPRET:
-        return tl.log2(v)
-    return tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [v], dtype=tl.float32, is_pure=True, pack=1)
-
-
-@triton.jit
 def reciprocal(v, INTERPRET: tl.constexpr):
     """1 / v to 1 unit in the last place, for |v| up to 2^126."""
     if INTERPRET:
@@ -304,31 +297,6 @@ def multiply_out(t, linear, INTERPRET: tl.constexpr):
     else:
         factors, total = tl.reduce((t, linear), 1, join)
     return factors, total
-
-
-@triton.jit
-def join_factors(p, q):
-    """(1 + p)(1 + q) - 1."""
-    return p + q + p * q
-
-
-@triton.jit
-def eighths(cells):
-    """[B, n] -> [B, n / 8, 8]. Columns 8 apart lie in one thread, whatever tensor cores made the tile."""
-    return tl.reshape(cells, [cells.shape[0], cells.shape[1] // 8, 8])
-
-
-@triton.jit
-def eighths_product(t, INTERPRET: tl.constexpr):
-    """Products of the factors 1 + t of every eighth cell, less 1: [B, n] -> [B, 8]."""
-    t = eighths(t)
-    if INTERPRET:  # whose tl.reduce calls Python once per cell
-        while t.shape[1] > 1:
-            halves = tl.reshape(t, [t.shape[0], 2, t.shape[1] // 2, 8])
-            p, q = tl.split(tl.permute(halves, [0, 2, 3, 1]))
-            t = join_factors(p, q)
-        return tl.reshape(t, [t.shape[0], 8])
-    return tl.reduce(t, 1, join_factors)
 
 
 @triton.jit
