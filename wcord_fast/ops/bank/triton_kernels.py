@@ -22,6 +22,7 @@ from .triton_tiles import (
     SIZES,
     charge,
     class_of,
+    exp2,
     load_rows,
     load_terms,
     log1p,
@@ -33,7 +34,9 @@ from .triton_tiles import (
     offset2,
     own_rows,
     product,
+    reciprocal,
     split,
+    where_member,
 )
 
 
@@ -82,7 +85,9 @@ def nce_fwd_kernel(
     grad = tl.zeros([BLOCK_B, BLOCK_D], tl.float32)
     n_lo = part * split_rows
     for n0 in range(n_lo, tl.minimum(n_lo + split_rows, num_rows), BLOCK_N):
-        member = member_tile(member_ptr, member_stride, b, b_ok, n0, num_rows, own, label, label_ptr, MEMBER, BLOCK_N)
+        member = member_tile(
+            member_ptr, member_stride, b, b_ok, n0, num_rows, own, label, label_ptr, MEMBER, BLOCK_N, INTERPRET
+        )
         n = n0 + tl.arange(0, BLOCK_N)
         n_ok = n < num_rows
         if D > BLOCK_D:
@@ -97,20 +102,17 @@ def nce_fwd_kernel(
                 tl.zeros([BLOCK_B, BLOCK_N], tl.float32), x0, x1, x2, tl.trans(m0), tl.trans(m1), tl.trans(m2),
                 X_TERMS, M_TERMS, LIMIT, INTERPRET,
             )  # fmt: skip
-        u = score * scale - offset[:, None]  # in base 2
-        t = tl.exp2(-tl.abs(u))
-        r = 1.0 / (1.0 + t)
+        # In base 2. For a row that is no negative so low that t, w and the loss are zero.
+        u = where_member(score * scale - offset[:, None], -1e30, member, MEMBER)
+        t = exp2(-tl.abs(u), INTERPRET)
+        r = reciprocal(1.0 + t, INTERPRET)
         w = tl.where(u >= 0, r, t * r)
         if MEMBER == "counts":
-            terms = tl.maximum(u, 0.0) + log1p_unit(t) * LOG2E
-            tile_loss = tl.sum(tl.where(member > 0, terms * member, 0.0), 1)
-            w = tl.where(member > 0, w * member, 0.0)
+            tile_loss = tl.sum((tl.maximum(u, 0.0) + log1p_unit(t) * LOG2E) * member, 1)
+            w *= member
         else:
-            factors, linear = multiply_out(
-                tl.where(member, t, 0.0), tl.where(member, tl.maximum(u, 0.0), 0.0), INTERPRET
-            )
+            factors, linear = multiply_out(t, tl.maximum(u, 0.0), INTERPRET)
             tile_loss = log1p(factors) * LOG2E + linear
-            w = tl.where(member, w, 0.0)
         tile_loss -= lost
         total = loss + tile_loss
         lost = (total - loss) - tile_loss
@@ -160,10 +162,15 @@ def mean_fwd_kernel(
     grad = tl.zeros([BLOCK_B, BLOCK_D], tl.float32)
     n_lo = part * split_rows
     for n0 in range(n_lo, tl.minimum(n_lo + split_rows, num_rows), BLOCK_N):
-        member = member_tile(member_ptr, member_stride, b, b_ok, n0, num_rows, own, label, label_ptr, MEMBER, BLOCK_N)
+        member = member_tile(
+            member_ptr, member_stride, b, b_ok, n0, num_rows, own, label, label_ptr, MEMBER, BLOCK_N, INTERPRET
+        )
         n = n0 + tl.arange(0, BLOCK_N)
         m0, m1, m2 = split(load_rows(bank_ptr, n, n < num_rows, bank_stride, own_d, D, BLOCK_D), M_TERMS, INTERPRET)
-        w0, w1, w2 = split(member.to(tl.float32), W_TERMS, INTERPRET)
+        times = member.to(tl.float32)
+        if MEMBER == "mask":
+            times = -times
+        w0, w1, w2 = split(times, W_TERMS, INTERPRET)
         tile_grad = tl.zeros([BLOCK_B, BLOCK_D], tl.float32)
         grad += each * product(tile_grad, w0, w1, w2, m0, m1, m2, W_TERMS, M_TERMS, LIMIT, INTERPRET)
     out = (part * tl.num_programs(2) + s).to(tl.int64) * batch + b
@@ -206,7 +213,9 @@ def log_z_fwd_kernel(
         log_z = tl.load(log_z_ptr + s)
         n_hi = tl.where(log_z == log_z, n_lo, n_hi)
     for n0 in range(n_lo, n_hi, BLOCK_N):
-        member = member_tile(member_ptr, member_stride, b, b_ok, n0, num_rows, own, label, label_ptr, MEMBER, BLOCK_N)
+        member = member_tile(
+            member_ptr, member_stride, b, b_ok, n0, num_rows, own, label, label_ptr, MEMBER, BLOCK_N, INTERPRET
+        )
         n = n0 + tl.arange(0, BLOCK_N)
         n_ok = n < num_rows
         if D > BLOCK_D:
@@ -220,9 +229,9 @@ def log_z_fwd_kernel(
                 tl.zeros([BLOCK_B, BLOCK_N], tl.float32), x0, x1, x2, tl.trans(m0), tl.trans(m1), tl.trans(m2),
                 X_TERMS, M_TERMS, LIMIT, INTERPRET,
             )  # fmt: skip
-        v = tl.where(member != 0, score * scale, -1e38)
+        v = where_member(score * scale, -1e38, member, MEMBER)
         higher = tl.maximum(top, tl.max(v, 1))
-        e = tl.where(member != 0, tl.exp2(v - higher[:, None]), 0.0)
+        e = where_member(exp2(v - higher[:, None], INTERPRET), 0.0, member, MEMBER)
         if MEMBER == "counts":
             e *= member
         total = total * tl.exp2(top - higher) + tl.sum(e, 1)

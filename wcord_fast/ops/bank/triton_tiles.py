@@ -35,19 +35,33 @@ def _bf16(v, INTERPRET: tl.constexpr):
 
 
 @triton.jit
+def _round(v, INTERPRET: tl.constexpr):
+    """fp32 rounded to bf16, and that value as fp32 again. Two values share one conversion on a GPU."""
+    if INTERPRET:
+        bits = _bf16(v, INTERPRET)
+        return bits, bits.to(tl.float32)
+    return tl.inline_asm_elementwise(
+        "cvt.rn.bf16x2.f32 $0, $4, $3; shl.b32 $1, $0, 16; and.b32 $2, $0, 0xffff0000;",
+        "=&r,=r,=r,r,r", [v], dtype=(tl.bfloat16, tl.float32), is_pure=True, pack=2,
+    )  # fmt: skip
+
+
+@triton.jit
 def split(v, TERMS: tl.constexpr, INTERPRET: tl.constexpr):
     """The bf16 terms of v. Of the three returned only the first TERMS count."""
-    v0 = v
-    if v.dtype != tl.bfloat16:
-        v0 = _bf16(v.to(tl.float32), INTERPRET)
-    v1 = v0
-    v2 = v0
-    if TERMS > 1:
-        rest = v.to(tl.float32) - v0.to(tl.float32)
+    if v.dtype == tl.bfloat16:
+        return v, v, v
+    v = v.to(tl.float32)
+    if TERMS == 1:
+        v0 = _bf16(v, INTERPRET)
+        return v0, v0, v0
+    v0, rounded = _round(v, INTERPRET)
+    rest = v - rounded
+    if TERMS == 2:
         v1 = _bf16(rest, INTERPRET)
-        if TERMS > 2:
-            v2 = _bf16(rest - v1.to(tl.float32), INTERPRET)
-    return v0, v1, v2
+        return v0, v1, v1
+    v1, rounded = _round(rest, INTERPRET)
+    return v0, v1, _bf16(rest - rounded, INTERPRET)
 
 
 @triton.jit
@@ -150,14 +164,34 @@ def class_of(label_ptr, row, ok, MEMBER: tl.constexpr):
 
 
 @triton.jit
+def _spread(word, byte, INTERPRET: tl.constexpr):
+    """-1 where the highest bit of that byte of the word is set, else 0."""
+    if INTERPRET:
+        return (word << (24 - 8 * byte)) >> 31
+    word, selector = tl.broadcast(word, 0x8888 + 0x1111 * byte)
+    return tl.inline_asm_elementwise(
+        "prmt.b32 $0, $1, 0, $2;", "=r,r,r", [word, selector], dtype=tl.int32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def where_member(value, other: tl.constexpr, member, MEMBER: tl.constexpr):
+    """fp32 `value` where the row is a negative, else `other`."""
+    if MEMBER == "mask":  # one LOP3 instead of a predicate for each cell
+        rest = tl.full([1, 1], other, tl.float32).to(tl.int32, bitcast=True)
+        return ((value.to(tl.int32, bitcast=True) & member) | (rest & ~member)).to(tl.float32, bitcast=True)
+    return tl.where(member != 0, value, other)
+
+
+@triton.jit
 def member_tile(
     member_ptr, member_stride, b, b_ok, n0, num_rows, own, label, label_ptr,
-    MEMBER: tl.constexpr, BLOCK_N: tl.constexpr,
+    MEMBER: tl.constexpr, BLOCK_N: tl.constexpr, INTERPRET: tl.constexpr,
 ):  # fmt: skip
     """How often each row of the tile [n0, n0 + BLOCK_N) counts for each anchor: [BLOCK_B, BLOCK_N].
 
-    int32 counts for MEMBER = "counts", else bool: bit n & 31 of word n >> 5 for "mask" (bits beyond the rows are zero),
-    and the rule itself for the whole pools "none", "self" (not the anchor's own row) and "class" (of another class).
+    int32 counts for MEMBER = "counts"; int32 -1 or 0 for "mask", from bit n & 31 of word n >> 5 (bits beyond the rows
+    are zero); bool for the whole pools "none", "self" (not the anchor's own row) and "class" (of another class).
     All rows are numbered as in the banks, `own` (the anchor's) too, which lies outside [0, num_rows) if another part
     holds it; `label_ptr` is where their labels start.
     """
@@ -165,13 +199,15 @@ def member_tile(
     n = n0 + column
     n_ok = n < num_rows
     if MEMBER == "mask":
-        row = member_ptr + b.to(tl.int64) * member_stride + n0 // 32
-        words = tl.where(b_ok, (num_rows + 31) // 32 - n0 // 32, 0)  # from this tile to the end of a row
-        word = tl.load(row, mask=b_ok, other=0)[:, None]
-        for i in tl.static_range(1, BLOCK_N // 32):
-            later = tl.load(row + i, mask=i < words, other=0)[:, None]
-            word = tl.where(column[None, :] < 32 * i, word, later)
-        member = ((word >> (column & 31)[None, :]) & 1) != 0
+        i = tl.arange(0, BLOCK_N // 32)
+        word = n0 // 32 + i
+        at = b.to(tl.int64)[:, None] * member_stride + word[None, :]
+        ok = b_ok[:, None] & (word < (num_rows + 31) // 32)[None, :]
+        words = tl.load(member_ptr + at, mask=ok, other=0)
+        # Bit 8 i + j is moved to the head of byte i, by a shift that a thread's registers share, and spread by a PRMT.
+        at_head = (words[:, :, None] << (7 - tl.arange(0, 8))[None, None, :])[:, :, None, :]
+        byte = tl.arange(0, 4)[None, None, :, None]
+        member = tl.reshape(_spread(at_head, byte, INTERPRET), [b.shape[0], BLOCK_N])
     elif MEMBER == "counts":
         at = b.to(tl.int64)[:, None] * member_stride + n[None, :]
         member = tl.load(member_ptr + at, mask=b_ok[:, None] & n_ok[None, :], other=0).to(tl.int32)
@@ -204,6 +240,22 @@ def charge(index, label, ok, num_data, k, class_start_ptr, MEMBER: tl.constexpr,
     if CHARGE == "expected":
         weight = k / size
     return charged, weight
+
+
+@triton.jit
+def exp2(v, INTERPRET: tl.constexpr):
+    """2^v to 2 units in the last place; below 2^-126 zero."""
+    if INTERPRET:
+        return tl.exp2(v)
+    return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [v], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def reciprocal(v, INTERPRET: tl.constexpr):
+    """1 / v to 1 unit in the last place, for |v| up to 2^126."""
+    if INTERPRET:
+        return 1.0 / v
+    return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [v], dtype=tl.float32, is_pure=True, pack=1)
 
 
 @triton.jit
