@@ -14,6 +14,7 @@ from .triton_tiles import (
     SIZES,
     charge,
     class_of,
+    exp2,
     load_rows,
     load_terms,
     log1p_unit,
@@ -22,7 +23,9 @@ from .triton_tiles import (
     multiple_of,
     own_rows,
     product,
+    reciprocal,
     split,
+    where_member,
 )
 
 
@@ -65,7 +68,9 @@ def critic_fwd_kernel(
     grad = tl.zeros([BLOCK_B, BLOCK_D], tl.float32)
     n_lo = part * split_rows
     for n0 in range(n_lo, tl.minimum(n_lo + split_rows, num_rows), BLOCK_N):
-        member = member_tile(member_ptr, member_stride, b, b_ok, n0, num_rows, own, label, label_ptr, MEMBER, BLOCK_N)
+        member = member_tile(
+            member_ptr, member_stride, b, b_ok, n0, num_rows, own, label, label_ptr, MEMBER, BLOCK_N, INTERPRET
+        )
         n = n0 + tl.arange(0, BLOCK_N)
         n_ok = n < num_rows
         if D > BLOCK_D:
@@ -80,19 +85,19 @@ def critic_fwd_kernel(
                 tl.zeros([BLOCK_B, BLOCK_N], tl.float32), x0, x1, x2, tl.trans(m0), tl.trans(m1), tl.trans(m2),
                 X_TERMS, M_TERMS, LIMIT, INTERPRET,
             )  # fmt: skip
-        u = score * scale + bias  # in base 2
+        u = where_member(score * scale + bias, -1e38, member, MEMBER)  # in base 2
         if SOFTMAX:
-            higher = tl.maximum(value, tl.max(tl.where(member != 0, u, -1e38), 1))
-            w = tl.where(member != 0, tl.exp2(u - higher[:, None]), 0.0)
+            higher = tl.maximum(value, tl.max(u, 1))
+            w = where_member(exp2(u - higher[:, None], INTERPRET), 0.0, member, MEMBER)
             shrink = tl.exp2(value - higher)
             value = higher
             slope *= shrink
             grad *= shrink[:, None]
         else:
-            t = tl.exp2(-tl.abs(u))
-            r = 1.0 / (1.0 + t)
-            w = tl.where(member != 0, tl.where(u >= 0, r, t * r), 0.0)
-            terms = tl.where(member != 0, tl.maximum(u, 0.0) + log1p_unit(t) * LOG2E, 0.0)
+            t = exp2(-tl.abs(u), INTERPRET)
+            r = reciprocal(1.0 + t, INTERPRET)
+            w = tl.where(u >= 0, r, t * r)
+            terms = tl.maximum(u, 0.0) + log1p_unit(t) * LOG2E
             if MEMBER == "counts":
                 terms *= member
             term = tl.sum(terms, 1) - lost
