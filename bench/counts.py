@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from bench import counts_triton
 from bench.counts_kernels import KERNELS, WARP, Kernel
 from bench.gpu_floors import Work, floor_us
 from bench.machine_code import Block, cheapest_round, functions, resources
@@ -95,10 +96,10 @@ def row(kernel: Kernel, target: str, codes: Codes, used: Resources) -> dict[str,
     }
 
 
-def rows(kernels: Iterable[Kernel] = KERNELS, targets: Iterable[str] = TARGETS) -> Iterator[dict[str, Any]]:
-    """A row for each kernel and target."""
-    kernels, targets = tuple(kernels), tuple(targets)
-    release = compiler()
+def rows(only: str = "", targets: Iterable[str] = TARGETS) -> Iterator[dict[str, Any]]:
+    """A row for each kernel whose name has the pattern `only`, and each target, of the compilers that are there."""
+    targets = tuple(targets)
+    kernels = [k for k in KERNELS if re.search(only, k.name)] if NVCC else []
     wanted = [(source, target) for source in sorted({k.source for k in kernels}) for target in targets]
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(2) as pool:
         done = pool.map(lambda pair: compiled(pair[0], pair[1], Path(name)), wanted)
@@ -106,7 +107,9 @@ def rows(kernels: Iterable[Kernel] = KERNELS, targets: Iterable[str] = TARGETS) 
             codes, used = functions(cubin), resources(cubin)
             for kernel in kernels:
                 if kernel.source == source:
-                    yield {**row(kernel, target, codes, used), "compiler": f"nvcc {release}"}
+                    yield {**row(kernel, target, codes, used), "compiler": f"nvcc {compiler()}"}
+        if counts_triton.unavailable_reason() is None:
+            yield from counts_triton.rows(row, re.compile(only).search, targets, Path(name))
 
 
 def latest(result: Iterable[dict[str, Any]]) -> dict[tuple[str, str, str], dict[str, Any]]:
@@ -123,10 +126,10 @@ def main(arguments: list[str]) -> int:
     p.add_argument("--quick", action="store_true", help="nothing is written without --out")
     p.add_argument("--out", type=Path, help="folder of counts.jsonl (default bench/results)")
     options = p.parse_args(arguments)
-    if NVCC is None:
-        p.error("nvcc was found neither on the path nor in /usr/local/cuda/bin")
+    if NVCC is None and (reason := counts_triton.unavailable_reason()):
+        p.error(f"nvcc was found neither on the path nor in /usr/local/cuda/bin, and {reason}")
     result = []
-    for line in rows([k for k in KERNELS if re.search(options.only, k.name)], options.targets):
+    for line in rows(options.only, options.targets):
         print(json.dumps(line), flush=True)
         result.append(line)
     keep("counts", result, options, "none")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench import counts
+from bench import counts, counts_triton
 from bench.machine_code import cheapest_round, loops, parsed, tool
 from bench.results_file import read
 
@@ -81,6 +81,8 @@ def test_blocks_of_a_multiprocessor():
 def test_every_kernel_has_a_committed_count():
     committed = {(r["kernel"], r["target"]) for r in read("counts")}
     assert {(k.name, target) for k in counts.KERNELS for target in counts.TARGETS} <= committed
+    walks = [counts_triton.name_of(*case) for case in counts_triton.CASES]
+    assert {(name, target) for name in walks for target in counts_triton.TARGETS} <= committed
 
 
 @pytest.mark.slow

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import triton
-from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
-from triton.compiler import ASTSource
+
+from bench.triton_code import compiled
 
 USAGE = re.compile(
     r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads"
@@ -20,28 +19,6 @@ USAGE = re.compile(
     re.DOTALL,
 )
 COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global[^;]*?\], (0x\w+)")
-
-
-def compiled(kernel, types: dict, constants: dict, capability: int, options: dict, aligned: Sequence[str] = ()):
-    """Triton's result for one specialisation.
-
-    Args:
-        kernel: a `triton.jit` function.
-        types: argument name -> "*fp32", "i32", ...; pointers count as 16-byte aligned.
-        constants: name -> value of the constexpr arguments.
-        capability: 80 or 90.
-        options: of the launch.
-        aligned: the integers that count as multiples of 16.
-    """
-    signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
-    assert set(types) | set(constants) == set(signature), set(types) ^ set(constants) ^ set(signature)
-    divisible = {
-        (i,): [["tt.divisibility", 16]]
-        for i, (name, kind) in enumerate(signature.items())
-        if kind.startswith("*") or name in aligned
-    }
-    source = ASTSource(kernel, signature, constexprs=constants, attrs=divisible)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
 def usage(

@@ -55,6 +55,8 @@ def blocks(major: int, dim: int, batch: int, m_terms: int, counts: bool) -> Bloc
         return Blocks(16, 32, 8, 2, 1)
     if major in (9, 10):  # 227 KB of shared memory, products fed from it
         if m_terms > 1:
+            if tall == 64 and not counts:  # one warpgroup: two would take half of the columns each
+                return Blocks(64, 32, 4, 2, 2)
             return Blocks(min(64 if counts else 128, tall), 32, 8, 2, 1)
         if counts:
             return Blocks(min(64, tall), 32, 4, 2, 2)
