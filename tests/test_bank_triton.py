@@ -34,6 +34,8 @@ CASES = [
     {"capability": 90, "kernel": "nce", "member": "class", "bank": "bf16", "dim": 128, "batch": 256},
     {"capability": 90, "kernel": "nce", "member": "counts", "bank": "bf16", "dim": 128, "batch": 64},
     {"capability": 90, "kernel": "nce", "member": "mask", "bank": "fp32", "dim": 128, "batch": 256},
+    {"capability": 90, "kernel": "nce", "member": "class", "bank": "fp32", "dim": 128, "batch": 64},
+    {"capability": 90, "kernel": "critic", "member": "class", "bank": "fp32", "dim": 128, "batch": 64},
     {"capability": 90, "kernel": "nce", "member": "counts", "bank": "fp32", "dim": 128, "batch": 64},
     {"capability": 90, "kernel": "nce", "member": "counts", "bank": "fp32", "dim": 200, "batch": 64},
     {"capability": 90, "kernel": "mean", "member": "counts", "bank": "fp32", "dim": 128, "batch": 256},

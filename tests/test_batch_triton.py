@@ -19,6 +19,8 @@ CASES = [
     {"kernel": kernel, "member": critic, "bank": dtype, "dim": dim, "batch": batch}
     for kernel, critic, dtype, dim, batch in (
         ("gradients", "infonce", "fp32", 128, 1024),
+        ("gradients", "infonce", "fp32", 128, 64),
+        ("gradients", "sigmoid", "fp32", 128, 64),
         ("gradients", "infonce", "bf16", 128, 1024),
         ("gradients", "infonce", "bf16", 128, 64),
         ("gradients", "sigmoid", "fp32", 200, 1024),

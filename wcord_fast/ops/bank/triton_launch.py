@@ -47,8 +47,9 @@ def blocks(major: int, dim: int, batch: int, m_terms: int, counts: bool) -> Bloc
     """Tiles for compute capability `major`, rows of `dim` in `m_terms` bf16 terms, `batch` anchors, counts or bits.
 
     The bounds are shared memory (all terms of anchors and a bank tile) and registers (two fp32 tiles [BLOCK_B,
-    BLOCK_D], and before Hopper the anchors' terms). tests/test_bank_triton.py compiles the whole table and refuses a
-    spilled register (with Triton 3.7; 3.6 and 3.9 spill some bytes of a few).
+    BLOCK_D], and before Hopper the anchors' terms). A tile has at most 64 rows, since NCE's factors, up to 2 each, are
+    multiplied. tests/test_bank_triton.py compiles the whole table and refuses a spilled register (with Triton 3.7; 3.6
+    and 3.9 spill some bytes of a few).
     """
     tall = padded(batch)
     if dim > BLOCK_D:
