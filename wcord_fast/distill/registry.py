@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..dotted import resolve
-from ..models.answer import class_logits_of
+from ..models.logits import class_logits_of
 from ..ops import checks
 from .ab import AB, ABOptions
 from .at import AT, ATOptions
