@@ -12,17 +12,17 @@
     for images, labels, index in data.TestBatches(cifar.to("cuda"), batch_size=500):
         ...
 
-A `Batch` is what the methods of `wcord_fast.distill` take; it also unpacks like a tuple. `index` is the row in the
-training set: what the banks of the distillation losses are addressed by. Shuffle and augmentation are functions of
-(seed, epoch) alone, the same on every device: to resume in the middle of an epoch, call
-`train.epoch(epoch, start=batches_done)`; there is no state to save.
+The methods of `wcord_fast.distill` take a `Batch`; it also unpacks like a tuple. `index` holds rows of the training
+set, by which the banks of the losses are addressed. Shuffle and augmentation are functions of (seed, epoch)
+alone, equal on every device. So there is no state to save: `train.epoch(epoch, start=batches_done)` resumes in the
+middle of an epoch.
 
-A data set of your own: `data.register`, or the dotted path of the function that loads it.
+A data set of your own is named by `data.register`, or by the dotted path of the function that loads it.
 `Indexed(train_set)` gives any map-style data set (torchvision, Hugging Face, your own) the row numbers by which banks
 are addressed, so that `distill.fit` takes a `DataLoader` of it.
 
-"imagenet" is the one that is not held: a `LazyFolder`, of which `train_batches` and `test_batches` make batches that
-are decoded by worker processes.
+"imagenet" is not held in memory: it is a `LazyFolder`, and worker processes decode the batches that `train_batches` and
+`test_batches` make from it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from .registry import held_names, load, names, register, source, spelled, test_batches, train_batches
     from .sources import Source
 
-READERS = {  # what reads files, by a package that only the extra `train` brings: imported when it is used
+FILE_READERS = {  # they need a package of the extra `train`, so they are imported on first use
     "LazyBatches": "lazy_batches",
     "LazyFolder": "lazy_folder",
     "Source": "sources",
@@ -77,7 +77,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in READERS:
+    if name not in FILE_READERS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     require_train(f"wcord_fast.data.{name}", "PIL")
-    return getattr(import_module(f".{READERS[name]}", __name__), name)
+    return getattr(import_module(f".{FILE_READERS[name]}", __name__), name)

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-LIMIT = 2**29  # bytes unpacked, of the whole archive; CIFAR's have 187 MB
-MAGIC = b"\x1f\x8b"  # of gzip
+LIMIT = 2**29  # unpacked bytes of a whole archive; CIFAR's have 187 MB
+MAGIC = b"\x1f\x8b"  # a gzip file's first bytes
 
 
 class _Limited(io.RawIOBase):
@@ -35,7 +35,7 @@ def read(path: Path, names: Sequence[str]) -> dict[str, IO[bytes]]:
     """The members `names` of the archive at `path`, gzipped or not, in the order of `names`.
 
     Raises:
-        ValueError: it is damaged, no such archive, or has not all of them once, as plain files.
+        ValueError: the archive is damaged or of another kind, or does not hold each of `names` once, as a plain file.
     """
     result: dict[str, IO[bytes]] = {}
     with path.open("rb") as file:
@@ -53,7 +53,7 @@ def read(path: Path, names: Sequence[str]) -> dict[str, IO[bytes]]:
                     content = tar.extractfile(member)
                     assert content is not None  # it is a plain file
                     result[name] = io.BytesIO(content.read())
-            while stream.read(2**20):  # to the end: there is gzip's checksum
+            while stream.read(2**20):  # the checksum of gzip is at the end
                 pass
         except Exception as error:  # a damaged archive can raise nearly anything
             raise ValueError(f"{path}: not a readable archive: {error or type(error).__name__}") from error

@@ -19,12 +19,11 @@ from .transforms import Transforms
 class TrainBatches(Parts):
     """Shuffled, augmented training batches: random crop of the zero-padded image, then a random mirror.
 
-    The shuffle and every crop, mirror and transform are functions of (seed, epoch), drawn on the host once per epoch:
-    the same on every device, and a step needs no synchronisation. Each epoch is a fresh permutation of all
-    rows.
+    The shuffle and every crop, mirror and transform are functions of (seed, epoch), equal on every device. They are
+    drawn on the host once per epoch, so a step needs no synchronisation. Each epoch is a new permutation of all rows.
 
     Args:
-        dataset: where its tensors lie, the batches are made.
+        dataset: the images; batches are made on its device.
         batch_size: images per batch; if it does not divide the set, an epoch's last batch is smaller, or larger where
             only one image (per rank) would be left for it, see `Parts`.
         seed: a non-negative int.
@@ -32,13 +31,13 @@ class TrainBatches(Parts):
             `dataset.padding`.
         flip: mirror left-right with probability 1/2; default `dataset.flip`.
         drop_last: leave out the images after the last whole batch.
-        dtype: of the images: float32, bfloat16, float16 or float64.
+        dtype: dtype of the images: float32, bfloat16, float16 or float64.
         channels_last: memory format of the images.
-        part: (rank, world): of every batch take this rank's part only, see `Parts`.
-        transforms: of every image after crop and mirror, on the CPU.
+        part: (rank, world): take only this rank's part of every batch, see `Parts`.
+        transforms: transforms of every image after crop and mirror, on the CPU.
 
     Raises:
-        ValueError: an option out of range, or no batch at all, as by drop_last with fewer images than one batch.
+        ValueError: an option out of range, or no batch at all, as with drop_last and fewer images than batch_size.
     """
 
     def __init__(
@@ -65,16 +64,16 @@ class TrainBatches(Parts):
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of epoch `epoch` (from 0), from batch number `start` on.
 
-        Batch i is the same whatever `start` is, so a run resumes in mid-epoch exactly.
+        Batch i does not depend on `start`, so a run resumes in mid-epoch exactly.
         """
-        return self._batches(*self.place(epoch, start))
+        return self._batches(*self.checked_position(epoch, start))
 
     def once(self) -> Iterator[Batch]:
-        """Every training image once, in their order and not augmented; this rank's part of it, see `in_order`."""
+        """This rank's part of all training images, in their order and not augmented, see `in_order`."""
         data = self.dataset
-        for at in self.in_order():
-            index = torch.arange(at.start, at.stop, device=data.device)
-            yield Batch(self.normalise(data.train_images[at]), data.train_labels[at], index)
+        for rows in self.in_order():
+            index = torch.arange(rows.start, rows.stop, device=data.device)
+            yield Batch(self.normalise(data.train_images[rows]), data.train_labels[rows], index)
 
     def _batches(self, epoch: int, start: int) -> Iterator[Batch]:
         data, device = self.dataset, self.dataset.device
@@ -84,11 +83,11 @@ class TrainBatches(Parts):
         shift = torch.from_numpy(rng.integers(-self.padding, self.padding + 1, size=(n, 2))).to(device)  # [N, 2]
         mirror = torch.from_numpy(rng.random(n) < 0.5).to(device) if self.flip else None  # bool [N]
         for i in range(start, len(self)):
-            at = self.rows(i)
-            yield self._batch(order[at], shift[at], None if mirror is None else mirror[at], epoch)
+            rows = self.rows(i)
+            yield self._batch(order[rows], shift[rows], None if mirror is None else mirror[rows], epoch)
 
     def _batch(self, index: Tensor, shift: Tensor, mirror: Tensor | None, epoch: int) -> Batch:
-        """Made apart from the generator, which then holds nothing of it while the caller works with it."""
+        """Separate from the generator, which would hold a batch's tensors while the caller uses them."""
         data = self.dataset
         images = crop_flip(data.train_images, index, shift, mirror)
         if self.transforms is not None:
@@ -99,7 +98,7 @@ class TrainBatches(Parts):
 class TestBatches:
     """The test images in their order, normalised, not augmented. Arguments as for `TrainBatches`."""
 
-    __test__ = False  # the name starts like a test's, to pytest
+    __test__ = False  # else pytest takes the class for tests, by its name
 
     def __init__(
         self,
@@ -121,7 +120,7 @@ class TestBatches:
             yield self._batch(first)
 
     def _batch(self, first: int) -> Batch:
-        data, at = self.dataset, slice(first, first + self.batch_size)
-        labels = data.test_labels[at]
+        data, rows = self.dataset, slice(first, first + self.batch_size)
+        labels = data.test_labels[rows]
         index = torch.arange(first, first + len(labels), device=data.device)
-        return Batch(self.normalise(data.test_images[at]), labels, index)
+        return Batch(self.normalise(data.test_images[rows]), labels, index)

@@ -1,4 +1,4 @@
-"""The record that every loader returns."""
+"""The data set that loaders return."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Dataset:
     """A whole image data set, train and test, as tensors on one device.
 
     Attributes:
-        name: for logs and reports.
+        name: name in logs and reports.
         train_images, test_images: uint8 [N, C, H, W], 0 black to 255 white.
         train_labels, test_labels: int64 [N], each in [0, len(classes)).
         classes: class names, in label order.
-        mean, std: per channel, of pixels scaled to [0, 1]; batches are normalised by them.
+        mean, std: per channel, for pixels in [0, 1]; batches are normalised by them.
         padding: how far random crops shift the image by default, in pixels.
         flip: whether training images are mirrored at random by default (wrong for digits and text).
         skipped: files of the set that could not be read and are left out.
@@ -52,14 +52,14 @@ class Dataset:
             test_images=self.test_images,
             test_labels=self.test_labels,
         )
-        for part, images, labels in (
+        for name, images, labels in (
             ("train", self.train_images, self.train_labels),
             ("test", self.test_images, self.test_labels),
         ):
-            checks.tensor(f"{part}_labels", labels, shape=(len(images),), dtypes=[torch.int64])
+            checks.tensor(f"{name}_labels", labels, shape=(len(images),), dtypes=[torch.int64])
             low, high = int(labels.min()), int(labels.max())
             if low < 0 or high >= len(self.classes):
-                raise ValueError(f"{part}_labels: expected 0 .. {len(self.classes) - 1}, got {low} .. {high}")
+                raise ValueError(f"{name}_labels: expected 0 .. {len(self.classes) - 1}, got {low} .. {high}")
         if len(self.mean) != c or len(self.std) != c:
             raise ValueError(f"mean, std: expected {c} numbers, one per channel, got {self.mean} and {self.std}")
         for value in self.std:
@@ -79,11 +79,11 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A short hash of all images and labels: two data sets that share it are the same one."""
+        """A short hash of all images and labels, which identifies the data set."""
         digest = sha256()
-        for part in (self.train_images, self.train_labels, self.test_images, self.test_labels):
-            digest.update(str(list(part.shape)).encode())
-            digest.update(part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        for tensor in (self.train_images, self.train_labels, self.test_images, self.test_labels):
+            digest.update(str(list(tensor.shape)).encode())
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]
 
     @property
@@ -101,7 +101,7 @@ class Dataset:
         )
 
     def limit_train(self, n: int) -> Dataset:
-        """This data set with `n` training images: every class in proportion, always the same choice."""
+        """This data set with `n` training images, every class in proportion; the choice is fixed."""
         if checks.integer("limit_train", n, least=1) > len(self.train_labels):
             raise ValueError(f"limit_train: expected at most the {len(self.train_labels)} training images, got {n}")
         rows = split.stratified_rows(self.train_labels.cpu().numpy(), n)
@@ -110,10 +110,10 @@ class Dataset:
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel of uint8 [N, C, H, W], pixels scaled to [0, 1].
+    """Mean and standard deviation of each channel of uint8 [N, C, H, W], for pixels in [0, 1].
 
-    From exact counts of the 256 values, so the result depends on neither the order nor the device. A constant
-    channel has deviation 1.
+    They come from exact counts of the 256 values, so they depend on neither the order nor the device. A constant
+    channel gets the deviation 1.
     """
     values = np.arange(256) / 255
     means, stds = [], []

@@ -1,8 +1,7 @@
 """The embedded data set: scikit-learn's copy of the UCI optical digits (1,797 images, 8x8, 17 grey levels).
 
-It comes with scikit-learn, so it needs no download. The split is ours: 360 test and 1,437 training images,
-every class in proportion, rows chosen with seed 0. The set does not say who wrote what, so both parts share
-writers.
+It comes with scikit-learn, so it needs no download. The division is ours: 360 test and 1,437 training images, every
+class in proportion, rows chosen with seed 0. The writers are unknown, so both splits share writers.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ IMAGE_SIZE = 16
 
 
 def load(image_size: int | None = None) -> Dataset:
-    """The digits, one channel, no mirrors; random crops shift by an eighth of the image (as 4 pixels of 32).
+    """The digits, with one channel, not mirrored; random crops shift by an eighth of the image (as 4 pixels of 32).
 
     Args:
-        image_size: height and width, at least 8 (the original); larger ones are bilinear. Default 16.
+        image_size: height and width, at least 8 (the original); larger images are interpolated bilinearly. Default 16.
     """
     require_train("data 'digits': these images come with scikit-learn and loading them", "sklearn")
-    from sklearn.datasets import load_digits  # not at the top: it costs a second that other data sets need not pay
+    from sklearn.datasets import load_digits  # not at the top: it takes a second
 
     size = checks.integer("image_size", IMAGE_SIZE if image_size is None else image_size, least=8)
     bunch = load_digits()

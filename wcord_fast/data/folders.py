@@ -1,10 +1,10 @@
-"""Folders of images: which are splits, which are classes, and which files in them are images.
+"""Folders of images: their classes, and the image files in them.
 
     root/train/<class>/... and root/test/<class>/...      two splits, by any of their usual names, in any case
-    root/<class>/...  or only root/train/<class>/...      one
+    root/<class>/...  or only root/train/<class>/...      one split
 
-Inside a class, images may lie in sub-folders; links are followed. What file managers and systems leave behind (hidden
-files, `@eaDir`, `__MACOSX`, `Thumbs.db`, ...) is neither an image nor a class.
+Inside a class, images may lie in sub-folders; links are followed. Files and folders that file managers and systems make
+(hidden ones, `@eaDir`, `__MACOSX`, `Thumbs.db`, ...) are neither images nor classes.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ HELPERS = {
 }
 
 
-def existing(root: str | os.PathLike[str]) -> Path:
-    """The folder `root`, or the FileNotFoundError that says what should be there."""
+def existing_folder(root: str | os.PathLike[str]) -> Path:
+    """The folder `root`; a FileNotFoundError says what is expected there."""
     top = Path(root).expanduser()
     if not top.is_dir():
         raise FileNotFoundError(f"data_dir: {top} is not a folder; expected {top}/train/<class>/<image> in it")
@@ -51,7 +51,7 @@ def existing(root: str | os.PathLike[str]) -> Path:
 
 
 def is_helper(name: str) -> bool:
-    """Whether a file or folder of this name is hidden, or some program's own."""
+    """Whether a file or folder of this name is hidden, or belongs to some program."""
     return name.startswith(".") or name.casefold() in HELPERS
 
 
@@ -76,14 +76,14 @@ def _suffix(file: str) -> str:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Also for a link; one that leads to itself is none."""
+    """Whether it is a folder or a link to one; a link to itself is not."""
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
-def shown(name: str) -> str:
-    """A folder's name as text: UTF-8, else Latin-1, with accents in one form.
+def display_name(name: str) -> str:
+    """A folder's name as text: UTF-8, else Latin-1, with composed accents.
 
-    Whoever made the folder may have used another encoding than UTF-8, or, as macOS does, accents of their own.
+    Folders may come from a system with another encoding than UTF-8 or, such as macOS, with decomposed accents.
     """
     try:
         text = os.fsencode(name).decode()
@@ -93,7 +93,7 @@ def shown(name: str) -> str:
 
 
 def classes_in(folder: Path) -> dict[str, Path]:
-    """The class folders in `folder` by the classes' names, in alphabetical order of the folders.
+    """The class folders in `folder` by class name, in alphabetical order of the folders.
 
     Raises:
         ValueError: there are none.
@@ -101,12 +101,14 @@ def classes_in(folder: Path) -> dict[str, Path]:
     result = subfolders(folder)
     if not result:
         raise ValueError(f"{folder}: no class folders in it; expected {folder}/<class>/<image>")
-    times = Counter(shown(path.name) for path in result)
-    return {_distinct(path.name) if times[shown(path.name)] > 1 else shown(path.name): path for path in result}
+    counts = Counter(display_name(path.name) for path in result)
+    return {
+        _escaped(path.name) if counts[display_name(path.name)] > 1 else display_name(path.name): path for path in result
+    }
 
 
-def _distinct(name: str) -> str:
-    """Two folders are shown by one name: tell them apart by their bytes."""
+def _escaped(name: str) -> str:
+    """A name whose bytes are escaped where they are not UTF-8, for folders that share a display name."""
     return os.fsencode(name).decode(errors="backslashreplace")
 
 
@@ -119,7 +121,7 @@ def class_names(train_dir: Path) -> tuple[str, ...]:
 
 
 def list_images(folder: Path, classes: tuple[str, ...]) -> tuple[list[str], Tensor]:
-    """Image files of the class folders in `folder`, and their labels int64 [N]: places in `classes`.
+    """Image files of the class folders in `folder`, and their labels int64 [N]: indices in `classes`.
 
     Raises:
         ValueError: a folder whose name is not in `classes`, or without an image.
@@ -135,38 +137,38 @@ def list_images(folder: Path, classes: tuple[str, ...]) -> tuple[list[str], Tens
         images = [file for file in inside if _suffix(file) in suffixes()]
         others = Counter(_suffix(file) or "without suffix" for file in inside if _suffix(file) not in suffixes())
         if not images:
-            seen = f"only {_list(others)}" if others else "it is empty"
-            raise ValueError(f"{path}: no images in it ({seen})")
+            contents = f"only {_listed(others)}" if others else "it is empty"
+            raise ValueError(f"{path}: no images in it ({contents})")
         ignored += others
         files += images
         labels += [classes.index(name)] * len(images)
     if strays := sorted(_images_in(folder)):
         log.warning("%s: %d images are in no class folder and not read: %s ...", folder, len(strays), strays[0])
     if ignored:
-        log.warning("%s: %d files that are not images are ignored: %s", folder, ignored.total(), _list(ignored))
+        log.warning("%s: %d files that are not images are ignored: %s", folder, ignored.total(), _listed(ignored))
     return files, torch.tensor(labels, dtype=torch.int64)
 
 
-def _list(counts: Counter[str]) -> str:
+def _listed(counts: Counter[str]) -> str:
     return ", ".join(f"{n:,} {suffix}" for suffix, n in counts.most_common())
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """All files under `folder` but helpers', through links too, but for one that leads back to where it came from."""
+    """All files under `folder` except helpers, also through links, but not those back to an enclosing folder."""
     real = Path(os.path.realpath(folder))
     yield from _walk(str(folder), {_identity(p) for p in (real, *real.parents)})
 
 
-def _walk(folder: str, above: set[tuple[int, int]]) -> Iterator[str]:
+def _walk(folder: str, enclosing: set[tuple[int, int]]) -> Iterator[str]:
     for entry in os.scandir(folder):
         if is_helper(entry.name):
             continue
         if not _is_folder(entry):
-            yield entry.path  # also a link that leads nowhere: an image that is missing has to be told
-        elif (inner := _identity(entry.path)) in above:
+            yield entry.path  # also a broken link: a missing image must be reported
+        elif (identity := _identity(entry.path)) in enclosing:
             log.warning("%s leads back to a folder that it is in: not followed", entry.path)
         else:
-            yield from _walk(entry.path, {*above, inner})
+            yield from _walk(entry.path, {*enclosing, identity})
 
 
 def _identity(path: str | os.PathLike[str]) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Any images in one folder per class, decoded once into one uint8 tensor.
 
     root/train/<class>/*.png and root/test/<class>/*.png, or other usual names of splits, see `split_folders`
-    root/<class>/*.png, or only root/train/ (then a fixed share of every class is set aside for testing)
+    root/<class>/*.png, or only root/train/ (then a fixed fraction of every class is kept for testing)
 
 The whole set is held in memory: N * channels * size^2 bytes. `lazy_folder` is for sets that are too large for that.
 """
@@ -19,8 +19,8 @@ from ..ops import checks
 from . import split
 from .dataset import Dataset, channel_statistics
 from .decode import read_all
-from .folders import class_names, existing, list_images, shown
-from .skipping import require_all, skip, without
+from .folders import class_names, display_name, existing_folder, list_images
+from .skipping import require_all_classes, skip, without
 from .split_folders import find_splits
 
 MODES = {1: "L", 3: "RGB"}
@@ -41,9 +41,8 @@ def load(
         image_size: every image is resized to this height and width (bilinear with antialiasing, aspect not
             kept).
         channels: 3 (colour) or 1 (grey).
-        test_fraction: the share of images set aside, every class in proportion, where there is no test
-            folder.
-        skip_corrupt: go on without the files that cannot be read; `skipped` of the result has them.
+        test_fraction: fraction of the images kept for testing, every class in proportion, if there is no test folder.
+        skip_corrupt: leave out the files that cannot be read; `skipped` of the result lists them.
 
     Raises:
         FileNotFoundError: data_dir is not a folder.
@@ -54,17 +53,19 @@ def load(
     checks.choice("channels", channels, tuple(MODES))
     if not 0 < checks.fraction("test_fraction", test_fraction) < 1:
         raise ValueError(f"test_fraction: expected a number inside (0, 1), got {test_fraction}")
-    top = existing(data_dir)
+    top = existing_folder(data_dir)
     train_dir, test_dir = find_splits(top)
     classes = class_names(train_dir)
     files, labels = list_images(train_dir, classes)
     test_files, test_labels = ([], labels[:0]) if test_dir is None else list_images(test_dir, classes)
     images, bad = _decode(files, image_size, MODES[channels])
     test_images, bad_tests = _decode(test_files, image_size, MODES[channels])
-    skipped = skip([*files, *test_files], bad | {len(files) + i: why for i, why in bad_tests.items()}, skip_corrupt)
+    skipped = skip(
+        [*files, *test_files], bad | {len(files) + i: reason for i, reason in bad_tests.items()}, skip_corrupt
+    )
     images, labels = without(bad, images), without(bad, labels)
     test_images, test_labels = without(bad_tests, test_images), without(bad_tests, test_labels)
-    require_all(classes, labels, train_dir)
+    require_all_classes(classes, labels, train_dir)
     if test_dir is None:
         n_test = max(1, round(len(labels) * test_fraction))
         try:
@@ -77,7 +78,7 @@ def load(
         raise ValueError(f"{test_dir}: no image in it can be read")
     mean, std = channel_statistics(images)
     return Dataset(
-        name=shown(top.resolve().name),
+        name=display_name(top.resolve().name),
         train_images=images,
         train_labels=labels,
         test_images=test_images,
@@ -91,12 +92,12 @@ def load(
 
 
 def _decode(files: list[str], size: int, mode: str) -> tuple[Tensor, dict[int, str]]:
-    """uint8 [N, C, size, size], and {i: why} of the files that cannot be read, whose images are black."""
+    """uint8 [N, C, size, size], and {i: reason} of the files that cannot be read, whose images are black."""
     out = np.zeros((len(files), size, size, len(Image.new(mode, (1, 1)).getbands())), np.uint8)
 
-    def take(i: int, image: Image.Image) -> None:
+    def store(i: int, image: Image.Image) -> None:
         small = image.resize((size, size), Image.Resampling.BILINEAR)
         out[i] = np.asarray(small).reshape(out.shape[1:])
 
-    bad, _ = read_all(files, mode, take)
+    bad, _ = read_all(files, mode, store)
     return torch.from_numpy(out).permute(0, 3, 1, 2).contiguous(), bad

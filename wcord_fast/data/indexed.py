@@ -1,4 +1,4 @@
-"""A user's own data set with the row numbers by which the memory banks are addressed."""
+"""A user's own data set with the row numbers by which banks are addressed."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Indexed(TorchDataset):
         loader = torch.utils.data.DataLoader(Indexed(train_set), batch_size=64, shuffle=True)
         for images, labels, index in loader: ...
 
-    `labels` holds the class of every row, without reading an image. They come from the argument, or from the data set:
-    its attribute `targets` or `labels` (torchvision), its second tensor (TensorDataset), or its label column (Hugging
-    Face). `Subset`, `ConcatDataset` and `Indexed` itself are looked into. They are None where nothing is found. A
-    subset is taken before it is numbered: Indexed(Subset(...)), not Subset(Indexed(...)).
+    `labels` holds the class of every row; no image is read for it. The labels come from the argument, or from the data
+    set: its attribute `targets` or `labels` (torchvision), its second tensor (TensorDataset), or its label column
+    (Hugging Face), also inside `Subset`, `ConcatDataset` and `Indexed`. `labels` is None if there are none. Rows are
+    numbered after a subset is taken: Indexed(Subset(...)), not Subset(Indexed(...)).
 
     Args:
         dataset: has `len()`; its items are pairs (image, label), or mappings that hold both.
@@ -76,7 +76,7 @@ class Indexed(TorchDataset):
 
 
 def labels_of(dataset: Any, columns: Sequence[str] = LABEL_COLUMNS) -> Tensor | None:
-    """The class of every row of a data set, int64 [N], or None where it does not say; no image is read.
+    """The class of every row of a data set, int64 [N], or None if it has no labels of its own; no image is read.
 
     Args:
         dataset: see `Indexed`.
@@ -86,9 +86,9 @@ def labels_of(dataset: Any, columns: Sequence[str] = LABEL_COLUMNS) -> Tensor | 
         whole = labels_of(dataset.dataset, columns)
         return None if whole is None else whole[torch.as_tensor(dataset.indices, dtype=torch.int64)]
     if isinstance(dataset, ConcatDataset):
-        parts = [labels_of(part, columns) for part in dataset.datasets]
-        known = [part for part in parts if part is not None]
-        return torch.cat(known) if len(known) == len(parts) else None
+        results = [labels_of(member, columns) for member in dataset.datasets]
+        labels = [result for result in results if result is not None]
+        return torch.cat(labels) if len(labels) == len(results) else None
     if isinstance(dataset, TensorDataset):
         return _integers(dataset.tensors[1], len(dataset)) if len(dataset.tensors) > 1 else None
     for name in ("targets", "labels"):
@@ -97,7 +97,7 @@ def labels_of(dataset: Any, columns: Sequence[str] = LABEL_COLUMNS) -> Tensor | 
             return result
     names = getattr(dataset, "column_names", None)
     column = next((name for name in columns if name in names), None) if isinstance(names, list) else None
-    # A format of Hugging Face's replaces a transform of the user's, which would read the images.
+    # Hugging Face's format replaces a user's transform, which would read the images.
     return None if column is None else _integers(dataset.with_format("numpy")[column][:], len(dataset))
 
 
@@ -105,7 +105,7 @@ def _integers(values: Any, count: int) -> Tensor | None:
     """`values` as int64 [count] on the CPU; None if they are anything else."""
     try:
         array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.array(values)
-    except (TypeError, ValueError):  # ragged, as the boxes of a detection set are
+    except (TypeError, ValueError):  # ragged values, such as the boxes of a detection set
         return None
     return torch.from_numpy(array.astype(np.int64)) if array.dtype.kind in "iu" and array.shape == (count,) else None
 

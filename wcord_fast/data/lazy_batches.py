@@ -1,7 +1,7 @@
 """Batches of a `LazyFolder`: worker processes decode the files of a batch when its turn comes.
 
 Training: a random crop of 8 to 100 % of the area and aspect 3:4 to 4:3, resized to a square, mirrored at random.
-Testing: the shorter side resized to 256/224 of the square's, the middle cut out. Every crop is a function of (seed,
+Testing: the middle of the image, its shorter side resized to 256/224 of the square's. A crop is a function of (seed,
 epoch, row), so batches do not depend on the number of workers.
 """
 
@@ -27,10 +27,10 @@ from .parts import Parts
 from .skipping import ADVICE
 from .transforms import Transforms
 
-MARGIN = 256 / 224  # of the test image's shorter side to the crop's
+MARGIN = 256 / 224  # ratio of the test image's shorter side to the crop's
 AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
 WORKERS = max(1, min(16, (os.cpu_count() or 2) - 1))
-PATIENCE = 60.0  # seconds in which other unreadable files are looked for, once one has been met
+PATIENCE = 60.0  # seconds of search for more unreadable files after the first
 
 
 class _Images(TorchDataset):
@@ -39,7 +39,7 @@ class _Images(TorchDataset):
     def __init__(
         self, files: tuple[str, ...], size: int, seed: tuple[int, int] | None, transforms: Transforms | None
     ) -> None:
-        # One array: workers share its pages, which a million Python strings with their reference counts would not be.
+        # Workers share the pages of one array; those of a million Python strings would be copied with reference counts.
         self.files, self.size, self.seed = np.array([os.fsencode(f) for f in files]), size, seed
         self.transforms = transforms
 
@@ -47,29 +47,29 @@ class _Images(TorchDataset):
         return len(self.files)
 
     def __getitem__(self, row: int) -> tuple[Tensor, int]:
-        colour = read(os.fsdecode(self.files[row]))
+        image = read(os.fsdecode(self.files[row]))
         if self.seed is None:
-            picked = middle(colour, self.size)
+            crop = middle(image, self.size)
         else:
-            picked = random_crop(colour, self.size, np.random.default_rng((*self.seed, row)))
-        pixels = torch.from_numpy(np.array(picked)).permute(2, 0, 1)
+            crop = random_crop(image, self.size, np.random.default_rng((*self.seed, row)))
+        pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1)
         if self.seed is not None and self.transforms is not None:
             pixels = self.transforms(pixels, (*self.seed, row))
         return pixels, row
 
 
 def random_crop(image: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
-    """A random part of the image (see the top of this file) as a square of `size` pixels, mirrored or not."""
+    """A random crop of the image, as this module describes, as a square of `size` pixels, mirrored or not."""
     width, height = image.size
     mirror = rng.random() < 0.5
-    w, h = min(width, height), min(width, height)  # should no try fit: the largest square, in the middle
+    w, h = min(width, height), min(width, height)  # if no draw fits: the largest square in the middle
     x, y = (width - w) // 2, (height - h) // 2
     for _ in range(10):
         area = width * height * rng.uniform(*AREA)
         aspect = math.exp(rng.uniform(math.log(ASPECT[0]), math.log(ASPECT[1])))
-        tried_w, tried_h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < tried_w <= width and 0 < tried_h <= height:
-            w, h = tried_w, tried_h
+        drawn_w, drawn_h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < drawn_w <= width and 0 < drawn_h <= height:
+            w, h = drawn_w, drawn_h
             x, y = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
             break
     square = image.resize((size, size), Image.Resampling.BILINEAR, box=(x, y, x + w, y + h))
@@ -85,30 +85,30 @@ def middle(image: Image.Image, size: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BILINEAR).crop((x, y, x + size, y + size))
 
 
-class _Rows:
-    """The rows of batches that take these parts of an order, made when the loader asks for them."""
+class _BatchSampler:
+    """A batch sampler: the rows `order[batch]` of each batch, listed when its turn comes."""
 
-    def __init__(self, parts: list[slice], order: np.ndarray) -> None:
-        self.parts, self.order = parts, order
+    def __init__(self, batches: list[slice], order: np.ndarray) -> None:
+        self.batches, self.order = batches, order
 
     def __len__(self) -> int:
-        return len(self.parts)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[list[int]]:
-        return (self.order[part].tolist() for part in self.parts)
+        return (self.order[batch].tolist() for batch in self.batches)
 
 
 class LazyBatches(Parts):
     """Batches of a `LazyFolder`: for training `epoch(e)`, shuffled and augmented; for testing iterate over it.
 
     Args:
-        dataset: the folder.
+        dataset: the image folder.
         batch_size: images per batch; the last may be smaller, or in training slightly larger, see `Parts`.
-        seed: of shuffle and crops; None: the test images in their order.
+        seed: seed of shuffle and crops; None: the test images in their order.
         workers: processes that decode; 0 decodes in this one.
         channels_last: memory format of the images.
         part: (rank, world) of training batches, see `Parts`.
-        transforms: of every training image after crop and mirror, in the workers.
+        transforms: transforms of every training image after crop and mirror, in the workers.
     """
 
     def __init__(
@@ -134,32 +134,33 @@ class LazyBatches(Parts):
         """The training batches of epoch `epoch` (from 0), from batch number `start` on."""
         if self.seed is None:
             raise ValueError("seed: expected a number for training batches, got None")
-        epoch, start = self.place(epoch, start)
+        epoch, start = self.checked_position(epoch, start)
         order = np.random.default_rng((self.seed, epoch)).permutation(len(self.labels))
-        return self._batches(self.dataset.train_files, _Rows(self._parts(start), order), (self.seed, epoch))
+        return self._batches(self.dataset.train_files, _BatchSampler(self._slices(start), order), (self.seed, epoch))
 
     def once(self) -> Iterator[Batch]:
-        """Every training image once, in their order and not augmented; this rank's part of it, see `in_order`."""
+        """This rank's part of all training images, in their order and not augmented, see `in_order`."""
         if self.seed is None:
             raise ValueError("seed: expected a number for training batches, got None")
-        return self._batches(self.dataset.train_files, _Rows(self.in_order(), np.arange(len(self.labels))), None)
+        sampler = _BatchSampler(self.in_order(), np.arange(len(self.labels)))
+        return self._batches(self.dataset.train_files, sampler, None)
 
     def __iter__(self) -> Iterator[Batch]:
         if self.seed is not None:
             raise TypeError("training batches come by epoch: iterate over epoch(0), epoch(1), ...")
-        return self._batches(self.dataset.test_files, _Rows(self._parts(0), np.arange(len(self.labels))), None)
+        return self._batches(self.dataset.test_files, _BatchSampler(self._slices(0), np.arange(len(self.labels))), None)
 
-    def _parts(self, start: int) -> list[slice]:
+    def _slices(self, start: int) -> list[slice]:
         return [self.rows(i) for i in range(start, len(self))]
 
-    def _batches(self, files: tuple[str, ...], rows: _Rows, seed: tuple[int, int] | None) -> Iterator[Batch]:
+    def _batches(self, files: tuple[str, ...], rows: _BatchSampler, seed: tuple[int, int] | None) -> Iterator[Batch]:
         data = self.dataset
         loader = DataLoader(
             _Images(files, data.image_size[0], seed, self.transforms),
             batch_sampler=rows,
             num_workers=min(self.workers, len(rows)),
             pin_memory=data.device.type == "cuda",
-            generator=torch.Generator(),  # the loader's draw of a base seed leaves torch's generator alone
+            generator=torch.Generator(),  # so that the loader draws its base seed without torch's own generator
         )
         for pixels, index in self._with_errors_named(loader):
             yield self._batch(pixels, index)
@@ -170,17 +171,15 @@ class LazyBatches(Parts):
         return Batch(self.normalise(pixels.to(device, non_blocking=True)), self.labels[index], index)
 
     def _with_errors_named(self, loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
-        """What `loader` gives. Where a file cannot be read, the error is of all such files that a look of some seconds
-        finds: whoever repairs the set need not come back for each."""
+        """The items of `loader`. For an unreadable file, the error names all that a search of PATIENCE finds."""
         try:
             yield from loader
-        except OSError as error:  # from a worker it comes with a traceback in its text
+        except OSError as error:  # a worker's error has a traceback in its text
             raise OSError(str(error).splitlines()[-1]) from error
         except Unreadable as error:
             files = [*self.dataset.train_files, *self.dataset.test_files]
-            bad, looked = read_all(files, "RGB", lambda i, image: None, PATIENCE)
-            message = (
-                str(error).splitlines()[-1].partition(f"{Unreadable.__name__}: ")
-            )  # from a worker: with a traceback
-            whys = list(dict.fromkeys([message[2] or message[0], *bad.values()]))
-            raise ValueError(f"{unreadable_message(whys, looked, len(files))}. {ADVICE}") from None
+            unreadable, tried = read_all(files, "RGB", lambda i, image: None, PATIENCE)
+            # A worker's error has a traceback in its text.
+            message = str(error).splitlines()[-1].partition(f"{Unreadable.__name__}: ")
+            reasons = list(dict.fromkeys([message[2] or message[0], *unreadable.values()]))
+            raise ValueError(f"{unreadable_message(reasons, tried, len(files))}. {ADVICE}") from None

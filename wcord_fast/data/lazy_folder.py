@@ -22,12 +22,12 @@ from torch import Tensor
 from ..ops import checks
 from . import split
 from .decode import read_all
-from .folders import class_names, existing, list_images, shown
-from .skipping import require_all, skip
+from .folders import class_names, display_name, existing_folder, list_images
+from .skipping import require_all_classes, skip
 from .split_folders import find_splits
 
 IMAGE_SIZE = 224
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, with which published weights are trained
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as for published weights
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +37,12 @@ class LazyFolder:
     """File names and labels of an image folder, with the attributes of `Dataset` that a training run reads.
 
     Attributes:
-        name: for logs and reports.
+        name: name in logs and reports.
         train_files, test_files: paths.
         train_labels, test_labels: int64 [N] on the CPU.
         classes: class names, in label order.
         image_size: height and width of the batches' images.
-        device: where batches are put.
+        device: device of the batches.
         skipped: files of the set that could not be read and are left out.
     """
 
@@ -69,7 +69,7 @@ class LazyFolder:
         digest = sha256()
         for files, labels in ((self.train_files, self.train_labels), (self.test_files, self.test_labels)):
             for file in files:
-                digest.update(os.fsencode(os.path.basename(file)) + f":{_size(file)}\n".encode())
+                digest.update(os.fsencode(os.path.basename(file)) + f":{_file_size(file)}\n".encode())
             digest.update(labels.numpy().tobytes())
         return digest.hexdigest()[:16]
 
@@ -78,19 +78,19 @@ class LazyFolder:
         return replace(self, device=torch.device(device))
 
     def limit_train(self, n: int) -> LazyFolder:
-        """This data set with `n` training images: every class in proportion, always the same choice."""
+        """This data set with `n` training images, every class in proportion; the choice is fixed."""
         if checks.integer("limit_train", n, least=1) > len(self.train_labels):
             raise ValueError(f"limit_train: expected at most the {len(self.train_labels)} training images, got {n}")
-        return self._keeping(split.stratified_rows(self.train_labels.numpy(), n))
+        return self._with_train_rows(split.stratified_rows(self.train_labels.numpy(), n))
 
     def unreadable(self, train: bool = True) -> tuple[str, ...]:
-        """The files that cannot be read as images, each told in a warning: this decodes all of them, in threads.
+        """The files that cannot be read as images, which a warning names; all files are decoded, in threads.
 
         Args:
-            train: False looks at the test images only.
+            train: False decodes the test images only.
         """
         files = [*(self.train_files if train else ()), *self.test_files]
-        log.info("%s: looking at all of %d files", self.name, len(files))
+        log.info("%s: decoding all of %d files", self.name, len(files))
         bad, _ = read_all(files, "RGB", lambda i, image: None)
         return skip(files, bad, allowed=True)
 
@@ -100,29 +100,29 @@ class LazyFolder:
         Raises:
             ValueError: a class would have no training image left, or the test set none at all.
         """
-        gone = set(files)
+        removed = set(files)
         train, test = (
-            np.flatnonzero([file not in gone for file in part]) for part in (self.train_files, self.test_files)
+            np.flatnonzero([file not in removed for file in paths]) for paths in (self.train_files, self.test_files)
         )
-        require_all(self.classes, self.train_labels[torch.from_numpy(train)], self.name)
+        require_all_classes(self.classes, self.train_labels[torch.from_numpy(train)], self.name)
         if not len(test):
             raise ValueError(f"{self.name}: no test image can be read")
         return replace(
-            self._keeping(train),
+            self._with_train_rows(train),
             test_files=tuple(self.test_files[row] for row in test),
             test_labels=self.test_labels[torch.from_numpy(test)],
             skipped=(*self.skipped, *files),
         )
 
-    def _keeping(self, rows: np.ndarray) -> LazyFolder:
+    def _with_train_rows(self, rows: np.ndarray) -> LazyFolder:
         files = tuple(self.train_files[row] for row in rows)
         return replace(self, train_files=files, train_labels=self.train_labels[torch.from_numpy(rows)])
 
 
-def _size(file: str) -> int:
+def _file_size(file: str) -> int:
     try:
         return os.path.getsize(file)
-    except FileNotFoundError:  # a link that leads nowhere: told when a batch needs it
+    except FileNotFoundError:  # a broken link, which is an error when a batch needs it
         return -1
 
 
@@ -133,14 +133,14 @@ def load(data_dir: str | os.PathLike[str], image_size: int | None = None, *, ski
         data_dir: see the top of this file.
         image_size: height and width of the batches' images; default 224.
         skip_corrupt: decode every file once now, which takes as long as an epoch without training, and go on without
-            those that cannot be read. Otherwise nothing is decoded yet, and the first one that a batch needs ends it.
+            those that cannot be read. Otherwise nothing is decoded yet, and the first that a batch needs is an error.
 
     Raises:
         FileNotFoundError: data_dir is not a folder.
         ValueError: no training or no test folder in it, a class without images, a test class that is not in train.
     """
     size = checks.integer("image_size", IMAGE_SIZE if image_size is None else image_size, least=8)
-    top = existing(data_dir)
+    top = existing_folder(data_dir)
     train_dir, test_dir = find_splits(top)
     if test_dir is None:
         raise ValueError(f"data_dir: expected {top}/train and {top}/val, with one folder per class in each")
@@ -148,7 +148,7 @@ def load(data_dir: str | os.PathLike[str], image_size: int | None = None, *, ski
     train_files, train_labels = list_images(train_dir, classes)
     test_files, test_labels = list_images(test_dir, classes)
     result = LazyFolder(
-        name=shown(top.resolve().name),
+        name=display_name(top.resolve().name),
         train_files=tuple(train_files),
         test_files=tuple(test_files),
         train_labels=train_labels,

@@ -11,19 +11,19 @@ from ..ops import checks
 
 
 class Parts:
-    """Batches of which each of `world` ranks takes a part: consecutive, and as equal as can be.
+    """Batches of which each of `world` ranks takes a consecutive part; the parts' sizes differ by one image at most.
 
-    Batch normalisation over one image of 1x1 maps has no variance, so no rank is left with one image by the end of an
-    epoch: what is left for a last batch joins the batch before, which is then larger, unless it has `least` images for
-    every rank. Every image is in a batch of every epoch. Two cases give a rank a single image all the same: a
-    batch_size below 2 * world, whose batches all do, and a set of fewer images than that, which is one batch.
+    Batch normalisation over one image of 1x1 maps has no variance, so the last batch leaves no rank with one image: the
+    images after the last whole batch join it, unless they are `least` for every rank. Every image is in a batch of
+    every epoch. A rank still gets single images if batch_size is below 2 * world, and may get one if the whole set has
+    fewer images than that.
 
     Args:
-        images: how many there are.
-        batch_size: of all ranks together.
+        images: number of images.
+        batch_size: images in a batch, over all ranks.
         part: (rank, world).
-        drop_last: the images left after the last whole batch are left out; no batch is larger or smaller.
-        least: images that a rank gets of a last batch that is one of its own (fewer if its part of a whole batch has).
+        drop_last: leave out the images after the last whole batch; no batch is larger or smaller.
+        least: images of each rank from which on a smaller last batch is made; at most a rank's part of a whole batch.
 
     Raises:
         ValueError: batch_size below `world`, or no batch at all.
@@ -43,7 +43,7 @@ class Parts:
             text = f"{batch_size} with drop_last={drop_last} and {self.world} processes"
             raise ValueError(f"batch_size: {text} leaves no batch of {images} images")
 
-    dataset: Any  # a subclass' data set
+    dataset: Any  # set by the subclass
 
     @property
     def device(self) -> torch.device:
@@ -51,7 +51,7 @@ class Parts:
         return self.dataset.device
 
     def described(self) -> dict[str, Any] | None:
-        """Shape [C, H, W] of the images, and `mean` and `std` per channel by which pixels in [0, 1] are normalised."""
+        """Shape [C, H, W] of the images, and `mean` and `std` per channel for pixels in [0, 1]."""
         data = self.dataset
         return {"shape": [data.channels, *data.image_size], "mean": list(data.mean), "std": list(data.std)}
 
@@ -64,17 +64,17 @@ class Parts:
         return whole + (rest >= self.world * least)
 
     def size(self, i: int) -> int:
-        """Images in batch i, all ranks' parts together."""
+        """Images in batch i, over all ranks."""
         last = i == len(self) - 1 and not self.drop_last
         return self.images - i * self.batch_size if last else self.batch_size
 
     def rows(self, i: int) -> slice:
-        """The place of this rank's part of batch i in the epoch's permutation."""
+        """This rank's part of batch i, as a slice of the epoch's permutation."""
         first, size = i * self.batch_size, self.size(i)
         return slice(first + size * self.rank // self.world, first + size * (self.rank + 1) // self.world)
 
     def weight(self, i: int) -> float:
-        """W * B_rank / B: times this, the mean over ranks of means over their parts is the mean over batch i."""
+        """W * B_rank / B: with this weight, the mean over ranks of their parts' means is the mean over batch i."""
         rows = self.rows(i)
         return self.world * (rows.stop - rows.start) / self.size(i)
 
@@ -85,13 +85,13 @@ class Parts:
         return batches
 
     def in_order(self) -> list[slice]:
-        """This rank's part of each batch of all images in their order; none is left out, with `drop_last` neither."""
-        every = copy(self)
-        every.drop_last = False
-        return [every.rows(i) for i in range(len(every))]
+        """This rank's parts of the batches of all images in their order; `drop_last` leaves none out here."""
+        batches = copy(self)
+        batches.drop_last = False
+        return [batches.rows(i) for i in range(len(batches))]
 
-    def place(self, epoch: int, start: int) -> tuple[int, int]:
-        """A place in training, checked: epoch `epoch` (from 0), batch number `start` of it (its end included)."""
+    def checked_position(self, epoch: int, start: int) -> tuple[int, int]:
+        """A position in training after a check: `epoch` counts from 0, `start` is a batch number of it or its end."""
         epoch, start = checks.integer("epoch", epoch, least=0), checks.integer("start", start, least=0)
         if start > len(self):
             raise ValueError(f"start: expected at most {len(self)}, the batches of an epoch, got {start}")

@@ -36,7 +36,7 @@ SOURCES: dict[str, Source] = {
 
 
 def names() -> tuple[str, ...]:
-    """The data sets that `load` knows by name."""
+    """The names of the data sets."""
     return tuple(SOURCES)
 
 
@@ -45,7 +45,7 @@ def held_names() -> tuple[str, ...]:
     return tuple(name for name, source in SOURCES.items() if source.held)
 
 
-def register(name: str, **facts: Any) -> Callable[[Loader], Loader]:
+def register(name: str, **fields: Any) -> Callable[[Loader], Loader]:
     """A decorator that makes a function that loads a data set selectable by name, here and in the command.
 
         @data.register("mine", image_size=64)
@@ -55,25 +55,26 @@ def register(name: str, **facts: Any) -> Callable[[Loader], Loader]:
 
     Args:
         name: lower-case letters, digits and "_".
-        **facts: fields of `Source`.
+        **fields: fields of `Source`.
     Raises:
-        ValueError: a name that is taken, or is no name; TypeError: no such field, or no function.
+        ValueError: the name is taken or malformed.
+        TypeError: no such field, or no function.
     """
 
     def decorate(load: Loader) -> Loader:
         if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             raise ValueError(f"name: expected lower-case letters, digits and '_', got {name!r}")
-        known = SOURCES.get(name)
-        if known is not None and qualified(known.load) != qualified(load):  # a module that is loaded again is welcome
-            raise ValueError(f"name: {name!r} is taken by {qualified(known.load)}")
-        SOURCES[name] = Source(load, **facts)
+        present = SOURCES.get(name)
+        if present is not None and qualified(present.load) != qualified(load):  # a reloaded module replaces its own
+            raise ValueError(f"name: {name!r} is taken by {qualified(present.load)}")
+        SOURCES[name] = Source(load, **fields)
         return load
 
     return decorate
 
 
 def spelled(name: str, argument: str = "name") -> str:
-    """A data set's name in its one spelling, or the dotted path of a user's function, which then is imported.
+    """A data set's canonical name, or the dotted path of a user's function, which is imported.
 
     Raises (the message begins with `argument`):
         ValueError: an unknown name (the nearest is suggested), or a dotted path that leads to no function.
@@ -85,13 +86,13 @@ def spelled(name: str, argument: str = "name") -> str:
         return checks.choice(argument, key.lower().replace("-", ""), SOURCES)
     if key not in SOURCES:
         load = resolve(argument, key)
-        same = next((source for source in SOURCES.values() if source.load == load), None)
-        SOURCES[key] = same if same is not None else Source(load)
+        registered = next((source for source in SOURCES.values() if source.load == load), None)
+        SOURCES[key] = registered if registered is not None else Source(load)
     return key
 
 
 def source(name: str, argument: str = "name") -> Source:
-    """The record of a data set, by its name or dotted path. Raises as `spelled` does."""
+    """The `Source` of a data set, by its name or dotted path. Raises as `spelled` does."""
     return SOURCES[spelled(name, argument)]
 
 
@@ -119,7 +120,7 @@ def load(
             need it, "digits" does not use it.
         image_size: height and width of the images; default 16 for "digits", 224 for "imagenet", 32 for the others.
             CIFAR has 32 only.
-        limit_train: keep this many training images, every class in proportion, always the same ones.
+        limit_train: keep this many training images, every class in proportion; the choice is fixed.
         channels: "folder" only: 3 (colour) or 1 (grey).
         test_fraction: "folder" only: the fraction of the images that is kept for testing if there is no test folder.
         skip_corrupt: "folder" and "imagenet" only: leave out image files that cannot be read. A warning names them, and
@@ -128,7 +129,7 @@ def load(
     Raises:
         FileNotFoundError: the data are not there; the message gives the commands that fix it.
         ValueError: an unknown name, a corrupt file (named), an option out of range.
-        TypeError: a user's function that gives no `Dataset`.
+        TypeError: a user's function that returns no `Dataset`.
     """
     key = spelled(name)
     result = SOURCES[key].read(
@@ -155,12 +156,12 @@ def train_batches(
 
     Args:
         dataset, batch_size, seed, channels_last, part: see `TrainBatches`.
-        transforms: of every image, such as "v2:RandAugment(num_ops=2)" of torchvision, or the dotted path of a function
-            from uint8 [C, H, W] to the same; see `data.transforms.Transforms`.
+        transforms: transforms of every image, such as "v2:RandAugment(num_ops=2)" of torchvision, or the dotted path of
+            a function uint8 [C, H, W] -> uint8 [C, H, W]; see `data.transforms.Transforms`.
     """
-    made = None if transforms is None else Transforms(transforms)
-    kind: Any = LazyBatches if isinstance(dataset, LazyFolder) else TrainBatches
-    return kind(dataset, batch_size, seed=seed, channels_last=channels_last, part=part, transforms=made)
+    parsed = None if transforms is None else Transforms(transforms)
+    batches: Any = LazyBatches if isinstance(dataset, LazyFolder) else TrainBatches
+    return batches(dataset, batch_size, seed=seed, channels_last=channels_last, part=part, transforms=parsed)
 
 
 def test_batches(

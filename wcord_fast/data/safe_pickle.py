@@ -2,7 +2,7 @@
 
 A pickle is a program: `pickle.load` of a downloaded file can run any command. The published files need lists,
 dicts, strings, numbers and one uint8 array, so only the array's few globals resolve, and to the stand-ins
-below, which build that array from its bytes and nothing else. Protocols 0 to 5, without out-of-band buffers.
+below, which build that array from its bytes and nothing else. Protocols 0 to 5 are read, without out-of-band buffers.
 """
 
 from __future__ import annotations
@@ -75,15 +75,14 @@ def load(path: Path) -> dict[str, Any]:
     """The dict in `path`, keys as str, arrays as uint8 numpy arrays.
 
     Raises:
-        ValueError: the file is truncated or corrupt, is no dict, or names anything but what such a file
-            needs.
+        ValueError: the file is truncated or corrupt, is no dict, or refers to a global that such a file does not need.
     """
     with path.open("rb") as file:
         return read(file, str(path))
 
 
 def read(file: IO[bytes], path: str) -> dict[str, Any]:
-    """`load` of an open file; `path` is its name in messages."""
+    """`load` for an open file; `path` is its name in messages."""
     try:
         result = _Unpickler(file, encoding="bytes").load()
     except OSError:

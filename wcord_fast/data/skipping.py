@@ -17,10 +17,10 @@ ADVICE = "skip_corrupt=True (--skip-corrupt) goes on without them"
 
 
 def skip(files: Sequence[str], bad: Mapping[int, str], allowed: bool) -> tuple[str, ...]:
-    """The files that are left out: those at `bad`, {place in `files`: why}.
+    """The files that are left out: those at `bad`, {index in `files`: reason}.
 
     Raises:
-        ValueError: there are some, and it is not `allowed`; all are counted, the first are named.
+        ValueError: there are some, and `allowed` is False; the message counts all and names the first.
     """
     if not bad:
         return ()
@@ -32,17 +32,17 @@ def skip(files: Sequence[str], bad: Mapping[int, str], allowed: bool) -> tuple[s
 
 
 def without(bad: Collection[int], values: Tensor) -> Tensor:
-    """`values` [N, ...] without the rows `bad`; the same tensor if there are none."""
+    """`values` [N, ...] without the rows `bad`; `values` itself if there are none."""
     if not bad:
         return values
-    good = torch.ones(len(values), dtype=torch.bool)
-    good[list(bad)] = False
-    return values[good]
+    kept = torch.ones(len(values), dtype=torch.bool)
+    kept[list(bad)] = False
+    return values[kept]
 
 
-def require_all(classes: tuple[str, ...], labels: Tensor, folder: str | os.PathLike[str]) -> None:
+def require_all_classes(classes: tuple[str, ...], labels: Tensor, folder: str | os.PathLike[str]) -> None:
     """ValueError if a class has no training image that can be read. `labels`: int64 [N]."""
-    bare = torch.bincount(labels, minlength=len(classes)) == 0
-    if bare.any():
-        name = classes[int(bare.nonzero()[0])]
+    missing = torch.bincount(labels, minlength=len(classes)) == 0
+    if missing.any():
+        name = classes[int(missing.nonzero()[0])]
         raise ValueError(f"{folder}: no image of the class {name!r} can be read")

@@ -1,4 +1,4 @@
-"""The record of a data set that has a name."""
+"""The properties of a data set with a name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Source:
         needs_dir: whether `data_dir` is required.
         image_size: default of `image_size`, pixels per side.
         config: the driver's recipe: the name of a packaged configuration file without ".yaml", or the path of a file.
-        positive: the default class of `wcord-fast sweep`, which its student tells from all others.
+        positive: the default class of `wcord-fast sweep`, which its student separates from all others.
         train_images: number of training images in the published set; None if there is none.
     """
 
@@ -45,14 +45,15 @@ class Source:
         """The data set, loaded with those of `options` that its function takes.
 
         Raises:
-            ValueError: no data_dir where one is needed; TypeError: the function gives something else.
+            ValueError: no data_dir where one is needed.
+            TypeError: the function returns something else.
         """
         if self.needs_dir and options["data_dir"] is None:
             raise ValueError(f"data_dir: the data set {name!r} needs the folder of images (--data-dir DIR), got None")
         if options["image_size"] is None:
             options["image_size"] = self.image_size
-        taken = inspect.signature(self.load).parameters
-        result = self.load(**{key: value for key, value in options.items() if key in taken})
+        parameters = inspect.signature(self.load).parameters
+        result = self.load(**{key: value for key, value in options.items() if key in parameters})
         kind = Dataset if self.held else LazyFolder
         if not isinstance(result, kind):
             raise TypeError(f"{name}: expected {qualified(self.load)} to give a data.{kind.__name__}, got {result!r}")

@@ -1,4 +1,4 @@
-"""Choosing rows with every class in proportion."""
+"""Choice of rows with every class in proportion."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from ..ops import checks
 
 
 def stratified_rows(labels: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
-    """`n` row numbers of `labels`, ascending, each class in proportion to its share.
+    """`n` row numbers of `labels`, ascending, each class in proportion to its size.
 
-    Deterministic in (labels, n, seed). Class c gets floor(n * share_c); the rows that remain go to the
-    largest fractions, the lower class first.
+    They are a function of (labels, n, seed). Class c gets floor(n * N_c / N); the remaining rows go to the largest
+    remainders, the lower class first.
 
     Args:
         labels: int64 [N].
@@ -40,7 +40,7 @@ def stratified_split(labels: np.ndarray, n_test: int, seed: int = 0) -> tuple[np
     """
     test = stratified_rows(labels, n_test, seed)
     train = np.setdiff1d(np.arange(len(labels)), test)
-    bare = np.setdiff1d(labels, labels[train])
-    if len(bare):
-        raise ValueError(f"n_test: {n_test} of {len(labels)} rows leaves class {bare[0]} nothing to train on")
+    missing = np.setdiff1d(labels, labels[train])
+    if len(missing):
+        raise ValueError(f"n_test: {n_test} of {len(labels)} rows leaves class {missing[0]} nothing to train on")
     return train, test

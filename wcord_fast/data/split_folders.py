@@ -1,7 +1,7 @@
 """The folders of an image set that hold its training and its test images.
 
-The usual names are known in any case. What looks like splits under other names is an error that says what was seen:
-taken for classes, `my_train/` and `my_test/` would train without a word.
+Usual names are recognised in any case. Folders that look like splits under other names are an error that names them:
+taken for classes, `my_train/` and `my_test/` would train without a warning.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ WORDS = {
 }
 KIND = {word: kind for kind, words in WORDS.items() for word in words}
 FILLER = ("set", "data", "dataset", "split", "images", "imgs", "img")
-DEEPEST = 8  # folders with nothing but one folder in them that are entered
+DEEPEST = 8  # levels of folders with nothing but one folder in them that are entered
 NAMED = 8  # folders that a message names
 
 
 def find_splits(top: Path) -> tuple[Path, Path | None]:
     """The folders of the training and of the test classes; the second None if all images are in one.
 
-    "test" is taken before "val" where both have class folders. A folder that holds one folder and no more is entered.
+    "test" is taken before "val" where both have class folders. A folder that holds only one folder is entered.
 
     Raises:
-        ValueError: what is there looks like splits, but which is which is not clear.
+        ValueError: folders look like splits, but which is which is not clear.
     """
     top = _entered(top)
     inside = subfolders(top)
@@ -44,17 +44,17 @@ def find_splits(top: Path) -> tuple[Path, Path | None]:
     held_out = held_out or kinds.get("test") or kinds.get("val")
     if "train" not in kinds:
         if held_out is not None:
-            seen = f"seen: {_names(inside)}" + (f"; no class folders are in {_names(flat)}" if flat else "")
-            raise ValueError(f"data_dir: {held_out[0]} is there but {top / 'train'} is not; {seen}")
+            contents = f"seen: {_names(inside)}" + (f"; no class folders are in {_names(flat)}" if flat else "")
+            raise ValueError(f"data_dir: {held_out[0]} is there but {top / 'train'} is not; {contents}")
         _require_classes(top, inside)
         return top, None
-    train = _the_one(top, kinds["train"])
+    train = _the_only(top, kinds["train"])
     if flat:
         log.warning("%s: not read, for want of class folders: %s", top, _names(flat))
     if held_out is None:
         _require_no_other(top, train, kinds[None])
         return _inner(train), None
-    test = _the_one(top, held_out)
+    test = _the_only(top, held_out)
     unread = [f for kind in ("test", "val", None) for f in kinds.get(kind, []) if f != test]
     if unread:
         log.info("%s: the test images are those of %s/; not read: %s", top, test.name, _names(unread))
@@ -62,7 +62,7 @@ def find_splits(top: Path) -> tuple[Path, Path | None]:
 
 
 def _entered(top: Path) -> Path:
-    """`top`, or the folder in it that all is in."""
+    """`top`, or the only folder in it, down to one that holds more."""
     for _ in range(DEEPEST):
         inside = subfolders(top)
         if len(inside) != 1 or kind_of(inside[0].name) or holds_images(inside[0]) or not subfolders(inside[0]):
@@ -72,10 +72,10 @@ def _entered(top: Path) -> Path:
     return top
 
 
-def _the_one(top: Path, same: list[Path]) -> Path:
-    if len(same) > 1:
-        raise ValueError(f"data_dir: {top} has {_names(same)}: which of them is meant? Keep one")
-    return same[0]
+def _the_only(top: Path, folders: list[Path]) -> Path:
+    if len(folders) > 1:
+        raise ValueError(f"data_dir: {top} has {_names(folders)}: which of them is meant? Keep one")
+    return folders[0]
 
 
 def kind_of(name: str) -> str | None:
@@ -85,14 +85,17 @@ def kind_of(name: str) -> str | None:
 
 
 def _kind_prefix(name: str) -> str | None:
-    """The kind of split that a word of the name tells: "seg_train", "val2017"."""
+    """The kind of split that a word of the name denotes: "seg_train", "val2017"."""
     words = [word for part in re.split(r"[^a-zA-Z]+", name) for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", part)]
     return next((kind for word in words if (kind := kind_of(word))), None)
 
 
 def _is_split(folder: Path, beside: list[Path]) -> bool:
-    """Whether a folder of a split's name is one. Images in it make it a class ("train", of vehicles), or strays among
-    its class folders, where another split is beside it or nothing that would be a class."""
+    """Whether a folder with a split's name is a split.
+
+    Images in it mean that it is a class ("train", a vehicle), unless it has class folders too, and another split or no
+    possible class is beside it.
+    """
     if not holds_images(folder):
         return True
     others = [other for other in beside if other != folder]
@@ -109,7 +112,7 @@ def _inner(split: Path) -> Path:
 
 
 def _require_classes(top: Path, inside: list[Path]) -> None:
-    """ValueError if the folders in `top` look like something else than classes."""
+    """ValueError if the folders in `top` do not look like classes."""
     flat = [folder for folder in inside if holds_images(folder)]
     named = [folder for folder in flat if kind_of(folder.name)]
     if len({kind_of(folder.name) for folder in named}) > 1:
@@ -122,12 +125,12 @@ def _require_classes(top: Path, inside: list[Path]) -> None:
             raise ValueError(f"data_dir: {folder} has {_listed(names)}, which are splits; expected them in data_dir")
     similar = [folder for folder in deep if _kind_prefix(folder.name)]
     if len({_kind_prefix(folder.name) for folder in similar}) > 1 or (similar and len(similar) == len(inside) > 1):
-        raise ValueError(f"data_dir: {_names(similar)} in {top} look like splits; {_known()}")
-    same = [set(names) for names in deep.values()]
-    if len(inside) == len(same) > 1 and len(same[0]) > 1 and all(names == same[0] for names in same):
+        raise ValueError(f"data_dir: {_names(similar)} in {top} look like splits; {_known_names()}")
+    names_in = [set(names) for names in deep.values()]
+    if len(inside) == len(names_in) > 1 and len(names_in[0]) > 1 and all(names == names_in[0] for names in names_in):
         raise ValueError(
-            f"data_dir: {_names(inside)} in {top} all have the folders {_listed(sorted(same[0]))}, as splits have; "
-            f"{_known()}"
+            f"data_dir: {_names(inside)} in {top} all have the folders {_listed(sorted(names_in[0]))}, as splits have; "
+            f"{_known_names()}"
         )
 
 
@@ -138,13 +141,13 @@ def _require_no_other(top: Path, train: Path, others: list[Path]) -> None:
         if classes & {f.name for f in subfolders(other)}:
             raise ValueError(
                 f"data_dir: {top} has {train.name}/ and no known test folder, but {other.name}/ has some of its "
-                f"classes; {_known()}"
+                f"classes; {_known_names()}"
             )
     if others:
         log.warning("%s: only %s/ is read, not %s", top, train.name, _names(others))
 
 
-def _known() -> str:
+def _known_names() -> str:
     names = "; ".join(f"{' or '.join(words)}" for words in WORDS.values())
     return f"the names of splits that are known, in any case: {names}"
 

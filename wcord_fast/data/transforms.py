@@ -20,7 +20,7 @@ V2 = "v2:"
 
 
 class Transforms:
-    """uint8 [C, H, W] -> uint8 [C, H, W], on the CPU. Its draws are a function of the seed that a call gets.
+    """uint8 [C, H, W] -> uint8 [C, H, W], on the CPU. Its draws are a function of the seed in a call.
 
     Args:
         text: "v2:RandAugment(num_ops=2)+RandomErasing(p=0.25)", classes of torchvision.transforms.v2 with literal
@@ -47,15 +47,15 @@ class Transforms:
             for step in self.steps:
                 result = step(result)
         if not isinstance(result, Tensor) or result.dtype != torch.uint8 or result.shape != image.shape:
-            shown = f"{result.dtype} {list(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
-            raise ValueError(f"transforms: expected {self.text!r} to give uint8 {list(image.shape)}, got {shown}")
+            given = f"{result.dtype} {list(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
+            raise ValueError(f"transforms: expected {self.text!r} to give uint8 {list(image.shape)}, got {given}")
         return result
 
     def batch(self, images: Tensor, rows: Tensor, seed: Sequence[int]) -> Tensor:
-        """Every one of `images` uint8 [B, C, H, W], with the seed of its row; on their device."""
+        """The transformed `images` uint8 [B, C, H, W] on their device, each with the seed of its row."""
         pixels = images.cpu().contiguous()
-        done = [self(image, (*seed, row)) for image, row in zip(pixels, rows.tolist(), strict=True)]
-        return torch.stack(done).to(images.device)
+        result = [self(image, (*seed, row)) for image, row in zip(pixels, rows.tolist(), strict=True)]
+        return torch.stack(result).to(images.device)
 
 
 def _summands(text: str, whole: str) -> list[ast.expr]:
@@ -75,37 +75,37 @@ def _step(node: ast.expr, whole: str) -> Callable[[Tensor], Tensor]:
     call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
     if not isinstance(call.func, ast.Name) or any(k.arg is None for k in call.keywords):
         raise ValueError(f"transforms: expected {V2}NAME(key=value)+..., got {whole!r}")
-    kinds = _v2(whole)
-    kind = kinds[checks.choice("transforms", call.func.id, kinds)]
+    classes = _v2_classes(whole)
+    transform = classes[checks.choice("transforms", call.func.id, classes)]
     try:
         args = [ast.literal_eval(value) for value in call.args]
-        named = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
-        return kind(*args, **named)
+        kwargs = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+        return transform(*args, **kwargs)
     except (TypeError, ValueError) as error:
         raise ValueError(f"transforms: {ast.unparse(call)} cannot be made: {error}") from None
 
 
-def _v2(whole: str) -> dict[str, Callable[..., Any]]:
+def _v2_classes(whole: str) -> dict[str, Callable[..., Any]]:
     """The transforms of torchvision.transforms.v2 by name."""
     try:
         torchvision_models(repr(whole))  # imports torchvision
         from torchvision.transforms import v2
     except ImportError as error:
         raise ValueError(f"transforms: {error}") from None
-    kinds = {name: kind for name, kind in vars(v2).items() if isinstance(kind, type)}
-    return {name: kind for name, kind in kinds.items() if issubclass(kind, v2.Transform) and kind is not v2.Transform}
+    classes = {name: c for name, c in vars(v2).items() if isinstance(c, type)}
+    return {name: c for name, c in classes.items() if issubclass(c, v2.Transform) and c is not v2.Transform}
 
 
 @contextmanager
 def _seeded(seed: Sequence[int]) -> Iterator[None]:
-    drawn = [int(x) for x in np.random.SeedSequence(seed).generate_state(3)]
-    before = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    torch.default_generator.manual_seed(drawn[0])  # not torch.manual_seed, which seeds every device
-    np.random.seed(drawn[1])
-    random.seed(drawn[2])
+    seeds = [int(x) for x in np.random.SeedSequence(seed).generate_state(3)]
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    torch.default_generator.manual_seed(seeds[0])  # not torch.manual_seed, which seeds every device
+    np.random.seed(seeds[1])
+    random.seed(seeds[2])
     try:
         yield
     finally:
-        torch.set_rng_state(before[0])
-        np.random.set_state(before[1])
-        random.setstate(before[2])
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
