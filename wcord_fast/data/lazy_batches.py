@@ -171,7 +171,7 @@ class LazyBatches(Parts):
         return Batch(self.normalise(pixels.to(device, non_blocking=True)), self.labels[index], index)
 
     def _with_errors_named(self, loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
-        """The items of `loader`. For an unreadable file, the error names all that a search of PATIENCE finds."""
+        """The items of `loader`. If a file cannot be read, the error names all found in PATIENCE seconds."""
         try:
             yield from loader
         except OSError as error:  # a worker's error has a traceback in its text
