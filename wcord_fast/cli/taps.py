@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 
 from .. import models
-from ..models.stages import outputs_seen
+from ..models.stages import module_outputs
 from ..ops import checks
 from ..train.tables import Line, text_table
 from .config import require_architecture
@@ -58,8 +58,8 @@ def run(argv: list[str]) -> None:
         inner: torch.nn.Module = network
         if isinstance(network, models.LibraryNetwork):
             inner, images = network.network, network.prepare(images)
-        seen, _ = outputs_seen(inner, images)
-        print(f"\n{text_table([{'module': s.name, 'shape': _sizes(s.shape)} for s in seen])}")
+        outputs, _ = module_outputs(inner, images)
+        print(f"\n{text_table([{'module': o.name, 'shape': _sizes(o.shape)} for o in outputs])}")
 
 
 def _shape(feature: torch.Tensor) -> str:
