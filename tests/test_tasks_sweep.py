@@ -159,7 +159,7 @@ def test_the_accuracy_table_sweeps_the_published_pair(tmp_path, capsys):
 
 def test_accuracy_table_refuses_other_pairs(tmp_path, capsys):
     assert main(["sweep", "--tables=lambda2-cifar100", "--teacher=vgg13", f"--output-dir={tmp_path}"]) == 2
-    assert "lambda2-cifar100 is of resnet32x4-resnet8x4" in capsys.readouterr().err
+    assert "lambda2-cifar100 is for resnet32x4-resnet8x4" in capsys.readouterr().err
 
 
 def test_unsupported_method_is_marked_n_a(tmp_path, capsys):

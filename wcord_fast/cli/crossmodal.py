@@ -146,7 +146,7 @@ def run(argv: list[str]) -> None:
         seed_config = replace(config, seed=seed, output_dir=str(output_dir / config.student / f"seed{seed}"))
         for name in rows:
             try:
-                rows[name].append(probed(task, seed_config, _trained(task, seed_config, name, teacher)))
+                rows[name].append(probe_accuracies(task, seed_config, _trained(task, seed_config, name, teacher)))
             except (distill.CannotServe, NonFiniteLoss) as error:
                 failed[f"{name}, seed {seed}: {error}"] = ""
                 log.warning("%s: %s", name, error)
@@ -156,7 +156,7 @@ def run(argv: list[str]) -> None:
     print(_report(output_dir, rows, remarks))
 
 
-def probed(task: CrossModal, config: Config, network: nn.Module) -> list[float]:
+def probe_accuracies(task: CrossModal, config: Config, network: nn.Module) -> list[float]:
     """Accuracy of a linear probe on each block, in percent on the test images, learnt from the labelled images."""
     device, classes = config.torch_device, task.labelled.num_classes
     data = task.labelled.to(device)
