@@ -84,7 +84,9 @@ def run(argv: list[str]) -> None:
         else result.path.parent / f"{file_name(result.model)}{file_format.suffix}"
     )
     if output.name in (CURRENT, PREVIOUS) or (output.exists() and output.samefile(result.path)):
-        raise UsageError(f"--output: {output} is a checkpoint, without which its run is lost; expected another name")
+        raise UsageError(
+            f"--output: {output} is the name of a checkpoint, without which its run is lost; expected another name"
+        )
     images = result.images(options.data_dir)
     network = result.network(images["shape"][0])
     if options.with_normalisation:
