@@ -138,7 +138,7 @@ class Config(Recipe):
         for side in ("teacher", "student"):
             name = require_architecture(side, getattr(self, side))
             if getattr(self, f"init_{side}") == PRETRAINED and ":" not in name:
-                raise ValueError(f"init_{side}: expected a file; {name!r} has no pretrained weights of a library")
+                raise ValueError(f"init_{side}: expected a file; {name!r} has no weights of a library")
 
     @property
     def directory(self) -> Path:
