@@ -160,7 +160,8 @@ class Tapped(nn.Module):
         if result.copy is None:
             raise RuntimeError(
                 f"features: {module_name!r} was changed in place after it ran, unlike in earlier forwards, so the "
-                "feature is lost. From the next forward on it is copied; if changes depend on data, use Tapped(..., copy=True)"
+                "feature is lost. From the next forward on it is copied; if changes depend on data, use "
+                "Tapped(..., copy=True)"
             )
         return result.copy
 
