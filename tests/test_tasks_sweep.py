@@ -11,7 +11,7 @@ from tests.test_data_folder import write
 from wcord_fast import data, models
 from wcord_fast.cli import privileged, sweep
 from wcord_fast.cli.main import main
-from wcord_fast.cli.table import spread
+from wcord_fast.cli.table import mean_and_deviation
 from wcord_fast.train import metrics
 
 from .train_tiny import config_of
@@ -107,7 +107,7 @@ def test_auc_is_measured_on_the_kept_weights(finished):
         areas.append(metrics.auc(logits, task.student_data.test_labels))
     row = next(r for r in rows_of(home) if (r["student"], r["setting"]) == ("resnet8", "crd"))
     mean, deviation = map(float, row["ours %"].split(" ± "))
-    want_mean, want_deviation = map(float, spread(areas).split(" ± "))
+    want_mean, want_deviation = map(float, mean_and_deviation(areas).split(" ± "))
     assert mean == pytest.approx(want_mean, abs=0.02) and deviation == pytest.approx(want_deviation, abs=0.02)
 
 
@@ -159,7 +159,7 @@ def test_the_accuracy_table_sweeps_the_published_pair(tmp_path, capsys):
 
 def test_accuracy_table_refuses_other_pairs(tmp_path, capsys):
     assert main(["sweep", "--tables=lambda2-cifar100", "--teacher=vgg13", f"--output-dir={tmp_path}"]) == 2
-    assert "lambda2-cifar100 is of resnet32x4-resnet8x4" in capsys.readouterr().err
+    assert "lambda2-cifar100 is for resnet32x4-resnet8x4" in capsys.readouterr().err
 
 
 def test_unsupported_method_is_marked_n_a(tmp_path, capsys):
@@ -177,7 +177,7 @@ WRONG = {
     "--students=resnet9": r"student: .*did you mean",
     "--student=resnet8": r"name them with --students",
     "--positive=eight": r"positive: expected one of '0'",
-    "--seeds=0,0": r"seeds: expected different ones",
+    "--seeds=0,0": r"seeds: expected distinct values",
     "--seeds=x": r"seeds: expected int",
     "--student-sise=4": r"unknown option '--student-sise'; did you mean '--student-size'\?",
     "--student-size=0": r"student_size: expected an int of at least 1",

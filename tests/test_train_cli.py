@@ -101,7 +101,7 @@ def test_several_seeds_of_students_with_few_images(finished, capsys, tmp_path):
 @pytest.mark.parametrize(
     "argument, named",
     [
-        ("--seeds=1,1", "seeds: expected different ones"),
+        ("--seeds=1,1", "seeds: expected distinct values"),
         ("--seeds=-1", "seeds: expected"),
         ("--limit-student=0", "limit_student: expected"),
         ("--limit-student=131", "limit_student: expected at most the 130 training images, got 131"),

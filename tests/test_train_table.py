@@ -57,8 +57,8 @@ def test_methods_all_lists_every_method():
 
 
 def test_spread():
-    assert table.spread([70.0]) == "70.00"
-    assert table.spread([70.0, 72.0, 71.0]) == "71.00 ± 1.00"
+    assert table.mean_and_deviation([70.0]) == "70.00"
+    assert table.mean_and_deviation([70.0, 72.0, 71.0]) == "71.00 ± 1.00"
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_rows_and_files(finished):
     for seed in (0, 3):
         with open(home / "resnet56-resnet20" / f"seed{seed}" / "ce" / "metrics.csv", newline="") as file:
             seeds.append(float(list(csv.DictReader(file))[-1]["test_top1"]))
-    assert ce["ours %"] == table.spread(seeds) and ce["seeds"] == "2" and ce["paper %"] == "69.06"
+    assert ce["ours %"] == table.mean_and_deviation(seeds) and ce["seeds"] == "2" and ce["paper %"] == "69.06"
     assert float(ce["ours - paper"]) == pytest.approx(sum(seeds) / 2 - 69.06, abs=0.006)
     output = (home / "table.txt").read_text()
     assert "NOT COMPARABLE with the paper's numbers: the data set is digits" in output
@@ -130,12 +130,12 @@ def test_a_diverging_method_is_reported_and_the_others_go_on(tmp_path, capsys):
 WRONG = {
     "--pair=vgg13-vgg9": r"pair: .*did you mean 'vgg13-vgg8'",
     "--methods=wcrd": r"methods: .*did you mean 'wcord'",
-    "--methods=all,ce": r"methods: expected 'all' alone, or methods by comma, got 'all,ce'",
+    "--methods=all,ce": r"methods: expected 'all' alone, or comma-separated methods, got 'all,ce'",
     "--output-dir=": r"output_dir: expected the name of a file or a folder, got ''",
-    "--budget=2": r"budget: expected a share above 0 and at most 1, got 2",
+    "--budget=2": r"budget: expected a fraction above 0 and at most 1, got 2",
     "--budget=all": r"budget: expected float, got 'all'",
     "--seeds=0,x": r"seeds: expected int, got 'x'",
-    "--seeds=1,1": r"seeds: expected different ones",
+    "--seeds=1,1": r"seeds: expected distinct values",
     "--student=resnet20": r"the pair is wrn_40_2-wrn_16_2, got wrn_40_2 and resnet20",
     "--epocs=2": r"unknown option '--epocs'",
 }

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """One mini-batch, of the training set or of the test set.
+    """One mini-batch of training or test images.
 
     It unpacks: `for images, labels, index in batches.epoch(0)`.
     """

@@ -1,4 +1,4 @@
-"""Objects of a user's code by their dotted path."""
+"""Functions and classes of a user's code, found by their dotted path."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ def resolve(name: str, path: str) -> Any:
     """The function or class at "package.module.attribute" or "package.module:attribute".
 
     Args:
-        name: of the argument or option, for the message.
+        name: the argument or option, named in the error message.
+        path: the dotted path.
     Raises:
-        ValueError: nothing can be imported there, or it cannot be called.
+        ValueError: `path` cannot be imported, or is not callable.
     """
     try:
         result = pkgutil.resolve_name(path)
@@ -24,6 +25,6 @@ def resolve(name: str, path: str) -> Any:
 
 
 def qualified(value: Any) -> str:
-    """Module and name of a function or class, for messages and to know one again that was imported anew."""
-    value = getattr(value, "func", value)
+    """Module and name of a function or class: for messages, and to recognise an object that was imported again."""
+    value = getattr(value, "func", value)  # of a functools.partial
     return f"{value.__module__}.{getattr(value, '__qualname__', type(value).__qualname__)}"

@@ -21,7 +21,7 @@ FUNCTIONS = {  # functional -> op
     **dict.fromkeys(("batch_infonce", "batch_sigmoid"), "batch"),
 }
 
-FROM_SUMS = "no plan, the sums of its rows by class in O(B * D)"
+FROM_SUMS = "no plan, but sums of its rows by class in O(B * D)"
 
 
 def explain(
@@ -44,13 +44,12 @@ def explain(
 
     Args:
         op: "bank_nce", "bank_mean_score", "bank_log_z", "bank_infonce", "bank_sigmoid", "bank_update", "bank_init",
-            "batch", "draw", "ot", "ot_matrix" or "ot_project", or the name of the function in
-            `wcord_fast.functional`.
+            "batch", "draw", "ot", "ot_matrix" or "ot_project"; or the name of a function in `wcord_fast.functional`.
         num_data, k, batch: N, K ("all" for the whole pool, also with expected=True) and B of a bank op; N and K are
             needed with plan="auto".
-        n, m, problems: rows of both sides and number of problems of "ot": with n given (m is n by default), the answer
-            says in which regime (resident, streaming, ...) it is solved.
-        dtype: of the features of "ot" with n given and of "batch", and of the cost of "ot_matrix".
+        n, m, problems: rows of both sides and number of problems of "ot": with n given (m is n by default), the
+            result names the regime (resident, streaming, ...) too.
+        dtype: type of the features ("batch", and "ot" with n given) or of the cost matrix ("ot_matrix").
         pairs: whether the call of "ot" has known pairs; needs n.
         dim: D, width of the features or of the bank.
         plan, backend: as in the call.
@@ -58,11 +57,11 @@ def explain(
     Returns:
         A record with `plan`, `backend` and `reason`; `str()` of it is one line.
     Raises:
-        NotImplementedError: no such row in the support table, which is what the call would raise too.
+        NotImplementedError: the support table has no such row; the call would raise it too.
     """
     op = checks.choice("op", FUNCTIONS.get(op, op), dispatch.OPS)
     try:
-        kind = torch.device(device).type
+        device_type = torch.device(device).type
     except RuntimeError:
         raise ValueError(f"device: expected 'cpu', 'cuda' or 'cuda:N', got {device!r}") from None
     requested = dispatch.requested(backend)
@@ -71,23 +70,23 @@ def explain(
     if op == "ot" and n is not None:
         n, m = checks.integer("n", n, least=1), checks.integer("m", n if m is None else m, least=1)
         paired = checks.boolean("pairs", pairs)
-        result = backends.choose_for(n, m, dim, dtype, kind, requested, paired=paired)
-        module = backends.module_of(result.backend, kind)
-        regime, why = module.regime(n, m, dim, dtype, checks.integer("problems", problems, least=1))
-        return Choice(op, regime, kind, result.backend, f"{result.reason}; {regime}: {why}")
+        result = backends.choose_for(n, m, dim, dtype, device_type, requested, paired=paired)
+        module = backends.module_of(result.backend, device_type)
+        regime, why_regime = module.regime(n, m, dim, dtype, checks.integer("problems", problems, least=1))
+        return Choice(op, regime, device_type, result.backend, f"{result.reason}; {regime}: {why_regime}")
     if op == "ot_matrix":
-        return matrix.choose(kind, dtype, requested)
+        return matrix.choose(device_type, dtype, requested)
     if op == "batch":
-        return contrast.choose(kind, (dtype,), checks.integer("batch", batch, least=1), requested)
+        return contrast.choose(device_type, (dtype,), checks.integer("batch", batch, least=1), requested)
     if op not in dispatch.BANK_SCORES:
-        return dispatch.resolve(op, device=kind, backend=requested)
+        return dispatch.resolve(op, device=device_type, backend=requested)
     checks.choice("plan", plan, ("auto", *PLANS))
     if plan == "auto" and (num_data is None or k is None):
         raise ValueError(f"explain({op!r}) with plan='auto' needs num_data and k, got num_data={num_data}, k={k}")
     sizes = (1, ALL) if plan != "auto" else (checks.integer("num_data", num_data, least=1), _draws(k))
-    result = choose(op, plan, Problem(checks.integer("batch", batch, least=1), *sizes, dim), kind, requested)
+    result = choose(op, plan, Problem(checks.integer("batch", batch, least=1), *sizes, dim), device_type, requested)
     if op == "bank_mean_score" and plan == "auto" and k == "all":
-        return replace(result, reason=f"{result.reason}; but of a MemoryBank, outside of torch.compile: {FROM_SUMS}")
+        return replace(result, reason=f"{result.reason}; for a MemoryBank outside torch.compile: {FROM_SUMS}")
     return result
 
 

@@ -1,4 +1,4 @@
-"""The extra `train`: packages that the driver needs and the losses do not."""
+"""The extra `train`: packages that the driver needs and the losses do not need."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def require_train(caller: str, *modules: str) -> None:
         caller: the part of the package that needs them, as the first words of the message.
         modules: names in TRAIN.
     Raises:
-        MissingExtra: some are not.
+        MissingExtra: a package is not installed.
     """
-    lacking = [TRAIN[name] for name in modules or TRAIN if find_spec(name) is None]
-    if lacking:
+    missing = [TRAIN[name] for name in modules or TRAIN if find_spec(name) is None]
+    if missing:
         raise MissingExtra(
-            f"{caller} needs {', '.join(lacking)}, not installed here; "
+            f"{caller} needs {', '.join(missing)}, not installed here; "
             "install the extra: pip install 'wcord-fast[train]'"
         )

@@ -25,8 +25,8 @@ def report() -> str:
     ]
     for row in dispatch.SUPPORT:
         kind = "cpu" if row.device == "any" else row.device
-        why = dispatch.cannot_run(row.backend, kind)
-        here = f"yes: {row.note}" if why is None else f"no: {why}"
+        reason = dispatch.cannot_run(row.backend, kind)
+        here = f"yes: {row.note}" if reason is None else f"no: {reason}"
         lines.append(f"{row.op:<16} {row.plan:<7} {row.device:<7} {row.backend:<10} {here}")
     return "\n".join(lines)
 
@@ -46,7 +46,7 @@ def _native() -> list[str]:
 
 
 class _Info(ModuleType):
-    """`wcord_fast.info` is this module, and is called as a function."""
+    """Makes this module callable: `wcord_fast.info()`."""
 
     def __call__(self) -> str:
         """Versions, build, devices and the support table, as text."""

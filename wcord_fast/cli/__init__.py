@@ -1,4 +1,4 @@
-"""The command `wcord-fast`: from what a user typed to runs of `wcord_fast.train`.
+"""The command `wcord-fast`: it turns a command line into runs of `wcord_fast.train`.
 
-`main` answers help and finds the command; each command is the `run` of the module of its name.
+`main` prints help or finds the command; a command is the function `run` of the module of its name.
 """

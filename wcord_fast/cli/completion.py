@@ -19,7 +19,7 @@ from .usage import COMMANDS
 
 
 def shells() -> tuple[str, ...]:
-    """The shells that shtab can write for."""
+    """The shells for which shtab writes scripts."""
     return ("bash", "zsh", "tcsh")
 
 
@@ -37,7 +37,7 @@ class CompletionOptions:
         checks.choice("shell", self.shell, shells())
 
 
-OPTIONS: dict[str, tuple[type, bool]] = {  # a command's own options, and whether it has those of a Config, too
+OPTIONS: dict[str, tuple[type, bool]] = {  # a command's options options, and whether it takes a Config's, too
     "distill": (DistillOptions, True),
     "teacher": (TeacherOptions, True),
     "table": (TableOptions, True),
@@ -51,18 +51,18 @@ OPTIONS: dict[str, tuple[type, bool]] = {  # a command's own options, and whethe
 
 def run(argv: list[str]) -> None:
     """Print the script."""
-    own, _ = parse("completion", CompletionOptions, argv, trains=False)
+    options, _ = parse("completion", CompletionOptions, argv, trains=False)
     try:
         import shtab
     except ImportError:
         raise NotImplementedError(
             'completion: needs the package shtab; install it: pip install "wcord-fast[completion]" (or shtab)'
         ) from None
-    print(shtab.complete(all_commands(shtab.FILE, shtab.DIRECTORY), own.shell))
+    print(shtab.complete(all_commands(shtab.FILE, shtab.DIRECTORY), options.shell))
 
 
 def all_commands(file: Any, directory: Any) -> ArgumentParser:
-    """Every command with its options; `file` and `directory` are shtab's marks for what takes a path."""
+    """Every command with its options; `file` and `directory` are shtab's marks for options that take a path."""
     parser = ArgumentParser(prog="wcord-fast")
     commands = parser.add_subparsers()
     for name in COMMANDS:

@@ -20,7 +20,7 @@ from ..train import loggers
 from ..train.recipe import Recipe
 from .options import check_paths, check_seeds, devices, file_name
 
-PRETRAINED = "pretrained"  # in place of a file: the weights that a network's library has
+PRETRAINED = "pretrained"  # instead of a file: the pretrained weights of the network's library
 
 
 def _default_options() -> dict[str, distill.Options]:
@@ -28,7 +28,7 @@ def _default_options() -> dict[str, distill.Options]:
 
 
 def method_names() -> list[str]:
-    """The methods, each also with the KD term that it may have."""
+    """The methods, with and without a KD term."""
     with_kd = [name + distill.PLUS_KD for name in distill.names() if name != "kd"]
     return [*distill.names(), *with_kd]
 
@@ -41,21 +41,21 @@ class Config(Recipe):
         data: data set: "digits" (embedded), "cifar10", "cifar100", "folder" (in memory) or "imagenet" (a folder read as
             needed), or the dotted path of a function that loads one.
         data_dir: where its files are.
-        image_size: height and width of the images, where the data set has a choice.
+        image_size: height and width of the images, for data sets that offer a choice.
         limit_train: train on this many images only, every class in proportion.
-        limit_student: train the students on this many of them only; the teacher has them all.
-        transforms: of every training image after crop and mirror: "v2:RandAugment(num_ops=2)+RandomErasing(p=0.25)" of
-            torchvision.transforms.v2, or the dotted path of a function from uint8 [C, H, W] to the same.
-        skip_corrupt: leave out image files that cannot be read (of "folder" and "imagenet"; the latter is read once
+        limit_student: train the students on this many of these images only; the teacher is trained on all of them.
+        transforms: applied to a training image after crop and mirror: "v2:RandAugment(num_ops=2)+RandomErasing(p=0.25)"
+            of torchvision.transforms.v2, or the dotted path of a function from uint8 [C, H, W] to uint8 [C, H, W].
+        skip_corrupt: leave out unreadable image files ("folder" and "imagenet"; for "imagenet" all files are read once
             to find them).
         teacher: name of the teacher's architecture; "timm:NAME", "torchvision:NAME" or "hf:NAME" for a library's.
         student: name of the student's architecture, likewise.
         teacher_checkpoint: use this trained teacher (a checkpoint, a run's directory or a state dict).
-        init_student: begin the students with these weights: a file or run as for teacher_checkpoint, which must have
-            every weight, or "pretrained" for those that the student's library has.
-        init_teacher: the same for a teacher that is trained here.
-        methods: what to train students with, by comma; "ce" is the plain student, "+kd" adds a KD term.
-        seeds: train every student once with each of these seeds, by comma; default: once, with `seed`, which is the
+        init_student: initial weights of the students: a file or run as for teacher_checkpoint, which must have every
+            weight, or "pretrained" for the weights of the student's library.
+        init_teacher: initial weights of a teacher that is trained here, likewise.
+        methods: comma-separated distillation methods; "ce" is the plain student, "+kd" adds a KD term.
+        seeds: comma-separated seeds; every student is trained once with each. Default: `seed`, which is also the
             teacher's.
         teacher_epochs: epochs of the teacher; default: epochs (the packaged file of the digits has 30).
         batch_size: images per step.
@@ -64,14 +64,14 @@ class Config(Recipe):
         output_dir: where runs are kept and resumed; default: runs/DATA_TEACHER_STUDENT.
         device: "auto", "cpu", "cuda" or "cuda:1".
         threads: CPU threads; default: PyTorch's.
-        log_every: steps between two looks at the running losses (the only synchronisations of an epoch).
+        log_every: steps between two readings of the running losses (an epoch's only synchronisations).
         log_grad_norms: once an epoch, log each loss term's share of the gradient at the penultimate feature.
-        loggers: where the rows of the epochs are kept, by comma: csv, tensorboard, wandb, mlflow, or the dotted path of
-            a logger's class.
+        loggers: comma-separated loggers of the epochs' rows: csv, tensorboard, wandb, mlflow, or the dotted path of a
+            logger's class.
         tensorboard: false leaves tensorboard out of the loggers.
         quiet: no progress bar, warnings only.
-        restart: start over where the output directory holds an earlier run.
-        extend: go on with an earlier run of fewer epochs, by the schedule of the new number.
+        restart: train anew even if the output directory holds an earlier run.
+        extend: continue an earlier run of fewer epochs, with the schedule of the new number of epochs.
         options: the methods' own options, one section each.
     """
 
@@ -117,10 +117,10 @@ class Config(Recipe):
             check_seeds(self.seeds)
         check_paths(self, "data_dir", "teacher_checkpoint", "init_student", "init_teacher", "output_dir")
         if self.init_teacher and self.teacher_checkpoint:
-            raise ValueError("init_teacher: goes with a teacher that is trained, but teacher_checkpoint names one")
-        most = max(256, 4 * (os.cpu_count() or 1))
-        if self.threads is not None and self.threads > most:
-            raise ValueError(f"threads: expected at most {most} on this machine, got {self.threads}")
+            raise ValueError("init_teacher: expected a teacher that is trained here, but teacher_checkpoint names one")
+        most_threads = max(256, 4 * (os.cpu_count() or 1))
+        if self.threads is not None and self.threads > most_threads:
+            raise ValueError(f"threads: expected at most {most_threads} on this machine, got {self.threads}")
         if self.teacher_lr is not None:
             checks.positive("teacher_lr", self.teacher_lr)
         self.require_runnable(require_device(self.device), 1)
@@ -138,22 +138,22 @@ class Config(Recipe):
         for side in ("teacher", "student"):
             name = require_architecture(side, getattr(self, side))
             if getattr(self, f"init_{side}") == PRETRAINED and ":" not in name:
-                raise ValueError(f"init_{side}: expected a file; {name!r} has no weights of a library's")
+                raise ValueError(f"init_{side}: expected a file; {name!r} has no weights of a library")
 
     @property
     def directory(self) -> Path:
-        named = "_".join(map(file_name, (self.data, self.teacher, self.student)))
-        return Path(self.output_dir or f"runs/{named}")
+        default_name = "_".join(map(file_name, (self.data, self.teacher, self.student)))
+        return Path(self.output_dir or f"runs/{default_name}")
 
     def of_student(self, seed: int) -> Config:
-        """The configuration with which the students of one seed are trained: their images, seed and folder."""
+        """The configuration of the students of one seed: their images, seed and folder."""
         folder = self.directory if self.seeds is None else self.directory / f"seed{seed}"
         images = self.limit_train if self.limit_student is None else self.limit_student
         return replace(self, seed=seed, seeds=None, limit_train=images, limit_student=None, output_dir=str(folder))
 
     @property
     def chosen_loggers(self) -> list[str]:
-        """The loggers without what `tensorboard` leaves out."""
+        """The loggers, without tensorboard if `tensorboard` is False."""
         return [name for name in self.loggers if name != "tensorboard" or self.tensorboard]
 
     @property
@@ -161,7 +161,7 @@ class Config(Recipe):
         return require_device(self.device)
 
     def recipe(self, role: Literal["teacher", "student"]) -> dict[str, Any]:
-        """The training recipe of one network: what must be equal when a run is resumed."""
+        """The training recipe of one network; a run is resumed only with an equal recipe."""
         result = self.described() | {"batch_size": self.batch_size}
         if self.transforms is not None:
             result["transforms"] = self.transforms
@@ -180,7 +180,7 @@ class Config(Recipe):
         return plain | {section: asdict(options) for section, options in self.options.items()}
 
     def resolved(self) -> dict[str, Any]:
-        """`as_dict` with what follows from other values filled in; what is still null depends on the data set."""
+        """`as_dict` with derived values filled in; a value that is still null depends on the data set."""
         filled = {
             "teacher_epochs": self.teacher_epochs or self.epochs,
             "teacher_lr": self.teacher_lr or self.lr,
@@ -210,24 +210,24 @@ def from_dict(values: dict[str, Any]) -> Config:
 
 
 def spelled_methods(methods: Any) -> list[str]:
-    """Names of methods in their one spelling; ValueError if there is none, an unknown one, or one is there twice."""
+    """Method names in their canonical spelling; ValueError for an empty list, an unknown name or a repeated one."""
     if not isinstance(methods, list) or not methods:
         raise ValueError(f"methods: expected at least one of {', '.join(distill.names())}, got {methods!r}")
     result = []
     for name in methods:
         try:
-            base, plus = distill.parse(name)
+            base, with_kd = distill.parse(name)
         except (ValueError, TypeError) as error:
             raise ValueError(f"methods: {str(error).removeprefix('method: ')}") from None
-        result.append(base + ("+kd" if plus else ""))
-    twice = {name for name in result if result.count(name) > 1}
-    if twice:
-        raise ValueError(f"methods: {', '.join(sorted(twice))} is named twice")
+        result.append(base + ("+kd" if with_kd else ""))
+    repeated = {name for name in result if result.count(name) > 1}
+    if repeated:
+        raise ValueError(f"methods: {', '.join(sorted(repeated))} is named twice")
     return result
 
 
 def require_architecture(option: str, name: str) -> str:
-    """`name`; ValueError, which begins with the option, for a network that is not known or needs a missing library."""
+    """`name`; ValueError, beginning with `option`, if the network is unknown or its library missing."""
     try:
         models.require_known(name)
     except (ImportError, TypeError, ValueError) as error:
@@ -236,7 +236,7 @@ def require_architecture(option: str, name: str) -> str:
 
 
 def require_device(name: str) -> torch.device:
-    """The device called "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N"; ValueError if it is not here."""
+    """The device "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N"; ValueError if this machine lacks it."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -249,7 +249,5 @@ def require_device(name: str) -> torch.device:
         raise ValueError(f"device: expected 'auto', 'cpu', 'cuda' or 'cuda:N', got {name!r}")
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
-        raise ValueError(
-            f"device: {name!r} asked for, but this PyTorch ({torch.__version__}) sees {count} CUDA devices"
-        )
+        raise ValueError(f"device: got {name!r}, but this PyTorch ({torch.__version__}) sees {count} CUDA devices")
     return device

@@ -1,4 +1,4 @@
-"""`wcord-fast evaluate`: how good a checkpoint is on the test images."""
+"""`wcord-fast evaluate`: accuracy and AUC of a checkpoint on the test images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class EvaluateOptions:
         data_dir: where the data set's files are.
         batch_size: images per forward pass.
         device: auto, cpu, cuda or cuda:N.
-        per_class: also the top-1 accuracy of every class.
+        per_class: also print the top-1 accuracy of every class.
         json: print one JSON object instead.
     """
 
@@ -49,44 +49,48 @@ class EvaluateOptions:
 
 
 def run(argv: list[str]) -> None:
-    """Print how good a checkpoint is."""
-    args, _ = parse("evaluate", EvaluateOptions, argv, trains=False)
-    loaded = trained.load(Path(args.checkpoint))
-    if args.data is not None and args.data != loaded.data["name"]:
-        raise CheckpointError(f"{loaded.path}: trained on {loaded.data['name']!r}, but --data says {args.data!r}")
-    device = require_device(args.device)
-    data = loaded.dataset(args.data_dir).to(device)
+    """Print a checkpoint's accuracy and AUC."""
+    options, _ = parse("evaluate", EvaluateOptions, argv, trains=False)
+    loaded = trained.load(Path(options.checkpoint))
+    if options.data is not None and options.data != loaded.data["name"]:
+        raise CheckpointError(f"{loaded.path}: trained on {loaded.data['name']!r}, but --data says {options.data!r}")
+    device = require_device(options.device)
+    data = loaded.dataset(options.data_dir).to(device)
     network = loaded.network(data.channels).to(device)
-    measured = measures(*predictions(network, datasets.test_batches(data, args.batch_size), loaded.precision))
+    measured = measures(*predictions(network, datasets.test_batches(data, options.batch_size), loaded.precision))
     per_class = measured.pop("per_class")
     best = next((row.get("best_top1") for row in loaded.history[-1:]), None)
-    if args.json:
+    if options.json:
         report = {"checkpoint": str(loaded.path), "model": loaded.model, "method": loaded.method, "epoch": loaded.epoch}
         report |= {"data": data.name, "test_images": len(data.test_labels), **measured, "best_top1": best}
-        if args.per_class:
+        if options.per_class:
             report["per_class"] = dict(zip(loaded.classes, per_class, strict=True))
         print(json.dumps(report))
         return
-    area = "n/a (a class without a test image)" if measured["auc"] is None else f"{measured['auc']:.2f} %"
+    auc_text = "n/a (a class without a test image)" if measured["auc"] is None else f"{measured['auc']:.2f} %"
     print(
         f"{loaded.model} ({loaded.method}, epoch {loaded.epoch}) "
         f"on {len(data.test_labels):,} test images of {data.name}: "
-        f"top-1 {measured['top1']:.2f} %, top-5 {measured['top5']:.2f} %, AUC {area}"
+        f"top-1 {measured['top1']:.2f} %, top-5 {measured['top5']:.2f} %, AUC {auc_text}"
         + (f"; best epoch {best:.2f} %" if best is not None else "")
     )
-    if args.per_class:
+    if options.per_class:
         lines = [
-            {"class": name, "images": str(c["images"]), "top-1 %": "-" if c["top1"] is None else f"{c['top1']:.2f}"}
-            for name, c in zip(loaded.classes, per_class, strict=True)
+            {
+                "class": name,
+                "images": str(row["images"]),
+                "top-1 %": "-" if row["top1"] is None else f"{row['top1']:.2f}",
+            }
+            for name, row in zip(loaded.classes, per_class, strict=True)
         ]
         print(text_table(lines))
 
 
 def measures(logits: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Mean cross entropy; top-1, top-5 and AUC in percent (AUC None where a class has no image); top-1 per class."""
+    """Mean cross entropy; top-1, top-5 and AUC in percent (AUC is None if a class has no image); top-1 per class."""
     hit = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]  # [N, 5]
     images = torch.bincount(labels, minlength=logits.shape[1])
-    right = torch.bincount(labels[hit[:, 0]], minlength=logits.shape[1])
+    correct = torch.bincount(labels[hit[:, 0]], minlength=logits.shape[1])
     complete = bool((images > 0).all()) and logits.shape[1] > 1
     return {
         "loss": float(F.cross_entropy(logits.double(), labels)),
@@ -95,6 +99,6 @@ def measures(logits: Tensor, labels: Tensor) -> dict[str, Any]:
         "auc": auc(logits, labels) if complete else None,
         "per_class": [
             {"images": n, "top1": 100 * r / n if n else None}
-            for n, r in zip(images.tolist(), right.tolist(), strict=True)
+            for n, r in zip(images.tolist(), correct.tolist(), strict=True)
         ],
     }

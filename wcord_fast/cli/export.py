@@ -27,12 +27,12 @@ from .parser import parse
 from .trained_network import TrainedNetwork
 from .usage import UsageError
 
-TOLERANCE = 1e-4  # of the largest logit; weights alone must give the very same bits
-BATCHES = (2, 5, 1)  # of the comparison; the first is the one that the network is traced with
+TOLERANCE = 1e-4  # relative to the largest logit; a file of weights alone must give identical logits
+BATCHES = (2, 5, 1)  # batch sizes of the comparison; the network is traced with the first
 
 
 class Normalised(nn.Module):
-    """The network behind its normalisation: takes pixels in [0, 1]."""
+    """The network with its normalisation in front: it takes pixels in [0, 1]."""
 
     mean: Tensor
     std: Tensor
@@ -54,10 +54,10 @@ class ExportOptions:
 
     Attributes:
         checkpoint: a checkpoint.pt, or the directory of a run.
-        format: state_dict, safetensors, hf (a folder in the manner of Hugging Face), torch.export or onnx.
+        format: state_dict, safetensors, hf (a Hugging Face folder), torch.export or onnx.
         output: the file or new folder to write; default: MODEL.SUFFIX beside the checkpoint.
-        with_normalisation: put the normalisation in front: the input is pixels in [0, 1] (torch.export and onnx).
-        data_dir: where the data set's files are, for a checkpoint of an older version.
+        with_normalisation: include the normalisation, so that the input is pixels in [0, 1] (torch.export and onnx).
+        data_dir: where the data set's files are; needed for a checkpoint of an older version only.
     """
 
     checkpoint: Annotated[str, "file"]
@@ -72,35 +72,39 @@ class ExportOptions:
 
 
 def run(argv: list[str]) -> None:
-    """Write the file."""
-    args, _ = parse("export", ExportOptions, argv, trains=False)
-    form = FORMATS[args.format]
-    if args.with_normalisation and form.weights_only:
-        raise UsageError(f"--with-normalisation: a {args.format} file holds weights only; use torch.export or onnx")
-    result = trained.load(Path(args.checkpoint))
-    output = Path(args.output) if args.output else result.path.parent / f"{file_name(result.model)}{form.suffix}"
+    """Export a checkpoint's network."""
+    options, _ = parse("export", ExportOptions, argv, trains=False)
+    file_format = FORMATS[options.format]
+    if options.with_normalisation and file_format.weights_only:
+        raise UsageError(f"--with-normalisation: a {options.format} file holds weights only; use torch.export or onnx")
+    result = trained.load(Path(options.checkpoint))
+    output = (
+        Path(options.output)
+        if options.output
+        else result.path.parent / f"{file_name(result.model)}{file_format.suffix}"
+    )
     if output.name in (CURRENT, PREVIOUS) or (output.exists() and output.samefile(result.path)):
         raise UsageError(
-            f"--output: {output} is the name of a checkpoint, without which its run is lost; expected another"
+            f"--output: {output} is the name of a checkpoint, without which its run is lost; expected another name"
         )
-    images = result.images(args.data_dir)
+    images = result.images(options.data_dir)
     network = result.network(images["shape"][0])
-    if args.with_normalisation:
+    if options.with_normalisation:
         network = Normalised(network, images["mean"], images["std"]).eval()
-    metadata = _metadata(result, images, args.with_normalisation)
-    examples = _random_images(images, args.with_normalisation)
-    content = form.write(network, examples[0], metadata)
-    worst = difference(form, content, network, examples, result, images["shape"][0])
-    write(output, content, hf_files(result, metadata, content) if form.folder else None)
+    metadata = _metadata(result, images, options.with_normalisation)
+    examples = _random_images(images, options.with_normalisation)
+    content = file_format.write(network, examples[0], metadata)
+    largest = difference(file_format, content, network, examples, result, images["shape"][0])
+    write(output, content, hf_files(result, metadata, content) if file_format.folder else None)
     print(
         f"{output}: {result.model} ({result.method}, epoch {result.epoch}), {len(content) / 2**20:.2f} MiB\n"
         f"input: float32 images [batch, {', '.join(map(str, images['shape']))}], {metadata['input']}\n"
-        f"largest difference of a logit from the checkpoint's network: {worst:.3g} ({sum(BATCHES)} random images)"
+        f"largest difference of a logit from the checkpoint's network: {largest:.3g} ({sum(BATCHES)} random images)"
     )
 
 
 def hf_files(trained: TrainedNetwork, metadata: dict[str, Any], weights: bytes) -> dict[str, bytes]:
-    """Contents of the files of a folder in the manner of Hugging Face, by name."""
+    """Contents of the files of a Hugging Face folder, by name."""
     images = (metadata[name] for name in ("image_shape", "mean", "std"))
     config = hf_folder.config_of(trained.model, trained.classes, *images)
     facts = {key: metadata[key] for key in ("method", "epoch", "wcord_fast")}
@@ -112,7 +116,8 @@ def write(output: Path, content: bytes, folder: dict[str, bytes] | None) -> None
     """Write `content` to `output`, or the files of `folder` into it, and read them back.
 
     Raises:
-        OutputError: it cannot be written; CheckpointError: the disk holds something else.
+        OutputError: `output` cannot be written.
+        CheckpointError: the disk holds other bytes.
     """
     files.make_directory(output.parent, "--output")
     if folder is None:
@@ -129,30 +134,34 @@ def write(output: Path, content: bytes, folder: dict[str, bytes] | None) -> None
 
 @torch.no_grad()
 def difference(
-    form: Format, content: bytes, network: nn.Module, examples: list[Tensor], trained: TrainedNetwork, channels: int
+    file_format: Format,
+    content: bytes,
+    network: nn.Module,
+    examples: list[Tensor],
+    trained: TrainedNetwork,
+    channels: int,
 ) -> float:
-    """The largest difference of a logit between what the file computes and `network`.
+    """The largest difference between a logit of the exported file and of `network`.
 
     Raises:
-        CheckpointError: it is not what rounding explains.
+        CheckpointError: the difference is larger than rounding explains.
     """
-
-    exported = form.read(content, lambda: trained.untrained(channels))
-    worst = 0.0
+    exported = file_format.read(content, lambda: trained.untrained(channels))
+    largest = 0.0
     for images in examples:
-        wanted, result = network(images), exported(images)
-        allowed = 0.0 if form.weights_only else TOLERANCE * max(1.0, float(wanted.abs().max()))
-        gap = float((result - wanted).abs().max()) if result.shape == wanted.shape else math.inf
-        if not gap <= allowed:  # NaN is not
+        expected, result = network(images), exported(images)
+        allowed = 0.0 if file_format.weights_only else TOLERANCE * max(1.0, float(expected.abs().max()))
+        error = float((result - expected).abs().max()) if result.shape == expected.shape else math.inf
+        if not error <= allowed:  # true for NaN, too
             raise CheckpointError(
-                f"{trained.path}: the exported file gives other logits than the network, by {gap:.3g} where "
+                f"{trained.path}: the exported file gives other logits than the network, by {error:.3g} where "
                 f"{allowed:.3g} would be rounding; nothing was written"
             )
-        worst = max(worst, gap)
-    return worst
+        largest = max(largest, error)
+    return largest
 
 
-def _metadata(trained: TrainedNetwork, images: dict[str, Any], wrapped: bool) -> dict[str, Any]:
+def _metadata(trained: TrainedNetwork, images: dict[str, Any], with_normalisation: bool) -> dict[str, Any]:
     mean, std = ([round(x, 6) for x in images[name]] for name in ("mean", "std"))
     normalised = f"normalised by mean {mean} and std {std} of pixels in [0, 1]"
     return {
@@ -163,12 +172,15 @@ def _metadata(trained: TrainedNetwork, images: dict[str, Any], wrapped: bool) ->
         "image_shape": images["shape"],
         "mean": images["mean"],
         "std": images["std"],
-        "input": "pixels in [0, 1]" if wrapped else normalised,
+        "input": "pixels in [0, 1]" if with_normalisation else normalised,
         "wcord_fast": __version__,
     }
 
 
-def _random_images(images: dict[str, Any], wrapped: bool) -> list[Tensor]:
+def _random_images(images: dict[str, Any], with_normalisation: bool) -> list[Tensor]:
     g = torch.Generator().manual_seed(0)
     shape = images["shape"]
-    return [torch.rand(n, *shape, generator=g) if wrapped else torch.randn(n, *shape, generator=g) for n in BATCHES]
+    return [
+        torch.rand(n, *shape, generator=g) if with_normalisation else torch.randn(n, *shape, generator=g)
+        for n in BATCHES
+    ]

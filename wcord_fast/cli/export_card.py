@@ -1,4 +1,4 @@
-"""The card of an exported network: what it is, how it was trained, what it reached, how it is loaded."""
+"""The card of an exported network: architecture, training, results, and how to load it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from .. import __version__
 from .trained_network import TrainedNetwork
 
-MEASURES = {  # columns of a run's history, and what they are called
+MEASURES = {  # column of a run's history -> its name on the card
     "test_top1": "test top-1, last epoch (%)",
     "best_top1": "test top-1, best epoch (%)",
     "test_top5": "test top-5, last epoch (%)",
@@ -48,7 +48,7 @@ logits = network(images)  # float32 [batch, {shape}], {input}
 
 
 def card(trained: TrainedNetwork, metadata: dict[str, Any]) -> str:
-    """The card's Markdown, whose numbers are those of the checkpoint."""
+    """The card in Markdown, with the numbers of the checkpoint."""
     last = trained.history[-1] if trained.history else {}
     return CARD.format(
         model=metadata["model"],

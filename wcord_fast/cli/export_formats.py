@@ -1,4 +1,4 @@
-"""The files that `wcord-fast export` writes: for each format its bytes, and how they are run again to compare."""
+"""The files that `wcord-fast export` writes: how each format is written, and read back for the comparison."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ import torch
 from torch import Tensor, nn
 
 Metadata = dict[str, Any]
-Run = Callable[[Tensor], Tensor]  # images -> logits
+Predict = Callable[[Tensor], Tensor]  # images -> logits
 
 
 @dataclass(frozen=True)
 class Format:
-    """One format.
+    """A file format.
 
     Attributes:
-        suffix: of the file.
-        weights_only: it holds no computation, so nothing can be put in front of the network.
+        suffix: end of the file's name.
+        weights_only: whether the file holds no computation, so that no normalisation can be included.
         write: network, two example images, metadata -> the file's bytes.
-        read: the file's bytes, a function that makes the untrained network -> what it computes.
-        folder: the file is one of a folder's, beside a configuration and a card.
+        read: the file's bytes, a function that makes the untrained network -> the file's function of images.
+        folder: whether the file lies in a folder, beside a configuration and a card.
     """
 
     suffix: str
     weights_only: bool
     write: Callable[[nn.Module, Tensor, Metadata], bytes]
-    read: Callable[[bytes, Callable[[], nn.Module]], Run]
+    read: Callable[[bytes, Callable[[], nn.Module]], Predict]
     folder: bool = False
 
 
@@ -42,8 +42,8 @@ def _write_state_dict(network: nn.Module, example: Tensor, metadata: Metadata) -
     return file.getvalue()
 
 
-def _read_state_dict(content: bytes, fresh: Callable[[], nn.Module]) -> Run:
-    network = fresh()
+def _read_state_dict(content: bytes, make_network: Callable[[], nn.Module]) -> Predict:
+    network = make_network()
     network.load_state_dict(torch.load(io.BytesIO(content), weights_only=True)["state_dict"])
     return network.eval()
 
@@ -57,10 +57,10 @@ def _write_safetensors(network: nn.Module, example: Tensor, metadata: Metadata) 
     )
 
 
-def _read_safetensors(content: bytes, fresh: Callable[[], nn.Module]) -> Run:
+def _read_safetensors(content: bytes, make_network: Callable[[], nn.Module]) -> Predict:
     from safetensors.torch import load
 
-    network = fresh()
+    network = make_network()
     network.load_state_dict(load(content))
     return network.eval()
 
@@ -71,13 +71,13 @@ def _write_program(network: nn.Module, example: Tensor, metadata: Metadata) -> b
     return file.getvalue()
 
 
-def _read_program(content: bytes, fresh: Callable[[], nn.Module]) -> Run:
+def _read_program(content: bytes, make_network: Callable[[], nn.Module]) -> Predict:
     return torch.export.load(io.BytesIO(content)).module()
 
 
 def _write_onnx(network: nn.Module, example: Tensor, metadata: Metadata) -> bytes:
     _require_onnx()
-    with _without_chatter():
+    with _quiet_exporter():
         program = torch.onnx.export(
             network,
             (example,),
@@ -93,8 +93,8 @@ def _write_onnx(network: nn.Module, example: Tensor, metadata: Metadata) -> byte
     return program.model_proto.SerializeToString()
 
 
-def _read_onnx(content: bytes, fresh: Callable[[], nn.Module]) -> Run:
-    """By ONNX Runtime where it is installed, else by ONNX's own slow evaluator."""
+def _read_onnx(content: bytes, make_network: Callable[[], nn.Module]) -> Predict:
+    """Run the file by ONNX Runtime if it is installed, else by ONNX's own slow evaluator."""
     try:
         from onnxruntime import InferenceSession
     except ImportError:
@@ -132,8 +132,8 @@ def _require_onnx() -> None:
 
 
 @contextmanager
-def _without_chatter() -> Iterator[None]:
-    """The exporter's remarks on packages that it does not need, and its warnings about itself, are not the user's."""
+def _quiet_exporter() -> Iterator[None]:
+    """Silence the exporter's remarks on optional packages and its warnings about its own code."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""`wcord-fast info`: versions, devices and backends of this installation; it needs no package but the library's."""
+"""`wcord-fast info`: versions, devices and backends of this installation; it needs the library's dependencies only."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from .usage import COMMANDS, UsageError
 
 
 def run(argv: list[str]) -> None:
-    """Print what this installation is and can do."""
+    """Print the versions, devices and backends."""
     if {"-h", "--help"} & set(argv):
         print(f"usage: wcord-fast info\n\n{COMMANDS['info']}")
     elif argv:

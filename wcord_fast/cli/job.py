@@ -10,18 +10,18 @@ import torch
 from ..distributed import ranks
 from ..train.checkpoint import CheckpointError
 from ..train.meters import NonFiniteLoss
-from ..train.ranks import LOST, peer_lost, process_group, speaks_first, tell_launcher
+from ..train.ranks import LOST, is_first_to_report, peer_lost, process_group, report_to_launcher
 from .usage import UsageError
 
-ON_SEVERAL = ("distill", "teacher")  # what several processes do together
-NO_DEFECT = (CheckpointError, NonFiniteLoss, MemoryError, NotImplementedError, OSError, ValueError)
+ON_SEVERAL = ("distill", "teacher")  # commands that may run on several processes
+EXPECTED_ERRORS = (CheckpointError, NonFiniteLoss, MemoryError, NotImplementedError, OSError, ValueError)  # no defects
 
 
 def run_job(name: str, command: Callable[[list[str]], None], options: list[str]) -> int:
-    """`command(options)` in the process group that torchrun asks for; the exit code, see `main.main`.
+    """Run `command(options)` in torchrun's process group; return the exit code, see `main.main`.
 
     Raises:
-        BrokenPipeError: the output was closed.
+        BrokenPipeError: the reader of the output closed it.
         Exception: a defect of this package, or of a user's code.
     """
     try:
@@ -33,42 +33,42 @@ def run_job(name: str, command: Callable[[list[str]], None], options: list[str])
             sys.stdout.flush()
         return 0
     except UsageError as error:
-        _complain(name, error)
+        _print_error(name, error)
         return 2
     except BrokenPipeError:
         raise
     except Exception as error:
-        if not (isinstance(error, NO_DEFECT) or peer_lost(error) or _of_the_machine(error)):
-            if not speaks_first():  # one process shows where
+        if not (isinstance(error, EXPECTED_ERRORS) or peer_lost(error) or _is_machine_error(error)):
+            if not is_first_to_report():  # one process prints the traceback
                 return 1
-            tell_launcher(f"{type(error).__name__}: {error}")
+            report_to_launcher(f"{type(error).__name__}: {error}")
             raise
-        _complain(name, error)
+        _print_error(name, error)
         return 1
     except KeyboardInterrupt:
-        _complain(name, "interrupted; the same command goes on after the last epoch")
+        _print_error(name, "interrupted; the same command goes on after the last epoch")
         return 130
 
 
-def _complain(name: str, error: Exception | str) -> None:
+def _print_error(name: str, error: Exception | str) -> None:
     """Print a message once, even if many processes have it."""
-    message = f"wcord-fast {name}: {_sentence(error)}"
-    if speaks_first():
+    message = f"wcord-fast {name}: {_message(error)}"
+    if is_first_to_report():
         print(message, file=sys.stderr, flush=True)
-        if isinstance(error, str) or not peer_lost(error):  # else the launcher knows better who was the first to go
-            tell_launcher(message)
+        if isinstance(error, str) or not peer_lost(error):  # else the launcher names the process that failed first
+            report_to_launcher(message)
 
 
-def _of_the_machine(error: Exception) -> bool:
-    """Whether the error is about the machine: lack of memory, or a named backend that cannot run."""
+def _is_machine_error(error: Exception) -> bool:
+    """Whether the machine causes the error: memory is short, or the requested backend cannot run."""
     text = str(error)
     return isinstance(error, RuntimeError) and (
         isinstance(error, torch.OutOfMemoryError) or text.startswith("backend=") or "can't allocate memory" in text
     )
 
 
-def _sentence(error: Exception | str) -> str:
+def _message(error: Exception | str) -> str:
     text = str(error) or "out of memory"
     if isinstance(error, Exception) and peer_lost(error):
         return LOST
-    return text.splitlines()[0] if isinstance(error, Exception) and _of_the_machine(error) else text
+    return text.splitlines()[0] if isinstance(error, Exception) and _is_machine_error(error) else text

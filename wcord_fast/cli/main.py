@@ -1,4 +1,4 @@
-"""`wcord-fast`, or `python -m wcord_fast`: answers help, and runs a command."""
+"""`wcord-fast`, or `python -m wcord_fast`: print help or run a command."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .usage import COMMANDS, USAGE, UsageError, did_you_mean
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run `wcord-fast`; 0 on success, 2 for what was typed wrong or is not installed, 1 for what went wrong, 130 when
-    interrupted, 141 when its output was closed."""
+    """Run `wcord-fast` and return its exit code: 0 on success, 1 for an error, 2 for a wrong command line or a missing
+    package, 130 when interrupted, 141 when its output was closed."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the screen has no letters for
+        sys.stdout.reconfigure(errors="backslashreplace")  # for names that the terminal cannot encode
     name, *options = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help", "help"):
         print(USAGE, end="")
@@ -36,13 +36,13 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except SystemExit as end:  # the help was printed
         return int(end.code or 0)
-    except BrokenPipeError:  # whoever read our output has left (`| head`): finished epochs are kept, nobody to tell
+    except BrokenPipeError:  # the reader of our output closed it (`| head`); finished epochs are kept
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
 
 
 def _run(name: str, options: list[str]) -> int:
-    if name == "info":  # needs no package but the library's
+    if name == "info":  # needs the library's dependencies only
         from .info import run
 
         run(options)

@@ -1,7 +1,7 @@
-"""Records of options: dataclasses whose fields say what an option takes, and whose docstrings are the help.
+"""Option records: dataclasses whose fields give the options' types and defaults, and whose docstrings are the help.
 
-Annotated[str, models.names] takes one of the names that `models.names()` gives, Annotated[str, "file"] and
-Annotated[str, "directory"] a path.
+A field Annotated[str, models.names] takes one of the names that `models.names()` returns; Annotated[str, "file"] and
+Annotated[str, "directory"] take a path.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class Option(NamedTuple):
     """One option.
 
     Attributes:
-        hint: its type.
-        default: MISSING: it must be given, without its name.
-        help: a sentence.
-        complete: a function that gives the names that it takes; or "file" or "directory".
+        hint: type of its value.
+        default: its default; MISSING: it is a positional argument.
+        help: its description.
+        complete: a function that returns the names that it takes; or "file" or "directory".
     """
 
     hint: Any
@@ -42,7 +42,7 @@ def options_of(kind: type, prefix: str = "") -> dict[str, Option]:
         for name, sentence in re.findall(r"^\s+(\w+): (.+(?:\n\s{9,}.+)*)", text, re.M):
             sentences[name] = " ".join(sentence.split())
     plain, annotated = get_type_hints(kind), get_type_hints(kind, include_extras=True)
-    own = inspect.get_annotations(kind)  # come first, those of the classes that it is derived from after them
+    own = inspect.get_annotations(kind)  # come first, before those of the base classes
     return {
         prefix + f.name: Option(
             plain[f.name],
@@ -60,7 +60,7 @@ class DryRun:
     """The options of every command that trains.
 
     Attributes:
-        dry_run: print the configuration, and what is done already, and train nothing.
+        dry_run: print the configuration and the state of the runs, and train nothing.
     """
 
     dry_run: bool = False
@@ -77,38 +77,38 @@ def devices() -> tuple[str, ...]:
 
 
 def check_paths(options: Any, *names: str) -> None:
-    """ValueError unless those fields of a record that are set name a file or a folder; `~` is replaced."""
+    """Expand `~` in the path fields `names` of a record; ValueError for a value that is no path."""
     for name in names:
         if getattr(options, name) is not None:
             setattr(options, name, checks.path(name, getattr(options, name)))
 
 
 def check_seeds(seeds: list[int]) -> None:
-    """ValueError unless they are different integers of at least 0."""
+    """ValueError unless the seeds are distinct integers of at least 0."""
     distinct("seeds", [checks.integer("seeds", seed, least=0) for seed in seeds])
 
 
 def check_fraction(name: str, value: float) -> None:
-    """ValueError unless it is above 0 and at most 1."""
-    if not 0 < value <= 1:  # NaN is not
-        raise ValueError(f"{name}: expected a share above 0 and at most 1, got {value:g}")
+    """ValueError unless `value` is above 0 and at most 1."""
+    if not 0 < value <= 1:  # true for NaN, too
+        raise ValueError(f"{name}: expected a fraction above 0 and at most 1, got {value:g}")
 
 
 def distinct(name: str, values: list[T]) -> list[T]:
-    """`values`, or a ValueError if there is none, or one is there twice."""
+    """`values`; ValueError for an empty list or a repeated value."""
     if not values or len(set(values)) < len(values):
-        raise ValueError(f"{name}: expected different ones, got {', '.join(map(str, values)) or 'none'}")
+        raise ValueError(f"{name}: expected distinct values, got {', '.join(map(str, values)) or 'none'}")
     return values
 
 
 def chosen(name: str, values: list[str], known: Iterable[str], of_all: Iterable[str] | None = None) -> list[str]:
-    """`values` in the spelling of `known`, whatever their case; for "all" alone `of_all`, by default every one.
+    """`values` in the spelling of `known`, whatever their case; for "all" alone `of_all`, by default all of `known`.
 
     Raises:
-        ValueError: one that is not known (the nearest is suggested), or is there twice.
+        ValueError: an unknown value (the nearest is suggested), or a repeated one.
     """
     known = list(known)
     if values == ["all"]:
         return known if of_all is None else list(of_all)
-    by_case = {word.lower(): word for word in known}
-    return distinct(name, [checks.choice(name, by_case.get(value.lower(), value), known) for value in values])
+    by_lower_case = {word.lower(): word for word in known}
+    return distinct(name, [checks.choice(name, by_lower_case.get(value.lower(), value), known) for value in values])

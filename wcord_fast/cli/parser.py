@@ -1,6 +1,6 @@
-"""What was typed, and YAML, to records of options: a command's own, and the Config of the commands that train.
+"""Read the command line and YAML files into option records: a command's own, and the Config of commands that train.
 
-A record is a dataclass, see `options`; a field without a default is given without its name.
+A record is a dataclass, see `options`; a field without a default is a positional argument.
 Precedence: defaults < YAML file < command line. Without `--config` the file is the packaged one of the data set.
 """
 
@@ -26,9 +26,9 @@ from .values import in_words, read, words_of
 T = TypeVar("T")
 
 CONFIGS = Path(__file__).parent / "configs"
-UNUSED = {"teacher": ("student", "teacher_checkpoint", "methods", "epochs", "lr")}  # taken from a file, without effect
+UNUSED = {"teacher": ("student", "teacher_checkpoint", "methods", "epochs", "lr")}  # of no effect in a file
 ALIASES = {"--print-config": "--dry-run", "--print_config": "--dry-run", "--dry_run": "--dry-run"}
-MOST_NAMES = 24  # that the help of an option lists
+MOST_NAMES = 24  # listed in an option's help
 CONFIG_HELP = (
     "a YAML file, or the name of a packaged one; without it that of the data set "
     f"({', '.join(f'{name}: {kind.config}' for name, kind in datasets.SOURCES.items() if kind.config)}). "
@@ -42,49 +42,49 @@ def packaged_names() -> list[str]:
 
 
 def config_options() -> dict[str, Option]:
-    """The options of a Config, `--config`, and those of every method's section."""
+    """The options of a Config and of every method's section."""
     result = options_of(Config)
     for section, kind in distill.sections().items():
         result |= options_of(kind, f"{section}.")
     return result
 
 
-def _of_training() -> dict[str, Option]:
+def _training_options() -> dict[str, Option]:
     return {"config": Option(str | None, None, CONFIG_HELP, packaged_names), **config_options()}
 
 
 def parse(command: str, own: type[T], argv: list[str], trains: bool = True) -> tuple[T, dict[str, str]]:
-    """The command's own options, and the text of every option of a Config (where it `trains`), for `read_config`.
+    """The command's own options, and the texts of a Config's options (if it `trains`), for `read_config`.
 
     `--help` prints the help and ends the program.
 
     Raises:
-        UsageError: an unknown option (the nearest is suggested), a missing or a bad value.
+        UsageError: an unknown option (the nearest is suggested), or a missing or bad value.
     """
-    mine = options_of(own)
+    own_options = options_of(own)
     _import_methods(argv)
-    known = {**(_of_training() if trains else {}), **mine}
+    known = {**(_training_options() if trains else {}), **own_options}
     given = _given(argv, known, command, own, trains)
-    values = {key: _value(key, mine[key], text) for key, text in given.items() if key in mine}
-    for key, option in mine.items():
+    values = {key: _value(key, own_options[key], text) for key, text in given.items() if key in own_options}
+    for key, option in own_options.items():
         if option.default is MISSING and key not in values:
             raise UsageError(f"{key}: expected a value, got none")
-    return usage(own, **values), {key: text for key, text in given.items() if key not in mine}
+    return usage(own, **values), {key: text for key, text in given.items() if key not in own_options}
 
 
 def _import_methods(argv: Sequence[str]) -> None:
-    """Make the options of a user's methods known, which are named by their dotted path."""
-    for word, after in zip(argv, [*argv[1:], ""], strict=False):
+    """Import the methods that `--methods` names by dotted path, so that their options are known."""
+    for word, next_word in zip(argv, [*argv[1:], ""], strict=False):
         name, equals, value = word.partition("=")
         if name != "--methods":
             continue
-        for method in (value if equals else after).split(","):
+        for method in (value if equals else next_word).split(","):
             if "." in method or ":" in method:
                 usage(distill.parse, method)
 
 
 def read_config(given: Mapping[str, str]) -> Config:
-    """The configuration that the texts `given`, by key, and the file that they name amount to.
+    """The Config from option texts `given`, by key, and from the configuration file that they name.
 
     Raises:
         UsageError: an unknown key in the file (the nearest is suggested), or a bad value.
@@ -92,7 +92,7 @@ def read_config(given: Mapping[str, str]) -> Config:
     known = config_options()
     values: dict[str, Any] = {}
     for key, text in {**_from_file(given, known), **given}.items():
-        if key == "config":  # it is read
+        if key == "config":  # the file is read already
             continue
         section, _, name = key.rpartition(".")
         (values.setdefault(section, {}) if section else values)[name] = _value(key, known[key], text)
@@ -100,7 +100,7 @@ def read_config(given: Mapping[str, str]) -> Config:
 
 
 def usage(function: Callable[..., T], *arguments: Any, **named: Any) -> T:
-    """function(...), its ValueError or TypeError a UsageError."""
+    """`function(...)`, whose ValueError or TypeError becomes a UsageError."""
     try:
         return function(*arguments, **named)
     except (TypeError, ValueError) as error:
@@ -113,19 +113,19 @@ def show(values: dict[str, Any]) -> str:
 
 
 def help_parser(command: str, own: type, trains: bool, file: Any = None, directory: Any = None) -> ArgumentParser:
-    """A parser that prints the help of a command, and from which its completion is made.
+    """A parser for a command's help and completion only; `parse` reads the command line.
 
     Args:
-        command: its name.
-        own: the record of its own options.
-        trains: whether it has those of a Config, too.
-        file, directory: what shtab wants to be told for an option that takes a path.
+        command: the command's name.
+        own: the record of the command's own options.
+        trains: whether it takes a Config's options, too.
+        file, directory: shtab's marks for an option that takes a path.
     """
-    mine = options_of(own)
-    options = {**mine, **(_of_training() if trains else {}), **mine}  # the command's own come first, and count
+    own_options = options_of(own)
+    options = {**own_options, **(_training_options() if trains else {}), **own_options}  # own first
     parser = ArgumentParser(
         prog=f"wcord-fast {command}",
-        usage=" ".join(["%(prog)s", *(key for key in mine if mine[key].default is MISSING), "[options]"]),
+        usage=" ".join(["%(prog)s", *(key for key in own_options if own_options[key].default is MISSING), "[options]"]),
         description=inspect.cleandoc(own.__doc__ or "").partition("Attributes:")[0],
         formatter_class=RawDescriptionHelpFormatter,
     )
@@ -154,18 +154,18 @@ def help_parser(command: str, own: type, trains: bool, file: Any = None, directo
 
 
 def _given(argv: Sequence[str], known: dict[str, Option], command: str, own: type, trains: bool) -> dict[str, str]:
-    """The text that is given for each option, by key; a flag's is "true" or "false"."""
+    """The text of each option in `argv`, by key; a flag's is "true" or "false"."""
     flags = {_flag(key): key for key, option in known.items() if option.default is not MISSING}
-    places = [key for key, option in known.items() if option.default is MISSING]
+    positionals = [key for key, option in known.items() if option.default is MISSING]
     given: dict[str, str] = {}
-    rest = list(argv)
-    while rest:
-        word, equals, value = rest.pop(0).partition("=")
+    remaining = list(argv)
+    while remaining:
+        word, equals, value = remaining.pop(0).partition("=")
         if word in ("-h", "--help"):
             help_parser(command, own, trains).print_help()
             raise SystemExit(0)
-        if not word.startswith("-") and places:
-            given[places.pop(0)] = word + equals + value
+        if not word.startswith("-") and positionals:
+            given[positionals.pop(0)] = word + equals + value
             continue
         word = ALIASES.get(word, word)
         positive = word.replace("--no-", "--", 1)
@@ -175,18 +175,18 @@ def _given(argv: Sequence[str], known: dict[str, Option], command: str, own: typ
         if equals and positive != word:
             raise UsageError(f"{word}: expected no value, got {value!r}")
         if not equals and known[key].hint is bool:
-            value = rest.pop(0) if rest and rest[0] in ("true", "false") else "true"
+            value = remaining.pop(0) if remaining and remaining[0] in ("true", "false") else "true"
             value = value if positive == word else "false"
         elif not equals:
-            if not rest or rest[0].partition("=")[0] in flags:
+            if not remaining or remaining[0].partition("=")[0] in flags:
                 raise UsageError(f"{word}: expected a value, got none")
-            value = rest.pop(0)
+            value = remaining.pop(0)
         given[key] = value
     return given
 
 
 def _from_file(given: Mapping[str, str], known: Collection[str]) -> dict[str, Any]:
-    """What the configuration file holds, by key: `--config`'s, found by name if packaged, or the data set's."""
+    """The values of the configuration file, by key: `--config`'s (a path or packaged name), or the data set's."""
     config = given.get("config")
     if config is None:
         config = usage(datasets.source, given.get("data", Config.data), "data").config
@@ -216,7 +216,7 @@ def _from_file(given: Mapping[str, str], known: Collection[str]) -> dict[str, An
 def _value(key: str, option: Option, value: Any) -> Any:
     try:
         return read(option.hint, value)
-    except OverflowError:  # float(value) names nothing
+    except OverflowError:  # its message names no option
         raise UsageError(f"{key}: expected a number below 1.8e308, got a longer one") from None
     except ValueError as error:
         raise UsageError(f"{key}: {error}") from None

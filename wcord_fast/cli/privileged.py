@@ -1,8 +1,8 @@
-"""Privileged distillation (the paper's Tables 6 and 7): the teacher knows other labels and sees more pixels.
+"""Privileged distillation (the paper's Tables 6 and 7): the teacher has other labels and sees more pixels.
 
-A frozen teacher, trained on its own label set at `image_size`, guides a student of a question with two answers that
-sees `student_size` pixels of the same image. There is no KD term, since the label sets differ. The measure is the area
-under the ROC curve on the test images.
+A frozen teacher, trained on its own label set at `image_size`, guides a student of two classes that sees
+`student_size` pixels of the same image. There is no KD term, since the label sets differ. The measure is the area under
+the ROC curve on the test images.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .task_bench import TaskBench
 from .workbench import Result, data_spec, load_data
 
 PUBLISHED = Path(__file__).parent / "published_transfers.yaml"
-SHRINK = 4  # by default the student sees this part of the teacher's pixels per side
+SHRINK = 4  # default ratio of the teacher's pixels per side to the student's
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Privileged:
     """The task's data.
 
     Attributes:
-        teacher_data: the teacher's images, all their classes.
-        student_data: the student's images, two classes: 0 the rest, 1 the positive one.
+        teacher_data: the teacher's images, with all their classes.
+        student_data: the student's images, with two classes: 1 is the positive class, 0 the rest.
         image_size, student_size: pixels per side that the two networks see.
     """
 
@@ -59,28 +59,34 @@ def prepare(config: Config, positive: str | None, student_size: int | None, teac
 
     Args:
         config: names the student's data; the teacher's are the same images unless `teacher_data_dir` is given.
-        positive: the class that the student has to tell from all others; default: "8" of the digits, the second of
+        positive: the class that the student separates from all others; default: "8" of the digits, the second of
             two classes.
         student_size: default: a quarter of the image size.
         teacher_data_dir: another folder of images, for the teacher.
     Raises:
-        ValueError: no such class, or one that must be named; a data set that is not held in memory.
+        ValueError: an unknown class, or None where the data set has no default; a data set not held in memory.
     """
     if not source(config.data).held:
         raise ValueError(f"data: this task holds its images in memory; expected {' or '.join(held_names())}")
     size = config.image_size or source(config.data).image_size
-    small = max(1, size // SHRINK) if student_size is None else checks.integer("student_size", student_size, least=1)
+    student_pixels = (
+        max(1, size // SHRINK) if student_size is None else checks.integer("student_size", student_size, least=1)
+    )
     if teacher_data_dir is not None and config.data != "folder":
         raise ValueError(f"teacher_data_dir: goes with the data set 'folder', got {config.data!r}")
     spec = data_spec(config)
-    own = load_data({**spec, "image_size": max(size, small)}, config.data_dir)
+    student_data = load_data({**spec, "image_size": max(size, student_pixels)}, config.data_dir)
     teacher_spec = {**spec, "image_size": size, "limit_train": None if teacher_data_dir else config.limit_train}
-    shared = teacher_data_dir is None and size >= small
-    theirs = own if shared else load_data(teacher_spec, teacher_data_dir or config.data_dir)
-    assert isinstance(own, Dataset) and isinstance(theirs, Dataset)
-    if own.channels != theirs.channels:
-        raise ValueError(f"teacher_data_dir: expected images of {own.channels} channels, got {theirs.channels}")
-    return Privileged(theirs, one_against_the_rest(own, positive or source(config.data).positive), size, small)
+    shared = teacher_data_dir is None and size >= student_pixels
+    teacher_data = student_data if shared else load_data(teacher_spec, teacher_data_dir or config.data_dir)
+    assert isinstance(student_data, Dataset) and isinstance(teacher_data, Dataset)
+    if student_data.channels != teacher_data.channels:
+        raise ValueError(
+            f"teacher_data_dir: expected images of {student_data.channels} channels, got {teacher_data.channels}"
+        )
+    return Privileged(
+        teacher_data, one_against_the_rest(student_data, positive or source(config.data).positive), size, student_pixels
+    )
 
 
 def one_against_the_rest(data: Dataset, positive: str | None) -> Dataset:
@@ -88,13 +94,15 @@ def one_against_the_rest(data: Dataset, positive: str | None) -> Dataset:
     if positive is None:
         positive = data.classes[1] if data.num_classes == 2 else None
     if positive is None:
-        raise ValueError(f"positive: the student needs one of the {data.num_classes} classes: {_some(data.classes)}")
-    wanted = data.classes.index(checks.choice("positive", positive, data.classes))
+        raise ValueError(
+            f"positive: the student needs one of the {data.num_classes} classes: {_first_names(data.classes)}"
+        )
+    index = data.classes.index(checks.choice("positive", positive, data.classes))
     return replace(
         data,
         classes=(f"not {positive}", positive),
-        train_labels=(data.train_labels == wanted).to(torch.int64),
-        test_labels=(data.test_labels == wanted).to(torch.int64),
+        train_labels=(data.train_labels == index).to(torch.int64),
+        test_labels=(data.test_labels == index).to(torch.int64),
     )
 
 
@@ -112,5 +120,5 @@ def positives(data: Dataset) -> str:
     )
 
 
-def _some(names: tuple[str, ...]) -> str:
+def _first_names(names: tuple[str, ...]) -> str:
     return ", ".join(names[:10]) + (" ..." if len(names) > 10 else "")

@@ -18,7 +18,7 @@ Students = dict[str, dict[int, Result]]  # method -> seed -> the trained student
 
 
 def lines_of(students: Students, teacher: Result) -> list[Line]:
-    """One line of text cells per method, means over its seeds, and the teacher's."""
+    """One line of text cells per method (means over its seeds), and the teacher's line."""
     rows = [(name, list(by_seed.values())) for name, by_seed in students.items()]
     several = any(len(results) > 1 for _, results in rows)
     lines = []
@@ -37,7 +37,7 @@ def lines_of(students: Students, teacher: Result) -> list[Line]:
                 "parameters": f"{results[0].parameters:,}",
                 "epochs": str(results[0].history[-1]["epoch"] or "-"),
                 "images/s": _median(results, "images_per_s", "{:,.0f}"),
-                "loss accuracy": _median(results, "loss_share", "{:.1%}"),
+                "loss share": _median(results, "loss_share", "{:.1%}"),
             }
         )
     return lines
@@ -80,7 +80,7 @@ def left_out(skipped: int) -> str:
 
 
 def write_table(directory: Path, name: str, text: str, lines: list[Line], notes: str) -> list[str]:
-    """Write NAME.txt (`text`), NAME.md (the table and `notes`) and NAME.csv (the table); these three names."""
+    """Write NAME.txt (`text`), NAME.md (the table and `notes`) and NAME.csv (the table); return the file names."""
     files.make_directory(directory)
     names = [f"{name}.{suffix}" for suffix in ("txt", "md", "csv")]
     for file_name, content in zip(names, (text, f"{markdown_table(lines)}\n\n{notes}\n"), strict=False):
@@ -91,7 +91,7 @@ def write_table(directory: Path, name: str, text: str, lines: list[Line], notes:
 
 
 def write(directory: Path, students: Students, teacher: Result, lines: list[Line], notes: str) -> list[Path]:
-    """results.md, results.csv and accuracy.png in `directory`; their paths."""
+    """Write results.md, results.csv and accuracy.png to `directory`; return their paths."""
     files.make_directory(directory)
     markdown, table, plot = (directory / name for name in ("results.md", "results.csv", "accuracy.png"))
     with files.replacing(markdown) as file:
@@ -104,7 +104,7 @@ def write(directory: Path, students: Students, teacher: Result, lines: list[Line
 def accuracy_plot(path: Path, students: Students, teacher: Result) -> None:
     """Test accuracy per epoch of every method, and the teacher's last accuracy as a dashed line.
 
-    Of several seeds the line is the mean, and the band reaches from the lowest to the highest.
+    With several seeds the line is the mean, and a band reaches from the lowest to the highest accuracy.
     """
     import matplotlib
 
@@ -156,6 +156,6 @@ def _in_images(difference: Estimate | None, test_images: int) -> str:
 
 
 def _median(results: list[Result], column: str, form: str) -> str:
-    """The median over all epochs, so that a slow first one does not count; "-" where nothing was measured."""
+    """The median over all epochs, which a slow first epoch does not change; "-" where nothing was measured."""
     values = sorted(row[column] for result in results for row in result.history if column in row)
     return form.format(values[len(values) // 2]) if values else "-"

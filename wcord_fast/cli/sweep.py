@@ -20,7 +20,7 @@ from .config import Config
 from .options import DryRun, check_paths, check_seeds, chosen, distinct
 from .parser import parse, read_config, show, usage
 from .sweep_plot import plot
-from .table import not_comparable, over, spread
+from .table import mean_and_deviation, not_comparable, over_seeds
 from .task_bench import require_no_kd
 from .usage import UsageError
 from .workbench import Result, Workbench
@@ -39,19 +39,21 @@ def tables_or_all() -> list[str]:
 
 @dataclass
 class SweepOptions(DryRun):
-    """Privileged distillation: a frozen teacher of all classes at high resolution, and students that tell one class
+    """Privileged distillation: a frozen teacher of all classes at high resolution, and students that separate one class
     from the rest at low resolution, without a KD term; area under the ROC curve on the test images, beside the paper's.
     Finished runs are skipped and broken ones resumed, so the same command can be given again and again.
 
-    --methods are those of the table "methods", --image-size is what the teacher sees: 16 pixels per side of the digits,
-    32 else.
+    --methods are those of the table "methods"; --image-size is the teacher's pixels per side, 16 for the digits, 32
+    otherwise.
 
     Attributes:
-        tables: by comma, or "all"; "methods" has a row per method and student; lambda1 and lambda2 sweep the weights of
-            WCoRD's terms for the first student; lambda2-cifar100 does it for the accuracy of resnet32x4 to resnet8x4.
-        students: by comma; default: resnet8x4 and inception_v3, or wrn_16_2 where its images have less than 75 pixels.
-        seeds: by comma; the teacher is trained once, with the first.
-        positive: the class that the student has to find; default: 8 of the digits, the second of two classes.
+        tables: comma-separated, or "all"; "methods" has a row per method and student; lambda1 and lambda2 sweep the
+            weights of WCoRD's terms for the first student; lambda2-cifar100 sweeps one for resnet32x4 to resnet8x4 and
+            measures accuracy.
+        students: comma-separated; default: resnet8x4 and inception_v3, or wrn_16_2 for images below 75 pixels.
+        seeds: comma-separated; the teacher is trained once, with the first.
+        positive: the class that the students separate from the rest; default: 8 for the digits, the second
+            of two classes.
         student_size: pixels per side that the student sees; default: a quarter of the teacher's.
         teacher_data_dir: another image folder, with its own classes, to train the teacher on.
         output_dir: where runs are kept and resumed, and the tables are written.
@@ -77,7 +79,7 @@ class SweepOptions(DryRun):
 
 @dataclass(frozen=True)
 class Point:
-    """One row of a table: a method, for WCoRD with its two weights, and what the paper has there."""
+    """One row of a table: a method, WCoRD's two weights, and the paper's result."""
 
     table: str
     student: str
@@ -88,7 +90,7 @@ class Point:
 
     @property
     def folder(self) -> str:
-        """The folder of its run below a seed's. Points of two tables that are one run share it."""
+        """The folder of its run below a seed's folder. Points of two tables share a run if their weights are equal."""
         return "" if self.weights is None else f"lambda_{self.weights[0]:g}_{self.weights[1]:g}"
 
 
@@ -99,10 +101,10 @@ class Study:
     Attributes:
         config: the recipe.
         home: folder of the runs.
-        bench: configuration -> where students are trained.
-        teacher_bench: the same for the teacher.
+        bench: configuration -> the workbench of the students.
+        teacher_bench: configuration -> the workbench of the teacher.
         measure: (bench, trained student) -> percent.
-        teacher: once it is trained.
+        teacher: the trained teacher; None until it is trained.
         results: run -> percent, or the reason why there is none.
     """
 
@@ -127,13 +129,13 @@ class Study:
         return self.configured(point, seed).directory / point.method
 
     def value(self, point: Point, seed: int, first_seed: int) -> float | str:
-        """Train (or resume, or skip) and measure; a sentence if the method cannot serve the pair or has diverged."""
+        """Train (or resume, or skip) a run and measure it; text if the method cannot serve the pair or diverged."""
         run = self.run_of(point, seed)
         if run not in self.results:
             if self.teacher is None:
                 home = self.home / "teachers" / self.config.teacher
-                own = replace(self.config, seed=first_seed, output_dir=str(home))
-                self.teacher = self.teacher_bench(own).teacher()
+                teacher_config = replace(self.config, seed=first_seed, output_dir=str(home))
+                self.teacher = self.teacher_bench(teacher_config).teacher()
             bench = self.bench(self.configured(point, seed))
             try:
                 self.results[run] = self.measure(bench, bench.student(point.method, self.teacher))
@@ -145,37 +147,37 @@ class Study:
 
 
 def run(argv: list[str]) -> None:
-    """Run what `argv` asks for, print and write sweep.txt, sweep.md, sweep.csv and the plots.
+    """Run the sweep by the options `argv`; print the tables and write sweep.txt, .md, .csv and the plots.
 
     Raises:
         UsageError: an unknown table, method, class or option, or a bad value.
     """
-    requested, given = parse("sweep", SweepOptions, argv)
-    tables, seeds = requested.tables, requested.seeds
+    options, given = parse("sweep", SweepOptions, argv)
+    tables, seeds = options.tables, options.seeds
     studies: dict[str, Study] = {}
     points: list[Point] = []
     remarks: list[str] = []
     if set(tables) - {"lambda2-cifar100"}:
-        study, students, remark = _privileged(requested, given)
+        study, students, remark = _privileged(options, given)
         require_no_kd(study.config.methods)
         studies |= {table: study for table in tables if table != "lambda2-cifar100"}
         points += [p for table in tables if table in studies for p in _points(table, students, study.config)]
         remarks.append(remark)
     if "lambda2-cifar100" in tables:
-        studies["lambda2-cifar100"] = study = _accuracy(requested, given)
+        studies["lambda2-cifar100"] = study = _accuracy(options, given)
         points += _points("lambda2-cifar100", [study.config.student], study.config)
         remarks.append("lambda2-cifar100: top-1 accuracy after the last epoch; the paper's are means of 5 runs.")
         remarks.append(not_comparable(ACCURACY_PAIR, study.config))
-    if requested.dry_run:
-        print(_plan(requested, studies, points, seeds))
+    if options.dry_run:
+        print(_plan(options, studies, points, seeds))
         return
     to_screen(next(iter(studies.values())).config.quiet)
     values = {p: [studies[p.table].value(p, seed, seeds[0]) for seed in seeds] for p in points}
-    print(_report(Path(requested.output_dir), tables, values, remarks, seeds))
+    print(_report(Path(options.output_dir), tables, values, remarks, seeds))
 
 
 def _privileged(options: SweepOptions, given: dict[str, str]) -> tuple[Study, list[str], str]:
-    """The study, its students, and how to read it."""
+    """The study, its students, and the remark on how to read the result."""
     if "student" in given:
         raise UsageError("student: this command trains several; name them with --students")
     config = read_config({"config": "privileged", **given})
@@ -198,7 +200,7 @@ def _accuracy(options: SweepOptions, given: dict[str, str]) -> Study:
     """Table 4: the published pair, by accuracy."""
     config = read_config({"config": "cifar100_resnet32x4_resnet8x4", **given})
     if f"{config.teacher}-{config.student}" != ACCURACY_PAIR:
-        raise UsageError(f"teacher: lambda2-cifar100 is of {ACCURACY_PAIR}; ask for it alone, without --teacher")
+        raise UsageError(f"teacher: lambda2-cifar100 is for {ACCURACY_PAIR}; name this table alone, without --teacher")
     home = Path(options.output_dir) / "cifar100"
     return Study(config, home, Workbench, Workbench, lambda _bench, result: result.history[-1]["test_top1"])
 
@@ -218,12 +220,14 @@ def _points(table: str, students: list[str], config: Config) -> list[Point]:
             name = table.partition("-")[0]
             rows.append(Point(table, students[0], f"{name} = {value:g}", "wcord", weights, tuple(paper)))
         return rows
-    own = config.method_options("wcord")
+    wcord_options = config.method_options("wcord")
     for student in students:
-        theirs = published.get("inception_v3" if student == STAND_IN else student, {})
+        paper_results = published.get("inception_v3" if student == STAND_IN else student, {})
         for method in config.methods:
-            both = (own.lambda_gckt, own.lambda_lckt) if method == "wcord" else None  # type: ignore[attr-defined]
-            rows.append(Point(table, student, method, method, both, tuple(theirs.get(method, ()))))
+            own = None
+            if method == "wcord":
+                own = (wcord_options.lambda_gckt, wcord_options.lambda_lckt)  # type: ignore[attr-defined]
+            rows.append(Point(table, student, method, method, own, tuple(paper_results.get(method, ()))))
     return rows
 
 
@@ -243,9 +247,9 @@ def _report(
 ) -> str:
     lines = [_line(point, result) for point, result in values.items()]
     for point, result in values.items():
-        why = dict.fromkeys(v for v in result if isinstance(v, str))
-        remarks += [f"{point.student}, {point.setting}: {reason}" for reason in why]
-    message = "\n".join(remark for remark in [*remarks, f"ours: {over(seeds)}."] if remark)
+        reasons = dict.fromkeys(v for v in result if isinstance(v, str))
+        remarks += [f"{point.student}, {point.setting}: {reason}" for reason in reasons]
+    message = "\n".join(remark for remark in [*remarks, f"ours: {over_seeds(seeds)}."] if remark)
     blocks = [text_table([line for line in lines if line["table"] == table]) for table in tables]
     text = "\n\n".join([*blocks, message]) + "\n"
     written = report.write_table(home, "sweep", text, lines, message)
@@ -268,7 +272,7 @@ def _line(point: Point, results: list[float | str]) -> report.Line:
         "table": point.table,
         "student": point.student,
         "setting": point.setting,
-        "ours %": spread(values) if values else "n/a",
+        "ours %": mean_and_deviation(values) if values else "n/a",
         "seeds": str(len(values)) if values else "-",
         "paper %": " ± ".join(f"{x:.2f}" for x in point.paper) or "n/a",
     }

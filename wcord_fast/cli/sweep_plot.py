@@ -16,10 +16,10 @@ def plot(
     """Write a PNG of percent over a loss weight.
 
     Args:
-        path: of the image.
+        path: the file to write.
         weight, measure: names of the axes.
         student: the network, for the title.
-        curve: (weight, our values by seed, the paper's mean and standard deviation if it gives them).
+        curve: (weight, our values by seed, the paper's mean and, if given, standard deviation).
     """
     import matplotlib
 

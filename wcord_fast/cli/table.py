@@ -25,14 +25,18 @@ from .workbench import Workbench, data_spec, load_data
 log = logging.getLogger(__name__)
 
 PUBLISHED = Path(__file__).parent / "published_pairs.yaml"
-CLIP = 5.0  # gradient norm on other data than the recipe's, whose learning rate is too high for some of it at first
+CLIP = 5.0  # largest gradient norm on other data, for some of which the recipe's learning rate is too high
 
 
 @dataclass
 class Row:
-    """One method on one pair: accuracies after the last epoch, one per seed, or the reason why there are none.
+    """One method on one pair.
 
-    failed: what went wrong with a seed that has no accuracy.
+    Attributes:
+        method: its name.
+        accuracies: after the last epoch, one per seed.
+        refused: the reason why the method cannot serve the pair; empty if it can.
+        failed: one message per seed without an accuracy.
     """
 
     method: str
@@ -57,7 +61,7 @@ def cifar_pairs() -> list[str]:
 
 
 def all_methods() -> list[str]:
-    """Every method of the registry, and with a KD term those that the paper has with one."""
+    """Every registered method, each followed by its variant with a KD term if the paper has it."""
     with_kd = {method for rows in published().values() for method in rows if method.endswith(distill.PLUS_KD)}
     both = [(name, name + distill.PLUS_KD) for name in distill.names()]
     return [name for pair in both for name in pair if name in distill.names() or name in with_kd]
@@ -82,11 +86,11 @@ class TableOptions(DryRun):
     NaN with a seed is reported, and the others go on.
 
     Attributes:
-        pair: published pairs by comma, or "all" for those of CIFAR-100.
-        methods: by comma, or "all".
-        seeds: by comma; the teacher is trained once, with the first.
-        budget: this share of the epochs and of the training images; below 1 the result says that it is not comparable
-            with the paper's.
+        pair: comma-separated published pairs, or "all" for those of CIFAR-100.
+        methods: comma-separated, or "all".
+        seeds: comma-separated; the teacher is trained once, with the first.
+        budget: fraction of the epochs and of the training images that is used; below 1 the result is marked as not
+            comparable with the paper's.
         output_dir: where runs are kept and resumed, and the tables are written.
     """
 
@@ -104,29 +108,29 @@ class TableOptions(DryRun):
         if self.methods == ["all"]:
             self.methods = all_methods()
         elif "all" in self.methods:
-            raise ValueError(f"methods: expected 'all' alone, or methods by comma, got {','.join(self.methods)!r}")
+            raise ValueError(
+                f"methods: expected 'all' alone, or comma-separated methods, got {','.join(self.methods)!r}"
+            )
         self.methods = spelled_methods(self.methods)
 
 
 def run(argv: list[str]) -> None:
-    """Run what `argv` asks for, print and write table.txt, table.md and table.csv.
+    """Run the table by the options `argv`; print it and write table.txt, .md and .csv.
 
     Raises:
         UsageError: an unknown pair, method or option, or a bad value.
     """
-    requested, given = parse("table", TableOptions, argv)
+    options, given = parse("table", TableOptions, argv)
     papers = published()
     lines: list[report.Line] = []
-    remarks: dict[str, None] = {}  # in order, each once
-    configs = {
-        pair: _config(requested, pair, given) for pair in requested.pair
-    }  # all are checked before the first is run
-    if requested.dry_run:
-        print(_plan(requested, configs))
+    remarks: dict[str, None] = {}  # ordered, without repetition
+    configs = {pair: _config(options, pair, given) for pair in options.pair}  # all are checked before the first is run
+    if options.dry_run:
+        print(_plan(options, configs))
         return
     to_screen(next(iter(configs.values())).quiet)
     for pair, config in configs.items():
-        rows, images, skipped = _pair(pair, config, requested)
+        rows, images, skipped = _pair(pair, config, options)
         lines += [_line(pair, row, papers[pair]) for row in rows]
         remarks |= {remark: None for remark in [not_comparable(pair, config, images)] if remark}
         remarks |= {remark: None for remark in [report.left_out(skipped).strip()] if remark}
@@ -135,22 +139,23 @@ def run(argv: list[str]) -> None:
     message = "\n".join(
         [
             *remarks,
-            f"ours: accuracy after the last epoch, {over(requested.seeds)}; paper: on CIFAR-100 the mean of 5 runs.",
+            f"ours: accuracy after the last epoch, {over_seeds(options.seeds)}; "
+            "paper: on CIFAR-100 the mean of 5 runs.",
         ]
     )
-    text, home = f"{text_table(lines)}\n\n{message}\n", Path(requested.output_dir)
+    text, home = f"{text_table(lines)}\n\n{message}\n", Path(options.output_dir)
     written = report.write_table(home, "table", text, lines, message)
     print(f"\n{text}\nWritten: {home}/{', '.join(written)}")
 
 
-def spread(values: list[float]) -> str:
-    """Mean and, of several values, sample standard deviation."""
+def mean_and_deviation(values: list[float]) -> str:
+    """Mean and, for several values, sample standard deviation."""
     mean = f"{statistics.fmean(values):.2f}"
     return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.2f}"
 
 
-def over(seeds: list[int]) -> str:
-    """The meaning of a column of `spread`s, for the line below a table."""
+def over_seeds(seeds: list[int]) -> str:
+    """The meaning of a column of `mean_and_deviation`, for the remarks below a table."""
     return f"seed {seeds[0]}" if len(seeds) == 1 else f"mean ± standard deviation over {len(seeds)} seeds"
 
 
@@ -201,8 +206,9 @@ def _plan(options: TableOptions, configs: dict[str, Config]) -> str:
 
 
 def _pair(pair: str, config: Config, options: TableOptions) -> tuple[list[Row], int, int]:
-    """Every method with every seed, from one teacher, which all pairs with that teacher share; and how many training
-    images there are, and files left out."""
+    """Run every method with every seed; return the rows, the number of training images and that of skipped files.
+
+    All pairs with one teacher share its run."""
     first = Workbench(_teacher_run(config, options))
     teacher = first.teacher()
     rows = [Row(method) for method in options.methods]
@@ -227,33 +233,37 @@ def _pair(pair: str, config: Config, options: TableOptions) -> tuple[list[Row], 
 
 
 def _line(pair: str, row: Row, paper: dict[str, list[float]]) -> report.Line:
-    theirs = paper.get(row.method, [])
-    gap = statistics.fmean(row.accuracies) - theirs[0] if row.accuracies and theirs else None
+    reference = paper.get(row.method, [])
+    gap = statistics.fmean(row.accuracies) - reference[0] if row.accuracies and reference else None
     return {
         "pair": pair,
         "method": row.method,
-        "ours %": "n/a" if row.refused else spread(row.accuracies) if row.accuracies else "diverged",
+        "ours %": "n/a" if row.refused else mean_and_deviation(row.accuracies) if row.accuracies else "diverged",
         "seeds": str(len(row.accuracies)) if row.accuracies else "-",
-        "paper %": " ± ".join(f"{x:.2f}" for x in theirs) or "n/a",
+        "paper %": " ± ".join(f"{x:.2f}" for x in reference) or "n/a",
         "ours - paper": "-" if gap is None else f"{gap:+.2f}",
     }
 
 
 def not_comparable(pair: str, config: Config, images: int | None = None) -> str:
-    """Why our numbers from so many training images are not comparable with the paper's; empty if they are."""
-    theirs, why = read_config({"config": str(recipe(pair))}), []
-    published_images = source(theirs.data).train_images
-    if config.data != theirs.data:
-        why.append(f"the data set is {config.data}, not {theirs.data}")
+    """A sentence on why our numbers are not comparable with the paper's; empty if they are.
+
+    Args:
+        pair, config: the pair, and our configuration for it.
+        images: our number of training images, where known."""
+    recipe_config, reasons = read_config({"config": str(recipe(pair))}), []
+    published_images = source(recipe_config.data).train_images
+    if config.data != recipe_config.data:
+        reasons.append(f"the data set is {config.data}, not {recipe_config.data}")
     if config.limit_train is not None:
-        why.append(f"{config.limit_train:,} training images, not all")
-    elif config.data == theirs.data and None not in (images, published_images) and images != published_images:
-        why.append(f"{images:,} training images, not {published_images:,}")
-    if config.data == theirs.data and config.image_size != theirs.image_size:
-        why.append(f"images of {config.image_size} pixels, not {theirs.image_size}")
-    if (config.epochs, config.teacher_epochs or config.epochs) != (theirs.epochs, theirs.epochs):
+        reasons.append(f"{config.limit_train:,} training images, not all")
+    elif config.data == recipe_config.data and None not in (images, published_images) and images != published_images:
+        reasons.append(f"{images:,} training images, not {published_images:,}")
+    if config.data == recipe_config.data and config.image_size != recipe_config.image_size:
+        reasons.append(f"images of {config.image_size} pixels, not {recipe_config.image_size}")
+    if (config.epochs, config.teacher_epochs or config.epochs) != (recipe_config.epochs, recipe_config.epochs):
         teacher = config.teacher_epochs or config.epochs
-        why.append(f"{config.epochs} epochs (teacher {teacher}), not {theirs.epochs}")
+        reasons.append(f"{config.epochs} epochs (teacher {teacher}), not {recipe_config.epochs}")
     if config.clip_grad is not None:
-        why.append(f"gradients are clipped at norm {config.clip_grad:g}")
-    return f"NOT COMPARABLE with the paper's numbers: {'; '.join(why)}." if why else ""
+        reasons.append(f"gradients are clipped at norm {config.clip_grad:g}")
+    return f"NOT COMPARABLE with the paper's numbers: {'; '.join(reasons)}." if reasons else ""

@@ -22,9 +22,9 @@ class TaskBench(Workbench):
     Args:
         config: the recipe; `output_dir` holds the runs.
         data: `unscaled` data, on any device.
-        view: what the network sees of it.
-        task: what else makes the task, in plain values; runs of another one are refused on resuming.
-        labelled: False: the labels are unknown. No method gets them, and no accuracy is measured.
+        view: the view of the images that the network gets.
+        task: the task's identity, in plain values; a run of another task is not resumed.
+        labelled: whether the labels are known; if not, no method gets them and no accuracy is measured.
     """
 
     def __init__(self, config: Config, data: Dataset, view: View, task: dict[str, Any], labelled: bool = True) -> None:
@@ -35,7 +35,7 @@ class TaskBench(Workbench):
         return {**super().spec(role, architecture, method), "task": {**self.task, "view": self.view.name}}
 
     def untrained(self, architecture: str) -> nn.Module:
-        """The network as training would begin with it."""
+        """The network with the weights at which training begins."""
         return self._network(architecture)
 
     def _network(self, architecture: str, pretrained: bool = False) -> nn.Module:
@@ -59,6 +59,6 @@ class TaskBench(Workbench):
 def require_no_kd(methods: list[str]) -> None:
     """UsageError for a method with a KD term, which needs one label set; the networks of a task share none."""
     for name in methods:
-        base, plus = distill.parse(name)
-        if plus or base == "kd":
+        base, with_kd = distill.parse(name)
+        if with_kd or base == "kd":
             raise UsageError(f"methods: {name!r} has a KD term, but the two networks of this task share no label set")

@@ -1,4 +1,4 @@
-"""`wcord-fast teacher`: one network, labels only."""
+"""`wcord-fast teacher`: train one network with labels only."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class TeacherOptions(DryRun):
 
 def run(argv: list[str]) -> None:
     """Train the teacher, and print its accuracy."""
-    own, given = parse("teacher", TeacherOptions, argv)
-    for name in ("epochs", "lr"):  # here they can only mean the teacher's
+    options, given = parse("teacher", TeacherOptions, argv)
+    for name in ("epochs", "lr"):  # for this command they are the teacher's
         if name in given:
             given[f"teacher_{name}"] = given.pop(name)
     config = read_config(given)
-    if own.dry_run:
+    if options.dry_run:
         print(show(config.resolved()))
         return
     if config.teacher_checkpoint is not None:

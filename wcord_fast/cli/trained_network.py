@@ -20,12 +20,12 @@ class TrainedNetwork:
     """A run's checkpoint, read and checked.
 
     Attributes:
-        path: of its file.
-        model, method: names of the architecture and of what trained it.
-        epoch: after which it was written.
-        classes: names, in the order of the logits.
-        precision: in which it was trained and tested.
-        data: name, image_size, limit_train and, if it was given, skip_corrupt of its data set.
+        path: the checkpoint file.
+        model, method: names of the architecture and of the method that trained it.
+        epoch: the number of finished epochs.
+        classes: the classes' names, in the order of the logits.
+        precision: the precision of its training and tests.
+        data: its data set's name, image_size, limit_train and, if it was given, skip_corrupt.
         history: one row per epoch.
         recipe: options of the training, by name.
     """
@@ -43,7 +43,7 @@ class TrainedNetwork:
     _input: dict[str, Any] | None
 
     def dataset(self, data_dir: str | None) -> Dataset | LazyFolder:
-        """The data set that it was trained on, on the CPU; CheckpointError if what is here has other classes."""
+        """The data set that it was trained on, on the CPU; CheckpointError if the data set here has other classes."""
         data = load_data(self.data, data_dir, test_only=True)
         if list(data.classes) != self.classes:
             raise CheckpointError(
@@ -60,15 +60,15 @@ class TrainedNetwork:
         return network.eval()
 
     def untrained(self, channels: int) -> nn.Module:
-        """A network of equal architecture for the same images, with new weights."""
-        given = {} if self._input is None else {key: self._input[key] for key in ("mean", "std")}
-        return models.create(self.model, num_classes=len(self.classes), in_channels=channels, **given)
+        """A network of this architecture for these images, with new weights."""
+        normalisation = {} if self._input is None else {key: self._input[key] for key in ("mean", "std")}
+        return models.create(self.model, num_classes=len(self.classes), in_channels=channels, **normalisation)
 
     def images(self, data_dir: str | None) -> dict[str, Any]:
         """Shape [C, H, W] of its images, and `mean` and `std` per channel by which pixels in [0, 1] are normalised."""
         if self._input is not None:
             return self._input
-        data = self.dataset(data_dir)  # a checkpoint from before they were kept
+        data = self.dataset(data_dir)  # an old checkpoint, which does not hold them
         return {"shape": [data.channels, *data.image_size], "mean": list(data.mean), "std": list(data.std)}
 
 
@@ -76,7 +76,7 @@ def load(path: Path) -> TrainedNetwork:
     """The checkpoint at `path`, a file or the directory of a run.
 
     Raises:
-        CheckpointError: none there (the runs in the directory are named), damaged or incomplete.
+        CheckpointError: no checkpoint (the runs in the directory are named), or a damaged or incomplete one.
     """
     file = path / checkpoint.CURRENT if path.is_dir() else path
     if not file.exists() and path.is_dir():

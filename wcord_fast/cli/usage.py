@@ -14,16 +14,16 @@ COMMANDS = {  # each is a module of this folder
     "crossmodal": "luminance teacher, chrominance student without labels, linear probes on its blocks",
     "evaluate": "accuracy and AUC of a checkpoint on the test images",
     "export": "a checkpoint's network as a state dict, safetensors, torch.export or ONNX file",
-    "taps": "the features of a network, and the modules of which others can be taken, with their shapes",
+    "taps": "the features of a network, and the modules that can give further ones, with their shapes",
     "info": "versions, devices and backends of this installation",
-    "completion": "a script that completes all of this in bash, zsh or tcsh",
+    "completion": "a script that completes commands and options in bash, zsh or tcsh",
 }
 LINES = "\n".join(f"  {name:<10}  {summary}" for name, summary in COMMANDS.items())
 USAGE = f"""usage: wcord-fast COMMAND [options]
 
 {LINES}
 
-wcord-fast COMMAND --help lists a command's options, --dry-run prints the configuration that they amount to.
+wcord-fast COMMAND --help lists a command's options, --dry-run prints the resulting configuration.
 """
 
 

@@ -1,4 +1,4 @@
-"""An option's text, or a value of a YAML file, as a value of the field's type; the messages for what is none."""
+"""Convert an option's text or a YAML file's value to the type of its field; messages for values that do not fit."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .usage import did_you_mean
 
 
 def read(hint: Any, value: Any) -> Any:
-    """`value`, text or a plain value, as the type `hint`.
+    """`value`, a text or a plain value, converted to the type `hint`.
 
     Args:
         hint: bool, int, float, str, a Literal, None, a union of those, or a list of one of them.
     Raises:
-        ValueError: it is none; the message, without the option's name, says what was expected.
+        ValueError: `value` is not of this type; the message says what was expected, without the option's name.
         OverflowError: an integer that is too large for a float.
     """
     kinds = list(get_args(hint)) if get_origin(hint) in (Union, UnionType) else [hint]
@@ -26,25 +26,25 @@ def read(hint: Any, value: Any) -> Any:
     for kind in kinds:
         if get_origin(kind) is list:
             return [read(get_args(kind)[0], item) for item in _items(kind, value)]
-    forms = [value]  # text may stand for a number or a truth value
+    candidates = [value]  # text may stand for a number or a truth value
     if isinstance(value, str):
         with suppress(yaml.YAMLError, ValueError):
-            forms.append(yaml.safe_load(value))
-        with suppress(ValueError):  # 1e-4 is none in YAML 1.1
-            forms.append(float(value))
+            candidates.append(yaml.safe_load(value))
+        with suppress(ValueError):  # YAML 1.1 reads 1e-4 as text
+            candidates.append(float(value))
     for kind in kinds:
-        for form in forms:
-            if kind is float and isinstance(form, int | float) and not isinstance(form, bool):
-                return float(form)
-            if type(form) is kind or (get_origin(kind) is Literal and form in get_args(kind)):
-                return form
+        for candidate in candidates:
+            if kind is float and isinstance(candidate, int | float) and not isinstance(candidate, bool):
+                return float(candidate)
+            if type(candidate) is kind or (get_origin(kind) is Literal and candidate in get_args(kind)):
+                return candidate
     raise ValueError(f"expected {in_words(hint)}, got {value!r}{did_you_mean(value, words_of(hint))}")
 
 
 def in_words(hint: Any) -> str:
-    """A type in words."""
+    """The description of a type in help and messages."""
     if get_origin(hint) is list:
-        return f"list of {in_words(get_args(hint)[0])} by comma"
+        return f"comma-separated list of {in_words(get_args(hint)[0])}"
     if get_origin(hint) is Literal:
         words = [repr(word) for word in get_args(hint)]
         return words[0] if len(words) == 1 else f"one of {', '.join(words)}"

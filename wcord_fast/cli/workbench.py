@@ -43,7 +43,7 @@ class Result:
 
 
 class Workbench:
-    """The data set on its device, and the runs of a configuration."""
+    """A configuration's data set on its device, and its runs."""
 
     def __init__(self, config: Config, data: Dataset | LazyFolder | None = None) -> None:
         self.config = config
@@ -68,7 +68,7 @@ class Workbench:
 
     @classmethod
     def start(cls, config: Config) -> Workbench:
-        """A workbench. From now on the package's log goes to the screen, beginning with the data set and the device."""
+        """A workbench. It sends the package's log to the screen from now on and logs the data set and the device."""
         to_screen(config.quiet)
         bench = cls(config)
         device, threads = bench.device, f" ({torch.get_num_threads()} threads)" if bench.device.type == "cpu" else ""
@@ -95,7 +95,7 @@ class Workbench:
         return Workbench(config, data)
 
     def require_methods(self) -> None:
-        """Build every method once, untrained: CannotServe or ValueError now, not after the teacher's training."""
+        """Build every method once, so that a method that cannot serve raises before the teacher is trained."""
         student, teacher = (self._network(name) for name in (self.config.student, self.config.teacher))
         pair = self._pair(student, teacher)
         for method in self.config.methods:
@@ -114,7 +114,7 @@ class Workbench:
             log.info("teacher   %s: test %.2f %%", config.teacher_checkpoint, tested["test_top1"])
             history = [{"epoch": 0, **tested, "best_top1": tested["test_top1"]}]
             return Result("teacher", network, config.teacher, history)
-        spec = self.spec("teacher", config.teacher, "ce") | self._begin("teacher", network, config.init_teacher)
+        spec = self.spec("teacher", config.teacher, "ce") | self._load_initial("teacher", network, config.init_teacher)
         history = fit(self._run("teacher", spec, network, teacher=None, export="teacher.pt"))
         return Result("teacher", network, config.teacher, history)
 
@@ -122,7 +122,9 @@ class Workbench:
         """A student trained (or resumed) with `method`. Its initialisation does not depend on the method."""
         config = self.config
         network = self._network(config.student)
-        spec = self.spec("student", config.student, method) | self._begin("student", network, config.init_student)
+        spec = self.spec("student", config.student, method) | self._load_initial(
+            "student", network, config.init_student
+        )
         frozen = None
         if teacher is not None:
             frozen = teacher.network.eval().requires_grad_(False)
@@ -145,7 +147,7 @@ class Workbench:
             "recipe": self.config.recipe(role),
         }
 
-    def _begin(self, role: str, network: nn.Module, weights: str | None) -> dict[str, Any]:
+    def _load_initial(self, role: str, network: nn.Module, weights: str | None) -> dict[str, Any]:
         """Load the initial weights, if any, and return their entry of the run's spec."""
         if weights is None:
             return {}
@@ -165,7 +167,7 @@ class Workbench:
         config = self.config
         pair = self._pair(network, teacher)
         method = distill.build(spec["method"]["name"], pair, config.method_options(spec["method"]["name"]))
-        checkpoint.seed_everything(config.seed)  # training starts from one state, however many numbers a method drew
+        checkpoint.seed_everything(config.seed)  # so that training does not depend on how many numbers the method drew
         return Run(
             name=name,
             directory=config.directory / name,
@@ -210,7 +212,9 @@ def load_data(spec: Mapping[str, Any], data_dir: str | None, test_only: bool = F
     """The data set of a `data_spec`. With `skip_corrupt`, rank 0 looks for unreadable files, and all ranks skip them.
 
     Args:
-        test_only: only test images will be used, so the training files are not searched for unreadable ones.
+        spec: a `data_spec`.
+        data_dir: the folder of the data set's files.
+        test_only: search the test files only for unreadable ones.
     """
     name, skip = spec["name"], spec.get("skip_corrupt", False)
     held = datasets.source(name).held
@@ -238,11 +242,16 @@ def create_network(
         view: the view of the images that the network gets; None: the images themselves.
         **options: further options of `models.create`.
     """
-    shown = data if view is None else view
+    network_input = data if view is None else view
     size: Sequence[int] = data.image_size
     if view is not None:
         size = view.see(torch.zeros(1, data.channels, *size)).shape[-2:]
-    options |= {"in_channels": shown.channels, "mean": shown.mean, "std": shown.std, "image_size": size}
+    options |= {
+        "in_channels": network_input.channels,
+        "mean": network_input.mean,
+        "std": network_input.std,
+        "image_size": size,
+    }
     network = models.create(architecture, num_classes=data.num_classes, **options)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     return network.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
@@ -254,8 +263,8 @@ def load_teacher(network: nn.Module, path: Path, spec: dict[str, Any]) -> None:
     A file of another program: see `models.load_weights`.
 
     Raises:
-        CheckpointError: no such file, damaged, of another architecture or data set, or keys that do not fit, or weights
-            that are not finite.
+        CheckpointError: no such file; it is damaged, of another architecture or data set; keys that do not fit, or
+            weights that are not finite.
     """
     if path.is_dir():
         path = path / checkpoint.CURRENT
@@ -271,6 +280,7 @@ def load_weights(network: nn.Module, path: Path, role: str, value: Any = None) -
     """Load all weights of `network` from a checkpoint of ours, a run's directory, or any file with a state dict.
 
     Args:
+        network: receives the weights.
         path: the file or directory.
         role: the network's name in the message.
         value: the content of `path`, if it has been read.
@@ -289,7 +299,7 @@ def load_weights(network: nn.Module, path: Path, role: str, value: Any = None) -
 
 
 def _identity(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a data spec in which teacher and student must agree: all but the choice of images."""
+    """The entries of a data spec in which teacher and student must agree: all but the choice of images."""
     return {
         key: value
         for key, value in data.items()

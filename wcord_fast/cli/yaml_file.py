@@ -10,7 +10,7 @@ import yaml
 
 
 class _Strict(yaml.SafeLoader):
-    """Refuses a key that is there twice, of which YAML would take the last."""
+    """Refuses a repeated key, of which YAML would take the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -24,14 +24,14 @@ class _Strict(yaml.SafeLoader):
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The mapping in `path`; an empty file is an empty one, and keys without a value are left out.
+    """The mapping in `path`, without keys that have no value; an empty file gives an empty mapping.
 
     Raises:
-        ValueError: no YAML, or no mapping; the message names the file and, where there is one, the line.
+        ValueError: the file is not YAML, or not a mapping; the message names the file and, if known, the line.
     """
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Strict)
-        json.dumps(values, default=str)  # a ValueError for a value that holds itself
+        json.dumps(values, default=str)  # a ValueError for a value that contains itself
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark is not None else ""
         raise ValueError(f"config: {path}{line}: {error.problem}") from None

@@ -7,9 +7,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def own_state(module: nn.Module) -> list[str]:
-    """Names within `module` of the buffers of its losses, banks and samplers: not to be broadcast or averaged.
+    """Names within `module` of its losses', banks' and samplers' buffers, which must not be broadcast or averaged.
 
-    Those are the modules that say so by an attribute `keeps_own_state` = True.
+    These modules have the attribute `keeps_own_state` = True.
     """
     result = []
     for prefix, child in module.named_modules():
@@ -19,7 +19,7 @@ def own_state(module: nn.Module) -> list[str]:
 
 
 def exclude_state(model: nn.Module) -> nn.Module:
-    """`model`, which holds losses of this library, marked so that DDP leaves their state alone; call it before DDP.
+    """Mark `model`, so that DDP does not change the state of this library's losses in it; call it before DDP.
 
     A loss that is wrapped itself needs no mark.
     """

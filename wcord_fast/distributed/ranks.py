@@ -1,7 +1,7 @@
-"""This process among the processes of torch.distributed: who it is, and the few collectives that the library uses.
+"""This process' rank in torch.distributed, and the few collectives that the library uses.
 
-Everything that is sent goes through `gather_rows` and `scatter_sums`, as bytes, so that every dtype travels on every
-backend and `bytes_sent` is the whole truth. Sums are taken in rank order: they do not depend on who arrives first.
+Rows are sent as bytes, by `gather_rows` and `scatter_sums`, so that every backend sends every dtype and `bytes_sent`
+counts all. Sums are taken in rank order, so they do not depend on which rank arrives first.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _sent = 0
 
 
 class Ranks(NamedTuple):
-    """Number of this process and how many there are: (0, 1) without a process group."""
+    """The rank of this process and the number of processes: (0, 1) without a process group."""
 
     rank: int
     world: int
 
 
 def ranks() -> Ranks:
-    """This process among those of the default process group."""
+    """The rank and size of the default process group."""
     if not dist.is_available() or not dist.is_initialized():
         return Ranks(0, 1)
     return Ranks(dist.get_rank(), dist.get_world_size())
@@ -41,24 +41,24 @@ def bytes_sent() -> int:
 
 @not_compiled
 def sizes_of(count: int, device: torch.device) -> list[int]:
-    """`count` of every rank, in rank order. No device is waited for where the group has a backend for the CPU."""
+    """`count` of every rank, in rank order. The device is not synchronised if the group has a CPU backend."""
     world = ranks().world
     if world == 1:
         return [count]
     own = torch.tensor([count], device="cpu" if _has_cpu_backend() else device)
-    everyone = [torch.empty_like(own) for _ in range(world)]
-    dist.all_gather(everyone, own)
+    gathered = [torch.empty_like(own) for _ in range(world)]
+    dist.all_gather(gathered, own)
     _count(own.nbytes * (world - 1))
-    sizes = [int(n) for n in everyone]
+    sizes = [int(n) for n in gathered]
     if count != REFUSED and REFUSED in sizes:
         raise ValueError(f"rank {sizes.index(REFUSED)} has refused the arguments of this call; its own error says why")
     return sizes
 
 
 def refuse(device: torch.device) -> None:
-    """To be called before an error of this rank's arguments where the other ranks are about to call `sizes_of`.
+    """Call it before raising an error about this rank's arguments, where the other ranks call `sizes_of`.
 
-    It raises there, on every rank, so that none waits for this one.
+    Their call raises, too, so that none waits for this rank.
     """
     sizes_of(REFUSED, device)
 
@@ -67,23 +67,24 @@ def refuse(device: torch.device) -> None:
 def gather_rows(tensors: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
     """Each of `tensors` [n, ...] of every rank, joined in rank order: [sum(sizes), ...]. One message per rank.
 
+    Ranks with fewer rows send padding, so that sizes may differ on every backend.
+
     Args:
         tensors: of any dtypes, with n = sizes[rank] rows each.
         sizes: rows of every rank.
-    Shorter ranks are padded to the longest, so that sizes may differ on every backend.
     """
     world = ranks().world
     if world == 1:
         return [t.detach() for t in tensors]
-    rows, most = len(tensors[0]), max(sizes)
+    rows, largest = len(tensors[0]), max(sizes)
     parts = [_bytes(t) for t in tensors]
     widths = [p.shape[1] for p in parts]
-    own = parts[0].new_zeros(most, sum(widths))
+    own = parts[0].new_zeros(largest, sum(widths))
     own[:rows] = torch.cat(parts, 1)
-    everyone = own.new_empty(world, *own.shape)
-    dist.all_gather(list(everyone.unbind()), own)
+    gathered = own.new_empty(world, *own.shape)
+    dist.all_gather(list(gathered.unbind()), own)
     _count(own.nbytes * (world - 1))
-    joined = torch.cat([everyone[r, :n] for r, n in enumerate(sizes)])
+    joined = torch.cat([gathered[r, :n] for r, n in enumerate(sizes)])
     columns = joined.split(widths, 1)
     total = sum(sizes)
     return [c.contiguous().view(t.dtype).view(total, *t.shape[1:]) for c, t in zip(columns, tensors, strict=True)]
@@ -122,10 +123,10 @@ def same_on_all(value: int, device: torch.device | str = "cpu") -> int:
         return value
     if not _has_cpu_backend():
         device = torch.device("cuda", torch.cuda.current_device())
-    box = torch.tensor([value], dtype=torch.int64, device=device)
-    dist.broadcast(box, 0)
-    _count(box.nbytes)
-    return int(box)
+    message = torch.tensor([value], dtype=torch.int64, device=device)
+    dist.broadcast(message, 0)
+    _count(message.nbytes)
+    return int(message)
 
 
 def part_rows(total: int, part: Ranks) -> range:
@@ -137,7 +138,7 @@ def part_rows(total: int, part: Ranks) -> range:
 
 def _bytes(tensor: Tensor) -> Tensor:
     """[n, ...] -> uint8 [n, bytes per row]."""
-    # A single row of any stride calls itself contiguous, and cannot be seen as bytes: only a copy has our strides.
+    # A single row counts as contiguous whatever its stride, but is viewed as bytes only with that of a copy.
     tensor = tensor.detach().clone(memory_format=torch.contiguous_format)
     width = math.prod(tensor.shape[1:])
     return tensor.view(tensor.shape[0], width).view(torch.uint8)

@@ -4,8 +4,8 @@ All take `negatives`, a `NegativeSampler` or explicit rows, and a bank as a tens
 per anchor, in fp32 (fp64 if the anchors or the bank are fp64); gradients are in the anchors' dtype. The bank carries no
 gradient. Double backward, forward-mode differentiation and the transforms of `torch.func` raise NotImplementedError.
 
-With a `MemoryBank(shard="rank")` every function is collective: all ranks call it, each with its own anchors, and get
-what one process would get for the joined batch, in rank order (leave anchor_offset at 0).
+With a `MemoryBank(shard="rank")` every function is collective: all ranks call it, each with its own anchors, and
+get the results of one process for the joined batch, in rank order (leave anchor_offset at 0).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def bank_nce(
     Args:
         anchor: [B, D] float16, bfloat16, float32 or float64; need not be contiguous or of unit norm.
         bank: [N, D] of any of these dtypes, on the anchor's device.
-        index: int64 or int32 [B], each anchor's own row: its positive, and what its pool excludes.
+        index: int64 or int32 [B], each anchor's own row: its positive, and the row that its pool excludes.
         negatives: a `NegativeSampler` with num_data = N, or integer [B, K] rows.
         log_z: log Z, a finite scalar tensor on the anchor's device or a float; NaN (unset) gives NaN.
         temperature: tau > 0.
@@ -90,7 +90,7 @@ def bank_mean_score(
     """Mean score <x_b, m_k> over the negatives of each anchor: the second expectation of WCoRD's eq. (10).
 
     With a `MemoryBank`, a sampler of the whole pool (k="all" or expected=True) and plan="auto" this costs O(B * D): the
-    bank then keeps the sums of its rows by class (made by the first such call, outside of `torch.compile`).
+    bank then keeps the sums of its rows by class (the first such call makes them, outside `torch.compile`).
     Other arguments, dtypes and errors as for `bank_nce`. Returns [B], differentiable with respect to `anchor`.
     """
     rows, spec = bank_inputs(anchor, bank, index, negatives, anchor_offset, plan, backend)
@@ -126,10 +126,10 @@ def bank_log_z(
 def bank_update_(
     bank: Tensor | MemoryBank, index: Tensor, rows: Tensor, momentum: float | None = None
 ) -> Tensor | MemoryBank:
-    """Rows `index` of the bank become normalise(momentum * row + (1 - momentum) * rows), in place.
+    """Replace rows `index` of the bank by normalise(momentum * row + (1 - momentum) * rows), in place.
 
     All new rows are computed from the bank before the call, in fp32 (fp64 for an fp64 bank), the norm clamped at 1e-12.
-    When an index occurs twice the last one wins, on every device.
+    If an index occurs twice, its last row counts, on every device.
 
     Args:
         bank: contiguous [N, D] of a float dtype, or a `MemoryBank`.
@@ -163,9 +163,9 @@ def bank_update_(
         if index.device.type == "cpu":  # the values of all ranks, so that all raise or none
             checks.rows_in_range("index", joined.index, held.part.num_data)
             checks.finite_rows("rows", joined.anchors[0], Code.UPDATE_ROW)
-        index, at = sharded.held_rows(held, joined)
-        rows = joined.anchors[0, at]
-        if len(at) == 0:
+        index, positions = sharded.held_rows(held, joined)
+        rows = joined.anchors[0, positions]
+        if len(positions) == 0:
             return bank
     directions.update_rows_(bank, matrix, index, rows, momentum)
     return bank
@@ -174,7 +174,7 @@ def bank_update_(
 def draw_spec(negatives: NegativeSampler | Tensor, batch: int, num_data: int, anchor_offset: int = 0) -> DrawSpec:
     """The record of `negatives` for a batch on a bank of `num_data` rows."""
     if isinstance(negatives, Tensor):
-        checks.integer("anchor_offset", anchor_offset, least=0, below=2**32)  # a sampler checks it
+        checks.integer("anchor_offset", anchor_offset, least=0, below=2**32)  # a sampler checks it in `spec`
         checks.tensor("negatives", negatives, shape=(batch, "K"), dtypes=checks.INDICES)
         return directions.given(negatives)
     if not hasattr(negatives, "spec"):
@@ -187,7 +187,7 @@ def draw_spec(negatives: NegativeSampler | Tensor, batch: int, num_data: int, an
 
 
 def bank_inputs(anchor, bank, index, negatives, anchor_offset, plan, backend) -> tuple[Tensor | Shard, DrawSpec]:
-    """The bank's rows and the record of the negatives, of arguments that have been checked."""
+    """Check the arguments; return the bank's rows and the record of the negatives."""
     checks.choice("plan", plan, ("auto", *PLANS))
     checks.choice("backend", backend, ("auto", *BACKENDS))
     checks.tensor("anchor", anchor, shape=("B", "D"))
@@ -212,5 +212,5 @@ def _bank_rows(bank) -> Tensor | Shard:
 
 
 def values_of(rows: Tensor | Shard) -> Tensor:
-    """The rows that are in this process."""
+    """The rows that this process holds."""
     return rows if isinstance(rows, Tensor) else rows.rows

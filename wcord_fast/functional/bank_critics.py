@@ -39,13 +39,13 @@ def bank_infonce(
         loss_b = -s_0 / tau + log sum_{k=0..K} exp(s_k / tau),    s_k = <x_b, m_k>
 
     Loss and anchor gradient come from one pass over the negatives; no B x K scores are kept on the native backend. With
-    `expected=True` the sum over the negatives is the expectation of that over K draws.
+    `expected=True` the sum over the negatives is its expectation over K draws.
 
     Args:
         anchor: [B, D] float16, bfloat16, float32 or float64; need not be contiguous or of unit norm.
         bank: [N, D] of any of these dtypes, on the anchor's device, a `MemoryBank`, or a full `FeatureQueue`. It
             carries no gradient.
-        index: int64 or int32 [B], each anchor's own row: what its pool excludes, and its positive by default.
+        index: int64 or int32 [B], each anchor's own row: the row that its pool excludes, and its positive by default.
         negatives: a `NegativeSampler` with num_data = N, or integer [B, K] rows.
         temperature: tau > 0.
         positive: [B, D] rows of any of these dtypes, with gradient; None: the bank's rows `index`.
@@ -60,9 +60,9 @@ def bank_infonce(
         NotImplementedError: an explicit backend that has no such plan on this device.
     """
     rows, spec = bank_inputs(anchor, bank, index, negatives, anchor_offset, plan, backend)
-    own = _own_rows(anchor, positive)
+    positive_rows = _positive_rows(anchor, positive)
     temperature = checks.divisor("temperature", temperature, accumulation_dtype(anchor, values_of(rows)))
-    return directions.infonce(anchor[None], [rows], index, own, spec, temperature, plan, backend)[0]
+    return directions.infonce(anchor[None], [rows], index, positive_rows, spec, temperature, plan, backend)[0]
 
 
 @first_order
@@ -92,14 +92,14 @@ def bank_sigmoid(
     Other arguments and errors as for `bank_infonce`.
     """
     rows, spec = bank_inputs(anchor, bank, index, negatives, anchor_offset, plan, backend)
-    own = _own_rows(anchor, positive)
+    positive_rows = _positive_rows(anchor, positive)
     acc = accumulation_dtype(anchor, values_of(rows))
     scalars = _scalar("scale", scale, anchor, acc), _scalar("bias", bias, anchor, acc)
-    return directions.sigmoid(anchor[None], [rows], index, own, *scalars, spec, plan, backend)[0]
+    return directions.sigmoid(anchor[None], [rows], index, positive_rows, *scalars, spec, plan, backend)[0]
 
 
-def _own_rows(anchor: Tensor, positive: Tensor | None) -> Tensor | None:
-    """`positive` [B, D] as [1, B, D]."""
+def _positive_rows(anchor: Tensor, positive: Tensor | None) -> Tensor | None:
+    """`positive` [B, D], checked, as [1, B, D]; None stays None."""
     if positive is None:
         return None
     checks.tensor("positive", positive, shape=tuple(anchor.shape))

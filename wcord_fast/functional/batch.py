@@ -45,13 +45,13 @@ def batch_infonce(
     Args:
         x: [B, D] float16, bfloat16, float32 or float64; need not be contiguous or of unit norm.
         y: [B, D] of any of these dtypes, on x's device.
-        temperature: tau > 0. (One that is trained: give temperature=1.0 and x multiplied by it.)
-        labels: integer [B]; rows of the same class are no negatives of each other. Below 0 the class is unknown.
-        index: integer [B], numbers of images; rows of the same image are no negatives of each other.
+        temperature: tau > 0, a constant. (To train a scale, pass temperature=1.0 and x times the scale.)
+        labels: integer [B]; rows of one class are no negatives of each other. Below 0 the class is unknown.
+        index: integer [B], numbers of images; rows of one image are no negatives of each other.
         scope: "rank": the negatives are rows of this process. "global": rows of all ranks of the default process group.
-            All ranks call it then, with the same options, and all or none of them give labels, and index; batch sizes
-            may differ. The losses are those of this rank's pairs. The gradients are those of the sum over all ranks'
-            losses: what one process gets for the joined batch, in rank order. Backward is collective, too.
+            All ranks call it then, with equal options, and all or none of them give labels, and index; batch sizes may
+            differ. The losses are those of this rank's pairs. The gradients are those of the sum over all ranks'
+            losses, as one process gets them for the joined batch, in rank order. Backward is collective, too.
         backend: "auto", "native" (CPU), "triton" (CUDA, not fp64) or "reference".
     Returns:
         [B] losses in fp32 (fp64 if x or y is fp64), differentiable with respect to x and y; gradients are in their
@@ -78,7 +78,7 @@ def batch_sigmoid(
     scope: str = "rank",
     backend: str = "auto",
 ) -> Tensor:
-    """Sigmoid loss of each pair (x_i, y_i) and of it with the other rows of the batch, both directions summed.
+    """Sigmoid loss of each pair (x_i, y_i) against the other rows of the batch, both directions summed.
 
     With u_ij = scale * <x_i, y_j> + bias and N_i the negatives of pair i:
 
@@ -87,8 +87,8 @@ def batch_sigmoid(
     The mean over i is twice SigLIP's loss, which counts each pair of rows once.
 
     Args:
-        scale, bias: finite numbers, or scalar float tensors on x's device, which get a gradient. With scope="global" it
-            is this rank's summand: the sum over ranks is one process's.
+        scale, bias: finite numbers, or scalar float tensors on x's device, which get a gradient. With scope="global"
+            the gradient is this rank's summand: the sum over ranks is one process's.
     Other arguments, results and errors as for `batch_infonce`.
     """
     _accumulate_dtype(x, y)

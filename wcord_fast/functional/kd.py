@@ -9,7 +9,7 @@ from torch import Tensor
 from ..ops import checks
 from ..ops.first_order import transforms_active
 
-CLASS_DIM = {2: 1, 3: -1, 4: 1}  # number of dimensions -> which one holds the classes
+CLASS_DIM = {2: 1, 3: -1, 4: 1}  # number of dimensions -> the class dimension
 
 
 def kd_loss(
@@ -26,16 +26,16 @@ def kd_loss(
 
     Args:
         student_logits: [B, C], tokens' [B, T, V] or maps' [B, C, H, W], any float dtype; other shapes with `dim`.
-        teacher_logits: the same shape, same classes in the same order; it receives no gradient. A logit of -inf masks a
+        teacher_logits: equal shape, equal classes in equal order; they receive no gradient. A logit of -inf masks a
             class: where the teacher's probability is 0 the class adds nothing.
-        temperature: T > 0, of a size that T^2 neither overflows nor vanishes in fp32.
+        temperature: T > 0, such that T^2 neither overflows nor vanishes in fp32.
         mask: bool, the logits' shape without the class dimension ([B], [B, T], [B, H, W]): the positions that count.
-            The mean is over these, and what the logits hold elsewhere, NaN too, has no effect; 0 if there is none.
+            The mean is over these, 0 if there are none; logits at other positions, even NaN, have no effect.
         dim: the class dimension, not the first; default: the last of [B, T, V], else dimension 1.
     Raises:
         TypeError: a mask that is not bool.
-        ValueError: the shapes differ (KD needs one label set), or a dimension is empty; on the CPU also a position that
-            counts and holds NaN, inf or nothing but -inf.
+        ValueError: the shapes differ (KD needs one label set), or a dimension is empty; on the CPU also NaN, inf or
+            nothing but -inf at a position that counts.
     """
     return _kd_loss(student_logits, teacher_logits, check_temperature(temperature), mask, dim)
 
@@ -50,7 +50,7 @@ def check_temperature(temperature: float) -> float:
 
 
 def _kd_loss(s: Tensor, t: Tensor, temperature: float, mask: Tensor | None, dim: int | None) -> Tensor:
-    """`kd_loss` at a temperature that was checked."""
+    """`kd_loss` with a checked temperature."""
     dim = _check_logits(s, t, dim)
     devices = {"student_logits": s, "teacher_logits": t}
     if mask is not None:
@@ -59,9 +59,9 @@ def _kd_loss(s: Tensor, t: Tensor, temperature: float, mask: Tensor | None, dim:
     checks.same_device(**devices)
     for name, logits in (("student_logits", s), ("teacher_logits", t)):
         _refuse_undefined(name, logits.detach(), mask, dim)
-    if mask is not None:  # what does not count must not spoil the gradient: 0 * NaN is NaN
-        kept = mask.unsqueeze(dim)
-        s, t = torch.where(kept, s, 0), torch.where(kept, t, 0)
+    if mask is not None:  # masked values must not reach the gradient: 0 * NaN is NaN
+        counted = mask.unsqueeze(dim)
+        s, t = torch.where(counted, s, 0), torch.where(counted, t, 0)
     dtype = torch.promote_types(torch.promote_types(s.dtype, t.dtype), torch.float32)
     log_s = F.log_softmax(s.to(dtype) / temperature, dim=dim)
     log_t = F.log_softmax(t.detach().to(dtype) / temperature, dim=dim)
@@ -69,11 +69,11 @@ def _kd_loss(s: Tensor, t: Tensor, temperature: float, mask: Tensor | None, dim:
     divergence = p * torch.where(p > 0, log_t - log_s, 0)  # 0 * (-inf + inf) is 0 here
     if mask is None:
         return divergence.sum() / (s.numel() // s.shape[dim]) * temperature**2
-    return (divergence * kept).sum() / mask.sum().clamp_min(1) * temperature**2
+    return (divergence * counted).sum() / mask.sum().clamp_min(1) * temperature**2
 
 
 def _check_logits(s: Tensor, t: Tensor, dim: int | None) -> int:
-    """The class dimension, counted from the front."""
+    """Check the logits; return the class dimension, counted from the front."""
     for name, logits in (("student_logits", s), ("teacher_logits", t)):
         if isinstance(logits, Tensor) and (dim is not None or logits.dim() in (3, 4)) and logits.dim() > 1:
             checks.tensor(name, logits, shape=("B", *("n",) * (logits.dim() - 1)))
@@ -84,21 +84,21 @@ def _check_logits(s: Tensor, t: Tensor, dim: int | None) -> int:
             f"teacher_logits: expected the shape of student_logits {list(s.shape)}, got {list(t.shape)}; "
             "KD needs both networks to score the same classes"
         )
-    chosen = CLASS_DIM[s.dim()] if dim is None else dim
-    if not (1 <= chosen < s.dim() or -s.dim() < chosen <= -1):
+    class_dim = CLASS_DIM[s.dim()] if dim is None else dim
+    if not (1 <= class_dim < s.dim() or -s.dim() < class_dim <= -1):
         raise ValueError(f"dim: expected the class dimension of {list(s.shape)}, 1 to {s.dim() - 1}, got {dim}")
-    return chosen % s.dim()
+    return class_dim % s.dim()
 
 
 def _refuse_undefined(name: str, logits: Tensor, mask: Tensor | None, dim: int) -> None:
-    """A ValueError for the first position that counts, on the CPU, whose softmax is not defined."""
+    """ValueError, on the CPU, for the first position that counts and whose softmax is not defined."""
     if logits.device.type != "cpu" or torch.compiler.is_compiling() or transforms_active():
         return
-    peak = logits.amax(dim)  # NaN if any is
+    peak = logits.amax(dim)  # NaN if any value is
     bad = ~torch.isfinite(peak)
     if mask is not None:
         bad &= mask
     if bad.any():
-        at = tuple(bad.nonzero()[0].tolist())
-        where = f"row {at[0]}" if len(at) == 1 else f"position {list(at)}"
-        raise ValueError(f"{name}: {where} has the largest value {peak[at].item()}; expected a finite one")
+        position = tuple(bad.nonzero()[0].tolist())
+        where = f"row {position[0]}" if len(position) == 1 else f"position {list(position)}"
+        raise ValueError(f"{name}: {where} has the largest value {peak[position].item()}; expected a finite one")

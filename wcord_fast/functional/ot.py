@@ -53,9 +53,9 @@ def ot_cost(
 
     - value="cost": <P, C>, with the gradient sum_j P_ij dC_ij/dx_i (P detached: WCoRD eq. 13). An `a` or `b` that
       requires grad raises NotImplementedError.
-    - value="dual" (sinkhorn only): <P, C> + eps * sum P log(P / (a b)); the same gradient for x and y, which here is
-      exact at convergence, and the potentials as gradient for a and b: defined up to a constant, so exact along
-      changes that keep the sum of masses. At a zero mass it is the potential's c-transform extension, finite.
+    - value="dual" (sinkhorn only): <P, C> + eps * sum P log(P / (a b)); the gradient for x and y is that of "cost",
+      which here is exact at convergence. The gradient for a and b is the potentials: defined up to a constant, so exact
+      along changes that keep the sum of masses, and at a zero mass the potential's finite c-transform extension.
     - debias: OT(x, y) - OT(x, x) / 2 - OT(y, y) / 2, each of the value above.
 
     Args:
@@ -63,16 +63,15 @@ def ot_cost(
         y: [m, d] or [G, m, d], on the device of x. Where the dtypes of x, y and masses differ, they are promoted as by
             `torch.promote_types` (masses in fp32 leave narrower features as they are).
         a: [n] or [G, n], masses of x's rows, >= 0 with sum 1 (to 1e-4, not renormalised); None is uniform. In fp16 or
-            bf16 a sum of 1 to that rounding is enough: it is then made 1 in fp32. A row of zero mass moves nothing and
-            has zero gradient.
+            bf16 a sum of 1 to their rounding is enough, which is normalised to 1 in fp32. A row of zero mass moves
+            nothing and has zero gradient.
         b: [m] or [G, m], masses of y's rows.
         cost: "cosine", "sqeuclidean" or "euclidean" (|x_i - y_j|, whose gradient at coincident points is 0).
         solver: "ipot" (the plan is fed back: tends to the unregularised cost) or "sinkhorn".
         eps: regularisation > 0, in units of the cost; None is 0.5 for ipot and 0.05 for sinkhorn.
         iters: iterations, at least 1.
         tol: stop a problem when sum_i |sum_j P_ij - a_i| <= tol, tested after iterations 10, 20, ...; None runs all. If
-            `iters` are not enough for it, a warning says so, once per line of the caller (of `wcord_fast.check` on
-            CUDA).
+            `iters` do not reach it, a warning says so, once per line of the caller (of `wcord_fast.check` on CUDA).
         value: "cost" or "dual".
         reach: relax the marginals (unbalanced transport, sinkhorn only): P minimises <P, C> + eps KL(P | a b^T) +
             reach KL(row sums | a) + reach KL(column sums | b), KL(p | q) = sum p log(p / q) - p + q. One number for
@@ -80,12 +79,12 @@ def ot_cost(
             positive sums, "dual" is the value of this whole problem, and its gradient for a and b is exact at
             convergence without restriction. `OTSolution` has the marginals of P.
         debias: subtract the two self terms. (That the result is >= 0 is a theorem for the converged dual value.)
-        pairs: what is known of who belongs to whom: "diagonal" (row i of x and row i of y), or int64 labels (of x's
-            rows [n] or [G, n], of y's rows [m] or [G, m]): rows of equal label are a pair, a negative label has none.
+        pairs: known pairs: "diagonal" (row i of x and row i of y), or int64 labels (of x's
+            rows [n] or [G, n], of y's rows [m] or [G, m]): rows of equal label are pairs, a negative label has none.
             The plan is then drawn to a reference plan R in place of a b^T: sinkhorn adds eps * KL(P | R), ipot starts
             from R / (a b^T). "cost" stays <P, C> with C as it is, "dual" is <P, C> + eps * sum P log(P / R).
-        rho: mass that R has on the pairs, in [0, 1), the rest being spread as a b^T: 0 is the problem without pairs, to
-            the bit, and towards 1 the plan keeps to the pairs.
+        rho: mass that R has on the pairs, in [0, 1), the rest being spread as a b^T: 0 is the problem without pairs,
+            bit for bit, and towards 1 the plan keeps to the pairs.
         backend: "auto", "reference", "native" or "triton".
 
     Returns:
@@ -104,7 +103,7 @@ def ot_cost(
         cost=cost, solver=solver, eps=eps, iters=iters, tol=tol, value=value, reach=reach, backend=backend
     )
     plain = a is None and b is None and pairs is None and debias is False and _is_plain(x, y)
-    if plain and _natively(x, y, options):
+    if plain and _runs_natively(x, y, options):
         return op.native_cost(x, y, _plain_request(options, x.dtype))
     return _solve(x, y, a, b, options, debias, pairs, rho).cost
 
@@ -118,7 +117,7 @@ def ot_solve(
 ) -> OTSolution | OTRelaxedSolution:
     """`ot_cost` together with the potentials, the marginal error and the number of iterations.
 
-    Arguments and errors are those of `ot_cost`; see `OTSolution` for what comes back. Only `.cost` has a gradient.
+    Arguments and errors are those of `ot_cost`; see `OTSolution` for the result. Only `.cost` has a gradient.
     """
     return _solve(x, y, **_problem(**options))
 
@@ -130,7 +129,7 @@ def ot_plan(
     y: Tensor,
     **options: Any,
 ) -> Tensor:
-    """The transport plan P [n, m] (or [G, n, m]) of `ot_cost` with the same arguments, for problems that fit in memory.
+    """The transport plan P [n, m] (or [G, n, m]) of `ot_cost` with equal arguments, for problems that fit in memory.
 
     The plan is detached: it carries no gradient, whatever x, y, a and b require. `value` and `debias` are checked
     and do not change it. Its dtype is fp32 (fp64 for fp64 input). Raises what `ot_cost` raises.
@@ -146,7 +145,7 @@ def ot_plan(
 
 
 def _problem(*, a, b, debias, pairs, rho, **options) -> dict[str, Any]:
-    """The keywords of `ot_cost` as `_solve` takes them, the options checked."""
+    """The keywords of `ot_cost` as arguments of `_solve`, with checked options."""
     checks.boolean("debias", debias)
     return {"a": a, "b": b, "options": checked_options(**options), "debias": debias, "pairs": pairs, "rho": rho}
 
@@ -161,7 +160,7 @@ def _solve(
     pairs: KnownPairs,
     rho: float,
 ) -> OTSolution | OTRelaxedSolution:
-    """The public functions, once their options are checked."""
+    """Solve the problem of a public function whose options are checked."""
     debias = checks.boolean("debias", debias)
     _check_together(options, debias, pairs)
     if a is None and b is None and _is_plain(x, y):
@@ -170,22 +169,22 @@ def _solve(
         batched = _check_problem(x, y, a, b)
         x, y = _promoted(x, y, a, b)
     _check_eps(x.dtype, options)
-    known = None if pairs is None else _known_pairs(x, y, pairs, rho)
-    if (options.value == "cost" or known is not None) and torch.is_grad_enabled():
+    known_pairs = None if pairs is None else _known_pairs(x, y, pairs, rho)
+    if (options.value == "cost" or known_pairs is not None) and torch.is_grad_enabled():
         for name, mass in (("a", a), ("b", b)):
             if mass is not None and mass.requires_grad:
-                without = "value='cost' has" if known is None else "known pairs have"
+                without = "value='cost' has" if known_pairs is None else "known pairs have"
                 raise NotImplementedError(
                     f"{name} requires grad, but {without} no gradient for masses; use "
-                    + ("value='dual' or " if known is None else "")
+                    + ("value='dual' or " if known_pairs is None else "")
                     + f"{name}.detach()"
                 )
     if batched:
         a, b = (None if mass is None else mass.expand(rows.shape[:-1]) for mass, rows in ((a, x), (b, y)))
     dtype = accumulation_dtype(x.dtype)
-    a, b = (given_masses(mass, dtype, options.relaxed) for mass in (a, b))
+    a, b = (solver_masses(mass, dtype, options.relaxed) for mass in (a, b))
     solver_options, backend = options[:6], options.backend
-    result = op.ot_solve(x, y, a, b, *solver_options, backend, known, options.reach)
+    result = op.ot_solve(x, y, a, b, *solver_options, backend, known_pairs, options.reach)
     solved = solution(*result, *marginals(result, a, b, options))
     if debias:
         self_x = op.ot_solve(x, x, a, a, *solver_options, backend)[0]
@@ -210,14 +209,14 @@ def plain_value_and_gradient(
     options = checked_options(
         cost=cost, solver=solver, eps=eps, iters=iters, tol=None, value="cost", reach=None, backend=backend
     )
-    if not _is_plain(x, y) or x.dim() != 2 or not (x.is_cuda or _natively(x, y, options)):
+    if not _is_plain(x, y) or x.dim() != 2 or not (x.is_cuda or _runs_natively(x, y, options)):
         return None
     value, grad, _ = op.value_and_gradients(x, y, _plain_request(options, x.dtype), True, False, backend)
     assert grad is not None  # need_x is True
     return value, grad
 
 
-def _natively(x: Tensor, y: Tensor, options: OTOptions) -> bool:
+def _runs_natively(x: Tensor, y: Tensor, options: OTOptions) -> bool:
     """Whether a call with plain x and y, uniform masses and no pairs may enter the native code at once."""
     supported = options.tol is None and not options.relaxed and options.cost != "euclidean"
     return supported and op.runs_natively(x, y, options.backend)
@@ -250,8 +249,8 @@ def _known_pairs(x: Tensor, y: Tensor, pairs: KnownPairs, rho: float) -> Pairs:
             raise TypeError(f"pairs: expected 'diagonal' or (labels of x's rows, labels of y's rows), got {text}")
         sides = tuple(pairs)
         for name, label, rows in (("pairs[0]", sides[0], x), ("pairs[1]", sides[1], y)):
-            one = isinstance(label, Tensor) and label.dim() == 1
-            shape = tuple(rows.shape[-2:-1] if one else rows.shape[:-1])
+            shared = isinstance(label, Tensor) and label.dim() == 1
+            shape = tuple(rows.shape[-2:-1] if shared else rows.shape[:-1])
             checks.tensor(name, label, shape=shape, dtypes=(torch.int64,))
         checks.same_device(x=x, **{"pairs[0]": sides[0], "pairs[1]": sides[1]})
     rows, columns = (label.expand(*lead, t.shape[-2]) for label, t in zip(sides, (x, y), strict=True))
@@ -259,12 +258,12 @@ def _known_pairs(x: Tensor, y: Tensor, pairs: KnownPairs, rho: float) -> Pairs:
 
 
 def _reference_factor(x, y, a, b, pairs, rho) -> Tensor:
-    """R / (a b^T) [(G,) n, m] up to its constant: what the exponent of a plan has beside potentials and cost."""
+    """R / (a b^T) [(G,) n, m] up to a constant: the plan's factor beside those of potentials and cost."""
     known, batched = _known_pairs(x, y, pairs, rho), x.dim() == 3
     if not batched:
         x, y, known = x.unsqueeze(0), y.unsqueeze(0), Pairs(known.rows[None], known.columns[None], known.rho)
     a, b = (
-        masses(None if mass is None else given_masses(mass.expand(rows.shape[:-1]), rows.dtype, False), rows)
+        masses(None if mass is None else solver_masses(mass.expand(rows.shape[:-1]), rows.dtype, False), rows)
         for mass, rows in ((a, x), (b, y))
     )
     factor = log_reference(a, b, known).exp_()
@@ -273,7 +272,7 @@ def _reference_factor(x, y, a, b, pairs, rho) -> Tensor:
 
 def _is_plain(x: Tensor, y: Tensor) -> bool:
     """Whether x and y are plain dense float tensors that fit. If not, `_check_problem` raises or accepts them."""
-    if type(x) is not Tensor or type(y) is not Tensor or x.is_nested or y.is_nested:  # a nested one has no shape
+    if type(x) is not Tensor or type(y) is not Tensor or x.is_nested or y.is_nested:  # a nested tensor has no shape
         return False
     x_shape, y_shape = x.shape, y.shape
     return (
@@ -290,18 +289,18 @@ def _is_plain(x: Tensor, y: Tensor) -> bool:
 
 
 def _promoted(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> tuple[Tensor, Tensor]:
-    """x and y in one dtype, that of all four; the solver is wide enough for fp32 masses without that."""
+    """x and y in one dtype: fp64 if one of the four is. Half-precision x and y stay so with fp32 masses."""
     dtype = torch.promote_types(x.dtype, y.dtype)
     if any(mass is not None and mass.dtype == torch.float64 for mass in (a, b)):
         dtype = torch.float64
     return x.to(dtype), y.to(dtype)
 
 
-def given_masses(mass: Tensor | None, dtype: torch.dtype, relaxed: bool) -> Tensor | None:
+def solver_masses(mass: Tensor | None, dtype: torch.dtype, relaxed: bool) -> Tensor | None:
     """Masses in the dtype that the solver accumulates in.
 
-    Those in half precision, whose sum is 1 to their rounding only, get the sum 1; what is further off, or need not be
-    1 (`relaxed`), is kept.
+    Masses in half precision, whose sum is 1 to their rounding only, are normalised to the sum 1. Masses further off
+    and those of any sum (`relaxed`) are kept.
     """
     if mass is None:
         return None
@@ -313,7 +312,7 @@ def given_masses(mass: Tensor | None, dtype: torch.dtype, relaxed: bool) -> Tens
 
 
 def _check_problem(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> bool:
-    """True for batched input; raises on the first shape, dtype or device that does not fit."""
+    """Whether the input is batched; raises for the first shape, dtype or device that does not fit."""
     if isinstance(x, Tensor) and x.dim() not in (2, 3):
         raise ValueError(f"x: expected shape [n, d] or [G, n, d], got {list(x.shape)}")
     batched = isinstance(x, Tensor) and x.dim() == 3
@@ -323,8 +322,8 @@ def _check_problem(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> 
     for name, mass, rows in (("a", a, x), ("b", b, y)):
         if mass is None:
             continue
-        one = isinstance(mass, Tensor) and mass.dim() == 1 and batched  # one set of masses for all problems
-        checks.tensor(name, mass, shape=tuple(rows.shape[1:-1] if one else rows.shape[:-1]))
+        shared = isinstance(mass, Tensor) and mass.dim() == 1 and batched  # one set of masses for all problems
+        checks.tensor(name, mass, shape=tuple(rows.shape[1:-1] if shared else rows.shape[:-1]))
         tensors[name] = mass
     checks.same_device(**tensors)
     return batched

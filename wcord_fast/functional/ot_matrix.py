@@ -1,4 +1,4 @@
-"""Optimal transport for a cost matrix that is given: one for all problems, or one for each.
+"""Optimal transport for given cost matrices: one for all problems, or one for each.
 
 Sources: Sinkhorn (Cuturi, NeurIPS 2013); the unbalanced problem and its damped iteration of Chizat, Peyre, Schmitzer,
 Vialard (Mathematics of Computation 2018).
@@ -18,7 +18,7 @@ from ..ops.keywords import keywords_of
 from ..ops.sinkhorn import matrix as op
 from ..ops.sinkhorn.reference import SolveOptions
 from ..ops.tensors import accumulation_dtype
-from .ot import given_masses
+from .ot import solver_masses
 from .ot_options import OTOptions, OTRelaxedSolution, OTSolution, Reach, checked_options, marginals, solution
 
 
@@ -48,8 +48,8 @@ def ot_cost_from_matrix(
         eps, iters, tol, value, reach: as in `ot_cost`.
         backend: "auto", "reference", "native" (CPU) or "triton" (CUDA, not fp64).
 
-    G problems with one C cost two matrix products an iteration for all of them together; the gradient in C is one
-    matrix then, the sum over the problems.
+    G problems with one C cost two matrix products an iteration for all of them together; the gradient in C is then
+    one matrix, the sum over the problems.
 
     Returns:
         Scalar, or [G] where C, a or b has a leading dimension; fp32 (fp64 if one of the three is). The gradient in C is
@@ -89,7 +89,7 @@ def ot_plan_from_matrix(
     b: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
-    """The plan P [n, m] or [G, n, m] of `ot_cost_from_matrix` with the same arguments; it carries no gradient."""
+    """The plan P [n, m] or [G, n, m] of `ot_cost_from_matrix` with equal arguments; it carries no gradient."""
     with torch.no_grad():
         _, solved, costs, batched = _solve(C, a, b, checked_options(**options))
         plans = op.plan(costs, solved)
@@ -109,24 +109,24 @@ class _Problem(NamedTuple):
 def _solve(
     costs: Tensor, a: Tensor | None, b: Tensor | None, options: OTOptions
 ) -> tuple[OTSolution | OTRelaxedSolution, op.MatrixResult, Tensor, bool]:
-    """The solution in the caller's shape; the op's results, the costs as it saw them, and whether there are G."""
+    """The solution in the caller's shape, the op's results and costs, and whether there are G problems."""
     problem = _problem(costs, a, b, options, need_error=True)
     solved = op.solve(*problem[:4], options.backend)
     fields = (*solved[:6], *marginals(solved, problem.rows, problem.columns, options))
-    kept = fields if problem.batched else tuple(t[0] if t.numel() else t for t in fields)
-    return solution(*kept), solved, problem.costs, problem.batched
+    shaped = fields if problem.batched else tuple(t[0] if t.numel() else t for t in fields)
+    return solution(*shaped), solved, problem.costs, problem.batched
 
 
 def _problem(costs: Tensor, a: Tensor | None, b: Tensor | None, options: OTOptions, need_error: bool) -> _Problem:
-    """The checked problem; raises ValueError or TypeError that names a wrong argument."""
+    """The checked problem; ValueError or TypeError names a wrong argument."""
     plain = a is not None and b is not None and _is_plain(costs, a, b)
     problems = a.shape[0] if plain and a is not None else _check(costs, a, b)
     dtype = costs.dtype
     if any(mass is not None and mass.dtype == torch.float64 for mass in (a, b)):
         dtype = torch.float64
-    wide = accumulation_dtype(dtype)
+    acc = accumulation_dtype(dtype)
     make = _request.__wrapped__ if torch.compiler.is_compiling() else _request
-    request = make(options, wide, need_error)
+    request = make(options, acc, need_error)
     if options.value == "cost" and torch.is_grad_enabled():
         for name, mass in (("a", a), ("b", b)):
             if mass is not None and mass.requires_grad:
@@ -137,7 +137,7 @@ def _problem(costs: Tensor, a: Tensor | None, b: Tensor | None, options: OTOptio
     if plain and a is not None and b is not None:
         return _Problem(costs, a, b, request, True)
     rows, columns = (
-        _masses(given_masses(mass, wide, options.relaxed), size, wide, costs.device)
+        _masses(solver_masses(mass, acc, options.relaxed), size, acc, costs.device)
         for mass, size in ((a, costs.shape[-2]), (b, costs.shape[-1]))
     )
     return _Problem(costs.to(dtype), rows, columns, request, problems is not None)
@@ -145,7 +145,7 @@ def _problem(costs: Tensor, a: Tensor | None, b: Tensor | None, options: OTOptio
 
 @functools.lru_cache(maxsize=64)
 def _request(options: OTOptions, dtype: torch.dtype, need_error: bool) -> SolveOptions:
-    """The options of the op without gradients, remembered; ValueError for an `eps` that overflows `dtype`."""
+    """The options of the op without gradients, cached; ValueError for an `eps` that overflows `dtype`."""
     checks.divisor("eps", options.eps, dtype, options.iters if options.solver == "ipot" else 1)
     return SolveOptions("given", *options[1:6], False, False, False, False, *options.reach, need_error)
 
@@ -168,14 +168,14 @@ def _is_plain(costs: Tensor, a: Tensor, b: Tensor) -> bool:
 
 
 def _masses(mass: Tensor | None, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[G, size] or [1, size]."""
+    """Masses as the op takes them, [G, size] or [1, size]; uniform for None."""
     if mass is None:
         return torch.full((1, size), 1 / size, dtype=dtype, device=device)
     return mass if mass.dim() == 2 else mass.unsqueeze(0)
 
 
 def _check(costs: Tensor, a: Tensor | None, b: Tensor | None) -> int | None:
-    """The number of problems, None for one without a leading dimension; raises on what does not fit."""
+    """The number of problems, None without a leading dimension; raises for an argument that does not fit."""
     if isinstance(costs, Tensor) and costs.dim() not in (2, 3):
         raise ValueError(f"C: expected shape [n, m] or [G, n, m], got {list(costs.shape)}")
     batched = isinstance(costs, Tensor) and costs.dim() == 3
@@ -185,9 +185,9 @@ def _check(costs: Tensor, a: Tensor | None, b: Tensor | None) -> int | None:
     for name, mass, size in (("a", a, costs.shape[-2]), ("b", b, costs.shape[-1])):
         if mass is None:
             continue
-        many = isinstance(mass, Tensor) and mass.dim() == 2
-        checks.tensor(name, mass, shape=((problems or "G"), size) if many else (size,))
-        if many:
+        leading = isinstance(mass, Tensor) and mass.dim() == 2
+        checks.tensor(name, mass, shape=((problems or "G"), size) if leading else (size,))
+        if leading:
             problems = mass.shape[0]
         tensors[name] = mass
     checks.same_device(**tensors)

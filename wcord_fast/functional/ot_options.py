@@ -29,7 +29,7 @@ class OTSolution(NamedTuple):
         scale: [G] 1 / eps for sinkhorn, iterations / eps for ipot.
         marginal_error: [G] sum_i |sum_j P_ij - a_i| (with `reach`: of the rows' sums from `row_mass`); the columns meet
             b (`column_mass`) to rounding.
-        iterations: [G] int32, how many were run.
+        iterations: [G] int32, the number of iterations.
     With `debias`, `cost` is the debiased value and the other fields belong to the problem (x, y).
     """
 
@@ -42,10 +42,10 @@ class OTSolution(NamedTuple):
 
 
 class OTRelaxedSolution(NamedTuple):
-    """A solved problem with `reach`: the fields of `OTSolution`, and the masses that its plan has.
+    """A solved problem with `reach`: the fields of `OTSolution`, and the masses of its plan.
 
     Attributes:
-        row_mass: [G, n] the row sums that P has at convergence (`marginal_error` says how far it is from them): a, or
+        row_mass: [G, n] the row sums of P at convergence (`marginal_error` is the distance from them): a, or
             a exp(-f / reach) for a relaxed marginal with potential f.
         column_mass: [G, m] the column sums of P; their sum is the mass that is moved.
     """
@@ -74,7 +74,7 @@ class OTOptions(NamedTuple):
     iters: int
     tol: float | None
     value: str
-    reach: tuple[float | None, float | None]  # of rows and columns; None is a marginal that is met
+    reach: tuple[float | None, float | None]  # of rows and columns; None: the marginal is met
     backend: str
 
     @classmethod
@@ -88,9 +88,9 @@ class OTOptions(NamedTuple):
         value: str,
         reach: Reach,
         backend: str,
-        cost: str = "cosine",  # of no account where it is given as a matrix
+        cost: str = "cosine",  # has no effect on a given cost matrix
     ) -> OTOptions:
-        """The options, or the ValueError / TypeError that names the wrong one."""
+        """The options; ValueError or TypeError names a wrong one."""
         checks.choice("cost", cost, COSTS)
         checks.choice("solver", solver, DEFAULT_EPS)
         checks.choice("value", value, VALUES)
@@ -108,35 +108,35 @@ class OTOptions(NamedTuple):
 
 
 def _checked_reach(reach: Reach, solver: str) -> tuple[float | None, float | None]:
-    """One number for both sides or one for each; infinity is a marginal that is met, so None."""
+    """One number for both sides or one for each; infinity means a marginal that is met, so None."""
     if reach is None:
         return BALANCED
-    both = tuple(reach) if isinstance(reach, tuple | list) else (reach, reach)
-    if len(both) != 2:
+    sides = tuple(reach) if isinstance(reach, tuple | list) else (reach, reach)
+    if len(sides) != 2:
         raise ValueError(f"reach: expected a number or a pair of numbers (rows, columns), got {reach!r}")
-    rows, columns = (None if r is None else checks.positive("reach", r, finite=False) for r in both)
+    rows, columns = (None if r is None else checks.positive("reach", r, finite=False) for r in sides)
     checked = tuple(None if r == math.inf else r for r in (rows, columns))
     if checked != BALANCED and solver != "sinkhorn":
         raise ValueError(f"reach={reach!r}: expected solver='sinkhorn', got solver={solver!r}, which has no fixed eps")
     return checked[0], checked[1]
 
 
-# A loop asks for the same options again and again; typed, so that True never passes for a checked 1.
-_known_options = functools.lru_cache(maxsize=64, typed=True)(OTOptions.checked)
+# For calls in a loop; typed, so that True is never taken for a checked 1.
+_cached_options = functools.lru_cache(maxsize=64, typed=True)(OTOptions.checked)
 
 
 def checked_options(**options: Any) -> OTOptions:
-    """`OTOptions.checked`, remembered."""
+    """`OTOptions.checked`, cached."""
     if not torch.compiler.is_compiling():
         try:
-            return _known_options(**options)
-        except TypeError:  # something cannot be hashed, or is of the wrong type: say which
+            return _cached_options(**options)
+        except TypeError:  # an option that cannot be hashed or has a wrong type, which the next line names
             pass
     return OTOptions.checked(**options)
 
 
 def marginals(solved, a: Tensor | None, b: Tensor | None, options: OTOptions) -> tuple[Tensor, ...]:
-    """`row_mass` and `column_mass` of relaxed problems; nothing of balanced ones."""
+    """`row_mass` and `column_mass` of relaxed problems; empty for balanced ones."""
     if not options.relaxed:
         return ()
     sides = []
@@ -144,7 +144,7 @@ def marginals(solved, a: Tensor | None, b: Tensor | None, options: OTOptions) ->
         uniform = torch.full_like(potential, 1 / potential.shape[-1])
         mass = uniform if mass is None else mass.detach().expand_as(potential)
         if reach is not None:
-            off = torch.where(mass > 0, potential - mass.log(), 0)  # the potential over eps
-            mass = mass * torch.exp(off * (-options.eps / reach))
+            scaled = torch.where(mass > 0, potential - mass.log(), 0)  # the potential over eps
+            mass = mass * torch.exp(scaled * (-options.eps / reach))
         sides.append(mass)
     return tuple(sides)

@@ -15,17 +15,17 @@ from ..ops.tensors import accumulation_dtype
 def sinkhorn_project(logits: Tensor, iters: int = 20, eps: float = 1.0, *, backend: str = "auto") -> Tensor:
     """exp(logits / eps) with its rows and then its columns normalised, `iters` times: many small square matrices.
 
-    The column sums of the result are 1 to rounding, its row sums as nearly as `iters` brings them there.
+    The column sums of the result are 1 to rounding, its row sums approach 1 with `iters`.
 
     Args:
         logits: [..., n, n], n at most 16; finite; fp16, bf16, fp32 or fp64; any strides.
-        iters: normalisations of the rows, each with one of the columns behind it.
-        eps: temperature; the smaller, the nearer is the result to a permutation, and the more iterations it takes.
+        iters: normalisations of the rows, each followed by one of the columns.
+        eps: temperature; a smaller one gives a result nearer to a permutation, after more iterations.
         backend: "auto", "reference" (any device) or "native" (CPU).
 
     Returns:
-        [..., n, n] in the dtype of the logits, computed in fp32 (fp64 for fp64). The gradient is that of the iterations
-        as they ran, not of their limit.
+        [..., n, n] in the dtype of the logits, computed in fp32 (fp64 for fp64). The gradient is that of the
+        iterations that ran, not of their limit.
 
     Raises:
         TypeError, ValueError: wrong type, dtype, shape, option, or (on the CPU) logits that are NaN or infinite, or
@@ -35,8 +35,8 @@ def sinkhorn_project(logits: Tensor, iters: int = 20, eps: float = 1.0, *, backe
     """
     if not isinstance(logits, Tensor) or logits.dim() < 2:
         shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        kind = ValueError if isinstance(logits, Tensor) else TypeError
-        raise kind(f"logits: expected a tensor [..., n, n], got {shape}")
+        error = ValueError if isinstance(logits, Tensor) else TypeError
+        raise error(f"logits: expected a tensor [..., n, n], got {shape}")
     n = logits.shape[-1]
     checks.tensor("logits", logits, shape=(*logits.shape[:-2], "n", "n"))
     if logits.shape[-2] != n:

@@ -34,15 +34,15 @@ EMA = 0.99  # weight of the old Z under z="ema"
 class Contrast(StateModule):
     """Student and teacher banks, the sampler and log Z. Direction 0: student anchors on the teacher's bank.
 
-    Every name in the state dict is a buffer's. RepDistiller's names (`params` = [K, T, Z1, Z2, momentum], negative Z =
-    unset, `memory_v1`, `memory_v2`), which earlier versions wrote, load as well; `log_z` and `sampler.state` win over
-    `params` when both are there. `made_with` records temperature and momentum, the sampler's its options and labels.
-    `log_z` is fp32, fp64 by default dtype or after `.double()`, and never narrower.
+    Every entry of the state dict is a buffer. RepDistiller's names (`params` = [K, T, Z1, Z2, momentum], negative Z =
+    unset, `memory_v1`, `memory_v2`), which earlier versions wrote, load as well, where `log_z` and `sampler.state`
+    come before `params`. `made_with` records temperature and momentum, the sampler's its options and labels.
+    `log_z` is fp32, or fp64 by default dtype or after `.double()`.
 
     In a process group a training step is collective and does what one process would do with the batches of all ranks
-    joined in rank order: the anchors' numbers (and so the draws), log Z and the updates of the banks are the same.
-    State is equal to the bit on all ranks, but for the rows of a sharded bank. In eval mode a replicated bank is read
-    by each rank alone.
+    joined in rank order: the anchors' numbers (and so the draws), log Z and the updates of the banks are equal.
+    The state is bit-identical on all ranks, except the rows of a sharded bank. In eval mode each rank reads a
+    replicated bank alone.
     """
 
     log_z: Tensor
@@ -94,12 +94,12 @@ class Contrast(StateModule):
         return self.memory_v1.ranks.world > 1
 
     def join(self, anchors: Tensor, idx: Tensor) -> Joined | None:
-        """The batch of all ranks, where a call needs it (all ranks then make it); else None."""
+        """The batch of all ranks, if the call needs it (all ranks then call); else None."""
         needed = ranks().world > 1 and (self.training or self.sharded)
         return join(anchors, idx) if needed else None
 
     def nce(self, anchors: Tensor, idx: Tensor, contrast_idx: Tensor | None, joined: Joined | None) -> Tensor:
-        """NCE losses [2, B] of anchors [2, B, D]; in training sets log Z, or moves it under z="ema"."""
+        """NCE losses [2, B] of anchors [2, B, D]; in training log Z is set, or moved under z="ema"."""
         positive, spec = self._negatives(idx, contrast_idx, joined)
         log_z = self._current_log_z(anchors, positive, spec, joined)
         return directions.nce(anchors, self.banks(), positive, log_z, spec, *self._options(), joined)
@@ -107,7 +107,7 @@ class Contrast(StateModule):
     def losses_and_gradient(
         self, anchors: Tensor, idx: Tensor, contrast_idx: Tensor | None, needs_grad: bool
     ) -> tuple[Tensor, Tensor]:
-        """As `nce`, of one process: the losses [2, B] and, where it is wanted, their gradient at anchors [2, B, D]."""
+        """`nce` on one process: the losses [2, B] and, if `needs_grad`, their gradient at anchors [2, B, D]."""
         positive, spec = self._negatives(idx, contrast_idx)
         log_z = self._current_log_z(anchors, positive, spec, None)
         return directions.nce_and_gradient(
@@ -115,7 +115,7 @@ class Contrast(StateModule):
         )
 
     def _current_log_z(self, anchors: Tensor, positive: Tensor, spec: DrawSpec, joined: Joined | None) -> Tensor:
-        """Log Z [2] to score with; in training it is set, or moved under z="ema"."""
+        """Log Z [2] for scoring; in training it is set, or moved under z="ema"."""
         args = (anchors, self.banks(), positive)
         if self.z == "ema" and self.training:
             estimate = self._joint_log_z(torch.full_like(self.log_z, math.nan), *args, spec, joined)
@@ -123,7 +123,7 @@ class Contrast(StateModule):
             log_z = torch.where(unset, estimate, self.log_z)
             moved = torch.logaddexp(math.log(EMA) + self.log_z, math.log(1 - EMA) + estimate)
             self.log_z.copy_(torch.where(unset, estimate, moved))
-        elif joined is None and self._is_set.known(self.log_z):  # ranks do not learn it at the same step
+        elif joined is None and self._is_set.known(self.log_z):  # ranks may notice it at different steps
             log_z = self.log_z
         else:
             log_z = self._joint_log_z(self.log_z, *args, spec, joined)
@@ -158,7 +158,7 @@ class Contrast(StateModule):
         return counts(self._clamped(idx), self.memory_v1.num_data, spec, self.log_z.dtype)
 
     def finish_step(self, anchors: Tensor, idx: Tensor, joined: Joined | None) -> None:
-        """The end of a training step: update both banks from anchors [2, B, D], advance t."""
+        """End a training step: update both banks from anchors [2, B, D] and advance the sampler's step."""
         self.update_(anchors, idx, joined)
         self.sampler.advance()
 
@@ -171,7 +171,7 @@ class Contrast(StateModule):
                 bank.update_joined_(joined, side, momentum)
 
     def reset_parameters(self) -> None:
-        """The state after construction: the banks' first rows, log Z unset, step 0. `made_with` never changes."""
+        """Restore the initial state: the banks' first rows, log Z unset, step 0. `made_with` never changes."""
         for module in (self.sampler, self.memory_v1, self.memory_v2):
             module.reset_parameters()
         self.log_z.fill_(math.nan)
@@ -188,28 +188,28 @@ class Contrast(StateModule):
         unset = torch.isnan(log_z)
         if joined is None or self.sharded or (unset.device.type == "cpu" and not bool(unset.any())):
             return own
-        charged = (counts(self._clamped(positive), self.memory_v1.num_data, spec, torch.float64) + 1).sum().log()
-        sums = torch.cat([own.double() + charged, charged[None]])[None]  # [1, 3]: logs of sums, log of their count
-        (everyone,) = gather_rows([sums], [1] * ranks().world)
-        total = everyone.logsumexp(0)
+        log_count = (counts(self._clamped(positive), self.memory_v1.num_data, spec, torch.float64) + 1).sum().log()
+        sums = torch.cat([own.double() + log_count, log_count[None]])[None]  # [1, 3]: logs of sums, log of their count
+        (gathered,) = gather_rows([sums], [1] * ranks().world)
+        total = gathered.logsumexp(0)
         return torch.where(unset, (total[:2] - total[2]).to(log_z.dtype), log_z)
 
     def rows_at(self, index: Tensor, joined: Joined | None) -> Tensor:
         """Rows `index` of the banks, [2, B, D]."""
         banks = self.banks()
         if joined is None or not isinstance(banks[0], Shard):
-            own = self._clamped(index)  # what is out of range is flagged by the op, whose result is NaN there
-            return torch.stack([bank[own] for bank in banks])
+            clamped = self._clamped(index)  # the op flags an index out of range, and its result is NaN there
+            return torch.stack([bank[clamped] for bank in banks])
         if index is not joined.own_index:
-            (everyone,) = gather_rows([index.long()], joined.sizes)
-            joined = replace(joined, index=everyone)
+            (gathered,) = gather_rows([index.long()], joined.sizes)
+            joined = replace(joined, index=gathered)
         return fetch(banks, joined)
 
     def _clamped(self, idx: Tensor) -> Tensor:
         return idx.long().clamp(0, self.memory_v1.num_data - 1)
 
     def banks(self) -> list:
-        """The rows that direction 0 and 1 score."""
+        """The rows that directions 0 and 1 score."""
         return [self.memory_v2.held(), self.memory_v1.held()]
 
     def _options(self) -> tuple[float, str, str]:
@@ -220,7 +220,7 @@ class Contrast(StateModule):
     ) -> tuple[Tensor, DrawSpec]:
         if self.sampler.num_data != self.memory_v1.num_data:
             raise ValueError(
-                f"sampler: expected one of {self.memory_v1.num_data} rows, as the banks, got {self.sampler.num_data}"
+                f"sampler: expected num_data={self.memory_v1.num_data}, as in the banks, got {self.sampler.num_data}"
             )
         if contrast_idx is None:  # a sharded bank numbers the anchors of all ranks by itself
             return idx, self.sampler.spec(0 if joined is None or self.sharded else joined.own.start)
@@ -231,8 +231,8 @@ class ContrastiveLoss(StateModule):
     """Two embeddings and, where the loss scores a bank, a `Contrast`: the base of CRDLoss and WCoRDLoss.
 
     A state dict made with other labels, another `exclude`, K, temperature or momentum, or with other sizes, is refused
-    by name; `load_state_dict(..., strict=False)` takes what fits of it and warns: everything but tensors of other sizes
-    and a log Z that belongs to another temperature or to banks of other sizes.
+    with an error that names them. `load_state_dict(..., strict=False)` warns and loads the rest: everything but tensors
+    of other sizes and a log Z that belongs to another temperature or to banks of other sizes.
     """
 
     embed_s: Embed
@@ -256,8 +256,8 @@ class ContrastiveLoss(StateModule):
     def init_banks(self, f_s: Tensor, f_t: Tensor, idx: Tensor) -> None:
         """Replace the random initial rows `idx` of both banks by the embeddings of these features.
 
-        One pass of both networks over the training set before training starts; banks otherwise begin as noise. In a
-        process group all ranks call it, each with images of its own.
+        Call it on all batches of one pass of both networks over the training set, before training; banks otherwise
+        begin as noise. In a process group all ranks call it, each with its own images.
         """
         if self.contrast is None:
             raise ValueError("init_banks: this loss scores no bank")
@@ -275,7 +275,7 @@ class ContrastiveLoss(StateModule):
     def reset_parameters(self) -> None:
         """The state after construction: the banks from their seed, the embeddings from torch's generator.
 
-        With this, a loss made on meta is whole after `to_empty`; a reset of its modules one by one does the same.
+        It completes a loss made on meta after `to_empty`; resetting its modules one by one does, too.
         """
         self.embed_s.reset_parameters()
         self.embed_t.reset_parameters()
@@ -288,7 +288,7 @@ class ContrastiveLoss(StateModule):
 
         embed_s.linear.*, embed_t.linear.* (weights divided by their spectral norm where they have one),
         contrast.params = [K, T, Z1, Z2, momentum], contrast.memory_v1 and contrast.memory_v2, in fp32 or fp64. Log Z
-        beyond the range of fp32 is cut, the sampler's seed and step are not in it: `state_dict` holds everything.
+        is clamped to the range of fp32, and the sampler's seed and step are missing: `state_dict` holds everything.
         With sharded banks or parameters all ranks call it, and each gets everything.
 
         Raises:
@@ -307,7 +307,7 @@ class ContrastiveLoss(StateModule):
         return state
 
     def require_filled(self) -> None:
-        """RuntimeError if a buffer of this loss holds what `to_empty` left there."""
+        """RuntimeError if a buffer of this loss has had no values since `to_empty`."""
         for module in self.modules():
             if module is not self and isinstance(module, StateModule):
                 module.require_filled()
@@ -320,9 +320,9 @@ class ContrastiveLoss(StateModule):
         return self
 
     def require_agreement(self) -> None:
-        """ValueError, on every rank, unless all ranks have made this loss alike: options, labels, seed, step.
+        """ValueError, on every rank, unless all ranks have equal options, labels, seed and step.
 
-        Collective. In a process group the first training forward does it, and the first after a state dict was loaded.
+        Collective. In a process group the first training forward calls it, and the first after loading a state dict.
         """
         facts = []
         for module in self.modules():
@@ -347,23 +347,23 @@ class ContrastiveLoss(StateModule):
         return self.contrast is not None and (self.training or self.contrast.sharded)
 
     def _check(self, f_s: Tensor, f_t: Tensor, idx: Tensor | None, contrast_idx: Tensor | None, joins=False) -> None:
-        """Every check of the arguments: a refused call changes nothing. `joins`: all ranks take part in this call."""
+        """Check all arguments, so that a refused call changes nothing. `joins`: all ranks take part in this call."""
         if not self._filled:
             self.require_filled()
         if ranks().world == 1 or torch.compiler.is_compiling():
             return self._check_arguments(f_s, f_t, idx, contrast_idx)
-        agreeing = self.training and not self._agreed
+        must_agree = self.training and not self._agreed
         try:
             self._check_arguments(f_s, f_t, idx, contrast_idx)
         except (TypeError, ValueError):
-            if agreeing or joins or self._is_collective:
+            if must_agree or joins or self._is_collective:
                 refuse(self.embed_s.linear.bias.device)
             raise
-        if agreeing:
+        if must_agree:
             self.require_agreement()
 
     def _check_arguments(self, f_s: Tensor, f_t: Tensor, idx: Tensor | None, contrast_idx: Tensor | None) -> None:
-        """What this rank can tell of its own arguments."""
+        """Check this rank's own arguments."""
         check_features("f_s", f_s, self.embed_s)
         batch = f_s.shape[0]
         check_features("f_t", f_t, self.embed_t, batch)
@@ -385,14 +385,14 @@ class ContrastiveLoss(StateModule):
 
 
 def _fit_contrast(module: Contrast, state_dict, prefix, _metadata, _strict, _missing, unexpected_keys, _errors) -> None:
-    module.say_misfits(replace_misfits(module, state_dict, prefix), unexpected_keys)
+    module.report_misfits(replace_misfits(module, state_dict, prefix), unexpected_keys)
 
 
 def _fit_loss(module: ContrastiveLoss, state_dict, prefix, _metadata, _strict, _missing, unexpected_keys, _errors):
     """Refuse a state of other sizes or options, or keep its fitting entries, before anything is copied."""
     for embed, name in ((module.embed_s, "embed_s"), (module.embed_t, "embed_t")):
         embed.linear.rename_to_ours(state_dict, f"{prefix}{name}.linear.")
-    module.say_misfits(replace_misfits_of_loss(module, state_dict, prefix), unexpected_keys)
+    module.report_misfits(replace_misfits_of_loss(module, state_dict, prefix), unexpected_keys)
 
 
 def _forget_agreement(module: ContrastiveLoss, _keys) -> None:

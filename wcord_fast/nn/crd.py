@@ -13,7 +13,7 @@ from ..ops.keywords import keywords_of
 from .contrast import Contrast, ContrastiveLoss
 from .embed import Embed
 from .native_step import native_step
-from .options import ContrastOptions, made
+from .options import ContrastOptions, make_record
 
 NAMES = {"num_negatives": "nce_k", "temperature": "nce_t", "momentum": "nce_m"}  # RepDistiller's
 
@@ -21,7 +21,8 @@ NAMES = {"num_negatives": "nce_k", "temperature": "nce_t", "momentum": "nce_m"} 
 class CRDLoss(ContrastiveLoss):
     """Contrastive representation distillation (Tian, Krishnan, Isola, ICLR 2020), equal to RepDistiller's `CRDLoss`.
 
-    Both directions summed, batch mean, K negatives per anchor from memory banks that are updated after scoring.
+    The loss sums both directions' batch means. Each anchor has K negatives from a memory bank; the banks are updated
+    after scoring.
 
     Args:
         s_dim, t_dim: widths of the student's and the teacher's penultimate features.
@@ -41,9 +42,9 @@ class CRDLoss(ContrastiveLoss):
         shard: "rank" splits the banks' rows over the ranks of the process group, see `MemoryBank`.
 
     A training forward embeds, sets log Z if unset, scores, updates both banks and advances the sampler, so each
-    micro-batch is a step and activation checkpointing round this module (which runs it twice) is not supported. In eval
+    micro-batch is a step and activation checkpointing around this module (it runs it twice) is not supported. In eval
     mode it only scores, with the batch's own Z estimate while Z is unset. As in RepDistiller, the teacher's features
-    are not detached: where no gradient is wanted, pass detached ones or run the teacher under `torch.no_grad`.
+    are not detached: to avoid their gradient, pass detached ones or run the teacher under `torch.no_grad`.
 
     In a process group a training forward is collective, and the loss is the mean over this rank's images: weighted by
     W * B_rank / B, DDP's average of the gradients is that of one process with the joined batch.
@@ -69,7 +70,7 @@ class CRDLoss(ContrastiveLoss):
         self.n_data = checks.integer("n_data", n_data, least=1)
         checks.integer("s_dim", s_dim, least=1)
         checks.integer("t_dim", t_dim, least=1)
-        record = made(ContrastOptions, options, NAMES)
+        record = make_record(ContrastOptions, options, NAMES)
         self.embed_s = Embed(s_dim, record.feat_dim)
         self.embed_t = Embed(t_dim, record.feat_dim)
         self.contrast = Contrast(
@@ -78,7 +79,7 @@ class CRDLoss(ContrastiveLoss):
 
     @classmethod
     def from_opt(cls, opt: Any, **options: Any) -> CRDLoss:
-        """From RepDistiller's option object (s_dim, t_dim, n_data, feat_dim, nce_k, nce_t, nce_m); plus `options`."""
+        """Make it from RepDistiller's options (s_dim, t_dim, n_data, feat_dim, nce_k, nce_t, nce_m) and `options`."""
         names = ("s_dim", "t_dim", "n_data", "feat_dim", "nce_k", "nce_t", "nce_m")
         if isinstance(opt, dict):
             raise TypeError("opt: expected an object with attributes, got dict; use argparse.Namespace(**opt)")

@@ -25,7 +25,7 @@ class Embed(nn.Module):
         norm: "sphere" divides by the L2 norm, which cancels sigma except against the bias: spectrally normalised, but
             not 1-Lipschitz; "ball" is 1-Lipschitz in each argument of g = <e_T, e_S>.
 
-    State dicts that this class wrote with torch's parametrization, and those with a plain weight, load.
+    State dicts of earlier versions, with torch's parametrization, load, and so do those with a plain weight.
     """
 
     def __init__(self, in_dim: int, out_dim: int, *, spectral: bool = False, norm: str = "sphere"):
@@ -36,7 +36,7 @@ class Embed(nn.Module):
         self.linear = CriticLinear(in_dim, self.width, spectral=spectral)
 
     def forward(self, features: Tensor, frozen_too: bool = False) -> Any:
-        """[B, ...] -> [B, D]; with `frozen_too` two of them, the second without gradient to weight and bias."""
+        """[B, ...] -> [B, D]; with `frozen_too` a pair, the second without gradient to weight and bias."""
         with autocast_off(features.device):
             result = self.linear(features.flatten(1), frozen_too)
             return tuple(map(self._normed, result)) if frozen_too else self._normed(result)
@@ -63,14 +63,14 @@ class Embed(nn.Module):
 
 
 def autocast_off(device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast disabled on `device`; nothing on meta, which has none."""
+    """A context without autocast on `device`; it does nothing on meta, which has no autocast."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def check_features(name: str, features: Tensor, embed: Embed, batch: int | None = None) -> Tensor:
-    """Features [B, ...] that fit `embed`.
+    """`features`, checked to be [B, ...] and fit `embed`.
 
-    On the CPU outside a compiled graph also finite and not too large to embed (the ops check again).
+    On the CPU, outside a compiled graph, they must also be finite and not too large to embed (the ops check again).
     """
     width = embed.in_dim
     if not isinstance(features, Tensor):
@@ -91,7 +91,7 @@ def check_features(name: str, features: Tensor, embed: Embed, batch: int | None 
 
 
 def _refuse_overflow(name: str, rows: Tensor, embed: Embed) -> None:
-    """A ValueError naming the first of `rows` whose W row + b overflows; looked at only where it might."""
+    """ValueError naming the first of `rows` of which W row + b overflows; computed only if one might."""
     dtype = torch.promote_types(embed.linear.bias.dtype, torch.float32)
     limit = torch.finfo(dtype).max
     if float(rows.abs().max()) * embed.in_dim <= limit**0.5 or hasattr(embed.linear.weight, "full_tensor"):
@@ -101,6 +101,6 @@ def _refuse_overflow(name: str, rows: Tensor, embed: Embed) -> None:
         z = nn.functional.linear(rows.double(), weight.double(), bias.double())
     bad = (z.abs().amax(1) > limit) | (rows.abs().amax(1) > limit)
     if bad.any():
-        at = int(bad.nonzero()[0])
-        value = float(rows[at].abs().max())
-        raise ValueError(f"{name}: row {at} holds values up to {value:g}; its embedding overflows {dtype}")
+        row = int(bad.nonzero()[0])
+        value = float(rows[row].abs().max())
+        raise ValueError(f"{name}: row {row} holds values up to {value:g}; its embedding overflows {dtype}")

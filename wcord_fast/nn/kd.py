@@ -12,7 +12,7 @@ class KDLoss(nn.Module):
     """T^2 * KL(softmax(teacher / T) || softmax(student / T)), mean over the positions (WCoRD, eq. 1, times T^2).
 
     Args:
-        temperature: T > 0, of a size that T^2 neither overflows nor vanishes in fp32.
+        temperature: T > 0, such that T^2 neither overflows nor vanishes in fp32.
         dim: the class dimension, not the first; default: the last of [B, T, V], dimension 1 of [B, C] and [B, C, H, W].
     """
 
@@ -28,10 +28,10 @@ class KDLoss(nn.Module):
 
         Args:
             student_logits: [B, C], tokens' [B, T, V] or maps' [B, C, H, W], any float dtype.
-            teacher_logits: the same shape, same classes in the same order; it receives no gradient.
+            teacher_logits: equal shape, equal classes in equal order; they receive no gradient.
             mask: bool [B], [B, T] or [B, H, W]: the positions that count.
         Raises:
-            TypeError, ValueError: as `wcord_fast.functional.kd_loss`, which says more of all three.
+            TypeError, ValueError: as `wcord_fast.functional.kd_loss`, which describes all three arguments.
         """
         return _kd_loss(student_logits, teacher_logits, self.temperature, mask, self.dim)
 

@@ -16,19 +16,19 @@ OLD = "parametrizations.weight."  # where torch's parametrization kept weight an
 
 
 class CriticLinear(nn.Linear, StateModule):
-    """x W^T + b, or x (W / sigma)^T + b, in fp32 (fp64 for fp64 weights) whatever the parameters are stored in.
+    """x W^T + b, or x (W / sigma)^T + b, in fp32 (fp64 for fp64 weights) whatever the parameters' dtype.
 
     Args:
         in_features, out_features: widths.
         spectral: divide W by an estimate sigma of its largest singular value: u^T W v, where `u` [out] and `v` [in]
             move by one iteration of the power method in each training forward, and by 16 when they are made. In eval
-            mode they stay. They are constants for the gradient (Miyato et al., ICLR 2018). Values and gradients are
-            those of `torch.nn.utils.parametrizations.spectral_norm`, the first ones too.
+            mode they do not move. They are constants for the gradient (Miyato et al., ICLR 2018). Values and gradients
+            are those of `torch.nn.utils.parametrizations.spectral_norm`, from the first forward on.
 
     State dicts of torch's parametrization load, and so does a plain `weight`, whose exact singular vectors are taken.
     """
 
-    spectral = False  # until there are vectors
+    spectral = False  # until the vectors are made
     u: Tensor
     v: Tensor
 
@@ -36,7 +36,7 @@ class CriticLinear(nn.Linear, StateModule):
         super().__init__(in_features, out_features)
         if spectral:
             self.spectral, self.wide = True, ("u", "v")
-            # Behind the bias, where torch's parametrization had it: optimisers' states go by the order of parameters.
+            # After the bias, as in torch's parametrization: optimisers' states depend on the order of the parameters.
             self._parameters["weight"] = self._parameters.pop("weight")
             dtype = torch.promote_types(self.weight.dtype, torch.float32)
             self.register_buffer("u", torch.empty(out_features, dtype=dtype))
@@ -45,7 +45,7 @@ class CriticLinear(nn.Linear, StateModule):
             self.register_load_state_dict_pre_hook(_rename_to_ours)
 
     def forward(self, input: Tensor, frozen_too: bool = False) -> Any:
-        """[B, in] -> [B, out], to be called outside autocast; with `frozen_too` also the same with W and b detached."""
+        """[B, in] -> [B, out], called outside autocast; with `frozen_too` also the output with W and b detached."""
         weight, bias = self.effective()
         x = input.to(weight.dtype)
         z = nn.functional.linear(x, weight, bias)
@@ -71,7 +71,7 @@ class CriticLinear(nn.Linear, StateModule):
             self._make_vectors()
 
     def rename_to_ours(self, state_dict, prefix: str) -> None:
-        """In a state dict: names of torch's parametrization become ours, and a weight without vectors gets them."""
+        """Rename entries of torch's parametrization in a state dict, and add vectors to a weight without them."""
         if not self.spectral:
             return
         for old, new in (("original", "weight"), ("0._u", "u"), ("0._v", "v")):
@@ -89,7 +89,7 @@ class CriticLinear(nn.Linear, StateModule):
     def leading(self) -> Spectral:
         """sigma, u and v as a forward takes them: in training after one iteration of the power method, not yet kept.
 
-        By compiled code, of a weight in fp32 or fp64 on the CPU.
+        Compiled code computes them, for a weight in fp32 or fp64 on the CPU.
         """
         self.require_filled()
         weight = self.weight.contiguous()
@@ -97,7 +97,7 @@ class CriticLinear(nn.Linear, StateModule):
         return leading(weight, u, v, TINY, self.training)
 
     def keep(self, spectral: Spectral) -> None:
-        """Take the vectors of `leading` as those of the next forward."""
+        """Store the vectors of `leading` for the next forward."""
         self.u.copy_(spectral.u)
         self.v.copy_(spectral.v)
 
@@ -109,7 +109,7 @@ class CriticLinear(nn.Linear, StateModule):
             u = _unit(torch.mv(weight, self.v.to(weight.dtype)))
             self.u.copy_(u)
         row = torch.mv(weight.t(), u)
-        # v := row / |row| makes u^T W v = |row|; the gradient, u v^T, is the same as well.
+        # v := row / |row| makes u^T W v = |row|; the gradient, u v^T, is equal, too.
         sigma = torch.linalg.vector_norm(row)
         with torch.no_grad():
             self.v.copy_(row / sigma.clamp_min(TINY))
@@ -119,7 +119,7 @@ class CriticLinear(nn.Linear, StateModule):
     def _make_vectors(self) -> None:
         if self.weight.is_meta:
             return
-        if hasattr(self.weight, "full_tensor"):  # of a sharded weight, alike on all ranks
+        if hasattr(self.weight, "full_tensor"):  # a sharded weight: the vectors are equal on all ranks
             u, v = singular_vectors(self.weight)
         else:
             weight = self.weight.to(self.u.dtype)

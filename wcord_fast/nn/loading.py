@@ -1,6 +1,6 @@
 """State dicts of the losses: RepDistiller's names and those of earlier versions, and states that do not fit.
 
-Everything here works on the copy of the state dict that a load has made, before anything of it is copied into a module.
+Everything here works on the copy of the state dict that a load has made, before any entry is copied into a module.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SMALLEST, LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).
 
 
 def repdistiller_params(contrast: Contrast) -> Tensor:
-    """RepDistiller's `params` = [K, T, Z1, Z2, momentum], fp32; negative Z = unset, others cut to the range of fp32."""
+    """RepDistiller's `params` = [K, T, Z1, Z2, momentum], fp32; negative Z = unset, others clamped to fp32's range."""
     z = contrast.log_z.detach().double().exp().clamp(SMALLEST, LARGEST).nan_to_num(-1.0)
     params = torch.zeros(5, dtype=torch.float64, device=z.device)
     params[0], params[1], params[4] = contrast.sampler.k, contrast.temperature, contrast.memory_v1.momentum
@@ -32,7 +32,7 @@ def repdistiller_params(contrast: Contrast) -> Tensor:
 
 
 def rename_to_ours(contrast: Contrast, state_dict, prefix: str) -> list[str]:
-    """Names of RepDistiller and of earlier versions become ours, in place; what their `params` say otherwise."""
+    """Rename RepDistiller's and earlier versions' entries in place; return sentences on other values in `params`."""
     for name in BANKS:
         if f"{prefix}{name}" in state_dict:
             state_dict.setdefault(f"{prefix}{name}.rows", state_dict.pop(f"{prefix}{name}"))
@@ -51,7 +51,7 @@ def rename_to_ours(contrast: Contrast, state_dict, prefix: str) -> list[str]:
 
 
 def replace_misfits_of_loss(loss: ContrastiveLoss, state_dict, prefix: str) -> list[str]:
-    """Replace entries of a loss's state dict that do not fit by the loss's own; returns sentences on them."""
+    """Replace entries of a loss's state dict that do not fit by the loss's own; return sentences on them."""
     misfits = []
     for name, module in loss.named_modules():
         if name and name.split(".")[0] != "contrast":
@@ -62,7 +62,7 @@ def replace_misfits_of_loss(loss: ContrastiveLoss, state_dict, prefix: str) -> l
 
 
 def replace_misfits(contrast: Contrast, state_dict, prefix: str) -> list[str]:
-    """The same for the banks, log Z and the sampler. Banks of other sizes take log Z with them: it is their scale."""
+    """`replace_misfits_of_loss` for banks, log Z and sampler. Banks of other sizes replace log Z, too."""
     misfits = rename_to_ours(contrast, state_dict, prefix)
     sizes = []
     for name in BANKS:
@@ -78,7 +78,7 @@ def replace_misfits(contrast: Contrast, state_dict, prefix: str) -> list[str]:
 
 
 def replace_record(sampler: NegativeSampler, state_dict, prefix: str) -> list[str]:
-    """The sampler's record in the state dict becomes its own; what the one there says otherwise."""
+    """Replace the sampler's record in the state dict by its own; return sentences on the differences."""
     key = f"{prefix}made_with"
     facts = sampler.record.differences(state_dict.get(key))
     state_dict[key] = sampler.record.tensor(sampler.made_with.device)
@@ -87,11 +87,11 @@ def replace_record(sampler: NegativeSampler, state_dict, prefix: str) -> list[st
     if "num_data" in facts:
         message.append(f"num_data = {facts['num_data']}, here {own['num_data']}")
     if "k" in facts:
-        there, here = ("all" if v == ALL else v for v in (facts["k"], own["k"]))
-        message.append(f"K = {there}, this loss has {here}")
+        loaded, ours = ("all" if v == ALL else v for v in (facts["k"], own["k"]))
+        message.append(f"K = {loaded}, this loss has {ours}")
     if "source" in facts:
-        there, here = (list(TABLES)[int(v)] for v in (facts["source"], own["source"]))
-        message.append(f"exclude = {there!r}, here {here!r}: it drew other negatives")
+        loaded, ours = (list(TABLES)[int(v)] for v in (facts["source"], own["source"]))
+        message.append(f"exclude = {loaded!r}, here {ours!r}: it drew other negatives")
     elif "tables" in facts and "num_data" not in facts:
         table = "weights" if sampler.source == "weighted" else "labels"
         message.append(f"other {table}: it drew other negatives")
@@ -103,15 +103,15 @@ def replace_record(sampler: NegativeSampler, state_dict, prefix: str) -> list[st
 
 
 def _other_options(contrast: Contrast, state_dict, prefix: str, facts) -> list[str]:
-    """Sentences on K, temperature and momentum of a state; a Z of another temperature is not taken."""
+    """Sentences on K, temperature and momentum of a state; replace log Z of another temperature."""
     own = {"k": contrast.sampler.k, "temperature": contrast.temperature, "momentum": contrast.memory_v1.momentum}
     misfits = []
     for name, value in facts.items():
         if math.isclose(own[name], value, rel_tol=1e-5):
             continue
         label = "K" if name == "k" else name
-        there, here = ("all" if v == ALL and name == "k" else f"{v:g}" for v in (value, own[name]))
-        misfits.append(f"{prefix}{name}: the state dict was made with {label} = {there}, this loss has {here}")
+        loaded, ours = ("all" if v == ALL and name == "k" else f"{v:g}" for v in (value, own[name]))
+        misfits.append(f"{prefix}{name}: the state dict was made with {label} = {loaded}, this loss has {ours}")
         if name == "temperature":
             state_dict[f"{prefix}log_z"] = contrast.log_z
     return misfits
@@ -121,11 +121,11 @@ def _replace_other_sizes(module, state_dict, prefix: str) -> list[str]:
     misfits, rows = [], state_dict.get(f"{prefix}rows")
     if isinstance(module, RowBuffer) and isinstance(rows, Tensor):
         state_dict[f"{prefix}rows"] = module.own_rows(rows)
-    for name, mine in {**module._parameters, **module._buffers}.items():
-        there = state_dict.get(f"{prefix}{name}")
-        if mine is not None and isinstance(there, Tensor) and there.shape != mine.shape:
-            state_dict[f"{prefix}{name}"] = mine.detach()
-            misfits.append(f"size mismatch for {prefix}{name}: {list(there.shape)} there, {list(mine.shape)} here")
+    for name, own in {**module._parameters, **module._buffers}.items():
+        loaded = state_dict.get(f"{prefix}{name}")
+        if own is not None and isinstance(loaded, Tensor) and loaded.shape != own.shape:
+            state_dict[f"{prefix}{name}"] = own.detach()
+            misfits.append(f"size mismatch for {prefix}{name}: {list(loaded.shape)} there, {list(own.shape)} here")
     if misfits and getattr(module, "keeps_own_state", False):  # rows of a queue and their count belong together
-        state_dict.update({f"{prefix}{name}": mine for name, mine in module.named_buffers(recurse=False)})
+        state_dict.update({f"{prefix}{name}": own for name, own in module.named_buffers(recurse=False)})
     return misfits

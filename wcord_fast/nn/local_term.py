@@ -16,7 +16,7 @@ from .running_center import RunningCenter
 
 
 class LocalTerm(nn.Module):
-    """Transport cost, or cost of the known pairs, between two batches of features. The teacher's get no gradient.
+    """Transport cost, or cost of the known pairs, between two batches of features; the teacher's get no gradient.
 
     Args:
         s_dim, t_dim: widths of the features.
@@ -92,7 +92,7 @@ class LocalTerm(nn.Module):
         return (plan * (key[:, None] == key[None])).sum()
 
     def finish_step(self) -> None:
-        """The end of a training step: the running mean takes the batch of the last forward in."""
+        """End a training step: add the batch of the last forward to the running mean."""
         if self.running is not None:
             self.running.finish_step()
 
@@ -103,7 +103,7 @@ class LocalTerm(nn.Module):
                 module.reset_parameters()
 
     def _prepared(self, x: Tensor, y: Tensor, key: Tensor, *, moves: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """Both sides and the rows' keys as the cost sees them: mapped, of all ranks, centred, in one wide dtype."""
+        """Both sides and the rows' keys for the cost: mapped, of all ranks, centred, in one dtype of at least fp32."""
         if self.map is not None:
             with autocast_off(x.device):
                 x = self.map(x.to(self.map.weight.dtype))
@@ -132,13 +132,13 @@ def pair_cost(x: Tensor, y: Tensor, cost: str) -> Tensor:
     """Mean over i of the cost of x_i [n, d] and y_i: 1 - <x, y> / (|x| |y|) ("cosine") or |x - y|^2."""
     if cost == "sqeuclidean":
         return (x - y).square().sum(-1).mean()
-    # The largest entry is divided out first: squares then neither overflow nor vanish, and the cosine is as it was.
+    # The largest entry is divided out first: squares then neither overflow nor vanish, and the cosine does not change.
     x, y = (t / t.detach().abs().amax(-1, keepdim=True).clamp_min(torch.finfo(t.dtype).tiny) for t in (x, y))
     return 1 - (F.normalize(x, dim=-1) * F.normalize(y, dim=-1)).sum(-1).mean()
 
 
 def _of_all_ranks(x: Tensor, y: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x, y and keys of all ranks, in rank order; the gradient of this rank's rows of x is taken times B / B_rank."""
+    """x, y and keys of all ranks, in rank order; the gradient of this rank's rows of x is multiplied by B / B_rank."""
     sizes = sizes_of(len(x), x.device)
     others, y, key = gather_rows([x, y, key], sizes)
     part, own = own_slice(sizes), x.view_as(x)

@@ -17,14 +17,14 @@ from ..ops.bank.sharded import Joined, Shard, held_rows
 from .row_buffer import RowBuffer
 from .sampler import seed_bits
 
-CHUNK_ROWS = 1 << 16  # copied from a file at a time
+CHUNK_ROWS = 1 << 16  # rows that are copied from a file at a time
 
 
 class MemoryBank(RowBuffer):
     """Rows [N, D], one per training image, updated by momentum and kept at unit norm.
 
-    Initialised uniform(-s, s), s = 1 / sqrt(D / 3), as CRD does, from a counter-based generator: row r of a bank is
-    the same whatever part of the bank is made where.
+    The initial rows are uniform(-s, s), s = 1 / sqrt(D / 3), as in CRD, from a counter-based generator: row r does not
+    depend on which part of the bank a process makes.
 
     Args:
         num_data: N.
@@ -34,12 +34,12 @@ class MemoryBank(RowBuffer):
         seed: 64-bit integer for the initial rows; None takes one from torch's default generator.
         bank_id: distinguishes banks of one seed.
         shard: None, every process holds all rows; or "rank", the rows are split over the ranks of the process group, in
-            equal parts of ceil(N / W), and everything done with the bank is collective. Rank r makes and stores its own
-            rows only, and they are the same as those of one process.
+            equal parts of ceil(N / W), and every use of the bank is collective. Rank r makes and stores its own rows
+            only, which equal those of one process.
 
-    The rows are a buffer and carry no gradient. In a process group, all ranks must construct it. In a state dict those
-    of a sharded bank are one DTensor: torch.distributed.checkpoint writes every rank's, and any number of ranks reads
-    them. A load takes that, all N rows, or the rank's own.
+    The rows are a buffer and carry no gradient. In a process group, all ranks must construct it. In a state dict the
+    rows of a sharded bank are one DTensor: torch.distributed.checkpoint writes every rank's, and any number of ranks
+    reads them. A load accepts this DTensor, all N rows, or the rank's own.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class MemoryBank(RowBuffer):
         self._labels: tuple[Tensor, Tensor] | None = None  # of all rows, as given, and of those held
 
     def reset_parameters(self) -> None:
-        """The first rows, from the seed that it was made with."""
+        """Restore the initial rows, from the bank's seed."""
         self._sums = None
         if not self.rows.is_meta:
             bank_init_(self.rows, self._seed, self._bank_id, self.first_row)
@@ -75,16 +75,16 @@ class MemoryBank(RowBuffer):
 
     @torch.no_grad()
     def load_rows_(self, file: str | PathLike) -> MemoryBank:
-        """Take the rows from a .npy file, as they are, rounded to the bank's dtype.
+        """Load the rows from a .npy file, not normalised, rounded to the bank's dtype.
 
         The file is mapped: a rank reads its own rows only, `CHUNK_ROWS` at a time.
 
         Args:
             file: float16, float32 or float64 [N, D], of either byte order.
         Raises:
-            OSError: it cannot be read.
-            ValueError: it is no such array, or a row holds NaN, infinity or what is infinite in the bank's dtype; rows
-                before that one have been taken.
+            OSError: the file cannot be read.
+            ValueError: the file holds another array, or a row holds NaN or a value that is infinite in the bank's
+                dtype; the rows before it have been loaded.
         """
         try:
             source = np.lib.format.open_memmap(file, mode="r")
@@ -98,12 +98,12 @@ class MemoryBank(RowBuffer):
         for lo in range(0, len(self.rows), CHUNK_ROWS):
             hi = min(lo + CHUNK_ROWS, len(self.rows))
             rows = np.array(source[self.first_row + lo : self.first_row + hi], dtype=native)
-            part = torch.from_numpy(rows).to(self.rows.dtype)
-            finite = part.isfinite().all(1)
+            chunk = torch.from_numpy(rows).to(self.rows.dtype)
+            finite = chunk.isfinite().all(1)
             if not bool(finite.all()):
                 row = self.first_row + lo + int(finite.int().argmin())
                 raise ValueError(f"file: row {row} holds NaN, or a value that is infinite in {self.rows.dtype}")
-            self.rows[lo:hi] = part
+            self.rows[lo:hi] = chunk
         self._empty = {}
         return self
 
@@ -115,7 +115,7 @@ class MemoryBank(RowBuffer):
     def update_joined_(self, joined: Joined, side: int, momentum: float | None = None) -> None:
         """`update_` by anchors `side` of the batch of all ranks, in its order, without communication.
 
-        Replicas stay equal to the bit: each makes the one update that a single process would make.
+        Replicas stay bit-identical: each makes the update that a single process would make.
         """
         index, rows, held = joined.index, joined.anchors[side], self.held()
         if isinstance(held, Shard):
@@ -128,9 +128,9 @@ class MemoryBank(RowBuffer):
         """The fp64 sums of the rows of each class, kept up to date by every update from the first call on.
 
         Args:
-            label: int32 [N], class of each row, or None for one class. Of a shard, its own rows are summed.
+            label: int32 [N], class of each row, or None for one class. A shard sums its own rows.
             class_start: [C+1], first rank of each class, as in the class tables of a sampler.
-        Rebuilt, by one pass over the bank, when the rows were written in any other way (a state dict, a move).
+        The sums are rebuilt, in one pass over the bank, after any other write of the rows (a state dict, a move).
         """
         if label is not None and self.ranks.world > 1:
             if self._labels is None or self._labels[0] is not label:
@@ -141,7 +141,7 @@ class MemoryBank(RowBuffer):
         return self._sums
 
     def current_sums(self) -> ClassSums | None:
-        """The sums that an update has to follow, or None if none are kept or they are out of date already."""
+        """The sums that an update must change, too, or None if none are kept or they are out of date."""
         if self._sums is None or torch.compiler.is_compiling():
             return None
         return self._sums if self._sums.belongs_to(self.rows, self._sums.label) else None
@@ -153,7 +153,7 @@ class MemoryBank(RowBuffer):
         }
 
     def _apply(self, fn, recurse=True):
-        self._sums = None  # the rows may become another tensor, with another count of writes
+        self._sums = None  # the rows may become another tensor, with its own count of writes
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args):

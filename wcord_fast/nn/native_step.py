@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 LEAST_LENGTH = {"sphere": 1e-12, "ball": 1.0}
 _NATIVE = ("auto", "native")
 _FORWARD = frozenset({"forward", "value_and_gradient"})
-_METHODS = frozenset({"advance", "spec", "update_", "held", "finish_step", "nce"})  # that the native step replaces
+_METHODS = frozenset(
+    {"advance", "spec", "update_", "held", "finish_step", "nce"}
+)  # methods that the native step replaces
 _CONTRAST = f"{__package__}.contrast"
 
 LocalTerm = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor | None]]
@@ -51,12 +53,12 @@ def native_step(
     local_factor: float = 0.0,
     ramp: Tensor | None = None,
 ) -> tuple[Tensor, Tensor] | None:
-    """(the loss, the unweighted [-NCE, local term]), or None if the native code does not support the call.
+    """The loss and the unweighted terms [-NCE, local term]; None if the native code does not support the call.
 
     Args:
         factor: weight of the NCE loss.
-        local: computes another term, unweighted; see `Step`.
-        local_factor: its weight.
+        local: computes the unweighted local term, see `Step`.
+        local_factor: weight of the local term.
         ramp: [2] factors of both weights, or None.
     """
     contrast = loss.contrast
@@ -110,7 +112,12 @@ def _fits(loss: ContrastiveLoss, f_s: Tensor, f_t: Tensor, idx: Tensor) -> bool:
         if f.dim() < 2 or f.shape[0] != batch or batch == 0 or f.numel() != batch * embed.in_dim:
             return False
         linear = embed.linear
-        if type(embed) is not Embed or type(linear) is not CriticLinear or touched(embed) or touched(linear):
+        if (
+            type(embed) is not Embed
+            or type(linear) is not CriticLinear
+            or is_customised(embed)
+            or is_customised(linear)
+        ):
             return False
         for p in (linear.weight, linear.bias):
             if type(p) not in PLAIN or p.dtype is not dtype or p.device != device:
@@ -118,7 +125,7 @@ def _fits(loss: ContrastiveLoss, f_s: Tensor, f_t: Tensor, idx: Tensor) -> bool:
     return dtype in (torch.float32, torch.float64) and loss.embed_s.norm == loss.embed_t.norm
 
 
-def touched(module: nn.Module, methods: frozenset[str] = _FORWARD) -> bool:
+def is_customised(module: nn.Module, methods: frozenset[str] = _FORWARD) -> bool:
     """Whether a module has hooks, or an instance attribute in place of a method of its class."""
     own = module.__dict__
     hooks = own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
@@ -126,11 +133,16 @@ def touched(module: nn.Module, methods: frozenset[str] = _FORWARD) -> bool:
 
 
 def _is_ours(contrast: Contrast, loss: ContrastiveLoss) -> bool:
-    """Whether contrast, banks and sampler are unchanged instances of the classes whose steps the native code knows."""
+    """Whether contrast, banks and sampler are unchanged instances of the classes that the native code implements."""
     sampler, student, teacher = contrast.sampler, contrast.memory_v1, contrast.memory_v2
     ours = type(sampler) is NegativeSampler and type(student) is type(teacher) is MemoryBank
-    own = type(contrast).__module__ == _CONTRAST and not touched(contrast, _METHODS)
-    if not (own and ours) or touched(sampler, _METHODS) or touched(student, _METHODS) or touched(teacher, _METHODS):
+    own = type(contrast).__module__ == _CONTRAST and not is_customised(contrast, _METHODS)
+    if (
+        not (own and ours)
+        or is_customised(sampler, _METHODS)
+        or is_customised(student, _METHODS)
+        or is_customised(teacher, _METHODS)
+    ):
         return False
     weight = loss.embed_s.linear.weight
     shape = (sampler.num_data, loss.embed_s.width)
@@ -149,7 +161,7 @@ def _is_ours(contrast: Contrast, loss: ContrastiveLoss) -> bool:
 
 
 def _backend(contrast: Contrast, allowed: tuple[str, ...]) -> str | None:
-    """The requested backend, if it and that of the updates are allowed."""
+    """The requested backend, if it and the backend of the updates are allowed."""
     requested = dispatch.requested(contrast.backend)
     updates = requested if contrast.backend == "auto" else dispatch.requested()
     return requested if requested in allowed and updates in _NATIVE else None
@@ -179,7 +191,7 @@ def _host_step(
     if contrast.z != "first" or requested is None or native_module.unavailable_reason("cpu") is not None:
         return None
     log_z = contrast.log_z.tolist()
-    if any(z != z for z in log_z):  # to be estimated first
+    if any(z != z for z in log_z):  # must be estimated first
         return None
     negatives = _negatives(contrast, idx, contrast_idx)
     if negatives is None:

@@ -1,6 +1,6 @@
-"""The options of CRDLoss and WCoRDLoss: every one stands here, once, with its default, its check and its meaning.
+"""The options of CRDLoss and WCoRDLoss, each defined once with its default, check and meaning.
 
-A record is what a module's keywords are, and what a section of the driver's configuration is made from.
+A record gives a module its keywords, and the driver's configuration a section.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ Check = Callable[[str, Any], Any]
 
 
 def option(default: Any, check: Check | None = None, *, later: bool = False, identifies: bool = True) -> Any:
-    """A field of a record of options.
+    """A field of an option record.
 
     Args:
         default: its default.
-        check: takes the name and a value, and returns the value as it is kept, or raises.
-        later: the option came after the first runs. At its default it is no part of what a run is, so that the
-            checkpoints of those runs go on.
-        identifies: whether the option is part of what a run is. One that only sets others is not.
+        check: a function of the name and a value that returns the value to keep, or raises.
+        later: whether the option is newer than some checkpoints. At its default it is not part of a run's identity, so
+            that their runs continue.
+        identifies: whether the option is part of a run's identity. An option that only sets others is not.
     """
     return dataclasses.field(default=default, metadata={"check": check, "later": later, "identifies": identifies})
 
 
 def check_fields(record: object) -> None:
-    """Check every field of a record: by its own check, or by its type where that is words, None or a truth value."""
+    """Check every field of a record: by its own check, or by its type if that is a Literal, None or bool."""
     kind: Any = type(record)
     for name, check in _checks_of(kind).items():
         setattr(record, name, check(name, getattr(record, name)))
@@ -69,11 +69,11 @@ def _check_by_type(hint: Any) -> Check | None:
     return lambda name, value: checks.choice(name, value, words)
 
 
-def made(kind: type[T], given: dict[str, Any], renamed: dict[str, str]) -> T:
-    """A record from options under a caller's names (`renamed`: option -> name), by which errors call them."""
-    theirs = {name: option for option, name in renamed.items()}
+def make_record(kind: type[T], keywords: dict[str, Any], renamed: dict[str, str]) -> T:
+    """A record from a caller's keywords (`renamed`: option -> its name there); errors use the caller's names."""
+    options = {name: option for option, name in renamed.items()}
     try:
-        return kind(**{theirs.get(name, name): value for name, value in given.items()})
+        return kind(**{options.get(name, name): value for name, value in keywords.items()})
     except (TypeError, ValueError) as error:
         option, colon, rest = str(error).partition(":")
         raise type(error)(renamed.get(option, option) + colon + rest) from None
@@ -114,8 +114,8 @@ class ContrastOptions:
     Attributes:
         feat_dim: D, width of the embeddings.
         num_negatives: K, negatives per anchor, or "all".
-        temperature: tau, of the scores of the NCE critics.
-        momentum: share of the old row when a bank row is updated.
+        temperature: tau, which divides the scores of the NCE critics.
+        momentum: weight of the old row when a bank row is updated.
         exclude: which rows are no negatives: "class", "self" or "none"; default: class when labels are known.
         replacement: draw with replacement; default: only when there are fewer rows than negatives.
         z: normalising constant from the "first" batch, or a moving average ("ema", decay 0.99).
@@ -160,35 +160,35 @@ class WCoRDLossOptions(ContrastOptions):
             trained, from 10 and -10).
         negatives: rows of the "bank" (default), of the same "batch" (dual, its default, infonce and sigmoid; under dual
             the other side is detached), of a "queue" of earlier batches (infonce and sigmoid) or "bank_negatives" (dual
-            only: batch positives, bank negatives). Under "dual" both bank forms compare rows of different age, can be
-            told apart by age alone, and drift to collapse.
+            only: batch positives, bank negatives). Under "dual" both bank forms compare rows of different age, which
+            the critic can separate by age alone; they drift to collapse.
         queue_size: rows of each of the two queues; default: num_negatives.
         neg_weight: weight of the mean negative score under "dual": 1 (eq. 10) or "M", the number of negatives (eq. 11
             to the letter: unbounded under a shift of the critic and maximised by collapse; degenerate, never needed).
         dual_scale: scale of the dual critic.
         embed_norm: embeddings on the unit "sphere" or inside the unit "ball", see `Embed`.
-        lckt_features: transport between "embed"dings of the critic, "raw" features of equal width, or the teacher's and
-            the student's features "mapped" to its width by a trained linear map. "auto" is "raw" where the widths are
-            equal, and "mapped" elsewhere.
+        lckt_features: transport between the critic's embeddings ("embed"), between "raw" features of equal width, or
+            between the teacher's features and the student's, "mapped" to the teacher's width by a trained linear map.
+            "auto" is "raw" for equal widths, else "mapped".
         lckt_reduction: transport cost of a plan of mass 1 ("mean") or of mass batch size ("sum"). With mass 1 and
             weight 0.05 its gradient is below 1 % of the cross-entropy's.
         lckt_trains_embed: let the local term train the student's embedding too; false is Algorithm 1's student-only
             step.
         ot_solver: "ipot" (the paper's) or "sinkhorn".
-        ot_eps: its regularisation.
-        ot_iters: its iterations.
+        ot_eps: the solver's regularisation.
+        ot_iters: the solver's iterations.
         ot_cost: ground cost between features.
         ot_scope: with several processes, transport within each "rank"'s part of the batch or in the "global" batch: the
             value of one process with the joined batch, on every rank.
-        lckt_pairs: "none" (the paper's: the plan does not know which rows are of one image), "prior" (it starts from a
+        lckt_pairs: "none" (the paper's: the plan does not use which rows are of one image), "prior" (it starts from a
             reference plan that does) or "only" (no plan: the mean cost of the pairs, the limit lckt_rho -> 1).
         lckt_rho: mass of that reference plan on the pairs, below 1, see `functional.ot_cost`.
-        lckt_pairs_by: what is a pair under "prior": rows of one "image" (equal idx), or of one "class" (labels).
-        lckt_center: what is taken off both sides first, since raw features share a large component: "none", the mean of
-            the "batch", or the "running" mean of the training batches, a constant for the gradient. It is in the state
-            dict.
-        lckt_center_momentum: share of the old mean when a training batch moves the running mean, once there are so many
-            batches that their plain average has a larger one. 1 is the average of all batches.
+        lckt_pairs_by: the pairs under "prior": rows of one "image" (equal idx), or of one "class" (labels).
+        lckt_center: the mean subtracted from both sides, since raw features share a large component: "none", the mean
+            of the "batch", or the "running" mean of the training batches, a constant for the gradient and part of the
+            state dict.
+        lckt_center_momentum: weight of the old mean when a training batch moves the running mean. The first batches are
+            averaged plainly, until that average has a larger weight; 1 averages all batches.
     """
 
     lambda_gckt: float = option(0.8, checks.non_negative)
@@ -233,7 +233,7 @@ class WCoRDLossOptions(ContrastOptions):
             raise ValueError(f"lckt_pairs_by='class' needs lckt_pairs='prior', got {self.lckt_pairs!r}")
 
     def rows_of_queue(self) -> int:
-        """Rows of each queue: `queue_size`, or as many as there are negatives."""
+        """Rows of each queue: `queue_size`, or by default the number of negatives."""
         if self.queue_size is not None:
             return self.queue_size
         if not isinstance(self.num_negatives, int):
@@ -242,7 +242,7 @@ class WCoRDLossOptions(ContrastOptions):
 
 
 def check_execution(bank_dtype: Any, plan: Any, backend: Any, seed: Any) -> None:
-    """Check what says how a `Contrast` runs, also where none is built."""
+    """Check the arguments for the execution of a `Contrast`, even if none is built."""
     if bank_dtype not in checks.FLOATS:
         raise TypeError(f"bank_dtype: expected one of {', '.join(map(str, checks.FLOATS))}, got {bank_dtype}")
     checks.choice("plan", plan, ("auto", *PLANS))

@@ -20,7 +20,7 @@ class OTLoss(nn.Module):
         cost, solver, eps, iters, tol, value, debias, backend: as for `wcord_fast.functional.ot_cost`, checked here.
         reduction: "mean" (the plan has mass 1) or "sum" (times the number n of rows of x: every row has mass 1).
 
-    Holds options only: no parameters, no buffers, nothing in the state dict.
+    The module holds options only: no parameters, no buffers, nothing in the state dict.
     """
 
     @keywords_of(ot_cost, without=("a", "b", "reach", "pairs", "rho"))
@@ -40,5 +40,5 @@ class OTLoss(nn.Module):
         return loss * x.shape[-2] if self.reduction == "sum" else loss
 
     def extra_repr(self) -> str:
-        shown = {**self.options._asdict(), "debias": self.debias, "reduction": self.reduction}
-        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
+        options = {**self.options._asdict(), "debias": self.debias, "reduction": self.reduction}
+        return ", ".join(f"{name}={value!r}" for name, value in options.items())

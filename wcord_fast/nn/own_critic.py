@@ -1,4 +1,4 @@
-"""A critic of one's own for WCoRDLoss: an objective of scores in plain PyTorch, by name or by its dotted path."""
+"""Critics of a user's own for WCoRDLoss: objectives of scores in plain PyTorch, by name or by dotted path."""
 
 from __future__ import annotations
 
@@ -35,14 +35,15 @@ def register_critic(name: str) -> Callable[[T], T]:
         def hinge(positive, negative):  # [2, B] and [2, B, K]: scores of both directions
             return -(1 + negative - positive[..., None]).relu().mean(-1)  # [2, B], maximised
 
-    The dotted path does as well: `wcord-fast distill --wcord.critic my_package.my_module.hinge`. A score is the inner
-    product of an anchor and a bank's row; the embeddings have a spectral norm, as "nce_sn" has. The objective runs in
-    plain PyTorch on explicit scores, so a step holds 2 * B * K rows of the banks.
+    A dotted path needs no registration: `wcord-fast distill --wcord.critic my_package.my_module.hinge`. A score is the
+    inner product of an anchor and a bank's row; the embeddings have a spectral norm, as "nce_sn" has. The objective
+    runs in plain PyTorch on explicit scores, so a step holds 2 * B * K rows of the banks.
 
     Args:
         name: lower-case letters, digits and "_".
     Raises:
-        ValueError: a name that is taken, or is no name; TypeError: nothing that can be called.
+        ValueError: the name is taken, or has other characters.
+        TypeError: the objective is not callable.
     """
 
     def decorate(objective: T) -> T:
@@ -50,8 +51,8 @@ def register_critic(name: str) -> Callable[[T], T]:
             raise ValueError(f"name: expected lower-case letters, digits and '_', got {name!r}")
         if not callable(objective):
             raise TypeError(f"{name}: expected a function of positive and negative scores, got {objective!r}")
-        known = OWN.get(name)
-        if name in BUILT_IN or (known is not None and qualified(known) != qualified(objective)):
+        registered = OWN.get(name)
+        if name in BUILT_IN or (registered is not None and qualified(registered) != qualified(objective)):
             raise ValueError(f"name: {name!r} is taken")
         OWN[name] = objective
         return objective
@@ -60,7 +61,7 @@ def register_critic(name: str) -> Callable[[T], T]:
 
 
 def checked_critic(name: str, value: str) -> str:
-    """`value`, if it is a critic's name or the dotted path of an objective, which then is imported."""
+    """`value`, if it is a critic's name or the dotted path of an objective, which is imported."""
     if isinstance(value, str) and value not in OWN and ("." in value or ":" in value):
         OWN[value] = resolve(name, value)
     return checks.choice(name, value, critics())
@@ -84,7 +85,7 @@ def value_of(objective: Objective, positive: Tensor, negative: Tensor) -> Tensor
     """The objective [2, B] of scores [2, B] and [2, B, K].
 
     Raises:
-        TypeError, ValueError: it gives something else.
+        TypeError, ValueError: the objective returns anything else.
     """
     value = objective(positive, negative)
     if not isinstance(value, Tensor):

@@ -1,4 +1,4 @@
-"""InfoNCE and the sigmoid loss between the pairs of a batch: no bank, and no numbers of images."""
+"""InfoNCE and the sigmoid loss between the pairs of a batch, without a bank and without image numbers."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ class PairedContrast(nn.Module):
     image) has no negative of that group.
 
     Args:
-        options: negatives ("batch" or "queue"), and their numbers.
-        grouped: rows have groups; queues then keep them.
-        dtype: of the queues' rows.
+        options: `negatives` is "batch" or "queue".
+        grouped: whether rows have groups, which queues then keep.
+        dtype: dtype of the queues' rows.
         backend: see `functional.batch_infonce`.
     """
 
@@ -78,7 +78,7 @@ class PairedContrast(nn.Module):
     def forward(self, e_s: Tensor, e_t: Tensor, group: Tensor | None, scores: tuple[Tensor, Tensor] | None) -> Tensor:
         """The mean loss of e_s [B, D] and e_t [B, D], both directions summed, a scalar.
 
-        In training the queues take the batch once it has been scored.
+        In training the batch is pushed into the queues after scoring.
 
         Args:
             group: int64 [B], below 0 where unknown, or None.
@@ -86,7 +86,7 @@ class PairedContrast(nn.Module):
         """
         if self.queue_s is not None and self.queue_t is not None:
             return self._with_queues(self.queue_s, self.queue_t, e_s, e_t, group, scores)
-        scope = "global" if self.training and ranks().world > 1 else "rank"  # what is global is not compiled
+        scope = "global" if self.training and ranks().world > 1 else "rank"  # the global scope is not compiled
         if scores is None:
             losses = batch_infonce(
                 e_s, e_t, temperature=self.temperature, labels=group, scope=scope, backend=self.backend
@@ -104,13 +104,13 @@ class PairedContrast(nn.Module):
         loss = self._against(queue_t, e_s, e_t, labels, scores, joined)
         loss = loss + self._against(queue_s, e_t, e_s, labels, scores, joined and joined.swapped())
         if self.training:
-            of_s, of_t, tags = (e_s, e_t, labels) if joined is None else joined[:3]
-            for queue, rows in ((queue_s, of_s), (queue_t, of_t)):
-                queue.push_joined_(rows.detach(), None if tags is None else tags.long())
+            rows_s, rows_t, row_labels = (e_s, e_t, labels) if joined is None else joined[:3]
+            for queue, rows in ((queue_s, rows_s), (queue_t, rows_t)):
+                queue.push_joined_(rows.detach(), None if row_labels is None else row_labels.long())
         return loss
 
     def reset_parameters(self) -> None:
-        """The queues become empty."""
+        """Empty the queues."""
         for queue in (self.queue_s, self.queue_t):
             if queue is not None:
                 queue.reset_parameters()
@@ -120,7 +120,7 @@ class PairedContrast(nn.Module):
     ) -> Tensor:
         """The mean loss of one direction, a scalar. `joined`: the pairs of all ranks, needed for a sharded queue."""
         queue.require_filled()
-        slots = torch.where(queue.is_filled(), 0, -1)  # one without a row has the index of every anchor: no negative
+        slots = torch.where(queue.is_filled(), 0, -1)  # an empty slot has every anchor's index, so it is no negative
         index = torch.full((len(anchors),), -1, device=anchors.device)
         scale, bias = (1 / self.temperature, 0.0) if scores is None else scores
         critic = "infonce" if scores is None else "sigmoid"

@@ -14,19 +14,19 @@ UNKNOWN = -1  # the label of a row whose class is not known
 
 
 class FeatureQueue(RowBuffer):
-    """Rows [size, D] of earlier batches: negatives where no image has a number, or there is no end of images.
+    """Rows [size, D] of earlier batches: negatives for data sets without image numbers, and for endless ones.
 
     Args:
-        size: how many rows it holds.
+        size: number of rows.
         dim: D.
         dtype: torch.float32 (default), bfloat16, float16 or float64.
         labels: keep an integer label beside each row, so that rows of an anchor's own class can be excluded.
         shard: None, every process holds all rows; or "rank", the rows are split over the ranks of the process group, in
             equal parts of ceil(size / W), and scoring them is collective. All ranks make the queue, after the group.
 
-    It begins empty: `filled` counts the rows that have been pushed, at most `size`, and slots behind them hold zeros
-    and the label -1. Score a batch first, then push it, or its rows are negatives of themselves; so the first batch has
-    no negatives. Rows are written in place, one after the other and round again: after `pushed` rows in all, the next
+    It begins empty: `filled` counts the rows that have been pushed, at most `size`, and later slots hold zeros and
+    the label -1. Score a batch first, then push it, or its rows are negatives of themselves; so the first batch has
+    no negatives. Rows are written in place and in turn: after `pushed` rows in all, the next
     slot is `pushed` modulo `size`. Nothing waits for the device, so that a CUDA graph can hold a push. A graph that
     saved `rows` for its backward cannot be run after a push.
 
@@ -49,19 +49,19 @@ class FeatureQueue(RowBuffer):
         shard: str | None = None,
     ):
         super().__init__("size", size, dim, dtype, shard)
-        kept = checks.boolean("labels", labels)
+        keep_labels = checks.boolean("labels", labels)
         self.rows.zero_()
-        self.register_buffer("labels", torch.full((self.size,), UNKNOWN) if kept else None)
+        self.register_buffer("labels", torch.full((self.size,), UNKNOWN) if keep_labels else None)
         self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
 
     @property
     def size(self) -> int:
-        """How many rows it holds, on all ranks together."""
+        """The number of its rows, on all ranks together."""
         return self.count
 
     @property
     def filled(self) -> Tensor:
-        """How many slots hold a pushed row: int64 scalar on the queue's device. They are the first slots."""
+        """The number of slots with a pushed row, the first ones: int64 scalar on the queue's device."""
         return self.pushed.clamp(max=self.size)
 
     def is_filled(self) -> Tensor:
@@ -75,11 +75,11 @@ class FeatureQueue(RowBuffer):
 
     @torch.no_grad()
     def push_(self, rows: Tensor, labels: Tensor | None = None) -> FeatureQueue:
-        """Write rows (of all ranks, in rank order) over the oldest ones. Of more than `size` rows the last stay.
+        """Write rows (of all ranks, in rank order) over the oldest ones. Of more than `size` rows the last are kept.
 
         Args:
             rows: float [B, D], detached and rounded to the queue's dtype.
-            labels: int64 or int32 [B], below 0 where unknown; for a queue that keeps labels, and only for one.
+            labels: int64 or int32 [B], below 0 where unknown; required if the queue keeps labels, else None.
         Raises:
             TypeError, ValueError: a wrong argument, before anything is written or sent. On the CPU also a row that is
                 not finite in the queue's dtype, on all ranks and before anything is written; elsewhere such a row is
@@ -92,12 +92,12 @@ class FeatureQueue(RowBuffer):
         if (labels is None) != (self.labels is None):
             expected = "None: the queue keeps none" if self.labels is None else "one per row: the queue keeps them"
             raise ValueError(f"labels: expected {expected}")
-        given = [rows] if labels is None else [rows, labels.long()]
+        tensors = [rows] if labels is None else [rows, labels.long()]
         checks.same_device(queue=self.rows, rows=rows, **({} if labels is None else {"labels": labels}))
         if ranks().world > 1:
-            given[0] = rows.to(self.rows.dtype)  # fewer bytes to send
-            given = gather_rows(given, sizes_of(len(rows), rows.device))
-        self.push_joined_(given[0], None if labels is None else given[1])
+            tensors[0] = rows.to(self.rows.dtype)  # fewer bytes to send
+            tensors = gather_rows(tensors, sizes_of(len(rows), rows.device))
+        self.push_joined_(tensors[0], None if labels is None else tensors[1])
         return self
 
     @torch.no_grad()
@@ -106,7 +106,7 @@ class FeatureQueue(RowBuffer):
         push_op(self.rows, self.labels, self.pushed, rows, labels, self.first_row, self.size)
 
     def reset_parameters(self) -> None:
-        """Empty, as when it was made."""
+        """Empty the queue."""
         self.rows.zero_()
         self.pushed.zero_()
         if self.labels is not None:

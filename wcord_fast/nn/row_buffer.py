@@ -18,15 +18,15 @@ class RowBuffer(StateModule):
     """Rows [count, dim] without gradient; `rows` holds this rank's.
 
     Args:
-        name: what users call `count`, for errors.
-        count: how many rows there are in all.
+        name: the caller's name of `count`, for errors.
+        count: number of rows on all ranks.
         dim: D.
         dtype: torch.float32, bfloat16, float16 or float64.
         shard: None, every process holds all rows; or "rank", the rows are split over the ranks of the process group, in
             equal parts of ceil(count / W). The last parts are shorter or empty.
 
     In a state dict the rows of a sharded buffer are one DTensor: torch.distributed.checkpoint writes every rank's, and
-    any number of ranks reads them. A load takes that, all rows, or the rank's own.
+    any number of ranks reads them. A load accepts this DTensor, all rows, or the rank's own.
     """
 
     rows: Tensor  # [n, D]
@@ -47,7 +47,7 @@ class RowBuffer(StateModule):
         self.register_buffer("rows", torch.empty(len(own), self.dim, dtype=dtype))
 
     def held(self) -> Tensor | Shard:
-        """The rows [count, D], or the ones that this rank holds."""
+        """The rows [count, D], or the shard that this rank holds."""
         self.require_filled()
         if self.ranks.world == 1:
             return self.rows

@@ -1,4 +1,4 @@
-"""The running mean of student and teacher features, which lckt_center="running" takes off both."""
+"""The running mean of student and teacher features, which lckt_center="running" subtracts from both."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .state import StateModule
 
 
 class RunningCenter(StateModule):
-    """Takes the running mean of the training batches off features x [n, d] and y [n, d]; no gradient flows to the mean.
+    """Subtracts the running mean of the training batches from features x [n, d] and y [n, d]; it gets no gradient.
 
     After batch t the mean is s * (mean before) + (1 - s) * (mean of the batch), where s = min(momentum, (t - 1) / t):
     the plain average of all batches at first. A training batch is centred by the mean that it has moved already. Before
@@ -23,8 +23,8 @@ class RunningCenter(StateModule):
         momentum: weight of the old mean, in [0, 1]. 1 is the average of all batches.
     """
 
-    mean: Tensor  # [2, d]: of the student's side and the teacher's; fp32, or fp64 by default dtype or after `.double()`
-    steps: Tensor  # int64, the number of training batches that are in it
+    mean: Tensor  # [2, d]: of student and teacher; fp32, or fp64 by default dtype or after `.double()`
+    steps: Tensor  # int64, the number of training batches in the mean
     keeps_own_state = True  # see distributed.ddp
     wide = ("mean",)
 
@@ -40,9 +40,9 @@ class RunningCenter(StateModule):
         """Both sides, centred.
 
         Args:
-            moves: a training batch, whose mean enters once `finish_step` is called. In a process group the call is
+            moves: whether this is a training batch, whose mean enters in `finish_step`. In a process group the call is
                 then collective.
-            joined: x and y are the rows of all ranks already.
+            joined: whether x and y already are the rows of all ranks.
         """
         with torch.no_grad():
             batch, rows = torch.stack((x.mean(0), y.mean(0))), len(x)
@@ -61,7 +61,7 @@ class RunningCenter(StateModule):
 
     @torch.no_grad()
     def finish_step(self) -> None:
-        """The mean that the last training batch has moved becomes the state: nothing of a step that failed is kept."""
+        """Store the mean that the last training batch has moved. A step that failed changes nothing."""
         if self._moved is not None:
             self.mean.copy_(self._moved)
             self.steps.add_(1)
@@ -73,7 +73,7 @@ class RunningCenter(StateModule):
         self.steps.zero_()
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        for name in ("mean", "steps"):  # a state from before there was a running mean
+        for name in ("mean", "steps"):  # for states older than the running mean
             state_dict.setdefault(f"{prefix}{name}", torch.zeros_like(self.get_buffer(name), device="cpu"))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -82,6 +82,6 @@ class RunningCenter(StateModule):
 
 
 def _mean_over_ranks(mean: Tensor, sizes: list[int]) -> tuple[Tensor, int]:
-    """The mean [2, d] over the rows of all ranks, and how many they are, from this rank's mean and all sizes."""
-    (everyone,) = gather_rows([mean.double().flatten()[None] * sizes[ranks().rank]], [1] * len(sizes))
-    return (everyone.sum(0) / sum(sizes)).to(mean.dtype).view_as(mean), sum(sizes)
+    """The mean [2, d] over the rows of all ranks, and their number, from this rank's mean and all sizes."""
+    (gathered,) = gather_rows([mean.double().flatten()[None] * sizes[ranks().rank]], [1] * len(sizes))
+    return (gathered.sum(0) / sum(sizes)).to(mean.dtype).view_as(mean), sum(sizes)

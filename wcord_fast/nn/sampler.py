@@ -1,4 +1,4 @@
-"""NegativeSampler: which bank rows are the negatives of which anchor."""
+"""NegativeSampler: the bank rows that are each anchor's negatives."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class NegativeSampler(StateModule):
     Args:
         num_data: N, rows of the bank, 1 .. 2^31 - 1.
         k: K, negatives per anchor, or "all" (every pool row once, K_b = P_b).
-        labels: integer class of each row, length N. Needed for `exclude="class"`. A label below 0 says that the class
+        labels: integer class of each row, length N. Needed for `exclude="class"`. A label below 0 means that the class
             is unknown: under "class" such a row is no negative of itself, and may be one of every other row.
         exclude: "class" (default with labels of more than two known classes), "self" (default otherwise) or "none".
         replacement: None (default: without, except for an anchor whose pool is smaller than K; warned once), False
@@ -50,8 +50,8 @@ class NegativeSampler(StateModule):
 
     The state (seed, t) is a buffer `state`, int64 [2], so that resume is exact and CUDA graphs replay. Functions that
     take `negatives` read t and never advance it; `advance()` does, once per training step. A buffer `made_with`, uint8,
-    records options and a checksum of labels or weights: a state dict of others is refused, with `strict=False` taken
-    with a warning; one without it is taken.
+    records options and a checksum of labels or weights: a state dict with another record is refused, or loaded with
+    a warning under `strict=False`; one without a record is loaded.
 
     Raises:
         ValueError: an empty pool, K > pool with `replacement=False`, labels or weights of the wrong length or value,
@@ -88,7 +88,7 @@ class NegativeSampler(StateModule):
         if exclude is None and weights is not None:
             exclude = "none"
         self.exclude, classes = exclusion_rule(exclude, labels, self.num_data)
-        self._refuse_mixes(replacement, weights)
+        self._check_combination(replacement, weights)
         self.source = "weighted" if weights is not None else self.exclude
         tables = self._class_tables(classes) if classes is not None and self.source == "class" else {}
         if weights is not None:
@@ -96,9 +96,9 @@ class NegativeSampler(StateModule):
         self.replacement = self._replacement_rule(replacement, tables)
         self._seed = seed_bits(seed)
         self.tables = tables
-        self._current = self._seed  # what a state dict has brought since
+        self._current = self._seed  # replaced by a loaded state dict's seed
         self.register_buffer("state", torch.tensor([self._seed, 0], dtype=torch.int64))
-        self._note()
+        self._accept_writes()
         self.record = Record(
             num_data=self.num_data,
             k=self.k,
@@ -120,7 +120,7 @@ class NegativeSampler(StateModule):
     def step(self, value: int) -> None:
         self._undo_average()
         self.state[1] = checks.integer("step", value, least=0, below=2**63)
-        self._note()
+        self._accept_writes()
 
     @property
     def seed(self) -> int:
@@ -132,7 +132,7 @@ class NegativeSampler(StateModule):
         """t <- t + 1, in place on the device."""
         self._undo_average()
         self.state[1] += 1
-        self._note()
+        self._accept_writes()
 
     @first_order
     def draw(self, index: Tensor, anchor_offset: int = 0, *, backend: str = "auto") -> Tensor:
@@ -165,7 +165,7 @@ class NegativeSampler(StateModule):
         return DrawSpec(self.source, self.k, self.replacement, self.expected, offset, tables)
 
     def fingerprint(self) -> str:
-        """A line that tells samplers of other labels or weights apart."""
+        """A line that differs between samplers of different labels or weights."""
         tables = [self.tables[name] for name in TABLES[self.source][1:]]
         sums = [zlib.crc32(t.cpu().contiguous().numpy().data) for t in tables]
         return f"{self.source}, checksums of its tables {sums}"
@@ -176,26 +176,26 @@ class NegativeSampler(StateModule):
         return f"num_data={self.num_data}, k={k}, {rule}"
 
     def reset_parameters(self) -> None:
-        """The seed that it was made with, and step 0; its tables and `made_with` never change."""
+        """Restore the seed of the constructor, and step 0; tables and `made_with` never change."""
         if not self.state.is_meta:
             self._current = self._seed
             self.state.copy_(torch.tensor([self._seed, 0], dtype=torch.int64, device="cpu"))
-            self._note()
+            self._accept_writes()
 
-    def _note(self) -> None:
-        """Whatever has been written to the state so far was meant."""
+    def _accept_writes(self) -> None:
+        """Accept all writes to the state so far."""
         if not torch.compiler.is_compiling():
-            self._noted = (self.state, write_count(self.state))
+            self._accepted = (self.state, write_count(self.state))
 
     def _undo_average(self) -> None:
-        """The seed as it was, if others have written an average of it, rounded, into the state; else theirs is taken.
+        """Restore the seed if a rounded average of it was written to the state; accept any other written seed.
 
         An average of buffers (`AveragedModel(use_buffers=True)`) goes through fp32, which has no room for a seed.
         """
         if torch.compiler.is_compiling():
             return
         state = self.state
-        known, writes = self._noted
+        known, writes = self._accepted
         if (known is state and writes == write_count(state)) or state.is_meta or _capturing(state):
             return
         seed = int(state[0])
@@ -203,22 +203,22 @@ class NegativeSampler(StateModule):
             state[0] = self._current
         else:
             self._current = seed
-        self._note()
+        self._accept_writes()
 
     def _apply(self, fn, recurse=True):
-        """Moves the state, and does not lose it to `to_empty` unless that comes from meta."""
+        """Move the state; `to_empty` loses it only if it is on meta."""
         self._undo_average()
         before = self.state
         super()._apply(fn, recurse)
         after = self.state
         if after is not before and not before.is_meta and not after.is_meta:
             after.copy_(before)
-        self._note()
+        self._accept_writes()
         return self
 
     def __setstate__(self, state):
         super().__setstate__(state)
-        self._note()
+        self._accept_writes()
 
     def _save_to_state_dict(self, *args):
         self._undo_average()
@@ -228,7 +228,7 @@ class NegativeSampler(StateModule):
         super()._load_from_state_dict(state_dict, prefix, *args)
         if f"{prefix}state" in state_dict and not self.state.is_meta:
             self._current = int(self.state[0])
-        self._note()
+        self._accept_writes()
 
     def _whole_pool(self, index: Tensor, spec: DrawSpec) -> Tensor:
         checks.rows_in_range("index", index, self.num_data)
@@ -241,7 +241,7 @@ class NegativeSampler(StateModule):
         position = torch.arange(int(sizes[0]), device=index.device).expand(len(index), -1)
         return pool_row(position, index.long(), spec)
 
-    def _refuse_mixes(self, replacement: bool | None, weights: Any) -> None:
+    def _check_combination(self, replacement: bool | None, weights: Any) -> None:
         if weights is not None and (self.exclude != "none" or replacement is False or self.k == ALL or self.expected):
             raise ValueError(
                 "weights: only with exclude='none', replacement None or True, an integer k and expected=False; got "
@@ -286,11 +286,11 @@ class NegativeSampler(StateModule):
 
 
 def _fit(module: NegativeSampler, state_dict, prefix, _metadata, _strict, _missing, unexpected_keys, _errors) -> None:
-    module.say_misfits(replace_record(module, state_dict, prefix), unexpected_keys)
+    module.report_misfits(replace_record(module, state_dict, prefix), unexpected_keys)
 
 
 def _capturing(state: Tensor) -> bool:
-    """Whether a CUDA graph is being captured: it would write the seed of today at every replay."""
+    """Whether a CUDA graph is being captured, which would write the present seed at every replay."""
     return state.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
@@ -302,7 +302,7 @@ def check_count(name: str, k: int | str) -> int:
 
 
 def replacement_option(replacement: bool | None) -> bool | None:
-    """None, True or False (numpy's too); 0, 1 and what else equals them is refused."""
+    """None, True or False (numpy's too); 0, 1 and other values that equal a bool are refused."""
     if replacement is None:
         return None
     try:
@@ -341,10 +341,10 @@ def _classes(labels: Any, num_data: int) -> tuple[np.ndarray, int]:
     if array.shape != (num_data,):
         raise ValueError(f"labels: expected one per row, shape [{num_data}], got {list(array.shape)}")
     known = array >= 0
-    values, of_known = np.unique(array[known], return_inverse=True)
+    values, known_classes = np.unique(array[known], return_inverse=True)
     classes = np.empty(num_data, np.int32)
-    classes[known] = of_known
-    classes[~known] = np.arange(len(values), len(values) + num_data - len(of_known))
+    classes[known] = known_classes
+    classes[~known] = np.arange(len(values), len(values) + num_data - len(known_classes))
     return classes, len(values)
 
 
@@ -355,7 +355,7 @@ def _weights(weights: Sequence[float] | Tensor, num_data: int) -> Tensor:
         raise TypeError(f"weights: expected {num_data} numbers, got {type(weights).__name__} ({e})") from None
     if w.is_complex():
         raise TypeError(f"weights: expected real numbers, got dtype {w.dtype}")
-    # Numbers of a list have become fp32.
+    # `as_tensor` has rounded the numbers of a list to fp32.
     w = w.double() if hasattr(weights, "dtype") else torch.as_tensor(weights, dtype=torch.float64, device="cpu")
     if w.shape != (num_data,):
         raise ValueError(f"weights: expected one per row, shape [{num_data}], got {list(w.shape)}")

@@ -15,12 +15,12 @@ from ..ops.warn import warn
 
 
 class StateModule(nn.Module):
-    """A module that knows which of its buffers hold values.
+    """A module that tracks which of its buffers hold values.
 
     - A buffer made on meta holds no values after `to_empty`. Its use raises until `reset_parameters`, a state dict, or
       any other write has filled it.
     - `constants` names buffers that a cast does not change and `to_empty` does not lose. They follow buffer `beside`.
-    - `scratch` names buffers that begin as zeros and mean nothing between calls.
+    - `scratch` names buffers that begin as zeros and hold no state between calls.
     - `wide` names floating buffers that a cast of the module never makes narrower than fp32.
     - `tables` holds integers on the batches' device. They are no buffers: averages of buffers would round them.
     """
@@ -38,14 +38,16 @@ class StateModule(nn.Module):
         self.tables: dict[str, Tensor] = {}
 
     def require_filled(self) -> None:
-        """RuntimeError if a buffer holds what `to_empty` left there."""
+        """RuntimeError if a buffer has had no values since `to_empty`."""
         if not self._empty:
             return
-        left = [n for n, (t, writes) in self._empty.items() if self._buffers.get(n) is t and write_count(t) == writes]
-        if left:
+        unfilled = [
+            n for n, (t, writes) in self._empty.items() if self._buffers.get(n) is t and write_count(t) == writes
+        ]
+        if unfilled:
             raise RuntimeError(
-                f"{type(self).__name__}: {', '.join(left)} hold no values since to_empty; call reset_parameters() of "
-                "every module that has it, or load a state dict"
+                f"{type(self).__name__}: {', '.join(unfilled)} hold no values since to_empty; call reset_parameters() "
+                "of every module that has it, or load a state dict"
             )
         self._empty = {}
 
@@ -60,14 +62,14 @@ class StateModule(nn.Module):
             warn(f"{type(self).__name__}: the state dict is loaded in part; {'; '.join(self._misfits)}")
         return keys
 
-    def say_misfits(self, misfits: list[str], unexpected_keys: list[str]) -> None:
+    def report_misfits(self, misfits: list[str], unexpected_keys: list[str]) -> None:
         """Report a state dict of other sizes or options: RuntimeError under `strict=True`, else a warning."""
         if not misfits:
             return
         message = [*misfits, "with strict=False the rest is loaded"]
         if self._strict:
             raise RuntimeError("\n\t".join([f"Error(s) in loading state_dict for {type(self).__name__}:", *message]))
-        if self._strict is None:  # this is a child: torch knows `strict`, and raises for unexpected keys by it
+        if self._strict is None:  # a child of the loaded module: torch raises for unexpected keys if `strict`
             unexpected_keys += misfits
         self._misfits = misfits
 
@@ -120,7 +122,7 @@ class StateModule(nn.Module):
 
 
 class Record:
-    """Named numbers as bytes: a uint8 tensor that any cast, average or checkpoint leaves as it is.
+    """Named numbers as bytes: a uint8 tensor that no cast or checkpoint changes.
 
     Args:
         facts: name -> an int of 64 bits, or a float. Their order is the layout.
@@ -134,17 +136,17 @@ class Record:
         packed = b"".join(struct.pack("<d" if isinstance(v, float) else "<q", v) for v in self.facts.values())
         return torch.tensor(list(packed), dtype=torch.uint8, device=device)
 
-    def differences(self, there: Any) -> dict[str, int | float]:
-        """The facts in which another record's tensor differs, with its values; empty if `there` is no such record."""
-        if not isinstance(there, Tensor) or there.dtype != torch.uint8 or there.is_meta:
+    def differences(self, other: Any) -> dict[str, int | float]:
+        """The facts in which another record's tensor differs, with its values; empty if `other` is no such record."""
+        if not isinstance(other, Tensor) or other.dtype != torch.uint8 or other.is_meta:
             return {}
-        packed = bytes(there.detach().cpu().flatten().tolist())
+        packed = bytes(other.detach().cpu().flatten().tolist())
         result = {}
-        for at, (name, mine) in enumerate(self.facts.items()):
-            part = packed[8 * at : 8 * at + 8]
+        for i, (name, own) in enumerate(self.facts.items()):
+            part = packed[8 * i : 8 * i + 8]
             if len(part) == 8:
-                value = struct.unpack("<d" if isinstance(mine, float) else "<q", part)[0]
-                if not math.isclose(value, mine, rel_tol=1e-5 if isinstance(mine, float) else 0.0):
+                value = struct.unpack("<d" if isinstance(own, float) else "<q", part)[0]
+                if not math.isclose(value, own, rel_tol=1e-5 if isinstance(own, float) else 0.0):
                     result[name] = value
         return result
 

@@ -16,7 +16,7 @@ from ..ops.keywords import keywords_of
 from .contrast import Contrast, ContrastiveLoss
 from .embed import Embed, autocast_off
 from .local_term import LocalTerm
-from .native_step import eager, native_step, touched
+from .native_step import eager, is_customised, native_step
 from .options import PAIRED, WCoRDLossOptions, check_execution
 from .own_critic import OWN, each_score, value_of
 from .paired import PairedContrast, ScoreMap
@@ -34,20 +34,20 @@ class WCoRDLoss(ContrastiveLoss):
 
     Args:
         s_dim, t_dim: widths of the student's and the teacher's penultimate features.
-        n_data: N, the number of training images. None, with negatives "batch" or "queue", where it is not known.
-        labels, bank_dtype, plan, backend, seed: as in `CRDLoss`; bank_dtype is that of queues, too.
+        n_data: N, the number of training images; None if it is not known, with negatives "batch" or "queue" only.
+        labels, bank_dtype, plan, backend, seed: as in `CRDLoss`; bank_dtype is the queues' dtype, too.
         detach_teacher: let no gradient reach the teacher's features (Algorithm 1). False trains two towers.
         **options: the fields of `wcord_fast.nn.WCoRDLossOptions`, which explains each.
 
     The defaults are the paper's. The options and schedules that did best in our measurements are the driver's preset
-    "tuned": `distill.create("wcord", preset="tuned", ...)`. In a training loop of one's own `ramp` scales the two
-    weights from then on; `reset_z` and `init_banks` see `ContrastiveLoss`.
+    "tuned": `distill.create("wcord", preset="tuned", ...)`. In a user's own training loop `ramp` scales the two
+    weights from then on; for `reset_z` and `init_banks` see `ContrastiveLoss`.
 
     `terms` holds the detached "gckt" and "lckt" of the last call. Steps and eval mode are as in `CRDLoss`. With
     negatives="queue" a training step scores first and pushes the batch last, so the first batch has no negatives, and
-    the later ones those that have been pushed until the queues are full. In a process group the batch is that of all
-    ranks, and so are the rows pushed. Rows of one class are no negatives of each other with exclude="class", nor are
-    those of one image with "self", where `idx` is given: without a bank it is needed for classes only.
+    later ones have the rows pushed so far, until the queues are full. In a process group the batch and the pushed rows
+    are those of all ranks. If `idx` is given, rows of one class are no negatives of each other with exclude="class",
+    nor rows of one image with "self". Without a bank `idx` is needed for classes only.
     """
 
     paired: PairedContrast | None
@@ -141,7 +141,7 @@ class WCoRDLoss(ContrastiveLoss):
         """Multiply the weights lambda_gckt and lambda_lckt by these factors from now on.
 
         The factors are one tensor on the loss's device, changed in place without synchronisation, so a compiled step or
-        a CUDA graph that was made after the first call uses the new ones. The state dict does not contain them.
+        a CUDA graph made after the first call uses the new factors. The state dict does not contain them.
         """
         for name, factor in (("gckt", gckt), ("lckt", lckt)):
             checks.non_negative(name, factor)
@@ -155,7 +155,7 @@ class WCoRDLoss(ContrastiveLoss):
         """The mass of LCKT's plan on pairs of this batch (rows of one image, or class with lckt_pairs_by="class"): a
         scalar.
 
-        It changes no state, and takes the time of the term.
+        It changes no state, and takes as long as the term.
         """
         self._check(f_s, f_t, idx, None)
         e_s, e_t = self.embed_s.frozen(f_s), self.embed_t.frozen(f_t)
@@ -223,18 +223,18 @@ class WCoRDLoss(ContrastiveLoss):
         f_t = f_t.detach() if self.detach_teacher else f_t
         frozen_too = not self.lckt_trains_embed and self.lambda_lckt > 0 and self.local.features == "embed"
         e_s = self.embed_s(f_s, frozen_too)
-        e_s, x = e_s if frozen_too else (e_s, e_s)  # x: what LCKT moves
+        e_s, x = e_s if frozen_too else (e_s, e_s)  # x: the embedding that LCKT trains
         e_t = self.embed_t(f_t)
         with autocast_off(f_s.device):
             return self._terms_of(f_s, f_t, e_s, x, e_t, idx, contrast_idx)
 
     def _native(self, f_s: Tensor, f_t: Tensor, idx: Tensor | None, contrast_idx: Tensor | None) -> Tensor | None:
-        """The forward by native code, or None, see `native_step`. LCKT must compare embeddings or be off."""
+        """The forward by native code, or None, as in `native_step`. LCKT must compare embeddings or be off."""
         if not eager() or self.critic not in ("nce_sn", "nce") or not self.lambda_gckt:
             return None
         if not isinstance(f_t, Tensor) or idx is None or not self.detach_teacher:
             return None
-        if type(self.local) is not LocalTerm or touched(self.local):
+        if type(self.local) is not LocalTerm or is_customised(self.local):
             return None
         if self.lambda_lckt and (self.local.features != "embed" or not self.lckt_trains_embed):
             return None
@@ -255,8 +255,8 @@ class WCoRDLoss(ContrastiveLoss):
         return native[0]
 
     def _refuse_zero_rows(self, f_s: Tensor, f_t: Tensor) -> None:
-        """Raise for a zero row on the CPU, with the names of our arguments, before any state changes. The op checks
-        again."""
+        """ValueError for a zero row on the CPU, with this module's argument names, before any state changes. The op
+        checks again."""
         local = self.local
         used = self.lambda_lckt and local.features == "raw" and local.ot["cost"] == "cosine" and local.center == "none"
         if not used or f_s.device.type != "cpu" or torch.compiler.is_compiling():
@@ -307,7 +307,7 @@ class WCoRDLoss(ContrastiveLoss):
         return (e_s, e_t) if self.local.features == "embed" else (f_s.flatten(1), f_t.flatten(1))
 
     def _with_bank(self, contrast: Contrast, e_s, e_t, idx: Tensor, contrast_idx: Tensor | None) -> Tensor:
-        """GCKT, a scalar, with rows of the banks, and in training the end of the banks' step."""
+        """GCKT, a scalar, from rows of the banks; in training it ends the banks' step."""
         anchors = torch.stack((e_s, e_t))  # [2, B, D]
         joined = contrast.join(anchors, idx)
         if self.critic in PAIRED:
@@ -328,7 +328,7 @@ class WCoRDLoss(ContrastiveLoss):
         return gckt
 
     def _without_bank(self, e_s: Tensor, e_t: Tensor, idx: Tensor | None) -> Tensor:
-        """GCKT, a scalar, with rows of the batch or of queues, which take the batch in training."""
+        """GCKT, a scalar, from rows of the batch or of queues; in training the batch is pushed."""
         group = self._group(idx)
         if self.paired is None:
             gckt = self._dual(*self._batch_scores(torch.stack((e_s, e_t)), group))
@@ -348,16 +348,16 @@ class WCoRDLoss(ContrastiveLoss):
     def _batch_scores(self, anchors: Tensor, group: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Positive and mean negative scores [2, B] within the batch (of all ranks), and the number of negatives [B].
 
-        An anchor whose group fills the batch has no negative and takes no part: both of its scores are 0.
+        An anchor whose group fills the batch has no negative; both of its scores are 0.
         """
-        number = torch.arange(anchors.shape[1], device=anchors.device) if group is None else group
-        joined = join(anchors, number) if self.training and ranks().world > 1 else None
-        others, among = (anchors.detach(), number) if joined is None else (joined.anchors, joined.index)
+        own_group = torch.arange(anchors.shape[1], device=anchors.device) if group is None else group
+        joined = join(anchors, own_group) if self.training and ranks().world > 1 else None
+        others, all_groups = (anchors.detach(), own_group) if joined is None else (joined.anchors, joined.index)
         first = 0 if joined is None else joined.own.start
         score = anchors @ others.flip(0).transpose(1, 2)  # [2, B, B of all ranks]
         eligible = torch.ones(score.shape[1:], dtype=torch.bool, device=score.device)
         if group is not None:
-            eligible = (group[:, None] != among) | (group[:, None] < 0)
+            eligible = (group[:, None] != all_groups) | (group[:, None] < 0)
         if self._exclude != "none":
             eligible.diagonal(first).fill_(False)
         count = eligible.sum(1)  # [B]
@@ -373,7 +373,7 @@ class WCoRDLoss(ContrastiveLoss):
 
 
 def _place_terms(module: WCoRDLoss, _keys) -> None:
-    """`_terms` is in no state dict, so `assign` leaves it on meta."""
+    """Move `_terms` off meta: it is in no state dict, so `assign` leaves it there."""
     if module._terms.is_meta and not module.embed_s.linear.bias.is_meta:
         module._terms = torch.zeros(2, device=module.embed_s.linear.bias.device)
         for name in module.constants:

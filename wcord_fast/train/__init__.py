@@ -2,7 +2,7 @@
 
 from ..extras import require_train
 
-require_train("wcord_fast.train")  # before the imports that would fail, one by one, for want of them
+require_train("wcord_fast.train")  # before the imports that need it
 
 from .loggers import LoggedRun, Logger  # noqa: E402
 from .loop import Run, fit  # noqa: E402

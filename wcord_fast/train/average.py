@@ -11,8 +11,8 @@ from torch import Tensor, nn
 class Average:
     """A copy of `network` that follows it: after each step, average = decay * average + (1 - decay) * network.
 
-    In the first steps the decay is smaller, (1 + steps) / (10 + steps), so that the random weights of the beginning are
-    forgotten. Numbers that are not floating, such as counts of batches, are copied.
+    In the first steps the decay is smaller, (1 + steps) / (10 + steps), so that the initial weights are soon
+    forgotten. Values that are not floating-point, such as counts of batches, are copied.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -22,7 +22,7 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the network's present values."""
+        """Move the average towards the network's current values."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
         torch._foreach_lerp_(self._target[0], self._source[0], 1 - decay)
@@ -34,7 +34,7 @@ class Average:
         return {"steps": self.steps, "network": self.network.state_dict()}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from `state_dict()`."""
+        """Continue from a `state_dict()`."""
         self.steps = state["steps"]
         self.network.load_state_dict(state["network"])
 

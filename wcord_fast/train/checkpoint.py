@@ -23,7 +23,7 @@ from .schedule import lengthened
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-PARTS = {"spec": dict, "epoch": int, "student": dict, "method": dict, "optimizer": dict, "rng": dict, "history": list}
+ENTRIES = {"spec": dict, "epoch": int, "student": dict, "method": dict, "optimizer": dict, "rng": dict, "history": list}
 CURRENT, PREVIOUS = "checkpoint.pt", "checkpoint.prev.pt"
 
 
@@ -32,9 +32,9 @@ class CheckpointError(RuntimeError):
 
 
 def save(directory: Path, state: dict[str, Any]) -> None:
-    """Write `state` as the directory's checkpoint; the one before it is kept as `checkpoint.prev.pt`.
+    """Write `state` as the directory's checkpoint; keep the previous one as `checkpoint.prev.pt`.
 
-    At every moment, also if the process is killed or the disk is full, one of the two files is whole.
+    One of the two files is complete at every moment, even if the process is killed or the disk is full.
     """
     current = directory / CURRENT
     with files.replacing(current) as file:
@@ -53,20 +53,20 @@ def save_state_dict(path: Path, state: dict[str, Any]) -> None:
 def load_latest(
     directory: Path,
     spec: dict[str, Any],
-    also: Callable[[Path, dict[str, Any]], None] | None = None,
+    verify: Callable[[Path, dict[str, Any]], None] | None = None,
     extend: bool = False,
 ) -> dict[str, Any] | None:
     """The directory's checkpoint, or the previous one if the last cannot be read; None if there is none.
 
-    The previous one then takes the place of the damaged one: the next save would else replace it by the damaged one.
+    The previous one then replaces the damaged one, so that the next save does not keep the damaged one instead.
 
     Args:
-        directory: of the run.
-        spec: what the run is: nested plain values that must equal those in the checkpoint.
-        also: raises CheckpointError where a file that belongs to a checkpoint is damaged.
-        extend: take the checkpoint of a run of fewer epochs, too.
+        directory: the run's directory.
+        spec: the run's identity: nested plain values, which must equal the checkpoint's.
+        verify: a function of a checkpoint's path and state that raises CheckpointError if one of its files is damaged.
+        extend: accept the checkpoint of a run of fewer epochs, too.
     Raises:
-        CheckpointError: every file there is damaged, or the checkpoint is of another run (the message names the
+        CheckpointError: every file there is damaged, or the checkpoint belongs to another run (the message names the
             first values that differ).
         OutputError: the directory cannot be written.
     """
@@ -76,8 +76,8 @@ def load_latest(
             continue
         try:
             state = load(path)
-            if also is not None:
-                also(path, state)
+            if verify is not None:
+                verify(path, state)
         except CheckpointError as error:
             damage.append(str(error))
             continue
@@ -103,7 +103,7 @@ def load(path: Path) -> dict[str, Any]:
     """One checkpoint written by `save`, verified.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or no checkpoint of this package.
+        CheckpointError: the file is missing, damaged, or not a checkpoint of this package.
     """
     state = _read_plain(path)
     if not isinstance(state, dict) or "format" not in state or "spec" not in state:
@@ -112,10 +112,10 @@ def load(path: Path) -> dict[str, Any]:
         )
     if state["format"] != FORMAT:
         raise CheckpointError(f"{path}: expected checkpoint format {FORMAT}, got {state['format']!r}")
-    for key, kind in PARTS.items():
+    for key, kind in ENTRIES.items():
         if not isinstance(state.get(key), kind):
-            result = f"{key!r} is {type(state[key]).__name__}, not {kind.__name__}" if key in state else f"no {key!r}"
-            raise CheckpointError(f"{path}: an incomplete checkpoint ({result})")
+            problem = f"{key!r} is {type(state[key]).__name__}, not {kind.__name__}" if key in state else f"no {key!r}"
+            raise CheckpointError(f"{path}: an incomplete checkpoint ({problem})")
     require_finite(path, state["student"])
     return state
 
@@ -123,7 +123,7 @@ def load(path: Path) -> dict[str, Any]:
 def restore(
     directory: Path, state: dict[str, Any], student: nn.Module, method: nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Put networks, optimiser and random generators where `state`, the checkpoint of `directory`, left them."""
+    """Restore networks, optimiser and random generators from `state`, the checkpoint of `directory`."""
     with usable(directory):
         student.load_state_dict(state["student"])
         method.load_state_dict(state["method"])
@@ -133,7 +133,7 @@ def restore(
 
 @contextmanager
 def usable(path: Path) -> Iterator[None]:
-    """Whatever goes wrong inside, where parts of the checkpoint `path` are used, is a CheckpointError."""
+    """A context that uses values of the checkpoint `path`; any error inside it becomes a CheckpointError."""
     try:
         yield
     except CheckpointError:
@@ -146,14 +146,14 @@ def usable(path: Path) -> Iterator[None]:
 
 
 def require_finite(path: Path, weights: dict[str, Any]) -> None:
-    """CheckpointError naming the first tensor of a state dict that holds NaN or infinity; nothing if none does."""
+    """CheckpointError, naming the first such tensor, if a state dict holds NaN or infinity."""
     for name, value in weights.items():
         if isinstance(value, torch.Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
             raise CheckpointError(f"{path}: {name} holds NaN or infinite values")
 
 
 def read(path: Path) -> Any:
-    """What `torch.save` or safetensors wrote to `path`, on the CPU, nothing of which runs code.
+    """The content of a file by `torch.save` or safetensors, on the CPU. None of the file's code runs.
 
     Beside tensors and plain values a file of another program may hold any objects: stand-ins take their place, and
     whole modules become their state dicts (see `safe_load.load`).
@@ -187,21 +187,25 @@ def _read(path: Path, load: Callable[[Path], Any]) -> Any:
         raise CheckpointError(f"{path}: refused, {error}") from None
     except Exception as error:  # a damaged pickle can fail in any way
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        if "weights_only" in reason or "Weights only" in reason:  # never pass on the advice to load it unsafely
+        if "weights_only" in reason or "Weights only" in reason:  # its message advises unsafe loading
             reason = "it holds more than tensors and plain values, and such a file can run code"
-        if isinstance(error, KeyError):  # all that the unpickler says of a byte that is no instruction is its number
+        if isinstance(error, KeyError):  # its message is the number of an unknown instruction
             reason = "it is no pickle"
         raise CheckpointError(f"{path}: damaged or not a PyTorch file ({reason})") from None
 
 
 def require_same(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """CheckpointError naming the first three values in which two specs differ; nothing if they are equal."""
-    ours, theirs = _flat(wanted), _flat(saved)
-    differ = [key for key in dict.fromkeys([*ours, *theirs]) if ours.get(key) != theirs.get(key)]
-    if differ:
-        text = "; ".join(f"{key} was {theirs.get(key)!r}, now {ours.get(key)!r}" for key in differ[:3])
-        more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
-        longer = differ == ["recipe.epochs"] and lengthened(saved, wanted) != saved
+    """CheckpointError, naming the first three different values, unless two specs are equal."""
+    wanted_values, saved_values = _flat(wanted), _flat(saved)
+    differing = [
+        key for key in dict.fromkeys([*wanted_values, *saved_values]) if wanted_values.get(key) != saved_values.get(key)
+    ]
+    if differing:
+        text = "; ".join(
+            f"{key} was {saved_values.get(key)!r}, now {wanted_values.get(key)!r}" for key in differing[:3]
+        )
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        longer = differing == ["recipe.epochs"] and lengthened(saved, wanted) != saved
         raise CheckpointError(
             f"{path} was made with another configuration: {text}{more}. Use another --output-dir to keep it, "
             f"{'--extend to go on with it, ' if longer else ''}or --restart to train every run in it anew"
@@ -233,14 +237,14 @@ def rng_state() -> dict[str, Any]:
 
 
 def seed_everything(seed: int) -> None:
-    """Torch's, numpy's and Python's generators, all of which `rng_state` keeps."""
+    """Seed torch's, numpy's and Python's generators, which `rng_state` saves."""
     torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)  # the widest that it takes
+    np.random.seed(seed % 2**32)  # numpy takes 32 bits
     random.seed(seed)
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Undo what has been drawn since `rng_state` gave `state`."""
+    """Restore the generators to `state`, as `rng_state` returned it."""
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,4 +1,4 @@
-"""Means over seeds and how sure they are: 95 % confidence intervals by Student's t, of paired differences too."""
+"""Means over seeds, and of paired differences, with 95 % confidence intervals by Student's t."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Estimate(NamedTuple):
 
     @property
     def separated(self) -> bool:
-        """Whether the interval leaves zero out."""
+        """Whether the interval excludes zero."""
         return self.interval is not None and (self.interval[0] > 0 or self.interval[1] < 0)
 
 
@@ -29,12 +29,12 @@ def estimate(values: Sequence[float]) -> Estimate:
     mean, n = statistics.mean(values), len(values)
     if n < LEAST_SEEDS:
         return Estimate(mean, None, n)
-    half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(values) / n**0.5
-    return Estimate(mean, (mean - half, mean + half), n)
+    half_width = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(values) / n**0.5
+    return Estimate(mean, (mean - half_width, mean + half_width), n)
 
 
 def paired(ours: Mapping[int, float], others: Mapping[int, float]) -> Estimate | None:
-    """`ours` minus `others`, values by seed, with equal seeds; None without a seed that both have."""
+    """The mean of `ours` minus `others`, values by seed, over the seeds that both have; None if there are none."""
     differences = [value - others[seed] for seed, value in ours.items() if seed in others]
     return estimate(differences) if differences else None
 

@@ -17,12 +17,12 @@ from ..models.logits import class_logits_of
 def evaluate(network: nn.Module, batches: Iterable[Batch], precision: str = "fp32") -> dict[str, float]:
     """Mean cross entropy, and top-1 and top-5 accuracy in percent, in eval mode; every module's mode is restored.
 
-    With fewer than five classes "top5" counts the label among all of them, so it is 100.
+    With fewer than five classes "top5" is 100.
 
     Raises:
         ValueError: no image in `batches`.
     """
-    count, sums = 0, torch.zeros(3, dtype=torch.float64)  # of cross entropies, and of right ones among 1 and 5
+    count, sums = 0, torch.zeros(3, dtype=torch.float64)  # of cross entropies, top-1 hits and top-5 hits
     with eval_mode(network):
         for images, labels, _ in batches:
             with autocast(images.device, precision):
@@ -41,13 +41,13 @@ def evaluate(network: nn.Module, batches: Iterable[Batch], precision: str = "fp3
 
 @torch.no_grad()
 def predictions(network: nn.Module, batches: Iterable[Batch], precision: str = "fp32") -> tuple[Tensor, Tensor]:
-    """Logits float32 [N, C] and labels int64 [N] of the test images, on the CPU; in eval mode, which is restored."""
+    """Logits float32 [N, C] and labels int64 [N] of the test images, on the CPU; computed in eval mode."""
     logits, labels = [], []
     with eval_mode(network):
-        for images, wanted, _ in batches:
+        for images, batch_labels, _ in batches:
             with autocast(images.device, precision):
                 logits.append(class_logits_of(network(images)))
-            labels.append(wanted)
+            labels.append(batch_labels)
     return torch.cat(logits).float().cpu(), torch.cat(labels).cpu()
 
 

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, errors that name them, and the lock that keeps a directory to one run."""
+"""Files that are written completely or not at all, errors that name them, and the lock of a run's directory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class DirectoryInUse(OutputError):
 
 
 class _Writer:
-    """A file that remembers why writing failed: torch.save reports a full disk as an error of its archive."""
+    """A file that keeps its first write error, since torch.save reports a full disk as an error of its archive."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -57,12 +57,12 @@ def replacing(path: Path, option: str = "output_dir") -> Iterator[Any]:
     """A binary file that takes the place of `path` when the block ends; if it fails, `path` is left as it was.
 
     Raises:
-        OutputError: it cannot be written, or `path` is a device or a pipe; the message begins with `option`.
+        OutputError: `path` cannot be written, or is a device or a pipe; the message begins with `option`.
     """
     temporary = path.parent / f"{TEMPORARY}{os.getpid()}-{next(_count)}"
     writer = None
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):  # /dev/null: the rename would take it away
+        if path.exists() and not (path.is_file() or path.is_dir()):  # the rename would replace /dev/null
             raise OSError("not a regular file")
         with open(temporary, "wb") as file:
             writer = _Writer(file)
@@ -79,10 +79,10 @@ def replacing(path: Path, option: str = "output_dir") -> Iterator[Any]:
 
 
 def write_folder(path: Path, contents: Mapping[str, bytes], option: str = "output_dir") -> None:
-    """A new folder with files of these names and contents, whole or not there.
+    """Make a folder with files of these names and contents, completely or not at all.
 
     Raises:
-        OutputError: it cannot be written, or is there already and not empty; the message begins with `option`.
+        OutputError: the folder cannot be written, or exists and is not empty; the message begins with `option`.
     """
     temporary = path.parent / f"{TEMPORARY}{os.getpid()}-{next(_count)}"
     try:
@@ -100,7 +100,7 @@ def write_folder(path: Path, contents: Mapping[str, bytes], option: str = "outpu
 
 
 def make_directory(path: Path, option: str = "output_dir") -> None:
-    """`path` and its parents; OutputError if it cannot be."""
+    """Make the directory `path` and its parents; OutputError if that fails."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -114,13 +114,13 @@ def cannot_write(path: Path, error: OSError, option: str = "output_dir") -> Outp
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Keep `directory`, made if need be, to this run; what killed runs left half written there is removed.
+    """Lock `directory` for this run, made if needed; the half-written files of killed runs are removed.
 
-    The operating system releases the lock when the process ends, however it ends. Without POSIX locks (another
-    system, some network file systems) nothing is locked.
+    The operating system releases the lock when the process ends, however it ends. Nothing is locked without POSIX
+    locks (on other systems and some network file systems).
 
     Raises:
-        DirectoryInUse: another run holds it; the message names its process.
+        DirectoryInUse: another run holds the lock; the message names its process.
         OutputError: the directory cannot be written.
     """
     make_directory(directory)

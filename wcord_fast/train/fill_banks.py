@@ -17,10 +17,10 @@ log = logging.getLogger(__name__)
 
 @torch.no_grad()
 def fill_banks(run, teacher: nn.Module) -> None:
-    """Give every bank row of `run.method` the features of its image, not augmented, both networks in eval mode.
+    """Fill every bank row of `run.method` with the features of its image, not augmented, in eval mode.
 
-    It draws nothing, so a run whose banks are filled sees the batches of one whose are not; with several processes each
-    passes a part of the images, and the banks are those of one process.
+    No random numbers are drawn, so the training batches do not depend on the filling. With several processes each one
+    passes a part of the images; the banks equal those of one process.
     """
     device, precision = run.train.device, run.recipe["precision"]
     student, teacher_outputs = plain(run.student), plain(teacher)

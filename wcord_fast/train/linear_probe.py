@@ -12,19 +12,19 @@ from ..distill.eval_mode import eval_mode
 from .evaluation import autocast
 
 BLOCKS = 4
-WIDEST = 1024  # most numbers per image that a probe gets, unless the block alone has more channels
-DECAY = 1e-3  # factor of half the squared weights in the mean loss
+WIDEST = 1024  # largest number of a probe's features, unless the block has more channels
+DECAY = 1e-3  # weight decay: factor of half the squared weights in the mean loss
 
 
 @torch.no_grad()
 def block_features(network: nn.Module, batches: Iterable, precision: str) -> tuple[list[Tensor], Tensor]:
-    """Features of the last four blocks, float [N, D_i] each, and labels, int64 [N]; in eval mode.
+    """Features of the last four blocks, float [N, D_i] each, and labels, int64 [N]; computed in eval mode.
 
     The blocks are the last four feature maps: four stages, or stem and three stages. Each is averaged over a square
-    grid, the finest of 1, 2, 4, 8 cells per side that leaves at most WIDEST numbers.
+    grid, the finest of 1, 2, 4, 8 cells per side with at most WIDEST features.
     """
     result: list[list[Tensor]] = []
-    wanted = []
+    all_labels = []
     with eval_mode(network):
         for images, labels, _ in batches:
             with autocast(images.device, precision):
@@ -33,8 +33,8 @@ def block_features(network: nn.Module, batches: Iterable, precision: str) -> tup
             if len(maps) < BLOCKS:
                 raise ValueError(f"student: expected at least {BLOCKS} feature maps to probe, got {len(maps)}")
             result.append([F.adaptive_avg_pool2d(m, cells(m.shape[1], m.shape[2])).flatten(1) for m in maps])
-            wanted.append(labels)
-    return [torch.cat(block) for block in zip(*result, strict=True)], torch.cat(wanted)
+            all_labels.append(labels)
+    return [torch.cat(block) for block in zip(*result, strict=True)], torch.cat(all_labels)
 
 
 def cells(channels: int, side: int) -> int:
@@ -45,13 +45,13 @@ def cells(channels: int, side: int) -> int:
 def probe(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: int, iterations: int = 100) -> float:
     """Test accuracy in percent of multinomial logistic regression on frozen features.
 
-    Deterministic: features are standardised by the training images' mean and deviation, weights begin at zero, and
-    L-BFGS fits them.
+    The result is deterministic: features are standardised by the training images' mean and deviation, weights begin at
+    zero, and L-BFGS fits them.
 
     Args:
         train, test: features [N, D] and labels int64 [N].
         classes: number of classes.
-        iterations: most iterations of L-BFGS.
+        iterations: largest number of iterations of L-BFGS.
     """
     (x, y), (x_test, y_test) = train, test
     mean, deviation = x.mean(0), x.std(0, correction=0).clamp_min(1e-6)

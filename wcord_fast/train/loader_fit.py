@@ -28,7 +28,7 @@ from .recipe import Recipe
 from .tables import Line, text_table
 
 log = logging.getLogger("wcord_fast")
-COLUMNS = {  # of the history in the table, by metric: title, format; a method's terms stand behind the loss
+COLUMNS = {  # metric of the history -> title and format of its column; a method's terms follow "ce"
     "epoch": ("epoch", "d"),
     "lr": ("lr", ".3g"),
     "loss": ("loss", ".4f"),
@@ -39,15 +39,15 @@ COLUMNS = {  # of the history in the table, by metric: title, format; a method's
     "images_per_s": ("images/s", ",.0f"),
     "loss_share": ("loss share", ".1%"),
 }
-LEFT_OUT = ("test_loss", "test_top5", "seconds", "lckt_on_pairs")  # and shares of the gradient
+LEFT_OUT = ("test_loss", "test_top5", "seconds", "lckt_on_pairs")  # the gradient fractions are left out, too
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A trained student and how it got there; `print` shows the table.
+    """A trained student and its history; `print` shows the table.
 
     Attributes:
-        student: the network that was given to `fit`, trained, in the mode in which it was given.
+        student: the network that `fit` has trained, in the mode that it had before.
         method: the distillation method, with its banks and embeddings.
         history: one row per epoch: losses, accuracies in percent, seconds.
         directory: where the run's files are, or None.
@@ -63,9 +63,9 @@ class Fitted:
         """The history as lines of text cells, one per epoch."""
         names = [name for name in self.history[-1] if name not in LEFT_OUT and not name.startswith("grad_")]
         terms = {name: (name, ".4f") for name in names if name not in COLUMNS}
-        before = list(COLUMNS).index("ce") + 1
-        every = [*list(COLUMNS.items())[:before], *terms.items(), *list(COLUMNS.items())[before:]]
-        columns = {name: shown for name, shown in every if name in names}
+        num_leading = list(COLUMNS).index("ce") + 1
+        all_columns = [*list(COLUMNS.items())[:num_leading], *terms.items(), *list(COLUMNS.items())[num_leading:]]
+        columns = {name: column for name, column in all_columns if name in names}
         return [
             {title: format(row[name], form) if name in row else "-" for name, (title, form) in columns.items()}
             for row in self.history
@@ -103,13 +103,13 @@ def fit(
         print(fitted)
 
     It is the loop of the command `wcord-fast`: a progress bar and a line per epoch, and with `output_dir` a checkpoint
-    after every epoch, from which the same call goes on (see docs/driver.md). It seeds the generators of torch, numpy
+    after every epoch, from which an equal call continues (see docs/driver.md). It seeds the generators of torch, numpy
     and Python. The networks are moved to `device`; the teacher is put in eval mode, its gradients are switched off.
 
     Args:
         student, teacher: any networks with `network(images) -> logits [B, classes]`. Those that take
             `return_features=True` (this package's, `models.Tapped`) are used as they are, others are tapped: see
-            `models.with_features`. teacher None: for "ce", the plain student.
+            `models.with_features`. The teacher is None for "ce", the plain student.
         loader: a DataLoader of a `data.Indexed` set, see `train.loaders.TrainLoader`.
         method: name of a method, see `distill.create`.
         test_loader: batches (images, labels), read after every epoch for `test_top1`.
@@ -118,19 +118,19 @@ def fit(
             one, where the network is tapped; default: its stages.
         output_dir: folder for checkpoints and logs; None: nothing is written or resumed. A checkpoint of another
             method, recipe, teacher or training set is refused; the initial weights and the transforms are not compared.
-        device: default: that of the student.
-        log_every: steps between two looks at the running losses.
-        log_grad_norms: log each term's share of the gradient, once an epoch.
-        loggers: where the rows of the epochs are kept: "csv" and "tensorboard" (in `output_dir`), "wandb", "mlflow", or
+        device: default: the student's.
+        log_every: steps between two readings of the running losses.
+        log_grad_norms: log each term's fraction of the gradient, once an epoch.
+        loggers: loggers of the epochs' rows: "csv" and "tensorboard" (in `output_dir`), "wandb", "mlflow", or
             the dotted path of a class derived from `train.Logger`.
         tensorboard: False leaves "tensorboard" out of the loggers.
         quiet: no progress bar, warnings only.
-        restart, extend: start over; go on to more epochs than the checkpoint was begun with.
+        restart, extend: train anew; continue a run of fewer epochs.
         **recipe: fields of `train.Recipe`: epochs, lr, momentum, weight_decay, milestones, seed, ...
     Returns:
         The student with its history.
     Raises:
-        TypeError: an argument of another kind; an option that does not exist (the nearest is suggested).
+        TypeError: an argument of a wrong type; an unknown option (the nearest is suggested).
         ValueError: a bad value; networks that the method cannot serve; labels beyond the student's classes.
         train.checkpoint.CheckpointError, train.files.OutputError, train.meters.NonFiniteLoss: see `train.fit`.
     """
@@ -152,21 +152,21 @@ def fit(
         frozen.eval().requires_grad_(False)
     pair = distill.pair_of(tapped, frozen, images[:2], num_data=train.images, labels=train.labels, seed=options.seed)
     _require_classes(train.labels, pair.classes)
-    chosen = distill.options_from(method, method_options)
+    method_record = distill.options_from(method, method_options)
     base, plus = distill.parse(method)
     name = base + distill.PLUS_KD * plus
     checkpoint.seed_everything(options.seed)
-    built = distill.build(name, pair, chosen).to(target)
-    checkpoint.seed_everything(options.seed)  # whatever a method drew, training starts from the same state
+    method_module = distill.build(name, pair, method_record).to(target)
+    checkpoint.seed_everything(options.seed)  # so that training does not depend on how many numbers the method drew
     if not log.hasHandlers() or any(getattr(handler, "stream", None) is sys.stdout for handler in log.handlers):
-        to_screen(quiet)  # else who called has an opinion on where logs go
+        to_screen(quiet)  # else the caller has chosen where logs go
     run = Run(
         name=name,
         directory=None if output_dir is None else Path(output_dir).expanduser(),
-        spec=_spec(train, tapped, frozen, name, chosen, options),
+        spec=_spec(train, tapped, frozen, name, method_record, options),
         student=tapped,
-        method=built,
-        teacher=frozen if built.compares else None,
+        method=method_module,
+        teacher=frozen if method_module.compares else None,
         train=train,
         test=test,
         log_every=log_every,
@@ -178,13 +178,13 @@ def fit(
     )
     history = fit_run(run)
     student.train(mode)
-    return Fitted(student, built, history, run.directory)
+    return Fitted(student, method_module, history, run.directory)
 
 
 def _prepared(
     name: str, network: nn.Module, images: Tensor, features: str | Sequence[str], channels_last: bool
 ) -> nn.Module:
-    """`network` on the device of `images`, answering with its features."""
+    """`network` on the device of `images`, returning its features, too."""
     network.to(images.device)
     if channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -19,19 +19,19 @@ from . import checkpoint
 class TrainLoader:
     """Training batches from a `DataLoader` of a `data.Indexed` set, on `device`.
 
-    The order of epoch e depends on the state of torch's generator when the epoch begins, which checkpoints keep. A
-    generator of the loader's own is seeded anew from (seed, e), and a sampler with `set_epoch` is told e: so a
-    resumed run sees the batches of an uninterrupted one. `persistent_workers` with random transforms are the exception,
-    since their generators are not kept.
+    The order of epoch e depends on the state of torch's generator when the epoch begins, which checkpoints keep. The
+    loader's own generator, if any, is seeded anew from (seed, e), and a sampler's `set_epoch(e)`, if any, is called.
+    So a resumed run sees the batches of an uninterrupted one, except with `persistent_workers` and random transforms,
+    whose generators are not kept.
 
-    On several processes the sampler must be a `DistributedSampler`, which gives every process as many rows.
+    On several processes the sampler must be a `DistributedSampler`, which gives every process equally many rows.
 
     Args:
-        loader: gives (images [B, C, H, W], labels int64 [B], index int64 [B]).
+        loader: yields (images [B, C, H, W], labels int64 [B], index int64 [B]).
         device: where the batches are put.
-        seed: of a generator that the loader has.
+        seed: seed of the loader's own generator.
     Raises:
-        TypeError, ValueError: no such loader; the message says what was expected.
+        TypeError, ValueError: another kind of loader; the message says what was expected.
     """
 
     def __init__(self, loader: DataLoader, device: torch.device, seed: int) -> None:
@@ -60,8 +60,8 @@ class TrainLoader:
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of epoch `epoch` (from 0)."""
         samplers: tuple[Any, ...] = (self.loader.sampler, self.loader.batch_sampler)
-        own = (getattr(holder, "generator", None) for holder in (self.loader, *samplers))
-        for generator in {id(g): g for g in own if isinstance(g, torch.Generator)}.values():
+        candidates = (getattr(holder, "generator", None) for holder in (self.loader, *samplers))
+        for generator in {id(g): g for g in candidates if isinstance(g, torch.Generator)}.values():
             generator.manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
         for sampler in samplers:
             if hasattr(sampler, "set_epoch"):
@@ -69,7 +69,7 @@ class TrainLoader:
         return map(self._batch, self.loader)
 
     def once(self) -> Iterator[Batch]:
-        """This process' part of all rows in their order, with the data set's own transforms."""
+        """This process' part of all rows, in order, with the data set's own transforms."""
         generators = checkpoint.rng_state()
         parts = Parts(self.images, self.batch_size or len(self.first().labels) * ranks().world, ranks())
         loader = self.loader
@@ -92,14 +92,14 @@ class TrainLoader:
         return self._batch(next(iter(self.loader)))
 
     def weight(self, i: int) -> float:
-        """1: a `DistributedSampler` gives every process as many rows."""
+        """1: a `DistributedSampler` gives every process equally many rows."""
         return 1.0
 
     def whole(self) -> Self:
         """These batches, if this process trains alone.
 
         Raises:
-            NotImplementedError: there are several processes.
+            NotImplementedError: several processes.
         """
         if ranks().world > 1:
             raise NotImplementedError(
@@ -111,14 +111,14 @@ class TrainLoader:
         """None: the loader does not say how its images are normalised."""
         return None
 
-    def _batch(self, given: Any) -> Batch:
-        return as_batch("loader", given, self.device)
+    def _batch(self, item: Any) -> Batch:
+        return as_batch("loader", item, self.device)
 
 
 class TestLoader:
     """Test batches from an iterable of (images, labels) or (images, labels, index), on `device`."""
 
-    __test__ = False  # the name starts like a test's, to pytest
+    __test__ = False  # for pytest, which would collect a class of this name
 
     def __init__(self, loader: Any, device: torch.device) -> None:
         if not hasattr(loader, "__iter__") or hasattr(loader, "__next__"):
@@ -129,30 +129,28 @@ class TestLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         first = 0
-        for given in self.loader:
-            if isinstance(given, (tuple, list)) and len(given) == 2:
-                given = (*given, torch.arange(first, first + len(given[1])))
-            batch = as_batch("test_loader", given, self.device)
+        for item in self.loader:
+            if isinstance(item, (tuple, list)) and len(item) == 2:
+                item = (*item, torch.arange(first, first + len(item[1])))
+            batch = as_batch("test_loader", item, self.device)
             first += len(batch.labels)
             yield batch
 
 
-def as_batch(name: str, given: Any, device: torch.device) -> Batch:
+def as_batch(name: str, item: Any, device: torch.device) -> Batch:
     """(images, labels, index) as a `Batch` on `device`.
 
     Raises:
-        TypeError, ValueError: it is not that; `name` begins the message.
+        TypeError, ValueError: `item` has another form; the message begins with `name`.
     """
-    if not isinstance(given, (tuple, list)) or len(given) != 3 or not all(isinstance(part, Tensor) for part in given):
-        kinds = ", ".join(type(part).__name__ for part in given) if isinstance(given, (tuple, list)) else ""
-        raise TypeError(
-            f"{name}: expected tensors (images, labels, index), got {type(given).__name__} {kinds}".rstrip()
-        )
-    images, labels, index = given
+    if not isinstance(item, (tuple, list)) or len(item) != 3 or not all(isinstance(part, Tensor) for part in item):
+        types = ", ".join(type(part).__name__ for part in item) if isinstance(item, (tuple, list)) else ""
+        raise TypeError(f"{name}: expected tensors (images, labels, index), got {type(item).__name__} {types}".rstrip())
+    images, labels, index = item
     if not images.is_floating_point():
         raise TypeError(f"{name}: expected images of a floating dtype, got {images.dtype}")
     for field, values in (("labels", labels), ("index", index)):
         if values.dtype != torch.int64 or list(values.shape) != [len(images)]:
             shape = f"{values.dtype} {list(values.shape)}"
             raise ValueError(f"{name}: expected {field} int64 [{len(images)}], one per image, got {shape}")
-    return Batch(*(part.to(device, non_blocking=True) for part in given))
+    return Batch(*(part.to(device, non_blocking=True) for part in item))

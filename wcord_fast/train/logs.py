@@ -1,4 +1,4 @@
-"""A run on the screen: messages, a progress bar, a line per epoch. `loggers` keeps what is to stay."""
+"""A run on the screen: messages, a progress bar, a line per epoch. `loggers` writes the rows that are kept."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Progress:
     """A progress bar for the steps of one epoch; silent when `quiet` or when the screen is no terminal."""
 
     def __init__(self, batches: Iterable, total: int, title: str, quiet: bool) -> None:
-        hidden = quiet or not is_main() or not sys.stderr.isatty()
-        self._bar = tqdm(batches, total=total, desc=title, leave=False, disable=hidden, unit="batch")
+        disabled = quiet or not is_main() or not sys.stderr.isatty()
+        self._bar = tqdm(batches, total=total, desc=title, leave=False, disable=disabled, unit="batch")
 
     def __iter__(self) -> Iterator:
         return iter(self._bar)
@@ -38,8 +38,8 @@ class Progress:
 def epoch_line(name: str, row: Row, epochs: int) -> str:
     """One line for the screen: the epoch's losses, accuracy and speed."""
     loss_share = f"  loss {row['loss_share']:.0%} of step" if row["loss_share"] else ""
-    named = {"train": "train_top1", "test": "test_top1"}
-    accuracy = "".join(f"  {split} {row[key]:6.2f} %" for split, key in named.items() if key in row)
+    metrics = {"train": "train_top1", "test": "test_top1"}
+    accuracy = "".join(f"  {split} {row[key]:6.2f} %" for split, key in metrics.items() if key in row)
     return (
         f"{name:<10} epoch {row['epoch']:>3}/{epochs}  loss {row['loss']:8.4f}{accuracy}"
         f"  {row['images_per_s']:7.0f} img/s{loss_share}"

@@ -46,21 +46,21 @@ class Run:
     """One training run.
 
     Attributes:
-        name: for the screen.
+        name: its name on the screen.
         directory: where checkpoint, metrics and logs go; None: nothing is written, and nothing resumed.
-        spec: what the run is, in plain values; a checkpoint of another spec is refused. `spec["recipe"]` is obeyed.
+        spec: the run's identity, in plain values; a checkpoint of another spec is refused. `spec["recipe"]` is used.
         student: the network to train, on its device.
         method: the objective beside the cross entropy.
-        teacher: the frozen network, or None if the method needs none at all.
+        teacher: the frozen network, or None if the method needs none.
         train: the training batches.
         test: the test batches, each (images, labels, index); None: test accuracy is not measured.
-        labelled: whether the labels mean anything; False: cross entropy and training accuracy are not logged.
+        labelled: whether the labels are known; if not, cross entropy and training accuracy are not logged.
         export: name of the file that gets the student's state dict when the run is finished.
         loggers: names of loggers, or dotted paths, see `train.loggers`.
         log_every, log_grad_norms, quiet, restart, extend: see `Config`.
-        average: the moving average of the student, if the recipe says so.
-        blocks: those that the backward pass runs again, if the recipe says so.
-        network: the student as it is called in training: under DDP where there are several processes.
+        average: the moving average of the student, if the recipe has `ema`.
+        blocks: the blocks that the backward pass runs again, if the recipe has `gradient_checkpointing`.
+        network: the student as it is called in training: under DDP if there are several processes.
     """
 
     name: str
@@ -92,7 +92,7 @@ class Run:
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
-        """The fields of a `Recipe` and their values; what the spec leaves out has its default."""
+        """The fields of a `Recipe` and their values; a field that the spec lacks has its default."""
         return DEFAULTS | self.spec["recipe"]
 
     @cached_property
@@ -102,7 +102,7 @@ class Run:
 
     @cached_property
     def graphed(self) -> GraphedStep | None:
-        """The step as a CUDA graph, if the recipe says so."""
+        """The step as a CUDA graph, if the recipe has that option."""
         if not self.recipe.get("cuda_graph"):
             return None
         return GraphedStep(lambda batch, watch: gradients(self, batch, watch)[0], self.parameters(), self.train)
@@ -115,8 +115,8 @@ class Run:
 
     def parameters(self) -> list[nn.Parameter]:
         """The parameters of the optimiser: the student's and the method's own."""
-        both = [*self.student.parameters(), *self.method.parameters()]
-        return [p for p in both if p.requires_grad]
+        parameters = [*self.student.parameters(), *self.method.parameters()]
+        return [p for p in parameters if p.requires_grad]
 
 
 def fit(run: Run) -> list[Row]:
@@ -126,7 +126,7 @@ def fit(run: Run) -> list[Row]:
         CheckpointError: the directory holds a checkpoint of another run, or only damaged ones.
         OutputError: the directory cannot be written, or another run is at work in it (DirectoryInUse).
         NonFiniteLoss: a loss term became NaN or infinite.
-        ValueError: a bad value was met by a loss (the message names it).
+        ValueError: a loss received a bad value (the message names it).
     """
     with nullcontext() if run.directory is None or not is_main() else locked(run.directory):
         return _fit(run)
@@ -136,10 +136,10 @@ def _fit(run: Run) -> list[Row]:
     recipe, directory = run.recipe, run.directory
     fresh = run.restart or directory is None or not from_main((directory / checkpoint.CURRENT).exists)
     if run.method.stage is not None and run.teacher is not None and fresh:
-        if is_main():  # one process, whatever the number: the stage is the same for any
+        if is_main():  # one process alone: the stage does not depend on their number
             generators = checkpoint.rng_state()
             pretrain(run, run.teacher)
-            checkpoint.set_rng_state(generators)  # the student's training does not depend on when its stage was run
+            checkpoint.set_rng_state(generators)  # the student's training does not depend on when the stage was run
         copy_from_main(run.student, run.method)
     optimizer = make_optimizer(recipe, run.parameters())
     run.average = Average(run.student, recipe["ema"]) if recipe["ema"] else None
@@ -148,7 +148,7 @@ def _fit(run: Run) -> list[Row]:
     if run.method.fills_banks and run.teacher is not None and not first:
         fill_banks(run, run.teacher)
     if first == recipe["epochs"]:
-        loggers_of(run, only=("csv",))  # which an earlier process may not have come to
+        loggers_of(run, only=("csv",))  # an interrupted process may not have written its file
         log.info("%s: finished earlier, %d epochs (%s)", run.name, first, directory)
     else:
         with loggers_of(run) as loggers:
@@ -164,7 +164,7 @@ def _fit(run: Run) -> list[Row]:
 
 
 def one_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> None:
-    """Train, test, checkpoint, log: epoch `epoch`, counted from 0."""
+    """Train, test and checkpoint epoch `epoch`, counted from 0."""
     rate = learning_rate(run.recipe, epoch)
     set_rate(optimizer, rate)
     losses = train_epoch(run, optimizer, epoch)
@@ -216,15 +216,15 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def resume(run: Run, optimizer: torch.optim.Optimizer) -> None:
-    """Put `run` where its directory's checkpoint left it; without one, do nothing."""
+    """Restore `run` from its directory's checkpoint, if there is one."""
     if run.directory is None or run.restart:
         return
     state = bank_files.load_latest(run.directory, run.spec, run.method, run.extend)
     if state is None:
         return
-    begun = DEFAULTS | state["spec"]["recipe"]
-    if begun["epochs"] < run.recipe["epochs"]:
-        log.warning("%s: %s (%s)", run.name, announcement(begun, run.recipe, state["epoch"]), run.directory)
+    saved_recipe = DEFAULTS | state["spec"]["recipe"]
+    if saved_recipe["epochs"] < run.recipe["epochs"]:
+        log.warning("%s: %s (%s)", run.name, announcement(saved_recipe, run.recipe, state["epoch"]), run.directory)
     checkpoint.restore(run.directory, state, run.student, run.method, optimizer)
     if run.average is not None:
         with checkpoint.usable(run.directory):
@@ -235,24 +235,24 @@ def resume(run: Run, optimizer: torch.optim.Optimizer) -> None:
 
 
 def train_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> Row:
-    """One pass over the training set; its mean losses and training accuracy, and how fast it went."""
+    """Train for one epoch; return mean losses, training accuracy and speed."""
     run.student.train()
     run.method.train()
-    run.network = wrap(run.student)  # anew, so that sums over ranks have an order that does not depend on a restart
+    run.network = wrap(run.student)  # anew, so that the order of sums over ranks does not depend on restarts
     meters, watch = Meters(epoch), Stopwatch(run.train.device)
     fractions: dict[str, float] = {}
-    began = time.perf_counter()
+    start = time.perf_counter()
     title = f"{run.name} {epoch + 1}/{run.recipe['epochs']}"
     bar = Progress(run.train.epoch(epoch), len(run.train), title, run.quiet)
     by_step = changes_by_step(run.recipe)
     for step, batch in enumerate(bar):
         if by_step:
             set_rate(optimizer, learning_rate(run.recipe, epoch, (step + 1) / len(run.train)))
-        probe = run.log_grad_norms and step == len(run.train) // 2
-        part = micro_batch(step, len(run.train), run.recipe["accumulate"])
+        measure_gradients = run.log_grad_norms and step == len(run.train) // 2
+        place = micro_batch(step, len(run.train), run.recipe["accumulate"])
         if run.method.scheduled:
             run.method.at_step(epoch * len(run.train) + step, len(run.train), run.recipe["epochs"])
-        fractions |= train_step(run, optimizer, batch, meters, watch, probe, part, run.train.weight(step))
+        fractions |= train_step(run, optimizer, batch, meters, watch, measure_gradients, place, run.train.weight(step))
         if (step + 1) % run.log_every == 0:
             bar.show(meters.means())
             watch.sample()
@@ -260,8 +260,8 @@ def train_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> Row:
     join_meters(meters)
     means = meters.means()
     check()
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     means["train_top1"] *= 100
     watch.sample()
-    share = watch.seconds() / seconds if run.method.needs_teacher else 0.0
-    return means | fractions | {"images_per_s": meters.count / seconds, "loss_share": share, "seconds": seconds}
+    loss_share = watch.seconds() / seconds if run.method.needs_teacher else 0.0
+    return means | fractions | {"images_per_s": meters.count / seconds, "loss_share": loss_share, "seconds": seconds}

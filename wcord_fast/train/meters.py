@@ -1,4 +1,4 @@
-"""Running sums that stay on the device, and the time that parts of a step take."""
+"""Running sums that stay on the device, and the time of the distillation loss."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ class Meters:
         self._first_bad = torch.zeros(0)  # float64 [terms]: the first step with a value that is not finite
 
     def add(self, batch_size: int, values: dict[str, Tensor]) -> None:
-        """Add one batch's means: scalars on the device, the same terms every time."""
-        now = torch.stack([value.detach().double() for value in values.values()])
+        """Add one batch's means: scalars on the device, with equal names in every call."""
+        stacked = torch.stack([value.detach().double() for value in values.values()])
         if not self._names:
             self._names = list(values)
-            self._sums = torch.zeros_like(now)
-            self._first_bad = torch.full_like(now, math.inf)
-        self._sums += now * batch_size
-        step_if_bad = torch.full_like(now, self._steps).masked_fill_(now.isfinite(), math.inf)
+            self._sums = torch.zeros_like(stacked)
+            self._first_bad = torch.full_like(stacked, math.inf)
+        self._sums += stacked * batch_size
+        step_if_bad = torch.full_like(stacked, self._steps).masked_fill_(stacked.isfinite(), math.inf)
         self._first_bad = torch.minimum(self._first_bad, step_if_bad)
         self._steps += 1
         self.count += batch_size
 
-    def parts(self) -> tuple[Tensor, Tensor, int]:
-        """What adds up over processes: the sums; the first steps that are not finite, by their minimum; the count."""
+    def partials(self) -> tuple[Tensor, Tensor, int]:
+        """The values to join over processes: sums, first non-finite steps (joined by minimum), and count."""
         return self._sums, self._first_bad, self.count
 
     def means(self) -> dict[str, float]:
         """The means so far (synchronises).
 
         Raises:
-            NonFiniteLoss: a term was not finite; the message names the one that was so first.
+            NonFiniteLoss: a term was not finite; the message names the first one.
         """
         steps = self._first_bad.tolist()
         for name, step in zip(self._names, steps, strict=True):
@@ -55,7 +55,7 @@ class Meters:
         return dict(zip(self._names, (self._sums / self.count).tolist(), strict=True))
 
     def not_finite(self, term: str, step: int | None = None) -> NonFiniteLoss:
-        """The error for `term` in `step` (from 0; default: the step that is being taken)."""
+        """The error for `term` in `step` (from 0; default: the current step)."""
         step = self._steps if step is None else step
         return NonFiniteLoss(
             f"the loss term {term!r} became NaN or infinite in step {step + 1} of epoch {self._epoch + 1}; try a "
@@ -64,7 +64,7 @@ class Meters:
 
 
 class Watch(Protocol):
-    """Measures the block that it is the context of."""
+    """A context manager that times its block."""
 
     def __enter__(self) -> Any: ...
 
@@ -74,9 +74,9 @@ class Watch(Protocol):
 class Stopwatch:
     """Time spent in the distillation loss: the clock on the CPU, events in the stream on CUDA (no synchronisation).
 
-    On the CPU a step runs in order, so the clock is exact. On CUDA the time is that between two events in the
-    stream, gaps included in which the device waits for the host to launch the loss. Steps replayed from a CUDA graph
-    are timed by the graph's own events, of which only the last replay's can be read: `sample` reads it.
+    On the CPU a step runs in order, so the clock is exact. On CUDA it is the time between two events in the stream,
+    including gaps in which the device waits for the host to launch the loss. Steps replayed from a CUDA graph are timed
+    by the graph's own events; `sample` reads those of the last replay, the only readable ones.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -103,19 +103,18 @@ class Stopwatch:
         else:
             self._seconds += time.perf_counter() - self._since
 
-    def replayed(self, inside: GraphWatch) -> None:
-        """One more step came from the graph that `inside` measures."""
+    def replayed(self, watch: GraphWatch) -> None:
+        """Count one replay of the graph that `inside` times."""
         self._replays += 1
-        self._replay = inside
+        self._replay = watch
 
     def sample(self) -> None:
-        """Note the loss's time in the last replay, if there was one; call it after a synchronisation."""
+        """Record the loss's time in the last replay, if there was one; call it after a synchronisation."""
         if self._replay is not None:
             self._samples.append(self._replay.seconds())
 
     def seconds(self) -> float:
-        """The total so far; on CUDA call it after a synchronisation. Of replays it is their number times the samples'
-        mean."""
+        """The total so far; on CUDA call it after a synchronisation. Every replay counts as the samples' mean."""
         self._seconds += sum(start.elapsed_time(end) for start, end in self._events) / 1000
         self._events.clear()
         replays = self._replays * sum(self._samples) / len(self._samples) if self._samples else 0.0

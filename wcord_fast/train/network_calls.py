@@ -9,33 +9,33 @@ from torch import Tensor
 
 from ..distill import Outputs
 
-Forward = Callable[[Tensor], Outputs]  # of images [B, C, H, W]
+Forward = Callable[[Tensor], Outputs]  # images [B, C, H, W] -> Outputs
 
 
 def plain(network: Callable) -> Forward:
-    """A network's features and logits as `Outputs`."""
+    """A call of `network` that returns its features and logits."""
     return lambda images: Outputs(*network(images, return_features=True))
 
 
 def compiled(calls: dict[str, Forward]) -> dict[str, Forward]:
-    """The networks through `torch.compile`. Parameters, modes and state dicts stay their own.
+    """The calls, compiled by `torch.compile`. The networks' parameters, modes and state dicts are not changed.
 
-    Shapes are static: one graph for the batch and one for an epoch's smaller last one. The losses are left out: their
-    work is in operators of this library, which a compiler takes as they are.
+    Shapes are static: one graph for the batch and one for an epoch's smaller last one. The losses are not
+    compiled: they consist of this library's operators, which a compiler leaves as they are.
     """
-    torch.compiler.reset()  # what an earlier run of this process compiled counts against the limit of recompilations
-    return {name: _explained(torch.compile(forward, dynamic=False)) for name, forward in calls.items()}
+    torch.compiler.reset()  # an earlier run's graphs would count against the limit of recompilations
+    return {name: _with_compile_error(torch.compile(forward, dynamic=False)) for name, forward in calls.items()}
 
 
-def _explained(forward: Forward) -> Forward:
-    """NotImplementedError for a network, or a machine, that PyTorch cannot compile for."""
+def _with_compile_error(forward: Forward) -> Forward:
+    """`forward`, which raises NotImplementedError if PyTorch cannot compile it on this machine."""
     from torch._dynamo.exc import TorchDynamoException
 
-    def explained(images: Tensor) -> Outputs:
+    def call(images: Tensor) -> Outputs:
         try:
             return forward(images)
         except TorchDynamoException as error:
             message = " ".join(str(error).split())[:300] or type(error).__name__
             raise NotImplementedError(f"compile: PyTorch cannot compile this network here: {message}") from error
 
-    return explained
+    return call

@@ -1,7 +1,7 @@
-"""The driver on several processes of torchrun: writing by rank 0, shared values, and a common end.
+"""The driver on several processes of torchrun: rank 0 writes, values are shared, and all end together.
 
-Rank 0 alone writes files and speaks; the others compute. A process that fails says so once for all, and torchrun ends
-the others.
+Rank 0 alone writes files and prints; the others compute. The first process that fails reports the error, and torchrun
+ends the others.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from .meters import Meters
 
 T = TypeVar("T")
 
-# Rank 0 may pre-train or test for long while the others wait. A lost process is noticed at once, not by this.
-PATIENCE = datetime.timedelta(days=1)
+# Rank 0 may pre-train or test for long while the others wait. The loss of a process is noticed without this timeout.
+TIMEOUT = datetime.timedelta(days=1)
 LOST = (
     "another process of this job ended without a word (killed, or its machine was lost), so all end; "
     "the same command goes on after the last finished epoch"
@@ -39,9 +39,9 @@ LOST = (
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Inside, torch.distributed is initialised if torchrun started this process as one of several.
+    """A context with torch.distributed initialised, if torchrun started this process as one of several.
 
-    Every rank but 0 is silent, but for what goes wrong. With CUDA a process takes the device of its LOCAL_RANK.
+    Every rank but 0 prints errors only. With CUDA a process takes the device of its LOCAL_RANK.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ or dist.is_initialized():
         yield
@@ -50,25 +50,27 @@ def process_group() -> Iterator[None]:
     if torch.cuda.is_available() and torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
-    store, rank, world = next(dist.rendezvous("env://", timeout=PATIENCE))
+    store, rank, world = next(dist.rendezvous("env://", timeout=TIMEOUT))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = dist.PrefixStore(f"attempt {attempt}", store)  # after a restart the addresses of the dead are still in it
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
+    store = dist.PrefixStore(
+        f"attempt {attempt}", store
+    )  # after a restart it still holds the addresses of ended processes
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)
     if not is_main():
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (until the process ends)
-        warnings.simplefilter("ignore")  # rank 0 has the same
-    yield  # on an error the process ends, and with it its connections: the others notice
+        warnings.simplefilter("ignore")  # rank 0 shows them
+    yield  # on an error the process ends with its connections, which the others notice
     dist.barrier()
     dist.destroy_process_group()
 
 
 def is_main() -> bool:
-    """Whether this process writes files and speaks."""
+    """Whether this process writes files and prints."""
     return ranks().rank == 0
 
 
-def speaks_first() -> bool:
-    """True in the first process of the job that asks, and in a job of one: it tells what went wrong."""
+def is_first_to_report() -> bool:
+    """True in the first process of the job that calls it, which reports the error, and in a job of one process."""
     rank, world = ranks()
     if world == 1:
         return True
@@ -76,17 +78,19 @@ def speaks_first() -> bool:
     try:
         store = dist.distributed_c10d._get_default_store()
         first = store.add(key, 1) == 1
-        if rank == 0 and "TORCHELASTIC_RUN_ID" not in os.environ:  # it serves the store: the others may be about to ask
-            patience = time.monotonic() + 2
-            while store.add(key, 0) < world and time.monotonic() < patience:
+        if (
+            rank == 0 and "TORCHELASTIC_RUN_ID" not in os.environ
+        ):  # it serves the store, which the others may still need
+            deadline = time.monotonic() + 2
+            while store.add(key, 0) < world and time.monotonic() < deadline:
                 time.sleep(0.02)
-    except RuntimeError:  # the store is gone, and with it whoever could have spoken first
+    except RuntimeError:  # the store is gone, and with it the process that served it
         return True
     return first
 
 
-def tell_launcher(message: str) -> None:
-    """Leave `message` where torchrun looks for it: it repeats it at the end of its own report."""
+def report_to_launcher(message: str) -> None:
+    """Write `message` to torchrun's error file; torchrun repeats it at the end of its own report."""
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if file:
         with suppress(OSError):
@@ -95,7 +99,7 @@ def tell_launcher(message: str) -> None:
 
 
 def peer_lost(error: BaseException) -> bool:
-    """Whether `error` says that a collective has lost a process."""
+    """Whether `error` reports that a collective has lost a process."""
     message = str(error)
     by_gloo = type(error) is RuntimeError and ("gloo" in message or "Connection" in message)
     return ranks().world > 1 and (by_gloo or isinstance(error, dist.DistError))
@@ -105,36 +109,36 @@ def from_main(make: Callable[[], T]) -> T:
     """The result of `make` on rank 0, sent to every rank (tensors on the CPU)."""
     if ranks().world == 1:
         return make()
-    box: list[Any] = [make() if is_main() else None]
-    dist.broadcast_object_list(box, 0, device=_host())
-    return box[0]
+    message: list[Any] = [make() if is_main() else None]
+    dist.broadcast_object_list(message, 0, device=_host())
+    return message[0]
 
 
 def require_equal(message: str, make: Callable[[], object]) -> None:
-    """ValueError with `message` on every rank if what `make` returns is not the same on all; alone, nothing is made."""
+    """ValueError with `message` on every rank if `make` returns different values. One process alone skips the call."""
     if ranks().world > 1:
-        everyone: list[Any] = [None] * ranks().world
-        dist.all_gather_object(everyone, make())
-        if len(set(everyone)) > 1:
-            raise ValueError(f"{message} (fingerprints {', '.join(map(str, everyone))})")
+        values: list[Any] = [None] * ranks().world
+        dist.all_gather_object(values, make())
+        if len(set(values)) > 1:
+            raise ValueError(f"{message} (fingerprints {', '.join(map(str, values))})")
 
 
 def to_main(value: T) -> list[T]:
-    """`value` of every rank, in rank order, on rank 0; elsewhere nothing."""
+    """`value` of every rank, in rank order, on rank 0; an empty list on other ranks."""
     rank, world = ranks()
     if world == 1:
         return [value]
-    everyone: list[Any] = [None] * world if rank == 0 else []
-    dist.gather_object(value, everyone or None, dst=0)
-    return everyone
+    values: list[Any] = [None] * world if rank == 0 else []
+    dist.gather_object(value, values or None, dst=0)
+    return values
 
 
 def wrap(network: nn.Module) -> nn.Module:
-    """`network` under DDP, where there is more than one process: its gradients are averaged as backward goes."""
+    """`network` under DDP if there are several processes: gradients are averaged during the backward pass."""
     if ranks().world == 1 or not any(p.requires_grad for p in network.parameters()):
         return network
-    named = inspect.signature(DistributedDataParallel).parameters  # the second name is to replace the first
-    name = "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"
+    known = inspect.signature(DistributedDataParallel).parameters  # newer versions rename the option
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     options: dict[str, Any] = {name: False}  # see average_statistics
     return DistributedDataParallel(network, **options)
 
@@ -145,7 +149,7 @@ def sync_if(last: bool, network: nn.Module):
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """The gradients become their means over ranks, by one message. All ranks have gradients of the same parameters."""
+    """Replace gradients by their means over ranks, in one message. All ranks have gradients of the same parameters."""
     if ranks().world == 1:
         return
     grads = [p.grad for p in parameters if p.grad is not None]
@@ -155,7 +159,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 @torch.no_grad()
 def average_statistics(*networks: nn.Module) -> None:
-    """The running statistics of batch normalisation become their means over ranks."""
+    """Replace the running statistics of batch normalisation by their means over ranks."""
     norms = [m for network in networks for m in network.modules() if isinstance(m, _NormBase)]
     result = [b for norm in norms for b in norm.buffers(recurse=False) if b.is_floating_point()]
     if ranks().world > 1 and result:
@@ -164,7 +168,7 @@ def average_statistics(*networks: nn.Module) -> None:
 
 @torch.no_grad()
 def copy_from_main(*modules: nn.Module) -> None:
-    """Parameters and buffers become rank 0's, but for rows of a sharded bank."""
+    """Copy rank 0's parameters and buffers to every rank, except the rows of sharded banks."""
     if ranks().world == 1:
         return
     shards = {m.rows for module in modules for m in module.modules() if getattr(m, "shard", None)}
@@ -175,24 +179,24 @@ def copy_from_main(*modules: nn.Module) -> None:
 
 
 def join_meters(meters: Meters) -> None:
-    """The sums of all ranks, on every rank; `means` then speaks of the whole batches."""
+    """Add up the sums of all ranks, on every rank, so that `means` covers the whole batches."""
     if ranks().world == 1:
         return
-    sums, first_bad, count = meters.parts()
+    sums, first_bad, count = meters.partials()
     dist.all_reduce(sums)
     dist.all_reduce(first_bad, dist.ReduceOp.MIN)
-    both = torch.tensor([count], device=sums.device)
-    dist.all_reduce(both)
-    meters.count = int(both)
+    total = torch.tensor([count], device=sums.device)
+    dist.all_reduce(total)
+    meters.count = int(total)
 
 
 def _average(tensors: list[Tensor]) -> None:
     for dtype in dict.fromkeys(t.dtype for t in tensors):
-        same = [t for t in tensors if t.dtype == dtype]
-        flat = torch.cat([t.reshape(-1) for t in same])
+        group = [t for t in tensors if t.dtype == dtype]
+        flat = torch.cat([t.reshape(-1) for t in group])
         dist.all_reduce(flat)
         flat /= ranks().world
-        for tensor, value in zip(same, flat.split([t.numel() for t in same]), strict=True):
+        for tensor, value in zip(group, flat.split([t.numel() for t in group]), strict=True):
             tensor.copy_(value.view_as(tensor))
 
 

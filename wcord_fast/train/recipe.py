@@ -25,19 +25,19 @@ class Recipe:
         accumulate: batches per optimiser step, their losses averaged; each is a step of the methods' banks.
         optimizer: a class of torch.optim by its name ("AdamW"), or any class by its dotted path.
         lr: learning rate.
-        momentum: of an optimiser that has one (SGD, RMSprop).
-        weight_decay: of the optimiser.
-        schedule: the rate falls in "steps", or as half a "cosine" from lr to 0 over all epochs.
-        warmup: the rate rises linearly from 0 over so many epochs, or below 1 over that part of all epochs.
-        milestones: of "steps": the rate decays after these epochs; numbers below 1 are fractions of all epochs.
+        momentum: momentum of an optimiser that has it (SGD, RMSprop).
+        weight_decay: weight decay of the optimiser.
+        schedule: the learning rate falls in "steps", or as half a "cosine" from lr to 0 over all epochs.
+        warmup: epochs over which the learning rate rises linearly from 0; below 1 a fraction of all epochs.
+        milestones: epochs after which "steps" lowers the rate; numbers below 1 are fractions of all epochs.
         lr_decay: factor of each decay.
-        label_smoothing: share of the cross entropy's target that is spread over all classes.
-        mixup: blend every training image with another one of its batch; parameter of the share's Beta distribution.
-        cutmix: the same for a box of another one that is pasted in; of both one is drawn for each batch.
+        label_smoothing: fraction of the cross entropy's target that is spread over all classes.
+        mixup: blend every training image with another one of its batch; parameter of the fraction's Beta distribution.
+        cutmix: paste a box of another image of the batch instead; likewise. With both, each batch draws one of them.
         ema: decay of a moving average of the student's weights over the steps, such as 0.999, which is tested and
             written beside the student; 0: none.
         clip_grad: largest norm of the whole gradient; default: no limit.
-        seed: of initialisation, order, augmentation and negatives; equal for all methods, so they are paired.
+        seed: seed of initialisation, order, augmentation and negatives, equal for all methods.
         precision: fp32, or bf16 autocast.
         channels_last: keep images and weights in channels-last memory order.
         compile: run both networks' forward and backward passes through torch.compile.
@@ -111,12 +111,12 @@ class Recipe:
                 raise ValueError(f"{name}: expected one process, got {processes}; not supported with several")
 
     def described(self) -> dict[str, Any]:
-        """The recipe as a run's spec holds it: what must be equal when the run is resumed."""
+        """The recipe in a run's spec; a run is resumed only with an equal recipe."""
         known = {f.name for f in fields(Recipe)}
         values = {name: value for name, value in described(self).items() if name in known}
         values |= {name: float(values[name]) for name in ("lr", "momentum", "weight_decay", "lr_decay")}
         values["milestones"] = [float(m) for m in self.milestones]
-        for name in ("compile", "cuda_graph"):  # None as in a checkpoint from before there was the option
+        for name in ("compile", "cuda_graph"):  # None, as in checkpoints older than the option
             values[name] = values[name] or None
         return values
 
@@ -125,8 +125,8 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     """The optimiser `name`, a class of torch.optim or a dotted path.
 
     Raises:
-        ValueError: nothing of that name (the nearest is suggested), or one that takes no learning rate.
-        TypeError: it is no optimiser.
+        ValueError: an unknown name (the nearest is suggested), or an optimiser without a learning rate.
+        TypeError: `name` is not an optimiser.
     """
     if not isinstance(name, str):
         raise TypeError(f"optimizer: expected a str, got {type(name).__name__}")
@@ -136,8 +136,8 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
         except (ImportError, AttributeError, ValueError) as error:
             raise ValueError(f"optimizer: {name!r} cannot be imported: {error}") from error
     else:
-        own = [key for key, value in vars(torch.optim).items() if _is_optimizer(value) and value is not Optimizer]
-        result = getattr(torch.optim, checks.choice("optimizer", name, own))
+        names = [key for key, value in vars(torch.optim).items() if _is_optimizer(value) and value is not Optimizer]
+        result = getattr(torch.optim, checks.choice("optimizer", name, names))
     if not _is_optimizer(result):
         raise TypeError(f"optimizer: expected a torch.optim.Optimizer, got {result!r}")
     if "lr" not in inspect.signature(result).parameters:
@@ -153,13 +153,13 @@ def make_optimizer(recipe: dict[str, Any], parameters: list[nn.Parameter], lr: f
 
     Args:
         recipe: the fields of a `Recipe`.
-        parameters: what it changes.
-        lr: default: the recipe's.
+        parameters: the parameters to train.
+        lr: learning rate; default: the recipe's.
     """
     kind = optimizer_class(recipe["optimizer"])
     values = {"lr": lr or recipe["lr"], "momentum": recipe["momentum"], "weight_decay": recipe["weight_decay"]}
-    taken = inspect.signature(kind).parameters
-    return kind(parameters, **{name: value for name, value in values.items() if name in taken})
+    accepted = inspect.signature(kind).parameters
+    return kind(parameters, **{name: value for name, value in values.items() if name in accepted})
 
 
 def _is_optimizer(value: Any) -> bool:

@@ -19,10 +19,10 @@ Blocks = dict[str, nn.Module]
 
 
 def blocks_of(network: nn.Module) -> Blocks:
-    """The blocks that run again, by name. No block is inside another one.
+    """The blocks that the backward pass runs again, by name. No block is inside another one.
 
     They are the modules of `nn.Sequential` and `nn.ModuleList` that have layers of their own, and every `nn.Sequential`
-    of single layers that is in none of them.
+    of single layers outside of them.
 
     Raises:
         ValueError: the network has none.
@@ -76,27 +76,27 @@ def _has_layers(module: nn.Module) -> bool:
 
 @contextmanager
 def _patched(blocks: Blocks) -> Iterator[None]:
-    """The blocks with a forward that keeps their inputs only. Copies and pickles made outside know nothing of it."""
-    own = {module: module.__dict__.get("forward") for module in blocks.values()}  # a framework may have set one
+    """A context in which blocks keep their inputs only. Copies and pickles made outside are not patched."""
+    previous = {module: module.__dict__.get("forward") for module in blocks.values()}  # a framework may have set one
     for name, module in blocks.items():
         module.forward = partial(_run, name, module, module.forward)
     try:
         yield
     finally:
-        for module, forward in own.items():
+        for module, forward in previous.items():
             del module.forward
             if forward is not None:
                 module.forward = forward
 
 
-class _Again:
-    """A context, entered once a backward pass, in which a block has the inputs and buffers that its first run met."""
+class _SecondRun:
+    """A context, entered once a backward pass, in which a block has the inputs and buffers of its first run."""
 
     def __init__(self, name: str, module: nn.Module, inputs: Any) -> None:
         self.name = name
         self.inputs = [x for x in tree_leaves(inputs) if isinstance(x, Tensor)]
         self.versions = [x._version for x in self.inputs]
-        self.met = [(m, _copies(m._buffers)) for m in module.modules()]
+        self.first_buffers = [(m, _copies(m._buffers)) for m in module.modules()]
 
     def require_inputs(self) -> None:
         if [x._version for x in self.inputs] != self.versions:
@@ -106,12 +106,12 @@ class _Again:
 
     def __enter__(self) -> None:
         self.require_inputs()
-        self.left = [(m, {name: m._buffers[name] for name in buffers}) for m, buffers in self.met]
-        for m, buffers in self.met:
+        self.later_buffers = [(m, {name: m._buffers[name] for name in buffers}) for m, buffers in self.first_buffers]
+        for m, buffers in self.first_buffers:
             m._buffers.update(_copies(buffers))
 
     def __exit__(self, *_: object) -> None:
-        for m, buffers in self.left:
+        for m, buffers in self.later_buffers:
             m._buffers.update(buffers)
 
 
@@ -122,7 +122,7 @@ def _copies(buffers: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
 def _run(name: str, module: nn.Module, forward: Callable, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    again = _Again(name, module, (args, kwargs))
-    result = checkpoint(forward, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), again), **kwargs)
-    again.require_inputs()
+    second_run = _SecondRun(name, module, (args, kwargs))
+    result = checkpoint(forward, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), second_run), **kwargs)
+    second_run.require_inputs()
     return result

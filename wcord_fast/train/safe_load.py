@@ -117,7 +117,7 @@ def used_names(path: Path) -> dict[str, str]:
 class _Scan:
     """Follows the stack of a pickle without making its objects. A stack item is the name of its class, or None.
 
-    names: is filled with the names.
+    names: receives the names.
     """
 
     def __init__(self, names: dict[str, str]) -> None:
@@ -127,7 +127,7 @@ class _Scan:
         self.memo: dict[int, str | None] = {}
 
     def run(self, file: IO[bytes]) -> None:
-        """Follow one pickle to its end; ValueError if it is none."""
+        """Follow one pickle to its end; ValueError if it is not a pickle."""
         for op, argument, _ in pickletools.genops(file):
             try:
                 self._step(op, argument)

@@ -8,14 +8,14 @@ from typing import Any
 from .recipe import DEFAULTS
 
 
-def learning_rate(recipe: dict[str, Any], epoch: int, part: float = 0.0) -> float:
-    """The rate in epoch `epoch` (from 0), of which the share `part` is over.
+def learning_rate(recipe: dict[str, Any], epoch: int, fraction: float = 0.0) -> float:
+    """The learning rate in epoch `epoch` (from 0), after `fraction` of its steps.
 
-    "steps": lr * lr_decay^(milestones passed); those count epochs from 1. "cosine": half a cosine from lr to 0 between
-    the end of the warm-up and the last epoch. In the warm-up it is multiplied by a factor that rises linearly to 1.
+    "steps": lr * lr_decay^(milestones passed), which count epochs from 1. "cosine": half a cosine from lr to 0 between
+    the end of the warm-up and the last epoch. In the warm-up the rate is multiplied by a factor that rises to 1.
     """
     recipe = DEFAULTS | recipe
-    begin, done = warmup_epochs(recipe), epoch + part
+    begin, done = warmup_epochs(recipe), epoch + fraction
     if recipe["schedule"] == "cosine":
         progress = min(1.0, max(0.0, done - begin) / max(recipe["epochs"] - begin, 1e-9))
         rate = recipe["lr"] * (0.5 + 0.5 * math.cos(math.pi * progress))
@@ -40,7 +40,7 @@ def decay_epochs(recipe: dict[str, Any]) -> list[float]:
 
 
 def lengthened(saved: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
-    """The spec `saved` of a checkpoint with the epochs of `wanted` where those are more; else as it is."""
+    """The spec `saved` of a checkpoint, with the epochs of `wanted` if those are more."""
     old, new = (spec.get("recipe", {}).get("epochs") for spec in (saved, wanted))
     if isinstance(old, int) and isinstance(new, int) and old < new:
         return {**saved, "recipe": {**saved["recipe"], "epochs": new}}
@@ -48,7 +48,7 @@ def lengthened(saved: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
 
 
 def announcement(old: dict[str, Any], new: dict[str, Any], done: int) -> str:
-    """What follows from going on after epoch `done` by the recipe `new`, begun by the shorter `old`; for the user."""
+    """The message to the user of a run of recipe `old` that continues after epoch `done` by the longer `new`."""
     old, new = DEFAULTS | old, DEFAULTS | new
     ends = ", ".join(map(str, dict.fromkeys(decay_epochs(new)))) or "none"
     total = new["epochs"]
@@ -57,14 +57,14 @@ def announcement(old: dict[str, Any], new: dict[str, Any], done: int) -> str:
         f"extended from {old['epochs']} to {total} epochs after epoch {done}. From here on the schedule is that of "
         f"{total} epochs: {falls}, next rate {learning_rate(new, done):g}"
     )
-    other = [e + 1 for e in range(done) if learning_rate(old, e) != learning_rate(new, e)]
-    if other:
-        return f"{message}. An uninterrupted run of {total} epochs has other rates in epochs {_ranges(other)}"
+    differing = [e + 1 for e in range(done) if learning_rate(old, e) != learning_rate(new, e)]
+    if differing:
+        return f"{message}. An uninterrupted run of {total} epochs has other rates in epochs {_ranges(differing)}"
     return f"{message}. The epochs so far had the rates of an uninterrupted run of {total}"
 
 
 def _ranges(numbers: list[int]) -> str:
-    """Ascending numbers, 3-5 for those that follow one another."""
+    """Ascending numbers as text; consecutive ones as a range, such as 3-5."""
     begins = [n for n in numbers if n - 1 not in numbers]
     ends = [n for n in numbers if n + 1 not in numbers]
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(begins, ends, strict=True))

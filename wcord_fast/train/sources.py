@@ -35,10 +35,10 @@ class TrainingBatches(Protocol):
         """Every row once; it changes no random generator."""
 
     def weight(self, i: int) -> float:
-        """Times this, the mean over processes of the losses of their parts is the mean over batch i."""
+        """The factor of this process' loss of batch i that makes the mean over processes the batch's loss."""
 
     def whole(self) -> Self:
         """The batches of one process that trains alone."""
 
     def described(self) -> dict[str, Any] | None:
-        """What a checkpoint keeps of the images: `shape`, `mean` and `std`; None where they are not known."""
+        """The images' `shape`, `mean` and `std` for a checkpoint; None if they are not known."""

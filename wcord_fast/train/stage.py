@@ -22,23 +22,25 @@ from .recipe import make_optimizer
 log = logging.getLogger(__name__)
 
 DIRECTORY = "stage"
-SHARE = 8  # by default a stage lasts this part of the student's epochs: 30 of the published 240
+EPOCH_DIVISOR = 8  # by default a stage has the student's epochs divided by this: 30 for the published 240
 
 
 def pretrain(run, teacher: nn.Module) -> list[Row]:
-    """Run (or resume, or skip) the stage of `run.method`; the student and the method are left as it leaves them."""
+    """Run (or resume, or skip) the stage of `run.method`; the student and the method keep its result."""
     stage, options, recipe = run.method.stage, run.method.options, run.recipe
-    epochs = options.stage_epochs or max(1, round(recipe["epochs"] / SHARE))
-    trained = [*stage.modules, *(feature_modules(run.student) if stage.trains_student else ())]
-    parameters = [p for module in trained for p in module.parameters() if p.requires_grad]
+    epochs = options.stage_epochs or max(1, round(recipe["epochs"] / EPOCH_DIVISOR))
+    trained_modules = [*stage.modules, *(feature_modules(run.student) if stage.trains_student else ())]
+    parameters = [p for module in trained_modules for p in module.parameters() if p.requires_grad]
     optimizer = make_optimizer(recipe, parameters, options.stage_lr)
     directory = None if run.directory is None else run.directory / DIRECTORY
     spec = {**run.spec, "stage": {"epochs": epochs, "lr": options.stage_lr or recipe["lr"]}}
     with nullcontext() if directory is None else locked(directory):
-        return _pretrain(run, teacher, stage, trained, optimizer, directory, spec)
+        return _pretrain(run, teacher, stage, trained_modules, optimizer, directory, spec)
 
 
-def _pretrain(run, teacher: nn.Module, stage: Stage, trained, optimizer, directory: Path | None, spec) -> list[Row]:
+def _pretrain(
+    run, teacher: nn.Module, stage: Stage, trained_modules, optimizer, directory: Path | None, spec
+) -> list[Row]:
     state = None if directory is None or run.restart else checkpoint.load_latest(directory, spec, extend=run.extend)
     history: list[Row] = []
     epochs = spec["stage"]["epochs"]
@@ -46,7 +48,7 @@ def _pretrain(run, teacher: nn.Module, stage: Stage, trained, optimizer, directo
         checkpoint.restore(directory, state, run.student, run.method, optimizer)
         history = state["history"]
     for epoch in range(len(history), epochs):
-        history.append(_epoch(run, teacher, stage, trained, optimizer, epoch, epochs))
+        history.append(_epoch(run, teacher, stage, trained_modules, optimizer, epoch, epochs))
         log.info("%-10s stage %3d/%d  loss %8.4f", run.name, epoch + 1, epochs, history[-1]["loss"])
         if directory is None:
             continue
@@ -63,21 +65,21 @@ def _pretrain(run, teacher: nn.Module, stage: Stage, trained, optimizer, directo
     return history
 
 
-def _epoch(run, teacher, stage: Stage, trained, optimizer, epoch: int, epochs: int) -> Row:
+def _epoch(run, teacher, stage: Stage, trained_modules, optimizer, epoch: int, epochs: int) -> Row:
     run.student.eval()
     run.method.eval()
-    for module in trained:
+    for module in trained_modules:
         module.train()
     meters = Meters(epoch)
-    batches = run.train.whole()  # one process does it, see `loop.fit`
+    batches = run.train.whole()  # one process runs the stage, see `loop.fit`
     bar = Progress(batches.epoch(epoch), len(batches), f"{run.name} stage {epoch + 1}/{epochs}", run.quiet)
     for step, (images, _, _) in enumerate(bar):
         device, precision = images.device, run.recipe["precision"]
         with torch.no_grad(), autocast(device, precision):
-            wanted = _features(teacher, images, stage.preact)
+            teacher_features = _features(teacher, images, stage.preact)
         with autocast(device, precision), torch.set_grad_enabled(stage.trains_student):
-            result = _features(run.student, images, stage.preact) if stage.trains_student else []
-        loss = stage.loss([f.float() for f in result], [f.float() for f in wanted])
+            student_features = _features(run.student, images, stage.preact) if stage.trains_student else []
+        loss = stage.loss([f.float() for f in student_features], [f.float() for f in teacher_features])
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if run.recipe["clip_grad"] is not None:

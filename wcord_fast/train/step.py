@@ -1,4 +1,4 @@
-"""One training step: forward passes, gradients in two parts, the optimiser; and the size of each term's gradient.
+"""One training step: forward passes, gradients in two parts, the optimiser; and each term's fraction of the gradient.
 
 The distillation loss is differentiated at detached copies of the student's outputs. Then one backward pass of the
 network takes these gradients and that of the cross entropy. The sum equals that of one joint backward pass, and the
@@ -29,7 +29,7 @@ class MicroBatch(NamedTuple):
 
     first: bool
     last: bool
-    fraction: float  # of the group's loss
+    fraction: float  # the batch's weight in the group's loss
 
 
 def micro_batch(step: int, steps: int, accumulate: int) -> MicroBatch:
@@ -45,34 +45,36 @@ def train_step(
     batch: Batch,
     meters: Meters,
     watch: Stopwatch,
-    probe: bool,
-    part: MicroBatch,
+    measure_gradients: bool,
+    place: MicroBatch,
     weight: float = 1.0,
 ) -> dict[str, float]:
     """Take one batch, and the optimiser's step if the batch is the last of its group. Nothing synchronises.
 
     Args:
         run: has the networks and the method.
-        optimizer: of `run.parameters()`.
+        optimizer: the optimiser of `run.parameters()`.
         batch: this process' part of the mini-batch.
-        meters, watch: receive the losses, and the time of the distillation loss.
-        probe: whether to measure each term's share of the gradient.
-        part: the batch's place in its group.
-        weight: of this process' part of the batch, see `TrainBatches.weight`.
+        meters, watch: receive the losses and the time of the distillation loss.
+        measure_gradients: whether to measure each term's fraction of the gradient.
+        place: the batch's place in its group.
+        weight: weight of this process' part of the batch, see `TrainingBatches.weight`.
     Returns:
-        The shares by name; nothing without `probe`.
+        The gradient's fractions by name; empty unless `measure_gradients`.
     """
-    if part.first:
+    if place.first:
         optimizer.zero_grad(set_to_none=True)
     fractions: dict[str, float] = {}
     blend = None
     if run.recipe["mixup"] or run.recipe["cutmix"]:
         batch, blend = mix(batch, run.recipe["mixup"], run.recipe["cutmix"])
-    if run.graphed is not None and not probe:
+    if run.graphed is not None and not measure_gradients:
         values = run.graphed(batch, watch)
     else:
-        values, fractions = gradients(run, batch, watch, meters, probe, part.fraction * weight, part.last, blend)
-    if part.last:
+        values, fractions = gradients(
+            run, batch, watch, meters, measure_gradients, place.fraction * weight, place.last, blend
+        )
+    if place.last:
         average_gradients(run.method.parameters())
         if run.recipe["clip_grad"] is not None:
             nn.utils.clip_grad_norm_(run.parameters(), run.recipe["clip_grad"])
@@ -88,7 +90,7 @@ def gradients(
     batch: Batch,
     watch: Watch,
     meters: Meters | None = None,
-    probe: bool = False,
+    measure_gradients: bool = False,
     fraction: float = 1.0,
     last: bool = True,
     blend: Blend | None = None,
@@ -96,16 +98,16 @@ def gradients(
     """Add the gradients of one batch's objective, times `fraction`, to those of the parameters.
 
     Args:
-        run, batch, watch, meters, probe: see `train_step`.
-        fraction: of the batch in the loss of its group.
+        run, batch, watch, meters, measure_gradients: see `train_step`.
+        fraction: the batch's weight in the loss of its group.
         last: whether the batch is the last of its group; then the processes exchange the network's gradients.
         blend: the second labels of a mixed batch.
     Returns:
-        The values for the meters, and each term's share of the gradient (none without `probe`).
+        The values for the meters, and each term's fraction of the gradient (empty unless `measure_gradients`).
     """
     device, precision = batch.images.device, run.recipe["precision"]
-    # A probe differentiates several times, which a compiled network does not allow.
-    calls = run.networks() if probe else run.network_calls
+    # Measuring differentiates several times, which a compiled network does not allow.
+    calls = run.networks() if measure_gradients else run.network_calls
     teacher = None
     if run.teacher is not None and run.method.needs_teacher:
         with torch.no_grad(), autocast(device, precision):
@@ -120,9 +122,9 @@ def gradients(
     ce = run.method.options.ce_weight * cross_entropy
     correct = (student.logits.argmax(1) == batch.labels).double().mean()
     fractions: dict[str, float] = {}
-    if probe:
-        fractions = gradient_shares(run.method, ce, student, teacher, batch)
-        fractions |= probed(run.method, student, teacher, batch)
+    if measure_gradients:
+        fractions = gradient_fractions(run.method, ce, student, teacher, batch)
+        fractions |= own_measures(run.method, student, teacher, batch)
     with watch:
         leaves = Outputs(*detached(student))
         try:
@@ -130,7 +132,7 @@ def gradients(
                 loss = run.method(leaves, teacher, batch)
         except ValueError as error:  # features are not finite, perhaps because the cross entropy was not
             if meters is not None:
-                meters.means()  # raises if an earlier step was the first
+                meters.means()  # raises if an earlier step had a value that is not finite
                 if not bool(cross_entropy.isfinite()):
                     raise meters.not_finite("ce") from error
             raise
@@ -156,26 +158,26 @@ def backward(ce: Tensor, student: Outputs, leaves: Outputs) -> None:
     torch.autograd.backward(roots, [torch.ones_like(ce), *(grad for _, grad in used)])
 
 
-def gradient_shares(
+def gradient_fractions(
     method: Method, ce: Tensor, student: Outputs, teacher: Outputs | None, batch: Batch
 ) -> dict[str, float]:
-    """Norm of each weighted term's gradient at the student's penultimate feature, as a share of the norms' sum."""
-    parts = {"ce": ce, **method.parts(student, teacher, batch)}
-    norms = {name: _gradient_norm(part, student.feats[-1]) for name, part in parts.items()}
+    """Norm of each weighted term's gradient at the student's penultimate feature, divided by the norms' sum."""
+    terms = {"ce": ce, **method.parts(student, teacher, batch)}
+    norms = {name: _gradient_norm(term, student.feats[-1]) for name, term in terms.items()}
     total = sum(norms.values()) or 1.0
     return {f"grad_{name}": norm / total for name, norm in norms.items()}
 
 
-def probed(method: Method, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, float]:
-    """The method's own measures of this batch."""
+def own_measures(method: Method, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, float]:
+    """The measures of this batch that the method itself defines."""
     if teacher is None or not method.has_own_loss:
         return {}
     with eval_mode(method):
         return {name: float(value) for name, value in method.probe(student, teacher, batch).items()}
 
 
-def _gradient_norm(part: Tensor, feature: Tensor) -> float:
-    if not part.requires_grad:
+def _gradient_norm(term: Tensor, feature: Tensor) -> float:
+    if not term.requires_grad:
         return 0.0
-    (grad,) = torch.autograd.grad(part, feature, retain_graph=True, allow_unused=True)
+    (grad,) = torch.autograd.grad(term, feature, retain_graph=True, allow_unused=True)
     return 0.0 if grad is None else float(grad.float().norm())

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 Line = dict[str, str]
-WORDS = ("method", "network", "pair", "table", "student", "setting", "module", "shape")  # columns to the left
+WORDS = ("method", "network", "pair", "table", "student", "setting", "module", "shape")  # left-aligned
 
 
 def text_table(lines: list[Line]) -> str:
-    """Aligned columns; words to the left, numbers to the right."""
+    """Aligned columns: words to the left, numbers to the right."""
     widths = {c: max(len(c), *(len(line[c]) for line in lines)) for c in lines[0]}
 
     def row(cells: Line) -> str:

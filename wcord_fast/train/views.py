@@ -1,4 +1,4 @@
-"""Views: each of two networks gets its own part of the images of a batch.
+"""Views: teacher and student each get their own part of a batch's images.
 
 A view maps pixels scaled to [0, 1], float [B, C, H, W], to a network's input, [B, channels, ...].
 """
@@ -22,10 +22,10 @@ class View:
     """The part of an image that a network gets.
 
     Attributes:
-        name: with its parameters; two views of one name are the same.
-        channels: of what it gives.
+        name: its name, with its parameters; views of one name are equal.
+        channels: channels of its output.
         see: the mapping.
-        mean, std: per channel, by which it normalises pixels in [0, 1]; None: what it gives are no such pixels.
+        mean, std: per channel, by which it normalises pixels in [0, 1]; None: its output is not normalised pixels.
     """
 
     name: str
@@ -36,13 +36,13 @@ class View:
 
 
 def look_through(network: nn.Module, view: View) -> nn.Module:
-    """`network`, which from now on is given `view` of its images; its state dict and its modules stay as they are."""
+    """`network`, which gets `view` of its images from now on; its state dict and modules do not change."""
     network.register_forward_pre_hook(lambda _module, inputs: (view.see(inputs[0]), *inputs[1:]))
     return network
 
 
 def unscaled(data: Dataset) -> Dataset:
-    """The same data with batches in [0, 1], as views take them: each network's view does its own scaling."""
+    """`data` with batches in [0, 1], as views take them; each view does its own scaling."""
     return replace(data, mean=(0.0,) * data.channels, std=(1.0,) * data.channels)
 
 
@@ -50,9 +50,9 @@ def resized(size: int, data: Dataset, least: int) -> View:
     """Images at `size` x `size` pixels (bilinear with antialiasing), scaled by the mean and deviation of `data`.
 
     Args:
-        size: height and width that are left of the image.
+        size: height and width of the resized image.
         data: the data set whose channel statistics are used.
-        least: what the network needs; a smaller image is enlarged by repeating its pixels, which adds nothing to it.
+        least: the network's least input size; the pixels of a smaller image are repeated.
     """
     checks.integer("size", size, least=1)
     repeat = math.ceil(least / size)
@@ -83,12 +83,12 @@ def chrominance() -> View:
 
 
 def coarse(factor: int) -> View:
-    """Grey images as means over squares of `factor` pixels: one half of a grey image's two stand-in modalities."""
+    """Grey images as means over squares of `factor` pixels per side: the first modality of grey images."""
     return View(f"means of {factor}x{factor} pixels", 1, lambda images: 4 * _means(images, factor) - 1)
 
 
 def detail(factor: int) -> View:
-    """What `coarse` leaves out, the other half: their sum is the image."""
+    """Grey images minus those means: the second modality. Both sum to the image, scaled to [-1, 1]."""
     return View(
         f"differences from means of {factor}x{factor} pixels", 1, lambda images: 4 * (images - _means(images, factor))
     )
