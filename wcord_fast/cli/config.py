@@ -65,7 +65,7 @@ class Config(Recipe):
         device: "auto", "cpu", "cuda" or "cuda:1".
         threads: CPU threads; default: PyTorch's.
         log_every: steps between two readings of the running losses (an epoch's only synchronisations).
-        log_grad_norms: once an epoch, log each loss term's share of the gradient at the penultimate feature.
+        log_grad_norms: once an epoch, log each loss term's fraction of the gradient at the penultimate feature.
         loggers: comma-separated loggers of the epochs' rows: csv, tensorboard, wandb, mlflow, or the dotted path of a
             logger's class.
         tensorboard: false leaves tensorboard out of the loggers.

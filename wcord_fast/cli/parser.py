@@ -26,7 +26,7 @@ from .values import in_words, read, words_of
 T = TypeVar("T")
 
 CONFIGS = Path(__file__).parent / "configs"
-UNUSED = {"teacher": ("student", "teacher_checkpoint", "methods", "epochs", "lr")}  # of no effect in a file
+UNUSED = {"teacher": ("student", "teacher_checkpoint", "methods", "epochs", "lr")}  # without effect in a file
 ALIASES = {"--print-config": "--dry-run", "--print_config": "--dry-run", "--dry_run": "--dry-run"}
 MOST_NAMES = 24  # listed in an option's help
 CONFIG_HELP = (

@@ -41,7 +41,7 @@ def tables_or_all() -> list[str]:
 class SweepOptions(DryRun):
     """Privileged distillation: a frozen teacher of all classes at high resolution, and students that separate one class
     from the rest at low resolution, without a KD term; area under the ROC curve on the test images, beside the paper's.
-    Finished runs are skipped and broken ones resumed, so the same command can be given again and again.
+    Finished runs are skipped and broken ones resumed, so the command can be repeated.
 
     --methods are those of the table "methods"; --image-size is the teacher's pixels per side, 16 for the digits, 32
     otherwise.

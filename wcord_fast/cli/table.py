@@ -81,9 +81,9 @@ def methods_or_all() -> list[str]:
 class TableOptions(DryRun):
     """Train every method on every pair with every seed, and print the accuracy after the last epoch beside the paper's.
 
-    Finished runs are skipped and broken ones resumed, so the same command can be given again and again. On other data
+    Finished runs are skipped and broken ones resumed, so the command can be repeated. On other data
     than the recipe's the norm of the gradient is clipped at 5 unless --clip-grad is given. A method whose loss becomes
-    NaN with a seed is reported, and the others go on.
+    NaN with a seed is reported, and the others continue.
 
     Attributes:
         pair: comma-separated published pairs, or "all" for those of CIFAR-100.
@@ -189,7 +189,7 @@ def _student_run(pair: str, config: Config, options: TableOptions, seed: int) ->
 
 
 def _plan(options: TableOptions, configs: dict[str, Config]) -> str:
-    """The first pair's resolved configuration, what differs in the others, and the state of every run, in YAML."""
+    """The first pair's resolved configuration, the others' differences from it, and the state of every run, in YAML."""
     text = {pair: config.resolved() for pair, config in configs.items()}
     first, *others = text.values()
     for own in (first, *others):  # every run has its own seed and folder

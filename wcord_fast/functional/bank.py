@@ -58,7 +58,7 @@ def bank_nce(
         log_z: log Z, a finite scalar tensor on the anchor's device or a float; NaN (unset) gives NaN.
         temperature: tau > 0.
         anchor_offset: global number of the first anchor (the lower ranks' batch sizes).
-        plan: "auto", "gather" (cost ~ B*K*D) or "dense" (cost ~ B*N*D); the same result to rounding.
+        plan: "auto", "gather" (cost ~ B*K*D) or "dense" (cost ~ B*N*D); results are equal to rounding.
         backend: "auto", "native", "triton" or "reference".
     Returns:
         [B] losses, differentiable with respect to `anchor`.

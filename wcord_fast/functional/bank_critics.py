@@ -50,7 +50,7 @@ def bank_infonce(
         temperature: tau > 0.
         positive: [B, D] rows of any of these dtypes, with gradient; None: the bank's rows `index`.
         anchor_offset: global number of the first anchor (the lower ranks' batch sizes).
-        plan: "auto", "gather" (cost ~ B*K*D) or "dense" (cost ~ B*N*D); the same result to rounding.
+        plan: "auto", "gather" (cost ~ B*K*D) or "dense" (cost ~ B*N*D); results are equal to rounding.
         backend: "auto", "native" (CPU tensors), "triton" (CUDA tensors, dense plan) or "reference".
     Returns:
         [B] losses in fp32 (fp64 if a tensor is fp64), differentiable with respect to `anchor` and `positive`.

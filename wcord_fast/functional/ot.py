@@ -132,7 +132,7 @@ def ot_plan(
     """The transport plan P [n, m] (or [G, n, m]) of `ot_cost` with equal arguments, for problems that fit in memory.
 
     The plan is detached: it carries no gradient, whatever x, y, a and b require. `value` and `debias` are checked
-    and do not change it. Its dtype is fp32 (fp64 for fp64 input). Raises what `ot_cost` raises.
+    and do not change it. Its dtype is fp32 (fp64 for fp64 input). Errors are those of `ot_cost`.
     """
     with torch.no_grad():
         problem = _problem(**options)

@@ -74,7 +74,7 @@ class OTOptions(NamedTuple):
     iters: int
     tol: float | None
     value: str
-    reach: tuple[float | None, float | None]  # of rows and columns; None: the marginal is met
+    reach: tuple[float | None, float | None]  # (rows, columns); None: the marginal is met
     backend: str
 
     @classmethod

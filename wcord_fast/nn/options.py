@@ -158,10 +158,10 @@ class WCoRDLossOptions(ContrastOptions):
             NCE), "dual" (eq. 10: dual_scale * (score of the positive - neg_weight * mean score of the negatives),
             spectrally normalised), "infonce" (CLIP's softmax) or "sigmoid" (SigLIP's, whose scale and bias are
             trained, from 10 and -10).
-        negatives: rows of the "bank" (default), of the same "batch" (dual, its default, infonce and sigmoid; under dual
-            the other side is detached), of a "queue" of earlier batches (infonce and sigmoid) or "bank_negatives" (dual
-            only: batch positives, bank negatives). Under "dual" both bank forms compare rows of different age, which
-            the critic can separate by age alone; they drift to collapse.
+        negatives: rows of the "bank" (default), of the "batch" itself (dual, its default, infonce and sigmoid; under
+            dual the other side is detached), of a "queue" of earlier batches (infonce and sigmoid) or "bank_negatives"
+            (dual only: batch positives, bank negatives). Under "dual" both bank forms compare rows of different age,
+            which the critic can separate by age alone; they drift to collapse.
         queue_size: rows of each of the two queues; default: num_negatives.
         neg_weight: weight of the mean negative score under "dual": 1 (eq. 10) or "M", the number of negatives (eq. 11
             to the letter: unbounded under a shift of the critic and maximised by collapse; degenerate, never needed).

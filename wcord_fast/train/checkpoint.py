@@ -159,7 +159,7 @@ def read(path: Path) -> Any:
     whole modules become their state dicts (see `safe_load.load`).
 
     Raises:
-        CheckpointError: no such file, or one that is damaged (checksums are verified) or hostile.
+        CheckpointError: a missing, damaged (checksums are verified) or hostile file.
     """
     return _read(path, safe_load.load)
 

@@ -108,7 +108,7 @@ class TrainLoader:
         return self
 
     def described(self) -> dict[str, Any] | None:
-        """None: the loader does not say how its images are normalised."""
+        """None: the normalisation of the loader's images is not known."""
         return None
 
     def _batch(self, item: Any) -> Batch:
