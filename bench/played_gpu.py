@@ -170,7 +170,7 @@ def played() -> Iterator[Launches]:
     module = PlayedModule(launches.own)
     cannot_run, unavailable_reason = dispatch.cannot_run, native_module.unavailable_reason
 
-    def launched(_piece, kernel, _grid, _args, **_options) -> None:
+    def launched(kernel, _grid, _args, _device, **_options) -> None:
         launches.own[kernel.fn.__name__] += 1
 
     patches = [
@@ -189,7 +189,7 @@ def played() -> Iterator[Launches]:
         mock.patch.object(native_step, "PLAIN", (*native_step.PLAIN, Played)),
         mock.patch.object(without_nan, "can_test", lambda tensor: tensor.is_cuda),
         mock.patch.object(without_nan, "result_later", lambda flag: partial(bool, bool(flag))),
-        mock.patch.object(triton_launch.Piece, "_launch", launched),
+        mock.patch.object(triton_launch, "launch", launched),
         mock.patch.object(triton_launch, "processors", lambda device: PROCESSORS),
         mock.patch.object(triton_launch, "capability", lambda device: CAPABILITY),
     ]

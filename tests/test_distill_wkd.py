@@ -74,12 +74,12 @@ def test_cka_equals_its_definition():
     x = np.random.default_rng(0).normal(size=(4, 6, 3))
     h = np.eye(6) - 1 / 6
     grams = [h @ f @ f.T @ h for f in x]
-    likeness = [[(a * b).sum() / math.sqrt((a * a).sum() * (b * b).sum()) for b in grams] for a in grams]
+    similarity = [[(a * b).sum() / math.sqrt((a * a).sum() * (b * b).sum()) for b in grams] for a in grams]
     actual = class_cost.cka_distance(torch.from_numpy(x))
-    torch.testing.assert_close(actual, torch.from_numpy(1 - np.array(likeness)), rtol=0, atol=1e-12)
+    torch.testing.assert_close(actual, torch.from_numpy(1 - np.array(similarity)), rtol=0, atol=1e-12)
 
 
-def test_cka_in_chunks_equals_cka_and_constant_features_have_likeness_zero(monkeypatch):
+def test_cka_in_chunks_equals_cka_and_constant_features_have_similarity_zero(monkeypatch):
     x = torch.randn(4, 6, 3, dtype=torch.float64)
     x[2] = 1.0
     whole = class_cost.cka_distance(x)

@@ -1,4 +1,4 @@
-"""Networks that answer with an object that holds the logits, or with a tuple."""
+"""Networks that return an object that holds the logits, or a tuple."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_answers_of_supported_forms_are_accepted(kind, batches):
 def test_answers_of_other_forms_are_refused_by_name(kind, batches):
     answer, message = REFUSED[kind]
     net = Net(answer)
-    match = rf"network: expected it to answer with logits \[B, classes\], .*{message}"
+    match = rf"network: expected its output to be logits \[B, classes\], .*{message}"
     for call in (
         lambda: Tapped(net)(X),
         lambda: Tapped(net)(X, return_features=True),

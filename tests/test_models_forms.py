@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from wcord_fast.models import Tapped, with_features
-from wcord_fast.models.forms import grid, tap
+from wcord_fast.models.forms import grid, parse_tap
 from wcord_fast.models.prepare import Prepare
-from wcord_fast.models.stages import outputs_seen, stage_names
+from wcord_fast.models.stages import module_outputs, stage_names
 
 X = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -66,7 +66,7 @@ def convolutional():
 @pytest.mark.parametrize("form", ["map", "map3", "class", "mean", "mean3"])
 def test_layouts_of_tokens_are_recognised(form):
     tokens = torch.randn(2, 3 + 8, 6)  # a map of 2 x 4 after three other tokens
-    taken = tap(f"x:{form}").take(tokens, 32, 64)
+    taken = parse_tap(f"x:{form}").convert(tokens, 32, 64)
     if form == "class":
         assert torch.equal(taken, tokens[:, 0])
     elif form.startswith("mean"):
@@ -94,22 +94,22 @@ def test_the_map_has_the_images_aspect_ratio(tokens, height, width, extra, expec
 
 def test_forms_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match="expected a form map, class, mean, nhwc behind 'x', got 'maps'"):
-        tap("x:maps")
+        parse_tap("x:maps")
     with pytest.raises(ValueError, match=r"'x' to give \[B, T, D\], got \[2, 3\]"):
-        tap("x:map").take(torch.zeros(2, 3), 8, 8)
+        parse_tap("x:map").convert(torch.zeros(2, 3), 8, 8)
     with pytest.raises(ValueError, match=r"'x' to give \[B, H, W, C\], got \[2, 3, 4\]"):
-        tap("x:nhwc").take(torch.zeros(2, 3, 4), 8, 8)
+        parse_tap("x:nhwc").convert(torch.zeros(2, 3, 4), 8, 8)
     with pytest.raises(ValueError, match="'x' gives 12 tokens, 1 of them extra"):
-        tap("x:map1").take(torch.zeros(2, 12, 4), 8, 8)
+        parse_tap("x:map1").convert(torch.zeros(2, 12, 4), 8, 8)
     with pytest.raises(ValueError, match="no module 'block'"):
         Tapped(Transformer(), ["block:map"])
 
 
 def test_a_transformer_is_tapped_at_its_stem_and_at_four_blocks():
     network = Transformer()
-    seen, answer = outputs_seen(network, X)
-    assert stage_names(seen) == ("embed", "blocks.0:map3", "blocks.2:map3", "blocks.3:map3", "blocks.5:map3")
-    assert network.training and answer.shape == (3, 5)
+    outputs, output = module_outputs(network, X)
+    assert stage_names(outputs) == ("embed", "blocks.0:map3", "blocks.2:map3", "blocks.3:map3", "blocks.5:map3")
+    assert network.training and output.shape == (3, 5)
     tapped = with_features(network, X)
     features, logits = tapped(X, return_features=True)
     assert [tuple(f.shape[1:]) for f in features] == [*[(8, 4, 4)] * 5, (8,)]
@@ -121,10 +121,10 @@ def test_a_transformer_is_tapped_at_its_stem_and_at_four_blocks():
 
 def test_the_stages_of_a_convolutional_network_are_its_blocks():
     """Layers inside a block that reduces the maps, or enlarged for the classifier, are no stages."""
-    seen, _ = outputs_seen(convolutional(), X)
-    assert stage_names(seen) == ("0.1", "0.2", "0.3", "0")
-    seen, _ = outputs_seen(LastChannels(), X)
-    assert stage_names(seen) == ("mix:nhwc", "down")
+    outputs, _ = module_outputs(convolutional(), X)
+    assert stage_names(outputs) == ("0.1", "0.2", "0.3", "0")
+    outputs, _ = module_outputs(LastChannels(), X)
+    assert stage_names(outputs) == ("mix:nhwc", "down")
     features, _ = with_features(LastChannels(), X)(X, return_features=True)
     assert [tuple(f.shape[1:]) for f in features] == [(6, 8, 8), (7, 4, 4), (7,)]
 

@@ -16,14 +16,14 @@ import torch
 from wcord_fast import distill, models
 from wcord_fast.cli.main import main
 from wcord_fast.models import WeightsUnavailable
-from wcord_fast.models.libraries import _imported
+from wcord_fast.models.libraries import _library
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def needs(prefix):
     try:
-        _imported(prefix)
+        _library(prefix)
     except ImportError as error:
         return pytest.mark.skipif(True, reason=str(error))
     return pytest.mark.skipif(False, reason="")

@@ -1,4 +1,4 @@
-"""`wcord-fast taps`: the modules from which a network's features are taken."""
+"""`wcord-fast taps`: where the features of a network are taken."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import torch
 
 from .. import models
-from ..models.stages import outputs_seen
+from ..models.stages import module_outputs
 from ..ops import checks
 from ..train.tables import Line, text_table
 from .config import require_architecture
@@ -22,8 +22,8 @@ class TapsOptions:
     Attributes:
         model: name of a network, as for --teacher.
         image_size: height and width of the images.
-        channels: channels of the images.
-        modules: also list all modules that run once and return one tensor.
+        channels: of the images.
+        modules: list all modules that run once and give one tensor.
     """
 
     model: Annotated[str, models.names]
@@ -58,8 +58,8 @@ def run(argv: list[str]) -> None:
         inner: torch.nn.Module = network
         if isinstance(network, models.LibraryNetwork):
             inner, images = network.network, network.prepare(images)
-        outputs, _ = outputs_seen(inner, images)
-        print(f"\n{text_table([{'module': s.name, 'shape': _sizes(s.shape)} for s in outputs])}")
+        outputs, _ = module_outputs(inner, images)
+        print(f"\n{text_table([{'module': o.name, 'shape': _sizes(o.shape)} for o in outputs])}")
 
 
 def _shape(feature: torch.Tensor) -> str:

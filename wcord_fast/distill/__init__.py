@@ -24,7 +24,7 @@ from .registry import (
 if TYPE_CHECKING:
     from ..train.loader_fit import Fitted, fit
 
-LOOP = ("Fitted", "fit")  # of `train`, which imports this package and needs an extra: imported when they are used
+LOOP = ("Fitted", "fit")  # in `train`, which imports this package and needs an extra; imported on first use
 
 __all__ = [
     "METHODS",

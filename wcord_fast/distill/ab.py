@@ -1,8 +1,8 @@
-"""Activation boundaries (Heo et al. 2019): which neurons are on, transferred before the student is trained.
+"""Activation boundaries (Heo et al. 2019): before its own training, the student learns which neurons are on.
 
-A stage of pre-training on the pre-activations of feats[1:-1], then cross entropy alone. As the public code has it:
-margin 1, connectors of one convolution with batch norm where the shapes differ, stage i of n weighted by 2^(i - n + 1),
-the sum over all elements times 3 / 1000 over the batch size.
+A pre-training stage fits the pre-activations of feats[1:-1]; cross entropy alone follows. As in the public code, the
+margin is 1, a connector is one convolution with batch norm where the shapes differ, stage i of n has the weight
+2^(i - n + 1), and the sum over all elements is multiplied by 3 / 1000 and divided by the batch size.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .maps import stage_maps
 from .regressor import ConvRegressor
 from .stage import Stage, StageOptions
 
-SCALE = 3 / 1000  # the public code's
+SCALE = 3 / 1000  # as in the public code
 
 
 @dataclass
@@ -60,7 +60,7 @@ class AB(Method):
 
 
 def boundary_loss(s: Tensor, t: Tensor, margin: float) -> Tensor:
-    """Sum over all elements of the squared distance to the margin, where s is not beyond it on the side of t."""
+    """Sum of squared distances to the margin, over the elements where s is not beyond it with the sign of t."""
     on = t > 0
     wrong = torch.where(on, s <= margin, s > -margin)
     return (torch.where(on, s - margin, s + margin).square() * wrong).sum()

@@ -1,7 +1,7 @@
-"""Attention transfer (Zagoruyko and Komodakis 2017): where the stages look, as maps of mean squared activation.
+"""Attention transfer (Zagoruyko and Komodakis 2017): each stage's attention is its map of mean squared activation.
 
-As the public code has it: squares averaged over channels, the map flattened and L2-normalised, the squared difference
-*averaged* over the map (the paper takes the norm), summed over the stages feats[1:-1].
+As in the public code, squares are averaged over channels, and the map is flattened and L2-normalised. The squared
+difference is *averaged* over the map (the paper takes the norm) and summed over the stages feats[1:-1].
 """
 
 from __future__ import annotations
@@ -44,5 +44,5 @@ class AT(WeightedTerm):
 
 
 def attention(f: Tensor) -> Tensor:
-    """[B, C, H, W] -> [B, H * W], unit rows."""
+    """[B, C, H, W] -> [B, H * W]: attention maps as unit rows."""
     return F.normalize(f.square().mean(1).flatten(1))

@@ -1,8 +1,8 @@
 """The protocol that every distillation method follows.
 
-A method is an nn.Module. It is built from a `Pair` (what it may know of the two networks and the training
-set) and its own options; it is called once per training step with the outputs of both networks. Its
-parameters (embeddings, regressors) are optimised with the student's; its buffers (banks) are checkpointed.
+A method is an nn.Module. It is built from a `Pair` (shapes and sizes of both networks and the training set) and its own
+options. It is called once per training step with the outputs of both networks. Its parameters (embeddings, regressors)
+are optimised with the student's; its buffers (banks) are checkpointed.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 def described(options: Any) -> dict[str, Any]:
-    """The options that identify a run, in plain values. One marked `later` is there unless it has its default."""
-    own = {f.name: (getattr(options, f.name), f) for f in fields(options) if f.metadata.get("identifies", True)}
-    return {name: v for name, (v, f) in own.items() if not (f.metadata.get("later") and v == f.default)}
+    """The options that identify a run, as plain values. An option marked `later` is left out at its default."""
+    identifying = {f.name: (getattr(options, f.name), f) for f in fields(options) if f.metadata.get("identifies", True)}
+    return {name: v for name, (v, f) in identifying.items() if not (f.metadata.get("later") and v == f.default)}
 
 
 class Outputs(NamedTuple):
@@ -43,7 +43,7 @@ class Outputs(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """A method's part of the objective, cross entropy not included."""
+    """A method's terms of the objective, without the cross entropy."""
 
     value: Tensor  # scalar: the weighted sum
     terms: dict[str, Tensor]  # the unweighted terms, detached, for the logs
@@ -54,12 +54,12 @@ class Pair:
     """The networks, sizes and labels from which a method is built.
 
     Attributes:
-        student_shapes, teacher_shapes: per-image shape of every feature, penultimate last; the teacher's is
+        student_shapes, teacher_shapes: shape of every feature of one image, penultimate last; the teacher's is
             empty when there is no teacher.
-        classes: width of the student's logits; `teacher_classes`: of the teacher's (0 without one).
+        classes, teacher_classes: widths of the student's and the teacher's logits; 0 without a teacher.
         num_data: images in the training set.
         labels: int64 [num_data] on the CPU, or None when they are unknown.
-        seed: of everything random that the method owns.
+        seed: seed of everything random in the method.
     """
 
     student_shapes: tuple[tuple[int, ...], ...]
@@ -81,7 +81,7 @@ class Pair:
 
 @dataclass
 class Options:
-    """Options that every method has. A method's own are a subclass, with the published values as defaults.
+    """Options that every method has. A method's own options are in a subclass, with published defaults.
 
     Attributes:
         ce_weight: weight of the cross entropy with the labels.
@@ -106,7 +106,7 @@ class Method(nn.Module):
     """
 
     stage: Stage | None = None  # set by a method that pre-trains something before the student's own training
-    fills_banks = False  # True: before training, `fill_banks` sees every training image once, then `banks_filled`
+    fills_banks = False  # True: `fill_banks` gets every training image before training, then `banks_filled` is called
     scheduled = False  # True: `at_step` is called before every training batch
 
     def __init__(self, pair: Pair, options: Options) -> None:
@@ -120,7 +120,7 @@ class Method(nn.Module):
 
     @property
     def compares(self) -> bool:
-        """False for the plain student alone: every other method looks at a teacher, if only before its training."""
+        """Whether a teacher is needed, if only before the student's training; False for the plain student."""
         return True
 
     @property
@@ -130,7 +130,7 @@ class Method(nn.Module):
 
     @property
     def has_own_loss(self) -> bool:
-        """Whether a training step has a term of this method beside cross entropy and KD."""
+        """Whether the method adds a term to cross entropy and KD."""
         return type(self).own_loss is not Method.own_loss
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Loss:
@@ -154,30 +154,35 @@ class Method(nn.Module):
         return Loss(value, terms)
 
     def parts(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
-        """Every weighted term on its own, each differentiable, changing no state: for `--log-grad-norms`."""
+        """The weighted terms by name, each differentiable, for `--log-grad-norms`. No state changes."""
         if teacher is None:
             return {}
         with eval_mode(self):
-            parts = self.own_parts(student, teacher, batch) if self.has_own_loss else {}
+            terms = self.own_parts(student, teacher, batch) if self.has_own_loss else {}
         if self.options.kd_weight:
-            parts["kd"] = self.options.kd_weight * self.kd(student.logits, teacher.logits)
-        return parts
+            terms["kd"] = self.options.kd_weight * self.kd(student.logits, teacher.logits)
+        return terms
 
     def fill_banks(self, student: Outputs, teacher: Outputs, index: Tensor) -> None:
-        """Take the bank rows `index` from the outputs of both networks in eval mode; in eval mode itself."""
+        """Fill the bank rows `index` from the outputs of both networks. They and the method are in eval mode."""
         raise NotImplementedError(f"{type(self).__name__} has no banks")
 
     def banks_filled(self) -> None:
-        """Called once after the last `fill_banks`; in a process group by all ranks, each of which saw a part."""
+        """Called once after the last `fill_banks`; in a process group, by every rank after its own images."""
 
     def at_step(self, done: int, per_epoch: int, epochs: int) -> None:
-        """Set what changes in training for the batch after `done` ones, of `per_epoch` in each of `epochs`.
+        """Set the weights that change in training, for the batch that follows `done` ones.
 
-        It must depend on these numbers alone, so that resuming is exact, and may not synchronise with the device.
+        They must depend on the arguments alone, so that resuming is exact. The device may not be synchronised.
+
+        Args:
+            done: training batches before this one, over all epochs.
+            per_epoch: batches in an epoch.
+            epochs: epochs of the training.
         """
 
     def probe(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """Measures of one batch for the logs, beside the terms' shares of the gradient; called in eval mode."""
+        """Measurements of one batch for the logs, beside the terms' gradient norms; called in eval mode."""
         return {}
 
     def own_loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> Loss:
@@ -185,13 +190,13 @@ class Method(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no loss of its own")
 
     def own_parts(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """The weighted terms of `own_loss` one by one; called in eval mode."""
+        """The weighted terms of `own_loss` by name; called in eval mode."""
         value, terms = self.own_loss(student, teacher, batch)
         return {next(iter(terms)): value}
 
 
 def require_one_label_set(subject: str, pair: Pair) -> None:
-    """ValueError that begins with `subject`, unless both networks have as many classes."""
+    """ValueError that begins with `subject`, unless both networks have equally many classes."""
     if pair.classes != pair.teacher_classes:
         raise ValueError(
             f"{subject} needs one label set, but the student has {pair.classes} classes and the teacher "
@@ -200,9 +205,11 @@ def require_one_label_set(subject: str, pair: Pair) -> None:
 
 
 def check_ranges(options: Any, skip: Collection[str] = ()) -> None:
-    """ValueError for a number of a dataclass that float32, or int32 for an integer, cannot hold; float32's smallest
-    numbers have no reciprocal and are refused too."""
-    small = torch.finfo(torch.float32)
+    """ValueError for a float of a dataclass that float32 cannot hold, or an integer that int32 cannot.
+
+    Subnormal numbers of float32 are refused too: their reciprocals may overflow.
+    """
+    float32 = torch.finfo(torch.float32)
     for field in fields(options):
         value = getattr(options, field.name)
         for v in value if isinstance(value, list) else [value]:
@@ -210,7 +217,7 @@ def check_ranges(options: Any, skip: Collection[str] = ()) -> None:
                 continue
             if isinstance(v, int) and abs(v) >= 2**31:
                 raise ValueError(f"{field.name}: expected a number below 2^31, got {v}")
-            if isinstance(v, float) and v != 0 and math.isfinite(v) and not small.tiny <= abs(v) <= small.max:
+            if isinstance(v, float) and v != 0 and math.isfinite(v) and not float32.tiny <= abs(v) <= float32.max:
                 raise ValueError(f"{field.name}: expected a number that float32 can hold, got {v}")
 
 

@@ -1,7 +1,7 @@
 """Correlation congruence (Peng et al. 2019), in the variant of CRD's authors.
 
-Both penultimate features go through a trainable linear to 128; the loss is the mean over consecutive images of a batch
-of sum_d |e_s - e_t|_b,d |e_s - e_t|_b+1,d. (The paper compares kernel matrices of the whole batch.)
+A trainable linear maps each penultimate feature to 128 numbers. The loss is sum_d |e_s - e_t|_b,d |e_s - e_t|_b+1,d,
+averaged over consecutive images b, b+1 of a batch. The paper compares kernel matrices of the whole batch.
 """
 
 from __future__ import annotations

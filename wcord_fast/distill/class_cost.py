@@ -1,8 +1,8 @@
-"""The cost between classes that WKD-L transports at: how far the teacher's features of two classes are from alike.
+"""WKD-L's cost between classes: the dissimilarity of the teacher's features of two classes.
 
-Likeness is linear CKA (Kornblith et al., ICML 2019) of the features of b images of either class, X and Y [b, D], each
-column centred: |X' Y|^2 / (|X' X| |Y' Y|), Frobenius norms. Image k of one class is compared with image k of the other,
-in the order of the data set, as in the public code. A class of fewer than two images is like no other.
+Similarity is linear CKA (Kornblith et al., ICML 2019), |X' Y|^2 / (|X' X| |Y' Y|) with Frobenius norms. X and Y [b, D]
+are the features of b images of each class, with centred columns. Image k of one class is compared with image k of the
+other, in the order of the data set, as in the public code. A class of fewer than two images has similarity 0 to others.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from torch import Tensor
 CHUNK = 2**24  # elements of Gram matrices that are held at once
 
 
-def slots_of(labels: Tensor, classes: int, most: int | None) -> tuple[Tensor, int]:
-    """The place of every image among its class's first b, -1 for the later ones and for unknown labels; and b.
+def slots_of(labels: Tensor, classes: int, limit: int | None) -> tuple[Tensor, int]:
+    """The slot of every image, -1 for those without one, and the number b of slots per class.
 
-    b is the size of the smallest class of at least two images, at most `most`; a smaller class has no places.
+    The first b images of a class have slots. b is the size of the smallest class of at least two images, or `limit` if
+    that is less. Smaller classes and images without a label have no slots.
 
     Args:
         labels: int64 [N] on the CPU; below 0 where the class is unknown.
     Returns:
-        int64 [N], place + b * class; and b.
+        int64 [N], position in the class + b * class; and b.
     Raises:
-        ValueError: no class has two images, or there are labels of more classes.
+        ValueError: no class has two images, or a label is not below `classes`.
     """
     known = labels[labels >= 0]
     counts = torch.bincount(known, minlength=classes)
@@ -34,36 +35,36 @@ def slots_of(labels: Tensor, classes: int, most: int | None) -> tuple[Tensor, in
         raise ValueError(f"labels: expected classes in [0, {classes}), got {int(known.max())}")
     if counts.max() < 2:
         raise ValueError("the cost between classes needs two training images of a class, but none has; give it by file")
-    size = min(int(counts[counts >= 2].min()), most or len(labels))
+    size = min(int(counts[counts >= 2].min()), limit or len(labels))
     order = torch.argsort(labels, stable=True)
     first = torch.cat([counts.new_zeros(1), counts.cumsum(0)[:-1]]) + int((labels < 0).sum())
-    place = torch.empty_like(labels)
-    place[order] = torch.arange(len(labels)) - first[labels[order].clamp_min(0)]
-    kept = (labels >= 0) & (place < size) & (counts[labels.clamp_min(0)] >= 2)
-    return torch.where(kept, place + size * labels, -1), size
+    position = torch.empty_like(labels)
+    position[order] = torch.arange(len(labels)) - first[labels[order].clamp_min(0)]
+    kept = (labels >= 0) & (position < size) & (counts[labels.clamp_min(0)] >= 2)
+    return torch.where(kept, position + size * labels, -1), size
 
 
 def cka_distance(features: Tensor) -> Tensor:
-    """1 - linear CKA between all classes: [C, b, D], floating point, -> [C, C] with diagonal 0."""
+    """Floating-point [C, b, D] -> [C, C]: 1 - linear CKA between all classes, 0 on the diagonal."""
     x = features - features.mean(1, keepdim=True)
-    x = x / x.flatten(1).norm(dim=1).clamp_min(torch.finfo(x.dtype).tiny)[:, None, None]  # CKA does not see the scale
+    x = x / x.flatten(1).norm(dim=1).clamp_min(torch.finfo(x.dtype).tiny)[:, None, None]  # CKA ignores scale
     classes, size, _ = x.shape
     rows = max(1, CHUNK // (classes * size))
-    likeness = x.new_zeros(classes, classes)
+    similarity = x.new_zeros(classes, classes)
     for k in range(0, size, rows):  # |X' Y|^2 is the inner product of the Gram matrices X X' and Y Y'
         gram = (x[:, k : k + rows] @ x.mT).flatten(1)
-        likeness += gram @ gram.T
-    norm = likeness.diagonal().sqrt()
-    # A class whose features are all equal has norm 0, and likeness 0 to every other.
-    likeness = likeness / (norm[:, None] * norm).clamp_min(torch.finfo(x.dtype).tiny)
-    return (1 - likeness).clamp_min(0).fill_diagonal_(0)
+        similarity += gram @ gram.T
+    norm = similarity.diagonal().sqrt()
+    # A class whose features are all equal has norm 0, and similarity 0 to every other.
+    similarity = similarity / (norm[:, None] * norm).clamp_min(torch.finfo(x.dtype).tiny)
+    return (1 - similarity).clamp_min(0).fill_diagonal_(0)
 
 
 def read_distance(file: str, classes: int) -> Tensor:
-    """The matrix [classes, classes] that a .npy file of NumPy or one of `torch.save` holds, in fp32.
+    """The matrix [classes, classes] in a file of NumPy (.npy) or `torch.save`, in fp32.
 
     Raises:
-        ValueError: no such file, none of these, or not finite numbers of at least 0 in that shape.
+        ValueError: the file cannot be read, or does not hold finite numbers of at least 0 in that shape.
     """
     path = Path(file)
     try:

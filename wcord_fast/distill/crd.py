@@ -1,4 +1,4 @@
-"""Contrastive representation distillation (Tian et al., ICLR 2020), weight .8."""
+"""Contrastive representation distillation (Tian et al., ICLR 2020) with weight 0.8."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class CRDOptions(ContrastOptions, Options):
     Attributes:
         weight: weight of the CRD loss.
         num_negatives: negatives per anchor, or "all"; default min(16384, training images // 3).
-        z: normalising constant from the "first" batch, a moving average ("ema"), or from the first batch and once more
+        z: normalising constant: from the "first" batch, a moving average ("ema"), or from the first batch and again
             from the first one after the "ramp".
-        ramp: the weight grows from 0 over so many epochs, or below 1 over that part of all epochs; 0: it is constant.
-        init_banks: fill the banks with the features of both networks before training, by one pass over the training
-            images as they are; without it they begin as noise.
+        ramp: epochs over which the weight grows from 0; below 1, the fraction of all epochs; 0: the weight is constant.
+        init_banks: before training, fill the banks with the features of both networks by one pass over the training
+            images without augmentation; otherwise banks start as noise.
     """
 
     weight: float = option(0.8, checks.non_negative)
@@ -55,7 +55,7 @@ class CRD(Method):
         self.weight = options.weight
         self.fills_banks, self.scheduled = options.init_banks, options.ramp > 0
         self._ramp, self._z = options.ramp, options.z
-        factor = torch.ones(()) if self.scheduled else None  # a tensor, which a CUDA graph reads anew
+        factor = torch.ones(()) if self.scheduled else None  # a CUDA graph reads its current value
         self.register_buffer("_factor", factor, persistent=False)
         self.crd = CRDLoss(
             pair.student_width,
@@ -84,8 +84,8 @@ class CRD(Method):
 
 
 def loss_options(options: Any, names: Iterable[str], pair: Pair) -> dict[str, Any]:
-    """Options of a driver's section as the loss module takes them."""
+    """The options `names` of a section, as the loss module takes them."""
     result = {name: getattr(options, name) for name in names}
-    if result["num_negatives"] is None:  # the published number, at most a third of the training set
+    if result["num_negatives"] is None:  # the published number, but at most a third of the training set
         result["num_negatives"] = max(1, min(PUBLISHED_NEGATIVES, pair.num_data // 3))
     return result | {"z": module_z(options.z)}

@@ -1,9 +1,9 @@
 """Decoupled knowledge distillation (Zhao, Cui, Song, Qiu, Liang: CVPR 2022, eq. 7).
 
-KD's divergence is the sum of a target part, KL between (p, 1 - p) of the image's class (TCKD), and (1 - p) times the
-divergence among the other classes (NCKD). DKD weighs the two apart: alpha * TCKD + beta * NCKD, times T^2, batch mean.
-As in the public code (mdistiller) the cross entropy has weight 1 and the term grows over the first 20 of 240 epochs;
-there in steps of an epoch, here in each batch.
+KD's divergence is the sum of TCKD, the KL divergence between (p, 1 - p) for the image's class, and (1 - p) times NCKD,
+the divergence among the other classes. DKD weights both separately: alpha * TCKD + beta * NCKD, times T^2, batch mean.
+As in the public code (mdistiller), the cross entropy has weight 1 and DKD's weight grows over the first 20 of 240
+epochs. There it grows once per epoch, here in each batch.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class DKDOptions(Options):
     """Options of "dkd".
 
     Attributes:
-        alpha: weight of the target class's part.
-        beta: weight of the other classes' part.
-        temperature: of the softmax.
-        ramp: the term's weight grows from 0 over so many epochs, or below 1 over that part of all epochs.
+        alpha: weight of the target class's term, TCKD.
+        beta: weight of the other classes' term, NCKD.
+        temperature: temperature of the softmaxes.
+        ramp: epochs over which the weight grows from 0; below 1, the fraction of all epochs; 0: the weight is constant.
     """
 
     alpha: float = option(1.0, checks.non_negative)
@@ -48,7 +48,7 @@ class DKD(Method):
             raise ValueError("dkd: needs the labels of the training images, got None")
         self.alpha, self.beta, self.temperature = options.alpha, options.beta, options.temperature
         self._ramp, self.scheduled = options.ramp, options.ramp > 0
-        self.register_buffer("_factor", torch.ones(()), persistent=False)  # a tensor, which a CUDA graph reads anew
+        self.register_buffer("_factor", torch.ones(()), persistent=False)  # a CUDA graph reads its current value
 
     def own_loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> Loss:
         target, others = decoupled(student.logits, teacher.logits.detach(), batch.labels, self.temperature)
@@ -67,20 +67,20 @@ class DKD(Method):
 
 
 def decoupled(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """(T^2 TCKD, T^2 NCKD), batch means, of logits [B, C] and classes [B]; in fp32, or fp64 for fp64 logits."""
+    """Batch means (T^2 TCKD, T^2 NCKD) for logits [B, C] and labels [B], in fp32, or fp64 for fp64 logits."""
     dtype = torch.promote_types(student.dtype, torch.float32)
     s, t = student.to(dtype) / temperature, teacher.to(dtype) / temperature
-    own = torch.nn.functional.one_hot(labels, s.shape[1]).bool()
-    log_s, log_t = (torch.stack(_own_and_others(x, own)) for x in (s, t))  # [2, B]
+    is_target = torch.nn.functional.one_hot(labels, s.shape[1]).bool()
+    log_s, log_t = (torch.stack(_target_and_others(x, is_target)) for x in (s, t))  # [2, B]
     target = (log_t.exp() * (log_t - log_s)).sum(0).mean()
-    nowhere = torch.finfo(dtype).min / 4  # finite, so that 0 times a difference is 0
-    among_s, among_t = (x.masked_fill(own, nowhere).log_softmax(1) for x in (s, t))
-    others = (among_t.exp() * (among_t - among_s)).sum(1).mean()
+    excluded = torch.finfo(dtype).min / 4  # finite, so that 0 times a difference is 0
+    others_s, others_t = (x.masked_fill(is_target, excluded).log_softmax(1) for x in (s, t))
+    others = (others_t.exp() * (others_t - others_s)).sum(1).mean()
     return temperature**2 * target, temperature**2 * others
 
 
-def _own_and_others(logits: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """Logarithms of the probabilities of the image's class and of all others, [B] each."""
-    every = logits.logsumexp(1)
-    target = logits.masked_fill(~own, 0).sum(1)
-    return target - every, logits.masked_fill(own, -torch.inf).logsumexp(1) - every
+def _target_and_others(logits: Tensor, is_target: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities [B] of the image's class and of all others together."""
+    normaliser = logits.logsumexp(1)
+    target = logits.masked_fill(~is_target, 0).sum(1)
+    return target - normaliser, logits.masked_fill(is_target, -torch.inf).logsumexp(1) - normaliser

@@ -1,4 +1,4 @@
-"""Eval mode for a while, after which every module is in its own mode again."""
+"""Temporary eval mode."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """`module` in eval mode inside; afterwards every submodule in its own mode again (a frozen BatchNorm too)."""
+    """Put `module` in eval mode; at the end every submodule gets its own mode back, a frozen BatchNorm too."""
     before = [(m, m.training) for m in module.modules()]
     module.eval()
     try:

@@ -1,4 +1,4 @@
-"""FitNets (Romero et al. 2015): a regressor maps the student's second stage, and the result imitates the teacher's.
+"""FitNets (Romero et al. 2015): a regressor maps the student's second stage to the teacher's.
 
 The public code uses feature 2, a convolutional regressor with batch norm and ReLU, and the mean squared error. It
 trains this hint together with the other terms; the paper trains the hint first.
@@ -26,7 +26,7 @@ class FitNetOptions(WeightedOptions):
 
     Attributes:
         weight: weight of the hint loss.
-        layer: number of the imitated feature, from 0.
+        layer: number of the imitated feature, counted from 0.
     """
 
     weight: float = 100.0
@@ -41,9 +41,9 @@ class FitNet(WeightedTerm):
     def __init__(self, pair: Pair, options: FitNetOptions) -> None:
         super().__init__(pair, options)
         self.layer = options.layer
-        count = min(len(pair.student_shapes), len(pair.teacher_shapes))
-        if self.layer >= count:
-            raise ValueError(f"layer: expected a feature that both networks have, 0 .. {count - 1}, got {self.layer}")
+        shared = min(len(pair.student_shapes), len(pair.teacher_shapes))
+        if self.layer >= shared:
+            raise ValueError(f"layer: expected a feature that both networks have, 0 .. {shared - 1}, got {self.layer}")
         shapes = (pair.student_shapes[self.layer], pair.teacher_shapes[self.layer])
         require_maps("fitnet", shapes)
         try:

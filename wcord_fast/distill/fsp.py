@@ -1,7 +1,7 @@
-"""Flow of solution procedure (Yim et al. 2017): Gram matrices between consecutive maps, before the student's training.
+"""Flow of solution procedure (Yim et al. 2017): Gram matrices of consecutive maps are matched in pre-training.
 
-A stage of pre-training on the mean squared difference of the matrices of consecutive maps in feats[:-1], then cross
-entropy alone. The channels of both networks must match.
+A stage minimises the mean squared difference of the matrices of consecutive maps in feats[:-1]; cross entropy alone
+follows. Both networks must have equally many channels in every stage.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class FSPOptions(StageOptions):
     """Options of "fsp".
 
     Attributes:
-        weight: weight of the flow loss in its stage (which trains on nothing else).
+        weight: weight of the flow loss, the only term in its stage.
     """
 
     weight: float = 50.0
@@ -60,7 +60,7 @@ class FSP(Method):
 
 
 def flows(maps: list[Tensor]) -> list[Tensor]:
-    """[B, C_i, C_i+1] matrices: mean over positions of the products of channels of consecutive maps."""
+    """Matrices [B, C_i, C_i+1]: products of the channels of consecutive maps, averaged over positions."""
     result = []
     for low, high in pairwise(maps):
         low, high = (f.flatten(2) for f in same_size(low, high))

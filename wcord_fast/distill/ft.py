@@ -1,8 +1,8 @@
-"""Factor transfer (Kim et al. 2018): the teacher's factors by a paraphraser, imitated through a translator.
+"""Factor transfer (Kim et al. 2018): a paraphraser makes the teacher's factors, the student's translator imitates them.
 
-A stage of pre-training fits the paraphraser, an autoencoder of the teacher's feats[-2], by mean squared error. Then the
-student is trained with the *mean absolute* difference of the normalised factors, where a factor is, as in the public
-code, the L2-normalised mean over channels of its squares (the paper normalises the factor itself).
+A pre-training stage fits the paraphraser, an autoencoder of the teacher's feats[-2], by mean squared error. Then the
+student is trained on the *mean absolute* difference of the normalised factors. As in the public code, the squares of a
+factor are averaged over channels and L2-normalised; the paper normalises the factor itself.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class FTOptions(StageOptions):
 
     Attributes:
         weight: weight of the factor loss.
-        rate: channels of a factor, as a share of the teacher's.
+        rate: channels of a factor, as a fraction of the teacher's.
         stage_lr: learning rate of the paraphraser (published for resnet and wrn students).
     """
 
@@ -72,7 +72,7 @@ class FT(WeightedTerm):
         self.stage = Stage(self.reconstruction, (self.paraphraser,), trains_student=False)
 
     def reconstruction(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-        """The loss of the stage: how well the paraphraser gives the teacher's map back."""
+        """The loss of the stage: mean squared error of the paraphraser's reconstruction."""
         return F.mse_loss(self.paraphraser(teacher[-2]), teacher[-2])
 
     def distance(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
@@ -82,10 +82,10 @@ class FT(WeightedTerm):
 
 
 def _convolutions(*channels: int, batch_norm: bool = False, transposed: bool = False) -> nn.Sequential:
-    kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+    convolution = nn.ConvTranspose2d if transposed else nn.Conv2d
     layers: list[nn.Module] = []
     for before, after in pairwise(channels):
-        layers.append(kind(before, after, kernel_size=3, stride=1, padding=1))
+        layers.append(convolution(before, after, kernel_size=3, stride=1, padding=1))
         layers += [nn.BatchNorm2d(after)] if batch_norm else []
         layers.append(nn.LeakyReLU(LEAK))
     return nn.Sequential(*layers)

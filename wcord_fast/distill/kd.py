@@ -1,4 +1,4 @@
-"""Knowledge distillation alone (Hinton et al. 2015), CRD's weights: .1 for labels, .9 for the teacher."""
+"""Knowledge distillation alone (Hinton et al. 2015) with CRD's weights: 0.1 for labels, 0.9 for the teacher."""
 
 from __future__ import annotations
 

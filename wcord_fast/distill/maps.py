@@ -12,7 +12,7 @@ from .base import Pair
 
 
 def same_size(s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Maps [B, C, H, W]: the larger one averaged down to the size of the smaller."""
+    """Maps [B, C, H, W], the larger averaged down to the size of the smaller."""
     size_s, size_t = s.shape[2:], t.shape[2:]
     if size_s == size_t:
         return s, t
@@ -24,10 +24,10 @@ def same_size(s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def require_same_aspect(method: str, pairs: Iterable[tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
-    """ValueError unless the shapes [C, H, W] of every (student, teacher) show the whole image at one aspect ratio.
+    """ValueError unless the maps [C, H, W] of every (student, teacher) have one aspect ratio.
 
-    A network's map is the image's size over its stride, up to a pixel; so one factor must lead from the student's
-    height and width to the teacher's, each taken up to a pixel. Published code compares square maps only.
+    A map has the image's size divided by the stride and rounded to a pixel. So one factor, up to that rounding, must
+    turn the teacher's height and width into the student's. Published code compares square maps only.
     """
     for s, t in pairs:
         low = max(s[i] / (t[i] + 1) for i in (1, 2))
@@ -40,7 +40,7 @@ def require_same_aspect(method: str, pairs: Iterable[tuple[tuple[int, ...], tupl
 
 
 def stage_maps(method: str, pair: Pair) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """(student, teacher) shapes [C, H, W] of the stages feats[1:-1], which must be as many maps on both sides."""
+    """(student, teacher) shapes [C, H, W] of the stages feats[1:-1], which must be equally many maps on both sides."""
     s, t = pair.student_shapes[1:-1], pair.teacher_shapes[1:-1]
     if len(s) != len(t):
         raise ValueError(

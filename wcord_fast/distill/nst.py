@@ -1,11 +1,11 @@
 """Neuron selectivity transfer (Huang and Wang 2017): squared maximum mean discrepancy between the stages' channels.
 
-A channel is its map, L2-normalised over the image; the kernel is (a . b)^2; means over all pairs of channels, summed
-over the stages feats[1:-1]; the teacher's own term is a constant.
+Every channel's map is L2-normalised over the image. The kernel (a . b)^2 is averaged over all pairs of channels, and
+the stages feats[1:-1] are summed. The teacher's own term is a constant.
 
-Without the waste of comparing every channel with every channel: with G = F' F / C, the [HW, HW] Gram matrix of the
-positions, the mean of the kernel over channels i of one net and j of another is <G, G'>, so the discrepancy is
-|| G_s - G_t ||^2. Where there are fewer channels than positions, the same three sums come from C x C products instead.
+Channels need not be compared in pairs: with the Gram matrix of positions G = F' F / C [HW, HW], the mean of the kernel
+over channels i of one network and j of another is <G, G'>, so the discrepancy is || G_s - G_t ||^2. Where there are
+fewer channels than positions, the three means are taken from C x C products instead.
 """
 
 from __future__ import annotations

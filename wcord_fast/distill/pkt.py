@@ -1,7 +1,7 @@
 """Probabilistic knowledge transfer (Passalis and Tefas 2018): neighbourhoods in the batch as distributions.
 
-On the penultimate features: rows of (cosine + 1) / 2 normalised to sum 1; the *mean* over all pairs of
-p_t log(p_t / p_s) (a divergence would be the sum over each row), which is why the weight is 30,000.
+Rows of p are (cosine + 1) / 2 of the penultimate features, normalised to sum 1. The loss is the *mean* of
+p_t log(p_t / p_s) over all pairs. A divergence would be the sum of each row, hence the weight 30,000.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from .base import Pair
 from .weighted_term import WeightedOptions, WeightedTerm
 
-EPSILON = 1e-7  # the authors' own
+EPSILON = 1e-7  # as in the authors' code
 
 
 @dataclass
@@ -42,7 +42,7 @@ class PKT(WeightedTerm):
 
 
 def neighbourhood(f: Tensor) -> Tensor:
-    """[B, D] -> [B, B], rows of shifted cosines that sum to 1."""
+    """[B, D] -> [B, B]: shifted cosines, each row divided by its sum."""
     f = f / (f.norm(dim=1, keepdim=True) + EPSILON)
     p = (f @ f.T + 1) / 2
     return p / p.sum(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""Presets: named values of a method's options, which fill in for those that were not given."""
+"""Presets: named sets of values for those options of a method that are not given."""
 
 from __future__ import annotations
 
@@ -13,24 +13,28 @@ if TYPE_CHECKING:
 
 
 class Presets:
-    """A base of a record of options that has a field `preset`: the name of one of `presets`, or None.
+    """Base of an options record with a field `preset`: a name in `presets`, or None.
 
-    An option that the constructor is given keeps its value. Any other takes the preset's value, or its default.
-    `dataclasses.replace` gives every option, so it keeps what a preset has filled.
+    An option that is given to the constructor keeps its value. Any other takes the preset's value, or else its default.
+    `dataclasses.replace` gives every option, so values filled by a preset are kept.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     preset: str | None
     _given: set[str]
 
-    def __new__(cls, *args: Any, **given: Any) -> Self:
+    def __new__(cls, *args: Any, **options: Any) -> Self:
         record = super().__new__(cls)
         names = [f.name for f in fields(cls) if f.init]  # type: ignore[arg-type]
-        record._given = {*names[: len(args)], *given}
+        record._given = {*names[: len(args)], *options}
         return record
 
     def fill(self) -> dict[str, Any]:
-        """Set the options that were not given, and return them. ValueError: there is no such preset."""
+        """Set the preset's values of options that were not given, and return them.
+
+        Raises:
+            ValueError: an unknown preset.
+        """
         given = self.__dict__.pop("_given", set())
         if self.preset is None:
             return {}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..dotted import resolve
-from ..models.answer import class_logits_of
+from ..models.logits import class_logits_of
 from ..ops import checks
 from .ab import AB, ABOptions
 from .at import AT, ATOptions
@@ -42,7 +42,7 @@ M = TypeVar("M", bound=Method)
 
 
 class CannotServe(ValueError):
-    """A method that is not for this pair of networks; the message says why."""
+    """A method cannot serve this pair of networks; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Entry:
     """One selectable name.
 
     Attributes:
-        method, options: the class and its options.
+        method, options: the class, and that of its options.
         section: where the options live in a configuration; several names may share one section.
-        fixed: option values that make the name.
+        fixed: option values that the name fixes.
     """
 
     method: type[Method]
@@ -105,21 +105,21 @@ def register(name: str, *, section: str | None = None, **fixed: Any) -> Callable
     Args:
         name: lower-case letters, digits, "_" and "-".
         section: where the options live in a configuration; default: `name`, or none for a method without options of
-            its own. They are the dataclass that `options` is annotated with in the class's constructor.
-        **fixed: option values that make the name.
+            its own. The annotation of `options` in the class's constructor is their dataclass.
+        **fixed: option values that the name fixes.
     Raises:
-        ValueError: a name or section that is taken, or is no name.
-        TypeError: no `Method`, or a constructor whose `options` is annotated with no `Options`.
+        ValueError: the name or section is taken or malformed.
+        TypeError: the class is no `Method`, or the annotation of `options` in its constructor is no `Options`.
     """
 
     def decorate(method: type[M]) -> type[M]:
-        _add(name, method, section, fixed)
+        _add_entry(name, method, section, fixed)
         return method
 
     return decorate
 
 
-def _add(name: str, method: Any, section: str | None, fixed: dict[str, Any], key: str | None = None) -> Entry:
+def _add_entry(name: str, method: Any, section: str | None, fixed: dict[str, Any], key: str | None = None) -> Entry:
     if not (isinstance(method, type) and issubclass(method, Method)):
         raise TypeError(f"method: expected a class derived from distill.Method, got {method!r}")
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_-]*", name):
@@ -133,27 +133,27 @@ def _add(name: str, method: Any, section: str | None, fixed: dict[str, Any], key
         if taken is not None and taken is not options and taken.__qualname__ != options.__qualname__:
             raise ValueError(f"section: {section!r} holds the options of another method, {taken.__qualname__}")
     entry = Entry(method, options, section if options is not Options else None, fixed)
-    known = METHODS.get(key or name)
-    if known is not None and known.method.__qualname__ != method.__qualname__:
-        raise ValueError(f"name: {name!r} is taken by {known.method.__qualname__}")
-    METHODS[key or name] = entry  # a module that is loaded again replaces its own
+    present = METHODS.get(key or name)
+    if present is not None and present.method.__qualname__ != method.__qualname__:
+        raise ValueError(f"name: {name!r} is taken by {present.method.__qualname__}")
+    METHODS[key or name] = entry  # a reloaded module replaces its own entry
     return entry
 
 
-def _registered(path: str) -> str:
-    """The dotted path of a user's method, "package.module.Class" or "package.module:Class", once it is registered.
+def _register_path(path: str) -> None:
+    """Register a user's method by its dotted path, "package.module.Class" or "package.module:Class".
 
     Raises:
-        ValueError: nothing can be imported there; TypeError: it is no method.
+        ValueError: the path cannot be imported.
+        TypeError: it is no method.
     """
     if path not in METHODS:
         method = resolve("method", path)
-        same = next((entry for entry in METHODS.values() if entry.method is method), None)
-        if same is not None:
-            METHODS[path] = same
+        entry = next((entry for entry in METHODS.values() if entry.method is method), None)
+        if entry is not None:
+            METHODS[path] = entry
         else:
-            _add(re.split("[.:]", path)[-1].lower(), method, None, {}, key=path)
-    return path
+            _add_entry(re.split("[.:]", path)[-1].lower(), method, None, {}, key=path)
 
 
 def sections() -> dict[str, type[Options]]:
@@ -162,7 +162,7 @@ def sections() -> dict[str, type[Options]]:
 
 
 def parse(name: str) -> tuple[str, bool]:
-    """A method's name in its one spelling, or the dotted path of a user's class, and whether "+kd" followed it.
+    """A method's canonical name, or the dotted path of a user's class, and whether "+kd" followed it.
 
     Raises:
         ValueError: an unknown method (the nearest is suggested), or "kd+kd".
@@ -172,17 +172,17 @@ def parse(name: str) -> tuple[str, bool]:
     key = name.strip().replace(" ", "")
     base, plus = key.removesuffix(PLUS_KD), key.endswith(PLUS_KD)
     if "." in base or ":" in base:
-        base = _registered(base)
+        _register_path(base)
     else:
         base, plus = base.lower().removesuffix(PLUS_KD), key.lower().endswith(PLUS_KD)
         checks.choice("method", base, METHODS)
     if plus and base == "kd":
-        raise ValueError(f"method: {name!r} asks for KD twice; its weight is the option kd_weight")
+        raise ValueError(f"method: {name!r} has KD twice; its weight is the option kd_weight")
     return base, plus
 
 
 def options_for(name: str, section: Options | None = None) -> Options:
-    """The options of the method `name`: its section's (default: as published), with what the name fixes."""
+    """The options of the method `name`: those of its section (default: published values), with those the name fixes."""
     base, plus = parse(name)
     entry = METHODS[base]
     options = replace(section if section is not None else entry.options(), **entry.fixed)
@@ -190,24 +190,28 @@ def options_for(name: str, section: Options | None = None) -> Options:
 
 
 def options_from(name: str, given: Options | Mapping[str, Any] | None) -> Options:
-    """The options of the method `name` from its record, or from some of the record's fields.
+    """The options of the method `name`, from its options record or some fields of one.
 
     Raises:
         ValueError: an unknown name, or a bad value.
         TypeError: an option that the method does not have (the nearest is suggested); another method's record.
     """
     base, _ = parse(name)
-    kind = METHODS[base].options
+    record = METHODS[base].options
     if isinstance(given, Options):
-        if not isinstance(given, kind):
-            raise TypeError(f"options: expected {kind.__name__} for {name!r}, got {type(given).__name__}")
+        if not isinstance(given, record):
+            raise TypeError(f"options: expected {record.__name__} for {name!r}, got {type(given).__name__}")
         return options_for(name, given)
-    checks.known_names(f"method {base!r}", given or {}, [f.name for f in fields(kind)])
-    return options_for(name, kind(**(given or {})))
+    checks.known_names(f"method {base!r}", given or {}, [f.name for f in fields(record)])
+    return options_for(name, record(**(given or {})))
 
 
 def build(name: str, pair: Pair, options: Options) -> Method:
-    """The method `name` for this pair of networks; CannotServe, a ValueError, says why if it cannot serve them."""
+    """The method `name` for this pair of networks.
+
+    Raises:
+        CannotServe: the method cannot serve them; a ValueError that says why.
+    """
     base, _ = parse(name)
     try:
         return METHODS[base].method(pair, options)
@@ -233,20 +237,20 @@ def create(
         batch = distill.Batch(images, labels, index)
         loss = F.cross_entropy(out_s.logits, labels) + method(out_s, out_t, batch).value
 
-    A method whose `fills_banks` is True ("wkd" without a cost file) wants every training image by `fill_banks`, then
+    A method whose `fills_banks` is True ("wkd" without a cost file) needs `fill_banks` with every training image, then
     `banks_filled`, before its first loss.
 
     Args:
         name: one of `names()`, any case, optionally with "+kd" ("crd+kd").
-        student, teacher: networks that answer `net(images, return_features=True)` with (features, logits), as
-            those of `wcord_fast.models` do. teacher None: only for "ce".
-        example: images [B, C, H, W], from which the features' shapes are found (one forward in eval mode).
+        student, teacher: networks whose `net(images, return_features=True)` returns (features, logits), such as those
+            of `wcord_fast.models`. teacher None: only for "ce".
+        example: images [B, C, H, W]; one forward of them in eval mode shows the features' shapes.
         num_data: images in the training set.
         labels: class of every training image: num_data integers in a tensor, array or sequence, or None.
-        seed: of the method's banks and draws.
+        seed: seed of the method's banks and draws.
         **options: fields of the method's options (`distill.METHODS[name].options`).
     Raises:
-        ValueError: unknown name, bad value, or a pair that this method cannot serve; the sentence says why.
+        ValueError: unknown name, bad value, or a pair that this method cannot serve; the message says why.
         TypeError: an option that the method does not have (the nearest is suggested).
     """
     chosen = options_from(name, options)
@@ -263,9 +267,9 @@ def pair_of(
     labels: Tensor | np.ndarray | Sequence[int] | None,
     seed: int,
 ) -> Pair:
-    """What a method may know of these networks, by one forward of `example` [B, C, H, W] through each."""
+    """The `Pair` of these networks, from one forward of `example` [B, C, H, W] through each."""
     num_data = checks.integer("num_data", num_data, least=1)
-    rows = None if labels is None else _labels(labels, num_data)
+    known_labels = None if labels is None else _label_tensor(labels, num_data)
     s = probe(student, example, "student")
     t = None if teacher is None else probe(teacher, example, "teacher")
     return Pair(
@@ -274,7 +278,7 @@ def pair_of(
         classes=s.logits.shape[1],
         teacher_classes=0 if t is None else t.logits.shape[1],
         num_data=num_data,
-        labels=rows,
+        labels=known_labels,
         seed=seed,
     )
 
@@ -283,17 +287,17 @@ def probe(network: nn.Module, images: Tensor, name: str = "network") -> Outputs:
     """A network's outputs in eval mode, without gradient; every module's mode is restored.
 
     Raises:
-        TypeError, ValueError: it does not answer with (features, logits [B, classes]), all tensors; `name` is in the
+        TypeError, ValueError: it does not return (features, logits [B, classes]), all tensors; `name` is in the
             message.
     """
     with eval_mode(network), torch.no_grad():
-        answer = network(images, return_features=True)
-    if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[0], (list, tuple)):
+        output = network(images, return_features=True)
+    if not isinstance(output, tuple) or len(output) != 2 or not isinstance(output[0], (list, tuple)):
         raise TypeError(
-            f"{name}: expected it to answer return_features=True with (features, logits), got {type(answer).__name__}; "
-            "models.Tapped(network, features=...) makes any network do so"
+            f"{name}: expected a call with return_features=True to return (features, logits), got "
+            f"{type(output).__name__}; models.Tapped(network, features=...) makes any network do so"
         )
-    features, logits = answer
+    features, logits = output
     for i, feature in enumerate(features):
         if not isinstance(feature, Tensor):
             raise TypeError(f"{name}: expected its features to be tensors, but feature {i} is {type(feature).__name__}")
@@ -305,14 +309,14 @@ def probe(network: nn.Module, images: Tensor, name: str = "network") -> Outputs:
     return Outputs(list(features), class_logits_of(logits, name))
 
 
-def _labels(given: Tensor | np.ndarray | Sequence[int], num_data: int) -> Tensor:
-    """int64 [num_data] on the CPU."""
+def _label_tensor(labels: Tensor | np.ndarray | Sequence[int], num_data: int) -> Tensor:
+    """The labels as int64 [num_data] on the CPU."""
     try:
-        labels = given.detach().cpu() if isinstance(given, Tensor) else torch.from_numpy(np.array(given))
+        result = labels.detach().cpu() if isinstance(labels, Tensor) else torch.from_numpy(np.array(labels))
     except (TypeError, ValueError) as error:
-        raise TypeError(f"labels: expected {num_data} integers, got {type(given).__name__} ({error})") from None
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"labels: expected integers, got {str(labels.dtype).removeprefix('torch.')}")
-    if list(labels.shape) != [num_data]:
-        raise ValueError(f"labels: expected one per training image, [{num_data}], got {list(labels.shape)}")
-    return labels.to(torch.int64)
+        raise TypeError(f"labels: expected {num_data} integers, got {type(labels).__name__} ({error})") from None
+    if result.is_floating_point() or result.is_complex() or result.dtype == torch.bool:
+        raise TypeError(f"labels: expected integers, got {str(result.dtype).removeprefix('torch.')}")
+    if list(result.shape) != [num_data]:
+        raise ValueError(f"labels: expected one per training image, [{num_data}], got {list(result.shape)}")
+    return result.to(torch.int64)

@@ -1,7 +1,7 @@
 """Relational knowledge distillation (Park et al. 2019): distances and angles between the images of a batch.
 
-On the penultimate features: 25 * smooth L1 of the pairwise distances, each over its mean non-zero distance, + 50 *
-smooth L1 of the cosines of the angles at image i between images j and k.
+The loss on the penultimate features is 25 * smooth L1 of the pairwise distances, divided by their mean, + 50 * smooth
+L1 of the cosines of the angles at image i between images j and k.
 
 The public code holds the [B, B, D] differences and the [B, B, B] cosines of both networks, and autograd's copies. Here
 the angles are taken a few vertices i at a time, value and gradient together, so memory is O(B * max(B, D)).
@@ -21,9 +21,9 @@ from ..ops.differentiable_once import differentiable_once, graph_handle
 from .base import Pair
 from .weighted_term import WeightedOptions, WeightedTerm
 
-CHUNK_ELEMENTS = 1 << 22  # of [i, B, max(B, D)] at a time
-CHUNK_ON_CPU = 1 << 19  # there: 2 MB stay in the cache (B = D = 256: a fifth less time, a fifth of the memory)
-LEAST_SQUARE = 1e-12  # of a distance: the public code's
+CHUNK_ELEMENTS = 1 << 22  # elements of [i, B, max(B, D)] at a time
+CHUNK_ON_CPU = 1 << 19  # 2 MB stay in the cache (B = D = 256: a fifth less time, a fifth of the memory)
+LEAST_SQUARE = 1e-12  # least squared distance, as in the public code
 
 
 @dataclass
@@ -58,7 +58,7 @@ class RKD(WeightedTerm):
 
 
 def relative_distances(f: Tensor) -> Tensor:
-    """[B, D] -> [B, B], distances over the mean of those that are not zero."""
+    """[B, D] -> [B, B]: distances, divided by the mean of those that are not zero."""
     square = f.square().sum(1)
     d = (square[:, None] + square[None] - 2 * f @ f.T).clamp_min(LEAST_SQUARE).sqrt()
     d = d.masked_fill(torch.eye(len(f), dtype=torch.bool, device=f.device), 0)
@@ -67,7 +67,7 @@ def relative_distances(f: Tensor) -> Tensor:
 
 
 class _AngleLoss(torch.autograd.Function):
-    """Mean smooth L1 distance of the cosines at every vertex i between every j and k, of s [B, D] and t [B, D']."""
+    """Mean smooth L1 distance between the cosines of s [B, D] and t [B, D'] at every vertex i, for every j and k."""
 
     @staticmethod
     def forward(ctx, s, t, handle):
@@ -76,10 +76,10 @@ class _AngleLoss(torch.autograd.Function):
         grad = torch.zeros_like(s)
         elements = min(CHUNK_ELEMENTS, CHUNK_ON_CPU) if s.device.type == "cpu" else CHUNK_ELEMENTS
         step = max(1, elements // (batch * max(batch, s.shape[1], t.shape[1])))
-        for lo in range(0, batch, step):
-            vertices = slice(lo, lo + step)
-            norm, n_s = _directions(s, vertices)  # [i, B, 1], [i, B, D]
-            n_t = _directions(t, vertices)[1]
+        for start in range(0, batch, step):
+            vertices = slice(start, start + step)
+            norm, n_s = _unit_vectors(s, vertices)  # [i, B, 1], [i, B, D]
+            n_t = _unit_vectors(t, vertices)[1]
             gap = n_s @ n_s.mT - n_t @ n_t.mT  # [i, B, B]
             small = gap.abs() < 1
             total += torch.where(small, 0.5 * gap.square(), gap.abs() - 0.5).sum()
@@ -96,12 +96,12 @@ class _AngleLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output):
         grad, handle = ctx.saved_tensors
-        why = "the gradient of rkd's angles cannot be differentiated again: only the first one is computed"
-        return differentiable_once([grad_output * grad], why, grad_output, handle)[0], None, None
+        message = "the gradient of rkd's angles cannot be differentiated again: only the first one is computed"
+        return differentiable_once([grad_output * grad], message, grad_output, handle)[0], None, None
 
 
-def _directions(e: Tensor, vertices: slice) -> tuple[Tensor, Tensor]:
+def _unit_vectors(f: Tensor, vertices: slice) -> tuple[Tensor, Tensor]:
     """Lengths [i, B, 1] and unit vectors [i, B, D] from each vertex to every image; a zero vector stays zero."""
-    difference = e[None] - e[vertices, None]
+    difference = f[None] - f[vertices, None]
     norm = difference.norm(dim=2, keepdim=True).clamp_min(1e-12)
     return norm, difference / norm

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def ramp_steps(ramp: float, per_epoch: int, epochs: int) -> int:
-    """Training batches that a ramp lasts: `ramp` epochs, or below 1 that part of all `epochs`; at least 1 unless 0."""
+    """Training batches of a ramp: `ramp` epochs, or below 1 that fraction of all `epochs`; at least one unless 0."""
     return math.ceil((ramp * epochs if ramp < 1 else ramp) * per_epoch)
 
 
@@ -25,18 +25,18 @@ def require_ramp(z: str, name: str, ramp: float) -> None:
 
 
 def module_z(z: str) -> str:
-    """The rule that the loss module follows by itself."""
+    """The loss module's own rule for `z`; the method adds the new estimate after a ramp."""
     return "first" if z == "ramp" else z
 
 
 def decay_factor(done: int, steps: int, start: float) -> float:
-    """1 until the part `start` of all `steps` batches is done, then half a cosine down to 0."""
+    """1 until the fraction `start` of all `steps` batches is done, then half a cosine down to 0."""
     progress = done / max(1, steps)
     return 1.0 if progress <= start else 0.5 * (1 + math.cos(math.pi * (progress - start) / (1 - start)))
 
 
 class CosineDecay(nn.Module):
-    """The factor of a weight that decays, as a tensor, which a CUDA graph reads anew; no part of a state dict."""
+    """The factor of a decaying weight: a tensor, whose current value a CUDA graph reads; not in the state dict."""
 
     factor: Tensor
 

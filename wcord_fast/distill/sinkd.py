@@ -1,12 +1,12 @@
 """SinKD: transport between the class probabilities of a batch (Cui et al., COLING 2024, arXiv 2402.17110).
 
-With s_i and t_j the softmaxes at temperature T of the student's and the teacher's logits of images i and j, the term is
-<P, D> of the entropic plan P between the images of the batch, D_ij = |s_i - t_j|_1, uniform masses, after `iters`
-scalings of rows and columns of exp(-D / eps). The plan does not know which rows belong to one image.
+Let s_i and t_j be the softmaxes at temperature T of the student's logits for image i and of the teacher's for image j,
+and D_ij = |s_i - t_j|_1. The term is <P, D>, where P is the entropic transport plan between the batch's images with
+uniform masses, after `iters` scalings of rows and columns of exp(-D / eps). P ignores which rows belong to one image.
 
 The objective is CE + weight * SinKD; "sinkd+kd" adds KD, as the paper does. The default weight is beta of the authors'
-scripts. In their code the plan has mass B, not 1, and the term a further factor .002; the gradient goes through the
-iterations, where here P is held fixed. The paper is on language models: it has no numbers for the published pairs.
+scripts. In their code P has mass B, not 1, the term has a further factor 0.002, and the gradient goes through the
+iterations; here P is held fixed. The paper is on language models and has no numbers for the published pairs.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class SinKDOptions(WeightedOptions):
 
     Attributes:
         weight: weight of the transport between the batch's class probabilities.
-        temperature: of the softmaxes.
+        temperature: temperature of the softmaxes.
         eps: regularisation of the transport.
-        iters: its iterations.
+        iters: iterations of the transport.
     """
 
     weight: float = 0.8

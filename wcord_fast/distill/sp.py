@@ -1,6 +1,6 @@
-"""Similarity-preserving distillation (Tung and Mori 2019): which images of a batch activate alike.
+"""Similarity-preserving distillation (Tung and Mori 2019): similarities between the images of a batch.
 
-On feats[-2]; Gram matrices with L2-normalised rows, squared Frobenius distance over B^2.
+Gram matrices of feats[-2] have L2-normalised rows; the loss is their squared Frobenius distance over B^2.
 """
 
 from __future__ import annotations
@@ -40,6 +40,6 @@ class SP(WeightedTerm):
 
 
 def similarity(f: Tensor) -> Tensor:
-    """[B, ...] -> [B, B], unit rows."""
+    """[B, ...] -> [B, B]: Gram matrix with unit rows."""
     f = f.flatten(1)
     return F.normalize(f @ f.T)

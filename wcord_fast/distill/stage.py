@@ -1,4 +1,4 @@
-"""A pre-training stage: what AB, FSP and FT train before the student's own training begins."""
+"""The pre-training stage of AB, FSP and FT, before the student's own training."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class StageOptions(WeightedOptions):
     """Options of a method with a pre-training stage.
 
     Attributes:
-        stage_epochs: its epochs; default: an eighth of the student's, 30 of the published 240.
-        stage_lr: its learning rate, constant; default: the student's first.
+        stage_epochs: epochs of the stage; default: an eighth of the student's (30 of the published 240).
+        stage_lr: constant learning rate of the stage; default: the student's first.
     """
 
     stage_epochs: int | None = None
@@ -36,9 +36,9 @@ class Stage:
     """One pre-training stage.
 
     Attributes:
-        loss: from the features of both networks (the teacher's without gradient) to a scalar.
+        loss: maps the student's features and the teacher's, which carry no gradient, to a scalar.
         modules: the method's own modules that are trained.
-        trains_student: train everything of the student but its head; the rest of it stays in eval mode.
+        trains_student: train all of the student but its head, which stays in eval mode.
         preact: the features are taken before their activation.
     """
 
@@ -49,18 +49,18 @@ class Stage:
 
 
 def feature_modules(student: nn.Module) -> list[nn.Module]:
-    """The parts of a network that make its features: all of it but its head, where it says which that is.
+    """The submodules of a network that make its features: all but `student.head`, if it has one.
 
-    A part that the head is in, as a `Tapped` student's network is, is taken apart.
+    A submodule that contains the head, such as the network in a `Tapped`, is replaced by its children.
     """
-    return _parts(student, getattr(student, "head", None))
+    return _without_head(student, getattr(student, "head", None))
 
 
-def _parts(module: nn.Module, head: nn.Module | None) -> list[nn.Module]:
+def _without_head(module: nn.Module, head: nn.Module | None) -> list[nn.Module]:
     result: list[nn.Module] = []
     for child in module.children():
         if all(m is not head for m in child.modules()):
             result.append(child)
         elif child is not head:
-            result += _parts(child, head)
+            result += _without_head(child, head)
     return result

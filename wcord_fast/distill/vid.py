@@ -1,6 +1,7 @@
 """Variational information distillation (Ahn et al. 2019): the teacher's stages are Gaussian given the student's.
 
-Per stage of feats[1:-1] a regressor of three 1x1 convolutions predicts the mean, one parameter a channel's variance.
+In each stage of feats[1:-1], a regressor of three 1x1 convolutions predicts the mean; each channel's variance is a
+parameter.
 """
 
 from __future__ import annotations

@@ -35,16 +35,16 @@ class WCoRDOptions(Presets, WCoRDLossOptions, Options):
     """Options of "wcord", "gckt" (lambda_lckt 0) and "lckt" (lambda_gckt 0).
 
     Attributes:
-        preset: values of the options that are not given: "paper", which are the defaults, or "tuned", the best that was
-            measured on a small budget; default: "paper", until the measurements separate the two.
+        preset: values of the options that are not given: "paper" (the defaults) or "tuned" (the best that was measured
+            on a small budget); default: "paper", until the measurements separate the two.
         num_negatives: negatives per anchor, or "all"; default min(16384, training images // 3).
-        z: normalising constant from the "first" batch, a moving average ("ema"), or from the first batch and once more
+        z: normalising constant: from the "first" batch, a moving average ("ema"), or from the first batch and again
             from the first one after the "ramp" of the global term.
-        ramp_gckt: the global term's weight grows from 0 over so many epochs, or below 1 over that part of all epochs;
-            0: it is constant.
-        ramp_lckt: the same for the local term.
-        init_banks: fill the banks with the features of both networks before training, by one pass over the training
-            images as they are; without it they begin as noise.
+        ramp_gckt: epochs over which the global term's weight grows from 0; below 1, the fraction of all epochs; 0: the
+            weight is constant.
+        ramp_lckt: epochs over which the local term's weight grows, as ramp_gckt.
+        init_banks: before training, fill the banks with the features of both networks by one pass over the training
+            images without augmentation; otherwise banks start as noise.
     """
 
     presets: ClassVar = PRESETS
@@ -112,12 +112,12 @@ class WCoRD(Method):
 
     def own_loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> Loss:
         value: Tensor = self.wcord(student.feats[-1], teacher.feats[-1], batch.index)
-        return Loss(value, {name: self.wcord.terms[name] for name in self._weighted()})
+        return Loss(value, {name: self.wcord.terms[name] for name in self._weighted_names()})
 
     def own_parts(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = self.wcord.weighted_terms(student.feats[-1], teacher.feats[-1], batch.index)
-        return {name: terms[name] for name in self._weighted()}
+        return {name: terms[name] for name in self._weighted_names()}
 
-    def _weighted(self) -> tuple[str, ...]:
+    def _weighted_names(self) -> tuple[str, ...]:
         weights = {"gckt": self.wcord.lambda_gckt, "lckt": self.wcord.lambda_lckt}
         return tuple(name for name, weight in weights.items() if weight)

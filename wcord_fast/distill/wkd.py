@@ -1,20 +1,20 @@
 """WKD-L: transport between the class probabilities (Lv, Yang, Li: NeurIPS 2024, section 2.1).
 
-With p and q the softmaxes at temperature T of the teacher's and the student's logits of all classes but the image's
-own class y, the transport term is, up to a constant,
+Let p and q be the softmaxes at temperature T of the teacher's and the student's logits for all classes but the image's
+own class y. The transport term is, up to a constant,
 
     min over plans P with row sums p and column sums q of  <P, C> + eps * sum P log P,    C = 1 - exp(-sharpen * d),
 
-d being 1 - CKA of the teacher's features of two classes (`class_cost`), and the target term is
+where d is 1 - CKA of the teacher's features of two classes (`class_cost`). The target term is
 -softmax(teacher)_y log softmax(student)_y at T = 1. The objective is CE + target + weight * transport; from 150 of 240
 epochs on, `weight` falls to 0 along half a cosine.
 
-Defaults are a public configuration of resnet32x4-resnet8x4 on CIFAR-100; that of wrn_40_2-ShuffleV1 has weight 200
-and temperature 6. The public code returns <P, C> alone and its gradient through 10 unrolled iterations. Here the
-gradient is that of the problem's minimum, in closed form: it is shorter at equal weight, and the two directions agree
-only where student and teacher are far apart. The public code also adds 1e-8 to costs and to sums, changes the weight by
-epochs where here it changes by batches, and takes the teacher's logits or last maps for its class features where here,
-as in the paper, it is the penultimate features.
+Defaults are the public configuration for resnet32x4-resnet8x4 on CIFAR-100; the one for wrn_40_2-ShuffleV1 has weight
+200 and temperature 6. The public code returns <P, C> alone and its gradient through 10 unrolled iterations. Here the
+gradient is that of the problem's minimum, in closed form: it is shorter at equal weight, and points the same way only
+where student and teacher are far apart. The public code also adds 1e-8 to costs and sums, changes the weight once per
+epoch (here in each batch), and takes the teacher's logits or last maps as class features (here, as in the paper, its
+penultimate features).
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ class WKDOptions(Options):
 
     Attributes:
         weight: weight of the transport between the classes other than the image's.
-        target_weight: weight of the term of the image's class.
-        temperature: of the softmaxes that transport is between.
+        target_weight: weight of the target term.
+        temperature: temperature of the softmaxes in the transport term.
         eps: regularisation of the transport.
-        iters: its iterations.
+        iters: iterations of the transport.
         sharpen: the cost is 1 - exp(-sharpen * distance); 0: the distance itself.
-        cost: a file with the distances between classes, [classes, classes], of NumPy (.npy) or `torch.save`; default: 1
-            - CKA of the teacher's features, by one pass over the training images as they are.
-        class_images: images of a class that CKA looks at; default: as many as the smallest class has.
-        decay: part of the epochs after which the weight of the transport falls to 0; 1: never.
+        cost: a file of NumPy (.npy) or `torch.save` with the distances between classes, [classes, classes]; default: 1
+            - CKA of the teacher's features, from one pass over the training images without augmentation.
+        class_images: images per class that CKA compares; default: as many as the smallest class has.
+        decay: fraction of the epochs after which the transport's weight falls to 0; 1: never.
     """
 
     weight: float = option(600.0, checks.non_negative)
@@ -69,7 +69,7 @@ class WKD(Method):
 
     options: WKDOptions
     cost: Tensor  # [classes, classes]
-    _slots: Tensor  # int64 [num_data], rows of `_features`; -1: not looked at
+    _slots: Tensor  # int64 [num_data], rows of `_features`; -1: unused
 
     def __init__(self, pair: Pair, options: WKDOptions) -> None:
         super().__init__(pair, options)
@@ -94,9 +94,9 @@ class WKD(Method):
         else:
             self.register_buffer("cost", self._sharpened(read_distance(options.cost, classes)))
         self._cost_known = options.cost is not None
-        self.register_load_state_dict_post_hook(WKD._loaded)
+        self.register_load_state_dict_post_hook(WKD._after_load)
 
-    def _loaded(self, _) -> None:
+    def _after_load(self, _) -> None:
         self._cost_known = bool(self.cost.isfinite().all())
 
     def _sharpened(self, distance: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ class WKD(Method):
         if features is None:
             raise RuntimeError("wkd: banks_filled() was called before fill_banks()")
         if ranks().world > 1:
-            dist.all_reduce(features)  # every image is one rank's, the others hold 0
+            dist.all_reduce(features)  # each row is filled on one rank and 0 on the others
         distance = cka_distance(features.view(len(self.cost), self._class_images, -1))
         self.cost.copy_(self._sharpened(distance))
         self._cost_known = True
@@ -147,28 +147,30 @@ class WKD(Method):
 
 
 def target_term(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-    """Batch mean of -softmax(teacher)_y log softmax(student)_y, of logits [B, C] and classes y [B]."""
-    log_s, log_t = (z.to(_wide(z)).log_softmax(1).gather(1, labels[:, None]) for z in (student, teacher))
+    """Batch mean of -softmax(teacher)_y log softmax(student)_y for logits [B, C] and labels y [B]."""
+    log_s, log_t = (z.to(_compute_dtype(z)).log_softmax(1).gather(1, labels[:, None]) for z in (student, teacher))
     return -(log_t.exp() * log_s).mean()
 
 
 def class_transport(
     student: Tensor, teacher: Tensor, labels: Tensor, cost: Tensor, temperature: float, eps: float, iters: int
 ) -> Tensor:
-    """Batch mean of min <P, C> + eps sum P log P between the softmaxes of the logits [B, C] without the classes [B].
+    """Batch mean of min <P, C> + eps sum P log P between the softmaxes of the logits [B, C] without the labels [B].
 
-    Twice eps times the entropy of p, which is no function of the student, is added, so that q = p has no negative
-    value. In fp32, or fp64 for fp64 logits; the gradient is that of the minimum.
+    The constant 2 eps H(p), with p's entropy H(p), is added, so that the value is not negative at q = p. It is computed
+    in fp32, or fp64 for fp64 logits. The gradient is that of the minimum.
     """
-    dtype = _wide(student)
-    own = nnf.one_hot(labels, student.shape[1]).bool()
-    log_s, log_t = ((z.to(dtype) / temperature).masked_fill(own, -torch.inf).log_softmax(1) for z in (student, teacher))
+    dtype = _compute_dtype(student)
+    is_target = nnf.one_hot(labels, student.shape[1]).bool()
+    log_s, log_t = (
+        (z.to(dtype) / temperature).masked_fill(is_target, -torch.inf).log_softmax(1) for z in (student, teacher)
+    )
     p, q = log_t.exp(), log_s.exp()
-    divergent = F.ot_cost_from_matrix(cost.to(dtype), p, q, eps=eps, iters=iters, value="dual")
+    transport = F.ot_cost_from_matrix(cost.to(dtype), p, q, eps=eps, iters=iters, value="dual")
     # "dual" is <P, C> + eps KL(P || p q), and sum P log P = KL(P || p q) + sum p log p + sum q log q.
-    log_s, log_t = (log.masked_fill(own, 0) for log in (log_s, log_t))
-    return (divergent + eps * ((q * log_s).sum(1) - (p * log_t).sum(1))).mean()
+    log_s, log_t = (log.masked_fill(is_target, 0) for log in (log_s, log_t))
+    return (transport + eps * ((q * log_s).sum(1) - (p * log_t).sum(1))).mean()
 
 
-def _wide(logits: Tensor) -> torch.dtype:
+def _compute_dtype(logits: Tensor) -> torch.dtype:
     return torch.promote_types(logits.dtype, torch.float32)

@@ -1,18 +1,17 @@
 """WKD-F: Wasserstein distance of Gaussians between feature maps (Lv, Yang, Li: NeurIPS 2024, section 2.2).
 
 The positions of one image's map [C, H, W], feats[-2] by default, are samples of a Gaussian with mean mu [C] and
-covariance S. Between the student's map, brought to the teacher's shape by a convolution (`ConvRegressor`), and the
-teacher's:
+covariance S. A convolution (`ConvRegressor`) brings the student's map to the teacher's shape. The distance is
 
     mean_ratio * |mu_s - mu_t|^2 + D,    D = |sd_s - sd_t|^2 (diagonal covariance, sd = sqrt(var + 1e-5)), or
                                          D = tr S_s + tr S_t - 2 tr (S_s^1/2 S_t S_s^1/2)^1/2 (full covariance),
 
-averaged over images and over the cells of a `grid` that the maps are cut into. With A and B [C, n] the centred
+averaged over images and the cells of a `grid` on the maps. With A and B [C, n] the centred
 positions over sqrt(n - 1), the last trace is the nuclear norm of A'B. The objective is CE + weight * distance; from 150
 of 240 epochs on, `weight` falls to 0 along half a cosine.
 
-Defaults are a public configuration of resnet32x4-resnet8x4 on CIFAR-100. The public code knows the diagonal only, and
-changes the weight by epochs where here it changes by batches.
+Defaults are the public configuration for resnet32x4-resnet8x4 on CIFAR-100. The public code has the diagonal only, and
+changes the weight once per epoch (here in each batch).
 """
 
 from __future__ import annotations
@@ -41,11 +40,11 @@ class WKDFOptions(WeightedOptions):
 
     Attributes:
         weight: weight of the distance.
-        covariance: of the Gaussians.
+        covariance: covariance matrices of the Gaussians.
         mean_ratio: weight of the means in the distance.
         grid: the maps are cut into grid x grid cells, each with Gaussians of its own.
         layer: number of the feature that is compared, counted from the end, the penultimate vector being 1.
-        decay: part of the epochs after which the weight falls to 0; 1: never.
+        decay: fraction of the epochs after which the weight falls to 0; 1: never.
     """
 
     weight: float = 0.08
@@ -64,9 +63,9 @@ class WKDF(WeightedTerm):
 
     def __init__(self, pair: Pair, options: WKDFOptions) -> None:
         super().__init__(pair, options)
-        least = min(len(pair.student_shapes), len(pair.teacher_shapes))
-        if options.layer > least:
-            raise ValueError(f"layer: expected a feature that both networks have, 2 .. {least}, got {options.layer}")
+        shared = min(len(pair.student_shapes), len(pair.teacher_shapes))
+        if options.layer > shared:
+            raise ValueError(f"layer: expected a feature that both networks have, 2 .. {shared}, got {options.layer}")
         shapes = (pair.student_shapes[-options.layer], pair.teacher_shapes[-options.layer])
         require_maps("wkd_f", shapes)
         height, width = shapes[1][1:]
@@ -99,19 +98,19 @@ class WKDF(WeightedTerm):
 
 
 def cells(maps: Tensor, grid: int) -> list[Tensor]:
-    """The positions [B, C, n] of every cell of maps [B, C, H, W], cut as by adaptive pooling."""
+    """The positions [B, C, n] in every cell of maps [B, C, H, W], cut as in adaptive pooling."""
     rows, columns = ([(i * n // grid, -(-(i + 1) * n // grid)) for i in range(grid)] for n in maps.shape[2:])
     return [maps[:, :, r0:r1, c0:c1].flatten(2) for r0, r1 in rows for c0, c1 in columns]
 
 
 def diagonal_distance(s: Tensor, t: Tensor, mean_ratio: float) -> Tensor:
-    """[B], of positions [B, C, n]."""
+    """Distances [B] between Gaussians with diagonal covariances, from positions [B, C, n]."""
     sd_s, sd_t = ((x.var(2) + VARIANCE).sqrt() for x in (s, t))
     return mean_ratio * (s.mean(2) - t.mean(2)).square().sum(1) + (sd_s - sd_t).square().sum(1)
 
 
 def full_distance(s: Tensor, t: Tensor, mean_ratio: float) -> Tensor:
-    """[B], of positions [B, C, n]; no covariance matrix is made."""
+    """Distances [B] between Gaussians with full covariances, from positions [B, C, n]; no covariance matrix is made."""
     mean_s, mean_t = s.mean(2, keepdim=True), t.mean(2, keepdim=True)
     scale = (s.shape[2] - 1) ** -0.5
     a, b = (s - mean_s) * scale, (t - mean_t) * scale
@@ -120,11 +119,11 @@ def full_distance(s: Tensor, t: Tensor, mean_ratio: float) -> Tensor:
 
 
 def _nuclear(a: Tensor, b: Tensor) -> Tensor:
-    """Nuclear norm [B] of a'b for a, b [B, C, n]: <a'b, W> for the W that is largest, which has the norm's gradient."""
+    """Nuclear norm [B] of a'b for a, b [B, C, n], as <a'b, W> with a fixed maximiser W, which gives the gradient."""
     with torch.no_grad():
         q_a, r_a = torch.linalg.qr(a.mT)  # [B, n, k], [B, k, C], k = min(n, C)
         q_b, r_b = torch.linalg.qr(b.mT)
         u, sigma, v = torch.linalg.svd(r_a @ r_b.mT)
         small = sigma.amax(1, keepdim=True) * (sigma.shape[1] * torch.finfo(a.dtype).eps)
-        w = q_a @ ((u * (sigma > small).unsqueeze(1)) @ v) @ q_b.mT  # nothing where the rank is lost
+        w = q_a @ ((u * (sigma > small).unsqueeze(1)) @ v) @ q_b.mT  # null directions are left out
     return ((a @ w) * b).sum((1, 2))

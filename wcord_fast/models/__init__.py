@@ -5,12 +5,12 @@
     logits = net(x)                                        # x [B, C, H, W], H and W at least 8 (inception_v3: 75)
     features, logits = net(x, return_features=True)        # features [f0, ..., fk]
 
-`features[-1]` is the flat penultimate vector [B, net.feature_dim] (what WCoRD and CRD take), `features[1:-1]`
-the stage outputs [B, C_i, H_i, W_i], `features[0]` the stem's output. With `preact=True` the stage outputs
-are taken before their activation. State-dict keys are those of RepDistiller's models; `load_weights` finds
-the weights in any program's checkpoint. `Tapped(any_network, features=[...])` makes any other network look like these;
-`with_features(any_network, images)` finds its stages by itself. A network of your own by name:
-`models.register`, or the dotted path of what makes it.
+`features[-1]` is the flat penultimate vector [B, net.feature_dim], the input of WCoRD and CRD; `features[1:-1]` are the
+stage outputs [B, C_i, H_i, W_i], `features[0]` is the stem's output. With `preact=True` the stage outputs are taken
+before their activation. State-dict keys are those of RepDistiller's models; `load_weights` finds the weights in any
+program's checkpoint. `Tapped(any_network, features=[...])` gives any other network this interface;
+`with_features(any_network, images)` finds its stages by itself. A network of your own is named by `models.register`, or
+by the dotted path of the function or class that makes it.
 """
 
 from .base import FeatureNet

@@ -17,7 +17,7 @@ class FeatureNet(nn.Module):
 
     Attributes:
         HEAD: path of the last linear, which is part of the published state-dict keys.
-        least_size: the smallest height and width that it takes.
+        least_size: the smallest height and width that the network takes.
         num_classes: width of the logits.
         in_channels: channels of the input images.
         feature_dim: width of the penultimate vector, `features[-1]`.
@@ -75,7 +75,7 @@ def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
 
 
 def init_convolutions(net: nn.Module) -> None:
-    """He's normal initialisation of every convolution, by fan-out; batch norms are the identity anyway."""
+    """He's normal initialisation by fan-out for every convolution; batch norms start as the identity."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

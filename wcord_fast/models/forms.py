@@ -1,4 +1,4 @@
-"""Features from module outputs: transformers give tokens, some networks maps with the channels last."""
+"""Conversion of module outputs to features: transformers return tokens, some networks maps with channels last."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ FORMS = ("map", "class", "mean", "nhwc")
 
 
 class Tap(NamedTuple):
-    """A feature: a module's name, and the form in which its output is taken.
+    """A feature: a module's name, and the form to which its output is converted.
 
     Attributes:
-        module: as in `network.named_modules()`.
-        form: "": as it is. Of tokens [B, T, D]: "map" [B, D, h, w], "class" (the first token, [B, D]) or "mean" (of the
-            tokens of the map, [B, D]). Of maps [B, H, W, C]: "nhwc" [B, C, H, W].
-        extra: tokens before those of the map (class token, registers); None: as few as leave a map of the image's
-            aspect ratio.
+        module: name in `network.named_modules()`.
+        form: "": unchanged. For tokens [B, T, D]: "map" [B, D, h, w], "class" (the first token, [B, D]) or "mean" (over
+            the tokens of the map, [B, D]). For maps [B, H, W, C]: "nhwc" [B, C, H, W].
+        extra: number of tokens before those of the map (class token, registers); None: the fewest that leave a map of
+            the image's aspect ratio.
     """
 
     module: str
     form: str = ""
     extra: int | None = None
 
-    def take(self, output: Tensor, height: int, width: int) -> Tensor:
-        """`output` in this form.
+    def convert(self, output: Tensor, height: int, width: int) -> Tensor:
+        """The module's `output` in this form.
 
         Args:
-            output: of the module.
-            height, width: of the images that the network saw.
+            output: output of the module.
+            height, width: size of the network's input images.
         Raises:
             ValueError: an output of another shape, or tokens of which no map of that aspect ratio can be made.
         """
@@ -38,8 +38,8 @@ class Tap(NamedTuple):
             return output
         dims = 4 if self.form == "nhwc" else 3
         if output.dim() != dims:
-            wanted = "[B, H, W, C]" if dims == 4 else "[B, T, D]"
-            raise ValueError(f"features: expected {self.module!r} to give {wanted}, got {list(output.shape)}")
+            expected = "[B, H, W, C]" if dims == 4 else "[B, T, D]"
+            raise ValueError(f"features: expected {self.module!r} to give {expected}, got {list(output.shape)}")
         if self.form == "nhwc":
             return output.permute(0, 3, 1, 2)
         if self.form == "class":
@@ -49,11 +49,11 @@ class Tap(NamedTuple):
         return tokens.mean(1) if self.form == "mean" else tokens.transpose(1, 2).unflatten(2, (h, w))
 
 
-def tap(text: str) -> Tap:
-    """The tap that `text` names: "layer1", or with a form "blocks.2:map", "blocks.2:map5" (five extra tokens), ...
+def parse_tap(text: str) -> Tap:
+    """The tap in `text`: "layer1", or with a form "blocks.2:map", "blocks.2:map5" (five extra tokens), ...
 
     Raises:
-        ValueError: another form.
+        ValueError: an unknown form.
     """
     module, colon, form = text.partition(":")
     match = re.fullmatch(r"(map|mean)(\d+)", form)
@@ -65,19 +65,19 @@ def tap(text: str) -> Tap:
 
 
 def grid(tokens: int, height: int, width: int, extra: int | None = None, name: str = "tokens") -> tuple[int, int]:
-    """Rows and columns of the map that `tokens` tokens of an image of `height` x `width` make.
+    """Rows and columns of the map that `tokens` tokens make for an image of `height` x `width`.
 
     Args:
-        tokens: their number, the extra ones included.
+        tokens: number of tokens, the extra ones included.
         extra: see `Tap`.
-        name: of the module, for the message.
+        name: name of the module, for the message.
     Raises:
-        ValueError: they make no such map.
+        ValueError: the tokens make no map of that aspect ratio.
     """
-    tried = range(tokens) if extra is None else (extra,)
-    for slack in (1, max(height, width)):  # first the images' very aspect ratio, then up to a token
-        for before in tried:
-            count = tokens - before
+    extras = range(tokens) if extra is None else (extra,)
+    for slack in (1, max(height, width)):  # first exactly the image's aspect ratio, then up to a token
+        for skipped in extras:
+            count = tokens - skipped
             rows = round((count * height / width) ** 0.5) if count > 0 else 0
             if rows and count % rows == 0 and abs(rows * width - count // rows * height) < slack:
                 return rows, count // rows

@@ -1,4 +1,4 @@
-"""A trained network in a folder in the manner of Hugging Face: weights, configuration, card."""
+"""A trained network in a folder of Hugging Face's layout: weights, configuration, card."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def config_of(
     """The configuration of a network.
 
     Args:
-        architecture: its name for `models.create`; of one that comes from such a folder, that folder's.
-        classes: names in the order of the logits.
-        shape: [C, H, W] of the images it is trained on.
-        mean, std: per channel, by which its images are normalised, of pixels in [0, 1].
+        architecture: its name for `models.create`; for "hf-folder:FOLDER", the name in that folder is written.
+        classes: class names in the order of the logits.
+        shape: [C, H, W] of the training images.
+        mean, std: normalisation of its images per channel, for pixels in [0, 1].
     """
     if is_folder_name(architecture):
         architecture = read_config(architecture)["architecture"]
@@ -98,16 +98,17 @@ def create(
         name: "hf-folder:FOLDER".
         num_classes, in_channels: None, or those of the network.
         make: `models.create`.
-        mean, std: as of `models.create`; default: the folder's.
-        **options: of `make`.
+        mean, std: see `models.create`; default: the folder's.
+        **options: options of `make`.
     Raises:
-        ValueError: other classes or channels; no such folder; weights that do not fit, or cannot be read.
+        ValueError: num_classes or in_channels differ from the folder's; no such folder; weights that do not fit or
+            cannot be read.
     """
     config = read_config(name)
     classes, channels = len(config["id2label"]), config["num_channels"]
-    for option, given, own_value in (("num_classes", num_classes, classes), ("in_channels", in_channels, channels)):
-        if given is not None and given != own_value:
-            raise ValueError(f"{option}: expected {own_value}, which {name!r} has, got {given}")
+    for option, given, stored in (("num_classes", num_classes, classes), ("in_channels", in_channels, channels)):
+        if given is not None and given != stored:
+            raise ValueError(f"{option}: expected {stored}, which {name!r} has, got {given}")
     network = make(
         config["architecture"],
         classes,

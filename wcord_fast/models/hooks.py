@@ -1,4 +1,4 @@
-"""Forward hooks that are on a network during one call of it, and gone afterwards."""
+"""Forward hooks that a network has during one call only."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import Any
 import torch
 from torch import nn
 
-KEY = -1  # of a hook in a module's dict while a compiler traces; PyTorch's own count from 0
+KEY = -1  # key of a hook while a compiler traces; PyTorch's own keys count from 0
 
 After = dict[nn.Module, Callable[..., None]]  # module -> hook(module, inputs, output)
 Before = dict[nn.Module, Callable[..., None]]  # module -> hook(module, args, kwargs)
 
-_registering = threading.Lock()  # PyTorch numbers hooks by a counter that two threads could read at once
+_registration_lock = threading.Lock()  # PyTorch numbers hooks by a counter that two threads could read at once
 
 
 @contextmanager
 def hooked(after: After, before: Before) -> Iterator[None]:
-    """The hooks on their modules inside, last among each module's hooks: they see what the network sees."""
-    with _registering:
+    """Register the hooks inside the context, last on each module, so that they get the values that the network uses."""
+    with _registration_lock:
         handles = [module.register_forward_hook(hook) for module, hook in after.items()]
         handles += [module.register_forward_pre_hook(hook, with_kwargs=True) for module, hook in before.items()]
     try:
         yield
     finally:
-        with _registering:
+        with _registration_lock:
             for handle in handles:
                 handle.remove()
 
@@ -38,21 +38,21 @@ def call(network: nn.Module, x: Any, after: After, before: Before) -> Any:
     if not torch.compiler.is_compiling():
         with hooked(after, before):
             return network(x)
-    # A compiler can trace neither PyTorch's registration nor an assignment in its dicts, but that of other dicts.
+    # A compiler can trace neither PyTorch's registration nor a change of its dicts, but a replacement of them.
     saved = []
     for module, hook in after.items():
         saved.append((module, "_forward_hooks", module._forward_hooks))
-        module._forward_hooks = _with(module._forward_hooks, hook)
+        module._forward_hooks = _with_hook(module._forward_hooks, hook)
     for module, hook in before.items():
         for name, value in (("_forward_pre_hooks", hook), ("_forward_pre_hooks_with_kwargs", True)):
             saved.append((module, name, getattr(module, name)))
-            setattr(module, name, _with(getattr(module, name), value))
+            setattr(module, name, _with_hook(getattr(module, name), value))
     try:
         return network(x)
     finally:
         for module, name, hooks in saved:
-            setattr(module, name, hooks or OrderedDict())  # of an empty one a compiler would leave a plain dict
+            setattr(module, name, hooks or OrderedDict())  # a compiler would leave a plain dict for an empty one
 
 
-def _with(hooks: dict[int, Any], value: Any) -> Any:
+def _with_hook(hooks: dict[int, Any], value: Any) -> Any:
     return {**hooks, KEY: value}

@@ -47,17 +47,17 @@ class ImageNetResNet(FeatureNet):
         x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
         taps = [x]
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            *head, last = stage.children()
-            for block in head:
+            *earlier, last = stage.children()
+            for block in earlier:
                 x = block(x)
-            before = _pre_activation(last, x)
-            x = F.relu(before)
-            taps.append(before if preact else x)
+            preact_output = _pre_activation(last, x)
+            x = F.relu(preact_output)
+            taps.append(preact_output if preact else x)
         return [*taps, global_pool(x)]
 
 
 class InceptionV3(FeatureNet):
-    """Inception-v3 (Szegedy et al. 2016), made for 299x299 images; at least 75x75.
+    """Inception-v3 (Szegedy et al. 2016), made for 299x299 images; the least size is 75x75.
 
     Features: f0 the stem's output [B, 192, 35, 35], f1 .. f3 the last blocks of its three resolutions, Mixed_5d
     [B, 288, 35, 35], Mixed_6e [B, 768, 17, 17] and Mixed_7c [B, 2048, 8, 8], f4 [B, 2048] (without dropout). Every
@@ -102,10 +102,10 @@ class InceptionV3(FeatureNet):
         return self.head(self.dropout(vector))
 
 
-def _adopt(own: nn.Module, network: nn.Module) -> None:
-    """Move the layers of `network` to `own`, under their names."""
+def _adopt(target: nn.Module, network: nn.Module) -> None:
+    """Move the layers of `network` to `target`, under their names."""
     for name, child in network.named_children():
-        own.add_module(name, child)
+        target.add_module(name, child)
 
 
 def _pre_activation(block: nn.Module, x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from .stages import with_features
 Maker = TypeVar("Maker", bound=Callable[..., nn.Module])
 
 MAKERS: dict[str, Callable[..., nn.Module]] = {}
-IMAGES, DEFAULT_SIZE = 3, (64, 64)  # those by which the stages of a network without features are found
+IMAGES, DEFAULT_SIZE = 3, (64, 64)  # random images that show the stages of a network without features
 
 
 def register(name: str) -> Callable[[Maker], Maker]:
@@ -26,13 +26,14 @@ def register(name: str) -> Callable[[Maker], Maker]:
 
     The command finds it by its dotted path: `wcord-fast distill --student my_package.my_module.small`.
 
-    A network that answers `net(images, return_features=True)` with (features, logits) is taken as it is. Any other is
-    looked at by `models.with_features`.
+    A network whose `net(images, return_features=True)` returns (features, logits) is used unchanged. The stages of any
+    other are found by `models.with_features`.
 
     Args:
         name: lower-case letters, digits and "_".
     Raises:
-        ValueError: a name that is taken, or is no name; TypeError: nothing that can be called.
+        ValueError: the name is taken or malformed.
+        TypeError: the decorated object cannot be called.
     """
 
     def decorate(make: Maker) -> Maker:
@@ -40,9 +41,9 @@ def register(name: str) -> Callable[[Maker], Maker]:
             raise ValueError(f"name: expected lower-case letters, digits and '_', got {name!r}")
         if not callable(make):
             raise TypeError(f"{name}: expected a function or class that makes a network, got {make!r}")
-        known = MAKERS.get(name)
-        if known is not None and qualified(known) != qualified(make):  # a module that is loaded again is welcome
-            raise ValueError(f"name: {name!r} is taken by {qualified(known)}")
+        present = MAKERS.get(name)
+        if present is not None and qualified(present) != qualified(make):  # a reloaded module replaces its own
+            raise ValueError(f"name: {name!r} is taken by {qualified(present)}")
         MAKERS[name] = make
         return make
 
@@ -53,7 +54,7 @@ def maker(name: str) -> Callable[..., nn.Module] | None:
     """The function that makes the network of a registered name or dotted path; None for any other name.
 
     Raises:
-        ValueError: nothing that can be called is at the dotted path.
+        ValueError: the dotted path leads to nothing that can be called.
     """
     if name not in MAKERS and "." in name.partition(":")[0]:  # a library's prefix has no dot
         MAKERS[name] = resolve("name", name)
@@ -69,10 +70,11 @@ def create(
     features: str | Sequence[str] = (),
     **options: Any,
 ) -> Any:
-    """The network that `make(num_classes=..., in_channels=..., **options)` gives, with features.
+    """The network that `make(num_classes=..., in_channels=..., **options)` returns, with features.
 
     Raises:
-        TypeError: it gives none; ValueError: no stages are found.
+        TypeError: `make` returns no module.
+        ValueError: no stages are found.
     """
     network = make(num_classes=num_classes, in_channels=in_channels, **options)
     if not isinstance(network, nn.Module):

@@ -1,4 +1,4 @@
-"""Images as one program normalises them, as a network of another wants them."""
+"""Conversion of images from one program's normalisation to that of another program's network."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation
 
 
 class Prepare(nn.Module):
-    """Scales, resizes and colours a batch of images for a network of three channels. It has no parameters.
+    """Normalises and resizes a batch of images for a network of three channels. It has no parameters.
 
     Args:
-        mean, std: per channel, by which the network wants pixels in [0, 1] normalised.
-        size: height and width that the network sees; None: the images' own, but at least `least`.
+        mean, std: the network's normalisation per channel, for pixels in [0, 1].
+        size: height and width of the network's input; None: the images' own, but at least `least`.
         least: smaller images are enlarged to this height and width.
-        channels: of the images: 3, or 1 (grey, which becomes three equal channels).
-        given_mean, given_std: per channel, by which the images are normalised already; None: as the network wants.
+        channels: channels of the images: 3, or 1 (grey, which becomes three equal channels).
+        given_mean, given_std: the normalisation that the images have already; None: the network's.
     Raises:
-        ValueError: other channels; statistics of another number of channels.
+        ValueError: another number of channels, in the images or in given_mean and given_std.
     """
 
     scale: Tensor  # float32 [1 or 3, 1, 1]
@@ -42,26 +42,26 @@ class Prepare(nn.Module):
             raise ValueError(f"in_channels: expected 3, or 1 for grey images, got {channels}")
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         self.size, self.least, self.channels = size, least, channels
-        wanted = [torch.tensor(values, dtype=torch.float64) for values in (self.mean, self.std)]
-        given = wanted
+        target = [torch.tensor(values, dtype=torch.float64) for values in (self.mean, self.std)]
+        given = target
         if given_mean is not None and given_std is not None:
             if len(given_mean) != channels or len(given_std) != channels:
                 raise ValueError(f"mean, std: expected {channels} numbers each, got {given_mean} and {given_std}")
             given = [torch.tensor(values, dtype=torch.float64) for values in (given_mean, given_std)]
-        scale, shift = given[1] / wanted[1], (given[0] - wanted[0]) / wanted[1]
-        self.same = given is wanted
+        scale, shift = given[1] / target[1], (given[0] - target[0]) / target[1]
+        self.normalised = given is target
         self.register_buffer("scale", scale.float()[:, None, None], persistent=False)
         self.register_buffer("shift", shift.float()[:, None, None], persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [B, 3, size, size] of images [B, channels, H, W]."""
+        """Images [B, channels, H, W] -> [B, 3, size, size]."""
         height, width = images.shape[-2:]
         size = (self.size, self.size) if self.size else (max(height, self.least), max(width, self.least))
         if size != (height, width):
             images = F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
         if self.channels == 1:
             images = images.expand(-1, 3, -1, -1)
-        return images if self.same else images * self.scale + self.shift
+        return images if self.normalised else images * self.scale + self.shift
 
     def extra_repr(self) -> str:
         return f"mean={self.mean}, std={self.std}, size={self.size}, channels={self.channels}"

@@ -35,9 +35,9 @@ def create(
 
         models.create("resnet8x4")                                      # of this package
         models.create("timm:convnext_tiny", 10, pretrained=True)        # of a library, which must be installed
-        models.create("torchvision:resnet50@64")                        # which sees its images at 64x64 pixels
+        models.create("torchvision:resnet50@64")                        # which resizes images to 64x64 pixels
         models.create("hf:facebook/dinov2-small")                       # a repository or a folder; or "hf:vit"
-        models.create("hf-folder:runs/exported")                        # trained: of `wcord-fast export --format hf`
+        models.create("hf-folder:runs/exported")                        # trained, from `wcord-fast export --format hf`
         models.create("my_package.my_module.small")                     # a function or class of your own
 
     A library's network preprocesses its images, see `models.LibraryNetwork`. It resizes them to the size after "@".
@@ -51,12 +51,12 @@ def create(
         num_classes: width of the logits; default 100, or the width that the network in a "hf-folder:" has.
         pretrained: load the library's weights, from its cache or by a download. The classifier's weights are loaded
             only if their number of classes is `num_classes`.
-        features: of a library's network: the taps, see `Tapped`; default: stem and stages.
-        mean, std: per channel, of the normalisation of the images that the network will get. A library's network
-            converts it to its own; None: the images have that already. Other networks ignore both.
-        image_size: for a user's network that returns no features: height and width of the images with which its stages
-            are found; default 64x64.
-        **options: `in_channels` (default 3; a library's network takes 3, or 1 for grey images); of wide ResNets also
+        features: the taps of a library's network, see `Tapped`; default: stem and stages.
+        mean, std: normalisation per channel of the images that the network will get. A library's network converts it to
+            its own; None: the images have its own already. Other networks ignore both.
+        image_size: height and width of the images that show the stages of a user's network without features; default
+            64x64.
+        **options: `in_channels` (default 3; a library's network takes 3, or 1 for grey images); for wide ResNets also
             `dropout`.
 
     Raises:
@@ -68,15 +68,15 @@ def create(
     if not isinstance(name, str):
         raise TypeError(f"name: expected a str, got {type(name).__name__}")
     if hf_folder.is_folder_name(name):
-        given: dict[str, Any] = {"features": features, "mean": mean, "std": std, "image_size": image_size}
-        return hf_folder.create(name, num_classes, create, **given, **options)
+        settings: dict[str, Any] = {"features": features, "mean": mean, "std": std, "image_size": image_size}
+        return hf_folder.create(name, num_classes, create, **settings, **options)
     num_classes = 100 if num_classes is None else num_classes
     make = own.maker(name)
     if make is not None:
         return own.create(make, num_classes, image_size=image_size, features=features, **options)
     if is_library_name(name):
-        theirs: dict[str, Any] = {"pretrained": pretrained, "features": features, "mean": mean, "std": std}
-        return libraries.create(name, num_classes, **theirs, **options)
+        settings = {"pretrained": pretrained, "features": features, "mean": mean, "std": std}
+        return libraries.create(name, num_classes, **settings, **options)
     if pretrained or features:
         option = "pretrained" if pretrained else "features"
         raise ValueError(f"{option}: goes with a library's network, 'timm:NAME' and the like, got {name!r}")
@@ -85,14 +85,14 @@ def create(
         net = family.build(key, num_classes=num_classes, **options)
         if net is not None:
             return net
-    return checks.choice("name", key, names())  # raises: every name in the list has its family
+    return checks.choice("name", key, names())  # raises, since every listed name has a family
 
 
 def require_known(name: str) -> None:
-    """Raise unless `create` knows `name`. Makes no network and reads no weights.
+    """Raise unless `create` accepts `name`. Makes no network and reads no weights.
 
     Raises:
-        TypeError, ValueError, ImportError: as `create`.
+        TypeError, ValueError, ImportError: see `create`.
     """
     if hf_folder.is_folder_name(name):
         return require_known(hf_folder.read_config(name)["architecture"])

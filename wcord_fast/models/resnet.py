@@ -80,8 +80,8 @@ class ResNet(FeatureNet):
         taps = [x]  # f0 [B, widths[0], H, W]
         for stage in (self.layer1, self.layer2, self.layer3):
             if preact:
-                *head, last = stage.children()
-                for block in head:
+                *earlier, last = stage.children()
+                for block in earlier:
                     x = block(x)
                 tap = last.pre_activation(x)  # type: ignore[operator]
                 x = F.relu(tap)

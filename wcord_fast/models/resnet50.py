@@ -65,12 +65,12 @@ class ResNet50(FeatureNet):
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         taps = [x]  # f0 [B, 64, H, W]
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            *head, last = stage.children()
-            for block in head:
+            *earlier, last = stage.children()
+            for block in earlier:
                 x = block(x)
-            before = last.pre_activation(x)  # type: ignore[operator]
-            x = F.relu(before)
-            taps.append(before if preact else x)
+            preact_output = last.pre_activation(x)  # type: ignore[operator]
+            x = F.relu(preact_output)
+            taps.append(preact_output if preact else x)
         return [*taps, global_pool(x)]
 
 

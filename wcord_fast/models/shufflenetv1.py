@@ -16,7 +16,7 @@ BLOCKS = (4, 8, 4)
 
 
 class ShuffleUnit(nn.Module):
-    """At stride 2 the input, pooled, is concatenated instead of added: `channels` are then those besides it."""
+    """At stride 2 the pooled input is concatenated, not added; `channels` then does not count its channels."""
 
     def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -68,12 +68,12 @@ class ShuffleNetV1(FeatureNet):
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         taps = [x]
         for stage in (self.layer1, self.layer2, self.layer3):
-            *head, last = stage.children()
-            for unit in head:
+            *earlier, last = stage.children()
+            for unit in earlier:
                 x = unit(x)
-            before = last.pre_activation(x)  # type: ignore[operator]
-            x = F.relu(before)
-            taps.append(before if preact else x)
+            preact_output = last.pre_activation(x)  # type: ignore[operator]
+            x = F.relu(preact_output)
+            taps.append(preact_output if preact else x)
         return [*taps, global_pool(x)]
 
 

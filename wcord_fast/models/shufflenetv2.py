@@ -12,12 +12,12 @@ from .shufflenetv1 import shuffle
 NAMES = ("ShuffleV2",)
 STEM = 24
 WIDTHS = (116, 232, 464)
-BLOCKS = (3, 7, 3)  # after the one that halves the resolution
+BLOCKS = (3, 7, 3)  # in each stage, after the unit that halves the resolution
 LAST_CHANNELS = 1024
 
 
 class BasicUnit(nn.Module):
-    """Half of the channels pass, the other half goes through three convolutions."""
+    """Half of the channels pass unchanged, the other half goes through three convolutions."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class BasicUnit(nn.Module):
         self.bn3 = nn.BatchNorm2d(half)
 
     def with_pre_activation(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The unit's output, and the same before its last ReLU and before the shuffle."""
+        """The unit's output, and its value before the last ReLU and the shuffle."""
         passed, x = x.chunk(2, 1)
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = self.bn3(self.conv3(self.bn2(self.conv2(out))))
@@ -91,11 +91,11 @@ class ShuffleNetV2(FeatureNet):
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         taps = [x]
         for stage in (self.layer1, self.layer2, self.layer3):
-            *head, last = stage.children()
-            for unit in head:
+            *earlier, last = stage.children()
+            for unit in earlier:
                 x = unit(x)
-            x, before = last.with_pre_activation(x)  # type: ignore[operator]
-            taps.append(before if preact else x)
+            x, preact_output = last.with_pre_activation(x)  # type: ignore[operator]
+            taps.append(preact_output if preact else x)
         return [*taps, global_pool(F.relu(self.bn2(self.conv2(x)), inplace=True))]
 
 

@@ -1,4 +1,4 @@
-"""Any network as a teacher or student: forward hooks take its features, by the names of its modules."""
+"""Any network as a teacher or student: forward hooks capture the outputs of its named modules as features."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import checks
-from .answer import logits_of
 from .base import global_pool
-from .forms import Tap, tap
+from .forms import Tap, parse_tap
 from .hooks import After, Before, call
+from .logits import logits_of
 
 LAST = ""  # the tap of the penultimate vector
 
@@ -26,7 +26,7 @@ class _Captured(NamedTuple):
     tensor: Tensor
     version: int
     copy: Tensor | None
-    lost: bool  # the module trains and the forward has gradients, but the module ran without
+    lost: bool  # the module trains and the forward has gradients, but the module ran without them
 
 
 class Tapped(nn.Module):
@@ -76,20 +76,20 @@ class Tapped(nn.Module):
             linears = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
             if not linears:
                 raise ValueError(
-                    "penultimate: the network has no nn.Linear; name a module whose input to take, or None"
+                    "penultimate: the network has no nn.Linear; name a module whose input is the vector, or give None"
                 )
             penultimate = linears[-1]
         self.penultimate = penultimate
         if not self.taps and penultimate is None:
             raise ValueError("features: expected at least one name when penultimate is None")
-        self._forms = [tap(text) for text in self.taps]
-        named = [("features", form.module) for form in self._forms] + [("penultimate", n) for n in [penultimate] if n]
-        for argument, name in named:
+        self._forms = [parse_tap(text) for text in self.taps]
+        tapped = [("features", form.module) for form in self._forms] + [("penultimate", n) for n in [penultimate] if n]
+        for argument, name in tapped:
             if name not in modules or name == "":
                 raise ValueError(f"{argument}: {_no_such_module(name, modules)}")
-        self._captured: dict[tuple[int, str], _Captured] = {}  # by thread and tap; empty except during a forward
-        self._changed: set[str] = set()  # taps that were changed in place, which are copied from then on
-        self._known: set[tuple[bool, bool]] = set()  # modes in which a forward has shown these taps
+        self._captured: dict[tuple[int, str], _Captured] = {}  # by thread and tap; empty outside a forward
+        self._changed: set[str] = set()  # taps that were changed in place; they are copied from then on
+        self._observed_modes: set[tuple[bool, bool]] = set()  # in these modes a forward has filled `_changed`
         self.register_state_dict_post_hook(_without_prefix)
         self.register_load_state_dict_pre_hook(_with_prefix)
 
@@ -105,50 +105,51 @@ class Tapped(nn.Module):
         traced = torch.compiler.is_compiling()
         thread = 0 if traced else threading.get_ident()
         mode = (self.training, torch.is_grad_enabled())
-        learn = traced or self.copy or mode not in self._known
-        keep = partial(self._keep, thread, mode[1], learn)
+        copy_all = traced or self.copy or mode not in self._observed_modes
+        capture = partial(self._capture, thread, mode[1], copy_all)
         forms = [*self._forms, Tap(LAST)] if self.penultimate else self._forms
         names = list(dict.fromkeys(form.module for form in forms))
         after: After = {
-            self.network.get_submodule(name): partial(_output, keep, name) for name in names if name != LAST
+            self.network.get_submodule(name): partial(_on_output, capture, name) for name in names if name != LAST
         }
-        before: Before = {self.head: partial(_input, keep)} if self.head is not None else {}
+        before: Before = {self.head: partial(_on_input, capture)} if self.head is not None else {}
         try:
             logits = logits_of(call(self.network, x, after, before))
-            taken = {name: self._feature(thread, name, logits) for name in names}
+            features = {name: self._feature(thread, name, logits) for name in names}
         finally:
             for name in names:
                 self._captured.pop((thread, name), None)
-        if learn and not traced:
-            self._known.add(mode)
-        result = [form.take(taken[form.module], *x.shape[-2:]) for form in forms]
+        if copy_all and not traced:
+            self._observed_modes.add(mode)
+        result = [form.convert(features[form.module], *x.shape[-2:]) for form in forms]
         last = result.pop().flatten(1) if self.penultimate else _vector(result[-1])
         return [*result, last], logits
 
-    def _keep(self, thread: int, grad: bool, copy: bool, name: str, module: nn.Module, value: Any) -> None:
-        """Called by the hooks with the `value` at the tap `name`."""
+    def _capture(self, thread: int, grad: bool, copy: bool, name: str, module: nn.Module, value: Any) -> None:
+        """Store the `value` at the tap `name`; the hooks call this."""
         if thread and thread != threading.get_ident():
             return  # another thread's forward of the same module
-        shown = name or self.penultimate
+        module_name = name or self.penultimate
         if not isinstance(value, Tensor):
-            raise TypeError(f"features: expected {shown!r} to give one tensor, got {type(value).__name__}")
+            raise TypeError(f"features: expected {module_name!r} to give one tensor, got {type(value).__name__}")
         if (thread, name) in self._captured:
-            raise RuntimeError(f"features: {shown!r} runs more than once in a forward")
-        lost = grad and not torch.is_grad_enabled() and self._trains(module, shown)
-        counted = bool(thread) and not value.is_inference()  # a compiler and inference mode count no versions
-        copied = value.clone() if copy or not counted or name in self._changed else None
-        self._captured[thread, name] = _Captured(value, value._version if counted else -1, copied, lost)
+            raise RuntimeError(f"features: {module_name!r} runs more than once in a forward")
+        lost = grad and not torch.is_grad_enabled() and self._trains(module, module_name)
+        versioned = bool(thread) and not value.is_inference()  # a compiler and inference mode count no versions
+        copied = value.clone() if copy or not versioned or name in self._changed else None
+        self._captured[thread, name] = _Captured(value, value._version if versioned else -1, copied, lost)
 
     def _feature(self, thread: int, name: str, logits: Tensor) -> Tensor:
-        """The feature of a tap after the forward: the tensor itself, or the copy if it was changed since."""
-        shown = name or self.penultimate
+        """The feature of a tap after the forward: the tensor itself, or the copy if the tensor was changed since."""
+        module_name = name or self.penultimate
         result = self._captured.get((thread, name))
         if result is None:
-            raise RuntimeError(f"features: {shown!r} did not run in this forward (in the thread that called it)")
-        if result.lost and _has_function(logits):
+            raise RuntimeError(f"features: {module_name!r} did not run in this forward (in the thread that called it)")
+        if result.lost and _has_python_function(logits):
             raise RuntimeError(
-                f"features: {shown!r} trains, but runs without gradients inside a function that differentiates itself, "
-                "so that no loss on its feature would reach it; use torch.utils.checkpoint with use_reentrant=False"
+                f"features: {module_name!r} trains, but runs without gradients inside a function that differentiates "
+                "itself, so that no loss on its feature would reach it; use torch.utils.checkpoint with "
+                "use_reentrant=False"
             )
         if result.version == -1:
             assert result.copy is not None
@@ -158,8 +159,8 @@ class Tapped(nn.Module):
         self._changed.add(name)
         if result.copy is None:
             raise RuntimeError(
-                f"features: {shown!r} was changed in place after it ran, which no earlier forward did, so that it is "
-                "lost; it is copied from the next forward on. Where that depends on the data: Tapped(..., copy=True)"
+                f"features: {module_name!r} was changed in place after it ran, unlike in earlier forwards, so the feature "
+                "is lost. From the next forward on it is copied; if changes depend on data, use Tapped(..., copy=True)"
             )
         return result.copy
 
@@ -172,26 +173,26 @@ class Tapped(nn.Module):
         return any(p.requires_grad for p in parameters)
 
 
-def _output(keep: Any, name: str, module: nn.Module, _inputs: Any, output: Any) -> None:
-    keep(name, module, output)
+def _on_output(capture: Any, name: str, module: nn.Module, _inputs: Any, output: Any) -> None:
+    capture(name, module, output)
 
 
-def _input(keep: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
-    # PyTorch passes no kwargs if another thread has removed its hook, which this is, since this call began.
-    keep(LAST, module, next(iter((*args, *(kwargs or {}).values())), None))
+def _on_input(capture: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
+    # PyTorch passes no kwargs if another thread has removed this hook since the call began.
+    capture(LAST, module, next(iter((*args, *(kwargs or {}).values())), None))
 
 
-def _has_function(output: Tensor) -> bool:
-    """Whether `output` comes from an autograd.Function written in Python, as a reentrant checkpoint is."""
-    nodes, seen = [output.grad_fn], set()
+def _has_python_function(output: Tensor) -> bool:
+    """Whether `output` comes from an autograd.Function written in Python, such as a reentrant checkpoint."""
+    nodes, visited = [output.grad_fn], set()
     while nodes:
         node = nodes.pop()
-        if node is None or node in seen:
+        if node is None or node in visited:
             continue
         if isinstance(node, torch.autograd.function.BackwardCFunction):
             return True
-        seen.add(node)
-        nodes += [before for before, _ in node.next_functions]
+        visited.add(node)
+        nodes += [earlier for earlier, _ in node.next_functions]
     return False
 
 

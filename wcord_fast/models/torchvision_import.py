@@ -11,7 +11,7 @@ import torch
 
 INSTALL = "pip install 'wcord-fast[torchvision]'"
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-_OPS = ("nms", "qnms")  # those of its C++ operators that its Python files name while they are imported
+_OPS = ("nms", "qnms")  # C++ operators that its Python files need during import
 _definitions: list[torch.library.Library] = []  # an operator lives as long as its library
 
 
@@ -19,7 +19,7 @@ def torchvision_models(name: str) -> ModuleType:
     """`torchvision.models`, for the network `name`.
 
     Where torchvision's C++ operators cannot be loaded (PyPI's torchvision beside PyTorch's CPU wheel), its import fails
-    at the first of them. The networks need none: they are then declared, without code, and the import is repeated.
+    at the first of them. The networks need none, so these are declared without code, and the import is repeated.
 
     Raises:
         ImportError: torchvision is not installed, or cannot be imported; the message says what to do.
@@ -33,28 +33,28 @@ def torchvision_models(name: str) -> ModuleType:
     except RuntimeError as error:
         if not re.search(r"operator torchvision::\w+ does not exist", str(error)):
             raise
-    _forget()
+    _unload()
     for op in _OPS:
-        _declare(op)
+        _declare_operator(op)
     try:
         return importlib.import_module("torchvision.models")
     except RuntimeError as error:
-        _forget()
+        _unload()
         raise ImportError(
             f"{name} needs torchvision, and the one here does not fit PyTorch {torch.__version__}: {error}"
         ) from error
 
 
-def _forget() -> None:
-    """Remove what a failed import left half made."""
+def _unload() -> None:
+    """Remove the modules of a failed import."""
     for module in [m for m in sys.modules if m.partition(".")[0] == "torchvision"]:
         del sys.modules[module]
 
 
-def _declare(op: str) -> None:
+def _declare_operator(op: str) -> None:
     library = torch.library.Library("torchvision", "FRAGMENT")
     try:
         library.define(op + _SCHEMA)
-    except RuntimeError:  # it is there
+    except RuntimeError:  # already defined
         return
     _definitions.append(library)

@@ -50,14 +50,14 @@ class VGG(FeatureNet):
         pooled = [False, True, True, True, x.shape[2] >= LAST_POOL_SIZE]
         taps = []
         for i, pool in enumerate(pooled):
-            before = self.get_submodule(f"block{i}")(F.max_pool2d(x, 2) if pool else x)
-            x = F.relu(before)
-            taps.append(before if preact and i > 0 else x)
+            preact_output = self.get_submodule(f"block{i}")(F.max_pool2d(x, 2) if pool else x)
+            x = F.relu(preact_output)
+            taps.append(preact_output if preact and i > 0 else x)
         return [*taps, global_pool(x)]
 
 
 def _block(in_channels: int, channels: int, count: int) -> nn.Sequential:
-    """`count` convolutions with batch norm, and a ReLU between two of them: the last one's is the caller's."""
+    """`count` convolutions with batch norm, and ReLUs between them; the caller applies the last ReLU."""
     layers: list[nn.Module] = []
     for _ in range(count):
         layers += [nn.Conv2d(in_channels, channels, kernel_size=3, padding=1), nn.BatchNorm2d(channels)]

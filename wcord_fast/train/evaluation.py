@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..batch import Batch
 from ..distill.eval_mode import eval_mode
-from ..models.answer import class_logits_of
+from ..models.logits import class_logits_of
 
 
 @torch.no_grad()
