@@ -199,11 +199,11 @@ def from_dict(values: dict[str, Any]) -> Config:
     plain = {k: v for k, v in values.items() if k not in sections}
     options = {}
     for section, kind in sections.items():
-        given = values.get(section) or {}
-        if not isinstance(given, dict):
-            raise ValueError(f"{section}: expected options as NAME: VALUE, got {given!r}")
+        section_values = values.get(section) or {}
+        if not isinstance(section_values, dict):
+            raise ValueError(f"{section}: expected options as NAME: VALUE, got {section_values!r}")
         try:
-            options[section] = kind(**given)
+            options[section] = kind(**section_values)
         except (ValueError, TypeError) as error:
             raise type(error)(f"{section}.{error}") from None
     return Config(**plain, options=options)

@@ -100,5 +100,5 @@ def _refuse_undefined(name: str, logits: Tensor, mask: Tensor | None, dim: int) 
         bad &= mask
     if bad.any():
         position = tuple(bad.nonzero()[0].tolist())
-        where = f"row {position[0]}" if len(position) == 1 else f"position {list(position)}"
-        raise ValueError(f"{name}: {where} has the largest value {peak[position].item()}; expected a finite one")
+        location = f"row {position[0]}" if len(position) == 1 else f"position {list(position)}"
+        raise ValueError(f"{name}: {location} has the largest value {peak[position].item()}; expected a finite one")

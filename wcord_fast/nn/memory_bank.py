@@ -119,8 +119,8 @@ class MemoryBank(RowBuffer):
         """
         index, rows, held = joined.index, joined.anchors[side], self.held()
         if isinstance(held, Shard):
-            index, at = held_rows(held, joined)
-            rows = rows[at]
+            index, positions = held_rows(held, joined)
+            rows = rows[positions]
         if len(index):
             update_rows_(self, self.rows, index, rows, self.momentum if momentum is None else momentum)
 

@@ -216,11 +216,11 @@ class WCoRDLossOptions(ContrastOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         allowed = CRITICS_OF[self.negatives]
-        own = self.critic not in BUILT_IN and self.negatives in (None, "bank")
-        if own and (self.num_negatives == "all" or self.shard is not None):
+        own_critic = self.critic not in BUILT_IN and self.negatives in (None, "bank")
+        if own_critic and (self.num_negatives == "all" or self.shard is not None):
             option = "num_negatives='all'" if self.shard is None else "shard='rank'"
             raise ValueError(f"critic: {self.critic!r} scores rows one by one, which {option} does not allow")
-        if not own and self.critic not in allowed:
+        if not own_critic and self.critic not in allowed:
             needed = " or ".join(map(repr, allowed))
             raise ValueError(f"negatives: {self.negatives!r} needs critic={needed}, got critic={self.critic!r}")
         if self.negatives == "queue":

@@ -78,7 +78,7 @@ class TrainLoader:
                 self._batch,
                 DataLoader(
                     loader.dataset,
-                    batch_sampler=[list(range(at.start, at.stop)) for at in parts.in_order()],
+                    batch_sampler=[list(range(rows.start, rows.stop)) for rows in parts.in_order()],
                     num_workers=loader.num_workers,
                     collate_fn=loader.collate_fn,
                     worker_init_fn=loader.worker_init_fn,
