@@ -45,7 +45,7 @@ def bank_infonce(
         anchor: [B, D] float16, bfloat16, float32 or float64; need not be contiguous or of unit norm.
         bank: [N, D] of any of these dtypes, on the anchor's device, a `MemoryBank`, or a full `FeatureQueue`. It
             carries no gradient.
-        index: int64 or int32 [B], each anchor's own row: the row that its pool excludes, and its positive by default.
+        index: int64 or int32 [B], each anchor's own row: its positive by default; a sampler's `exclude` refers to it.
         negatives: a `NegativeSampler` with num_data = N, or integer [B, K] rows.
         temperature: tau > 0.
         positive: [B, D] rows of any of these dtypes, with gradient; None: the bank's rows `index`.

@@ -239,7 +239,7 @@ def rng_state() -> dict[str, Any]:
 def seed_everything(seed: int) -> None:
     """Seed torch's, numpy's and Python's generators, which `rng_state` saves."""
     torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)  # numpy takes 32 bits
+    np.random.seed(seed % 2**32)  # numpy's seeds have 32 bits
     random.seed(seed)
 
 
