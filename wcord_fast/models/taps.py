@@ -159,8 +159,9 @@ class Tapped(nn.Module):
         self._changed.add(name)
         if result.copy is None:
             raise RuntimeError(
-                f"features: {module_name!r} was changed in place after it ran, unlike in earlier forwards, so the feature "
-                "is lost. From the next forward on it is copied; if changes depend on data, use Tapped(..., copy=True)"
+                f"features: {module_name!r} was changed in place after it ran, unlike in earlier forwards, so the "
+                "feature is lost. From the next forward on it is copied; if changes depend on data, use "
+                "Tapped(..., copy=True)"
             )
         return result.copy
 
