@@ -133,7 +133,7 @@ def test_bad_options_are_named(argv, words):
         ("epocs: 3", "unknown option 'epocs'; did you mean 'epochs'"),
         ("wcord: {lamda_gckt: 3}", "unknown option 'wcord.lamda_gckt'; did you mean 'wcord.lambda_gckt'"),
         ("quiet: 3", "quiet: expected bool, got 3"),
-        ("methods: 3", "methods: expected comma-separated list of str, got 3"),
+        ("methods: 3", "methods: expected list of str separated by commas, got 3"),
         ("methods: [3]", "methods: expected str, got 3"),
         ("epochs: true", "epochs: expected int, got True"),
         ("wcord: 3", "wcord: expected options as NAME: VALUE, got 3"),
@@ -176,7 +176,7 @@ def test_help_shows_types_and_defaults(capsys):
         config("--epochs=3", "--help")
     output = " ".join(capsys.readouterr().out.split())
     assert left.value.code == 0 and "(type: int, default: 240)" in output
-    assert "(type: comma-separated list of float, default: 0.625,0.75,0.875)" in output
+    assert "(type: list of float separated by commas, default: 0.625,0.75,0.875)" in output
     assert "(type: one of 'fp32', 'bf16', default: fp32)" in output and "<function" not in output
 
 

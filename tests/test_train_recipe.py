@@ -195,7 +195,7 @@ def test_students_begin_with_the_weights_of_a_file(tmp_path):
         bench.student("ce", None)
     with pytest.raises(ValueError, match="init_student: expected a file; 'resnet8' has no weights"):
         Config(**{**small, "init_student": "pretrained"})
-    with pytest.raises(ValueError, match="init_teacher: goes with a teacher that is trained"):
+    with pytest.raises(ValueError, match="init_teacher: expected a teacher that is trained"):
         Config(**small, init_teacher="a.pt", teacher_checkpoint="b.pt")
 
 

@@ -1,4 +1,4 @@
-"""The one form of a batch: what the loaders yield and the distillation methods take."""
+"""The batches that the loaders yield and the distillation methods take."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ def report() -> str:
     for row in dispatch.SUPPORT:
         kind = "cpu" if row.device == "any" else row.device
         reason = dispatch.cannot_run(row.backend, kind)
-        here = f"yes: {row.note}" if reason is None else f"no: {reason}"
-        lines.append(f"{row.op:<16} {row.plan:<7} {row.device:<7} {row.backend:<10} {here}")
+        status = f"yes: {row.note}" if reason is None else f"no: {reason}"
+        lines.append(f"{row.op:<16} {row.plan:<7} {row.device:<7} {row.backend:<10} {status}")
     return "\n".join(lines)
 
 

@@ -65,7 +65,7 @@ class Config(Recipe):
         device: "auto", "cpu", "cuda" or "cuda:1".
         threads: CPU threads; default: PyTorch's.
         log_every: steps between two readings of the running losses (an epoch's only synchronisations).
-        log_grad_norms: once an epoch, log each loss term's share of the gradient at the penultimate feature.
+        log_grad_norms: once an epoch, log each loss term's fraction of the gradient at the penultimate feature.
         loggers: comma-separated loggers of the epochs' rows: csv, tensorboard, wandb, mlflow, or the dotted path of a
             logger's class.
         tensorboard: false leaves tensorboard out of the loggers.
@@ -199,11 +199,11 @@ def from_dict(values: dict[str, Any]) -> Config:
     plain = {k: v for k, v in values.items() if k not in sections}
     options = {}
     for section, kind in sections.items():
-        given = values.get(section) or {}
-        if not isinstance(given, dict):
-            raise ValueError(f"{section}: expected options as NAME: VALUE, got {given!r}")
+        section_values = values.get(section) or {}
+        if not isinstance(section_values, dict):
+            raise ValueError(f"{section}: expected options as NAME: VALUE, got {section_values!r}")
         try:
-            options[section] = kind(**given)
+            options[section] = kind(**section_values)
         except (ValueError, TypeError) as error:
             raise type(error)(f"{section}.{error}") from None
     return Config(**plain, options=options)

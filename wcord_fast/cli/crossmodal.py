@@ -128,8 +128,8 @@ def run(argv: list[str]) -> None:
     Raises:
         UsageError: an unknown method or option, or a bad value.
     """
-    options, given = parse("crossmodal", CrossModalOptions, argv)
-    config, seeds = _config(given), options.seeds
+    options, texts = parse("crossmodal", CrossModalOptions, argv)
+    config, seeds = _config(texts), options.seeds
     if options.dry_run:
         task_options = {name: value for name, value in vars(options).items() if name != "dry_run"}
         print(show({**config.resolved(), "crossmodal": task_options}))
@@ -179,8 +179,8 @@ def _trained(task: CrossModal, config: Config, name: str, teacher: Result) -> nn
     return task.student_bench(config).student(name, teacher).network
 
 
-def _config(given: dict[str, str]) -> Config:
-    config = read_config({"config": "crossmodal", **given})
+def _config(texts: dict[str, str]) -> Config:
+    config = read_config({"config": "crossmodal", **texts})
     require_no_kd(config.methods)
     if "ce" in config.methods:
         raise UsageError("methods: 'ce' needs labels, and this task has none; the row 'scratch' is the plain student")

@@ -32,10 +32,10 @@ class DistillOptions(DryRun):
 def run(argv: list[str]) -> None:
     """Train the teacher, then one student per method; print the table and write table and plot."""
     start = time.perf_counter()
-    options, given = parse("distill", DistillOptions, argv)
-    if not {"data", "config"} & given.keys():
-        given["config"] = MAIN_JOB
-    config = read_config(given)
+    options, texts = parse("distill", DistillOptions, argv)
+    if not {"data", "config"} & texts.keys():
+        texts["config"] = MAIN_JOB
+    config = read_config(texts)
     if options.dry_run:
         print(show(config.resolved()))
         return

@@ -77,7 +77,7 @@ def devices() -> tuple[str, ...]:
 
 
 def check_paths(options: Any, *names: str) -> None:
-    """Expand `~` in the path fields `names` of a record; ValueError for a value that is no path."""
+    """Expand `~` in the path fields `names` of a record; ValueError for a value that is not a path."""
     for name in names:
         if getattr(options, name) is not None:
             setattr(options, name, checks.path(name, getattr(options, name)))

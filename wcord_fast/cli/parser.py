@@ -26,7 +26,7 @@ from .values import in_words, read, words_of
 T = TypeVar("T")
 
 CONFIGS = Path(__file__).parent / "configs"
-UNUSED = {"teacher": ("student", "teacher_checkpoint", "methods", "epochs", "lr")}  # of no effect in a file
+UNUSED = {"teacher": ("student", "teacher_checkpoint", "methods", "epochs", "lr")}  # without effect in a file
 ALIASES = {"--print-config": "--dry-run", "--print_config": "--dry-run", "--dry_run": "--dry-run"}
 MOST_NAMES = 24  # listed in an option's help
 CONFIG_HELP = (
@@ -53,7 +53,7 @@ def _training_options() -> dict[str, Option]:
     return {"config": Option(str | None, None, CONFIG_HELP, packaged_names), **config_options()}
 
 
-def parse(command: str, own: type[T], argv: list[str], trains: bool = True) -> tuple[T, dict[str, str]]:
+def parse(command: str, record_type: type[T], argv: list[str], trains: bool = True) -> tuple[T, dict[str, str]]:
     """The command's own options, and the texts of a Config's options (if it `trains`), for `read_config`.
 
     `--help` prints the help and ends the program.
@@ -61,15 +61,15 @@ def parse(command: str, own: type[T], argv: list[str], trains: bool = True) -> t
     Raises:
         UsageError: an unknown option (the nearest is suggested), or a missing or bad value.
     """
-    own_options = options_of(own)
+    own_options = options_of(record_type)
     _import_methods(argv)
     known = {**(_training_options() if trains else {}), **own_options}
-    given = _given(argv, known, command, own, trains)
-    values = {key: _value(key, own_options[key], text) for key, text in given.items() if key in own_options}
+    texts = _option_texts(argv, known, command, record_type, trains)
+    values = {key: _value(key, own_options[key], text) for key, text in texts.items() if key in own_options}
     for key, option in own_options.items():
         if option.default is MISSING and key not in values:
             raise UsageError(f"{key}: expected a value, got none")
-    return usage(own, **values), {key: text for key, text in given.items() if key not in own_options}
+    return usage(record_type, **values), {key: text for key, text in texts.items() if key not in own_options}
 
 
 def _import_methods(argv: Sequence[str]) -> None:
@@ -83,15 +83,15 @@ def _import_methods(argv: Sequence[str]) -> None:
                 usage(distill.parse, method)
 
 
-def read_config(given: Mapping[str, str]) -> Config:
-    """The Config from option texts `given`, by key, and from the configuration file that they name.
+def read_config(texts: Mapping[str, str]) -> Config:
+    """The Config from option texts, by key, and from the configuration file that they name.
 
     Raises:
         UsageError: an unknown key in the file (the nearest is suggested), or a bad value.
     """
     known = config_options()
     values: dict[str, Any] = {}
-    for key, text in {**_from_file(given, known), **given}.items():
+    for key, text in {**_from_file(texts, known), **texts}.items():
         if key == "config":  # the file is read already
             continue
         section, _, name = key.rpartition(".")
@@ -99,10 +99,10 @@ def read_config(given: Mapping[str, str]) -> Config:
     return usage(from_dict, values)
 
 
-def usage(function: Callable[..., T], *arguments: Any, **named: Any) -> T:
+def usage(function: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
     """`function(...)`, whose ValueError or TypeError becomes a UsageError."""
     try:
-        return function(*arguments, **named)
+        return function(*arguments, **keywords)
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from None
 
@@ -112,21 +112,23 @@ def show(values: dict[str, Any]) -> str:
     return yaml.safe_dump(values, sort_keys=False, width=120).rstrip()
 
 
-def help_parser(command: str, own: type, trains: bool, file: Any = None, directory: Any = None) -> ArgumentParser:
+def help_parser(
+    command: str, record_type: type, trains: bool, file: Any = None, directory: Any = None
+) -> ArgumentParser:
     """A parser for a command's help and completion only; `parse` reads the command line.
 
     Args:
         command: the command's name.
-        own: the record of the command's own options.
+        record_type: the record of the command's own options.
         trains: whether it takes a Config's options, too.
         file, directory: shtab's marks for an option that takes a path.
     """
-    own_options = options_of(own)
+    own_options = options_of(record_type)
     options = {**own_options, **(_training_options() if trains else {}), **own_options}  # own first
     parser = ArgumentParser(
         prog=f"wcord-fast {command}",
         usage=" ".join(["%(prog)s", *(key for key in own_options if own_options[key].default is MISSING), "[options]"]),
-        description=inspect.cleandoc(own.__doc__ or "").partition("Attributes:")[0],
+        description=inspect.cleandoc(record_type.__doc__ or "").partition("Attributes:")[0],
         formatter_class=RawDescriptionHelpFormatter,
     )
     groups: dict[str, Any] = {"": parser}
@@ -139,8 +141,8 @@ def help_parser(command: str, own: type, trains: bool, file: Any = None, directo
         names = list(complete()) if callable(complete) else words_of(hint)
         if default is not MISSING:
             listed = f"; {', '.join(names)}" if callable(complete) and len(names) <= MOST_NAMES else ""
-            shown = "" if default is None else f", default: {_shown(default)}"
-            sentence = f"{sentence.rstrip('.')} (type: {in_words(hint)}{shown}{listed})"
+            default_text = "" if default is None else f", default: {_shown(default)}"
+            sentence = f"{sentence.rstrip('.')} (type: {in_words(hint)}{default_text}{listed})"
         kind: dict[str, Any] = {"action": "store_true"}
         if hint is not bool or section or default:
             name = key.rpartition(".")[2].upper()
@@ -153,19 +155,21 @@ def help_parser(command: str, own: type, trains: bool, file: Any = None, directo
     return parser
 
 
-def _given(argv: Sequence[str], known: dict[str, Option], command: str, own: type, trains: bool) -> dict[str, str]:
+def _option_texts(
+    argv: Sequence[str], known: dict[str, Option], command: str, record_type: type, trains: bool
+) -> dict[str, str]:
     """The text of each option in `argv`, by key; a flag's is "true" or "false"."""
     flags = {_flag(key): key for key, option in known.items() if option.default is not MISSING}
     positionals = [key for key, option in known.items() if option.default is MISSING]
-    given: dict[str, str] = {}
+    texts: dict[str, str] = {}
     remaining = list(argv)
     while remaining:
         word, equals, value = remaining.pop(0).partition("=")
         if word in ("-h", "--help"):
-            help_parser(command, own, trains).print_help()
+            help_parser(command, record_type, trains).print_help()
             raise SystemExit(0)
         if not word.startswith("-") and positionals:
-            given[positionals.pop(0)] = word + equals + value
+            texts[positionals.pop(0)] = word + equals + value
             continue
         word = ALIASES.get(word, word)
         positive = word.replace("--no-", "--", 1)
@@ -181,15 +185,15 @@ def _given(argv: Sequence[str], known: dict[str, Option], command: str, own: typ
             if not remaining or remaining[0].partition("=")[0] in flags:
                 raise UsageError(f"{word}: expected a value, got none")
             value = remaining.pop(0)
-        given[key] = value
-    return given
+        texts[key] = value
+    return texts
 
 
-def _from_file(given: Mapping[str, str], known: Collection[str]) -> dict[str, Any]:
+def _from_file(texts: Mapping[str, str], known: Collection[str]) -> dict[str, Any]:
     """The values of the configuration file, by key: `--config`'s (a path or packaged name), or the data set's."""
-    config = given.get("config")
+    config = texts.get("config")
     if config is None:
-        config = usage(datasets.source, given.get("data", Config.data), "data").config
+        config = usage(datasets.source, texts.get("data", Config.data), "data").config
         if config is None:
             return {}
     path = Path(config).expanduser()

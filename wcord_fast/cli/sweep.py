@@ -41,7 +41,7 @@ def tables_or_all() -> list[str]:
 class SweepOptions(DryRun):
     """Privileged distillation: a frozen teacher of all classes at high resolution, and students that separate one class
     from the rest at low resolution, without a KD term; area under the ROC curve on the test images, beside the paper's.
-    Finished runs are skipped and broken ones resumed, so the same command can be given again and again.
+    Finished runs are skipped and broken ones resumed, so the command can be repeated.
 
     --methods are those of the table "methods"; --image-size is the teacher's pixels per side, 16 for the digits, 32
     otherwise.
@@ -152,19 +152,19 @@ def run(argv: list[str]) -> None:
     Raises:
         UsageError: an unknown table, method, class or option, or a bad value.
     """
-    options, given = parse("sweep", SweepOptions, argv)
+    options, texts = parse("sweep", SweepOptions, argv)
     tables, seeds = options.tables, options.seeds
     studies: dict[str, Study] = {}
     points: list[Point] = []
     remarks: list[str] = []
     if set(tables) - {"lambda2-cifar100"}:
-        study, students, remark = _privileged(options, given)
+        study, students, remark = _privileged(options, texts)
         require_no_kd(study.config.methods)
         studies |= {table: study for table in tables if table != "lambda2-cifar100"}
         points += [p for table in tables if table in studies for p in _points(table, students, study.config)]
         remarks.append(remark)
     if "lambda2-cifar100" in tables:
-        studies["lambda2-cifar100"] = study = _accuracy(options, given)
+        studies["lambda2-cifar100"] = study = _accuracy(options, texts)
         points += _points("lambda2-cifar100", [study.config.student], study.config)
         remarks.append("lambda2-cifar100: top-1 accuracy after the last epoch; the paper's are means of 5 runs.")
         remarks.append(not_comparable(ACCURACY_PAIR, study.config))
@@ -176,11 +176,11 @@ def run(argv: list[str]) -> None:
     print(_report(Path(options.output_dir), tables, values, remarks, seeds))
 
 
-def _privileged(options: SweepOptions, given: dict[str, str]) -> tuple[Study, list[str], str]:
+def _privileged(options: SweepOptions, texts: dict[str, str]) -> tuple[Study, list[str], str]:
     """The study, its students, and the remark on how to read the result."""
-    if "student" in given:
+    if "student" in texts:
         raise UsageError("student: this command trains several; name them with --students")
-    config = read_config({"config": "privileged", **given})
+    config = read_config({"config": "privileged", **texts})
     task = usage(privileged.prepare, config, options.positive, options.student_size, options.teacher_data_dir)
     students = options.students or _default_students(task.student_size)
     for student in students:
@@ -196,9 +196,9 @@ def _privileged(options: SweepOptions, given: dict[str, str]) -> tuple[Study, li
     return study, students, message
 
 
-def _accuracy(options: SweepOptions, given: dict[str, str]) -> Study:
+def _accuracy(options: SweepOptions, texts: dict[str, str]) -> Study:
     """Table 4: the published pair, by accuracy."""
-    config = read_config({"config": "cifar100_resnet32x4_resnet8x4", **given})
+    config = read_config({"config": "cifar100_resnet32x4_resnet8x4", **texts})
     if f"{config.teacher}-{config.student}" != ACCURACY_PAIR:
         raise UsageError(f"teacher: lambda2-cifar100 is for {ACCURACY_PAIR}; name this table alone, without --teacher")
     home = Path(options.output_dir) / "cifar100"
@@ -224,10 +224,10 @@ def _points(table: str, students: list[str], config: Config) -> list[Point]:
     for student in students:
         paper_results = published.get("inception_v3" if student == STAND_IN else student, {})
         for method in config.methods:
-            own = None
+            point_weights = None
             if method == "wcord":
-                own = (wcord_options.lambda_gckt, wcord_options.lambda_lckt)  # type: ignore[attr-defined]
-            rows.append(Point(table, student, method, method, own, tuple(paper_results.get(method, ()))))
+                point_weights = (wcord_options.lambda_gckt, wcord_options.lambda_lckt)  # type: ignore[attr-defined]
+            rows.append(Point(table, student, method, method, point_weights, tuple(paper_results.get(method, ()))))
     return rows
 
 

@@ -81,9 +81,9 @@ def methods_or_all() -> list[str]:
 class TableOptions(DryRun):
     """Train every method on every pair with every seed, and print the accuracy after the last epoch beside the paper's.
 
-    Finished runs are skipped and broken ones resumed, so the same command can be given again and again. On other data
+    Finished runs are skipped and broken ones resumed, so the command can be repeated. On other data
     than the recipe's the norm of the gradient is clipped at 5 unless --clip-grad is given. A method whose loss becomes
-    NaN with a seed is reported, and the others go on.
+    NaN with a seed is reported, and the others continue.
 
     Attributes:
         pair: comma-separated published pairs, or "all" for those of CIFAR-100.
@@ -120,11 +120,11 @@ def run(argv: list[str]) -> None:
     Raises:
         UsageError: an unknown pair, method or option, or a bad value.
     """
-    options, given = parse("table", TableOptions, argv)
+    options, texts = parse("table", TableOptions, argv)
     papers = published()
     lines: list[report.Line] = []
     remarks: dict[str, None] = {}  # ordered, without repetition
-    configs = {pair: _config(options, pair, given) for pair in options.pair}  # all are checked before the first is run
+    configs = {pair: _config(options, pair, texts) for pair in options.pair}  # all are checked before the first is run
     if options.dry_run:
         print(_plan(options, configs))
         return
@@ -135,7 +135,7 @@ def run(argv: list[str]) -> None:
         remarks |= {remark: None for remark in [not_comparable(pair, config, images)] if remark}
         remarks |= {remark: None for remark in [report.left_out(skipped).strip()] if remark}
         remarks |= {f"{pair}: {row.method} is n/a. {row.refused}": None for row in rows if row.refused}
-        remarks |= {f"{pair}: {row.method} failed with {why}": None for row in rows for why in row.failed}
+        remarks |= {f"{pair}: {row.method} failed with {reason}": None for row in rows for reason in row.failed}
     message = "\n".join(
         [
             *remarks,
@@ -159,13 +159,13 @@ def over_seeds(seeds: list[int]) -> str:
     return f"seed {seeds[0]}" if len(seeds) == 1 else f"mean ± standard deviation over {len(seeds)} seeds"
 
 
-def _config(options: TableOptions, pair: str, given: dict[str, str]) -> Config:
+def _config(options: TableOptions, pair: str, texts: dict[str, str]) -> Config:
     teacher, student = pair.split("-")
     file = {"config": str(recipe(pair))}
-    ours = {"methods": ",".join(options.methods)}
-    if given.get("data") not in (None, read_config(file).data):
-        ours["clip_grad"] = str(CLIP)
-    config = read_config({**file, **ours, **given})
+    defaults = {"methods": ",".join(options.methods)}
+    if texts.get("data") not in (None, read_config(file).data):
+        defaults["clip_grad"] = str(CLIP)
+    config = read_config({**file, **defaults, **texts})
     if (config.teacher, config.student) != (teacher, student):
         raise UsageError(f"teacher, student: the pair is {pair}, got {config.teacher} and {config.student}")
     if options.budget == 1:
@@ -189,14 +189,14 @@ def _student_run(pair: str, config: Config, options: TableOptions, seed: int) ->
 
 
 def _plan(options: TableOptions, configs: dict[str, Config]) -> str:
-    """The first pair's resolved configuration, what differs in the others, and the state of every run, in YAML."""
+    """The first pair's resolved configuration, the others' differences from it, and the state of every run, in YAML."""
     text = {pair: config.resolved() for pair, config in configs.items()}
     first, *others = text.values()
-    for own in (first, *others):  # every run has its own seed and folder
-        del own["seed"], own["output_dir"]
-    for own in others:
-        for key in [key for key, value in own.items() if value == first[key]]:
-            del own[key]
+    for values in (first, *others):  # every run has its own seed and folder
+        del values["seed"], values["output_dir"]
+    for values in others:
+        for key in [key for key, value in values.items() if value == first[key]]:
+            del values[key]
     runs = [_teacher_run(config, options).directory / "teacher" / "teacher.pt" for config in configs.values()]
     for pair, config in configs.items():
         homes = [_student_run(pair, config, options, seed).directory for seed in options.seeds]

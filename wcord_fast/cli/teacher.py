@@ -20,11 +20,11 @@ class TeacherOptions(DryRun):
 
 def run(argv: list[str]) -> None:
     """Train the teacher, and print its accuracy."""
-    options, given = parse("teacher", TeacherOptions, argv)
+    options, texts = parse("teacher", TeacherOptions, argv)
     for name in ("epochs", "lr"):  # for this command they are the teacher's
-        if name in given:
-            given[f"teacher_{name}"] = given.pop(name)
-    config = read_config(given)
+        if name in texts:
+            texts[f"teacher_{name}"] = texts.pop(name)
+    config = read_config(texts)
     if options.dry_run:
         print(show(config.resolved()))
         return

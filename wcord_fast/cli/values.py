@@ -44,7 +44,7 @@ def read(hint: Any, value: Any) -> Any:
 def in_words(hint: Any) -> str:
     """The description of a type in help and messages."""
     if get_origin(hint) is list:
-        return f"comma-separated list of {in_words(get_args(hint)[0])}"
+        return f"list of {in_words(get_args(hint)[0])} separated by commas"
     if get_origin(hint) is Literal:
         words = [repr(word) for word in get_args(hint)]
         return words[0] if len(words) == 1 else f"one of {', '.join(words)}"

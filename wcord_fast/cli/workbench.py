@@ -188,7 +188,7 @@ class Workbench:
 
     @property
     def known_labels(self) -> Tensor | None:
-        """The classes of the training images that the methods may know."""
+        """The classes of the training images that the methods may use."""
         return self.data.train_labels
 
     def _pair(self, student: nn.Module, teacher: nn.Module | None) -> distill.Pair:
@@ -263,8 +263,8 @@ def load_teacher(network: nn.Module, path: Path, spec: dict[str, Any]) -> None:
     A file of another program: see `models.load_weights`.
 
     Raises:
-        CheckpointError: no such file; it is damaged, of another architecture or data set; keys that do not fit, or
-            weights that are not finite.
+        CheckpointError: a missing or damaged file, another architecture or data set, keys that do not fit, or weights
+            that are not finite.
     """
     if path.is_dir():
         path = path / checkpoint.CURRENT
@@ -285,7 +285,7 @@ def load_weights(network: nn.Module, path: Path, role: str, value: Any = None) -
         role: the network's name in the message.
         value: the content of `path`, if it has been read.
     Raises:
-        CheckpointError: no such file, damaged, keys that do not fit, or weights that are not finite.
+        CheckpointError: a missing or damaged file, keys that do not fit, or weights that are not finite.
     """
     path = path / checkpoint.CURRENT if path.is_dir() else path
     value = checkpoint.read(path) if value is None else value

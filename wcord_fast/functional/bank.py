@@ -53,12 +53,12 @@ def bank_nce(
     Args:
         anchor: [B, D] float16, bfloat16, float32 or float64; need not be contiguous or of unit norm.
         bank: [N, D] of any of these dtypes, on the anchor's device.
-        index: int64 or int32 [B], each anchor's own row: its positive, and the row that its pool excludes.
+        index: int64 or int32 [B], each anchor's own row: its positive; a sampler's `exclude` refers to it.
         negatives: a `NegativeSampler` with num_data = N, or integer [B, K] rows.
         log_z: log Z, a finite scalar tensor on the anchor's device or a float; NaN (unset) gives NaN.
         temperature: tau > 0.
         anchor_offset: global number of the first anchor (the lower ranks' batch sizes).
-        plan: "auto", "gather" (cost ~ B*K*D) or "dense" (cost ~ B*N*D); the same result to rounding.
+        plan: "auto", "gather" (cost ~ B*K*D) or "dense" (cost ~ B*N*D); results are equal to rounding.
         backend: "auto", "native", "triton" or "reference".
     Returns:
         [B] losses, differentiable with respect to `anchor`.

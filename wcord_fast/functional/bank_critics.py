@@ -45,12 +45,12 @@ def bank_infonce(
         anchor: [B, D] float16, bfloat16, float32 or float64; need not be contiguous or of unit norm.
         bank: [N, D] of any of these dtypes, on the anchor's device, a `MemoryBank`, or a full `FeatureQueue`. It
             carries no gradient.
-        index: int64 or int32 [B], each anchor's own row: the row that its pool excludes, and its positive by default.
+        index: int64 or int32 [B], each anchor's own row: its positive by default; a sampler's `exclude` refers to it.
         negatives: a `NegativeSampler` with num_data = N, or integer [B, K] rows.
         temperature: tau > 0.
         positive: [B, D] rows of any of these dtypes, with gradient; None: the bank's rows `index`.
         anchor_offset: global number of the first anchor (the lower ranks' batch sizes).
-        plan: "auto", "gather" (cost ~ B*K*D) or "dense" (cost ~ B*N*D); the same result to rounding.
+        plan: "auto", "gather" (cost ~ B*K*D) or "dense" (cost ~ B*N*D); results are equal to rounding.
         backend: "auto", "native" (CPU tensors), "triton" (CUDA tensors, dense plan) or "reference".
     Returns:
         [B] losses in fp32 (fp64 if a tensor is fp64), differentiable with respect to `anchor` and `positive`.

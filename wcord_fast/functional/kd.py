@@ -26,7 +26,7 @@ def kd_loss(
 
     Args:
         student_logits: [B, C], tokens' [B, T, V] or maps' [B, C, H, W], any float dtype; other shapes with `dim`.
-        teacher_logits: equal shape, equal classes in equal order; they receive no gradient. A logit of -inf masks a
+        teacher_logits: shape and class order of `student_logits`; they receive no gradient. A logit of -inf masks a
             class: where the teacher's probability is 0 the class adds nothing.
         temperature: T > 0, such that T^2 neither overflows nor vanishes in fp32.
         mask: bool, the logits' shape without the class dimension ([B], [B, T], [B, H, W]): the positions that count.
@@ -100,5 +100,5 @@ def _refuse_undefined(name: str, logits: Tensor, mask: Tensor | None, dim: int) 
         bad &= mask
     if bad.any():
         position = tuple(bad.nonzero()[0].tolist())
-        where = f"row {position[0]}" if len(position) == 1 else f"position {list(position)}"
-        raise ValueError(f"{name}: {where} has the largest value {peak[position].item()}; expected a finite one")
+        location = f"row {position[0]}" if len(position) == 1 else f"position {list(position)}"
+        raise ValueError(f"{name}: {location} has the largest value {peak[position].item()}; expected a finite one")

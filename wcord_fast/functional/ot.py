@@ -132,7 +132,7 @@ def ot_plan(
     """The transport plan P [n, m] (or [G, n, m]) of `ot_cost` with equal arguments, for problems that fit in memory.
 
     The plan is detached: it carries no gradient, whatever x, y, a and b require. `value` and `debias` are checked
-    and do not change it. Its dtype is fp32 (fp64 for fp64 input). Raises what `ot_cost` raises.
+    and do not change it. Its dtype is fp32 (fp64 for fp64 input). Errors are those of `ot_cost`.
     """
     with torch.no_grad():
         problem = _problem(**options)
@@ -239,7 +239,7 @@ def _known_pairs(x: Tensor, y: Tensor, pairs: KnownPairs, rho: float) -> Pairs:
     rho = checks.fraction("rho", rho)
     if rho == 1:
         raise ValueError("rho: expected a number in [0, 1), got 1: a plan on the pairs alone needs no solver")
-    lead = x.shape[:-2]
+    leading_shape = x.shape[:-2]
     if isinstance(pairs, str):
         checks.choice("pairs", pairs, (DIAGONAL,))
         sides = tuple(torch.arange(t.shape[-2], device=x.device) for t in (x, y))
@@ -253,7 +253,7 @@ def _known_pairs(x: Tensor, y: Tensor, pairs: KnownPairs, rho: float) -> Pairs:
             shape = tuple(rows.shape[-2:-1] if shared else rows.shape[:-1])
             checks.tensor(name, label, shape=shape, dtypes=(torch.int64,))
         checks.same_device(x=x, **{"pairs[0]": sides[0], "pairs[1]": sides[1]})
-    rows, columns = (label.expand(*lead, t.shape[-2]) for label, t in zip(sides, (x, y), strict=True))
+    rows, columns = (label.expand(*leading_shape, t.shape[-2]) for label, t in zip(sides, (x, y), strict=True))
     return Pairs(rows, columns, rho)
 
 
@@ -304,11 +304,11 @@ def solver_masses(mass: Tensor | None, dtype: torch.dtype, relaxed: bool) -> Ten
     """
     if mass is None:
         return None
-    wide = mass.to(dtype)
+    converted = mass.to(dtype)
     if mass.dtype.itemsize > 2 or relaxed:
-        return wide
-    total = wide.detach().sum(-1, keepdim=True)
-    return wide / torch.where((total - 1).abs() <= torch.finfo(mass.dtype).eps, total, 1)
+        return converted
+    total = converted.detach().sum(-1, keepdim=True)
+    return converted / torch.where((total - 1).abs() <= torch.finfo(mass.dtype).eps, total, 1)
 
 
 def _check_problem(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None) -> bool:

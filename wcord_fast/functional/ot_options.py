@@ -45,7 +45,7 @@ class OTRelaxedSolution(NamedTuple):
     """A solved problem with `reach`: the fields of `OTSolution`, and the masses of its plan.
 
     Attributes:
-        row_mass: [G, n] the row sums of P at convergence (`marginal_error` is the distance from them): a, or
+        row_mass: [G, n] the row sums of P at convergence (`marginal_error` is P's distance from them): a, or
             a exp(-f / reach) for a relaxed marginal with potential f.
         column_mass: [G, m] the column sums of P; their sum is the mass that is moved.
     """
@@ -74,7 +74,7 @@ class OTOptions(NamedTuple):
     iters: int
     tol: float | None
     value: str
-    reach: tuple[float | None, float | None]  # of rows and columns; None: the marginal is met
+    reach: tuple[float | None, float | None]  # (rows, columns); None: the marginal is met
     backend: str
 
     @classmethod

@@ -39,7 +39,7 @@ class Contrast(StateModule):
     come before `params`. `made_with` records temperature and momentum, the sampler's its options and labels.
     `log_z` is fp32, or fp64 by default dtype or after `.double()`.
 
-    In a process group a training step is collective and does what one process would do with the batches of all ranks
+    In a process group a training step is collective and equals that of one process with the batches of all ranks
     joined in rank order: the anchors' numbers (and so the draws), log Z and the updates of the banks are equal.
     The state is bit-identical on all ranks, except the rows of a sharded bank. In eval mode each rank reads a
     replicated bank alone.

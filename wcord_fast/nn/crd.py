@@ -36,8 +36,8 @@ class CRDLoss(ContrastiveLoss):
         exclude, replacement: see `NegativeSampler`.
         z: "first" (the constant of the first training batch, RepDistiller's) or "ema" (decay 0.99).
         bank_dtype: torch.float32 or a half type for half the memory; arithmetic stays fp32.
-        plan, backend: of the scores and of log Z, see `functional.bank_nce`. The update of the rows follows
-            `wcord_fast.use_backend` and WCORD_FAST_BACKEND only.
+        plan, backend: plan and backend of the scores and log Z, see `functional.bank_nce`. The update of the rows
+            follows `wcord_fast.use_backend` and WCORD_FAST_BACKEND only.
         seed: 64-bit integer for banks and draws; None takes one from torch's default generator.
         shard: "rank" splits the banks' rows over the ranks of the process group, see `MemoryBank`.
 

@@ -28,7 +28,7 @@ class KDLoss(nn.Module):
 
         Args:
             student_logits: [B, C], tokens' [B, T, V] or maps' [B, C, H, W], any float dtype.
-            teacher_logits: equal shape, equal classes in equal order; they receive no gradient.
+            teacher_logits: shape and class order of `student_logits`; they receive no gradient.
             mask: bool [B], [B, T] or [B, H, W]: the positions that count.
         Raises:
             TypeError, ValueError: as `wcord_fast.functional.kd_loss`, which describes all three arguments.

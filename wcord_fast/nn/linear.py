@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..ops.spectral import Spectral, leading
 from .state import StateModule, whole
 
-ITERATIONS = 15 + 1  # of the power method when the vectors are made: torch's 15, and one as it registers them
+ITERATIONS = 15 + 1  # iterations of the power method for new vectors: torch's 15, and one at registration
 TINY = 1e-12
 OLD = "parametrizations.weight."  # where torch's parametrization kept weight and vectors
 

@@ -22,7 +22,7 @@ class LocalTerm(nn.Module):
         s_dim, t_dim: widths of the features.
         options: `lckt_*`, `ot_*` and `feat_dim` are read. Under lckt_center="batch" the loss of one image is 0. Under
             "running" a training batch moves the mean in `finish_step`.
-        labelled: whether the caller knows the classes, which lckt_pairs_by="class" needs.
+        labelled: whether the classes are known, which lckt_pairs_by="class" needs.
         backend: see `functional.ot_cost`.
     """
 

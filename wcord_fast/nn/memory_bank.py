@@ -59,7 +59,7 @@ class MemoryBank(RowBuffer):
         self._bank_id = checks.integer("bank_id", bank_id, least=0, below=2**32)
         bank_init_(self.rows, self._seed, self._bank_id, self.first_row)
         self._sums: ClassSums | None = None
-        self._labels: tuple[Tensor, Tensor] | None = None  # of all rows, as given, and of those held
+        self._labels: tuple[Tensor, Tensor] | None = None  # labels of all rows, and of the rows held
 
     def reset_parameters(self) -> None:
         """Restore the initial rows, from the bank's seed."""
@@ -119,8 +119,8 @@ class MemoryBank(RowBuffer):
         """
         index, rows, held = joined.index, joined.anchors[side], self.held()
         if isinstance(held, Shard):
-            index, at = held_rows(held, joined)
-            rows = rows[at]
+            index, positions = held_rows(held, joined)
+            rows = rows[positions]
         if len(index):
             update_rows_(self, self.rows, index, rows, self.momentum if momentum is None else momentum)
 

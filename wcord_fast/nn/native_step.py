@@ -127,18 +127,20 @@ def _fits(loss: ContrastiveLoss, f_s: Tensor, f_t: Tensor, idx: Tensor) -> bool:
 
 def is_customised(module: nn.Module, methods: frozenset[str] = _FORWARD) -> bool:
     """Whether a module has hooks, or an instance attribute in place of a method of its class."""
-    own = module.__dict__
-    hooks = own["_forward_hooks"] or own["_forward_pre_hooks"] or own["_backward_hooks"] or own["_backward_pre_hooks"]
-    return bool(hooks) or not own.keys().isdisjoint(methods)
+    names = module.__dict__
+    forward_hooks = names["_forward_hooks"] or names["_forward_pre_hooks"]
+    return bool(
+        forward_hooks or names["_backward_hooks"] or names["_backward_pre_hooks"]
+    ) or not names.keys().isdisjoint(methods)
 
 
 def _is_ours(contrast: Contrast, loss: ContrastiveLoss) -> bool:
     """Whether contrast, banks and sampler are unchanged instances of the classes that the native code implements."""
     sampler, student, teacher = contrast.sampler, contrast.memory_v1, contrast.memory_v2
-    ours = type(sampler) is NegativeSampler and type(student) is type(teacher) is MemoryBank
-    own = type(contrast).__module__ == _CONTRAST and not is_customised(contrast, _METHODS)
+    standard_modules = type(sampler) is NegativeSampler and type(student) is type(teacher) is MemoryBank
+    standard_contrast = type(contrast).__module__ == _CONTRAST and not is_customised(contrast, _METHODS)
     if (
-        not (own and ours)
+        not (standard_contrast and standard_modules)
         or is_customised(sampler, _METHODS)
         or is_customised(student, _METHODS)
         or is_customised(teacher, _METHODS)

@@ -158,10 +158,10 @@ class WCoRDLossOptions(ContrastOptions):
             NCE), "dual" (eq. 10: dual_scale * (score of the positive - neg_weight * mean score of the negatives),
             spectrally normalised), "infonce" (CLIP's softmax) or "sigmoid" (SigLIP's, whose scale and bias are
             trained, from 10 and -10).
-        negatives: rows of the "bank" (default), of the same "batch" (dual, its default, infonce and sigmoid; under dual
-            the other side is detached), of a "queue" of earlier batches (infonce and sigmoid) or "bank_negatives" (dual
-            only: batch positives, bank negatives). Under "dual" both bank forms compare rows of different age, which
-            the critic can separate by age alone; they drift to collapse.
+        negatives: rows of the "bank" (default), of the "batch" itself (dual, its default, infonce and sigmoid; under
+            dual the other side is detached), of a "queue" of earlier batches (infonce and sigmoid) or "bank_negatives"
+            (dual only: batch positives, bank negatives). Under "dual" both bank forms compare rows of different age,
+            which the critic can separate by age alone; they drift to collapse.
         queue_size: rows of each of the two queues; default: num_negatives.
         neg_weight: weight of the mean negative score under "dual": 1 (eq. 10) or "M", the number of negatives (eq. 11
             to the letter: unbounded under a shift of the critic and maximised by collapse; degenerate, never needed).
@@ -216,11 +216,11 @@ class WCoRDLossOptions(ContrastOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         allowed = CRITICS_OF[self.negatives]
-        own = self.critic not in BUILT_IN and self.negatives in (None, "bank")
-        if own and (self.num_negatives == "all" or self.shard is not None):
+        own_critic = self.critic not in BUILT_IN and self.negatives in (None, "bank")
+        if own_critic and (self.num_negatives == "all" or self.shard is not None):
             option = "num_negatives='all'" if self.shard is None else "shard='rank'"
             raise ValueError(f"critic: {self.critic!r} scores rows one by one, which {option} does not allow")
-        if not own and self.critic not in allowed:
+        if not own_critic and self.critic not in allowed:
             needed = " or ".join(map(repr, allowed))
             raise ValueError(f"negatives: {self.negatives!r} needs critic={needed}, got critic={self.critic!r}")
         if self.negatives == "queue":

@@ -34,7 +34,7 @@ class OTLoss(nn.Module):
     def forward(self, x: Tensor, y: Tensor, a: Tensor | None = None, b: Tensor | None = None) -> Tensor:
         """Scalar loss of x [n, d] or [G, n, d] and y [m, d] or [G, m, d], averaged over G.
 
-        Masses a [n] or [G, n] and b [m] or [G, m] are uniform if not given. Raises what `ot_cost` raises.
+        Masses a [n] or [G, n] and b [m] or [G, m] are uniform if not given. Errors are those of `ot_cost`.
         """
         loss = ot_cost(x, y, a=a, b=b, debias=self.debias, **self.options._asdict()).mean()
         return loss * x.shape[-2] if self.reduction == "sum" else loss

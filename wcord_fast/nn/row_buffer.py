@@ -62,7 +62,7 @@ class RowBuffer(StateModule):
         return gather_rows([self.rows], sizes)[0]
 
     def global_rows(self) -> Tensor:
-        """The rows [count, D]; of a sharded buffer a DTensor of which this rank holds its part, in the same memory."""
+        """The rows [count, D]; for a sharded buffer a DTensor whose local part is `rows` itself."""
         if self.ranks.world == 1:
             return self.rows
         from torch.distributed.device_mesh import init_device_mesh  # takes a while to import

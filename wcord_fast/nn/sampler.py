@@ -58,7 +58,7 @@ class NegativeSampler(StateModule):
             or options that exclude each other.
         TypeError: an argument of the wrong type.
 
-    Source: CRD (Tian et al., ICLR 2020) samples the same way on the host, with numpy.
+    Source: CRD (Tian et al., ICLR 2020), which draws on the host, with numpy.
     """
 
     state: Tensor
@@ -367,7 +367,7 @@ def _weights(weights: Sequence[float] | Tensor, num_data: int) -> Tensor:
 
 
 def seed_bits(seed: int | None) -> int:
-    """The seed as a signed 64-bit integer with the same bits; None draws one (in a process group rank 0's, for all)."""
+    """The bits of the seed as a signed 64-bit integer; None draws one (in a process group rank 0's, for all)."""
     if seed is None:
         return same_on_all(int(torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device="cpu")))
     seed = checks.integer("seed", seed, least=-(2**63))

@@ -79,14 +79,14 @@ class StateModule(nn.Module):
     def _apply(self, fn, recurse=True):
         buffers: dict[str, Any] = self._buffers
         before = dict(buffers)
-        kept = {name: buffers[name] for name in self.constants}
-        buffers.update(dict.fromkeys(kept))  # nn.Module skips a buffer that is None, and the order stays
+        constants = {name: buffers[name] for name in self.constants}
+        buffers.update(dict.fromkeys(constants))  # nn.Module skips a buffer that is None, and the order stays
         super()._apply(fn, recurse)
         for name in self.wide:
             old, new = before[name], buffers[name]
             if new.itemsize < min(old.itemsize, torch.float32.itemsize):
                 buffers[name] = old.to(new.device, torch.float32)
-        for name, value in kept.items():
+        for name, value in constants.items():
             buffers[name] = self.moved(value)
         for name, value in buffers.items():
             old = before[name]

@@ -130,7 +130,7 @@ def _prune(directory: Path) -> None:
     """Remove the banks that neither of the two checkpoints names."""
     named_folders = set()
     for name in (checkpoint.CURRENT, checkpoint.PREVIOUS):
-        with suppress(CheckpointError):  # no such file, or a damaged one
+        with suppress(CheckpointError):  # a missing or damaged file
             named_folders.add(checkpoint.read(directory / name).get("banks", {}).get("folder"))
     for folder in directory.glob(f"{FOLDER}*"):
         if folder.name not in named_folders:

@@ -159,7 +159,7 @@ def read(path: Path) -> Any:
     whole modules become their state dicts (see `safe_load.load`).
 
     Raises:
-        CheckpointError: no such file, or one that is damaged (checksums are verified) or hostile.
+        CheckpointError: a missing, damaged (checksums are verified) or hostile file.
     """
     return _read(path, safe_load.load)
 
@@ -239,7 +239,7 @@ def rng_state() -> dict[str, Any]:
 def seed_everything(seed: int) -> None:
     """Seed torch's, numpy's and Python's generators, which `rng_state` saves."""
     torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)  # numpy takes 32 bits
+    np.random.seed(seed % 2**32)  # numpy's seeds have 32 bits
     random.seed(seed)
 
 

@@ -22,7 +22,7 @@ def evaluate(network: nn.Module, batches: Iterable[Batch], precision: str = "fp3
     Raises:
         ValueError: no image in `batches`.
     """
-    count, sums = 0, torch.zeros(3, dtype=torch.float64)  # of cross entropies, top-1 hits and top-5 hits
+    count, sums = 0, torch.zeros(3, dtype=torch.float64)  # sums of cross entropies, top-1 hits and top-5 hits
     with eval_mode(network):
         for images, labels, _ in batches:
             with autocast(images.device, precision):

@@ -118,7 +118,7 @@ def fit(
             one, where the network is tapped; default: its stages.
         output_dir: folder for checkpoints and logs; None: nothing is written or resumed. A checkpoint of another
             method, recipe, teacher or training set is refused; the initial weights and the transforms are not compared.
-        device: default: the student's.
+        device: device of the run; default: the student's.
         log_every: steps between two readings of the running losses.
         log_grad_norms: log each term's fraction of the gradient, once an epoch.
         loggers: loggers of the epochs' rows: "csv" and "tensorboard" (in `output_dir`), "wandb", "mlflow", or

@@ -78,7 +78,7 @@ class TrainLoader:
                 self._batch,
                 DataLoader(
                     loader.dataset,
-                    batch_sampler=[list(range(at.start, at.stop)) for at in parts.in_order()],
+                    batch_sampler=[list(range(rows.start, rows.stop)) for rows in parts.in_order()],
                     num_workers=loader.num_workers,
                     collate_fn=loader.collate_fn,
                     worker_init_fn=loader.worker_init_fn,
@@ -108,7 +108,7 @@ class TrainLoader:
         return self
 
     def described(self) -> dict[str, Any] | None:
-        """None: the loader does not say how its images are normalised."""
+        """None: the normalisation of the loader's images is not known."""
         return None
 
     def _batch(self, item: Any) -> Batch:

@@ -22,7 +22,7 @@ def to_screen(quiet: bool) -> None:
 
 
 class Progress:
-    """A progress bar for the steps of one epoch; silent when `quiet` or when the screen is no terminal."""
+    """A progress bar for the steps of one epoch; silent if `quiet` or if the screen is not a terminal."""
 
     def __init__(self, batches: Iterable, total: int, title: str, quiet: bool) -> None:
         disabled = quiet or not is_main() or not sys.stderr.isatty()

@@ -15,7 +15,7 @@ class Blend(NamedTuple):
 
     Attributes:
         labels: int64 [B].
-        fraction: of the second image in each mixed one, at most 1/2; the weight of the cross entropy with its label.
+        fraction: of each image, the second one's fraction, at most 1/2; the weight of the cross entropy with its label.
     """
 
     labels: Tensor

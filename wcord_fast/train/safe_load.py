@@ -95,7 +95,7 @@ def load(path: Path) -> Any:
 def used_names(path: Path) -> dict[str, str]:
     """The functions and classes that the file names, and how their objects are filled: "dict", "list" or "" (neither).
 
-    Names that PyTorch knows are included; `torch.load` then takes its own classes.
+    Names in PyTorch's own list are included; `torch.load` then takes its own classes.
     """
     names: dict[str, str] = {}
     if zipfile.is_zipfile(path):

@@ -1,4 +1,4 @@
-"""The learning rate of an epoch, and of a run that goes on to more epochs than it was begun with (`--extend`)."""
+"""The learning rate of an epoch, and of a run that continues to more epochs (`--extend`)."""
 
 from __future__ import annotations
 

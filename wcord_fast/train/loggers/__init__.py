@@ -1,4 +1,4 @@
-"""Loggers: where a run's rows, one per epoch, are kept beside its checkpoint. `Logger` is the protocol."""
+"""Loggers write a run's rows, one per epoch, beside its checkpoint. `Logger` is the protocol."""
 
 from __future__ import annotations
 
@@ -41,23 +41,22 @@ LOGGERS = {
 
 
 def names() -> tuple[str, ...]:
-    """The loggers by name; the dotted path of a class of one's own is taken, too."""
+    """The names of the loggers; the dotted path of a user's class is accepted, too."""
     return tuple(LOGGERS)
 
 
-def spelled(given: Any) -> list[str]:
-    """Names of loggers in their one spelling, once it is known that each can be made.
+def spelled(names: Any) -> list[str]:
+    """Names of loggers in their canonical spelling; each can be made.
 
     Raises:
         TypeError: not a sequence of names.
-        ValueError: an unknown name (the nearest is suggested), one that is there twice, or a dotted path at which
-            there is nothing to call.
+        ValueError: an unknown name (the nearest is suggested), a repeated one, or a dotted path without a callable.
         MissingExtra: a package is not installed; the message names the extra.
     """
-    if isinstance(given, str) or not isinstance(given, Sequence) or not all(isinstance(name, str) for name in given):
-        raise TypeError(f"loggers: expected a list of {', '.join(LOGGERS)} or dotted paths, got {given!r}")
+    if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"loggers: expected a list of {', '.join(LOGGERS)} or dotted paths, got {names!r}")
     result: list[str] = []
-    for name in map(str.strip, given):
+    for name in map(str.strip, names):
         if "." in name or ":" in name:
             resolve("loggers", name)
         else:
@@ -85,7 +84,7 @@ def _maker(name: str) -> Callable[[LoggedRun], Any]:
 class Loggers:
     """Several loggers as one: `with Loggers(names, run) as loggers: ... loggers.write(history)`.
 
-    A logger that raises one of its `failures` gets nothing more, with a warning; the run and the others go on.
+    A logger that raises one of its `failures` is closed with a warning; the run and the other loggers continue.
     """
 
     def __init__(self, names: Sequence[str], run: LoggedRun) -> None:
@@ -97,7 +96,7 @@ class Loggers:
                 self._open[name] = make(run)
 
     def write(self, history: Sequence[Row]) -> None:
-        """Give every logger the rows up to now."""
+        """Pass the rows so far to every logger."""
         for name, logger in list(self._open.items()):
             with self._or_warn(name, logger):
                 logger.write(history)

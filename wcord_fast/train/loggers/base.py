@@ -1,4 +1,4 @@
-"""The protocol of a logger, and the facts about the run that it gets."""
+"""The protocol of a logger, and the record of its run."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class LoggedRun:
-    """The run that a logger is made for.
+    """The run of a logger.
 
     Attributes:
-        name: of the run, with the folder that it shares with the runs that it is compared with.
+        name: the run's name, after that of the folder of the runs that it is compared with.
         directory: where its files are; None: nothing is written.
-        spec: what the run is (network, data, method, recipe), in nested plain values.
-        history: the rows of the epochs that an earlier process trained; empty for a run that begins.
+        spec: the run's identity (network, data, method, recipe), in nested plain values.
+        history: the rows of the epochs that an earlier process trained; empty for a new run.
     """
 
     name: str

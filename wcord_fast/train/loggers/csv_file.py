@@ -18,7 +18,7 @@ class CSVLogger(Logger):
 
     def __init__(self, run: LoggedRun) -> None:
         super().__init__(run)
-        if run.history:  # the process before may have ended between the checkpoint and this file
+        if run.history:  # an earlier process may have ended between the checkpoint and this file
             self.write(run.history)
 
     @classmethod
@@ -33,7 +33,7 @@ class CSVLogger(Logger):
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """All rows, atomically; columns in the order in which they first appear."""
+    """Write all rows, atomically, with columns in the order in which they first appear."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns)

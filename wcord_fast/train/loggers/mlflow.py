@@ -1,4 +1,4 @@
-"""MLflow."""
+"""The logger to MLflow."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from .base import LoggedRun, Logger, Row, flat
 
 EXPERIMENT = "wcord_fast"
 ID_FILE = "mlflow-id.txt"
-LONGEST = 500  # characters of a parameter, as every release of MLflow takes
-MOST = 100  # parameters in one call
+MAX_LENGTH = 500  # characters of a parameter that every release of MLflow accepts
+MAX_PARAMETERS = 100  # in one call
 
 
 class MLflowLogger(Logger):
     """A run of MLflow: the run's spec as parameters, a metric per column, whose step is the epoch.
 
-    Its environment variables hold. MLFLOW_TRACKING_URI says where: a server, `sqlite:///FILE`, or `file:FOLDER`, for
-    which releases from 3.13 on want MLFLOW_ALLOW_FILE_STORE=true. MLFLOW_EXPERIMENT_NAME replaces the experiment
-    "wcord_fast". A run that is resumed goes on under its id, which stands in `mlflow-id.txt`.
+    MLflow's environment variables apply. MLFLOW_TRACKING_URI is a server, `sqlite:///FILE`, or `file:FOLDER`, for which
+    releases from 3.13 on need MLFLOW_ALLOW_FILE_STORE=true. MLFLOW_EXPERIMENT_NAME replaces the experiment
+    "wcord_fast". A resumed run keeps its id, which is in `mlflow-id.txt`.
     """
 
     def __init__(self, run: LoggedRun) -> None:
@@ -30,14 +30,14 @@ class MLflowLogger(Logger):
 
         self._entities = mlflow.entities
         self._client = mlflow.MlflowClient()
-        known = None if run.directory is None else run.directory / ID_FILE
-        self._id = self._resumed(known) or self._begun()
-        if known is not None:
-            known.write_text(f"{self._id}\n")
+        id_file = None if run.directory is None else run.directory / ID_FILE
+        self._id = self._resumed(id_file) or self._new_run()
+        if id_file is not None:
+            id_file.write_text(f"{self._id}\n")
 
     @classmethod
     def failures(cls) -> tuple[type[Exception], ...]:
-        """No disk, no server, or a run that it does not know."""
+        """Errors of the disk or the server, and an unknown run."""
         import mlflow
 
         return (OSError, mlflow.MlflowException)
@@ -56,23 +56,23 @@ class MLflowLogger(Logger):
         """End the log."""
         self._client.set_terminated(self._id)
 
-    def _resumed(self, known: Path | None) -> str | None:
-        """The id of the run that an earlier process began, now running again; None if none did."""
-        if not self.run.history or known is None or not known.exists():
+    def _resumed(self, id_file: Path | None) -> str | None:
+        """Set the run of an earlier process to running again and return its id; None without such a run."""
+        if not self.run.history or id_file is None or not id_file.exists():
             return None
-        result = known.read_text().strip()
+        result = id_file.read_text().strip()
         self._client.update_run(result, status="RUNNING")
         return result
 
-    def _begun(self) -> str:
-        """The id of a new run with its parameters."""
+    def _new_run(self) -> str:
+        """Make a new run with its parameters; return its id."""
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
         experiment = self._client.get_experiment_by_name(name)
-        where = self._client.create_experiment(name) if experiment is None else experiment.experiment_id
-        result: str = self._client.create_run(where, run_name=self.run.name).info.run_id
+        experiment_id = self._client.create_experiment(name) if experiment is None else experiment.experiment_id
+        result: str = self._client.create_run(experiment_id, run_name=self.run.name).info.run_id
         params: list[Any] = [
-            self._entities.Param(key, str(value)[:LONGEST]) for key, value in flat(self.run.spec).items()
+            self._entities.Param(key, str(value)[:MAX_LENGTH]) for key, value in flat(self.run.spec).items()
         ]
-        for first in range(0, len(params), MOST):
-            self._client.log_batch(result, params=params[first : first + MOST])
+        for first in range(0, len(params), MAX_PARAMETERS):
+            self._client.log_batch(result, params=params[first : first + MAX_PARAMETERS])
         return result

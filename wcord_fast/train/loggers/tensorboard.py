@@ -1,4 +1,4 @@
-"""TensorBoard's event files."""
+"""The logger to TensorBoard's event files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FOLDER = "tb"
 
 
 class TensorBoardLogger(Logger):
-    """Scalars in the folder `tb` of the run's, one per column and epoch."""
+    """Scalars in the folder `tb` of the run's folder, one per column and epoch."""
 
     def __init__(self, run: LoggedRun) -> None:
         super().__init__(run)
@@ -19,7 +19,7 @@ class TensorBoardLogger(Logger):
         if run.directory is not None:
             from torch.utils.tensorboard import SummaryWriter  # slow to import
 
-            # purge_step hides what a killed run wrote after its last checkpoint.
+            # purge_step hides the rows of a killed run after its last checkpoint.
             self._writer = SummaryWriter(str(run.directory / FOLDER), purge_step=len(run.history) + 1)
 
     def write(self, history: Sequence[Row]) -> None:
