@@ -109,7 +109,7 @@ def test_an_update_of_a_bank_row_that_is_not_finite_names_the_bank():
 def test_explain_names_the_class_sums():
     for options, named in (({"k": "all"}, True), ({"k": 5}, False), ({"k": "all", "plan": "dense"}, False)):
         actual = wcord_fast.explain("bank_mean_score", num_data=N, **options)
-        assert ("of a MemoryBank" in actual.reason) is named
+        assert ("for a MemoryBank" in actual.reason) is named
     bank = MemoryBank(N, D)
     F.bank_mean_score(torch.randn(B, D), bank, INDEX, negatives=NegativeSampler(N, "all"))
     assert bank.current_sums() is not None
