@@ -53,7 +53,7 @@ def run_job(name: str, command: Callable[[list[str]], None], options: list[str])
 def _print_error(name: str, error: Exception | str) -> None:
     """Print a message once, even if many processes have it."""
     message = f"wcord-fast {name}: {_message(error)}"
-    if is_first_to_report():
+    if is_first_to_report(error):
         print(message, file=sys.stderr, flush=True)
         if isinstance(error, str) or not peer_lost(error):  # else the launcher names the process that failed first
             report_to_launcher(message)

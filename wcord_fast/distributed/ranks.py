@@ -39,6 +39,10 @@ def bytes_sent() -> int:
     return _sent
 
 
+class RefusedElsewhereError(ValueError):
+    """Another rank has refused its arguments and raises an error that gives the reason."""
+
+
 @not_compiled
 def sizes_of(count: int, device: torch.device) -> list[int]:
     """`count` of every rank, in rank order. The device is not synchronised if the group has a CPU backend."""
@@ -51,7 +55,8 @@ def sizes_of(count: int, device: torch.device) -> list[int]:
     _count(own.nbytes * (world - 1))
     sizes = [int(n) for n in gathered]
     if count != REFUSED and REFUSED in sizes:
-        raise ValueError(f"rank {sizes.index(REFUSED)} has refused the arguments of this call; its own error says why")
+        refusing = sizes.index(REFUSED)
+        raise RefusedElsewhereError(f"rank {refusing} has refused the arguments of this call; its own error says why")
     return sizes
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
-from ..distributed.ranks import ranks
+from ..distributed.ranks import RefusedElsewhereError, ranks
 from .meters import Meters
 
 T = TypeVar("T")
@@ -69,14 +69,20 @@ def is_main() -> bool:
     return ranks().rank == 0
 
 
-def is_first_to_report() -> bool:
-    """True in the first process of the job that calls it, which reports the error, and in a job of one process."""
+def is_first_to_report(error: BaseException | str = "") -> bool:
+    """True in the first process of the job that calls it, which reports the error, and in a job of one process.
+
+    A process whose `error` points to another rank's waits for that rank, two seconds at most.
+    """
     rank, world = ranks()
     if world == 1:
         return True
     key = "wcord_fast/failed"
     try:
         store = dist.distributed_c10d._get_default_store()
+        deadline = time.monotonic() + 2
+        while isinstance(error, RefusedElsewhereError) and store.add(key, 0) == 0 and time.monotonic() < deadline:
+            time.sleep(0.02)
         first = store.add(key, 1) == 1
         if (
             rank == 0 and "TORCHELASTIC_RUN_ID" not in os.environ
