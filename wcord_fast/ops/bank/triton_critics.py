@@ -15,15 +15,14 @@ from .triton_tiles import (
     charge,
     class_of,
     exp2,
-    load_rows,
     load_terms,
     log1p_unit,
-    long_scores,
     member_tile,
     multiple_of,
     own_rows,
     product,
     reciprocal,
+    score_tile,
     split,
     where_member,
 )
@@ -73,18 +72,10 @@ def critic_fwd_kernel(
         )
         n = n0 + tl.arange(0, BLOCK_N)
         n_ok = n < num_rows
-        if D > BLOCK_D:
-            score = long_scores(
-                terms_ptr, s, b, b_ok, batch, bank_ptr, n, n_ok, bank_stride,
-                D, BLOCK_D, X_TERMS, M_TERMS, LIMIT, INTERPRET,
-            )  # fmt: skip
-            m0, m1, m2 = split(load_rows(bank_ptr, n, n_ok, bank_stride, own_d, D, BLOCK_D), M_TERMS, INTERPRET)
-        else:
-            m0, m1, m2 = split(load_rows(bank_ptr, n, n_ok, bank_stride, 0, D, BLOCK_D), M_TERMS, INTERPRET)
-            score = product(
-                tl.zeros([BLOCK_B, BLOCK_N], tl.float32), x0, x1, x2, tl.trans(m0), tl.trans(m1), tl.trans(m2),
-                X_TERMS, M_TERMS, LIMIT, INTERPRET,
-            )  # fmt: skip
+        score, m0, m1, m2 = score_tile(
+            terms_ptr, x0, x1, x2, s, b, b_ok, batch, bank_ptr, n, n_ok, bank_stride, own_d,
+            D, BLOCK_D, X_TERMS, M_TERMS, LIMIT, INTERPRET,
+        )  # fmt: skip
         u = where_member(score * scale + bias, -1e38, member, MEMBER)  # in base 2
         if SOFTMAX:
             higher = tl.maximum(value, tl.max(u, 1))

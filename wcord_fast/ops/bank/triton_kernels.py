@@ -27,7 +27,6 @@ from .triton_tiles import (
     load_terms,
     log1p,
     log1p_unit,
-    long_scores,
     member_tile,
     multiple_of,
     multiply_out,
@@ -35,6 +34,7 @@ from .triton_tiles import (
     own_rows,
     product,
     reciprocal,
+    score_tile,
     split,
     where_member,
 )
@@ -90,18 +90,10 @@ def nce_fwd_kernel(
         )
         n = n0 + tl.arange(0, BLOCK_N)
         n_ok = n < num_rows
-        if D > BLOCK_D:
-            score = long_scores(
-                terms_ptr, s, b, b_ok, batch, bank_ptr, n, n_ok, bank_stride,
-                D, BLOCK_D, X_TERMS, M_TERMS, LIMIT, INTERPRET,
-            )  # fmt: skip
-            m0, m1, m2 = split(load_rows(bank_ptr, n, n_ok, bank_stride, own_d, D, BLOCK_D), M_TERMS, INTERPRET)
-        else:
-            m0, m1, m2 = split(load_rows(bank_ptr, n, n_ok, bank_stride, 0, D, BLOCK_D), M_TERMS, INTERPRET)
-            score = product(
-                tl.zeros([BLOCK_B, BLOCK_N], tl.float32), x0, x1, x2, tl.trans(m0), tl.trans(m1), tl.trans(m2),
-                X_TERMS, M_TERMS, LIMIT, INTERPRET,
-            )  # fmt: skip
+        score, m0, m1, m2 = score_tile(
+            terms_ptr, x0, x1, x2, s, b, b_ok, batch, bank_ptr, n, n_ok, bank_stride, own_d,
+            D, BLOCK_D, X_TERMS, M_TERMS, LIMIT, INTERPRET,
+        )  # fmt: skip
         # In base 2. For a row that is no negative so low that t, w and the loss are zero.
         u = where_member(score * scale - offset[:, None], -1e30, member, MEMBER)
         t = exp2(-tl.abs(u), INTERPRET)
@@ -218,17 +210,10 @@ def log_z_fwd_kernel(
         )
         n = n0 + tl.arange(0, BLOCK_N)
         n_ok = n < num_rows
-        if D > BLOCK_D:
-            score = long_scores(
-                terms_ptr, s, b, b_ok, batch, bank_ptr, n, n_ok, bank_stride,
-                D, BLOCK_D, X_TERMS, M_TERMS, LIMIT, INTERPRET,
-            )  # fmt: skip
-        else:
-            m0, m1, m2 = split(load_rows(bank_ptr, n, n_ok, bank_stride, 0, D, BLOCK_D), M_TERMS, INTERPRET)
-            score = product(
-                tl.zeros([BLOCK_B, BLOCK_N], tl.float32), x0, x1, x2, tl.trans(m0), tl.trans(m1), tl.trans(m2),
-                X_TERMS, M_TERMS, LIMIT, INTERPRET,
-            )  # fmt: skip
+        score, _, _, _ = score_tile(
+            terms_ptr, x0, x1, x2, s, b, b_ok, batch, bank_ptr, n, n_ok, bank_stride, 0,
+            D, BLOCK_D, X_TERMS, M_TERMS, LIMIT, INTERPRET,
+        )  # fmt: skip
         v = where_member(score * scale, -1e38, member, MEMBER)
         higher = tl.maximum(top, tl.max(v, 1))
         e = where_member(exp2(v - higher[:, None], INTERPRET), 0.0, member, MEMBER)

@@ -142,6 +142,32 @@ def long_scores(
 
 
 @triton.jit
+def score_tile(
+    terms_ptr, x0, x1, x2, s, b, b_ok, batch, bank_ptr, n, n_ok, bank_stride, own_d,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, X_TERMS: tl.constexpr, M_TERMS: tl.constexpr, LIMIT: tl.constexpr,
+    INTERPRET: tl.constexpr,
+):  # fmt: skip
+    """Scores [BLOCK_B, BLOCK_N] of anchors b and rows n, and the terms of these rows, columns [own_d, own_d + BLOCK_D).
+
+    x0, x1, x2 are the anchors' terms, of which only rows of at most BLOCK_D make use. A kernel that does not read the
+    rows' terms does not load them.
+    """
+    if D > BLOCK_D:
+        score = long_scores(
+            terms_ptr, s, b, b_ok, batch, bank_ptr, n, n_ok, bank_stride,
+            D, BLOCK_D, X_TERMS, M_TERMS, LIMIT, INTERPRET,
+        )  # fmt: skip
+        m0, m1, m2 = split(load_rows(bank_ptr, n, n_ok, bank_stride, own_d, D, BLOCK_D), M_TERMS, INTERPRET)
+    else:
+        m0, m1, m2 = split(load_rows(bank_ptr, n, n_ok, bank_stride, 0, D, BLOCK_D), M_TERMS, INTERPRET)
+        score = product(
+            tl.zeros([b.shape[0], n.shape[0]], tl.float32), x0, x1, x2, tl.trans(m0), tl.trans(m1), tl.trans(m2),
+            X_TERMS, M_TERMS, LIMIT, INTERPRET,
+        )  # fmt: skip
+    return score, m0, m1, m2
+
+
+@triton.jit
 def is_row(index, num_data):
     """Whether the row number lies in [0, N)."""
     return tl.where(index >= 0, index, num_data) < num_data  # one comparison: `&` of two is no mask in the interpreter

@@ -14,13 +14,14 @@ import triton.language as tl
 from ..bank.triton_tiles import (
     LOG2E,
     SIZES,
-    load_rows,
+    exp2,
     load_terms,
     log1p,
-    long_scores,
     multiple_of,
     multiply_out,
     product,
+    reciprocal,
+    score_tile,
     split,
 )
 
@@ -90,17 +91,10 @@ def values_fwd_kernel(
     for n0 in range(n_lo, tl.minimum(n_lo + split_rows, num_rows), BLOCK_N):
         n = n0 + tl.arange(0, BLOCK_N)
         n_ok = n < num_rows
-        if D > BLOCK_D:
-            score = long_scores(
-                terms_ptr, s, b, b_ok, batch, rows_ptr, n, n_ok, row_stride,
-                D, BLOCK_D, X_TERMS, M_TERMS, LIMIT, INTERPRET,
-            )  # fmt: skip
-        else:
-            m0, m1, m2 = split(load_rows(rows_ptr, n, n_ok, row_stride, 0, D, BLOCK_D), M_TERMS, INTERPRET)
-            score = product(
-                tl.zeros([BLOCK_B, BLOCK_N], tl.float32), x0, x1, x2, tl.trans(m0), tl.trans(m1), tl.trans(m2),
-                X_TERMS, M_TERMS, LIMIT, INTERPRET,
-            )  # fmt: skip
+        score, _, _, _ = score_tile(
+            terms_ptr, x0, x1, x2, s, b, b_ok, batch, rows_ptr, n, n_ok, row_stride, 0,
+            D, BLOCK_D, X_TERMS, M_TERMS, LIMIT, INTERPRET,
+        )  # fmt: skip
         u = score * scale + bias  # in base 2
         other = _negatives(
             b, n, n_ok, label, index, row_label_ptr, row_index_ptr, first_row, HAS_FIRST, HAS_LABEL, HAS_INDEX
@@ -108,11 +102,11 @@ def values_fwd_kernel(
         if SOFTMAX:
             v = tl.where(other, u, -1e38)
             higher = tl.maximum(top, tl.max(v, 1))
-            e = tl.where(other, tl.exp2(v - higher[:, None]), 0.0)
+            e = tl.where(other, exp2(v - higher[:, None], INTERPRET), 0.0)
             total = total * tl.exp2(top - higher) + tl.sum(e, 1)
             top = higher
         else:
-            t = tl.where(other, tl.exp2(-tl.abs(u)), 0.0)
+            t = tl.where(other, exp2(-tl.abs(u), INTERPRET), 0.0)
             factors, linear = multiply_out(t, tl.where(other, tl.maximum(u, 0.0), 0.0), INTERPRET)
             term = log1p(factors) * LOG2E + linear - lost
             longer = total + term
@@ -161,30 +155,24 @@ def gradients_fwd_kernel(
     for n0 in range(n_lo, tl.minimum(n_lo + split_rows, num_rows), BLOCK_N):
         n = n0 + tl.arange(0, BLOCK_N)
         n_ok = n < num_rows
-        if D > BLOCK_D:
-            score = long_scores(
-                terms_ptr, s, b, b_ok, batch, rows_ptr, n, n_ok, row_stride,
-                D, BLOCK_D, X_TERMS, M_TERMS, LIMIT, INTERPRET,
-            )  # fmt: skip
-            m0, m1, m2 = split(load_rows(rows_ptr, n, n_ok, row_stride, own_d, D, BLOCK_D), M_TERMS, INTERPRET)
-        else:
-            m0, m1, m2 = split(load_rows(rows_ptr, n, n_ok, row_stride, 0, D, BLOCK_D), M_TERMS, INTERPRET)
-            score = product(
-                tl.zeros([BLOCK_B, BLOCK_N], tl.float32), x0, x1, x2, tl.trans(m0), tl.trans(m1), tl.trans(m2),
-                X_TERMS, M_TERMS, LIMIT, INTERPRET,
-            )  # fmt: skip
+        score, m0, m1, m2 = score_tile(
+            terms_ptr, x0, x1, x2, s, b, b_ok, batch, rows_ptr, n, n_ok, row_stride, own_d,
+            D, BLOCK_D, X_TERMS, M_TERMS, LIMIT, INTERPRET,
+        )  # fmt: skip
         u = score * scale + bias  # in base 2
         other = _negatives(
             b, n, n_ok, label, index, row_label_ptr, row_index_ptr, first_row, HAS_FIRST, HAS_LABEL, HAS_INDEX
         )
         if SOFTMAX:
-            w = weight[:, None] * tl.exp2(u - total[:, None])
+            w = weight[:, None] * exp2(u - total[:, None], INTERPRET)
             if HAS_ROW_WEIGHT:
                 row_total = tl.load(row_total_ptr + n, mask=n_ok, other=0.0) * LOG2E
-                w += tl.load(row_weight_ptr + n, mask=n_ok, other=0.0)[None, :] * tl.exp2(u - row_total[None, :])
+                w += tl.load(row_weight_ptr + n, mask=n_ok, other=0.0)[None, :] * exp2(
+                    u - row_total[None, :], INTERPRET
+                )
         else:
-            t = tl.exp2(-tl.abs(u))
-            r = 1.0 / (1.0 + t)
+            t = exp2(-tl.abs(u), INTERPRET)
+            r = reciprocal(1.0 + t, INTERPRET)
             both = weight[:, None]
             if HAS_ROW_WEIGHT:
                 both = both + tl.load(row_weight_ptr + n, mask=n_ok, other=0.0)[None, :]

@@ -16,7 +16,8 @@ from ..tensors import accumulation_dtype, contiguous
 from . import matrix_reference
 from .autograd import refuse_overflow
 from .matrix_reference import MatrixResult, unwritten
-from .reference import CHECK_EVERY, SUM_TOLERANCE, SolveOptions
+from .native_fields import solver_fields
+from .reference import SUM_TOLERANCE, SolveOptions
 
 
 def solve(costs: Tensor, a: Tensor, b: Tensor, options: SolveOptions) -> MatrixResult:
@@ -126,18 +127,7 @@ def _run(costs: Tensor, a: Tensor, b: Tensor, options: SolveOptions, **results: 
 @functools.lru_cache(maxsize=64)
 def _option_fields(options: SolveOptions) -> dict[str, int | float]:
     """The options as fields of the record. The caller only reads the result, which is remembered."""
-    native = native_module.module()
-    return {
-        "solver": native.OT_SOLVERS[options.solver],
-        "value": native.OT_VALUES[options.value],
-        "eps": options.eps,
-        "iters": options.iters,
-        "tol": -1.0 if options.tol is None else options.tol,
-        "check_every": CHECK_EVERY,
-        "sum_tolerance": SUM_TOLERANCE,
-        "reach_a": options.reach_a or 0.0,
-        "reach_b": options.reach_b or 0.0,
-    }
+    return {**solver_fields(options), "reach_a": options.reach_a or 0.0, "reach_b": options.reach_b or 0.0}
 
 
 def gradient(costs: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor, weight: Tensor) -> Tensor:

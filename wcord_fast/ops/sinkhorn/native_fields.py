@@ -28,9 +28,13 @@ def problem_fields(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, pro
 @functools.lru_cache(maxsize=64)
 def option_fields(options: SolveOptions) -> dict[str, int | float]:
     """The fields of the options, without the gradients. The result is cached: callers must not change it."""
+    return {"cost": native_module.module().OT_COSTS[options.cost], **solver_fields(options)}
+
+
+def solver_fields(options: SolveOptions) -> dict[str, int | float]:
+    """The fields that do not depend on what makes the costs; a record of given costs has them too."""
     native = native_module.module()
     return {
-        "cost": native.OT_COSTS[options.cost],
         "solver": native.OT_SOLVERS[options.solver],
         "value": native.OT_VALUES[options.value],
         "eps": options.eps,
