@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -61,20 +61,22 @@ def native_step(
         local_factor: weight of the local term.
         ramp: [2] factors of both weights, or None.
     """
-    contrast = loss.contrast
-    if contrast is None or not (eager() and not _has_any_global_hook() and _fits(loss, f_s, f_t, idx)):
+    if not eager() or _has_any_global_hook():
+        return None
+    parts = _parts(loss)
+    if parts is None or not _fits(parts, f_s, f_t, idx):
         return None
     if not loss._filled:
         loss.require_filled()
-    if not _is_ours(contrast, loss) or contrast.sharded or ranks().world > 1:
+    if not _is_ours(parts) or ranks().world > 1:
         return None
     make = _host_step if f_s.is_cpu else _device_step
-    step = make(contrast, loss, idx, contrast_idx, factor, ramp)
+    step = make(parts, idx, contrast_idx, factor, ramp)
     if step is None:
         return None
     step.local, step.records = local, torch.is_grad_enabled()
     step.local_factor = local_factor if ramp is None or isinstance(step, DeviceStep) else local_factor * float(ramp[1])
-    parameters = [p for linear in _linears(loss) for p in (linear.weight, linear.bias)]
+    parameters = (parts.weights[0], parts.biases[0], parts.weights[1], parts.biases[1])
     try:
         if torch.is_autocast_enabled(f_s.device.type):
             with torch.autocast(f_s.device.type, enabled=False):
@@ -83,21 +85,61 @@ def native_step(
             total, _ = ContrastStep.apply(f_s, f_t, *parameters, step)
     except Unfit:
         return None
-    if loss.training and isinstance(step, Step):
-        if not step.finish(contrast.sampler.state):
+    if parts.training and isinstance(step, Step):
+        if not step.finish(parts.sampler.state):
             return None
-        for linear, spectral in zip(_linears(loss), step.spectral, strict=True):
+        for linear, spectral in zip(parts.linears, step.spectral, strict=True):
             if spectral is not None and linear.training:
                 linear.keep(spectral)
     assert step.terms is not None
     return total, step.terms
 
 
-def _linears(loss: ContrastiveLoss) -> tuple[CriticLinear, CriticLinear]:
-    return loss.embed_s.linear, loss.embed_t.linear
+class Parts(NamedTuple):
+    """What a step reads of a loss, each found once, because `nn.Module` finds its attributes slowly.
+
+    Pairs are (student, teacher).
+    """
+
+    training: bool
+    contrast: Contrast
+    sampler: NegativeSampler
+    memories: tuple[MemoryBank, MemoryBank]
+    rows: tuple[Tensor, Tensor]
+    embeds: tuple[Embed, Embed]
+    linears: tuple[CriticLinear, CriticLinear]
+    weights: tuple[Tensor, Tensor]
+    biases: tuple[Tensor, Tensor]
 
 
-def _fits(loss: ContrastiveLoss, f_s: Tensor, f_t: Tensor, idx: Tensor) -> bool:
+def _parts(loss: ContrastiveLoss) -> Parts | None:
+    """The parts of a loss, if its maps, banks and sampler are the classes that the native code implements."""
+    contrast = loss.contrast
+    if contrast is None or type(contrast).__module__ != _CONTRAST:
+        return None
+    embed_s, embed_t = loss.embed_s, loss.embed_t
+    if not type(embed_s) is type(embed_t) is Embed:
+        return None
+    linear_s, linear_t = embed_s.linear, embed_t.linear
+    sampler, student, teacher = contrast.sampler, contrast.memory_v1, contrast.memory_v2
+    if not (type(linear_s) is type(linear_t) is CriticLinear and type(sampler) is NegativeSampler):
+        return None
+    if not type(student) is type(teacher) is MemoryBank or student._sums is not None or teacher._sums is not None:
+        return None
+    return Parts(
+        training=loss.training,
+        contrast=contrast,
+        sampler=sampler,
+        memories=(student, teacher),
+        rows=(student.rows, teacher.rows),
+        embeds=(embed_s, embed_t),
+        linears=(linear_s, linear_t),
+        weights=(linear_s.weight, linear_t.weight),
+        biases=(linear_s.bias, linear_t.bias),
+    )
+
+
+def _fits(parts: Parts, f_s: Tensor, f_t: Tensor, idx: Tensor) -> bool:
     """Whether tensors and maps are plain, on one CPU or CUDA device, and of matching shapes."""
     if type(f_s) not in PLAIN or type(f_t) not in PLAIN or type(idx) not in PLAIN:
         return False
@@ -105,24 +147,18 @@ def _fits(loss: ContrastiveLoss, f_s: Tensor, f_t: Tensor, idx: Tensor) -> bool:
     if device.type not in ("cpu", "cuda") or idx.device != device:
         return False
     batch = idx.shape[0] if idx.dim() == 1 and idx.dtype in (torch.int64, torch.int32) else 0
-    dtype = loss.embed_s.linear.weight.dtype
-    for f, embed in ((f_s, loss.embed_s), (f_t, loss.embed_t)):
+    dtype = parts.weights[0].dtype
+    for f, embed, linear in zip((f_s, f_t), parts.embeds, parts.linears, strict=True):
         if not (f.device == device and f.layout is torch.strided and f.is_floating_point() and not f.is_nested):
             return False
         if f.dim() < 2 or f.shape[0] != batch or batch == 0 or f.numel() != batch * embed.in_dim:
             return False
-        linear = embed.linear
-        if (
-            type(embed) is not Embed
-            or type(linear) is not CriticLinear
-            or is_customised(embed)
-            or is_customised(linear)
-        ):
+        if is_customised(embed) or is_customised(linear):
             return False
-        for p in (linear.weight, linear.bias):
-            if type(p) not in PLAIN or p.dtype is not dtype or p.device != device:
-                return False
-    return dtype in (torch.float32, torch.float64) and loss.embed_s.norm == loss.embed_t.norm
+    for p in (*parts.weights, *parts.biases):
+        if type(p) not in PLAIN or p.dtype is not dtype or p.device != device:
+            return False
+    return dtype in (torch.float32, torch.float64) and parts.embeds[0].norm == parts.embeds[1].norm
 
 
 def is_customised(module: nn.Module, methods: frozenset[str] = _FORWARD) -> bool:
@@ -134,26 +170,18 @@ def is_customised(module: nn.Module, methods: frozenset[str] = _FORWARD) -> bool
     ) or not names.keys().isdisjoint(methods)
 
 
-def _is_ours(contrast: Contrast, loss: ContrastiveLoss) -> bool:
-    """Whether contrast, banks and sampler are unchanged instances of the classes that the native code implements."""
-    sampler, student, teacher = contrast.sampler, contrast.memory_v1, contrast.memory_v2
-    standard_modules = type(sampler) is NegativeSampler and type(student) is type(teacher) is MemoryBank
-    standard_contrast = type(contrast).__module__ == _CONTRAST and not is_customised(contrast, _METHODS)
-    if (
-        not (standard_contrast and standard_modules)
-        or is_customised(sampler, _METHODS)
-        or is_customised(student, _METHODS)
-        or is_customised(teacher, _METHODS)
-    ):
+def _is_ours(parts: Parts) -> bool:
+    """Whether contrast, banks and sampler are unchanged, unsharded, and fit the maps."""
+    student, teacher = parts.memories
+    if any(is_customised(module, _METHODS) for module in (parts.contrast, parts.sampler, student, teacher)):
         return False
-    weight = loss.embed_s.linear.weight
-    shape = (sampler.num_data, loss.embed_s.width)
-    if student.momentum != teacher.momentum or loss.embed_t.width != shape[1]:
+    weight, width = parts.weights[0], parts.embeds[0].width
+    shape = (parts.sampler.num_data, width)
+    if student.momentum != teacher.momentum or parts.embeds[1].width != width or parts.contrast.sharded:
         return False
-    for memory in (student, teacher):
+    for memory, rows in zip(parts.memories, parts.rows, strict=True):
         memory.require_filled()
-        rows = memory.rows
-        if memory._sums is not None or type(rows) not in PLAIN or rows.shape != shape:
+        if type(rows) not in PLAIN or rows.shape != shape:
             return False
         if rows.device != weight.device or not rows.is_contiguous() or rows.requires_grad or rows.is_neg():
             return False
@@ -169,10 +197,10 @@ def _backend(contrast: Contrast, allowed: tuple[str, ...]) -> str | None:
     return requested if requested in allowed and updates in _NATIVE else None
 
 
-def _negatives(contrast: Contrast, idx: Tensor, contrast_idx: Tensor | None) -> tuple[Tensor, DrawSpec] | None:
+def _negatives(sampler: NegativeSampler, idx: Tensor, contrast_idx: Tensor | None) -> tuple[Tensor, DrawSpec] | None:
     """(rows of the positives, the negatives), if they are plain tensors on idx's device."""
     if contrast_idx is None:
-        spec = contrast.sampler.spec()
+        spec = sampler.spec()
         return (idx, spec) if all(t.device == idx.device and t.is_contiguous() for t in spec.tables) else None
     if type(contrast_idx) not in PLAIN or contrast_idx.device != idx.device or contrast_idx.dim() != 2:
         return None
@@ -182,30 +210,30 @@ def _negatives(contrast: Contrast, idx: Tensor, contrast_idx: Tensor | None) -> 
 
 
 def _host_step(
-    contrast: Contrast,
-    loss: ContrastiveLoss,
+    parts: Parts,
     idx: Tensor,
     contrast_idx: Tensor | None,
     factor: float,
     ramp: Tensor | None,
 ) -> Step | None:
+    contrast = parts.contrast
     requested = _backend(contrast, _NATIVE)
     if contrast.z != "first" or requested is None or native_module.unavailable_reason("cpu") is not None:
         return None
     log_z = contrast.log_z.tolist()
     if any(z != z for z in log_z):  # must be estimated first
         return None
-    negatives = _negatives(contrast, idx, contrast_idx)
+    negatives = _negatives(parts.sampler, idx, contrast_idx)
     if negatives is None:
         return None
     positive, spec = negatives
-    banks = contrast.memory_v2.rows, contrast.memory_v1.rows
+    banks = parts.rows[1], parts.rows[0]
     num_data, dim = banks[0].shape
     k = ALL if spec.whole_pool else spec.k
     result = chosen("bank_nce", contrast.plan, Problem(len(idx), num_data, k, dim), "cpu", requested)
     if result.backend != "native":
         return None
-    spectral = tuple(linear.leading() if linear.spectral else None for linear in _linears(loss))
+    spectral = tuple(linear.leading() if linear.spectral else None for linear in parts.linears)
     if any(s is not None and not 0 < s.sigma < float("inf") for s in spectral):
         return None
     return Step(
@@ -215,8 +243,8 @@ def _host_step(
         spec=spec,
         log_z=log_z,
         temperature=contrast.temperature,
-        least_length=LEAST_LENGTH[loss.embed_s.norm],
-        momentum=contrast.memory_v1.momentum,
+        least_length=LEAST_LENGTH[parts.embeds[0].norm],
+        momentum=parts.memories[0].momentum,
         plan=result.plan,
         factor=factor if ramp is None else factor * float(ramp[0]),
         spectral=(spectral[0], spectral[1]),
@@ -224,27 +252,26 @@ def _host_step(
 
 
 def _device_step(
-    contrast: Contrast,
-    loss: ContrastiveLoss,
+    parts: Parts,
     idx: Tensor,
     contrast_idx: Tensor | None,
     factor: float,
     ramp: Tensor | None,
 ) -> DeviceStep | None:
+    contrast, linears = parts.contrast, parts.linears
     if _backend(contrast, (*_NATIVE, "triton")) is None or native_module.unavailable_reason("cuda") is not None:
         return None
-    student, teacher = contrast.memory_v1.rows, contrast.memory_v2.rows
-    linears = _linears(loss)
+    student, teacher = parts.rows
     if student.dtype is not teacher.dtype or linears[0].spectral != linears[1].spectral:
         return None
-    if linears[0].training != linears[1].training or loss.embed_s.width > MOST_DIM:
+    if linears[0].training != linears[1].training or parts.embeds[0].width > MOST_DIM:
         return None
-    if _negatives(contrast, idx, contrast_idx) is None:
+    if _negatives(parts.sampler, idx, contrast_idx) is None:
         return None
     norms = None
     if linears[0].spectral:
-        dtype = linears[0].weight.dtype
-        weights = (linears[0].weight.detach().contiguous(), linears[1].weight.detach().contiguous())
+        dtype = parts.weights[0].dtype
+        weights = (parts.weights[0].detach().contiguous(), parts.weights[1].detach().contiguous())
         vectors = [(linear.u, linear.v) for linear in linears]
         if any(t.dtype is not dtype or t.device != idx.device or not t.is_contiguous() for p in vectors for t in p):
             return None
@@ -258,10 +285,10 @@ def _device_step(
     return DeviceStep(
         score_anchors=score,
         index=idx.contiguous(),
-        banks=(student, teacher) if loss.training else None,
-        state=contrast.sampler.state,
-        least_length=LEAST_LENGTH[loss.embed_s.norm],
-        momentum=contrast.memory_v1.momentum,
+        banks=(student, teacher) if parts.training else None,
+        state=parts.sampler.state,
+        least_length=LEAST_LENGTH[parts.embeds[0].norm],
+        momentum=parts.memories[0].momentum,
         factor=factor,
         norms=norms,
         ramp=ramp,
