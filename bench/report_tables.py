@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 Row = dict[str, Any]
@@ -28,34 +28,43 @@ def where(rows: Iterable[Row]) -> str:
     some = list(rows)
     dates = sorted({r["date"][:10] for r in some})
     versions, threads = sorted({r["torch"] for r in some}), sorted({r["threads"] for r in some})
-    machine = f"{some[0]['device']}, {some[0]['simd']}" if "simd" in some[0] else some[0]["device"]
+    sets = sorted({r["simd"] for r in some if "simd" in r})
+    machine = ", ".join([some[0]["device"], *([" and ".join(sets)] if sets else [])])
     count = f"{', '.join(map(str, threads))} thread{'s' if threads != [1] else ''}"
     return f"{machine}, {count}, torch {', '.join(versions)}, {' to '.join(dict.fromkeys((dates[0], dates[-1])))}"
 
 
-def best_simd(rows: Iterable[Row]) -> list[Row]:
-    """Only the rows of the instruction set that the package picks by itself, the widest."""
-    order = ("portable", "avx2", "avx512")
-    some = list(rows)
-    widest = max((r["simd"] for r in some), key=order.index)
-    return [r for r in some if r["simd"] == widest]
+def spread(values: Iterable[float], show: Callable[[float], str] = short) -> str:
+    """The values' range, or their one value; "-" for none."""
+    shown = list(dict.fromkeys(map(show, sorted(values))))
+    return f"{shown[0]}-{shown[-1]}" if len(shown) > 1 else shown[0] if shown else "-"
 
 
 def bank_table(rows: list[Row]) -> str:
-    shapes = best_simd(r for r in rows if "sweep" not in r and "fit" not in r and r["device_kind"] == "cpu")
-    by_shape: dict[tuple, dict[str, Row]] = {}
-    for (*shape, form), row in latest(shapes, "batch", "k", "num_data", "dim", "form").items():
-        by_shape.setdefault(tuple(shape), {})[form] = row
+    """Times and ratios of all runs: a ratio to a form that waits for memory differs between machines and days."""
+    kept = [r for r in rows if "sweep" not in r and "fit" not in r and r["device_kind"] == "cpu"]
+    kept = [r for r in kept if r["simd"] != "portable"]
+    runs: dict[tuple, dict[tuple, dict[str, Row]]] = {}  # shape -> run -> form
+    for row in kept:
+        shape = tuple(row[key] for key in ("batch", "k", "num_data", "dim"))
+        run = runs.setdefault(shape, {}).setdefault((row["simd"], row["date"]), {})
+        run[row["form"]] = row
     lines = []
-    for (batch, k, num_data, _), forms in sorted(by_shape.items()):
-        ours = min((forms[p] for p in ("gather", "dense") if p in forms), key=lambda r: r["ms"]["p50"])
-        cells = [short(forms[f]["ms"]["p50"]) if f in forms else "not run" for f in ("naive", "plain")]
-        ratios = [f"{ours[key]:.1f}x" if key in ours else "-" for key in ("times_naive", "times_plain")]
-        memory = f"{short(forms['naive']['peak_mb']) if 'naive' in forms else '-'} / {short(ours['peak_mb'])}"
-        mine = f"**{short(ours['ms']['p50'])}** ({ours['form']})"
-        lines.append([f"{batch}, {k:,}, {num_data:,}", *cells, mine, *ratios, memory])
-    head = ["B, K, N (D = 128)", "naive CRD, ms", "best plain PyTorch, ms", "ours, ms", "x naive", "x plain"]
-    return table([*head, "transient MB, naive / ours"], lines) + f"\n{where(shapes)}. `python -m bench bank`.\n"
+    for (batch, k, num_data, _), by_run in sorted(runs.items()):
+        forms = list(by_run.values())
+        ours = [min((f[p] for p in ("gather", "dense") if p in f), key=lambda r: r["ms"]["p50"]) for f in forms]
+        plan = " or ".join(dict.fromkeys(r["form"] for r in ours))
+        plain = spread([f["plain"]["ms"]["p50"] for f in forms if "plain" in f])
+        ratios = [
+            spread([r[key] for r in ours if r.get(key)], "{:.1f}x".format) for key in ("times_plain", "times_naive")
+        ]
+        floor = spread([r["percent_of_floor"] for r in ours if r.get("percent_of_floor")], "{:.0f} %".format)
+        naive_mb = spread([f["naive"]["peak_mb"] for f in forms[-1:] if "naive" in f])
+        memory = f"{naive_mb} / {short(ours[-1]['peak_mb'])}"
+        mine = f"**{spread([r['ms']['p50'] for r in ours])}** ({plan})"
+        lines.append([f"{batch}, {k:,}, {num_data:,}", mine, plain, *ratios, floor, memory])
+    head = ["B, K, N (D = 128)", "ours, ms", "best plain PyTorch, ms", "x plain", "x naive CRD", "of the floor"]
+    return table([*head, "transient MB, naive / ours"], lines) + f"\n{where(kept)}. `python -m bench bank`.\n"
 
 
 def solves(row: Row) -> bool:
