@@ -63,7 +63,7 @@ def critic_fwd_kernel(
     _, weight = charge(index, label, b_ok, num_data, k, class_start_ptr, MEMBER, CHARGE)
     scale, bias = tl.load(scale_ptr) * LOG2E, tl.load(bias_ptr) * LOG2E
     value = tl.full([BLOCK_B], -1e38, tl.float32)  # finite, so that a tile without members gives 0, not NaN
-    total, lost, factors = no_softplus(BLOCK_B)
+    total, lost, factors = no_softplus(BLOCK_B, MEMBER)
     slope = tl.zeros([BLOCK_B], tl.float32)
     grad = tl.zeros([BLOCK_B, BLOCK_D], tl.float32)
     n_lo = part * split_rows

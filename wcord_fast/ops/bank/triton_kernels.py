@@ -81,7 +81,7 @@ def nce_fwd_kernel(
     scale = LOG2E / temperature
     offset = offset2(k_b, num_data, tl.load(log_z_ptr + s), EPS)
 
-    loss, lost, factors = no_softplus(BLOCK_B)
+    loss, lost, factors = no_softplus(BLOCK_B, MEMBER)
     grad = tl.zeros([BLOCK_B, BLOCK_D], tl.float32)
     n_lo = part * split_rows
     for n0 in range(n_lo, tl.minimum(n_lo + split_rows, num_rows), BLOCK_N):

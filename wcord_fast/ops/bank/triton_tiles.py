@@ -18,7 +18,7 @@ import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
-FULL = tl.constexpr(2.0**90)  # a tile of 128 rows multiplies each of eight products by 2^16 at most
+FULL = tl.constexpr(2.0**60)  # a tile of 64 rows multiplies a product by 2^64 at most
 
 
 # Sizes of a call: a kernel compiled anew for each that is 1, or a multiple of 16, would be no faster. What rows lie
@@ -290,9 +290,9 @@ def exp2_of_minus(v, INTERPRET: tl.constexpr):
 
 @triton.jit
 def log2(v, INTERPRET: tl.constexpr):
-    """log2 of v >= 2 to 2^-22, relative. Near 1, where that error is absolute, `log1p` is the one to take."""
+    """log2 of v >= 2 to 2^-22, relative; below 2 anything. Near 1 that error is absolute: `log1p` is the one to take."""
     if INTERPRET:
-        return tl.log2(v)
+        return tl.log2(tl.maximum(v, 1.0))
     return tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [v], dtype=tl.float32, is_pure=True, pack=1)
 
 
@@ -337,30 +337,27 @@ def _join(p, a, q, b):
 
 
 @triton.jit
-def _eighths(cells):
-    """[B, n] -> [B, n / 8, 8]. Columns 8 apart lie in one thread, whatever tensor cores made the tile."""
-    return tl.reshape(cells, [cells.shape[0], cells.shape[1] // 8, 8])
-
-
-@triton.jit
-def _multiply_out(t, linear, INTERPRET: tl.constexpr):
-    """Over every eighth column: the product of the factors 1 + t, less 1, and the sum of `linear`, both [B, 8]."""
-    t, linear = _eighths(t), _eighths(linear)
+def _multiply_out(t, linear, COLUMNS: tl.constexpr, INTERPRET: tl.constexpr):
+    """Over every COLUMNS-th cell of a row: the product of the factors 1 + t, less 1, and the sum of `linear`."""
+    BLOCK_B: tl.constexpr = t.shape[0]
+    t = tl.reshape(t, [BLOCK_B, t.shape[1] // COLUMNS, COLUMNS])
+    linear = tl.reshape(linear, [BLOCK_B, t.shape[1], COLUMNS])
     if INTERPRET:  # whose tl.reduce calls Python once per cell
         while t.shape[1] > 1:
-            p, q = tl.split(tl.permute(tl.reshape(t, [t.shape[0], 2, t.shape[1] // 2, 8]), [0, 2, 3, 1]))
-            a, b = tl.split(tl.permute(tl.reshape(linear, [t.shape[0], 2, t.shape[1] // 2, 8]), [0, 2, 3, 1]))
+            halves = [BLOCK_B, 2, t.shape[1] // 2, COLUMNS]
+            p, q = tl.split(tl.permute(tl.reshape(t, halves), [0, 2, 3, 1]))
+            a, b = tl.split(tl.permute(tl.reshape(linear, halves), [0, 2, 3, 1]))
             t, linear = _join(p, a, q, b)
-        factors, total = tl.reshape(t, [t.shape[0], 8]), tl.reshape(linear, [t.shape[0], 8])
+        factors, total = tl.reshape(t, [BLOCK_B, COLUMNS]), tl.reshape(linear, [BLOCK_B, COLUMNS])
     else:
         factors, total = tl.reduce((t, linear), 1, _join)
     return factors, total
 
 
 @triton.jit
-def no_softplus(BLOCK_B: tl.constexpr):
+def no_softplus(BLOCK_B: tl.constexpr, MEMBER: tl.constexpr):
     """The sums that `add_softplus` adds to: no terms yet."""
-    zeros = tl.zeros([BLOCK_B, 8], tl.float32)
+    zeros = tl.zeros([BLOCK_B, 8 if MEMBER == "mask" else 1], tl.float32)
     return zeros, zeros, zeros
 
 
@@ -368,14 +365,16 @@ def no_softplus(BLOCK_B: tl.constexpr):
 def add_softplus(total, lost, factors, u, t, member, MEMBER: tl.constexpr, INTERPRET: tl.constexpr):
     """Add log2(1 + 2^u) of each cell [B, n] of a tile, for t = 2^-|u|; u is -1e30 where the row is no negative.
 
-    The sums are kept for every eighth column, so no thread waits for another: `total` [B, 8] in base 2, its rounding
-    error `lost` (Kahan: a bank may have 20,000 tiles), and the product `factors`, less 1, of factors 1 + t <= 2, a log
-    of which is added to `total` when it has grown beyond FULL. With MEMBER = "counts" a cell counts `member` times.
+    `total` [B, C] is in base 2, `lost` its rounding error (Kahan: a bank may have 20,000 tiles), and `factors` the
+    product, less 1, of factors 1 + t <= 2: a log is added to `total` when it has grown beyond FULL. With bits of
+    membership C is 8, sums over every eighth column: these lie in one thread, whatever tensor cores made the tile, so
+    no thread waits for another. Else C is 1, for want of registers. Where a cell counts `member` times, MEMBER =
+    "counts", each has its own log.
     """
     if MEMBER == "counts":
-        term = tl.sum(_eighths((tl.maximum(u, 0.0) + log1p_unit(t) * LOG2E) * member), 1)
+        term = tl.sum((tl.maximum(u, 0.0) + log1p_unit(t) * LOG2E) * member, 1, keep_dims=True)
     else:
-        more, linear = _multiply_out(t, tl.maximum(u, 0.0), INTERPRET)
+        more, linear = _multiply_out(t, tl.maximum(u, 0.0), total.shape[1], INTERPRET)
         factors = join_factors(factors, more)
         full = factors > FULL
         term = tl.where(full, log2(factors, INTERPRET), 0.0) + linear

@@ -88,7 +88,7 @@ def values_fwd_kernel(
     scale, bias = tl.load(scale_ptr) * LOG2E, tl.load(bias_ptr) * LOG2E
     top = tl.full([BLOCK_B], -1e38, tl.float32)  # finite, so that a tile without negatives gives 0, not NaN
     total = tl.zeros([BLOCK_B], tl.float32)
-    softplus, lost, factors = no_softplus(BLOCK_B)
+    softplus, lost, factors = no_softplus(BLOCK_B, "mask")
     n_lo = part * split_rows
     for n0 in range(n_lo, tl.minimum(n_lo + split_rows, num_rows), BLOCK_N):
         n = n0 + tl.arange(0, BLOCK_N)
