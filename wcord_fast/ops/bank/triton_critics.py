@@ -12,17 +12,20 @@ import triton.language as tl
 from .triton_tiles import (
     LOG2E,
     SIZES,
+    add_softplus,
     charge,
     class_of,
     exp2,
+    exp2_of_minus,
     load_terms,
-    log1p_unit,
     member_tile,
     multiple_of,
+    no_softplus,
     own_rows,
     product,
     reciprocal,
     score_tile,
+    softplus_sum,
     split,
     where_member,
 )
@@ -59,10 +62,8 @@ def critic_fwd_kernel(
     own, label_ptr = index - first_row, label_ptr + first_row  # rows are numbered as in the banks from here on
     _, weight = charge(index, label, b_ok, num_data, k, class_start_ptr, MEMBER, CHARGE)
     scale, bias = tl.load(scale_ptr) * LOG2E, tl.load(bias_ptr) * LOG2E
-    value = tl.zeros([BLOCK_B], tl.float32)
-    if SOFTMAX:
-        value = tl.full([BLOCK_B], -1e38, tl.float32)  # finite, so that a tile without members gives 0, not NaN
-    lost = tl.zeros([BLOCK_B], tl.float32)  # what rounding took from the sum of softplus (Kahan)
+    value = tl.full([BLOCK_B], -1e38, tl.float32)  # finite, so that a tile without members gives 0, not NaN
+    total, lost, factors = no_softplus(BLOCK_B, MEMBER)
     slope = tl.zeros([BLOCK_B], tl.float32)
     grad = tl.zeros([BLOCK_B, BLOCK_D], tl.float32)
     n_lo = part * split_rows
@@ -85,16 +86,10 @@ def critic_fwd_kernel(
             slope *= shrink
             grad *= shrink[:, None]
         else:
-            t = exp2(-tl.abs(u), INTERPRET)
+            t = exp2_of_minus(u, INTERPRET)
             r = reciprocal(1.0 + t, INTERPRET)
             w = tl.where(u >= 0, r, t * r)
-            terms = tl.maximum(u, 0.0) + log1p_unit(t) * LOG2E
-            if MEMBER == "counts":
-                terms *= member
-            term = tl.sum(terms, 1) - lost
-            longer = value + term
-            lost = (longer - value) - term
-            value = longer
+            total, lost, factors = add_softplus(total, lost, factors, u, t, member, MEMBER, INTERPRET)
         if MEMBER == "counts":
             w *= member
         slope += tl.sum(w, 1)
@@ -104,7 +99,7 @@ def critic_fwd_kernel(
             grad += product(tile, w0, w1, w2, m0, m1, m2, W_TERMS, M_TERMS, W_TERMS, INTERPRET)
 
     if not SOFTMAX:
-        value *= weight
+        value = softplus_sum(total, factors) * weight
     out = (part * tl.num_programs(2) + s).to(tl.int64) * batch + b
     if own_d == 0:
         tl.store(value_ptr + out, value, mask=b_ok)

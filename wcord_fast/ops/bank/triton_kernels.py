@@ -20,21 +20,22 @@ import triton.language as tl
 from .triton_tiles import (
     LOG2E,
     SIZES,
+    add_softplus,
     charge,
     class_of,
     exp2,
+    exp2_of_minus,
     load_rows,
     load_terms,
-    log1p,
-    log1p_unit,
     member_tile,
     multiple_of,
-    multiply_out,
+    no_softplus,
     offset2,
     own_rows,
     product,
     reciprocal,
     score_tile,
+    softplus_sum,
     split,
     where_member,
 )
@@ -60,8 +61,8 @@ def nce_fwd_kernel(
     Grid (blocks of anchors times blocks of columns, splits, S); without gradient one block of columns.
 
     With u = s / tau - log((c + EPS) Z) and t = exp(-|u|), softplus(u) = max(u, 0) + log(1 + t) and sigmoid(u) is
-    1 / (1 + t) or t / (1 + t): one exp2 and one reciprocal per cell, nothing can overflow. A tile's factors 1 + t <= 2
-    are multiplied (at most 2^64), and one log per anchor and tile is taken of their product.
+    1 / (1 + t) or t / (1 + t): one exp2 and one reciprocal per cell, nothing can overflow, and one log for many
+    cells (`add_softplus`).
     """
     s, part = tl.program_id(2), tl.program_id(1)
     bank_stride = multiple_of(bank_stride, STRIDE_UNIT)
@@ -80,8 +81,7 @@ def nce_fwd_kernel(
     scale = LOG2E / temperature
     offset = offset2(k_b, num_data, tl.load(log_z_ptr + s), EPS)
 
-    loss = tl.zeros([BLOCK_B], tl.float32)
-    lost = tl.zeros([BLOCK_B], tl.float32)  # the rounding error of `loss` (Kahan): a bank may have 20,000 tiles
+    loss, lost, factors = no_softplus(BLOCK_B, MEMBER)
     grad = tl.zeros([BLOCK_B, BLOCK_D], tl.float32)
     n_lo = part * split_rows
     for n0 in range(n_lo, tl.minimum(n_lo + split_rows, num_rows), BLOCK_N):
@@ -96,19 +96,12 @@ def nce_fwd_kernel(
         )  # fmt: skip
         # In base 2. For a row that is no negative so low that t, w and the loss are zero.
         u = where_member(score * scale - offset[:, None], -1e30, member, MEMBER)
-        t = exp2(-tl.abs(u), INTERPRET)
+        t = exp2_of_minus(u, INTERPRET)
         r = reciprocal(1.0 + t, INTERPRET)
         w = tl.where(u >= 0, r, t * r)
+        loss, lost, factors = add_softplus(loss, lost, factors, u, t, member, MEMBER, INTERPRET)
         if MEMBER == "counts":
-            tile_loss = tl.sum((tl.maximum(u, 0.0) + log1p_unit(t) * LOG2E) * member, 1)
             w *= member
-        else:
-            factors, linear = multiply_out(t, tl.maximum(u, 0.0), INTERPRET)
-            tile_loss = log1p(factors) * LOG2E + linear
-        tile_loss -= lost
-        total = loss + tile_loss
-        lost = (total - loss) - tile_loss
-        loss = total
         if NEEDS_GRAD:
             w0, w1, w2 = split(w, W_TERMS, INTERPRET)
             tile_grad = tl.zeros([BLOCK_B, BLOCK_D], tl.float32)
@@ -116,7 +109,7 @@ def nce_fwd_kernel(
 
     out = (part * tl.num_programs(2) + s).to(tl.int64) * batch + b
     if own_d == 0:
-        tl.store(loss_ptr + out, loss, mask=b_ok)
+        tl.store(loss_ptr + out, softplus_sum(loss, factors), mask=b_ok)
     if NEEDS_GRAD:
         d = own_d + tl.arange(0, BLOCK_D)
         tl.store(grad_ptr + out[:, None] * D + d[None, :], grad, mask=b_ok[:, None] & (d < D)[None, :])

@@ -14,14 +14,16 @@ import triton.language as tl
 from ..bank.triton_tiles import (
     LOG2E,
     SIZES,
+    add_softplus,
     exp2,
+    exp2_of_minus,
     load_terms,
-    log1p,
     multiple_of,
-    multiply_out,
+    no_softplus,
     product,
     reciprocal,
     score_tile,
+    softplus_sum,
     split,
 )
 
@@ -74,7 +76,7 @@ def values_fwd_kernel(
 ):  # fmt: skip
     """Log-sum-exp, or sum of softplus, of the scores of the negatives in rows [n_lo, n_lo + split_rows).
 
-    Grid (blocks of anchors, splits, 1). As in `nce_fwd_kernel`, a tile's softplus terms are one log of a product.
+    Grid (blocks of anchors, splits, 1).
     """
     part = tl.program_id(1)
     row_stride = multiple_of(row_stride, STRIDE_UNIT)
@@ -86,7 +88,7 @@ def values_fwd_kernel(
     scale, bias = tl.load(scale_ptr) * LOG2E, tl.load(bias_ptr) * LOG2E
     top = tl.full([BLOCK_B], -1e38, tl.float32)  # finite, so that a tile without negatives gives 0, not NaN
     total = tl.zeros([BLOCK_B], tl.float32)
-    lost = tl.zeros([BLOCK_B], tl.float32)  # what rounding took from the sum of softplus (Kahan)
+    softplus, lost, factors = no_softplus(BLOCK_B, "mask")
     n_lo = part * split_rows
     for n0 in range(n_lo, tl.minimum(n_lo + split_rows, num_rows), BLOCK_N):
         n = n0 + tl.arange(0, BLOCK_N)
@@ -106,12 +108,11 @@ def values_fwd_kernel(
             total = total * tl.exp2(top - higher) + tl.sum(e, 1)
             top = higher
         else:
-            t = tl.where(other, exp2(-tl.abs(u), INTERPRET), 0.0)
-            factors, linear = multiply_out(t, tl.where(other, tl.maximum(u, 0.0), 0.0), INTERPRET)
-            term = log1p(factors) * LOG2E + linear - lost
-            longer = total + term
-            lost = (longer - total) - term
-            total = longer
+            u = tl.where(other, u, -1e30)
+            t = exp2_of_minus(u, INTERPRET)
+            softplus, lost, factors = add_softplus(softplus, lost, factors, u, t, other, "mask", INTERPRET)
+    if not SOFTMAX:
+        total = softplus_sum(softplus, factors)
     out = part.to(tl.int64) * batch + b
     tl.store(sum_ptr + out, total, mask=b_ok)
     if SOFTMAX:
@@ -171,7 +172,7 @@ def gradients_fwd_kernel(
                     u - row_total[None, :], INTERPRET
                 )
         else:
-            t = exp2(-tl.abs(u), INTERPRET)
+            t = exp2_of_minus(u, INTERPRET)
             r = reciprocal(1.0 + t, INTERPRET)
             both = weight[:, None]
             if HAS_ROW_WEIGHT:
