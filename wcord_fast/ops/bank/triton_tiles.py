@@ -290,7 +290,7 @@ def exp2_of_minus(v, INTERPRET: tl.constexpr):
 
 @triton.jit
 def log2(v, INTERPRET: tl.constexpr):
-    """log2 of v >= 2 to 2^-22, relative; below 2 anything. Near 1 that error is absolute: `log1p` is the one to take."""
+    """log2 of v >= 2 to 2^-22, relative. Near 1 that error would be absolute, and `log1p` is the one to take."""
     if INTERPRET:
         return tl.log2(tl.maximum(v, 1.0))
     return tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [v], dtype=tl.float32, is_pure=True, pack=1)
