@@ -257,6 +257,9 @@ BAD = [
     ({"bank_dtype": torch.int8}, TypeError, "dtype"),
     ({"plan": "sparse"}, ValueError, "plan"),
     ({"num_negatives": 46, "replacement": False}, ValueError, "45 rows"),
+    ({"temp": 0.1}, TypeError, "did you mean 'temperature'"),
+    ({"lambda1": 0.1}, TypeError, "did you mean 'lambda_gckt'"),
+    ({"lambda2": 0.1}, TypeError, "did you mean 'lambda_lckt'"),
 ]
 
 

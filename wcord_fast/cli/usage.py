@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
+
+from ..nearest import nearest
 
 COMMANDS = {  # each is a module of this folder
     "distill": """train students from a teacher, compare them in a table and a plot
-              (without options: a two-minute demonstration on embedded images)""",
+              (without options: the main job, on scikit-learn's digits, which takes minutes)""",
     "teacher": "train one network with labels only and keep its checkpoint",
     "table": "published pairs x methods x seeds, beside the paper's numbers",
     "sweep": "privileged distillation by method and by loss weight, by area under the ROC curve",
@@ -33,5 +34,5 @@ class UsageError(ValueError):
 
 def did_you_mean(word: object, known: Iterable[str], otherwise: str = "") -> str:
     """The end of a message on the unknown `word`: the nearest of `known`, or `otherwise` if none is near."""
-    near = difflib.get_close_matches(str(word), list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else otherwise
+    near = nearest(word, known)
+    return otherwise if near is None else f"; did you mean {near!r}?"

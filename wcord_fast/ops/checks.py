@@ -5,7 +5,6 @@ Every message names the argument, its value and what was expected.
 
 from __future__ import annotations
 
-import difflib
 import math
 import operator
 import os
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..nearest import nearest
 from .status import Code, guard
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -154,9 +154,8 @@ def choice(name: str, value: Any, options: Iterable[Any]) -> Any:
     options = list(options)
     if not isinstance(value, (Tensor, np.ndarray)) and value in options:  # those two compare to more than a bool
         return value
-    by_case = {str(o).lower(): str(o) for o in options}
-    near = difflib.get_close_matches(str(value).lower(), list(by_case), n=1)
-    hint = f"; did you mean {by_case[near[0]]!r}?" if near else ""
+    near = nearest(value, map(str, options))
+    hint = "" if near is None else f"; did you mean {near!r}?"
     raise ValueError(f"{name}: expected one of {', '.join(repr(o) for o in options)}, got {value!r}{hint}")
 
 
@@ -165,8 +164,8 @@ def known_names(owner: str, given: Iterable[str], known: Iterable[str]) -> None:
     names = list(known)
     for name in given:
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(names)}"
+            near = nearest(name, names)
+            hint = f"; it has {', '.join(names)}" if near is None else f"; did you mean {near!r}?"
             raise TypeError(f"{owner} has no option {name!r}{hint}")
 
 

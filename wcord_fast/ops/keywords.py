@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar
+
+from ..nearest import nearest
 
 R = TypeVar("R")
 
@@ -40,8 +41,8 @@ def keywords_of(
         def front(*args: Any, **given: Any) -> R:
             if not given.keys() <= known:
                 wrong = next(word for word in given if word not in known)
-                near = [names[wrong]] if wrong in names else difflib.get_close_matches(wrong, known - {"self"}, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
+                near = names[wrong] if wrong in names else nearest(wrong, sorted(known - {"self"}))
+                hint = "" if near is None else f"; did you mean {near!r}?"
                 raise TypeError(f"{name}() got an unexpected keyword argument {wrong!r}{hint}")
             return function(*args, **{**defaults, **given})
 
