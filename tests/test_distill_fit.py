@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 
 import pytest
@@ -15,6 +16,7 @@ from wcord_fast import data, distill, models
 from wcord_fast.cli import trained_network as trained
 from wcord_fast.train import checkpoint
 from wcord_fast.train.checkpoint import CheckpointError
+from wcord_fast.train.loader_fit import OWN_OPTIONS
 from wcord_fast.train.loaders import TrainLoader
 from wcord_fast.train.loop import fit as fit_run
 
@@ -224,7 +226,11 @@ def test_bank_methods_work_without_labels():
         ({"method": "wcrd"}, ValueError, "did you mean 'wcord'"),
         ({"method_options": {"lambda_gkct": 1}}, TypeError, "did you mean 'lambda_gckt'"),
         ({"method_options": distill.METHODS["crd"].options()}, TypeError, "options: expected WCoRDOptions"),
-        ({"epoch": 3}, TypeError, "recipe has no option 'epoch'; did you mean 'epochs'"),
+        ({"epoch": 3}, TypeError, "fit has no option 'epoch'; did you mean 'epochs'"),
+        ({"learning_rate": 3}, TypeError, "fit has no option 'learning_rate'; did you mean 'lr'"),
+        ({"output": "x"}, TypeError, "fit has no option 'output'; did you mean 'output_dir'"),
+        ({"device": "gpu"}, ValueError, "device: expected 'cpu', 'cuda' or 'cuda:N', got 'gpu'"),
+        ({"device": "cuda:99"}, ValueError, "device: got 'cuda:99', but this PyTorch .* CUDA devices"),
         ({"epochs": 0}, ValueError, "epochs: expected an int of at least 1"),
         ({"cuda_graph": True}, ValueError, "cuda_graph: expected a CUDA device, got cpu"),
         ({"log_every": 0}, ValueError, "log_every: expected an int of at least 1"),
@@ -239,6 +245,45 @@ def test_labels_beyond_the_students_classes_are_named():
     rows = TensorDataset(tensors().tensors[0], torch.full((TRAIN,), CLASSES))
     with pytest.raises(ValueError, match="labels: expected below 4, the student's classes, got 4"):
         fitted("ce", batches=DataLoader(data.Indexed(rows), batch_size=16))
+
+
+class Pairs:
+    """A data set whose labels are not known before its items are read."""
+
+    def __init__(self, labels):
+        self.items = list(zip(tensors().tensors[0], labels, strict=True))
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, row):
+        return self.items[row]
+
+
+@pytest.mark.parametrize(
+    "labels, error, words",
+    [
+        ([CLASSES], ValueError, r"expected labels in \[0, 4\), the student's classes, got 4"),
+        ([-1], ValueError, r"expected labels in \[0, 4\), the student's classes, got -1"),
+        (["cat"], TypeError, "expected labels that are class numbers, 0 and up, got text, 'cat'"),
+    ],
+)
+def test_labels_that_are_no_classes_are_named_as_they_are_read(labels, error, words):
+    pairs = Pairs(labels * TRAIN)
+    with pytest.raises(error, match=f"^loader: {words}"):
+        fitted("ce", batches=DataLoader(data.Indexed(pairs), batch_size=16))
+    with pytest.raises(error, match=f"^test_loader: {words}"):
+        fitted("ce", test_loader=DataLoader(pairs, batch_size=16))
+
+
+def test_labels_that_the_cross_entropy_leaves_out_are_taken():
+    labels = [0, -100] * (TRAIN // 2) + [0] * (TRAIN % 2)
+    assert fitted("ce", epochs=1, batches=DataLoader(data.Indexed(Pairs(labels)), batch_size=16)).history
+
+
+def test_the_options_of_fit_are_its_keywords():
+    keywords = {p.name for p in inspect.signature(distill.fit).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    assert keywords == set(OWN_OPTIONS)
 
 
 def test_the_command_cannot_make_the_network_of_a_checkpoint_of_fit(tmp_path):

@@ -39,6 +39,10 @@ COLUMNS = {  # metric of the history -> title and format of its column; a method
     "images_per_s": ("images/s", ",.0f"),
     "loss_share": ("loss share", ".1%"),
 }
+OWN_OPTIONS = (  # of `fit`, beside the recipe's
+    *("test_loader", "method_options", "student_features", "teacher_features", "output_dir", "device", "log_every"),
+    *("log_grad_norms", "loggers", "tensorboard", "quiet", "restart", "extend"),
+)
 LEFT_OUT = ("test_loss", "test_top5", "seconds", "lckt_on_pairs")  # the gradient fractions are left out, too
 
 
@@ -131,15 +135,16 @@ def fit(
         The student with its history.
     Raises:
         TypeError: an argument of a wrong type; an unknown option (the nearest is suggested).
-        ValueError: a bad value; networks that the method cannot serve; labels beyond the student's classes.
+        ValueError: a bad value; no such device; networks that the method cannot serve; labels beyond the student's
+            classes.
         train.checkpoint.CheckpointError, train.files.OutputError, train.meters.NonFiniteLoss: see `train.fit`.
     """
-    checks.known_names("recipe", recipe, [f.name for f in fields(Recipe)])
+    checks.known_names("fit", recipe, [*OWN_OPTIONS, *(f.name for f in fields(Recipe))])
     options = Recipe(**recipe)
     for name, network in (("student", student), ("teacher", teacher)):
         if not isinstance(network, nn.Module) and (network is not None or name == "student"):
             raise TypeError(f"{name}: expected a torch.nn.Module, got {type(network).__name__}")
-    target = next(student.parameters(), torch.zeros(0)).device if device is None else torch.device(device)
+    target = next(student.parameters(), torch.zeros(0)).device if device is None else _device(device)
     options.require_runnable(target, ranks().world)
     train = TrainLoader(loader, target, options.seed)
     test = None if test_loader is None else TestLoader(test_loader, target)
@@ -152,6 +157,9 @@ def fit(
         frozen.eval().requires_grad_(False)
     pair = distill.pair_of(tapped, frozen, images[:2], num_data=train.images, labels=train.labels, seed=options.seed)
     _require_classes(train.labels, pair.classes)
+    train.classes = pair.classes
+    if test is not None:
+        test.classes = pair.classes
     method_record = distill.options_from(method, method_options)
     base, plus = distill.parse(method)
     name = base + distill.PLUS_KD * plus
@@ -179,6 +187,18 @@ def fit(
     history = fit_run(run)
     student.train(mode)
     return Fitted(student, method_module, history, run.directory)
+
+
+def _device(value: torch.device | str) -> torch.device:
+    """`value` as a device; ValueError if there is none of that name or this machine lacks it."""
+    try:
+        device = torch.device(value)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device: expected 'cpu', 'cuda' or 'cuda:N', got {value!r}") from None
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ValueError(f"device: got {value!r}, but this PyTorch ({torch.__version__}) sees {count} CUDA devices")
+    return device
 
 
 def _prepared(

@@ -15,6 +15,8 @@ from ..data.parts import Parts
 from ..distributed import ranks
 from . import checkpoint
 
+UNLABELLED = -100  # what PyTorch's cross entropy leaves out
+
 
 class TrainLoader:
     """Training batches from a `DataLoader` of a `data.Indexed` set, on `device`.
@@ -30,6 +32,9 @@ class TrainLoader:
         loader: yields (images [B, C, H, W], labels int64 [B], index int64 [B]).
         device: where the batches are put.
         seed: seed of the loader's own generator.
+    Attributes:
+        classes: once it is set, every batch's labels are checked to be below it (those that the loader puts on the
+            CPU, where that waits for nothing).
     Raises:
         TypeError, ValueError: another kind of loader; the message says what was expected.
     """
@@ -51,6 +56,7 @@ class TrainLoader:
         if len(loader) == 0:
             raise ValueError(f"loader: expected at least one batch, got none of {len(loader.dataset)} rows")
         self.loader, self.device, self.seed = loader, device, seed
+        self.classes: int | None = None
         self.images, self.labels = len(loader.dataset), loader.dataset.labels
         self.batch_size = (loader.batch_size or 0) * world
 
@@ -112,7 +118,7 @@ class TrainLoader:
         return None
 
     def _batch(self, item: Any) -> Batch:
-        return as_batch("loader", item, self.device)
+        return as_batch("loader", item, self.device, self.classes)
 
 
 class TestLoader:
@@ -126,23 +132,31 @@ class TestLoader:
                 f"test_loader: expected batches that can be read in every epoch, got {type(loader).__name__}"
             )
         self.loader, self.device = loader, device
+        self.classes: int | None = None  # as in TrainLoader
 
     def __iter__(self) -> Iterator[Batch]:
         first = 0
         for item in self.loader:
             if isinstance(item, (tuple, list)) and len(item) == 2:
                 item = (*item, torch.arange(first, first + len(item[1])))
-            batch = as_batch("test_loader", item, self.device)
+            batch = as_batch("test_loader", item, self.device, self.classes)
             first += len(batch.labels)
             yield batch
 
 
-def as_batch(name: str, item: Any, device: torch.device) -> Batch:
+def as_batch(name: str, item: Any, device: torch.device, classes: int | None = None) -> Batch:
     """(images, labels, index) as a `Batch` on `device`.
 
+    Args:
+        name: the loader's argument, for messages.
+        item: what the loader yields.
+        device: where the batch is put.
+        classes: the student's; None: labels are not compared with it.
     Raises:
         TypeError, ValueError: `item` has another form; the message begins with `name`.
     """
+    if isinstance(item, (tuple, list)) and len(item) > 1 and _is_text(item[1]):
+        raise TypeError(f"{name}: expected labels that are class numbers, 0 and up, got text, {item[1][0]!r}")
     if not isinstance(item, (tuple, list)) or len(item) != 3 or not all(isinstance(part, Tensor) for part in item):
         types = ", ".join(type(part).__name__ for part in item) if isinstance(item, (tuple, list)) else ""
         raise TypeError(f"{name}: expected tensors (images, labels, index), got {type(item).__name__} {types}".rstrip())
@@ -153,4 +167,13 @@ def as_batch(name: str, item: Any, device: torch.device) -> Batch:
         if values.dtype != torch.int64 or list(values.shape) != [len(images)]:
             shape = f"{values.dtype} {list(values.shape)}"
             raise ValueError(f"{name}: expected {field} int64 [{len(images)}], one per image, got {shape}")
+    if classes is not None and labels.device.type == "cpu":
+        wrong = labels[(labels >= classes) | (labels < 0) & (labels != UNLABELLED)]
+        if len(wrong):
+            raise ValueError(f"{name}: expected labels in [0, {classes}), the student's classes, got {int(wrong[0])}")
     return Batch(*(part.to(device, non_blocking=True) for part in item))
+
+
+def _is_text(labels: Any) -> bool:
+    """Whether `labels` are what a DataLoader makes of a data set's strings: a list or tuple of them."""
+    return isinstance(labels, (tuple, list)) and bool(labels) and isinstance(labels[0], str)

@@ -59,7 +59,7 @@ class Meters:
         step = self._steps if step is None else step
         return NonFiniteLoss(
             f"the loss term {term!r} became NaN or infinite in step {step + 1} of epoch {self._epoch + 1}; try a "
-            "lower --lr or --clip-grad 5 (the last checkpoint is untouched)"
+            "lower lr, or clip_grad=5 (--lr, --clip-grad 5); checkpoints of earlier epochs are untouched"
         )
 
 
