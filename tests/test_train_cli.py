@@ -295,6 +295,15 @@ def test_evaluate_of_the_whole_directory_names_the_runs(finished, capsys):
     out, _ = finished
     assert main(["evaluate", str(out)]) == 1
     assert f"the runs in it: {out / 'ce'}" in capsys.readouterr().err
+    assert main(["evaluate", str(out.parent)]) == 1  # as where the runs are in seedS/METHOD
+    assert str(out / "ce") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["teacher_checkpoint", "init_student", "init_teacher"])
+def test_weights_that_are_not_there_are_named_with_their_option(capsys, tmp_path, option):
+    arguments = [*TINY, f"--output-dir={tmp_path}", f"--{option.replace('_', '-')}=nothing.pt", "--quiet"]
+    assert main(["distill", *arguments]) == 1
+    assert f"{option}: no such file or run's directory, got 'nothing.pt'" in capsys.readouterr().err
 
 
 def test_mistakes_in_options_are_named_in_one_line(capsys):

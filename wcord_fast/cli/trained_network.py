@@ -80,7 +80,8 @@ def load(path: Path) -> TrainedNetwork:
     """
     file = path / checkpoint.CURRENT if path.is_dir() else path
     if not file.exists() and path.is_dir():
-        runs = sorted(str(p.parent) for p in path.glob(f"*/{checkpoint.CURRENT}"))
+        below = (f"*/{checkpoint.CURRENT}", f"*/*/{checkpoint.CURRENT}")  # METHOD, and seedS/METHOD
+        runs = sorted(str(p.parent) for pattern in below for p in path.glob(pattern))
         hint = f"; the runs in it: {', '.join(runs)}" if runs else ""
         if (previous := path / checkpoint.PREVIOUS).exists():  # killed between the two renames
             hint = f"; {previous} is there: name it, or let the run go on"

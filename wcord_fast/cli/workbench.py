@@ -109,7 +109,8 @@ class Workbench:
         config = self.config
         network = self._network(config.teacher)
         if config.teacher_checkpoint is not None:
-            load_teacher(network, Path(config.teacher_checkpoint), self.spec("teacher", config.teacher, "ce"))
+            path = _existing("teacher_checkpoint", config.teacher_checkpoint)
+            load_teacher(network, path, self.spec("teacher", config.teacher, "ce"))
             tested = evaluate(network, self.test, config.precision)
             log.info("teacher   %s: test %.2f %%", config.teacher_checkpoint, tested["test_top1"])
             history = [{"epoch": 0, **tested, "best_top1": tested["test_top1"]}]
@@ -156,7 +157,7 @@ class Workbench:
             result = self._network(architecture, pretrained=True).state_dict()
             network.load_state_dict(result)
         else:
-            load_weights(network, Path(weights), f"--{role} {architecture}")
+            load_weights(network, _existing(f"init_{role}", weights), f"--{role} {architecture}")
         return {"init": checkpoint.fingerprint(network)}
 
     def _network(self, architecture: str, pretrained: bool = False) -> nn.Module:
@@ -255,6 +256,13 @@ def create_network(
     network = models.create(architecture, num_classes=data.num_classes, **options)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     return network.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
+
+
+def _existing(option: str, path: str) -> Path:
+    """`path` as a path; CheckpointError, which names the option, if nothing is there."""
+    if not Path(path).exists():
+        raise CheckpointError(f"{option}: no such file or run's directory, got {path!r}")
+    return Path(path)
 
 
 def load_teacher(network: nn.Module, path: Path, spec: dict[str, Any]) -> None:
