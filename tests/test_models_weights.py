@@ -185,6 +185,9 @@ def test_file_without_weights_is_refused():
         assert find_state_dict(value) is None
         with pytest.raises(ValueError, match="holds no state dict"):
             load_weights(net, value)
+    for name in ("a.pt", pathlib.Path("a.pt")):
+        with pytest.raises(TypeError, match=r"value: expected the content of a file, got the name 'a[.]pt'"):
+            load_weights(net, name)
     with pytest.raises(ValueError, match=r"'fc.weight' is \[7, 64\], not \[5, 64\]"):
         load_weights(net, models.create("resnet8", 7).state_dict())
     assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())

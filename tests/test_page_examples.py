@@ -23,7 +23,29 @@ def example(page, name):
     return re.search(rf"<!-- example: {name} -->\n```python\n(.*?)```", (DOCS / page).read_text(), re.S)[1]
 
 
-def test_a_users_networks_are_distilled_by_hooks():
+def readme(part):
+    text = (DOCS.parent / "README.md").read_text()
+    return re.search(rf"<!-- --8<-- \[start:{part}\] -->\n```python\n(.*?)```", text, re.S)[1]
+
+
+def test_the_loop_of_the_readme_trains():
+    labels = torch.arange(8)
+    names = {"train_labels": labels, "loader": [(torch.rand(2, 3, 32, 32), labels[:2], torch.arange(2))]}
+    with pytest.warns(UserWarning, match="exceeds a pool of 7 rows"):
+        exec(readme("loop"), names)
+    assert set(names["wcord"].terms) == {"gckt", "lckt"} and names["loss"].isfinite()
+    assert all(parameter.grad is not None for parameter in names["wcord"].parameters())
+
+
+def test_the_call_of_fit_in_the_readme_needs_networks_and_data_only(capsys):
+    rows = torch.utils.data.TensorDataset(torch.randn(24, 3, 8, 8), torch.arange(24) % 3)
+    nets = [torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, w), torch.nn.Linear(w, 3)) for w in (4, 8)]
+    names = {"student": nets[0], "teacher": nets[1], "train_set": rows, "test_loader": [rows[:4]]}
+    exec(readme("fit").replace("epochs=30", "epochs=1, quiet=True"), names)
+    assert "gckt" in capsys.readouterr().out
+
+
+def test_a_users_networks_are_distilled_by_hooks(tmp_path, monkeypatch):
     torch.manual_seed(0)
     names = {}
     exec(example("howto/networks.md", "hooks"), names)
@@ -34,6 +56,11 @@ def test_a_users_networks_are_distilled_by_hooks():
     assert set(method.wcord.terms) == {"gckt", "lckt"}
     steps = 5 * len(names["batches"])
     assert int(method.wcord.contrast.sampler.step) == steps
+    torch.save({"model": names["yours"](64).state_dict(), "epoch": 3}, tmp_path / "teacher.pt")
+    monkeypatch.chdir(tmp_path)
+    exec(example("howto/networks.md", "weights"), names)
+    saved = torch.load("teacher.pt", weights_only=True)["model"]
+    assert all(torch.equal(value, saved[key]) for key, value in names["teacher"].state_dict().items())
 
 
 def test_the_methods_with_a_stage_of_their_own_are_the_three_that_pre_train():

@@ -7,6 +7,7 @@ distiller's "module.student." and DataParallel's "module." need no rules of thei
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -45,11 +46,18 @@ def load_weights(network: nn.Module, value: Any) -> None:
 
     Args:
         network: the network of the same architecture.
-        value: result of `torch.load(path, weights_only=True)` or of safetensors.
+        value: content of a file: the result of `train.checkpoint.read(path)`, which runs none of its code, of
+            `torch.load(path, weights_only=True)` or of safetensors.
     Raises:
+        TypeError: the name of a file instead of its content.
         ValueError: no state dict in it, or none whose keys and shapes fit; the message names the missing keys, the
             nearest prefix, and keys of the file.
     """
+    if isinstance(value, (str, os.PathLike)):
+        raise TypeError(
+            f"value: expected the content of a file, got the name {os.fspath(value)!r}; "
+            "wcord_fast.train.checkpoint.read(name) reads it"
+        )
     mappings = list(_mappings(value))
     if not mappings:
         raise ValueError(f"holds no state dict at any level ({_contents(value)})")

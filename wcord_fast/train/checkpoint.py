@@ -152,7 +152,7 @@ def require_finite(path: Path, weights: dict[str, Any]) -> None:
             raise CheckpointError(f"{path}: {name} holds NaN or infinite values")
 
 
-def read(path: Path) -> Any:
+def read(path: Path | str) -> Any:
     """The content of a file by `torch.save` or safetensors, on the CPU. None of the file's code runs.
 
     Beside tensors and plain values a file of another program may hold any objects: stand-ins take their place, and
@@ -161,7 +161,7 @@ def read(path: Path) -> Any:
     Raises:
         CheckpointError: a missing, damaged (checksums are verified) or hostile file.
     """
-    return _read(path, safe_load.load)
+    return _read(Path(path).expanduser(), safe_load.load)
 
 
 def _read_plain(path: Path) -> Any:
