@@ -116,7 +116,8 @@ class ContrastOptions:
         num_negatives: K, negatives per anchor, or "all".
         temperature: tau, which divides the scores of the NCE critics.
         momentum: weight of the old row when a bank row is updated.
-        exclude: which rows are no negatives: "class", "self" or "none"; default: class when labels are known.
+        exclude: which rows are no negatives: "class", "self" or "none"; default: "class" with labels of more than
+            two classes, else "self".
         replacement: draw with replacement; default: only when there are fewer rows than negatives.
         z: normalising constant from the "first" batch, or a moving average ("ema", decay 0.99).
         shard: "rank": with several processes, each holds a part of the rows of banks and queues; default: each

@@ -27,7 +27,7 @@ UNNORMALISED = ("nce", *PAIRED)  # critics without a spectral norm
 
 
 class WCoRDLoss(ContrastiveLoss):
-    """- lambda1 * GCKT + lambda2 * LCKT (Chen et al., WCoRD, CVPR 2021, eq. 14 without its cross-entropy).
+    """The loss lambda2 * LCKT - lambda1 * GCKT (Chen et al., WCoRD, CVPR 2021, eq. 14 without its cross-entropy).
 
     GCKT is a critic's score of congruent (same image) against incongruent pairs; LCKT is the optimal-transport cost
     between student and teacher features of the batch, plan detached, teacher side detached.
