@@ -222,6 +222,11 @@ def test_bank_methods_work_without_labels():
         ({"test_loader": []}, ValueError, "test images: expected at least one"),
         ({"student": 3}, TypeError, "student: expected a torch.nn.Module, got int"),
         ({"student": nn.Flatten()}, ValueError, "student: features: Flatten has no nn.Linear"),
+        (
+            {"student": nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, CLASSES))},
+            RuntimeError,
+            r"student: cannot take the loader's images, float32 \[3, 1, .*: .* to have 3 channels",
+        ),
         ({"student_features": "9"}, ValueError, "student: features: the network has no module '9'"),
         ({"method": "wcrd"}, ValueError, "did you mean 'wcord'"),
         ({"method_options": {"lambda_gkct": 1}}, TypeError, "did you mean 'lambda_gckt'"),

@@ -212,6 +212,11 @@ def _prepared(
         return with_features(network, images[:3], features)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name}: {error}") from error
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # of the network's own layers: other channels, size or dtype
+        given = f"{str(images.dtype).removeprefix('torch.')} {list(images[:3].shape)}"
+        raise RuntimeError(f"{name}: cannot take the loader's images, {given}: {error}") from error
 
 
 def _require_classes(labels: Tensor | None, classes: int) -> None:
