@@ -32,7 +32,7 @@ def test_extended_run_equals_the_longer_run(tmp_path, capsys):
     assert run(tmp_path / "short", "--epochs=2", late) == 0
     assert run(tmp_path / "short", "--epochs=4", late) == 1
     refused = capsys.readouterr().err
-    assert "recipe.epochs was 2, now 4" in refused and "--extend to go on with it" in refused
+    assert "recipe.epochs was 2, now 4" in refused and "extend (--extend) to go on with it" in refused
     assert run(tmp_path / "short", "--epochs=4", late, "--extend") == 0
     output = capsys.readouterr().out
     assert "crd: extended from 2 to 4 epochs after epoch 2" in output and "decays after epochs 9.0" in output

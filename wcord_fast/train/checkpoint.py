@@ -206,9 +206,10 @@ def require_same(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> N
         )
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         longer = differing == ["recipe.epochs"] and lengthened(saved, wanted) != saved
+        go_on = "extend (--extend) to go on with it, " if longer else ""
         raise CheckpointError(
-            f"{path} was made with another configuration: {text}{more}. Use another --output-dir to keep it, "
-            f"{'--extend to go on with it, ' if longer else ''}or --restart to train every run in it anew"
+            f"{path} was made with another configuration: {text}{more}. Use another output folder to keep it, "
+            f"{go_on}or restart (--restart) to train every run in it anew"
         )
 
 
