@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from ctypes import c_uint64
+from ctypes import c_uint64, c_void_p
 
 import pytest
 import torch
@@ -18,7 +18,10 @@ from .cuda_on_cpu import build
 from .cuda_on_cpu.module import emulated
 from .ot_oracles import features, masses
 
-SOURCES = [build.CSRC / "cuda" / f"{name}.cu" for name in ("sinkhorn", "sinkhorn_resident")]
+SOURCES = [
+    *(build.CSRC / "cuda" / f"{name}.cu" for name in ("sinkhorn", "sinkhorn_resident")),
+    build.HERE / "sinkhorn_rows.cu",
+]
 F32, F64 = torch.float32, torch.float64
 POTENTIALS, GRADIENTS = ("alpha", "beta"), ("grad_x", "grad_y", "grad_a", "grad_b")
 
@@ -232,6 +235,21 @@ def test_bits_do_not_depend_on_the_order_of_threads(regime, library, dtype):
         runs.append(p.solve(native_cuda.ot_solve, solver="sinkhorn", eps=1e-3, value="dual", iters=12, tol=1e-30))
     for other in runs[1:]:
         assert all(torch.equal(u, v) for u, v in zip(runs[0], other, strict=True))
+
+
+@pytest.mark.parametrize(("columns", "groups"), [(5, 1), (300, 2), (600, 3)])
+def test_a_lane_without_a_row_holds_no_other_rows_state(library, columns, groups):
+    """A warp writes its rows' state while others start their sweep: reading it there would be a data race."""
+    rows, lanes_per_row = 6, 8
+    state = torch.full((2, 512), math.nan)
+    assert library.sinkhorn_rows(c_void_p(state.data_ptr()), rows, columns) == 512
+    expected = torch.zeros(2, 512)
+    for thread in range(512):
+        row_group, lane = thread // 32 // groups, thread % 32
+        row = 4 * row_group + lane // lanes_per_row
+        if row < rows:
+            expected[:, thread] = torch.tensor([100.0 + row, 200.0 + row])
+    assert torch.equal(state, expected)
 
 
 def test_a_strip_of_one_row_each(kernels, monkeypatch):

@@ -73,6 +73,7 @@ __device__ __forceinline__ Ended<Real> iterate(const Args<Real>& args, const Til
   const Seat<K, U, Real> seat(t);
   const bool kept = K == NARROW && t.rows <= seat.row_groups * U;  // one turn, in the narrow kernel only
   Rows<K, U, Real> rows(t, seat, seat.rg * U);
+  __syncwarp();  // all lanes have read their row's state before the first sweep writes it: shuffles order no memory
   int step = 0, next_test = args.tol >= 0 ? args.check_every : 0;
   Real scale;
   WCF_ROLLED

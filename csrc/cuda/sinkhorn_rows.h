@@ -60,11 +60,12 @@ struct Rows {
   __device__ __forceinline__ Rows(const Tile<Real>& t, const Seat<K, U, Real>& seat, int first) {
     using Place = Seat<K, U, Real>;
     const bool here = seat.rg < seat.row_groups && first + seat.own < t.rows;
-    const int mine = here ? first + seat.own : 0;
+    const int mine = first + seat.own;
+    // A lane without a row reads none: another warp writes the state of its own rows meanwhile.
     mass = here ? t.a[mine] : Real(0);
     guess = here ? t.guess[mine] : minus_infinity<Real>();
-    alpha = t.alpha[mine];
-    base = t.row_base[mine];
+    alpha = here ? t.alpha[mine] : Real(0);
+    base = here ? t.row_base[mine] : Real(0);
     factor = 0;
     WCF_UNROLL
     for (int u = 0; u < U; ++u) {
