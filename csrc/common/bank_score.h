@@ -8,8 +8,8 @@ namespace wcf {
   CODE(BANK_NCE, "nce")               /* CRD's NCE loss of each anchor */                                 \
   CODE(BANK_MEAN_SCORE, "mean_score") /* the mean score of its negatives */                               \
   CODE(BANK_LOG_Z, "log_z")           /* CUDA: log-sum-exp of all its scores / tau */                     \
-  CODE(BANK_INFONCE, "infonce")       /* CPU: log-sum-exp of its negatives' scores / tau, softmax mean */ \
-  CODE(BANK_SIGMOID, "sigmoid")       /* CPU: sums of softplus(u), sigmoid(u), sigmoid(u) * row: negatives */
+  CODE(BANK_INFONCE, "infonce")       /* log-sum-exp of its negatives' scores / tau, and their softmax mean */ \
+  CODE(BANK_SIGMOID, "sigmoid")       /* sums over its negatives of softplus(u), sigmoid(u), sigmoid(u) * row */
 WCF_CODES(BankOp, WCF_BANK_OPS)
 
 constexpr int GATHER_THREADS = 256;  // CUDA: negatives that one block scores at a time
@@ -35,13 +35,15 @@ WCF_CODES(BankPlan, WCF_BANK_PLANS)
   NEEDED(double, temperature)   /* tau */                                                                 \
   NEEDED(int64_t, charged)      /* K, the negatives that an anchor is charged for; -1: all of its pool */ \
   NEEDED(double, nce_eps)       /* the constant in CRD's probability */                                   \
-  OPTIONAL(double, bias)        /* sigmoid: u = score / tau + bias */                                     \
+  OPTIONAL(double, bias)        /* CPU: sigmoid: u = score / tau + bias */                                \
+  OPTIONAL(const void*, scalars) /* CUDA: sigmoid: [2] Real, scale and bias: u = scale * score + bias */  \
   OPTIONAL(const void*, log_z)  /* [S], CPU: double, CUDA: Real (NaN: unset) or null */                   \
   OPTIONAL(int64_t, splits)     /* CUDA: parts of an anchor's negatives, and how many each has: */        \
   OPTIONAL(int64_t, chunk)      /*   splits * chunk >= the negatives, or for a pool >= num_rows */        \
-  NEEDED(void*, partial)        /* CPU: [S, B, 2] double, see bank_finish; CUDA: [S, B, splits] Real */   \
+  NEEDED(void*, partial)        /* CPU: [S, B, 2] double, see bank_finish; CUDA: [S, B, splits] Real, */  \
+                                /*   for the sigmoid [2, S, B, splits]: sums of softplus and of sigmoid */ \
   OPTIONAL(void*, partial_grad) /* CUDA: [S, B, splits, D] Real; null: no gradient */                     \
-  OPTIONAL(void*, value)        /* [S, B] Real; CUDA's log_z: [S], or null, see wcf_cuda_bank_score */    \
+  OPTIONAL(void*, value)        /* [S, B] Real; CUDA: sigmoid: [2, S, B]; log_z: [S] or null, see cuda.h */ \
   OPTIONAL(void*, grad)         /* [S, B, D] Real; null: no gradient */                                   \
   PART(Place, place)                                                                                      \
   PART(Status, flags)

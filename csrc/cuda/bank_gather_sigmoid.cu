@@ -1,0 +1,5 @@
+// The kernels of bank_gather_rows.h for the sigmoid loss: a file of their own, so that files are compiled side by side.
+#include "cuda.h"
+#include "bank_gather_rows.h"
+
+bool wcf::gather_rows_slopes(const BankScore& a, cudaError_t* error) { return launch_bank<SUM_SLOPES>(a, error); }
