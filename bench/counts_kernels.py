@@ -42,9 +42,7 @@ class Kernel:
 PASSES = slowest_lane(ACCEPTED)
 
 
-def _gather(
-    name: str, bank: str, dim: int, width: int, tile_rows: int, multiply_adds: int, critic: str = ""
-) -> Kernel:
+def _gather(name: str, bank: str, dim: int, width: int, tile_rows: int, multiply_adds: int, critic: str = "") -> Kernel:
     """The loop over 32 draws, in which a loop goes over tiles of rows: `multiply_adds` in the tile of a direction.
 
     Args:
