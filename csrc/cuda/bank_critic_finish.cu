@@ -10,8 +10,8 @@ namespace {
 // portions of it; else weighted sums. Without a negative in this part: -inf and zeros. grid = (B, S).
 template <class Real>
 __global__ void __launch_bounds__(FINISH_THREADS) critic_finish_kernel(BankScore a) {
-  Real* const whole = shared_ptr<Real>(0);  // [1], the joined value
-  Real* const sums = shared_ptr<Real>(16);  // [FINISH_THREADS]
+  Real* const whole = shared_ptr<Real>(0);     // [1], the joined value
+  Real* const sums = shared_ptr<Real>(16);     // [FINISH_THREADS]
   Real* const factor = sums + FINISH_THREADS;  // [splits], of the splits' gradients
   const GatherSum kind = sum_of(a.op);
   const DrawSpec& draw = a.rows.draws;
@@ -23,8 +23,8 @@ __global__ void __launch_bounds__(FINISH_THREADS) critic_finish_kernel(BankScore
   if (threadIdx.x < WARP) {
     Tally<Real> total = tally_empty<Real>(kind);
     for (int64_t i = lane; i < a.splits; i += WARP) {
-      const Tally<Real> split = kind == SUM_SOFTMAX ? Tally<Real>{partial[i], Real(1)}
-                                                    : Tally<Real>{partial[i + slopes_at(a)], partial[i]};
+      const Tally<Real> split =
+          kind == SUM_SOFTMAX ? Tally<Real>{partial[i], Real(1)} : Tally<Real>{partial[i + slopes_at(a)], partial[i]};
       total = tally_join(kind, total, split);
     }
     total = tally_warp(kind, total);

@@ -1,4 +1,4 @@
-// The kernels of bank_gather_rows.h for NCE and the mean score. One file for each kind of sum: they compile side by side.
+// The kernels of bank_gather_rows.h for NCE and the mean score. A file for each kind of sum: they compile side by side.
 #include "cuda.h"
 #include "bank_gather_rows.h"
 

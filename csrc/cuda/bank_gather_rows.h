@@ -179,8 +179,7 @@ __global__ void __launch_bounds__(GATHER_THREADS, DIM <= 128 ? 2 : 1) gather_row
   if (s < a.directions) {
     const Tally<float> total = total_of(s);
     const bool bad = flagged(reader->flags, s);
-    float* const to =
-        static_cast<float*>(a.partial) + (s * num_anchors + split->anchor) * a.splits + split->number;
+    float* const to = static_cast<float*>(a.partial) + (s * num_anchors + split->anchor) * a.splits + split->number;
     to[0] = bad ? nan_of<float>() : tally_value(SUM, total);
     if (SUM == SUM_SLOPES) to[slopes_at(a)] = bad ? nan_of<float>() : total.beside;
   }

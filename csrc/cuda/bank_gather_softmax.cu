@@ -1,4 +1,4 @@
-// The kernels of bank_gather_rows.h for InfoNCE and log Z. One file for each kind of sum: they compile side by side.
+// The kernels of bank_gather_rows.h for InfoNCE and log Z. A file for each kind of sum: they compile side by side.
 #include "cuda.h"
 #include "bank_gather_rows.h"
 
