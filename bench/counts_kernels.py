@@ -42,18 +42,23 @@ class Kernel:
 PASSES = slowest_lane(ACCEPTED)
 
 
-def _gather(name: str, bank: str, dim: int, width: int, tile_rows: int, multiply_adds: int) -> Kernel:
-    """The loop over 32 draws, in which a loop goes over tiles of rows: `multiply_adds` in the tile of a direction."""
+def _gather(name: str, bank: str, dim: int, width: int, tile_rows: int, multiply_adds: int, critic: str = "") -> Kernel:
+    """The loop over 32 draws, in which a loop goes over tiles of rows: `multiply_adds` in the tile of a direction.
+
+    Args:
+        critic: "softmax" (InfoNCE), "sigmoid" or "" (NCE).
+    """
     tiles = WARP / tile_rows
+    term = {"approximate.h .*MUFU.EX2": 2 * tiles} if critic == "softmax" else {"approximate.h .*MUFU.RCP": 4 * tiles}
     return Kernel(
-        name=f"gather {name} D={dim}",
+        name=f"gather {' '.join(filter(None, (critic, name)))} D={dim}",
         unit="draw, both directions",
-        source="bank_gather.cu",
+        source=f"bank_gather{critic and '_'}{critic}.cu",
         symbol=rf"gather_rows_kernelI{bank}Li{dim}ELb0E",
         through={
             "permutation.h .*IMAD": 6 * PASSES,
             "FFMA": 2 * tiles * multiply_adds,
-            "approximate.h .*MUFU.RCP": 4 * tiles,
+            **term,
         },
         trips=(("permutation.h .*IMAD", PASSES), ("LDG.E.128", tiles)),
         units=WARP,
@@ -80,4 +85,12 @@ KERNELS = (
     _gather("bf16", "NS_4Bf16E", 128, 2, tile_rows=16, multiply_adds=64),
     _gather("fp16", "NS_3F16E", 128, 2, tile_rows=16, multiply_adds=128),
     _gather("fp32", "f", 128, 4, tile_rows=8, multiply_adds=64),
+    *(
+        kernel
+        for critic in ("softmax", "sigmoid")
+        for kernel in (
+            _gather("bf16", "NS_4Bf16E", 128, 2, tile_rows=16, multiply_adds=64, critic=critic),
+            _gather("fp32", "f", 128, 4, tile_rows=8, multiply_adds=64, critic=critic),
+        )
+    ),
 )

@@ -16,6 +16,7 @@ from wcord_fast.ops.sampling.spec import ALL, DrawSpec
 from . import draw_specs
 
 TEMPERATURE = 0.07
+SCALE, BIAS = torch.tensor(8.0), torch.tensor(-4.5, dtype=torch.float64)
 
 
 def flags() -> int:
@@ -44,7 +45,7 @@ class Problem:
     def exact(self) -> tuple:
         return self.anchors.double(), [bank.double() for bank in self.banks], self.index
 
-    def check(self, scores=("nce", "mean", "log_z")) -> None:
+    def check(self, scores=("nce", "mean", "log_z", "infonce", "sigmoid")) -> None:
         """Every score against the reference in float64, by tolerances of 1e-6 value, 1e-5 gradient."""
         wide = self.anchors.dtype == torch.float64 or self.banks[0].dtype == torch.float64
         value, slope = (1e-12, 1e-12) if wide else (1e-6, 1e-5)
@@ -63,6 +64,10 @@ class Problem:
             actual = self.estimate()
             expected = reference.bank_log_z(*self.exact(), self.spec, TEMPERATURE, *plan)
             assert_relative(actual, expected, value)
+        if "infonce" in scores:
+            close_sums(self.infonce(), self.infonce(reference, *self.exact()), 2 * value, slope)
+        if "sigmoid" in scores:
+            close_sums(self.sigmoid(), self.sigmoid(reference, *self.exact()), 2 * value, slope)
         assert flags() == 0
 
     def check_parts(self, cuts) -> None:
@@ -83,6 +88,9 @@ class Problem:
             args = index, self.spec, TEMPERATURE, "gather", "reference", part
             total = native_cuda.bank_log_sum_exp(self.anchors, banks, *args)
             torch.testing.assert_close(total, reference.bank_log_sum_exp(x, rows, *args), rtol=0, atol=10 * limit)
+            for score in (self.infonce, self.sigmoid):
+                expected = score(reference, x, rows, part=part)
+                close_sums(score(native_cuda, self.anchors, banks, part=part), expected, 4 * limit, 10 * limit)
             end.append((loss.double(), grad.double(), total))
         loss, grad, total = (torch.stack(t) for t in zip(*end, strict=True))
         expected = reference.bank_nce(x, wide, index, *theirs, TEMPERATURE, True, "gather", "reference")
@@ -96,6 +104,14 @@ class Problem:
         args = self.anchors, self.banks, self.index, self.log_z, self.spec, TEMPERATURE, needs_grad
         return native_cuda.bank_nce(*args, "gather", "auto")
 
+    def infonce(self, module=native_cuda, anchors=None, banks=None, index=None, part=None, needs_grad=True):
+        args = self.anchors if anchors is None else anchors, banks or self.banks, self.index, self.spec, TEMPERATURE
+        return module.bank_infonce(*args, needs_grad, "gather", "reference", part)
+
+    def sigmoid(self, module=native_cuda, anchors=None, banks=None, index=None, part=None, needs_grad=True):
+        args = self.anchors if anchors is None else anchors, banks or self.banks, self.index, SCALE, BIAS, self.spec
+        return module.bank_sigmoid(*args, needs_grad, "gather", "reference", part)
+
     def estimate(self, known=None):
         args = self.anchors, self.banks, self.index, self.spec, TEMPERATURE, "gather", "auto"
         return native_cuda.bank_log_z(*args, known)
@@ -107,6 +123,13 @@ def given(rows: torch.Tensor) -> DrawSpec:
 
 def assert_relative(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
     torch.testing.assert_close(actual.double(), expected, rtol=tolerance, atol=0)
+
+
+def close_sums(actual: tuple, expected: tuple, value: float, slope: float) -> None:
+    """Sums over negatives (critics.py): values [S, B], which may be -inf, then a row [S, B, D]."""
+    for mine, theirs in zip(actual[:-1], expected[:-1], strict=True):
+        torch.testing.assert_close(mine.double(), theirs, rtol=value, atol=value)
+    close(actual[-1], expected[-1], slope)
 
 
 def close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:

@@ -288,12 +288,12 @@ def test_bad_arguments_are_named(function, change, error, message, backend):
         function(**{**good(), "backend": backend, **change})
 
 
-def test_on_cuda_the_dense_plan_is_triton_s_and_gather_the_reference(monkeypatch):
+def test_on_cuda_the_dense_plan_is_triton_s_and_gather_native(monkeypatch):
     monkeypatch.setattr(dispatch, "cannot_run", lambda backend, device: None)
     for op in ("bank_infonce", "bank_sigmoid"):
-        choice = wcord_fast.explain(op, num_data=N, k=20, device="cuda")
-        assert (choice.plan, choice.backend) == ("dense", "triton")
-        assert wcord_fast.explain(op, plan="gather", device="cuda").backend == "reference"
-        for backend, plan in (("native", "auto"), ("triton", "gather")):
+        for k, expected in ((20, ("dense", "triton")), (1, ("gather", "native"))):
+            choice = wcord_fast.explain(op, num_data=N, k=k, device="cuda")
+            assert (choice.plan, choice.backend) == expected
+        for backend, plan in (("native", "dense"), ("triton", "gather")):
             with pytest.raises(NotImplementedError, match="not in the support table"):
                 wcord_fast.explain(op, num_data=N, k=20, plan=plan, device="cuda", backend=backend)

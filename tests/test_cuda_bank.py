@@ -8,17 +8,22 @@ import numpy as np
 import pytest
 import torch
 
-from wcord_fast.ops.bank import native_cuda, reference
+from wcord_fast.ops.bank import critics, native_cuda, op, reference
+from wcord_fast.ops.bank.autograd import spec_args
 from wcord_fast.ops.bank.part import Part
+from wcord_fast.ops.dispatch import Choice
 from wcord_fast.ops.sampling.reference import draw
 from wcord_fast.ops.sampling.spec import ALL, DrawSpec
 from wcord_fast.ops.status import Code
 
-from .cuda_bank_problem import TEMPERATURE, Problem, assert_relative, close, flags, given
+from .cuda_bank_problem import BIAS, SCALE, TEMPERATURE, Problem, assert_relative, close, close_sums, flags, given
 from .cuda_on_cpu import build
 from .cuda_on_cpu.module import emulated
 
-SOURCES = [build.CSRC / "cuda" / f"{name}.cu" for name in ("bank_gather", "bank_gather_general", "bank_finish")]
+SOURCES = [
+    *sorted((build.CSRC / "cuda").glob("bank_gather*.cu")),
+    *(build.CSRC / "cuda" / f"{name}.cu" for name in ("bank_finish", "bank_critic_finish")),
+]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 EVERY_SOURCE = [
     ("none", "no"), ("self", "no"), ("class", "no"), ("none", "yes"), ("self", "auto"), ("class", "yes"),
@@ -112,10 +117,14 @@ def test_part_of_all_rows_equals_the_whole_bank_bit_for_bit_under_any_schedule(k
     args = problem.index, problem.log_z, problem.spec, TEMPERATURE, True, "gather", "auto"
     whole = native_cuda.bank_nce(problem.anchors, problem.banks, *args, Part(0, 300))
     assert all(torch.equal(a, b) for a, b in zip(whole, problem.nce(), strict=True))
+    for score in (problem.infonce, problem.sigmoid):
+        assert all(torch.equal(a, b) for a, b in zip(score(part=Part(0, 300)), score(), strict=True))
     results = []
+    some, part = [b[90:201] for b in problem.banks], Part(90, 300)
     for seed in range(3):
         kernels.cuda_on_cpu_seed(c_uint64(seed))
-        results.append(native_cuda.bank_nce(problem.anchors, [b[90:201] for b in problem.banks], *args, Part(90, 300)))
+        others = (*problem.infonce(banks=some, part=part), *problem.sigmoid(banks=some, part=part))
+        results.append((*native_cuda.bank_nce(problem.anchors, some, *args, part), *others))
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
 
 
@@ -127,9 +136,12 @@ def test_bad_values_are_bad_in_every_part(kernels, dim):
     bad = torch.tensor([[False, True, True, False], [False, True, True, True]])
     args = problem.index, problem.log_z, problem.spec, TEMPERATURE, True, "gather", "auto"
     for lo, hi in ((0, 13), (13, 60)):
-        loss, grad = native_cuda.bank_nce(problem.anchors, [b[lo:hi] for b in problem.banks], *args, Part(lo, 60))
+        part, banks = Part(lo, 60), [b[lo:hi] for b in problem.banks]
+        sums = (*problem.infonce(banks=banks, part=part), *problem.sigmoid(banks=banks, part=part))
+        results = (*native_cuda.bank_nce(problem.anchors, banks, *args, part), *sums)
         assert flags() == Code.ANCHOR | Code.INDEX
-        assert torch.equal(loss.isnan(), bad) and torch.equal(grad.isnan().all(-1), bad)
+        for result in results:
+            assert torch.equal(result.isnan() if result.dim() == 2 else result.isnan().all(-1), bad)
 
 
 @pytest.mark.parametrize("dim", [64, 60])
@@ -150,7 +162,7 @@ def test_results_do_not_depend_on_the_schedule(kernels, dim):
     problem = Problem(1500, 2, 1100, dim, "self", directions=2)
     for seed in range(4):
         kernels.cuda_on_cpu_seed(c_uint64(seed))
-        results.append((*problem.nce(), problem.estimate()))
+        results.append((*problem.nce(), problem.estimate(), *problem.infonce(), *problem.sigmoid()))
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
@@ -160,6 +172,9 @@ def test_loss_does_not_depend_on_requires_grad(kernels, dim):
     problem = Problem(80, 2, 50, dim)
     loss, grad = problem.nce(needs_grad=False)
     assert grad.numel() == 0 and torch.equal(loss, problem.nce()[0])
+    for score in (problem.infonce, problem.sigmoid):
+        *values, rows = score(needs_grad=False)
+        assert rows.numel() == 0 and all(map(torch.equal, values, score()[:-1]))
 
 
 @pytest.mark.parametrize("wide", ["anchors", "one bank", "both"])
@@ -178,6 +193,11 @@ def test_fp64_on_either_side(kernels, wide):
     assert_relative(loss[1:], expected[0][1:], 1e-12)
     close(grad[1:], expected[1][1:], 1e-12)
     assert_relative(loss, expected[0], 1e-6 if wide == "one bank" else 1e-12)
+    for score in (problem.infonce, problem.sigmoid):
+        sums, exact = score(), score(reference, *problem.exact())
+        assert all(t.dtype == torch.float64 for t in sums)
+        close_sums([t[1:] for t in sums], [t[1:] for t in exact], 1e-12, 1e-12)
+        close_sums(sums, exact, 2e-6 if wide == "one bank" else 1e-12, 1e-5 if wide == "one bank" else 1e-12)
 
 
 def test_banks_need_not_be_aligned_or_contiguous(kernels):
@@ -238,6 +258,8 @@ def test_bad_anchors_give_nan_and_flags_and_leave_the_others_alone(kernels, dim)
     )
     assert torch.equal(mean[0].isnan(), bad) and torch.equal(mean[1].isnan(), bad[..., None].expand_as(grad))
     assert problem.estimate().isnan().all()  # so that a frozen Z is never set from it
+    for result in (*problem.infonce(), *problem.sigmoid()):
+        assert torch.equal(result.isnan(), bad if result.dim() == 2 else bad[..., None].expand_as(result))
 
 
 @pytest.mark.parametrize("dim", [128, 20])
@@ -250,6 +272,8 @@ def test_a_bad_given_row_is_not_read(kernels, dim, row):
     assert flags() == Code.INDEX
     assert loss[:, 1].isnan().all() and grad[:, 1].isnan().all()
     assert torch.equal(loss[:, 0], good[0][:, 0]) and torch.equal(grad[:, 0], good[1][:, 0])
+    for result in (*problem.infonce(), *problem.sigmoid()):
+        assert result[:, 1].isnan().all() and result[:, 0].isfinite().all()
 
 
 def test_anchor_with_an_empty_pool_gives_nan_and_a_flag(kernels):
@@ -272,6 +296,44 @@ def test_unset_log_z_gives_nan_and_extreme_temperatures_do_not(kernels):
     expected = reference.bank_nce(*args[0], problem.log_z.double(), args[1], 1e-3, True, "gather", "reference")
     assert_relative(actual[0], expected[0], 1e-12)  # the published form overflows below tau = 0.0113
     close(actual[1], expected[1], 1e-12)
+
+
+@pytest.mark.parametrize("dim", [128, 20])
+@pytest.mark.parametrize("rising", [True, False])
+def test_infonce_follows_the_largest_score(kernels, dim, rising):
+    """Each row's score is above, or below, all earlier ones, over several tiles and splits, by some 4,000 units."""
+    problem = Problem(1500, 1, 1400, dim, "given", directions=1)
+    rows = torch.arange(1400) if rising else torch.arange(1399, -1, -1)
+    problem.spec, direction = given(rows[None]), problem.anchors[0, 0]
+    problem.banks = [torch.linspace(-2, 2, 1500)[:, None] * direction + 0.01 * problem.banks[0]]
+    problem.anchors = 75 * problem.anchors
+    value, mean = problem.infonce()
+    expected = problem.infonce(reference, *problem.exact())
+    assert_relative(value, expected[0], 1e-6)
+    close(mean, expected[1], 1e-3)  # an exponent of 2,000 is rounded to 1e-4
+    problem.anchors = problem.anchors.double()
+    close_sums(problem.infonce(), expected, 1e-12, 1e-10)
+
+
+@pytest.mark.parametrize("dim", [128, 20])
+@pytest.mark.parametrize("own", ["bank", "given"])
+def test_critics_of_a_device_end_as_those_of_the_cpu(kernels, monkeypatch, dim, own):
+    problem = Problem(60, 4, 600, dim, "self", "yes", directions=1)
+    monkeypatch.setitem(op._MODULES, ("native", "gather", "cpu"), native_cuda)
+    monkeypatch.setattr(op, "chosen", lambda name, *rest: Choice(name, "gather", "cpu", backend, ""))
+    positive, results = torch.roll(problem.anchors, 1, 1) if own == "given" else None, []
+    for backend in ("native", "reference"):
+        args, spec = (problem.anchors, problem.banks, problem.index, positive), spec_args(problem.spec)
+        infonce = critics.infonce(*args, *spec, TEMPERATURE, True, "gather", backend)
+        results.append((*infonce, *critics.sigmoid(*args, SCALE, BIAS, *spec, True, "gather", backend)))
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=2e-5)
+    backend, problem.index = "native", torch.tensor([1, -1, 60, 2])
+    args = problem.anchors, problem.banks, problem.index, positive, *spec
+    for result in critics.infonce(*args, TEMPERATURE, True, "gather", "native"):
+        if result.numel():
+            assert result[:, 1:3].isnan().all() and result[:, ::3].isfinite().all()
+    assert flags() == Code.INDEX
 
 
 @pytest.mark.parametrize("dim", [128, 20])

@@ -19,7 +19,8 @@ LARGER = {
     "gather_rows_kernel.*Li(64|128)E": 128,
     "gather_rows_kernel.*Li256E": 168,
     "gather_general_kernel": 80,  # 3 blocks
-    "gather_finish_kernel": 64,  # one block of 512 for each anchor and direction; eight splits are on the way at once
+    # One block of 512 for each anchor and direction; eight splits are on the way at once.
+    "(gather|critic)_finish_kernel": 64,
     "step_finish_kernel": 64,  # 8 blocks of 128; fp64 rows take two registers a number
     "spectral_iterate_kernel": 64,  # one block of 1,024
     # One block of 512 threads per SM, because of its shared memory; rows of exponentials live in registers.

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from wcord_fast.ops import status
-from wcord_fast.ops.bank import membership, native_cuda, partials, reference
+from wcord_fast.ops.bank import critics, membership, native_cuda, partials, reference
+from wcord_fast.ops.bank.autograd import spec_args
 from wcord_fast.ops.bank.part import Part
 from wcord_fast.ops.sampling.spec import ALL, DrawSpec
 
@@ -48,6 +49,23 @@ class Problem:
         args = *self.there, self.log_z.cuda(), self.spec_there, TEMPERATURE, True, "gather", "auto"
         return native_cuda.bank_nce(*args)
 
+    def critics(self, module, anchors, banks, index, spec, part=None):
+        """The sums of InfoNCE and of the sigmoid: log-sum-exp, mean row; softplus, slope, row."""
+        scale, bias = (torch.tensor(v, device=anchors.device) for v in (8.0, -4.5))
+        end = True, "gather", "auto", part
+        infonce = module.bank_infonce(anchors, banks, index, spec, TEMPERATURE, *end)
+        return *infonce, *module.bank_sigmoid(anchors, banks, index, scale, bias, spec, *end)
+
+    def check_critics(self) -> None:
+        exact = self.anchors.double(), [bank.double() for bank in self.banks], self.index, self.spec
+        results = self.critics(native_cuda, *self.there, self.spec_there), self.critics(reference, *exact)
+        for actual, expected in zip(*results, strict=True):
+            actual = actual.cpu().double()
+            if actual.dim() == 2:
+                torch.testing.assert_close(actual, expected, rtol=2e-6, atol=2e-6)
+            else:
+                assert ((actual - expected).norm(dim=-1) <= 1e-5 * expected.norm(dim=-1)).all()
+
     def expected(self):
         exact = self.anchors.double(), [bank.double() for bank in self.banks], self.index, self.log_z.double()
         return reference.bank_nce(*exact, self.spec, TEMPERATURE, True, "gather", "auto")
@@ -79,6 +97,52 @@ def test_given_rows_and_whole_pools(dim):
         problem.spec = DrawSpec("class", k, "no", expected, 0, problem.spec.tables)
         problem.spec_there = on("cuda", problem.spec)
         problem.check()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("dim", [64, 128, 256, 33])
+def test_critics_equal_the_reference(dtype, dim):
+    Problem(5000, 70, 1501, dim, dtype=dtype).check_critics()
+
+
+@pytest.mark.parametrize(("source", "replacement"), SOURCES)
+@pytest.mark.parametrize("dim", [128, 20])
+def test_critics_of_every_source(source, replacement, dim):
+    Problem(3000, 9, 1100, dim, source, replacement).check_critics()
+
+
+@pytest.mark.parametrize("dim", [128, 20])
+def test_critics_of_parts_join_to_those_of_the_whole_bank(dim):
+    problem = Problem(3000, 9, 1100, dim)
+    x, banks, index = problem.there
+    whole, parts = problem.critics(native_cuda, x, banks, index, problem.spec_there), []
+    for lo, hi in pairwise((0, 1, 1025, 3000)):
+        own = [bank[lo:hi] for bank in banks]
+        parts.append(problem.critics(native_cuda, x, own, index, problem.spec_there, Part(lo, 3000)))
+    log_sum, mean, *sums = (torch.stack(t) for t in zip(*parts, strict=True))
+    joined = log_sum.logsumexp(0)
+    results = joined, (mean * reference.portion(log_sum, joined)[..., None]).sum(0), *(t.sum(0) for t in sums)
+    for actual, expected in zip(results, whole, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_critics_wait_for_no_device_and_flag_a_bad_index():
+    problem = Problem(3000, 9, 1100, 128)
+    x, banks, index = problem.there
+    problem.critics(native_cuda, x, banks, index, problem.spec_there)  # builds what is built once
+    index[2] = 3000
+    scale, bias = torch.tensor(8.0, device="cuda"), torch.tensor(-4.5, device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        args, spec, end = (x, banks, index, None), spec_args(problem.spec_there), (True, "gather", "native")
+        infonce = critics.infonce(*args, *spec, TEMPERATURE, *end)[0]
+        sigmoid = critics.sigmoid(*args, scale, bias, *spec, *end)[0]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for loss in (infonce, sigmoid):
+        assert loss.isnan().tolist() == [[row == 2 for row in range(9)]] * 2
+    with pytest.raises(ValueError, match="a row index was out of"):
+        status.check()
 
 
 @pytest.mark.parametrize("dim", [128, 20])

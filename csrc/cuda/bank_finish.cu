@@ -1,34 +1,9 @@
 // The end of a gather call: adds the splits up, then the positive's term and the constants. Also the entry point.
 #include "cuda.h"
-#include "bank_gather.h"
+#include "bank_finish.h"
 
 namespace wcf {
 namespace {
-
-constexpr int FINISH_THREADS = 512;
-constexpr int FINISH_WARPS = FINISH_THREADS / WARP;
-
-// The sum over the splits of column `column` of partial [splits, dim], for every thread with that column. A column has
-// `slices` threads. Each adds every slices-th split, and the threads' sums are added in halves, always in one order.
-// `sums` [FINISH_THREADS] is in shared memory.
-template <class Real>
-__device__ __forceinline__ Real sum_splits(const Real* partial, int64_t splits, int64_t dim, int64_t column,
-                                           int columns, Real* sums) {
-  const int slices = FINISH_THREADS / columns, slice = threadIdx.x / columns;
-  Real sum = 0;
-  if (column < dim) {
-    WCF_UNROLL_BY(8)
-    for (int64_t i = slice; i < splits; i += slices) sum += partial[i * dim + column];
-  }
-  if (slices == 1) return sum;
-  sums[threadIdx.x] = sum;
-  for (int half = slices / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (slice < half) sums[threadIdx.x] += sums[threadIdx.x + half * columns];
-  }
-  __syncthreads();
-  return sums[threadIdx.x % columns];
-}
 
 // One block per anchor and direction. Reads splits * (D + 1) partial sums and one bank row, writes D + 1 values.
 // For BANK_LOG_Z the anchor's log-sum-exp replaces its first partial sum. grid = (B, S).
@@ -64,13 +39,13 @@ __global__ void __launch_bounds__(FINISH_THREADS) gather_finish_kernel(BankScore
   Real value = 0;
   if (a.op == BANK_LOG_Z) {
     if (threadIdx.x >= WARP) return;
-    Tally<Real> total = tally_empty<Real>(a.op);
+    Tally<Real> total = tally_empty<Real>(SUM_SOFTMAX);
     if (held && lane == 0) total = Tally<Real>{static_cast<Real>(dot / a.temperature), Real(1)};
     for (int64_t i = lane; i < a.splits; i += WARP) {  // an empty split is -inf
-      total = tally_join(total, Tally<Real>{static_cast<Real>(partial[i] + log(weight)), Real(1)});
+      total = tally_join(SUM_SOFTMAX, total, Tally<Real>{static_cast<Real>(partial[i] + log(weight)), Real(1)});
     }
-    total = tally_warp(total);
-    if (lane == 0) partial[0] = tally_value(a.op, total);
+    total = tally_warp(SUM_SOFTMAX, total);
+    if (lane == 0) partial[0] = tally_value(SUM_SOFTMAX, total);
     return;
   }
   if (threadIdx.x < WARP) {
@@ -88,12 +63,11 @@ __global__ void __launch_bounds__(FINISH_THREADS) gather_finish_kernel(BankScore
   if (threadIdx.x == 0) static_cast<Real*>(a.value)[at] = value;
   if (!a.grad) return;
   const Real* const grads = static_cast<const Real*>(a.partial_grad) + at * a.splits * a.dim;
-  int columns = 1;
-  while (columns < FINISH_THREADS && columns < a.dim) columns *= 2;
+  const int columns = finish_columns(a.dim);
   const int column = threadIdx.x % columns;
   for (int64_t first = 0; first < a.dim; first += columns) {  // more than once only with one thread a column
     const int64_t d = first + column;
-    Real sum = sum_splits(grads, a.splits, a.dim, d, columns, part + FINISH_WARPS);
+    Real sum = sum_splits(grads, a.splits, a.dim, d, columns, part + FINISH_WARPS, [](int64_t) { return Real(1); });
     if (static_cast<int>(threadIdx.x) >= columns || d >= a.dim) continue;
     if (a.op == BANK_NCE && held) {
       sum = scale * sum + own_slope * static_cast<Real>(load(positive[d]));
@@ -118,16 +92,16 @@ __global__ void __launch_bounds__(GATHER_THREADS) log_z_kernel(BankScore a) {
     if (threadIdx.x == 0) *value = known;
     return;
   }
-  Tally<Real> total = tally_empty<Real>(BANK_LOG_Z);
+  Tally<Real> total = tally_empty<Real>(SUM_SOFTMAX);
   double scores = 0;
   for (int64_t b = threadIdx.x; b < draw.num_anchors; b += GATHER_THREADS) {
     const Real lse = static_cast<const Real*>(a.partial)[(s * draw.num_anchors + b) * a.splits];
-    total = tally_join(total, Tally<Real>{lse, Real(1)});
+    total = tally_join(SUM_SOFTMAX, total, Tally<Real>{lse, Real(1)});
     const int64_t index = index_at(draw.index, draw.index_bytes, b);
     const bool valid = index >= 0 && index < draw.num_data;
     scores += 1 + charged_of(a, a.charged < 0 && valid ? anchor_pool(draw, index).size : 0);
   }
-  total = tally_warp(total);
+  total = tally_warp(SUM_SOFTMAX, total);
   scores = warp_sum(scores);
   if (lane == 0) {
     tally[warp] = total;
@@ -136,11 +110,11 @@ __global__ void __launch_bounds__(GATHER_THREADS) log_z_kernel(BankScore a) {
   __syncthreads();
   if (threadIdx.x != 0) return;
   for (int w = 1; w < GATHER_WARPS; ++w) {
-    total = tally_join(total, tally[w]);
+    total = tally_join(SUM_SOFTMAX, total, tally[w]);
     scores += count[w];
   }
   const double mean = log(static_cast<double>(draw.num_data) / scores);
-  *value = static_cast<Real>(tally_value(BANK_LOG_Z, total) + mean);
+  *value = static_cast<Real>(tally_value(SUM_SOFTMAX, total) + mean);
 }
 
 template <class Bank, class Real>
@@ -168,14 +142,20 @@ int wcf_cuda_bank_score(const wcf::BankScore* record) {
   using namespace wcf;
   const BankScore& a = *record;
   const bool one_dtype = a.directions < 2 || a.bank_dtype[1] == a.bank_dtype[0];
-  if (!a.flags.status || a.plan != PLAN_GATHER || a.directions > MAX_DIRECTIONS || !one_dtype) {
+  if (!a.flags.status || a.plan != PLAN_GATHER || a.directions > MAX_DIRECTIONS || !one_dtype ||
+      (a.op == BANK_SIGMOID && !a.scalars)) {
     return static_cast<int>(cudaErrorInvalidValue);
   }
   const DeviceGuard guard(a.place.device);
   if (guard.error != cudaSuccess) return error_code(guard.error);
   if (a.rows.draws.num_anchors * a.splits > INT32_MAX) return static_cast<int>(cudaErrorInvalidConfiguration);
   cudaError_t error = cudaSuccess;
-  if (!gather_rows(a, &error)) error = gather_general(a);
-  if (error == cudaSuccess) error = gather_finish(a);
+  const GatherSum kind = sum_of(a.op);
+  const auto rows = kind == SUM_SOFTMAX  ? gather_rows_softmax
+                    : kind == SUM_SLOPES ? gather_rows_slopes
+                                         : gather_rows_terms;
+  if (a.wide || !rows(a, &error)) error = gather_general(a);
+  const bool critic = a.op == BANK_INFONCE || a.op == BANK_SIGMOID;
+  if (error == cudaSuccess) error = critic ? critic_finish(a) : gather_finish(a);
   return error_code(error);
 }

@@ -2,8 +2,9 @@
 //
 // A call is two launches. `gather_rows_kernel` or `gather_general_kernel`, one block per anchor and split of its K
 // negatives, writes the split's sum of terms and of weighted rows; `gather_finish_kernel`, one block per anchor and
-// direction, adds the splits up in a fixed order and then the positive. For log Z `log_z_kernel` follows. No float is
-// ever added atomically, so results do not depend on scheduling.
+// direction, adds the splits up in a fixed order and then the positive. For log Z `log_z_kernel` follows. InfoNCE and
+// the sigmoid loss end in `critic_finish_kernel`, which adds no positive. No float is ever added atomically, so results
+// do not depend on scheduling.
 #pragma once
 #include "../common/bank_score.h"
 #include "../common/dtype.h"
@@ -63,54 +64,93 @@ __device__ __forceinline__ NceCharge nce_charge_of(const BankScore& a, const Nce
   return NceCharge{nce_log_c(charged, num_data, a.nce_eps), nce_constant(charged, num_data, a.nce_eps)};
 }
 
-// A running sum of terms, or for BANK_LOG_Z of exponentials: the value is sum * exp(top). For plain sums top stays 0.
+// What the terms of the negatives add up to. A template argument of the fast kernel, so that an op pays for its own
+// sums only.
+enum GatherSum {
+  SUM_TERMS,    // NCE, mean score
+  SUM_SLOPES,   // sigmoid: terms and their slopes
+  SUM_SOFTMAX,  // InfoNCE, log Z: a log-sum-exp
+};
+WCF_HD GatherSum sum_of(int32_t op) {
+  return op == BANK_LOG_Z || op == BANK_INFONCE ? SUM_SOFTMAX : op == BANK_SIGMOID ? SUM_SLOPES : SUM_TERMS;
+}
+
+// A running sum. `beside` is the largest exponent, to which the sum of exponentials is relative (SUM_SOFTMAX: the value
+// is sum * exp(beside)), the sum of the slopes (SUM_SLOPES), or 0.
 template <class Real>
 struct Tally {
-  Real top;
+  Real beside;
   Real sum;
 };
 
-// For a log-sum-exp the lowest finite number stands for -inf, so that no difference of two tops is NaN.
+// The lowest finite number stands for an exponent of -inf, so that no difference of two exponents is NaN.
+constexpr float LOWEST_EXPONENT = -3.4e38f;
+
 template <class Real>
-__device__ __forceinline__ Tally<Real> tally_empty(int32_t op) {
-  return Tally<Real>{op == BANK_LOG_Z ? static_cast<Real>(-3.4e38f) : Real(0), Real(0)};
+__device__ __forceinline__ Tally<Real> tally_empty(GatherSum kind) {
+  return Tally<Real>{kind == SUM_SOFTMAX ? static_cast<Real>(LOWEST_EXPONENT) : Real(0), Real(0)};
 }
 
 template <class Real>
-__device__ __forceinline__ Tally<Real> tally_join(Tally<Real> a, Tally<Real> b) {
-  const Real top = a.top < b.top ? b.top : a.top;
-  return Tally<Real>{top, a.sum * real_exp(a.top - top) + b.sum * real_exp(b.top - top)};
+__device__ __forceinline__ Tally<Real> tally_join(GatherSum kind, Tally<Real> a, Tally<Real> b) {
+  if (kind != SUM_SOFTMAX) return Tally<Real>{a.beside + b.beside, a.sum + b.sum};
+  const Real top = a.beside < b.beside ? b.beside : a.beside;
+  return Tally<Real>{top, a.sum * real_exp(a.beside - top) + b.sum * real_exp(b.beside - top)};
 }
 
 // The sum over the warp, in lane 0, always in one order.
 template <class Real>
-__device__ __forceinline__ Tally<Real> tally_warp(Tally<Real> t) {
+__device__ __forceinline__ Tally<Real> tally_warp(GatherSum kind, Tally<Real> t) {
   for (int step = WARP / 2; step > 0; step /= 2) {
-    const Tally<Real> other{__shfl_xor_sync(FULL_WARP, t.top, step), __shfl_xor_sync(FULL_WARP, t.sum, step)};
-    t = tally_join(t, other);
+    const Tally<Real> other{__shfl_xor_sync(FULL_WARP, t.beside, step), __shfl_xor_sync(FULL_WARP, t.sum, step)};
+    t = tally_join(kind, t, other);
   }
   return t;
 }
 
 template <class Real>
-__device__ __forceinline__ Real tally_value(int32_t op, Tally<Real> t) {
-  return op == BANK_LOG_Z ? t.top + real_log(t.sum) : t.sum;
+__device__ __forceinline__ Real tally_value(GatherSum kind, Tally<Real> t) {
+  return kind == SUM_SOFTMAX ? t.beside + real_log(t.sum) : t.sum;
+}
+
+// The exponent of a negative that is not scored is the lowest, and its term 0.
+template <class Real>
+__device__ __forceinline__ Real add_exponential(bool scored, Real exponent, Tally<Real>* tally) {
+  const Real term = scored ? exponential(exponent - tally->beside) : Real(0);
+  tally->sum += term;
+  return term;
+}
+
+// u = score * scale - offset.
+template <class Real>
+__device__ __forceinline__ Real scale_of(const BankScore& a) {
+  return a.op == BANK_SIGMOID ? static_cast<const Real*>(a.scalars)[0] : static_cast<Real>(1.0 / a.temperature);
+}
+template <class Real>
+__device__ __forceinline__ Real offset_of(const BankScore& a, const NceCharge& known, int64_t count, int s) {
+  if (a.op == BANK_SIGMOID) return -static_cast<const Real*>(a.scalars)[1];
+  if (a.op != BANK_NCE) return Real(0);
+  const double log_z = static_cast<double>(static_cast<const Real*>(a.log_z)[s]);
+  return static_cast<Real>(nce_charge_of(a, known, count).log_c + log_z);
 }
 
 // Adds the term of one scored negative; returns the factor of its row in the gradient (1 / tau comes at the end).
 template <class Real>
-__device__ __forceinline__ Real add_score(int32_t op, Real s, Real inverse_tau, Real offset, Tally<Real>* tally) {
-  if (op == BANK_MEAN_SCORE) {
+__device__ __forceinline__ Real add_score(const BankScore& a, GatherSum kind, Real s, Real scale, Real offset,
+                                          Tally<Real>* tally) {
+  if (kind == SUM_TERMS && a.op == BANK_MEAN_SCORE) {
     tally->sum += s;
     return Real(1);
   }
-  if (op == BANK_NCE) {
-    const Term<Real> term = score_term(s * inverse_tau - offset);
-    tally->sum += term.value;
-    return term.slope;
-  }
-  *tally = tally_join(*tally, Tally<Real>{s * inverse_tau, Real(1)});
-  return Real(0);
+  const Term<Real> term = score_term(s * scale - offset);
+  tally->sum += term.value;
+  if (kind == SUM_SLOPES) tally->beside += term.slope;
+  return term.slope;
+}
+
+// The sums of the slopes, behind those of the terms (SUM_SLOPES): numbers from one to the other.
+__device__ __forceinline__ int64_t slopes_at(const BankScore& a) {
+  return a.directions * a.rows.draws.num_anchors * a.splits;
 }
 
 // A split of an anchor without valid negatives: NaN for all directions, nothing read.
@@ -119,6 +159,7 @@ __device__ __forceinline__ void poison_split(const BankScore& a, int64_t b, int6
   for (int s = 0; s < a.directions; ++s) {
     const int64_t at = (s * a.rows.draws.num_anchors + b) * a.splits + split;
     if (threadIdx.x == 0) static_cast<Real*>(a.partial)[at] = nan_of<Real>();
+    if (threadIdx.x == 0 && a.op == BANK_SIGMOID) static_cast<Real*>(a.partial)[at + slopes_at(a)] = nan_of<Real>();
     if (!a.partial_grad) continue;
     for (int64_t d = threadIdx.x; d < a.dim; d += blockDim.x) {
       static_cast<Real*>(a.partial_grad)[at * a.dim + d] = nan_of<Real>();
@@ -126,10 +167,14 @@ __device__ __forceinline__ void poison_split(const BankScore& a, int64_t b, int6
   }
 }
 
-// The launchers, each in its own file. gather_rows returns false if its kernel does not support these rows.
-bool gather_rows(const BankScore& a, cudaError_t* error);
+// The launchers, each in its own file. The first three, one for each GatherSum, return false if their kernel does not
+// support these rows.
+bool gather_rows_terms(const BankScore& a, cudaError_t* error);
+bool gather_rows_slopes(const BankScore& a, cudaError_t* error);
+bool gather_rows_softmax(const BankScore& a, cudaError_t* error);
 cudaError_t gather_general(const BankScore& a);
 cudaError_t gather_finish(const BankScore& a);
+cudaError_t critic_finish(const BankScore& a);
 
 // launch_for<Bank, Real>(a) for the bank's dtype and the type of the arithmetic.
 template <class LaunchFor>

@@ -21,6 +21,7 @@ struct GeneralShared {
   int32_t held[GATHER_WARPS];  // rows of the tile from each warp's draws
   Real slope[TILE];
   Real slice[TILE];
+  Real top[GATHER_WARPS];
   Tally<Real> tally[GATHER_WARPS];
 };
 
@@ -63,11 +64,25 @@ __device__ __forceinline__ Real tile_score(const GeneralShared<Real>* sh, const 
   return score;
 }
 
-// Adds sum_j slope[j] * row[j] to grad [D], which is this block's own. Where rows are narrow, several threads per
-// column divide the draws between them, and their sums are added in order.
+// Makes the sums of a log-sum-exp relative to the largest exponent of the tile and of those before. Returns the factor
+// of all earlier terms; a thread's own sum has it already.
+template <class Real>
+__device__ __forceinline__ Real raise_top(GeneralShared<Real>* sh, Real exponent, Tally<Real>* tally) {
+  const Real highest = warp_max(exponent);
+  if (threadIdx.x % WARP == 0) sh->top[threadIdx.x / WARP] = highest;
+  __syncthreads();
+  const Real before = tally->beside;
+  for (int w = 0; w < GATHER_WARPS; ++w) tally->beside = sh->top[w] > tally->beside ? sh->top[w] : tally->beside;
+  const Real kept = exponential(before - tally->beside);
+  tally->sum *= kept;
+  return kept;
+}
+
+// grad [D], which is this block's own, becomes kept * grad + sum_j slope[j] * row[j]. Where rows are narrow, several
+// threads per column divide the draws between them, and their sums are added in order.
 template <class Bank, class Real>
 __device__ __forceinline__ void add_rows(GeneralShared<Real>* sh, const Bank* bank, int64_t stride, int n, int64_t dim,
-                                         Real* grad) {
+                                         Real kept, Real* grad) {
   int columns = 1;
   while (columns < TILE && columns < dim) columns *= 2;
   const int slices = TILE / columns, column = threadIdx.x % columns, slice = threadIdx.x / columns;
@@ -84,7 +99,7 @@ __device__ __forceinline__ void add_rows(GeneralShared<Real>* sh, const Bank* ba
       __syncthreads();
       for (int q = 1; slice == 0 && q < slices; ++q) sum += sh->slice[q * columns + column];
     }
-    if (slice == 0 && d < dim) grad[d] += sum;
+    if (slice == 0 && d < dim) grad[d] = kept * grad[d] + sum;
   }
 }
 
@@ -103,19 +118,17 @@ __global__ void __launch_bounds__(GATHER_THREADS, 3) gather_general_kernel(BankS
   const int t = threadIdx.x, lane = t % WARP, warp = t / WARP;
   const int64_t first = split * a.chunk;
   const int64_t steps = reader_steps(a.rows, sh->reader), last = first + a.chunk < steps ? first + a.chunk : steps;
-  const Real inverse_tau = static_cast<Real>(1.0 / a.temperature);
+  const GatherSum kind = sum_of(a.op);
+  const Real scale = scale_of<Real>(a);
   const auto slot = [&](int s) { return (s * num_anchors + b) * a.splits + split; };
   const auto anchor_of = [&](int s) { return static_cast<const Real*>(a.anchors) + (s * num_anchors + b) * a.dim; };
   const auto grad_of = [&](int s) { return static_cast<Real*>(a.partial_grad) + slot(s) * a.dim; };
   Real offset[MAX_DIRECTIONS] = {};
-  Tally<Real> tally[MAX_DIRECTIONS] = {tally_empty<Real>(a.op), tally_empty<Real>(a.op)};
+  Tally<Real> tally[MAX_DIRECTIONS] = {tally_empty<Real>(kind), tally_empty<Real>(kind)};
   WCF_UNROLL
   for (int s = 0; s < MAX_DIRECTIONS; ++s) {
     if (s >= a.directions) continue;
-    if (a.op == BANK_NCE) {
-      offset[s] = static_cast<Real>(nce_charge_of(a, known, sh->reader.count).log_c +
-                                    static_cast<double>(static_cast<const Real*>(a.log_z)[s]));
-    }
+    offset[s] = offset_of<Real>(a, known, sh->reader.count, s);
     for (int64_t d = t; d < a.dim; d += GATHER_THREADS) {
       if (!finite(anchor_of(s)[d])) atomicOr(&sh->reader.flags, FLAG_ANCHOR << s);
     }
@@ -134,23 +147,34 @@ __global__ void __launch_bounds__(GATHER_THREADS, 3) gather_general_kernel(BankS
       const Bank* const bank = static_cast<const Bank*>(a.bank[s]);
       __syncthreads();
       const Real score = tile_score(sh, bank, a.bank_stride[s], n, a.dim, anchor_of(s));
-      if (t < n) sh->slope[t] = add_score(a.op, score, inverse_tau, offset[s], &tally[s]);
+      Real kept = 1;
+      if (kind == SUM_SOFTMAX) {
+        const Real exponent = t < n ? score * scale : static_cast<Real>(LOWEST_EXPONENT);
+        kept = raise_top(sh, exponent, &tally[s]);
+        sh->slope[t] = add_exponential(t < n, exponent, &tally[s]);
+      } else if (t < n) {
+        sh->slope[t] = add_score(a, kind, score, scale, offset[s], &tally[s]);
+      }
       __syncthreads();
-      if (a.partial_grad) add_rows(sh, bank, a.bank_stride[s], n, a.dim, grad_of(s));
+      if (a.partial_grad) add_rows(sh, bank, a.bank_stride[s], n, a.dim, kept, grad_of(s));
     }
   }
 
   for (int s = 0; s < a.directions; ++s) {
-    const Tally<Real> total = tally_warp(s == 0 ? tally[0] : tally[1]);
+    const Tally<Real> total = tally_warp(kind, s == 0 ? tally[0] : tally[1]);
     __syncthreads();
     if (lane == 0) sh->tally[warp] = total;
     __syncthreads();
-    const bool bad = flagged(sh->reader.flags, s);
-    for (int64_t d = t; bad && a.partial_grad && d < a.dim; d += GATHER_THREADS) grad_of(s)[d] = nan_of<Real>();
-    if (t != 0) continue;
     Tally<Real> sum = sh->tally[0];
-    for (int w = 1; w < GATHER_WARPS; ++w) sum = tally_join(sum, sh->tally[w]);
-    static_cast<Real*>(a.partial)[slot(s)] = bad ? nan_of<Real>() : tally_value(a.op, sum);
+    for (int w = 1; w < GATHER_WARPS; ++w) sum = tally_join(kind, sum, sh->tally[w]);
+    const bool bad = flagged(sh->reader.flags, s), divides = kind == SUM_SOFTMAX && sum.sum != 0;
+    for (int64_t d = t; (bad || divides) && a.partial_grad && d < a.dim; d += GATHER_THREADS) {
+      grad_of(s)[d] = bad ? nan_of<Real>() : grad_of(s)[d] / sum.sum;
+    }
+    if (t != 0) continue;
+    Real* const to = static_cast<Real*>(a.partial) + slot(s);
+    to[0] = bad ? nan_of<Real>() : tally_value(kind, sum);
+    if (kind == SUM_SLOPES) to[slopes_at(a)] = bad ? nan_of<Real>() : sum.beside;
   }
   if (t == 0) report(sh->reader.flags, a.flags);
 }

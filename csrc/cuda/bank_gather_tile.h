@@ -21,7 +21,7 @@ struct Split {
   int64_t number;
   int64_t first;  // step through the negatives
   int count;      // of steps; 0 or less: nothing to do
-  float inverse_tau;
+  float scale;    // u = score * scale - offset
   float offset[MAX_DIRECTIONS];
 };
 
@@ -145,10 +145,26 @@ __device__ __forceinline__ void score_packs(const unsigned char* anchor,
   }
 }
 
+// The lane's term of a log-sum-exp; returns the factor of its row. The sums of all lanes are relative to one largest
+// exponent. A larger one, which comes seldom, rescales them.
+template <int ELEMENTS>
+__device__ __forceinline__ float add_softmax(bool live, float score, float scale, Tally<float>* tally,
+                                             float (&grad)[ELEMENTS]) {
+  const float exponent = live ? score * scale : LOWEST_EXPONENT;
+  if (__any_sync(FULL_WARP, exponent > tally->beside)) {
+    const float top = warp_max(exponent > tally->beside ? exponent : tally->beside);
+    const float kept = exponential(tally->beside - top);
+    *tally = Tally<float>{top, tally->sum * kept};
+    WCF_UNROLL
+    for (int e = 0; e < ELEMENTS; ++e) grad[e] *= kept;
+  }
+  return add_exponential(live, exponent, tally);
+}
+
 // Scores the 32 rows that the lanes hold against one anchor (put_anchor); those not in `live` get weight 0.
-template <class Bank, int DIM>
+template <GatherSum SUM, class Bank, int DIM>
 __device__ __forceinline__ void score_tile(const BankScore& a, const void* bank, int64_t stride,
-                                           const unsigned char* anchor, float inverse_tau, float offset, uint32_t row,
+                                           const unsigned char* anchor, float scale, float offset, uint32_t row,
                                            unsigned live, Tally<float>* tally,
                                            float (&grad)[Layout<Bank, DIM>::ELEMENTS]) {
   using L = Layout<Bank, DIM>;
@@ -176,7 +192,13 @@ __device__ __forceinline__ void score_tile(const BankScore& a, const void* bank,
     score_packs<Bank, DIM>(anchor, pack, dot);
     const float score = sum_over_row<L::LANES>(dot, lane);
     const int mine = first + group * L::ROWS + place * L::ROWS / L::LANES;  // the draw whose score this lane holds
-    const float slope = (live >> mine & 1u) ? add_score(a.op, score, inverse_tau, offset, tally) : 0.0f;
+    const bool counts = (live >> mine & 1u) != 0;
+    float slope = 0.0f;
+    if constexpr (SUM == SUM_SOFTMAX) {
+      slope = add_softmax(counts, score, scale, tally, grad);
+    } else if (counts) {
+      slope = add_score(a, SUM, score, scale, offset, tally);
+    }
     if (!a.partial_grad) continue;
     WCF_UNROLL
     for (int u = 0; u < L::ROWS; ++u) {

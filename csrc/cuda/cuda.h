@@ -30,7 +30,8 @@ int wcf_cuda_spectral_gradient(const wcf::SpectralPair* record);
 
 // Reads each anchor's negatives once for all S <= 2 directions. Two launches, three for log Z. Only status bits are set
 // atomically. For log_z `value` is [S], the batch's log Z; if `value` is null there is no third launch, and
-// partial[..., 0] has each anchor's log-sum-exp of all its scores / tau. An anchor that is not finite, or an index or
+// partial[..., 0] has each anchor's log-sum-exp of all its scores / tau. For infonce and sigmoid `value` and `grad` are
+// sums over the negatives: no positive is read. An anchor that is not finite, or an index or
 // given row out of [0, N), makes the anchor's results NaN and sets the anchor or index bit. Such an index is not read
 // with.
 int wcf_cuda_bank_score(const wcf::BankScore* record);

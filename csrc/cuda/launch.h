@@ -31,6 +31,17 @@ __device__ __forceinline__ T warp_sum(T x) {
   return x;
 }
 
+// The largest over the warp, equal in every lane. A NaN is passed over.
+template <class T>
+__device__ __forceinline__ T warp_max(T x) {
+  WCF_UNROLL
+  for (int step = WARP / 2; step > 0; step /= 2) {
+    const T other = __shfl_xor_sync(FULL_WARP, x, step);
+    x = other > x ? other : x;
+  }
+  return x;
+}
+
 // The dynamic shared memory of this block, `offset` bytes in (keep offsets multiples of 16).
 template <class T>
 __device__ __forceinline__ T* shared_ptr(size_t offset) {

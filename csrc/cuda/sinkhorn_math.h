@@ -66,16 +66,6 @@ __device__ __forceinline__ Real warp_sums(Real (&x)[U]) {
   return x[0];
 }
 
-template <class Real>
-__device__ __forceinline__ Real warp_max(Real x) {
-  WCF_UNROLL
-  for (int step = WARP / 2; step > 0; step /= 2) {
-    const Real other = __shfl_xor_sync(FULL_WARP, x, step);
-    x = other > x ? other : x;
-  }
-  return x;
-}
-
 // The sum of one number per warp, in one order for every thread. sums [WARPS].
 template <class Real>
 __device__ __forceinline__ Real block_sum(Real of_warp, Real* sums) {

@@ -1,7 +1,7 @@
 """InfoNCE and the sigmoid loss of anchors against a memory bank: `bank_nce` with other critics, without Z.
 
 The arguments, samplers, dtypes, plans and errors are those of `bank_nce`, see bank.py; a `MemoryBank` or `FeatureQueue`
-with shard="rank" is collective here as well. On CUDA the dense plan is Triton's; the gather plan has no kernel there.
+with shard="rank" is collective here as well.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def bank_infonce(
         positive: [B, D] rows of any of these dtypes, with gradient; None: the bank's rows `index`.
         anchor_offset: global number of the first anchor (the lower ranks' batch sizes).
         plan: "auto", "gather" (cost ~ B*K*D) or "dense" (cost ~ B*N*D); results are equal to rounding.
-        backend: "auto", "native" (CPU tensors), "triton" (CUDA tensors, dense plan) or "reference".
+        backend: "auto", "native" (on CUDA the gather plan), "triton" (CUDA tensors, dense plan) or "reference".
     Returns:
         [B] losses in fp32 (fp64 if a tensor is fp64), differentiable with respect to `anchor` and `positive`.
     Raises:

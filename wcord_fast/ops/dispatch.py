@@ -53,7 +53,6 @@ BANK_SCORES = (
     "bank_infonce",
     "bank_sigmoid",
 )  # with plans gather and dense
-_WITHOUT_KERNEL = (("bank_infonce", "gather"), ("bank_sigmoid", "gather"))  # on CUDA
 
 # In order of preference within (op, plan, device): the first row that can run is what `auto` takes.
 SUPPORT: tuple[Row, ...] = (
@@ -77,7 +76,6 @@ SUPPORT: tuple[Row, ...] = (
             ("dense", "cuda", "triton", "split bf16 products on the tensor cores, loss and gradient in one pass"),
             ("dense", "any", "reference", "plain PyTorch, chunked over anchors"),
         )
-        if device != "cuda" or (op, plan) not in _WITHOUT_KERNEL
     ),
     Row("batch", "-", "cpu", "native", "C++, tiles of scores that are made twice, OpenMP over panels of rows"),
     Row("batch", "-", "cuda", "triton", "split bf16 products on the tensor cores, tiles of scores that are made twice"),

@@ -13,7 +13,7 @@ from .. import checks, library
 from ..sampling.spec import DrawSpec
 from ..status import Code
 from ..tensors import accumulation_dtype
-from . import triton
+from . import native_cuda, triton
 from .op import SPEC, checked, checks_itself, select
 from .reference import softplus
 
@@ -136,13 +136,18 @@ class _Scoring:
         self.acc = accumulation_dtype(anchors, *banks, *([] if positive is None else [positive]))
         self.module, *self.plan = select(op, anchors, banks, spec, plan, backend)
         self.ok = finite_positives(positive)
-        if self.module is triton or not checks_itself(self.module, anchors, spec):  # whose positives are read here
+        if self.module is triton or not checks_itself(self.module, anchors, spec):
             self.index, self.spec, ok = checked(anchors, banks[0].shape[0], index, spec)
             self.ok = ok & self.ok
 
     def positives(self) -> Tensor:
         """The positives [S, B, D]. Read it after the index has been checked."""
-        return torch.stack([bank[self.index.long()] for bank in self.banks]) if self.positive is None else self.positive
+        if self.positive is not None:
+            return self.positive
+        own = self.index.long()
+        if self.module is native_cuda:  # the negatives' sums of an anchor with a bad index are NaN; no such row is read
+            own = own.clamp(0, self.banks[0].shape[0] - 1)
+        return torch.stack([bank[own] for bank in self.banks])
 
     def results(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The op's results: NaN for an anchor that was flagged on a device, no gradient for a row of the bank."""

@@ -1,4 +1,4 @@
-"""The bank ops by the gather plan in CUDA C++: csrc/cuda/bank_gather.cu, bank_gather_general.cu, bank_finish.cu.
+"""The bank ops by the gather plan in CUDA C++: csrc/cuda/bank_gather*, bank_finish.cu, bank_critic_finish.cu.
 
 Same signatures and results as reference.py with plan="gather". Two launches (three for log Z) on the current stream:
 nothing is read back, and the seed and the step are read on the device, so a captured graph draws anew at each replay
@@ -30,7 +30,7 @@ def bank_nce(
     anchors, banks, index, log_z, spec, temperature, needs_grad, plan, draw_backend, part: Part | None = None
 ) -> tuple[Tensor, Tensor]:
     """CRD's NCE loss per anchor and its gradient: ([S, B], [S, B, D] or empty)."""
-    return _score("nce", anchors, banks, index, spec, plan, part, temperature, log_z, needs_grad)
+    return _score("nce", anchors, banks, index, spec, plan, part, temperature, log_z=log_z, needs_grad=needs_grad)
 
 
 def bank_mean_score(
@@ -40,6 +40,25 @@ def bank_mean_score(
     return _score("mean_score", anchors, banks, index, spec, plan, part, needs_grad=needs_grad)
 
 
+def bank_infonce(
+    anchors, banks, index, spec, temperature, needs_grad, plan, draw_backend, part: Part | None = None
+) -> tuple[Tensor, Tensor]:
+    """log-sum-exp of each anchor's negative scores / tau, and their softmax mean: ([S, B], [S, B, D] or empty)."""
+    return _score("infonce", anchors, banks, index, spec, plan, part, temperature, needs_grad=needs_grad)
+
+
+def bank_sigmoid(
+    anchors, banks, index, scale, bias, spec, needs_grad, plan, draw_backend, part: Part | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums over the negatives of softplus(u), sigmoid(u), sigmoid(u) * row: ([S, B] twice, [S, B, D] or empty).
+
+    `scale` and `bias` stay on the device.
+    """
+    options = {"scalars": (scale, bias), "needs_grad": needs_grad}
+    (value, slope), rows = _score("sigmoid", anchors, banks, index, spec, plan, part, **options)
+    return value, slope, rows
+
+
 def bank_log_z(anchors, banks, index, spec, temperature, plan, draw_backend, known: Tensor | None = None) -> Tensor:
     """The batch's estimate of log Z, [S]: log of N times the mean over all anchors and their K_b + 1 scores of exp.
 
@@ -47,7 +66,7 @@ def bank_log_z(anchors, banks, index, spec, temperature, plan, draw_backend, kno
         known: [S] or None. A direction whose entry is not NaN keeps it; if no entry is NaN the kernels return at once.
             The device makes this choice.
     """
-    return _score("log_z", anchors, banks, index, spec, plan, None, temperature, known)[0]
+    return _score("log_z", anchors, banks, index, spec, plan, None, temperature, log_z=known)[0]
 
 
 def bank_log_sum_exp(anchors, banks, index, spec, temperature, plan, draw_backend, part: Part | None = None) -> Tensor:
@@ -70,30 +89,50 @@ def scratch_bytes(directions: int, batch: int, dim: int, negatives: int, item: i
 
 
 def _score(
-    op, anchors, banks, index, spec, plan, part, temperature=1.0, log_z=None, needs_grad=False, per_anchor=False
+    op,
+    anchors,
+    banks,
+    index,
+    spec,
+    plan,
+    part,
+    temperature=1.0,
+    *,
+    log_z=None,
+    scalars=None,
+    needs_grad=False,
+    per_anchor=False,
 ):
-    """(value, gradient); with `per_anchor` log_z gives the log-sum-exp of each anchor's scores, [S, B]."""
+    """(value, gradient): the sigmoid's values are [2, S, B].
+
+    Args:
+        scalars: of the sigmoid: the tensors scale and bias.
+        per_anchor: log_z gives the log-sum-exp of each anchor's scores, [S, B].
+    """
     if plan != "gather":
         raise NotImplementedError(f"plan={plan!r}: the CUDA C++ kernels walk the draws, expected plan='gather'")
     if len(banks) > 2 or any(bank.dtype != banks[0].dtype for bank in banks):  # does not occur in the modules
+        options = {"scalars": scalars, "needs_grad": needs_grad, "per_anchor": per_anchor}
         one = [
-            _score(op, anchors[s : s + 1], [b], index, spec, plan, part, temperature, known, needs_grad, per_anchor)
+            _score(op, anchors[s : s + 1], [b], index, spec, plan, part, temperature, log_z=known, **options)
             for s, (b, known) in enumerate(zip(banks, _each(log_z, banks), strict=True))
         ]
         acc = accumulation_dtype(anchors, *banks)
-        value, grad = (torch.cat([t.to(acc) for t in side]) for side in zip(*one, strict=True))
-        return value, grad
+        values, grads = ([t.to(acc) for t in results] for results in zip(*one, strict=True))
+        return torch.cat(values, 1 if op == "sigmoid" else 0), torch.cat(grads)
     acc = accumulation_dtype(anchors, *banks)
     directions, batch, dim = anchors.shape
     part, height = part or whole(banks), banks[0].shape[0]
     x = anchors.to(acc).contiguous()
     log_z = None if log_z is None else log_z.to(acc).contiguous()
-    value = x.new_empty(directions) if op == "log_z" and not per_anchor else x.new_empty(directions, batch)
+    scalars = None if scalars is None else torch.stack([t.to(acc) for t in scalars])
+    sums = (2,) if op == "sigmoid" else ()
+    value = x.new_empty(directions) if op == "log_z" and not per_anchor else x.new_empty(*sums, directions, batch)
     grad = torch.empty_like(x) if needs_grad else x.new_empty(0)
     if batch == 0:
         return value.fill_(torch.nan), grad
     splits, chunk = split(batch, height if spec.whole_pool else spec.k)
-    partial = x.new_empty(directions, batch, splits)
+    partial = x.new_empty(*sums, directions, batch, splits)
     partial_grad = x.new_empty(directions, batch, splits, dim) if needs_grad else x.new_empty(0)
     rows = [bank if bank.stride(-1) == 1 else bank.contiguous() for bank in banks]
     index = index.contiguous()
@@ -112,6 +151,7 @@ def _score(
         charged=spec.k,
         nce_eps=EPS,
         log_z=0 if log_z is None else log_z.data_ptr(),
+        scalars=0 if scalars is None else scalars.data_ptr(),
         splits=splits,
         chunk=chunk,
         partial=partial.data_ptr(),
