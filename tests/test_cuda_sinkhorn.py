@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from ctypes import c_uint64, c_void_p
@@ -69,11 +70,14 @@ class Problem:
         self, run, *, cost="cosine", solver="ipot", eps=0.5, iters=20, tol=None, value="cost", needs=(1, 1, 1, 1)
     ):
         options = reference.SolveOptions(cost, solver, eps, iters, tol, value, *map(bool, needs))
+        return self.call(run, options)
+
+    def call(self, run, options):
         return run(self.x, self.y, self.a, self.b, options)
 
     def check(self, **options):
         """The kernel against the float64 reference, by the accuracy rule; returns the kernel's result."""
-        exact = Problem.__new__(Problem)
+        exact = copy.copy(self)
         exact.x, exact.y, exact.a, exact.b = (t.double() for t in (self.x, self.y, self.a, self.b))
         expected, actual = exact.solve(reference.ot_solve, **options), self.solve(native_cuda.ot_solve, **options)
         plain = self.solve(reference.ot_solve, **options)

@@ -58,9 +58,9 @@ WCF_CODES(OtRegime, WCF_OT_REGIMES)
   OPTIONAL(void*, grad_y)                 /* [G, m, D] Real */                                            \
   OPTIONAL(void*, grad_a)                 /* [G, n] Real */                                               \
   OPTIONAL(void*, grad_b)                 /* [G, m] Real */                                               \
-  OPTIONAL(const int64_t*, row_labels)    /* CPU: [G, n]; rows and columns of equal label are pairs, a */ \
+  OPTIONAL(const int64_t*, row_labels)    /* [G, n]; rows and columns of equal label are pairs, a */      \
   OPTIONAL(const int64_t*, column_labels) /*   negative one has none: [G, m]; or null */                  \
-  OPTIONAL(double, rho)                   /* CPU: the reference plan's mass on the pairs, in [0, 1) */    \
+  OPTIONAL(double, rho)                   /* the reference plan's mass on the pairs, in [0, 1) */    \
   OPTIONAL(int64_t, budget)               /* CPU: bytes that kept matrices may take */                    \
   OPTIONAL(int32_t, regime)               /* CUDA: these five from an OtPlan of the same sizes */         \
   OPTIONAL(int64_t, blocks)                                                                               \
@@ -80,7 +80,8 @@ WCF_RECORD(OtSolve, WCF_OT_SOLVE)
   NEEDED(int64_t, dim)                                                              \
   NEEDED(int32_t, want_grad_x)                                                      \
   NEEDED(int32_t, want_grad_y)                                                      \
-  OPTIONAL(int64_t, budget) /* CPU */                                               \
+  OPTIONAL(int64_t, budget)     /* CPU */                                           \
+  OPTIONAL(int32_t, list_pairs) /* CUDA: ipot with known pairs */                   \
   PART(Place, place)                                                                \
   OPTIONAL(int32_t, regime)       /* OtRegime */                                    \
   OPTIONAL(int32_t, per_thread)   /* CPU: each thread solves problems of its own */ \

@@ -88,7 +88,7 @@ template <class Real>
 void memory(OtPlan& call) {
   const bool grid = call.regime == OT_COOPERATIVE;
   const int64_t strips = grid ? strips_of(call.n, call.rows) : 1, groups = call.blocks / strips;
-  const int64_t each = Scratch(call.n, call.m, round_up(call.dim, 4), strips, grid && call.want_grad_y).size;
+  const int64_t each = Scratch(call.n, call.m, round_up(call.dim, 4), strips, grid && call.want_grad_y, call.list_pairs).size;
   const int64_t copies = groups < call.problems ? groups : call.problems;
   call.scratch_bytes = each * copies * static_cast<int64_t>(sizeof(Real));
   call.zeroed_bytes = grid ? 8 * groups * zeroed_words(Fixed<Real>::WORDS * leading(static_cast<int>(call.m))) : 0;

@@ -1,5 +1,7 @@
 // The arguments of the optimal-transport kernels, and where a block keeps its data. Host and device.
 #pragma once
+#include <cmath>
+
 #include "../common/defines.h"
 #include "../common/sinkhorn.h"
 #include "launch.h"
@@ -25,7 +27,7 @@ WCF_HD int leading(int m) { return static_cast<int>(round_up(m, GROUP)); }
 // four, and there are fewer than 2^16 elements. Made on the host: the kernels read it as constants.
 struct Layout {
   int32_t ld, rows, cost, b, beta, ahead, column_base, column_factor;
-  int32_t a, alpha, guess, row_base, row_factor, part, sums, work;
+  int32_t a, alpha, guess, row_base, row_factor, part, sums, pair, work;
   int64_t size;
 
   Layout() = default;
@@ -49,6 +51,7 @@ struct Layout {
     row_factor = take(rows_);
     part = take(PART);
     sums = take(WARPS);
+    pair = take(2);
     work = take(2 * ld > THREADS * GROUP ? 2 * ld : THREADS * GROUP);  // column sums of row groups, partial gradients
     size = at;
   }
@@ -57,19 +60,22 @@ struct Layout {
 // Where the parts of a problem's scratch in device memory start, in elements. Dp is D rounded up to a multiple of 4;
 // the features are padded to it with zeros.
 struct Scratch {
-  int64_t unit_x, unit_y, unit_yt, factor_x, factor_y, slots, plan, size;
+  int64_t unit_x, unit_y, unit_yt, factor_x, factor_y, slots, plan, cells, size;
 
   Scratch() = default;
-  Scratch(int64_t n, int64_t m, int64_t dim_pad, int64_t blocks, bool with_plan) {
+  Scratch(int64_t n, int64_t m, int64_t dim_pad, int64_t blocks, bool with_plan, bool with_pairs) {
     const int64_t ld = leading(static_cast<int>(m));
     unit_x = 0;                                // [n, Dp]: rows of x, of unit length for the cosine
     unit_y = unit_x + n * dim_pad;             // [ld, Dp], zero below row m
     unit_yt = unit_y + ld * dim_pad;           // [Dp, ld], the same transposed
     factor_x = unit_yt + ld * dim_pad;         // [n, 2]: 1 / |x_i| as a product of two numbers
     factor_y = factor_x + round_up(2 * n, 4);  // [m, 2]
-    slots = factor_y + 2 * ld;                 // [3, blocks]: value and error of each block; error at a test of tol
-    plan = slots + round_up(3 * blocks, 4);    // [n, ld]: P, for the gradient of y in a cooperative grid
-    size = plan + (with_plan ? n * ld : 0);
+    // [3, blocks]: value (before it a b^T's mass on the pairs) and error of each block; error at a test of tol
+    slots = factor_y + 2 * ld;
+    // [n, ld]: P, for the gradient of y in a cooperative grid; while ipot iterates, the costs of the listed pairs
+    plan = slots + round_up(3 * blocks, 4);
+    cells = plan + (with_plan || with_pairs ? n * ld : 0);  // [n, ld] int32: where the listed pairs lie
+    size = cells + (with_pairs ? n * ld : 0);
   }
 };
 
@@ -88,6 +94,8 @@ struct Args {
   Scratch in;
   int32_t cost, solver, value, iters, check_every;
   double eps, inv_eps, tol, sum_tolerance;
+  const int64_t *row_labels, *column_labels;  // row_labels is null without pairs
+  double pair_ratio, dual_offset;             // rho / (1 - rho), and what pairs add to the dual value
   Real *out_value, *alpha, *beta, *scale, *error;
   int32_t* iterations;
   Real *grad_x, *grad_y, *grad_a, *grad_b;
@@ -108,7 +116,7 @@ struct Args {
         dtype(call.dtype),
         at(call.rows, call.m),
         in(call.n, call.m, dim_pad, call.regime == OT_COOPERATIVE ? strips_of(call.n, call.rows) : 1,
-           call.regime == OT_COOPERATIVE && call.grad_y),
+           call.regime == OT_COOPERATIVE && call.grad_y, call.solver == OT_IPOT && call.row_labels),
         cost(call.cost),
         solver(call.solver),
         value(call.value),
@@ -118,6 +126,10 @@ struct Args {
         inv_eps(1 / call.eps),
         tol(call.tol),
         sum_tolerance(call.sum_tolerance),
+        row_labels(call.row_labels),
+        column_labels(call.column_labels),
+        pair_ratio(call.rho / (1 - call.rho)),
+        dual_offset(-std::log1p(-call.rho) * call.eps),
         out_value(static_cast<Real*>(call.out_value)),
         alpha(static_cast<Real*>(call.out_alpha)),
         beta(static_cast<Real*>(call.out_beta)),

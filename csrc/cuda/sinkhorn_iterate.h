@@ -1,6 +1,6 @@
 // Iterates from the masses and the first potentials to the last potentials.
 #pragma once
-#include "sinkhorn_columns.h"
+#include "sinkhorn_pairs.h"
 
 namespace wcf::ot {
 
@@ -71,7 +71,9 @@ __device__ __forceinline__ Ended<Real> iterate(const Args<Real>& args, const Til
   const Real unit = static_cast<Real>(unit_scale), rest = static_cast<Real>(unit_scale - unit);
   start(args, t, g, unit);
   const Seat<K, U, Real> seat(t);
-  const bool kept = K == NARROW && t.rows <= seat.row_groups * U;  // one turn, in the narrow kernel only
+  const bool moving = pairs_move(args);
+  // One turn, in the narrow kernel only, and costs that stay as they are.
+  const bool kept = K == NARROW && t.rows <= seat.row_groups * U && !moving;
   Rows<K, U, Real> rows(t, seat, seat.rg * U);
   __syncwarp();  // all lanes have read their row's state before the first sweep writes it: shuffles order no memory
   int step = 0, next_test = args.tol >= 0 ? args.check_every : 0;
@@ -79,6 +81,7 @@ __device__ __forceinline__ Ended<Real> iterate(const Args<Real>& args, const Til
   WCF_ROLLED
   for (;;) {
     ++step;
+    if (moving && step > 1) move_pairs(args, t, step);
     const Real times = static_cast<Real>(ipot ? step : 1);
     scale = multiply_add(times, unit, times * rest);
     const bool last = step == args.iters, test = step == next_test;

@@ -14,6 +14,10 @@ __device__ __forceinline__ void solve(const Args<Real>& args, int64_t g, Grid& g
   if (block == 0) bad |= check_masses(args, args.a, g, args.n, t.sums) | check_masses(args, args.b, g, args.m, t.sums);
   if (bad) raise(args.flags, bad);
   if constexpr (GRID) {
+    if (args.row_labels) {
+      const Real mass = mass_on_pairs(args, t, g);
+      if (threadIdx.x == 0) slots_of(args)[block] = mass;
+    }
     if (bad) atomicOr(grid.mark(), 1ull);
     grid.sync();
     bad = *grid.mark() != 0;
@@ -29,13 +33,22 @@ __device__ __forceinline__ void solve(const Args<Real>& args, int64_t g, Grid& g
     return;
   }
   make_cost(args, t, scratch_of(args));
+  if (args.row_labels) {
+    const Real mass = GRID ? slots_sum(slots_of(args)) : mass_on_pairs(args, t, g);
+    lower_pairs(args, t, scratch_of(args), g, mass);
+  }
   const Ended<Real> ended = iterate<Real, K, U, GRID>(args, t, grid, g);
   const Real scale = ended.scale;
 
   Real value = 0, error = 0, of_columns = 0;
   if (args.value == OT_DUAL) of_columns = column_potentials<GRID>(args, t, grid, g, scale);
+  Real bonus = 0;
+  if (args.row_labels) {
+    if (args.value == OT_DUAL && block == 0 && *t.pair > 0) of_columns += static_cast<Real>(args.dual_offset);
+    bonus = *t.pair / static_cast<Real>(args.solver == OT_IPOT ? ended.step : 1);
+  }
   __syncthreads();
-  finish(args, t, g, scale, GRID && args.grad_y ? scratch_of(args) + args.in.plan : nullptr, &value, &error);
+  finish(args, t, g, scale, bonus, GRID && args.grad_y ? scratch_of(args) + args.in.plan : nullptr, &value, &error);
   const Real ln2 = static_cast<Real>(LN2);
   WCF_ROLLED
   for (int i = threadIdx.x; i < t.rows; i += THREADS) args.alpha[g * args.n + t.first_row + i] = t.alpha[i] * ln2;

@@ -19,6 +19,7 @@ struct Tile {
   Real* row_factor;     // [rows]
   Real* part;           // [PART]
   Real* sums;           // [WARPS]
+  Real* pair;           // [2] the bonus eps kappa of known pairs; their number in the strip, an int
   Real* work;
   int m, ld, first_row, rows;
 
@@ -38,6 +39,7 @@ struct Tile {
     row_factor = base + args.at.row_factor;
     part = base + args.at.part;
     sums = base + args.at.sums;
+    pair = base + args.at.pair;
     work = base + args.at.work;
     rows = args.n - first_row < args.at.rows ? args.n - first_row : args.at.rows;
   }

@@ -17,7 +17,8 @@ from ..ops import checks
 from ..ops.first_order import first_order
 from ..ops.keywords import keywords_of
 from ..ops.sinkhorn import autograd as op
-from ..ops.sinkhorn.reference import Pairs, log_reference, masses
+from ..ops.sinkhorn.pairs import Pairs, log_reference
+from ..ops.sinkhorn.reference import masses
 from ..ops.tensors import accumulation_dtype
 from .ot_options import OTOptions, OTRelaxedSolution, OTSolution, Reach, checked_options, marginals, solution
 
@@ -95,7 +96,7 @@ def ot_cost(
             row with mass under "cosine", masses negative, not finite or of wrong sum. On CUDA such a problem's cost
             is NaN and `wcord_fast.check()` raises.
         NotImplementedError: gradient of a or b with value="cost" or with pairs; debias with pairs; an explicit backend
-            that does not support the case (on CUDA pairs and "euclidean" need "reference", `reach` that or "triton").
+            that does not support the case (on CUDA "euclidean" needs "reference", `reach` that or "triton").
     Not supported, and raising NotImplementedError: second derivatives (when they are reached), forward-mode
     differentiation, the transforms of `torch.func` (grad, vmap, ...).
     """

@@ -18,7 +18,8 @@ from ..eager import calls_directly, eager
 from ..library import register
 from ..tensors import accumulation_dtype
 from . import backends, unreached
-from .reference import Pairs, SolveOptions, SolveResult, unwritten
+from .pairs import Pairs
+from .reference import SolveOptions, SolveResult, unwritten
 
 _NOT_TWICE = "the gradient of an optimal-transport cost cannot be differentiated again: its plan is detached"
 

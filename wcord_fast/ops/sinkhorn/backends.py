@@ -12,7 +12,8 @@ from torch import Tensor
 from .. import dispatch
 from ..dispatch import Choice
 from . import reference
-from .reference import Pairs, SolveOptions, SolveResult
+from .pairs import Pairs
+from .reference import SolveOptions, SolveResult
 
 # The module of each backend on each kind of device ("any": every kind without a line of its own). A module has
 # - `ot_solve`, with the signature and result of reference.ot_solve: `solve` below makes batches and masses, flags bad
@@ -36,7 +37,6 @@ def module_of(backend: str, device: str) -> ModuleType:
     return importlib.import_module(f".{name}", __package__)
 
 
-NO_PAIRS = "known pairs are not supported yet on CUDA but by the reference"
 NO_REACH = "relaxed marginals (reach) are not supported by the native CUDA code"
 NO_EUCLIDEAN = "cost='euclidean' is not supported yet but by the reference and the native CPU code"
 
@@ -73,12 +73,12 @@ def choose_for(
     def unfit(candidate: str) -> str | None:
         if candidate == "reference":
             return None
+        if paired and lacking is not None:
+            return f"{lacking}, and not with known pairs"
         if (candidate, kind) == ("native", "cpu"):
-            return f"{lacking}, and not with known pairs" if paired and lacking is not None else None
+            return None
         if lacking is not None and (candidate, lacking) != ("triton", NO_REACH):
             return lacking
-        if paired:
-            return NO_PAIRS
         if candidate == "triton":
             return module_of("triton", kind).unsupported(dtype)
         return module_of("native", kind).unavailable_reason(n, m, dim, dtype, index)
@@ -98,19 +98,19 @@ def solve(
 ) -> tuple[Tensor, ...]:
     """The op: a `SolveResult` of x's leading shape, [] or [G]. A gradient that is not needed has shape [0]."""
     kind = x.device.type
-    paired: tuple[Pairs, ...] = () if pairs is None else (pairs,)  # most modules do not take it
-    module = module_of(choose(x, y, backend, bool(paired), lacking_of(options)).backend, kind)
+    module = module_of(choose(x, y, backend, pairs is not None, lacking_of(options)).backend, kind)
     if hasattr(module, "solve_op"):
-        return module.solve_op(x, y, a, b, options, *paired)
+        return module.solve_op(x, y, a, b, options, pairs)
     batched = x.dim() == 3
     if not batched:
         x, y = x.unsqueeze(0), y.unsqueeze(0)
         a, b = (None if mass is None else mass.unsqueeze(0) for mass in (a, b))
-        paired = tuple(p._replace(rows=p.rows.unsqueeze(0), columns=p.columns.unsqueeze(0)) for p in paired)
+        if pairs is not None:
+            pairs = pairs._replace(rows=pairs.rows.unsqueeze(0), columns=pairs.columns.unsqueeze(0))
     x, y = x.contiguous(), y.contiguous()
     a, b = reference.masses(a, x), reference.masses(b, y)
     bad = reference.flag_inputs(x, y, a, b, options.cost, options.relaxed)
-    solved = module.ot_solve(x, y, a, b, options, *paired)
+    solved = module.ot_solve(x, y, a, b, options, pairs)
     if kind != "cpu":
         solved = reference.poison(bad, solved)
     return solved if batched else SolveResult(*(t.squeeze(0) if t.numel() or t.dim() > 1 else t for t in solved))

@@ -17,7 +17,8 @@ from .. import checks, native_module
 from ..tensors import accumulation_dtype, contiguous
 from . import matrix_native, reference
 from .native_fields import option_fields, pair_fields, problem_fields, result_fields
-from .reference import Pairs, SolveOptions, SolveResult
+from .pairs import Pairs
+from .reference import SolveOptions, SolveResult
 
 DEFAULT_BUDGET = 1 << 30  # bytes of stored matrices: n = m = 16384 in fp32
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from .. import native_module, status
 from ..tensors import accumulation_dtype
 from . import reference
-from .native_fields import option_fields, problem_fields, result_fields
+from .native_fields import option_fields, pair_fields, problem_fields, result_fields
+from .pairs import Pairs
 from .reference import SolveOptions, SolveResult
 
 
@@ -37,6 +38,7 @@ def ot_solve(
     a: Tensor | None,  # [n] or [G, n]; None is uniform
     b: Tensor | None,  # [m] or [G, m]
     options: SolveOptions,
+    pairs: Pairs | None = None,  # labels of x's leading shape
 ) -> SolveResult:
     """`reference.ot_solve` in x's leading shape.
 
@@ -60,7 +62,9 @@ def ot_solve(
     a, b = (None if mass is None else mass.to(dtype).contiguous() for mass in (a, b))
     like = x if x.dtype == dtype else x.new_empty(0, dtype=dtype)
     solved = reference.unwritten(like, g, n, m, d, options)
-    scratch_bytes, zeroed_bytes = memory(chosen, dtype, problems, n, m, d, options.need_y)
+    labels, _alive = pair_fields(pairs)
+    list_pairs = bool(labels) and options.solver == "ipot"
+    scratch_bytes, zeroed_bytes = memory(chosen, dtype, problems, n, m, d, options.need_y, list_pairs)
     scratch = torch.empty(scratch_bytes, dtype=torch.uint8, device=x.device)
     zeroed = torch.zeros(zeroed_bytes // 8, dtype=torch.int64, device=x.device)
     native = native_module.module()
@@ -68,6 +72,7 @@ def ot_solve(
         **problem_fields(x, y, a, b, problems),
         **option_fields(options),
         **result_fields(solved),
+        **labels,
         regime=native.OT_REGIMES[chosen.regime],
         blocks=chosen.blocks,
         rows=chosen.rows,
@@ -133,12 +138,17 @@ def plan(device: int, n: int, m: int, dtype: torch.dtype, problems: int = 1) -> 
 
 
 @functools.lru_cache(maxsize=1024)
-def memory(chosen: Plan, dtype: torch.dtype, problems: int, n: int, m: int, dim: int, need_y: bool) -> tuple[int, int]:
-    """Bytes of a call's memory: scratch, and the zeroed words (barrier, column totals) of a cooperative grid."""
+def memory(
+    chosen: Plan, dtype: torch.dtype, problems: int, n: int, m: int, dim: int, need_y: bool, list_pairs: bool = False
+) -> tuple[int, int]:
+    """Bytes of a call's memory: scratch, and the zeroed words (barrier, column totals) of a cooperative grid.
+
+    `list_pairs`: ipot with known pairs, which keeps a list of them.
+    """
     native = native_module.module()
     regime = native.OT_REGIMES[chosen.regime]
     sizes = _sizes(dtype, problems, n, m, dim, need_y)
-    record = native.OtPlan(**sizes, regime=regime, blocks=chosen.blocks, rows=chosen.rows)
+    record = native.OtPlan(**sizes, regime=regime, blocks=chosen.blocks, rows=chosen.rows, list_pairs=list_pairs)
     native.cuda_ot_memory(record)
     return record.scratch_bytes, record.zeroed_bytes
 

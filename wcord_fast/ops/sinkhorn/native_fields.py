@@ -7,7 +7,8 @@ import functools
 from torch import Tensor
 
 from .. import native_module
-from .reference import CHECK_EVERY, SUM_TOLERANCE, Pairs, SolveOptions, SolveResult
+from .pairs import Pairs
+from .reference import CHECK_EVERY, SUM_TOLERANCE, SolveOptions, SolveResult
 
 
 def problem_fields(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, problems: int) -> dict[str, int]:
@@ -47,7 +48,7 @@ def solver_fields(options: SolveOptions) -> dict[str, int | float]:
 
 def pair_fields(pairs: Pairs | None) -> tuple[dict[str, int | float], tuple[Tensor, ...]]:
     """The fields of known pairs, and the tensors to keep alive until the call has read them."""
-    if pairs is None:
+    if pairs is None or pairs.rho == 0:
         return {}, ()
     labels = pairs.rows.contiguous(), pairs.columns.contiguous()
     rows, columns = labels

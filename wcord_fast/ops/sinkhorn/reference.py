@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .. import status
 from ..tensors import accumulation_dtype
+from .pairs import Pairs, below_dual, log_ratio, log_reference
 
 CHECK_EVERY = 10  # iterations between two tests of tol
 SUM_TOLERANCE = 1e-4  # how far a marginal's sum may be from 1
@@ -42,19 +43,6 @@ class SolveOptions(NamedTuple):
     def relaxed(self) -> bool:
         """Whether at least one marginal is relaxed."""
         return self.reach_a is not None or self.reach_b is not None
-
-
-class Pairs(NamedTuple):
-    """Known pairs: rows and columns with equal labels. A negative label has no pair. `rho` is that of `log_ratio`."""
-
-    rows: Tensor  # int64 [G, n], or [n] of one problem
-    columns: Tensor  # int64 [G, m]
-    rho: float = 0.0
-
-    def mask(self) -> Tensor:
-        """bool [G, n, m]."""
-        rows, columns = self.rows.unsqueeze(-1), self.columns.unsqueeze(-2)
-        return (rows == columns) & (rows >= 0)
 
 
 class SolveResult(NamedTuple):
@@ -113,8 +101,7 @@ def ot_solve(
     core, p = solve_costs(costs, a, b, options, log_r)
     value = core.value
     if options.value == "dual" and log_r is not None and pairs is not None:
-        below = options.eps * math.log1p(-pairs.rho)  # a reference plan is that much below a b^T off the pairs
-        value = torch.where(log_ratio(a, b, pairs) > 0, value - below, value)
+        value = value - below_dual(log_ratio(a, b, pairs), pairs.rho, options.eps)
     return with_feature_grads(core._replace(value=value), costs, p, x, y, options)
 
 
@@ -243,21 +230,6 @@ def iterate(
             if active.device.type == "cpu" and not active.any():
                 break
     return alpha, beta, scale, iterations
-
-
-def log_ratio(a: Tensor, b: Tensor, pairs: Pairs) -> Tensor:
-    """kappa [G] of a reference plan R: the logarithm of R / (a b^T) on the pairs, relative to its value elsewhere.
-
-    R = rho * (a b^T on the pairs, over its mass mu) + (1 - rho) a b^T, so kappa = log(1 + rho / ((1 - rho) mu)). kappa
-    is 0 if no row with mass has a partner with mass.
-    """
-    mass = (pairs.mask() * (a.unsqueeze(-1) * b.unsqueeze(-2))).sum((-2, -1))
-    return torch.where(mass > 0, torch.log1p(pairs.rho / ((1 - pairs.rho) * mass)), 0)
-
-
-def log_reference(a: Tensor, b: Tensor, pairs: Pairs) -> Tensor:
-    """log(R / (a b^T)) - log(1 - rho), [G, n, m]: kappa on the pairs, else 0."""
-    return pairs.mask() * log_ratio(a, b, pairs)[:, None, None]
 
 
 def _exponent(potential: Tensor, costs: Tensor, s: float, log_r: Tensor | None) -> Tensor:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import functools
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..precision import matmul_precision
+from .pairs import Pairs, below_dual
 from .reference import (
     CHECK_EVERY,
     SolveOptions,
@@ -27,6 +28,9 @@ from .reference import (
     relaxation,
     wanted_rows,
 )
+
+if TYPE_CHECKING:
+    from .triton_pairs import KnownPairs
 
 SCALE = 2.0**12  # the kernels' UNIT: both numbers of a split stay above fp16's subnormals
 PADDING = 128  # the kernels' PADDING
@@ -81,6 +85,7 @@ def ot_solve(
     a: Tensor,  # [G, n] fp32
     b: Tensor,  # [G, m] fp32
     options: SolveOptions,
+    pairs: Pairs | None = None,  # labels [G, n] and [G, m]
 ) -> SolveResult:
     """Solve G problems and differentiate their values with respect to what is needed, as `reference.ot_solve`.
 
@@ -94,9 +99,18 @@ def ot_solve(
         raise NotImplementedError(why)
     with on_device(x.device):
         cost = options.cost
-        solve = Solve(_side(x, cost), _side(y, cost), a.contiguous(), b.contiguous(), options, cost, x.shape[2])
+        a, b = a.contiguous(), b.contiguous()
+        known = None
+        if pairs is not None and pairs.rho > 0:
+            from .triton_pairs import known_pairs
+
+            known = known_pairs(a, b, pairs)
+        solve = Solve(_side(x, cost), _side(y, cost), a, b, options, cost, x.shape[2], known)
         solve.iterate()
-        return solve.finish()
+        solved = solve.finish()
+    if known is None or pairs is None or options.value == "cost":
+        return solved
+    return solved._replace(value=solved.value - below_dual(known.kappa, pairs.rho, options.eps))
 
 
 class Solve:
@@ -111,10 +125,15 @@ class Solve:
         options: SolveOptions,
         cost: str,  # the kernels' COST
         d: int,
+        pairs: KnownPairs | None = None,
     ) -> None:
         from . import triton_kernels
 
         self.kernels = triton_kernels
+        self.paired = pairs is not None
+        unread = a.new_empty(0, dtype=torch.int32)
+        rows, columns, self.kappa = pairs or (unread, unread, a)
+        self.pairs = {"rows": (rows, columns), "columns": (columns, rows)}
         self.sides = {"rows": (x, y), "columns": (y, x)}
         self.a, self.b, self.d, self.options = a, b, d, options
         self.damp = {"rows": damping(options.reach_a, options.eps), "columns": damping(options.reach_b, options.eps)}
@@ -208,8 +227,9 @@ class Solve:
         strips, tile = self.strips[side], self.tile
         blocks = out.shape[0] * cdiv(n, tile.m)
         self.kernels.sweep_kernel[(blocks * strips.number,)](
-            own.cost, other.cost, h, active, self.partials[0], self.partials[1], s, n, m, *strips,
-            self.cost, self._width(), tile.m, tile.n, tile.k, self.split, side == "rows",
+            own.cost, other.cost, h, active, self.partials[0], self.partials[1], *self.pairs[side],
+            self.kappa, s, n, m, *strips, self.cost, self._width(), tile.m, tile.n, tile.k, self.split, side == "rows",
+            self.paired,
             num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         self.kernels.combine_kernel[(out.shape[0] * cdiv(n, COMBINE_BLOCK),)](
@@ -228,9 +248,9 @@ class Solve:
         pulled = self.a.new_empty(g, strips.number, n, width) if gradient else self.a.new_empty(0)
         potentials = (self.alpha, self.beta) if side == "rows" else (self.beta, self.alpha)
         self.kernels.finish_kernel[(g * strips.number * chunks * cdiv(n, tile.m),)](
-            own.cost, other.cost, other.vectors, *potentials, self.scale, sums[0], sums[1], pulled, n, m, *strips,
-            gradient, self.cost, self._width(), width, tile.m, tile.n, tile.k, tile.out, self.split,
-            side == "rows", num_warps=tile.warps, num_stages=tile.stages,
+            own.cost, other.cost, other.vectors, *potentials, self.scale, sums[0], sums[1], pulled,
+            *self.pairs[side], self.kappa, n, m, *strips, gradient, self.cost, self._width(), width, tile.m, tile.n,
+            tile.k, tile.out, self.split, side == "rows", self.paired, num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
         mass, moved = sums.sum(2)
         if gradient:

@@ -123,6 +123,9 @@ def sweep_kernel(
     active,  # int32 [G]: 0 for a problem that has stopped
     top,  # [G, S, n] out: the strip's largest h_j - s C_ij
     total,  # [G, S, n] out: sum_j exp(h_j - s C_ij - top)
+    row_ids,  # int32 [G, n] and
+    col_ids,  # [G, m]: cells of equal numbers are known pairs; read only if PAIRED
+    kappa,  # [G], what PAIRED adds to the exponents of pairs
     s,
     n,
     m,
@@ -135,6 +138,7 @@ def sweep_kernel(
     BLOCK_K: tl.constexpr,
     SPLIT: tl.constexpr,
     ROWS: tl.constexpr,  # which of the two sides the rows are
+    PAIRED: tl.constexpr,
 ):
     blocks = tl.cdiv(n, BLOCK_M)
     part = (tl.program_id(0) // blocks).to(tl.int64)  # g * S + strip
@@ -164,6 +168,9 @@ def sweep_kernel(
         if SPLIT:
             x_lo = tl.load(x_at + D)
 
+    row_id = tl.load(row_ids + g * n + row) if PAIRED else row
+    bonus = tl.load(kappa + g) if PAIRED else 0.0
+
     largest = tl.full([BLOCK_M], NEVER, tl.float32)
     summed = tl.zeros([BLOCK_M], tl.float32)
     first = (part % num_strips).to(tl.int32) * tiles
@@ -179,6 +186,8 @@ def sweep_kernel(
         else:
             cost = _given_tile(x, row.to(tl.int64), col.to(tl.int64), n, m, ROWS)
         z = tl.load(h + cols, mask=cols < m, other=NEVER)[None, :] - s * cost
+        if PAIRED:
+            z += tl.where(row_id[:, None] == tl.load(col_ids + g * m + col)[None, :], bonus, 0.0)
         higher = tl.maximum(largest, tl.max(z, 1))
         shift = tl.where(higher == NEVER, 0.0, higher)  # no column so far: -inf - -inf is NaN
         summed = summed * tl.exp(largest - shift) + tl.sum(tl.exp(z - shift[:, None]), 1)
@@ -240,6 +249,9 @@ def finish_kernel(
     mass,  # [G, S, n] out: sum_j P_ij
     moved,  # [G, S, n] out: sum_j P_ij C_ij
     pulled,  # [G, S, n, D_OUT] out, only if GRADIENT: sum_j P_ij v_j
+    row_ids,  # as in sweep_kernel
+    col_ids,
+    kappa,
     n,
     m,
     num_strips,  # S
@@ -254,6 +266,7 @@ def finish_kernel(
     BLOCK_OUT: tl.constexpr,  # coordinates of `pulled` per program; divides D_OUT
     SPLIT: tl.constexpr,
     ROWS: tl.constexpr,  # which of the two sides the rows are
+    PAIRED: tl.constexpr,
 ):
     """P is kept relative to the row's largest entry so far, like attention's softmax, for the sake of fp16."""
     blocks = tl.cdiv(n, BLOCK_M)
@@ -288,6 +301,8 @@ def finish_kernel(
     s = tl.load(scale + g)
     row_alpha = tl.load(alpha + g * n + rows, mask=rows < n, other=NEVER)
     out = chunk * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    row_id = tl.load(row_ids + g * n + row) if PAIRED else row
+    bonus = tl.load(kappa + g) if PAIRED else 0.0
 
     largest = tl.full([BLOCK_M], NEVER, tl.float32)
     row_mass = tl.zeros([BLOCK_M], tl.float32)
@@ -307,9 +322,12 @@ def finish_kernel(
             cost = _given_tile(x, row.to(tl.int64), col.to(tl.int64), n, m, ROWS)
         col_beta = tl.load(beta + cols, mask=cols < m, other=NEVER)
         if ROWS:  # rounded as in the last column step, which made the column sums
-            z = row_alpha[:, None] - s * cost + col_beta[None, :]
+            z = row_alpha[:, None] - s * cost
         else:
-            z = col_beta[None, :] - s * cost + row_alpha[:, None]
+            z = col_beta[None, :] - s * cost
+        if PAIRED:
+            z += tl.where(row_id[:, None] == tl.load(col_ids + g * m + col)[None, :], bonus, 0.0)
+        z += col_beta[None, :] if ROWS else row_alpha[:, None]
         higher = tl.maximum(largest, tl.max(z, 1))
         shift = tl.where(higher == NEVER, 0.0, higher)
         fade = tl.exp(largest - shift)

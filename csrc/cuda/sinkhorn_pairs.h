@@ -1,0 +1,97 @@
+// Known pairs: rows and columns with equal labels, whose cost is kappa / s lower (../cpu/sinkhorn_pairs.h derives it).
+//
+// Only the cells of pairs change. For sinkhorn s is known, and they change once, where the cost has been made. For ipot s
+// grows: a list has each pair's cell and cost, and the cell is set anew before an iteration. Everything else reads a cost
+// like any other. Without pairs the kernel takes a branch per iteration, equal in the whole grid.
+#pragma once
+#include "sinkhorn_columns.h"
+
+namespace wcf::ot {
+
+template <class Real>
+__device__ __forceinline__ bool pairs_move(const Args<Real>& args) {
+  return args.row_labels && args.solver == OT_IPOT;
+}
+
+// use(column) for the lane's columns that are partners of row i of the strip; one warp per row.
+template <class Real, class Use>
+__device__ __forceinline__ void each_partner(const Args<Real>& args, const Tile<Real>& t, int64_t g, int i, Use use) {
+  const int64_t label = args.row_labels[g * args.n + t.first_row + i];
+  if (label < 0) return;
+  const int64_t* const labels = args.column_labels + g * args.m;
+  WCF_ROLLED
+  for (int j = threadIdx.x % WARP; j < t.m; j += WARP) {
+    if (labels[j] == label) use(j);
+  }
+}
+
+// The mass of a b^T on the pairs of the strip, in every thread. Starts and ends with a barrier.
+template <class Real>
+__device__ __forceinline__ Real mass_on_pairs(const Args<Real>& args, const Tile<Real>& t, int64_t g) {
+  Real sum = 0;
+  WCF_ROLLED
+  for (int i = threadIdx.x / WARP; i < t.rows; i += WARPS) {
+    Real partners = 0;
+    each_partner(args, t, g, i, [&](int j) { partners += mass_of(args.b, g, args.m, j); });
+    sum = multiply_add(mass_of(args.a, g, args.n, t.first_row + i), partners, sum);
+  }
+  return block_sum(warp_sum(sum), t.sums);
+}
+
+// A pair in the list of the strip: its cell in `cost`, and the cost there before any bonus. Lists are parts of the
+// scratch: [n, ld] costs, where P comes at the end, and cells.
+template <class Real>
+struct PairList {
+  Real* cost;
+  int32_t* cell;
+  int* count;  // in shared memory
+
+  __device__ __forceinline__ PairList(const Args<Real>& args, const Tile<Real>& t, Real* scratch) {
+    const int64_t first = static_cast<int64_t>(t.first_row) * t.ld;
+    cost = scratch + args.in.plan + first;
+    cell = reinterpret_cast<int32_t*>(scratch + args.in.cells) + first;
+    count = reinterpret_cast<int*>(t.pair + 1);
+  }
+};
+
+// Lowers the cost of the pairs for the first iteration and, if `pairs_move`, lists them. `mass` is that of a b^T on all
+// pairs of the problem. Needs C; ends with a barrier.
+template <class Real>
+__device__ __forceinline__ void lower_pairs(const Args<Real>& args, const Tile<Real>& t, Real* scratch, int64_t g,
+                                            Real mass) {
+  const PairList<Real> list(args, t, scratch);
+  const Real kappa = mass > 0 ? log1p(static_cast<Real>(args.pair_ratio) / mass) : Real(0);
+  const Real bonus = kappa * static_cast<Real>(args.eps);
+  if (threadIdx.x == 0) {
+    *t.pair = bonus;
+    *list.count = 0;
+  }
+  __syncthreads();
+  const bool keep = pairs_move(args);
+  WCF_ROLLED
+  for (int i = threadIdx.x / WARP; i < t.rows; i += WARPS) {
+    each_partner(args, t, g, i, [&](int j) {
+      const int cell = i * t.ld + j;
+      const Real cost = t.cost[cell];
+      t.cost[cell] = cost - bonus;
+      if (!keep) return;
+      const int at = atomicAdd(list.count, 1);
+      list.cost[at] = cost;
+      list.cell[at] = cell;
+    });
+  }
+  __syncthreads();
+}
+
+// Sets the cost of the pairs for iteration `step` of ipot. Needs a barrier before, ends with one.
+template <class Real>
+__device__ __forceinline__ void move_pairs(const Args<Real>& args, const Tile<Real>& t, int step) {
+  const PairList<Real> list(args, t, scratch_of(args));
+  const Real bonus = *t.pair / static_cast<Real>(step);
+  const int count = *list.count;
+  WCF_ROLLED
+  for (int at = threadIdx.x; at < count; at += THREADS) t.cost[list.cell[at]] = list.cost[at] - bonus;
+  __syncthreads();
+}
+
+}  // namespace wcf::ot
