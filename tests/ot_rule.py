@@ -26,15 +26,15 @@ def solve_args(cost, solver, eps, iters, *, tol=None, value="cost"):
     return reference.SolveOptions(cost, solver, eps, iters, tol, value, True, True, value == "dual", value == "dual")
 
 
-def assert_rule(solve, x, y, a, b, args, *, lattice=False):
-    """Check solve(x, y, a, b, args) and return it. `x` to `b` are fp32.
+def assert_rule(solve, x, y, a, b, args, *, lattice=False, pairs=None):
+    """Check solve(x, y, a, b, args) and return it. `x` to `b` are fp32; `pairs`: known pairs, a last argument of solve.
 
     On a `lattice` the loop may make no error at all, since costs and their quotients are whole numbers; one rounding of
     an exponent, which no fp32 solver avoids elsewhere, is then allowed beside the rule.
     """
-    ours = solve(x, y, a, b, args)
-    exact = reference.ot_solve(x.double(), y.double(), a.double(), b.double(), args)
-    loops = [permuted_loop(x, y, a, b, args, seed) for seed in range(ORDERS)]
+    ours = solve(x, y, a, b, args) if pairs is None else solve(x, y, a, b, args, pairs)
+    exact = reference.ot_solve(x.double(), y.double(), a.double(), b.double(), args, pairs)
+    loops = [permuted_loop(x, y, a, b, args, seed, pairs) for seed in range(ORDERS)]
     assert torch.equal(ours.iterations, exact.iterations)
     torch.testing.assert_close(ours.scale.double(), exact.scale, rtol=1e-6, atol=0)
     largest = float(reference.cost_matrix(x.double(), y.double(), args.cost).max())
@@ -61,11 +61,13 @@ def assert_rule(solve, x, y, a, b, args, *, lattice=False):
     return ours
 
 
-def permuted_loop(x, y, a, b, args, seed):
+def permuted_loop(x, y, a, b, args, seed, pairs=None):
     """The fp32 reference with rows, columns and coordinates in another order, its results in the given one."""
     generator = torch.Generator().manual_seed(seed)
     i, j, k = (torch.randperm(s, generator=generator).to(x.device) for s in (x.shape[1], y.shape[1], x.shape[2]))
-    s = reference.ot_solve(x[:, i][..., k], y[:, j][..., k], a[:, i], b[:, j], args)
+    if pairs is not None:
+        pairs = pairs._replace(rows=pairs.rows[:, i], columns=pairs.columns[:, j])
+    s = reference.ot_solve(x[:, i][..., k], y[:, j][..., k], a[:, i], b[:, j], args, pairs)
 
     def back(t, order):
         return t if t.numel() == 0 else torch.empty_like(t).index_copy_(1, order, t)

@@ -7,6 +7,7 @@ import torch
 
 from wcord_fast.ops import status
 from wcord_fast.ops.sinkhorn import native_cuda, reference
+from wcord_fast.ops.sinkhorn.pairs import Pairs
 
 from .ot_oracles import features, masses
 
@@ -14,22 +15,27 @@ pytestmark = pytest.mark.gpu
 SHARED_BYTES, SMS = 227 << 10, 132  # of an H100; the tests below name its regimes
 
 
+def on(device, pairs):
+    return pairs and Pairs(pairs.rows.to(device), pairs.columns.to(device), pairs.rho)
+
+
 class Problem:
     """Features and masses on the CPU in float64 and on the device."""
 
-    def __init__(self, n, m, d=128, problems=1, dtype=torch.float32, uniform=True):
+    def __init__(self, n, m, d=128, problems=1, dtype=torch.float32, uniform=True, pairs=None):
         x, y = features(1, problems, n, d).to(dtype), features(2, problems, m, d).to(dtype)
         a, b = (masses(3 + k, problems, size, zeros=(0, size // 2)) for k, size in enumerate((n, m)))
         if uniform:
             a, b = (torch.full((problems, size), 1 / size, dtype=torch.float64) for size in (n, m))
         wide = reference.accumulation_dtype(dtype)
+        self.pairs = pairs  # on the CPU
         self.exact = x.double(), y.double(), a.to(wide).double(), b.to(wide).double()
         self.on_device = x.cuda(), y.cuda(), a.to(wide).cuda(), b.to(wide).cuda()
 
     def solve(self, *, cost="cosine", solver="sinkhorn", eps=0.05, iters=50, tol=None, value="cost", run=None):
         options = reference.SolveOptions(cost, solver, eps, iters, tol, value, True, True, True, True)
         if run is None:
-            return native_cuda.ot_solve(*self.on_device, options)
+            return native_cuda.ot_solve(*self.on_device, options, on(self.on_device[0].device, self.pairs))
         return run(options)
 
     def check(self, regime, **options):
@@ -43,8 +49,13 @@ class Problem:
         else:
             assert chosen == regime
         actual = reference.SolveResult(*(t.cpu() for t in self.solve(**options)))
-        expected = self.solve(run=lambda solve_options: reference.ot_solve(*self.exact, solve_options), **options)
-        plain = self.solve(run=lambda solve_options: reference.ot_solve(*self.on_device, solve_options), **options)
+        expected = self.solve(
+            run=lambda solve_options: reference.ot_solve(*self.exact, solve_options, self.pairs), **options
+        )
+        known = on(self.on_device[0].device, self.pairs)
+        plain = self.solve(
+            run=lambda solve_options: reference.ot_solve(*self.on_device, solve_options, known), **options
+        )
         assert torch.equal(actual.iterations, expected.iterations)
         for name in ("value", "alpha", "beta", "marginal_error", "grad_x", "grad_y", "grad_a", "grad_b"):
             g, w, p = getattr(actual, name), getattr(expected, name), getattr(plain, name).cpu()
@@ -68,6 +79,18 @@ SHAPES = [(64, 64, "resident"), (200, 220, "cooperative"), (1, 64, "resident"), 
 @pytest.mark.parametrize(("n", "m", "regime"), SHAPES)
 def test_shapes(n, m, regime, cost):
     Problem(n, m, 128 if cost == "cosine" else 12).check(regime, cost=cost, eps=0.05 if cost == "cosine" else 1.0)
+
+
+@pytest.mark.parametrize(("solver", "eps"), [("ipot", 0.5), ("sinkhorn", 0.05)])
+@pytest.mark.parametrize(("n", "m", "regime"), SHAPES)
+@pytest.mark.parametrize("kinds", [10, 10**6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_known_pairs(n, m, regime, solver, eps, kinds, dtype):
+    rows, columns = (torch.arange(size)[None] % kinds - 1 for size in (n, m))
+    if dtype == torch.float64 and n * m > 1 << 20:
+        pytest.skip("strips of this matrix in fp64 depend on the card")
+    problem = Problem(n, m, 32, dtype=dtype, uniform=False, pairs=Pairs(rows, columns, 0.9))
+    problem.check(regime, solver=solver, eps=eps, value="dual" if solver == "sinkhorn" else "cost")
 
 
 def test_a_batch_that_fills_the_device_is_resident():

@@ -8,6 +8,7 @@ import torch
 import wcord_fast.functional as F
 from tests.ot_rule import assert_rule, solve_args, uniform
 from wcord_fast.ops.sinkhorn import reference, triton
+from wcord_fast.ops.sinkhorn.pairs import Pairs
 
 pytestmark = pytest.mark.gpu
 COSTS = ("cosine", "sqeuclidean")
@@ -52,6 +53,15 @@ def test_shapes(cost, g, n, m, d):
     x, y = features(2, g, n, d), features(3, g, m, d)
     args = solve_args(cost, "ipot" if n > m else "sinkhorn", 0.5 if cost == "cosine" else 0.5 * d, 20)
     assert_rule(triton.ot_solve, x, y, uniform(x), uniform(y), args)
+
+
+@pytest.mark.parametrize("cost", COSTS)
+@pytest.mark.parametrize(("g", "n", "m", "kinds"), [(1, 4096, 4096, 4096), (3, 1025, 513, 100), (1, 300, 257, 10)])
+def test_known_pairs(cost, g, n, m, kinds):
+    x, y = features(2, g, n, 64), features(3, g, m, 64)
+    args = solve_args(cost, "ipot" if n > m else "sinkhorn", 0.5 if cost == "cosine" else 32.0, 20)
+    rows, columns = (torch.arange(size, device="cuda").expand(g, size) % kinds - 1 for size in (n, m))
+    assert_rule(triton.ot_solve, x, y, uniform(x), uniform(y), args, pairs=Pairs(rows, columns, 0.9))
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1e-5])

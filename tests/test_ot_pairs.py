@@ -11,6 +11,7 @@ from tests.ot_oracles import features, masses
 from wcord_fast import explain
 from wcord_fast import functional as F
 from wcord_fast.ops import native_module
+from wcord_fast.ops.sinkhorn import backends
 from wcord_fast.ops.sinkhorn.autograd import ot_solve_op
 
 BACKENDS = ["reference", pytest.param("native", marks=pytest.mark.skipif(native_module.load() is None, reason="none"))]
@@ -194,10 +195,16 @@ def test_unsupported_pairs_options_are_refused(options, kind, message):
         F.ot_cost(features(1, 4, 3, dtype=torch.float32), features(2, 5, 3, dtype=torch.float32), **options)
 
 
-def test_explain_says_that_cuda_has_the_reference_only():
-    choice = explain("ot", n=64, dim=64, pairs=True)
-    assert choice.backend in ("native", "reference")
-    actual = explain("ot", n=64, dim=64, device="cuda", pairs=True)
-    assert actual.backend == "reference"
-    with pytest.raises((NotImplementedError, RuntimeError)):
-        explain("ot", n=64, dim=64, device="cuda", backend="triton", pairs=True)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_pairs_do_not_change_the_backend(device):
+    for n in (64, 9000):
+        with_pairs, without = (explain("ot", n=n, dim=64, device=device, pairs=pairs) for pairs in (True, False))
+        assert with_pairs.backend == without.backend
+
+
+@pytest.mark.parametrize("lacking", [backends.NO_EUCLIDEAN, backends.NO_REACH])
+def test_pairs_beside_another_lacking_option_are_left_to_the_reference(lacking):
+    choice = backends.choose_for(8, 8, 4, torch.float32, "cpu", "auto", None, True, lacking)
+    assert choice.backend == "reference"
+    with pytest.raises(NotImplementedError, match=r"not with known pairs"):
+        backends.choose_for(8, 8, 4, torch.float32, "cpu", "native", None, True, lacking)

@@ -18,7 +18,7 @@ ACCURACY = "accuracy"
 
 
 @pytest.mark.parametrize("keyword", [ACCURACY, pytest.param(f"not {ACCURACY}", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("cases", ["ot_cases.py", "ot_matrix_cases.py"])
+@pytest.mark.parametrize("cases", ["ot_cases.py", "ot_matrix_cases.py", "ot_pair_cases.py"])
 def test_interpreted_kernels_equal_the_reference(cases, keyword):
     """In a process of its own: triton decides at import whether it interprets."""
     command = [

@@ -27,7 +27,7 @@ def test_kernels_fit(capability, tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     actual = [json.loads(line) for line in done.stdout.splitlines()]
-    assert {kernel["name"].split()[0] for kernel in actual} == {"sweep", "combine", "finish", "plan_sum"}
+    assert {kernel["name"].split()[0] for kernel in actual} == {"sweep", "combine", "finish", "plan_sum", "pair"}
     problems = []
     for kernel in actual:
         assert kernel["shared"] + 1024 <= SHARED[capability], kernel  # else it cannot be launched

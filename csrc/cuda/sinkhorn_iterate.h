@@ -71,9 +71,8 @@ __device__ __forceinline__ Ended<Real> iterate(const Args<Real>& args, const Til
   const Real unit = static_cast<Real>(unit_scale), rest = static_cast<Real>(unit_scale - unit);
   start(args, t, g, unit);
   const Seat<K, U, Real> seat(t);
-  const bool moving = pairs_move(args);
   // One turn, in the narrow kernel only, and costs that stay as they are.
-  const bool kept = K == NARROW && t.rows <= seat.row_groups * U && !moving;
+  const bool kept = K == NARROW && t.rows <= seat.row_groups * U && !pairs_move(args);
   Rows<K, U, Real> rows(t, seat, seat.rg * U);
   __syncwarp();  // all lanes have read their row's state before the first sweep writes it: shuffles order no memory
   int step = 0, next_test = args.tol >= 0 ? args.check_every : 0;
@@ -81,7 +80,7 @@ __device__ __forceinline__ Ended<Real> iterate(const Args<Real>& args, const Til
   WCF_ROLLED
   for (;;) {
     ++step;
-    if (moving && step > 1) move_pairs(args, t, step);
+    if (step > 1 && pairs_move(args)) move_pairs(args, t, step);
     const Real times = static_cast<Real>(ipot ? step : 1);
     scale = multiply_add(times, unit, times * rest);
     const bool last = step == args.iters, test = step == next_test;

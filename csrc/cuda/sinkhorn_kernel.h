@@ -42,13 +42,13 @@ __device__ __forceinline__ void solve(const Args<Real>& args, int64_t g, Grid& g
 
   Real value = 0, error = 0, of_columns = 0;
   if (args.value == OT_DUAL) of_columns = column_potentials<GRID>(args, t, grid, g, scale);
-  Real bonus = 0;
   if (args.row_labels) {
     if (args.value == OT_DUAL && block == 0 && *t.pair > 0) of_columns += static_cast<Real>(args.dual_offset);
-    bonus = *t.pair / static_cast<Real>(args.solver == OT_IPOT ? ended.step : 1);
+    __syncthreads();
+    if (args.solver == OT_IPOT && threadIdx.x == 0) *t.pair /= static_cast<Real>(ended.step);
   }
   __syncthreads();
-  finish(args, t, g, scale, bonus, GRID && args.grad_y ? scratch_of(args) + args.in.plan : nullptr, &value, &error);
+  finish(args, t, g, scale, GRID && args.grad_y ? scratch_of(args) + args.in.plan : nullptr, &value, &error);
   const Real ln2 = static_cast<Real>(LN2);
   WCF_ROLLED
   for (int i = threadIdx.x; i < t.rows; i += THREADS) args.alpha[g * args.n + t.first_row + i] = t.alpha[i] * ln2;

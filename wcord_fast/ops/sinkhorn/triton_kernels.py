@@ -321,10 +321,8 @@ def finish_kernel(
         else:
             cost = _given_tile(x, row.to(tl.int64), col.to(tl.int64), n, m, ROWS)
         col_beta = tl.load(beta + cols, mask=cols < m, other=NEVER)
-        if ROWS:  # rounded as in the last column step, which made the column sums
-            z = row_alpha[:, None] - s * cost
-        else:
-            z = col_beta[None, :] - s * cost
+        # Rounded as in the last column step, which made the column sums.
+        z = (row_alpha[:, None] if ROWS else col_beta[None, :]) - s * cost
         if PAIRED:
             z += tl.where(row_id[:, None] == tl.load(col_ids + g * m + col)[None, :], bonus, 0.0)
         z += col_beta[None, :] if ROWS else row_alpha[:, None]
