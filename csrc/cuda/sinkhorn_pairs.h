@@ -47,7 +47,7 @@ struct PairList {
   int* count;  // in shared memory
 
   __device__ __forceinline__ PairList(const Args<Real>& args, const Tile<Real>& t, Real* scratch) {
-    const int64_t first = static_cast<int64_t>(t.first_row) * t.ld;
+    const int64_t first = static_cast<int64_t>(block_index() * args.at.rows) * t.ld;
     cost = scratch + args.in.plan + first;
     cell = reinterpret_cast<int32_t*>(scratch + args.in.cells) + first;
     count = reinterpret_cast<int*>(t.pair + 1);

@@ -65,4 +65,4 @@ def known_pairs(a: Tensor, b: Tensor, pairs: Pairs) -> KnownPairs:
             labels, columns, b, numbers[-1], masses[-1], n, columns.shape[1], alone, BLOCK_M, BLOCK_N,
             num_warps=4,
         )  # fmt: skip
-    return KnownPairs(*numbers, kappa_of((a * masses[0]).sum(-1), pairs.rho))
+    return KnownPairs(numbers[0], numbers[1], kappa_of((a * masses[0]).sum(-1), pairs.rho))
