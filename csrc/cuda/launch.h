@@ -53,17 +53,7 @@ __device__ __forceinline__ T* shared_ptr(size_t offset) {
 #endif
 }
 
-// blockIdx.x and blockIdx.y, read anew at each use: neither they nor addresses that depend on them occupy registers in
-// between.
-__device__ __forceinline__ uint32_t block_index() {
-#if defined(__CUDACC__)
-  uint32_t index;
-  asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(index));
-  return index;
-#else
-  return blockIdx.x;
-#endif
-}
+// blockIdx.y, read anew at each use: neither it nor an address that depends on it occupies a register in between.
 __device__ __forceinline__ uint32_t group_index() {
 #if defined(__CUDACC__)
   uint32_t index;

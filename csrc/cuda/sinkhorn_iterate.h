@@ -80,7 +80,7 @@ __device__ __forceinline__ Ended<Real> iterate(const Args<Real>& args, const Til
   WCF_ROLLED
   for (;;) {
     ++step;
-    if (step > 1 && pairs_move(args)) move_pairs(args, t, step);
+    if (step > 1 && pairs_move(args)) move_pairs(t, step);
     const Real times = static_cast<Real>(ipot ? step : 1);
     scale = multiply_add(times, unit, times * rest);
     const bool last = step == args.iters, test = step == next_test;

@@ -43,9 +43,9 @@ __device__ __forceinline__ void solve(const Args<Real>& args, int64_t g, Grid& g
   Real value = 0, error = 0, of_columns = 0;
   if (args.value == OT_DUAL) of_columns = column_potentials<GRID>(args, t, grid, g, scale);
   if (args.row_labels) {
-    if (args.value == OT_DUAL && block == 0 && *t.pair > 0) of_columns += static_cast<Real>(args.dual_offset);
+    if (args.value == OT_DUAL && block == 0 && t.pairs->bonus > 0) of_columns += static_cast<Real>(args.dual_offset);
     __syncthreads();
-    if (args.solver == OT_IPOT && threadIdx.x == 0) *t.pair /= static_cast<Real>(ended.step);
+    if (args.solver == OT_IPOT && threadIdx.x == 0) t.pairs->bonus = fast_divide(t.pairs->bonus, static_cast<Real>(ended.step));
   }
   __syncthreads();
   finish(args, t, g, scale, GRID && args.grad_y ? scratch_of(args) + args.in.plan : nullptr, &value, &error);

@@ -38,33 +38,18 @@ __device__ __forceinline__ Real mass_on_pairs(const Args<Real>& args, const Tile
   return block_sum(warp_sum(sum), t.sums);
 }
 
-// A pair in the list of the strip: its cell in `cost`, and the cost there before any bonus. Lists are parts of the
-// scratch: [n, ld] costs, where P comes at the end, and cells.
-template <class Real>
-struct PairList {
-  Real* cost;
-  int32_t* cell;
-  int* count;  // in shared memory
-
-  __device__ __forceinline__ PairList(const Args<Real>& args, const Tile<Real>& t, Real* scratch) {
-    const int64_t first = static_cast<int64_t>(block_index() * args.at.rows) * t.ld;
-    cost = scratch + args.in.plan + first;
-    cell = reinterpret_cast<int32_t*>(scratch + args.in.cells) + first;
-    count = reinterpret_cast<int*>(t.pair + 1);
-  }
-};
-
 // Lowers the cost of the pairs for the first iteration and, if `pairs_move`, lists them. `mass` is that of a b^T on all
 // pairs of the problem. Needs C; ends with a barrier.
 template <class Real>
 __device__ __forceinline__ void lower_pairs(const Args<Real>& args, const Tile<Real>& t, Real* scratch, int64_t g,
                                             Real mass) {
-  const PairList<Real> list(args, t, scratch);
+  const int64_t first = static_cast<int64_t>(t.first_row) * t.ld;
+  Real* const costs = scratch + args.in.plan + first;
+  int32_t* const cells = reinterpret_cast<int32_t*>(scratch + args.in.cells) + first;
   const Real kappa = mass > 0 ? log1p(static_cast<Real>(args.pair_ratio) / mass) : Real(0);
   const Real bonus = kappa * static_cast<Real>(args.eps);
   if (threadIdx.x == 0) {
-    *t.pair = bonus;
-    *list.count = 0;
+    *t.pairs = PairList<Real>{bonus, 0, costs, cells};
   }
   __syncthreads();
   const bool keep = pairs_move(args);
@@ -75,9 +60,9 @@ __device__ __forceinline__ void lower_pairs(const Args<Real>& args, const Tile<R
       const Real cost = t.cost[cell];
       t.cost[cell] = cost - bonus;
       if (!keep) return;
-      const int at = atomicAdd(list.count, 1);
-      list.cost[at] = cost;
-      list.cell[at] = cell;
+      const int at = atomicAdd(&t.pairs->count, 1);
+      costs[at] = cost;
+      cells[at] = cell;
     });
   }
   __syncthreads();
@@ -85,12 +70,13 @@ __device__ __forceinline__ void lower_pairs(const Args<Real>& args, const Tile<R
 
 // Sets the cost of the pairs for iteration `step` of ipot. Needs a barrier before, ends with one.
 template <class Real>
-__device__ __forceinline__ void move_pairs(const Args<Real>& args, const Tile<Real>& t, int step) {
-  const PairList<Real> list(args, t, scratch_of(args));
-  const Real bonus = *t.pair / static_cast<Real>(step);
-  const int count = *list.count;
+__device__ __forceinline__ void move_pairs(const Tile<Real>& t, int step) {
+  const PairList<Real> list = *t.pairs;
+  const Real bonus = fast_divide(list.bonus, static_cast<Real>(step));
   WCF_ROLLED
-  for (int at = threadIdx.x; at < count; at += THREADS) t.cost[list.cell[at]] = list.cost[at] - bonus;
+  for (int at = threadIdx.x; at < list.count; at += THREADS) {
+    t.cost[list.cells[at]] = list.costs[at] - bonus;
+  }
   __syncthreads();
 }
 

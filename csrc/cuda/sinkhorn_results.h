@@ -29,7 +29,7 @@ __device__ __forceinline__ Real column_potentials(const Args<Real>& args, const 
   return speaks ? sum : Real(0);
 }
 
-// Writes P over C (and to `plan` [n, ld], if not null), and makes the strip's value and row error. C is `*t.pair` lower
+// Writes P over C (and to `plan` [n, ld], if not null), and makes the strip's value and row error. C is `t.pairs->bonus` lower
 // on known pairs. Ends with a barrier.
 template <class Real>
 __device__ __forceinline__ void finish(const Args<Real>& args, const Tile<Real>& t, int64_t g, Real scale, Real* plan,
@@ -54,7 +54,7 @@ __device__ __forceinline__ void finish(const Args<Real>& args, const Tile<Real>&
       if (plan) plan[static_cast<int64_t>(t.first_row + i) * t.ld + j] = p;
     }
     if (args.row_labels) {  // a lane reads the cells that it has written
-      each_partner(args, t, g, i, [&](int j) { cost = multiply_add(t.cost[i * t.ld + j], *t.pair, cost); });
+      each_partner(args, t, g, i, [&](int j) { cost = multiply_add(t.cost[i * t.ld + j], t.pairs->bonus, cost); });
     }
     mass = warp_sum(mass);
     *value += args.value == OT_DUAL ? mass * potential : warp_sum(cost);

@@ -4,6 +4,17 @@
 
 namespace wcf::ot {
 
+// The known pairs of a strip, in shared memory. The lists are in the scratch, and only ipot has them.
+template <class Real>
+struct PairList {
+  Real bonus;      // by which the cost is lower on pairs: eps kappa
+  int count;       // pairs in the lists
+  Real* costs;     // [count] before any bonus
+  int32_t* cells;  // [count] their places in `cost`
+};
+static_assert(sizeof(PairList<float>) <= 8 * sizeof(float) && sizeof(PairList<double>) <= 8 * sizeof(double),
+              "Layout has room for eight numbers");
+
 template <class Real>
 struct Tile {
   Real* cost;           // [rows, ld]: C, at the end P; columns from m on are zero
@@ -19,7 +30,7 @@ struct Tile {
   Real* row_factor;     // [rows]
   Real* part;           // [PART]
   Real* sums;           // [WARPS]
-  Real* pair;           // [2] the bonus eps kappa of known pairs; their number in the strip, an int
+  PairList<Real>* pairs;
   Real* work;
   int m, ld, first_row, rows;
 
@@ -39,7 +50,7 @@ struct Tile {
     row_factor = base + args.at.row_factor;
     part = base + args.at.part;
     sums = base + args.at.sums;
-    pair = base + args.at.pair;
+    pairs = reinterpret_cast<PairList<Real>*>(base + args.at.pairs);
     work = base + args.at.work;
     rows = args.n - first_row < args.at.rows ? args.n - first_row : args.at.rows;
   }

@@ -168,7 +168,6 @@ def sweep_kernel(
         if SPLIT:
             x_lo = tl.load(x_at + D)
 
-    row_id = tl.load(row_ids + g * n + row) if PAIRED else row
     bonus = tl.load(kappa + g) if PAIRED else 0.0
 
     largest = tl.full([BLOCK_M], NEVER, tl.float32)
@@ -187,7 +186,8 @@ def sweep_kernel(
             cost = _given_tile(x, row.to(tl.int64), col.to(tl.int64), n, m, ROWS)
         z = tl.load(h + cols, mask=cols < m, other=NEVER)[None, :] - s * cost
         if PAIRED:
-            z += tl.where(row_id[:, None] == tl.load(col_ids + g * m + col)[None, :], bonus, 0.0)
+            pair = tl.load(row_ids + g * n + row)[:, None] == tl.load(col_ids + g * m + col)[None, :]
+            z += tl.where(pair, bonus, 0.0)
         higher = tl.maximum(largest, tl.max(z, 1))
         shift = tl.where(higher == NEVER, 0.0, higher)  # no column so far: -inf - -inf is NaN
         summed = summed * tl.exp(largest - shift) + tl.sum(tl.exp(z - shift[:, None]), 1)
@@ -301,7 +301,6 @@ def finish_kernel(
     s = tl.load(scale + g)
     row_alpha = tl.load(alpha + g * n + rows, mask=rows < n, other=NEVER)
     out = chunk * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
-    row_id = tl.load(row_ids + g * n + row) if PAIRED else row
     bonus = tl.load(kappa + g) if PAIRED else 0.0
 
     largest = tl.full([BLOCK_M], NEVER, tl.float32)
@@ -324,7 +323,8 @@ def finish_kernel(
         # Rounded as in the last column step, which made the column sums.
         z = (row_alpha[:, None] if ROWS else col_beta[None, :]) - s * cost
         if PAIRED:
-            z += tl.where(row_id[:, None] == tl.load(col_ids + g * m + col)[None, :], bonus, 0.0)
+            pair = tl.load(row_ids + g * n + row)[:, None] == tl.load(col_ids + g * m + col)[None, :]
+            z += tl.where(pair, bonus, 0.0)
         z += col_beta[None, :] if ROWS else row_alpha[:, None]
         higher = tl.maximum(largest, tl.max(z, 1))
         shift = tl.where(higher == NEVER, 0.0, higher)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .pairs import Pairs, kappa_of
 
-BLOCK_M, BLOCK_N = 32, 128  # rows and columns in a tile
+BLOCK_M, BLOCK_N = 32, 64  # rows and columns in a tile
 
 
 class KnownPairs(NamedTuple):
