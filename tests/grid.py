@@ -8,6 +8,11 @@ from collections.abc import Sequence
 import pytest
 
 
+def slow(*values):
+    """These values of `pytest.mark.parametrize`, marked `slow`."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def grid(*axes: Sequence) -> list:
     """Every combination of the axes' values, for `pytest.mark.parametrize`; all but a diagonal are marked `slow`.
 
@@ -16,9 +21,6 @@ def grid(*axes: Sequence) -> list:
     diagonal = {tuple(i % len(axis) for axis in axes) for i in range(max(map(len, axes)))}
     cells = itertools.product(*(range(len(axis)) for axis in axes))
     return [
-        pytest.param(
-            *(axis[i] for axis, i in zip(axes, cell, strict=True)),
-            marks=() if cell in diagonal else pytest.mark.slow,
-        )
+        (pytest.param if cell in diagonal else slow)(*(axis[i] for axis, i in zip(axes, cell, strict=True)))
         for cell in cells
     ]
