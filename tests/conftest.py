@@ -11,15 +11,17 @@ from hypothesis import settings
 
 from wcord_fast.ops import dispatch, native_module
 
+from .grid import slow
 from .rank_pool import Pool
 
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
 
-# The same examples on every run; `--hypothesis-profile=long` searches on with new ones.
-settings.register_profile("ci", derandomize=True, deadline=None, max_examples=40)
+# The same examples on every run, more of them in .ci/run; `--hypothesis-profile=long` searches on with new ones.
+settings.register_profile("default set", derandomize=True, deadline=None, max_examples=15)
+settings.register_profile("all tests", derandomize=True, deadline=None, max_examples=40)
 settings.register_profile("long", deadline=None, max_examples=3000)
-settings.load_profile("ci")
+settings.load_profile("default set")
 
 
 @pytest.fixture(params=["reference", "native"])
@@ -51,9 +53,12 @@ def threads():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[2, slow(3)])
 def pool(request):
-    """Processes that form a group, in two sizes; see `tests.rank_pool.Pool`."""
+    """Processes that form a group, in two sizes; see `tests.rank_pool.Pool`.
+
+    By default three processes are those of test_sharded_queue.py and test_distributed_train.py.
+    """
     with closing(Pool(request.param)) as processes:
         yield processes
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from wcord_fast.cli.main import main
+
+from .rank_pool import alone
 
 
 def package_outside(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str, registered: dict) -> Iterator[Path]:
@@ -27,7 +30,10 @@ def package_outside(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str, re
 
 
 def command(package: Path, *argv: str) -> subprocess.CompletedProcess[str]:
-    """`wcord-fast distill` with these arguments and `package` on the path."""
-    environment = {**os.environ, "PYTHONPATH": f"{package}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    line = [sys.executable, "-m", "wcord_fast", "distill", *argv]
-    return subprocess.run(line, capture_output=True, text=True, env=environment, check=False)
+    """`wcord-fast distill` with these arguments and `package` on the path, in another process."""
+    return alone(package, _distill, str(package), argv)
+
+
+def _distill(package: str, argv: tuple[str, ...]) -> int:
+    sys.path.insert(0, package)
+    return main(["distill", *argv])

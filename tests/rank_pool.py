@@ -1,5 +1,7 @@
 """Processes of one gloo group: `Pool` starts them once for many checks, `launch` runs one program to its end, or death.
 
+`alone` runs a program in one process that belongs to no group.
+
 They are forked from a server that has imported everything once (forkserver): imports would take longer than the checks.
 """
 
@@ -7,6 +9,8 @@ from __future__ import annotations
 
 import datetime
 import os
+import runpy
+import subprocess
 import sys
 import tempfile
 import traceback
@@ -47,31 +51,48 @@ def launch(world: int, folder: Path, function, *args, agent: bool = True) -> End
         environment |= {"TORCHELASTIC_RUN_ID": "test"}
     else:
         del store  # its port is free
+    each = [environment | _environment(rank, world) for rank in range(world)]
+    return _ended(each, folder, function, args)
+
+
+def alone(folder: Path, function, *args) -> subprocess.CompletedProcess[str]:
+    """`sys.exit(function(*args))` in one process; output in `folder`."""
+    (code,), (out,), (err,) = _ended([{}], folder, function, args)
+    return subprocess.CompletedProcess(args, code, out, err)
+
+
+def run_script(command: list[str]) -> None:
+    """`python *command`, for `alone`."""
+    sys.argv, sys.path[0] = command, str(Path(command[0]).parent)
+    runpy.run_path(command[0], run_name="__main__")
+
+
+def _ended(environments: list[dict[str, str]], folder: Path, function, args: tuple) -> Ended:
+    """The program once in each environment, all at a time; output in `folder`, in files numbered like environments."""
     processes = [
-        _context().Process(target=_program, args=(rank, world, environment, folder, function, args))
-        for rank in range(world)
+        _context().Process(target=_program, args=(number, environment, folder, function, args))
+        for number, environment in enumerate(environments)
     ]
     for process in processes:
         process.start()
     for process in processes:
         process.join(PATIENCE)
         assert process.exitcode is not None, "a process goes on without the others"
-    texts = [[(folder / f"{name}{rank}").read_text() for rank in range(world)] for name in ("out", "err")]
+    texts = [[(folder / f"{name}{n}").read_text() for n in range(len(processes))] for name in ("out", "err")]
     return Ended([p.exitcode for p in processes], *texts)
 
 
-def _program(rank: int, world: int, environment: dict[str, str], folder: Path, function, args) -> None:
+def _program(number: int, environment: dict[str, str], folder: Path, function, args) -> None:
     for stream, name in ((sys.stdout, "out"), (sys.stderr, "err")):
         stream.flush()
-        os.dup2(os.open(folder / f"{name}{rank}", os.O_CREAT | os.O_TRUNC | os.O_WRONLY), stream.fileno())
-    _environment(rank, world)
+        os.dup2(os.open(folder / f"{name}{number}", os.O_CREAT | os.O_TRUNC | os.O_WRONLY), stream.fileno())
+    torch.set_num_threads(1)
     os.environ |= environment
     sys.exit(function(*args))
 
 
-def _environment(rank: int, world: int) -> None:
-    torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
+def _environment(rank: int, world: int) -> dict[str, str]:
+    return {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
 
 
 class Pool:
@@ -113,7 +134,8 @@ class Pool:
 
 
 def _serve(rank: int, world: int, folder: str, pipe) -> None:
-    _environment(rank, world)
+    torch.set_num_threads(1)
+    os.environ |= _environment(rank, world)
     torch.distributed.init_process_group(
         "gloo",
         init_method=(Path(folder) / "store").as_uri(),

@@ -57,15 +57,19 @@ def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[s
     )
 
 
-def compiled(capability: int, cases: list[dict], cache: Path) -> list[str]:
-    """The spilling kernels of tests/triton_compile.py. Each must fit in the shared memory of a block."""
-    command = ["-m", "tests.triton_compile", json.dumps([{"capability": capability} | case for case in cases])]
-    done = run(command, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(cache))
+def records(cases: list[dict], cache: Path) -> list[dict]:
+    """What tests/triton_compile.py reports of each case: one process for all of them, since its imports cost more."""
+    done = run(["-m", "tests.triton_compile", json.dumps(cases)], TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(cache))
     assert done.returncode == 0, done.stderr
     results = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(results) == len(cases)
+    return results
+
+
+def compiled(capability: int, cases: list[dict], cache: Path) -> list[str]:
+    """The spilling kernels of tests/triton_compile.py. Each must fit in the shared memory of a block."""
     spilled = []
-    for result in results:
+    for result in records([{"capability": capability} | case for case in cases], cache):
         assert result["shared"] <= SHARED_LIMIT[capability], result  # else it cannot be launched
         if worst := max(result["stack"], result["stores"], result["loads"]):
             spilled.append(f"{worst} bytes spilled: {result}")
@@ -101,28 +105,21 @@ def test_kernels_compile_without_a_spill(capability, tmp_path):
 
 
 @needs_triton
-@pytest.mark.parametrize(
-    ("bank", "dim", "width"),
-    [("bf16", 24, 16), ("fp32", 20, 16), ("bf16", 20, 8), ("fp32", 18, 8)],
-)
-def test_rows_that_are_no_multiple_of_16_are_read_by_vectors(bank, dim, width, tmp_path):
+def test_rows_that_are_no_multiple_of_16_are_read_by_vectors(tmp_path):
     """As wide as the distance of two rows allows: 16 bytes, if it is a multiple of 8 halves or 4 floats."""
-    case = {"capability": 90, "kernel": "nce", "member": "class", "bank": bank, "dim": dim, "batch": 64}
-    done = run(["-m", "tests.triton_compile", json.dumps([case])], TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    assert max(json.loads(done.stdout)["copies"]) == width
+    widths = {("bf16", 24): 16, ("fp32", 20): 16, ("bf16", 20): 8, ("fp32", 18): 8}
+    fixed = {"capability": 90, "kernel": "nce", "member": "class", "batch": 64}
+    results = records([fixed | {"bank": bank, "dim": dim} for bank, dim in widths], tmp_path)
+    assert [max(result["copies"]) for result in results] == list(widths.values())
 
 
 @needs_triton
-@pytest.mark.parametrize("capability", SHARED_LIMIT)
-def test_lanes_that_store_one_sum_have_equal_bits(capability, tmp_path):
+def test_lanes_that_store_one_sum_have_equal_bits(tmp_path):
     """A product that is merged into a sum over lanes rounds another factor in each lane."""
-    cases = [{"capability": capability}, {"capability": capability, "enable_fp_fusion": True}]
-    environment = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    done = run(["-m", "tests.triton_compile", json.dumps(cases)], **environment)
-    assert done.returncode == 0, done.stderr
-    ours, merged = (json.loads(line)["fused"] for line in done.stdout.splitlines())
-    assert ours == 0 and merged > 0
+    own_options, merged = {}, {"enable_fp_fusion": True}
+    cases = [{"capability": capability} | options for capability in SHARED_LIMIT for options in (own_options, merged)]
+    for case, result in zip(cases, records(cases, tmp_path), strict=True):
+        assert (result["fused"] > 0) == ("enable_fp_fusion" in case), case
 
 
 SPECIALISED = """

@@ -124,11 +124,12 @@ def test_shares_are_within_the_budget(tmp_path, dry_run):
 
 def test_every_item_has_a_line_even_if_it_failed(tmp_path, capsys):
     schedule = [
+        # First, for the last item gets all the time that is left.
+        [python("hangs", "import time; print('begun', flush=True); time.sleep(600)", seconds=3)],
         [python("fine", "print('a'); print('b')")],
         [python("wrong", "import sys; print('no'); sys.exit(1)"), python("beside", "print('c')")],
         [Item("absent", ["/no/such/program"], 1)],
         [python("dies", "import os; os.kill(os.getpid(), 11)")],
-        [python("hangs", "import time; print('begun', flush=True); time.sleep(600)", seconds=3)],
     ]
     rows = {r["item"]: r for r in gpu_schedule.run(schedule, tmp_path, 94)}
     assert {name: (r["outcome"], r["exit"]) for name, r in rows.items()} == {

@@ -10,6 +10,7 @@ import pytest
 from wcord_fast.train.checkpoint import load
 
 from .faulty_job import command, last_epoch, make_teacher, ours, torchrun, tracebacks
+from .grid import slow
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +44,8 @@ def test_ranks_write_one_table_and_one_set_of_files(whole):
 
 @pytest.mark.parametrize(
     "world, fault",
-    [(2, f) for f in ("step:1", "step:0", "banks:1", "checkpoint:0", "renames:0", "test:0", "step:all")]
-    + [(3, "step:2")],
+    [(2, fault) for fault in ("step:0", "banks:1", "checkpoint:0", "step:all")]
+    + [slow(world, fault) for world, fault in ((2, "step:1"), (2, "renames:0"), (2, "test:0"), (3, "step:2"))],
 )
 def test_killed_process_ends_the_job_and_the_command_resumes(whole, teacher, tmp_path, world, fault):
     ended = command(tmp_path, teacher, fault=fault, world=world)

@@ -6,6 +6,7 @@ import pytest
 
 from . import faulty_rank
 from .faulty_job import command, last_epoch, make_teacher, ours, torchrun, tracebacks
+from .grid import slow
 from .rank_pool import launch
 
 
@@ -14,7 +15,7 @@ def teacher(tmp_path_factory):
     return make_teacher(tmp_path_factory.mktemp("teacher") / "teacher.pt")
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, slow(1)])
 def test_a_defect_on_one_rank_is_shown_once_and_ends_all(teacher, tmp_path, rank):
     ended = command(tmp_path, teacher, fault=f"bug:{rank}")
     assert ended.codes == [1, 1]
@@ -29,7 +30,7 @@ def test_a_defect_of_all_ranks_is_shown_once(teacher, tmp_path):
     assert "".join(ended.err).count("LookupError: of") == 1 and tracebacks(ended) == 1
 
 
-@pytest.mark.parametrize("rank", ["1", "all"])
+@pytest.mark.parametrize("rank", ["1", slow("all")])
 def test_nan_loss_on_one_rank_gives_one_message(teacher, tmp_path, rank):
     ended = command(tmp_path, teacher, fault=f"nan:{rank}")
     assert ended.codes == [1, 1]
@@ -38,7 +39,7 @@ def test_nan_loss_on_one_rank_gives_one_message(teacher, tmp_path, rank):
     assert last_epoch(tmp_path) == 1
 
 
-@pytest.mark.parametrize("fault, message", [("step:1", "ended without a word"), ("nan:1", "'ce' became NaN")])
+@pytest.mark.parametrize("fault, message", [("step:1", "ended without a word"), slow("nan:1", "'ce' became NaN")])
 def test_other_launchers_also_end_with_one_message(teacher, tmp_path, fault, message):
     ended = command(tmp_path, teacher, fault=fault, agent=False)
     assert 0 not in ended.codes

@@ -18,6 +18,7 @@ from wcord_fast.train.checkpoint import CheckpointError, load
 from wcord_fast.train.files import OutputError
 from wcord_fast.train.fill_banks import fill_banks
 
+from .grid import grid, slow
 from .rank_pool import Pool
 from .train_tiny import TRAIN, dataset, make_run
 
@@ -83,11 +84,9 @@ def assert_same(one, other):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [REPLICATED, SHARDED, *({"wcord": o["wcord"] | TUNED} for o in (REPLICATED, SHARDED))],
-    ids=["replicated", "sharded", "replicated, tuned", "sharded, tuned"],
+    ("world", "options"),
+    grid([2, 3], [REPLICATED, {"wcord": SHARDED["wcord"] | TUNED}, {"wcord": REPLICATED["wcord"] | TUNED}, SHARDED]),
 )
-@pytest.mark.parametrize("world", [2, 3])
 def test_all_ranks_end_equal_and_a_stopped_run_resumes_to_the_same_end(pools, tmp_path, world, options):
     whole = pools[world].run(train, tmp_path / "whole", "wcord", options)
     for history, state in whole[1:]:
@@ -143,8 +142,7 @@ def filled(options):
     return {name: rows for name, rows in whole_state(run)["method"].items() if "memory" in name}
 
 
-@pytest.mark.parametrize("options", [REPLICATED, SHARDED], ids=["replicated", "sharded"])
-@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize(("world", "options"), grid([2, 3], [REPLICATED, SHARDED]))
 def test_filled_banks_equal_one_process(pools, world, options):
     one, everyone = filled({"wcord": REPLICATED["wcord"]}), pools[world].run(filled, options)
     assert len(one) == 2
@@ -160,7 +158,7 @@ def resumed(directory, options):
     return len(run.history), whole_state(run)
 
 
-@pytest.mark.parametrize("options", [REPLICATED, SHARDED], ids=["replicated", "sharded"])
+@pytest.mark.parametrize("options", [SHARDED, slow(REPLICATED)])
 def test_a_checkpoint_of_any_number_of_processes_resumes_on_any_other(pools, tmp_path, options):
     worlds = (3, 2, 1) if options is SHARDED else (2, 3, 1)
     for before, after in (*pairwise(worlds), (1, 3)):
@@ -209,8 +207,9 @@ def goes_on(source, directory):
     assert len(list(directory.glob("banks-*"))) == 2
 
 
-@pytest.mark.parametrize("how", ["truncated", "flipped", "missing"])
-@pytest.mark.parametrize("name", ["__1_0.distcp", ".metadata", "checkpoint.pt"])
+@pytest.mark.parametrize(
+    ("name", "how"), grid(["__1_0.distcp", ".metadata", "checkpoint.pt"], ["truncated", "missing", "flipped"])
+)
 def test_damaged_checkpoint_is_reported_and_the_previous_one_loads(finished, tmp_path, caplog, name, how):
     source, first = finished
     directory = tmp_path / "run"

@@ -19,6 +19,7 @@ from wcord_fast import CRDLoss
 from wcord_fast.models.torchvision_import import torchvision_models
 
 from .crd_oracle import PublishedCRD
+from .rank_pool import alone, run_script
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SMALL = {
@@ -37,16 +38,25 @@ SMALL = {
 }
 
 
-def output_of(name: str, *more: str, launcher: Sequence[str] = ()) -> str:
-    done = subprocess.run(
-        [sys.executable, *launcher, str(EXAMPLES / name), *SMALL[name], *more],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def output_of(tmp_path):
+    """A function that runs an example by its name and returns what it prints.
+
+    In a fork that has imported PyTorch already, or in a new interpreter, if a launcher is named that starts it.
+    """
+
+    def output(name: str, *more: str, launcher: Sequence[str] = ()) -> str:
+        command = [str(EXAMPLES / name), *SMALL[name], *more]
+        if launcher:
+            env = os.environ | {"OMP_NUM_THREADS": "1"}
+            program = [sys.executable, *launcher, *command]
+            done = subprocess.run(program, env=env, capture_output=True, text=True, check=False)
+        else:
+            done = alone(tmp_path, run_script, command)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return output
 
 
 def require_importable(*modules: str) -> None:
@@ -100,17 +110,17 @@ def test_replaced_loss_equals_repdistiller_along_the_run(monkeypatch, capsys):
     assert len(losses) == 4 and losses[-1] < 0.8 * losses[0], losses
 
 
-def test_the_replaced_loss_runs_as_printed():
+def test_the_replaced_loss_runs_as_printed(output_of):
     out = output_of("replace_crd_loss.py")
     assert [line.split(":")[0] for line in out.splitlines() if "%" in line] == ["teacher", "plain student", "student"]
 
 
-def test_a_step_of_repdistiller_runs_with_one_import_changed():
+def test_a_step_of_repdistiller_runs_with_one_import_changed(output_of):
     values = re.findall(r"step \d: loss (\S+), CRD (\S+)", output_of("repdistiller_step.py"))
     assert len(values) == 3 and all(math.isfinite(float(x)) for pair in values for x in pair)
 
 
-def test_fit_example_trains_and_resumes(tmp_path):
+def test_fit_example_trains_and_resumes(tmp_path, output_of):
     def rows(out):
         return [line.split() for line in out.splitlines() if re.match(r" +\d", line)]
 
@@ -122,47 +132,47 @@ def test_fit_example_trains_and_resumes(tmp_path):
     assert rows(out) == table and out.count("finished earlier") == 2
 
 
-def test_points_move_to_their_targets():
+def test_points_move_to_their_targets(output_of):
     out = output_of("ot_between_batches.py")
     first, *_, last = (float(x) for x in re.findall(r"divergence (\S+)", out))
     assert last < first / 100, out
     assert "plan (256, 256) of mass 1.000000" in out
 
 
-def test_many_rows():
+def test_many_rows(output_of):
     out = output_of("ten_million_rows.py")
     losses = [float(x) for x in re.findall(r"step \d: loss (\S+),", out)]
     assert "plan=gather" in out and len(losses) == 2 and all(map(math.isfinite, losses)), out
 
 
-def test_two_towers_retrieve_their_pairs_on_one_and_two_processes():
-    alone = output_of("two_tower.py")
+def test_two_towers_retrieve_their_pairs_on_one_and_two_processes(output_of):
+    single = output_of("two_tower.py")
     together = output_of("two_tower.py", launcher=("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"))
     (losses, fractions), others = (
         ([float(x) for x in re.findall(rf"{name}:? ([\d.]+)", out)] for name in ("last batch", "images"))
-        for out in (alone, together)
+        for out in (single, together)
     )
-    assert len(losses) == 4 and losses[-1] < 0.9 * losses[0], alone
-    assert fractions[0] > 2.0, alone  # by chance 0.3
+    assert len(losses) == 4 and losses[-1] < 0.9 * losses[0], single
+    assert fractions[0] > 2.0, single  # by chance 0.3
     their_losses, their_shares = others
     assert their_losses == pytest.approx(losses, rel=1e-3)
     assert their_shares == pytest.approx(fractions, abs=1.0)
 
 
-def test_lightning_trains_the_example():
+def test_lightning_trains_the_example(output_of):
     require_importable("lightning")
     out = output_of("lightning_module.py")
     means = dict(re.findall(r"'(\w+)': (-?[\d.]+)", out))
     assert {"loss", "gckt", "lckt"} <= set(means) and "accuracy" in out, out
 
 
-def test_the_trainer_trains_the_example():
+def test_the_trainer_trains_the_example(output_of):
     require_importable("transformers", "accelerate")
     assert re.search(r"^accuracy [01]\.\d+$", output_of("hf_trainer.py"), re.M)
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_fsdp_trains_the_example(processes):
+def test_fsdp_trains_the_example(processes, output_of):
     pytest.importorskip("accelerate")
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2") if processes == 2 else ()
     out = output_of("accelerate_fsdp.py", launcher=launcher)
@@ -170,7 +180,7 @@ def test_fsdp_trains_the_example(processes):
     assert len(losses) == 2 and all(map(math.isfinite, losses)), out
 
 
-def test_networks_of_timm_are_trained():
+def test_networks_of_timm_are_trained(output_of):
     try:
         torchvision_models("timm")  # which imports it
     except ImportError as error:
@@ -180,11 +190,11 @@ def test_networks_of_timm_are_trained():
     assert len(rows) == 2 and all(math.isfinite(float(row[2])) for row in rows), rows
 
 
-def test_a_method_of_ones_own_is_trained():
+def test_a_method_of_ones_own_is_trained(output_of):
     out = output_of("own_method.py")
     assert [line.split()[4] for line in out.splitlines() if line.startswith("epoch")] == ["correlation"] * 2, out
 
 
-def test_unlabelled_pixels_are_masked():
+def test_unlabelled_pixels_are_masked(output_of):
     shares = [float(x) for x in re.findall(r": ([\d.]+) %", output_of("segmentation.py"))]
     assert len(shares) == 3 and min(shares) > 20, shares  # of three classes the background alone has a third

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -24,6 +25,8 @@ from torch.distributed.tensor import DTensor
 from wcord_fast import CRDLoss, MemoryBank, WCoRDLoss
 from wcord_fast.distributed import ranks
 
+from .grid import grid
+
 N, K, S_DIM, T_DIM, D, B = 41, 7, 6, 9, 8, 4
 LABELS = torch.arange(N) % 4
 WHOLE = StateDictOptions(full_state_dict=True)
@@ -36,6 +39,7 @@ LOSSES = {
                                   "lambda_gckt": 0.02}),  # log_scale learns fast
     "lckt": (WCoRDLoss, {"lambda_gckt": 0.0, "lambda_lckt": 1.0, "ot_scope": "global"}),
 }  # fmt: skip
+WAYS = ("whole", "parts")
 
 
 class Distilled(nn.Module):
@@ -93,8 +97,7 @@ def sharded_training(name, how):
     return values, state_of(model)
 
 
-@pytest.mark.parametrize("how", ["whole", "parts"])
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(("name", "how"), grid([*LOSSES], WAYS))
 def test_fsdp_equals_one_process(two_ranks, name, how):
     alone = Distilled(name)
     values, _ = train(alone, range(3))
@@ -122,10 +125,9 @@ def half_training(name, how, cast):
     return values, buffers, grads
 
 
-@pytest.mark.parametrize("how", ["whole", "parts"])
-@pytest.mark.parametrize("cast", [False, True])
-@pytest.mark.parametrize("name", LOSSES)
-def test_parameters_in_bfloat16(two_ranks, name, how, cast):
+@pytest.mark.parametrize(("name", "way"), grid([*LOSSES], [*itertools.product(WAYS, [False, True])]))
+def test_parameters_in_bfloat16(two_ranks, name, way):
+    how, cast = way
     alone = Distilled(name)
     with torch.no_grad():
         for p in alone.parameters():
@@ -186,11 +188,14 @@ def saved_and_read(name, folder, options):
     return results
 
 
-@pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize(
+    ("name", "sharded"),
+    [
+        *grid(["crd", "nce_sn", "frozen too"], [True, False]),
+        *((name, False) for name in ("dual batch", "sigmoid queue", "lckt")),  # without a bank
+    ],
+)
 def test_a_checkpoint_resumes_exactly(two_ranks, tmp_path, name, sharded):
-    if sharded and name in ("dual batch", "sigmoid queue", "lckt"):
-        pytest.skip("no bank")
     options = {"shard": "rank"} if sharded else {}
     for (a, there), (b, here) in two_ranks.run(saved_and_read, name, str(tmp_path), options):
         assert a == b
@@ -244,10 +249,11 @@ def made_on_meta(name, how, broadcast):
     return float(fresh.detach()), [k for k, equal in same.items() if not equal]
 
 
-@pytest.mark.parametrize("broadcast", [False, True])
-@pytest.mark.parametrize("how", ["whole", "parts"])
-@pytest.mark.parametrize("name", ["crd", "nce_sn", "dual batch"])
-def test_a_model_made_on_meta(two_ranks, name, how, broadcast):
+@pytest.mark.parametrize(
+    ("name", "way"), grid(["crd", "nce_sn", "dual batch"], [*itertools.product(WAYS, [False, True])])
+)
+def test_a_model_made_on_meta(two_ranks, name, way):
+    how, broadcast = way
     for fresh, unlike in two_ranks.run(made_on_meta, name, how, broadcast):
         assert math.isfinite(fresh) and not unlike
 

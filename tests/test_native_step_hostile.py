@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import nn
 
+from tests.rank_pool import alone
 from tests.test_native_step import B, N, batch, close, is_native, twins
 from wcord_fast import NegativeSampler
 from wcord_fast.nn.contrast import Contrast
@@ -19,12 +17,20 @@ from wcord_fast.ops import native_module
 pytestmark = pytest.mark.skipif(native_module.load() is None, reason="no native module")
 
 
-def in_own_process(code: str) -> str:
-    """The output of `code`, run in a process of its own: a write out of bounds would end this one."""
-    head = "import torch\nfrom torch import nn\nfrom tests.test_native_step import N, batch, twins\n"
-    done = subprocess.run([sys.executable, "-c", head + code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"exit {done.returncode}: {done.stderr[-500:]}"
-    return done.stdout
+def execute(code: str) -> None:
+    exec(code, globals())
+
+
+@pytest.fixture
+def in_own_process(tmp_path):
+    """A function that runs `code` in another process, since a write out of bounds would end this one: its output."""
+
+    def output(code: str) -> str:
+        done = alone(tmp_path, execute, code)
+        assert done.returncode == 0, f"exit {done.returncode}: {done.stderr[-500:]}"
+        return done.stdout
+
+    return output
 
 
 def assert_steps_agree(ours, other, given=None, dtype=torch.float32):
@@ -40,7 +46,7 @@ def assert_steps_agree(ours, other, given=None, dtype=torch.float32):
         close(value, other.state_dict()[key], dtype)
 
 
-def test_backward_within_autocast_writes_within_bounds():
+def test_backward_within_autocast_writes_within_bounds(in_own_process):
     code = """
 ours, other = twins("wcord")
 grads = []
@@ -59,7 +65,7 @@ print(all(abs(a - b) <= 0.05 * b for a, b in zip(*grads)))
 
 @pytest.mark.parametrize("change", ["[:10].clone()", "[:, :6].contiguous()"], ids=["fewer rows", "narrower"])
 @pytest.mark.parametrize("bank", ["memory_v1", "memory_v2"])
-def test_banks_of_other_sizes_are_refused(bank, change):
+def test_banks_of_other_sizes_are_refused(bank, change, in_own_process):
     code = f"""
 loss, _ = twins("crd")
 bank = loss.contrast.{bank}
@@ -72,7 +78,7 @@ except (ValueError, RuntimeError, IndexError) as e:
     assert in_own_process(code).strip() == "refused"
 
 
-def test_a_sampler_of_another_size_is_refused():
+def test_a_sampler_of_another_size_is_refused(in_own_process):
     code = """
 from wcord_fast import NegativeSampler
 loss, _ = twins("crd")

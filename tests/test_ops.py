@@ -7,6 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import wcord_fast
+from tests.grid import slow
 from wcord_fast import CRDLoss, NegativeSampler, WCoRDLoss, use_backend
 from wcord_fast import functional as F
 from wcord_fast.ops import dispatch
@@ -58,13 +59,13 @@ def test_fake_tensors_have_the_real_shapes_and_dtypes():
 
 @pytest.mark.parametrize("make", [
     lambda: CRDLoss(7, 9, N, feat_dim=D, nce_k=K, labels=LABELS, seed=3),
-    lambda: CRDLoss(7, 9, N, feat_dim=D, nce_k=K, labels=LABELS, seed=3, z="ema"),
-    lambda: WCoRDLoss(7, 9, N, feat_dim=D, num_negatives=K, labels=LABELS, seed=3, critic="nce"),
+    slow(lambda: CRDLoss(7, 9, N, feat_dim=D, nce_k=K, labels=LABELS, seed=3, z="ema")),
+    slow(lambda: WCoRDLoss(7, 9, N, feat_dim=D, num_negatives=K, labels=LABELS, seed=3, critic="nce")),
     lambda: WCoRDLoss(7, 9, N, feat_dim=D, num_negatives=K, labels=LABELS, seed=3, critic="dual"),
     lambda: WCoRDLoss(7, 9, N, feat_dim=D, num_negatives="all", labels=LABELS, seed=3, critic="dual", negatives="bank"),
-    lambda: WCoRDLoss(7, 9, N, feat_dim=D, num_negatives=K, labels=LABELS, seed=3),
+    slow(lambda: WCoRDLoss(7, 9, N, feat_dim=D, num_negatives=K, labels=LABELS, seed=3)),
     lambda: WCoRDLoss(7, 9, N, feat_dim=D, queue_size=K, labels=LABELS, critic="infonce", negatives="queue"),
-    lambda: WCoRDLoss(7, 9, N, feat_dim=D, queue_size=K, critic="sigmoid", negatives="queue"),
+    slow(lambda: WCoRDLoss(7, 9, N, feat_dim=D, queue_size=K, critic="sigmoid", negatives="queue")),
     lambda: WCoRDLoss(7, 9, N, feat_dim=D, labels=LABELS, critic="sigmoid", negatives="batch"),
     lambda: WCoRDLoss(7, 9, N, feat_dim=D, num_negatives=K, labels=LABELS, critic="infonce", backend="reference"),
 ])  # fmt: skip

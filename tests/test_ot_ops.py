@@ -7,6 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests import ot_oracles as oracle
+from tests.grid import grid
 from wcord_fast import functional as F
 from wcord_fast.ops import status
 from wcord_fast.ops.sinkhorn.autograd import ot_plan_op, ot_solve_op
@@ -16,8 +17,10 @@ def pair(dtype=torch.float32, g=2, n=6, m=5):
     return oracle.features(0, g, n, 3, dtype=dtype), oracle.features(1, g, m, 3, dtype=dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("needs", [(False,) * 4, (True,) * 4, (True, False, False, True)])
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@pytest.mark.parametrize(("dtype", "needs"), grid(DTYPES, [(True,) * 4, (False,) * 4, (True, False, False, True)]))
 def test_opcheck_of_the_solve(dtype, needs):
     x, y = pair(dtype)
     a = oracle.masses(2, 6, 2, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
@@ -88,8 +91,9 @@ def compare(compiled, kwargs, sizes):
 DUAL = {"value": "dual", "solver": "sinkhorn", "debias": True, "tol": 1e-3}
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"cost": "sqeuclidean", "debias": True}, DUAL], ids=["ipot", "debias", "dual"])
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(
+    ("kwargs", "dynamic"), grid([DUAL, {}, {"cost": "sqeuclidean", "debias": True}], [True, False])
+)
 def test_compiles_as_one_graph(kwargs, dynamic):
     torch._dynamo.reset()
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager", dynamic=dynamic)

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from .grid import slow
 from .triton_release import not_interpreted_reason
 
 pytestmark = pytest.mark.skipif(not_interpreted_reason() is not None, reason=str(not_interpreted_reason()))
 
 FOLDER = Path(__file__).parent / "triton_interpret"
-ACCURACY = "accuracy"
+FEW = "accuracy and not wide and (0.5 or 0.0001 or given_costs or every_output)"  # by default: both ends of eps
 
 
-@pytest.mark.parametrize("keyword", [ACCURACY, pytest.param(f"not {ACCURACY}", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("keyword", [FEW, slow(f"not ({FEW})")], ids=["few", "others"])
 @pytest.mark.parametrize("cases", ["ot_cases.py", "ot_matrix_cases.py", "ot_pair_cases.py"])
 def test_interpreted_kernels_equal_the_reference(cases, keyword):
     """In a process of its own: triton decides at import whether it interprets."""

@@ -14,6 +14,7 @@ from wcord_fast.ops.contrast import sharded
 from wcord_fast.ops.contrast.reference import Contrast
 from wcord_fast.train import bank_files
 
+from .grid import grid
 from .rank_pool import Pool
 
 N, S_DIM, T_DIM, D = 40, 6, 5, 4
@@ -52,8 +53,7 @@ def push_on_rank(size, labels, dtype, steps):
     return len(queue.rows), queue.all_rows(), queue.labels, int(queue.pushed), queue.is_filled(), queue.first_row
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("size", [*QUEUES, 4])
+@pytest.mark.parametrize(("size", "dtype"), grid([*QUEUES, 4], [torch.float32, torch.bfloat16]))
 def test_parts_hold_the_rows_of_one_process(pool, size, dtype):
     for count in range(5):
         steps = SIZES[pool.world][:count]
@@ -96,9 +96,7 @@ def train(critic, exclude, size, shard, steps):
     return [*result, (final,)]
 
 
-@pytest.mark.parametrize("size", [4, 11])
-@pytest.mark.parametrize("exclude", ["class", "none"])
-@pytest.mark.parametrize("critic", CRITICS)
+@pytest.mark.parametrize(("critic", "exclude", "size"), grid(CRITICS, ["class", "none"], [4, 11]))
 def test_losses_and_gradients_equal_one_process(pool, critic, exclude, size):
     """Empty, half filled, full and written over; every gradient is taken after the push."""
     steps = SIZES[pool.world]

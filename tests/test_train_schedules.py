@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from tests.grid import slow
 from tests.test_train_fast import NoWatch, Recorder
 from tests.test_train_loop import Killed, assert_equal, die_in_step, everything
 from tests.train_tiny import TRAIN, make_run
@@ -34,7 +35,7 @@ def test_ramp_is_linear_in_the_step():
     assert ramp_steps(0, 3, 10) == 0 and ramp_factor(0, 0) == 1
 
 
-@pytest.mark.parametrize("method, config", METHODS)
+@pytest.mark.parametrize("method, config", [slow(*METHODS[0]), METHODS[1], slow(*METHODS[2])])
 def test_a_run_that_died_resumes_exactly_and_fills_no_bank_again(tmp_path, monkeypatch, method, config):
     fit(make_run(tmp_path / "whole", method, epochs=4, log_grad_norms=True, **config))
     for die in (2, 5, 8, 11):  # of three steps an epoch: within every one
