@@ -14,6 +14,8 @@ from wcord_fast import CRDLoss, NegativeSampler, WCoRDLoss, use_backend
 from wcord_fast import functional as F
 from wcord_fast.ops import native_module
 
+from .grid import slow
+
 needs_native = pytest.mark.skipif(native_module.load() is None, reason="no native module")
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 
@@ -86,7 +88,7 @@ def run(script: str, folder, *words: str) -> None:
 
 @needs_native
 @needs_fork
-@pytest.mark.parametrize("op", ["bank", "ot"])
+@pytest.mark.parametrize("op", ["bank", slow("ot")])
 def test_forked_process_does_not_wait_for_missing_threads(tmp_path, op):
     run(FORK, tmp_path, op)
 

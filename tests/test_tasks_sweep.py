@@ -118,6 +118,7 @@ def test_the_teacher_has_ten_classes_and_the_student_two(finished):
     assert teacher["fc.weight"].shape == (10, 64) and student["fc.weight"].shape == (2, 64)
 
 
+@pytest.mark.slow
 def test_repeated_command_trains_nothing(finished, monkeypatch, capsys):
     home, argv = finished
     before = (home / "sweep.csv").read_text()
