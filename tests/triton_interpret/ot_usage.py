@@ -40,7 +40,7 @@ def cases():
         cosine, width = cost == "cosine", launcher.padded_width(d)
         features = {"x": H, "y": H} if cosine else {"x": F, "y": F}
         common = {"COST": cost, "D": width if cosine else d, "SPLIT": split, "ROWS": d != 64, "PAIRED": paired}
-        tile = launcher.sweep_tile(cost, width)
+        tile = launcher.sweep_tile(cost, width, paired)
         blocks = {"BLOCK_M": tile.m, "BLOCK_N": tile.n, "BLOCK_K": tile.k}
         yield f"sweep {cost} {d} {split} {paired}", kernels.sweep_kernel, features | SWEEP, common | blocks, tile
         tile = launcher.finish_tile(cost, width)

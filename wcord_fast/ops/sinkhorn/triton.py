@@ -148,7 +148,7 @@ class Solve:
         self.active = torch.ones(g, dtype=torch.int32, device=a.device)  # 0: this problem has stopped
         self.all = torch.ones_like(self.active)
         self.iterations = torch.full_like(self.active, options.iters)
-        self.tile = sweep_tile(cost, padded_width(d))
+        self.tile = sweep_tile(cost, padded_width(d), self.paired)
         self.strips = {side: self._strips(side, self.tile) for side in self.sides}
         room = max(self.strips[side].number * self._sizes(side)[0] for side in self.sides) * g
         self.partials = a.new_empty(2, room)  # largest exponent and sum of every strip
@@ -298,15 +298,14 @@ GIVEN_FINISH_TILE = Tile(32, 64, 0, 1, warps=8, stages=1, resident=2)
 
 
 # Chosen by what ptxas reports for sm_80 and sm_90 (no spills; shared memory below 160 KB), not by timings.
-def sweep_tile(cost: str, width: int) -> Tile:
-    """Blocks of sweep_kernel for rows of this padded width."""
+def sweep_tile(cost: str, width: int, paired: bool = False) -> Tile:
+    """Blocks of sweep_kernel for rows of this padded width; `paired`: with known pairs, whose labels take registers."""
     if cost in GIVEN:
         return GIVEN_TILE
     if cost == "cosine":
         return Tile(128, 64, chunk_width(width), 0, warps=8, stages=2, resident=1)
-    return Tile(
-        16, 128, 0, 0, warps=1, stages=1, resident=12
-    )  # one warp: 16 x 4 cells a thread, 17 loads for 128 flops
+    # One warp: 16 x 4 cells a thread, 17 loads for 128 flops.
+    return Tile(16, 128, 0, 0, warps=1, stages=1, resident=10 if paired else 12)
 
 
 def finish_tile(cost: str, width: int) -> Tile:
