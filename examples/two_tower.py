@@ -50,6 +50,11 @@ def views(images: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     return luminance, pixels[:, ::2] - luminance  # red and blue less luminance
 
 
+def standardised(pair: tuple[Tensor, Tensor], scales: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """Views less the training images' mean and over their deviation by channel: colours alone differ too little."""
+    return [(view - mean) / deviation for view, (mean, deviation) in zip(pair, scales, strict=True)]
+
+
 @torch.no_grad()
 def retrieval(towers: nn.Module, first: Tensor, second: Tensor) -> float:
     """Percent of the first views whose nearest second view is that of their own image."""
@@ -74,6 +79,8 @@ def main() -> None:
     where = {} if options.data_dir is None else {"data_dir": options.data_dir}
     images = data.load(options.data, **(where or {"image_size": 8}))
     first, second = views(images.train_images, options.views)
+    scales = [(view.mean((0, 2, 3), keepdim=True), view.std((0, 2, 3), keepdim=True)) for view in (first, second)]
+    first, second = standardised((first, second), scales)
     torch.manual_seed(options.seed)
     towers = Towers((first.shape[1], second.shape[1]), (first.shape[2], first.shape[3]))
     model = DistributedDataParallel(towers) if many else towers
@@ -95,7 +102,7 @@ def main() -> None:
         if rank == 0:
             print(f"epoch {epoch + 1}: loss of the last batch {last:.4f}")
     if rank == 0:
-        tested = views(images.test_images, options.views)
+        tested = standardised(views(images.test_images, options.views), scales)
         print(f"retrieval among {len(tested[0])} test images: {retrieval(towers, *tested):.1f} %")
         print(f"by chance: {100 / len(tested[0]):.2g} %")
     if many:

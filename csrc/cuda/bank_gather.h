@@ -138,14 +138,14 @@ __device__ __forceinline__ Real offset_of(const BankScore& a, const NceCharge& k
 template <class Real>
 __device__ __forceinline__ Real add_score(const BankScore& a, GatherSum kind, Real s, Real scale, Real offset,
                                           Tally<Real>* tally) {
-  if (kind == SUM_TERMS && a.op == BANK_MEAN_SCORE) {
-    tally->sum += s;
-    return Real(1);
+  if (kind == SUM_SLOPES || a.op == BANK_NCE) {
+    const Term<Real> term = score_term(s * scale - offset);
+    tally->sum += term.value;
+    if (kind == SUM_SLOPES) tally->beside += term.slope;
+    return term.slope;
   }
-  const Term<Real> term = score_term(s * scale - offset);
-  tally->sum += term.value;
-  if (kind == SUM_SLOPES) tally->beside += term.slope;
-  return term.slope;
+  tally->sum += s;
+  return Real(1);
 }
 
 // The sums of the slopes, behind those of the terms (SUM_SLOPES): numbers from one to the other.
