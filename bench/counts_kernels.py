@@ -134,22 +134,6 @@ KERNELS = (
         )
     ),
     Kernel(
-        name="gather bf16 D=100",  # rows of 200 bytes: not a multiple of 16
-        unit="draw, both directions",
-        source="bank_gather_general.cu",
-        symbol="gather_general_kernelINS_4Bf16Ef",
-        ways=(
-            Way({"SHFL": 5, "FFMA": 4}, warps=2),  # a score: 4 numbers a lane
-            Way({"LDS": 2, "FFMA": 1}, warps=2 * 4),  # 4 warps have the columns of a row's share of the gradient
-            Way({"permutation.h .*IMAD": 6 * PASSES}, (("permutation.h .*IMAD", PASSES),), warps=1 / WARP),
-        ),
-        units=1,
-        threads=256,
-        dynamic_shared=4 * 1024,
-        total=BATCH * K,
-        work=gather_work(BATCH, K, NUM_DATA, 100, 2, l2=50 << 20),
-    ),
-    Kernel(
         name="gather finish, 256 splits",
         unit="split, 32 columns",
         source="bank_finish.cu",

@@ -119,6 +119,6 @@ def test_no_count_has_grown(target):
             continue  # another compiler
         compared += 1
         assert row["instructions"] <= GROWTH * before["instructions"], row
-        assert row["spilled_bytes"] == 0, row
+        assert row["spilled_bytes"] <= before["spilled_bytes"], row
     if not compared:
         pytest.skip(f"no committed count of nvcc {counts.compiler()}")
