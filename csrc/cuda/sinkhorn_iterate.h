@@ -64,8 +64,8 @@ struct Ended {
   Real scale;  // s of the last one, in units of log 2
 };
 
-// The loop over iterations. `turn(step, scale)` makes one and `store()` leaves its state in shared memory; each ends with a
-// barrier. The slots of a cooperative grid are [3, blocks].
+// The loop over iterations. `turn(step, scale)` makes one and `store()` leaves its state in shared memory; each ends
+// with a barrier. The slots of a cooperative grid are [3, blocks].
 template <class Real, bool GRID, class Turn, class Store>
 __device__ __forceinline__ Ended<Real> iterate_by(const Args<Real>& args, const Tile<Real>& t, Grid& grid, Real unit,
                                                   Real rest, Turn turn, Store store) {
