@@ -2,9 +2,10 @@
 
     python -m bench counts [--only PATTERN] [--targets sm_90 ...] [--quick]
 
-A model, not a measurement: the instructions of the cheapest round of a kernel's main loop (bench/machine_code.py), what
-they cost if every scheduler of 132 multiprocessors at 1.755 GHz issued one in every cycle, and how much of that the
-floor of the same work is, by the bytes and products of an H200's data sheet. Nothing waits for memory in it.
+A model, not a measurement: the instructions of the cheapest round of a main loop (bench/machine_code.py), added
+over the ways of its warps; what they cost if every scheduler at 1.755 GHz of the multiprocessors that share the work,
+132 or one for a single block, issued one in every cycle; and how much of that the floor of the same work is, by the
+bytes and operations of an H200's data sheet. Nothing waits for memory, for a result or at a barrier in it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,8 +31,8 @@ from bench.results_file import RESULTS
 
 CSRC = RESULTS.parent.parent / "csrc" / "cuda"
 TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120")
-SCHEDULERS, PROCESSORS, CLOCK = 4, 132, 1.755e9
-CEILINGS: Work = {"memory": 4.8e12, "l2": 6e12, "bf16": 989e12}  # bytes or operations a second
+SCHEDULERS, CLOCK = 4, 1.755e9
+CEILINGS: Work = {"memory": 4.8e12, "l2": 6e12, "bf16": 989e12, "fp32": 67e12}  # bytes or operations a second
 SHARED = {"sm_80": 164, "sm_90": 228, "sm_100": 228, "sm_120": 100}  # KB of a multiprocessor
 THREADS = {"sm_120": 1536}  # of a multiprocessor, else 2,048
 REGISTERS, BLOCKS, RESERVED = 1 << 16, 32, 1 << 10
@@ -74,9 +76,12 @@ def row(kernel: Kernel, target: str, codes: Codes, used: Resources) -> dict[str,
     if len(names) != 1:
         raise ValueError(f"symbol: expected one function like {kernel.symbol!r}, got {names}")
     registers, spilled = used[names[0]]["registers"], used[names[0]]["stack"]
-    classes = cheapest_round(codes[names[0]], kernel.through, kernel.trips)
+    classes: Counter[str] = Counter()
+    for way in kernel.ways:
+        for name, number in cheapest_round(codes[names[0]], way.through, way.trips).items():
+            classes[name] += way.warps * number  # type: ignore[assignment]
     count = sum(classes.values()) / kernel.units
-    bound = 1e6 * count * kernel.total / (SCHEDULERS * PROCESSORS * CLOCK)
+    bound = 1e6 * count * kernel.total / (SCHEDULERS * kernel.processors * CLOCK)
     floor = floor_us(kernel.work, CEILINGS)
     blocks = resident(target, registers, kernel.threads, kernel.dynamic_shared)
     return {

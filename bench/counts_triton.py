@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bench.counts_kernels import DIM, NUM_DATA, WARP, K, Kernel
+from bench.counts_kernels import DIM, NUM_DATA, WARP, K, Kernel, Way
 from bench.gpu_floors import dense_work
 
 TARGETS = ("sm_80", "sm_90")  # later ones put the walk into functions of its own, which machine_code.py does not follow
@@ -66,7 +66,7 @@ def _kernel(case: tuple[str, str, int], walk, shared: int) -> Kernel:
         unit="32 cells of a direction",
         source="triton",
         symbol=f"^{walk.kernel.__name__}$",
-        through={r"MUFU\.EX2": cells},
+        ways=(Way({r"MUFU\.EX2": cells}),),
         units=cells,
         threads=threads,
         dynamic_shared=shared,

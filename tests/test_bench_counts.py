@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bench import counts, counts_triton
+from bench.counts_kernels import Way
 from bench.machine_code import cheapest_round, loops, parsed, tool
 from bench.results_file import read
 
@@ -72,6 +73,28 @@ def test_a_loop_that_is_not_there_is_refused(blocks):
         cheapest_round(blocks, {"HMMA": 1})
 
 
+def test_ways_of_different_warps_are_added(blocks):
+    kernel = counts.Kernel(
+        name="k",
+        unit="round of a block",
+        source="kernel.cu",
+        symbol="^kernel$",
+        ways=(Way({"LDG": 1}, warps=14), Way({"LDG": 1, "MUFU": 2}, warps=2)),
+        units=1,
+        threads=512,
+        dynamic_shared=0,
+        total=1,
+        work={"fp32": 67e12},
+        processors=1,
+    )
+    used = {"kernel": {"registers": 32, "stack": 0, "shared": 0}}
+    row = counts.row(kernel, "sm_90", {"kernel": blocks}, used)
+    assert row["instructions"] == 14 * 9 + 2 * 12
+    assert row["classes"] == {"branch": 82.0, "float": 32.0, "integer": 16.0, "global": 16.0, "special": 4.0}
+    assert row["floor_us"] == 1e6  # fp32 at its ceiling for a second
+    assert row["bound_us"] == 0.0  # 150 instructions by four schedulers
+
+
 def test_blocks_of_a_multiprocessor():
     assert counts.resident("sm_90", 128, 256, 20_000) == 2  # by registers
     assert counts.resident("sm_90", 32, 512, 100_000) == 2  # by shared memory
@@ -96,6 +119,6 @@ def test_no_count_has_grown(target):
             continue  # another compiler
         compared += 1
         assert row["instructions"] <= GROWTH * before["instructions"], row
-        assert row["spilled_bytes"] == 0, row
+        assert row["spilled_bytes"] <= before["spilled_bytes"], row
     if not compared:
         pytest.skip(f"no committed count of nvcc {counts.compiler()}")

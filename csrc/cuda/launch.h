@@ -64,6 +64,27 @@ __device__ __forceinline__ uint32_t group_index() {
 #endif
 }
 
+// Makes x, of four bytes, a value that the compiler cannot compute again: a loop that uses it holds it in a register.
+__device__ __forceinline__ void hold(float& x) {
+#if defined(__CUDACC__)
+  asm volatile("" : "+f"(x));
+#else
+  static_cast<void>(x);
+#endif
+}
+__device__ __forceinline__ void hold(uint32_t& x) {
+#if defined(__CUDACC__)
+  asm volatile("" : "+r"(x));
+#else
+  static_cast<void>(x);
+#endif
+}
+
+// The offset of an address in the dynamic shared memory of this block: shared_ptr(offset_of(p)) is p.
+__device__ __forceinline__ uint32_t offset_of(const void* p) {
+  return static_cast<uint32_t>(static_cast<const unsigned char*>(p) - shared_ptr<unsigned char>(0));
+}
+
 // Waits for every thread of a group of blocks of a cooperative grid: those with the same blockIdx.y. Each group has a
 // `state` of its own: one word of device memory, zero before its first use ever. Its top bit flips each time all blocks
 // have arrived: the first block adds 2^31 - (blocks - 1), every other block 1. What a block wrote before is released

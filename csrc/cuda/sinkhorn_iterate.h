@@ -1,5 +1,6 @@
 // Iterates from the masses and the first potentials to the last potentials.
 #pragma once
+#include "sinkhorn_kept.h"
 #include "sinkhorn_pairs.h"
 
 namespace wcf::ot {
@@ -63,48 +64,59 @@ struct Ended {
   Real scale;  // s of the last one, in units of log 2
 };
 
-// Needs C in the strip. Ends with a barrier. The slots of a cooperative grid are [3, blocks].
+// The loop over iterations. `turn(step, scale)` makes one and `store()` leaves its state in shared memory; each ends
+// with a barrier. The slots of a cooperative grid are [3, blocks].
+template <class Real, bool GRID, class Turn, class Store>
+__device__ __forceinline__ Ended<Real> iterate_by(const Args<Real>& args, const Tile<Real>& t, Grid& grid, Real unit,
+                                                  Real rest, Turn turn, Store store) {
+  int step = 0, next_test = args.tol >= 0 ? args.check_every : 0;
+  Real scale;
+  WCF_ROLLED
+  for (;;) {
+    ++step;
+    const Real times = static_cast<Real>(args.solver == OT_IPOT ? step : 1);
+    scale = multiply_add(times, unit, times * rest);
+    turn(step, scale);
+    const bool last = step == args.iters;
+    if (!last && step != next_test) continue;
+    store();
+    if (last) break;
+    next_test += args.check_every;
+    Real error = row_error(t, scale);
+    if constexpr (GRID) {
+      Real* const slots = slots_of(args) + 2 * gridDim.x;
+      if (threadIdx.x == 0) slots[blockIdx.x] = error;
+      grid.sync();
+      error = slots_sum(slots);
+    }
+    if (error <= static_cast<Real>(args.tol)) break;  // equal in the whole grid
+  }
+  return Ended<Real>{step, scale};
+}
+
+// Needs C in the strip. Ends with a barrier.
 template <class Real, int K, int U, bool GRID>
 __device__ __forceinline__ Ended<Real> iterate(const Args<Real>& args, const Tile<Real>& t, Grid& grid, int64_t g) {
   const bool ipot = args.solver == OT_IPOT;
   const double unit_scale = args.inv_eps * LOG2E;  // s of one step, per log 2
   const Real unit = static_cast<Real>(unit_scale), rest = static_cast<Real>(unit_scale - unit);
   start(args, t, g, unit);
-  const Seat<K, U, Real> seat(t);
-  // One turn, in the narrow kernel only, and costs that stay as they are.
-  const bool kept = K == NARROW && t.rows <= seat.row_groups * U && !pairs_move(args);
-  Rows<K, U, Real> rows(t, seat, seat.rg * U);
-  __syncwarp();  // all lanes have read their row's state before the first sweep writes it: shuffles order no memory
-  int step = 0, next_test = args.tol >= 0 ? args.check_every : 0;
-  Real scale;
-  WCF_ROLLED
-  for (;;) {
-    ++step;
-    if (step > 1 && pairs_move(args)) move_pairs(t, step);
-    const Real times = static_cast<Real>(ipot ? step : 1);
-    scale = multiply_add(times, unit, times * rest);
-    const bool last = step == args.iters, test = step == next_test;
-    if (kept) {
-      sweep_kept(t, seat, rows, scale, ipot);
-      if (last || test) rows.store(t, seat, seat.rg * U);
-    } else {
-      sweep(t, seat, scale, ipot);
-    }
-    columns<K, GRID>(t, grid, scale, ipot);
-    if (last) break;
-    if (test) {
-      next_test += args.check_every;
-      Real error = row_error(t, scale);
-      if constexpr (GRID) {
-        Real* const slots = slots_of(args) + 2 * gridDim.x;
-        if (threadIdx.x == 0) slots[blockIdx.x] = error;
-        grid.sync();
-        error = slots_sum(slots);
-      }
-      if (error <= static_cast<Real>(args.tol)) break;  // equal in the whole grid
+  if constexpr (K == NARROW && !GRID) {
+    if (t.rows <= WARPS * U && !pairs_move(args)) {  // costs stay as they are
+      Kept<U, Real> kept(t);
+      return iterate_by<Real, GRID>(
+          args, t, grid, unit, rest, [&](int, Real scale) { kept.iterate(t, scale, ipot); }, [&] { kept.store(t); });
     }
   }
-  return Ended<Real>{step, scale};
+  const Seat<K, U, Real> seat(t);
+  return iterate_by<Real, GRID>(
+      args, t, grid, unit, rest,
+      [&](int step, Real scale) {
+        if (step > 1 && pairs_move(args)) move_pairs(t, step);
+        sweep(t, seat, scale, ipot);
+        columns<K, GRID>(t, grid, scale, ipot);
+      },
+      [] {});
 }
 
 }  // namespace wcf::ot

@@ -86,9 +86,6 @@ struct Rows {
     base = from;
     factor = by;
   }
-  __device__ __forceinline__ void store_alpha(const Tile<Real>& t, const Seat<K, U, Real>& seat, int first) const {
-    if (seat.speaks && mass > 0) t.alpha[first + seat.own] = alpha;
-  }
   __device__ __forceinline__ void store(const Tile<Real>& t, const Seat<K, U, Real>& seat, int first) const {
     __syncwarp();  // all lanes have read the row's state before one writes it: shuffles order no memory
     if (!seat.speaks || !(mass > 0)) return;
@@ -103,14 +100,13 @@ struct Rows {
 // The row step, in one exponential per cell: a warp holds E_ij = 2^(guess_i + ahead_j - s C_ij) in registers, scales
 // row i by w_i = a_i / sum_j E_ij and adds it to `total`. With more than one group of columns the sums of a row meet in
 // `part`, at a barrier. The sums of U rows end in U groups of lanes, and each group works out the factor and the
-// potential of its row: the warp issues that once for all of them.
+// potential of its row: the warp issues that once for all of them. A warp that is not busy has no rows.
 template <int K, int U, class Real>
 __device__ __forceinline__ void row_step(const Tile<Real>& t, const Seat<K, U, Real>& seat, Rows<K, U, Real>& rows,
-                                         const Real (&ahead)[K], Real (&total)[K], Real* part, int first, Real scale,
-                                         bool extrapolate) {
+                                         const Real (&ahead)[K], Real (&total)[K], Real* part, int first, bool busy,
+                                         Real scale, bool extrapolate) {
   constexpr int LANES = Seat<K, U, Real>::LANES;
   const int lane = threadIdx.x % WARP;
-  const bool busy = seat.rg < seat.row_groups && first < t.rows;  // the whole warp
   Real e[U][K], sums[U], sum = 0;
   WCF_UNROLL
   for (int u = 0; u < U; ++u) {
@@ -129,7 +125,7 @@ __device__ __forceinline__ void row_step(const Tile<Real>& t, const Seat<K, U, R
     }
     sum = warp_sums<U>(sums);
   }
-  if (seat.column_groups > 1) {  // the same in the whole grid
+  if (K != NARROW && seat.column_groups > 1) {  // the same in the whole grid
     Real* const of_row = part + (seat.rg * U + seat.own) * seat.column_groups;
     if (busy && lane % LANES == 0) of_row[seat.cg] = sum;
     __syncthreads();
@@ -209,24 +205,11 @@ __device__ __forceinline__ void sweep(const Tile<Real>& t, const Seat<K, U, Real
   for (int start = 0; start < t.rows; start += seat.row_groups * U) {
     const int first = start + seat.rg * U;
     Rows<K, U, Real> rows(t, seat, first);
-    row_step(t, seat, rows, ahead, total, part, first, scale, extrapolate);
+    const bool busy = seat.rg < seat.row_groups && first < t.rows;  // the whole warp
+    row_step(t, seat, rows, ahead, total, part, first, busy, scale, extrapolate);
     rows.store(t, seat, first);
     part = part == t.part ? t.part + PART / 2 : t.part;
   }
-  store_total(t, seat, total);
-}
-
-// A sweep over a strip that takes one turn. Its rows stay in registers between iterations. Shared memory has only
-// their potentials until the rows are stored.
-template <int K, int U, class Real>
-__device__ __forceinline__ void sweep_kept(const Tile<Real>& t, const Seat<K, U, Real>& seat, Rows<K, U, Real>& rows,
-                                           Real scale, bool extrapolate) {
-  Real ahead[K], total[K];
-  load_ahead(t, seat, ahead);
-  WCF_UNROLL
-  for (int k = 0; k < K; ++k) total[k] = 0;
-  row_step(t, seat, rows, ahead, total, t.part, seat.rg * U, scale, extrapolate);
-  rows.store_alpha(t, seat, seat.rg * U);
   store_total(t, seat, total);
 }
 
