@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <type_traits>
 
 #include "array.h"
@@ -18,8 +19,8 @@ struct Scalings {
   const T* shift;  // [count], or null: 0
   double damp;
 
-  // A scaling below the normal numbers is stored as 0.
-  T log_of_stored_zero(int64_t k) const {
+  // The logarithm of a scaling below the normal numbers, which has lost bits or is stored as 0.
+  T log_of_tiny(int64_t k) const {
     return static_cast<T>(std::log(static_cast<double>(mass[k])) - damp * std::log(static_cast<double>(sum[k])));
   }
 };
@@ -36,8 +37,8 @@ void write_potentials(const SinkhornKernels<T>& kernel, const Scalings<T>& side,
     auto* const to = row(lane);
     for (int64_t i = 0; i < side.count; ++i) {
       const int64_t k = i * side.lanes + lane;
-      const bool lost = side.scaling[k] == 0 && side.mass[k] > 0;
-      const T log = lost ? side.log_of_stored_zero(k) : logs.data()[k];
+      const bool tiny = side.scaling[k] < std::numeric_limits<T>::min() && side.mass[k] > 0;
+      const T log = tiny ? side.log_of_tiny(k) : logs.data()[k];
       to[i] = static_cast<std::decay_t<decltype(*to)>>(side.shift ? log + damp * side.shift[i] : log);
     }
   }
