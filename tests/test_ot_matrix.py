@@ -6,7 +6,8 @@ import torch
 
 import wcord_fast.functional as F
 from tests import ot_oracles
-from wcord_fast.ops.sinkhorn import matrix
+from wcord_fast.ops.sinkhorn import matrix, matrix_native, matrix_reference
+from wcord_fast.ops.sinkhorn.reference import SolveOptions
 
 BACKENDS = ("native", "reference")
 N, M, G = 23, 37, 5
@@ -248,3 +249,13 @@ def test_compiled_and_eager_results_are_bit_identical(reach):
         value.backward()
         grads.append((value.detach(), leaf.grad))
     assert torch.equal(grads[0][0], grads[1][0]) and torch.equal(grads[0][1], grads[1][1])
+
+
+@pytest.mark.parametrize("iters", [1, 6])
+def test_potential_of_a_mass_whose_scaling_is_below_the_normal_numbers(iters):
+    a = torch.full((1, N), 1 / (N - 1))
+    a[0, 3] = 1e-37  # the first row sums are M: this row's scaling is subnormal
+    b = torch.full((1, M), 1 / M)
+    options = SolveOptions("given", "sinkhorn", 0.5, iters, None, "cost", False, False, False, False)
+    native, exact = (solver.solve(torch.zeros(1, N, M), a, b, options) for solver in (matrix_native, matrix_reference))
+    torch.testing.assert_close(native.alpha, exact.alpha, rtol=1e-6, atol=1e-5)

@@ -16,6 +16,7 @@
 
 #include "array.h"
 #include "cpu.h"
+#include "sinkhorn_potentials.h"
 #include "sinkhorn_side.h"
 
 namespace wcf {
@@ -282,15 +283,22 @@ class Shared {
   void finish(int64_t q) {
     if (call_.out_error) row_errors(q);
     const size_t rows = at(q, 0, n_), columns = at(q, 0, m_);
-    kernel_.shared_log(r_.data() + rows, n_ * lanes_);
-    std::copy_n(c_.data() + columns, m_ * lanes_, partial(q));
-    kernel_.shared_log(partial(q), m_ * lanes_);
     S *const value = static_cast<S*>(call_.out_value), *const error = static_cast<S*>(call_.out_error);
     S* const scale = static_cast<S*>(call_.out_scale);
-    write_potentials(q, a_.data() + rows, n_, r_.data() + rows, shift_.data(), damp_a_,
-                     static_cast<S*>(call_.out_alpha));
-    write_potentials(q, b_.data() + columns, m_, partial(q), nullptr, damp_b_, static_cast<S*>(call_.out_beta));
-    for (int64_t lane = 0; lane < lanes_ && q * lanes_ + lane < count_; ++lane) {
+    const int64_t used = std::min(lanes_, count_ - q * lanes_);
+    const Scalings<T> by_row{
+        u_.data() + rows, a_.data() + rows, r_.data() + rows, n_, lanes_, shift_.data(), damp_a_};
+    const Scalings<T> by_column{
+        v_.data() + columns, b_.data() + columns, c_.data() + columns, m_, lanes_, nullptr, damp_b_};
+    S *const alpha = static_cast<S*>(call_.out_alpha), *const beta = static_cast<S*>(call_.out_beta);
+    write_potentials(kernel_, by_row, used, [&](int64_t lane) { return alpha + problem(q, lane) * n_; });
+    write_potentials(kernel_, by_column, used, [&](int64_t lane) { return beta + problem(q, lane) * m_; });
+    if (dual()) {
+      kernel_.shared_log(r_.data() + rows, n_ * lanes_);
+      std::copy_n(c_.data() + columns, m_ * lanes_, partial(q));
+      kernel_.shared_log(partial(q), m_ * lanes_);
+    }
+    for (int64_t lane = 0; lane < used; ++lane) {
       const int64_t g = problem(q, lane);
       if (!solved(q, lane)) continue;
       call_.out_solved[g] = 1;
@@ -302,26 +310,9 @@ class Shared {
     }
   }
 
-  // Room of panel q for partial sums of either side, and for the logarithms of c at the end.
+  // Room of panel q for partial sums of either side, and for the logarithms of c that the dual value needs.
   T* partial(int64_t q) { return partial_.data() + at(q, 0, std::max(n_, m_)); }
   bool solved(int64_t q, int64_t lane) const { return marks_[static_cast<size_t>((q * 2 + 1) * lanes_ + lane)] != 0; }
-
-  // log mass - damp * (log sum - shift) of panel q into a tensor [G, count].
-  void write_potentials(int64_t q, const T* mass, int64_t count, const T* logs, const T* shift, double damp, S* out) {
-    const int64_t lanes = std::min(lanes_, count_ - q * lanes_);
-    Array<T> own;
-    own.resize(static_cast<size_t>(count * lanes_));
-    std::copy_n(mass, count * lanes_, own.data());
-    kernel_.shared_log(own.data(), count * lanes_);
-    const T factor = static_cast<T>(damp);
-    for (int64_t i = 0; i < count; ++i) {
-      const T off = shift ? shift[i] : T(0);
-      for (int64_t lane = 0; lane < lanes; ++lane) {
-        const int64_t k = i * lanes_ + lane;
-        out[problem(q, lane) * count + i] = static_cast<S>(own.data()[k] - factor * (logs[k] - off));
-      }
-    }
-  }
 
   // sum_i sums_i potential_i over both sides, what relaxed marginals add, and the gradients of the masses.
   double dual_value(int64_t q, int64_t lane, int64_t g) {

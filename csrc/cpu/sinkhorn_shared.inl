@@ -54,14 +54,19 @@ void shared_pack(const T* cost, int64_t n, int64_t m, T s, const T* shift, int64
       WCF_UNROLL
       for (int r = 0; r < TILE_ROWS; ++r) to[j * TILE_ROWS + r] = scratch[r * ld + j];
     }
-    for (int64_t r = 0; r < TILE_ROWS && i0 + r < n; ++r) {
-      const T* const e = scratch + r * ld;
-      const int64_t whole = m / TILE_ROWS;
-      for (int64_t p = 0; p < whole; ++p) {
-        __builtin_memcpy(by_columns + (p * n + i0 + r) * TILE_ROWS, e + p * TILE_ROWS, TILE_ROWS * sizeof(T));
+    const int64_t rows = n - i0 < TILE_ROWS ? n - i0 : TILE_ROWS, whole = m / TILE_ROWS;
+    for (int64_t p = 0; p < whole; ++p) {
+      T* const panel = by_columns + (p * n + i0) * TILE_ROWS;
+      for (int64_t r = 0; r < rows; ++r) {
+        __builtin_memcpy(panel + r * TILE_ROWS, scratch + r * ld + p * TILE_ROWS, TILE_ROWS * sizeof(T));
       }
-      for (int64_t j = whole * TILE_ROWS; j < whole * TILE_ROWS + (m > whole * TILE_ROWS ? TILE_ROWS : 0); ++j) {
-        by_columns[(whole * n + i0 + r) * TILE_ROWS + j - whole * TILE_ROWS] = j < m ? e[j] : T(0);
+    }
+    if (whole * TILE_ROWS == m) continue;
+    for (int64_t r = 0; r < rows; ++r) {
+      T* const to_row = by_columns + (whole * n + i0 + r) * TILE_ROWS;
+      for (int64_t j = 0; j < TILE_ROWS; ++j) {
+        const int64_t column = whole * TILE_ROWS + j;
+        to_row[j] = column < m ? scratch[r * ld + column] : T(0);
       }
     }
   }
@@ -100,12 +105,14 @@ WCF_HD void shared_scale(const SharedStep<T>& step, bool simple, int64_t at, con
   }
 }
 
-// acc [TILE_ROWS, 2] = `depth` steps of a tile, a [depth, TILE_ROWS] and b [depth, TILE_COLUMNS].
+// acc [TILE_ROWS, 2] = `depth` steps of a tile, a [depth, TILE_ROWS] and b [depth, TILE_COLUMNS]. Meanwhile `next`, the
+// rows of K of the next tile, come closer: the hardware does not foresee the jump to them.
 template <class T>
-WCF_HD void shared_tile(const T* a, const T* b, int64_t depth, Vec<T> (&acc)[TILE_ROWS][2]) {
+WCF_HD void shared_tile(const T* a, const T* b, int64_t depth, const T* next, Vec<T> (&acc)[TILE_ROWS][2]) {
   WCF_UNROLL
   for (int i = 0; i < TILE_ROWS; ++i) acc[i][0] = acc[i][1] = Vec<T>{};
   for (int64_t k = 0; k < depth; ++k) {
+    __builtin_prefetch(next + k * TILE_ROWS);
     const Vec<T> b0 = load_vec<T>(b + k * TILE_COLUMNS<T>), b1 = load_vec<T>(b + k * TILE_COLUMNS<T> + WIDTH<T>);
     WCF_UNROLL
     for (int i = 0; i < TILE_ROWS; ++i) {
@@ -125,7 +132,9 @@ WCF_HD void shared_panel(const SharedStep<T>& step, int64_t q, int64_t first, in
   for (int64_t i0 = first; i0 < last; i0 += TILE_ROWS) {
     const int64_t rows = last - i0 < TILE_ROWS ? last - i0 : TILE_ROWS, at = (q * step.rows + i0) * W;
     Vec<T> acc[TILE_ROWS][2];
-    shared_tile(step.kernel + i0 * step.k + k0 * TILE_ROWS, step.in + (q * step.k + k0) * W, depth, acc);
+    const T* const own = step.kernel + i0 * step.k + k0 * TILE_ROWS;
+    const T* const next = i0 + TILE_ROWS < step.rows ? own + TILE_ROWS * step.k : own;
+    shared_tile(own, step.in + (q * step.k + k0) * W, depth, next, acc);
     T* const partial = step.partial ? step.partial + at : nullptr;
     WCF_UNROLL
     for (int i = 0; i < TILE_ROWS; ++i) {

@@ -1,0 +1,47 @@
+// The potentials of a panel of problems from their scalings.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <type_traits>
+
+#include "array.h"
+#include "sinkhorn_kernels.h"
+
+namespace wcf {
+
+// One side of a panel: scaling = mass * sum^-damp, [count, lanes] each.
+template <class T>
+struct Scalings {
+  const T *scaling, *mass, *sum;
+  int64_t count, lanes;
+  const T* shift;  // [count], or null: 0
+  double damp;
+
+  // The logarithm of a scaling below the normal numbers, which has lost bits or is stored as 0.
+  T log_of_tiny(int64_t k) const {
+    return static_cast<T>(std::log(static_cast<double>(mass[k])) - damp * std::log(static_cast<double>(sum[k])));
+  }
+};
+
+// row(lane)[i] = log scaling + damp * shift for the first `used` lanes; -infinity where the mass is 0.
+template <class T, class Row>
+void write_potentials(const SinkhornKernels<T>& kernel, const Scalings<T>& side, int64_t used, Row row) {
+  Array<T> logs;
+  logs.resize(static_cast<size_t>(side.count * side.lanes));
+  std::copy_n(side.scaling, side.count * side.lanes, logs.data());
+  kernel.shared_log(logs.data(), side.count * side.lanes);
+  const T damp = static_cast<T>(side.damp);
+  for (int64_t lane = 0; lane < used; ++lane) {
+    auto* const to = row(lane);
+    for (int64_t i = 0; i < side.count; ++i) {
+      const int64_t k = i * side.lanes + lane;
+      const bool tiny = side.scaling[k] < std::numeric_limits<T>::min() && side.mass[k] > 0;
+      const T log = tiny ? side.log_of_tiny(k) : logs.data()[k];
+      to[i] = static_cast<std::decay_t<decltype(*to)>>(side.shift ? log + damp * side.shift[i] : log);
+    }
+  }
+}
+
+}  // namespace wcf
