@@ -208,8 +208,8 @@ def require_same(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> N
         longer = differing == ["recipe.epochs"] and lengthened(saved, wanted) != saved
         go_on = "extend (--extend) to go on with it, " if longer else ""
         raise CheckpointError(
-            f"{path} was made with another configuration: {text}{more}. Use another output folder to keep it, "
-            f"{go_on}or restart (--restart) to train every run in it anew"
+            f"{path} was made with another configuration: {text}{more}. Use another output folder (--output-dir) to "
+            f"keep it, {go_on}or restart (--restart) to train every run in it anew"
         )
 
 
