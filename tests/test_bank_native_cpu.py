@@ -71,7 +71,7 @@ def test_every_width(simd, dim, plan):
         ("none", {"num_data": 65, "k": 65}),
         ("class", {"batch": 1}),
         ("class", {"k": 1}),
-        ("class", {"num_data": 5000, "k": 4000, "batch": 300, "dim": 8}),  # several chunks of anchors, several tiles
+        ("class", {"num_data": 5000, "k": 4000, "batch": 130, "dim": 8}),  # several blocks of anchors, several tiles
         ("counts", {"num_data": 9}),
         ("replaced", {"num_data": 3, "k": 150_000, "batch": 2, "dim": 3}),  # pieces of one anchor, counts of 50,000
         ("given", {"num_data": 70, "k": 70_000, "batch": 2, "dim": 3}),
