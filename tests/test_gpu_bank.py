@@ -77,16 +77,21 @@ class Problem:
         assert ((grad - expected[1]).norm(dim=-1) <= 1e-5 * expected[1].norm(dim=-1)).all()
 
 
+NCE_AND_CRITICS = pytest.mark.parametrize("check", [Problem.check, Problem.check_critics], ids=["nce", "critics"])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("dim", [64, 128, 256, 1, 33, 300])
-def test_bank_nce_equals_the_reference(dtype, dim):
-    Problem(5000, 70, 1501, dim, dtype=dtype).check()
+@NCE_AND_CRITICS
+def test_every_dtype_and_width(check, dtype, dim):
+    check(Problem(5000, 70, 1501, dim, dtype=dtype))
 
 
 @pytest.mark.parametrize(("source", "replacement"), SOURCES)
 @pytest.mark.parametrize("dim", [128, 20])
-def test_every_source(source, replacement, dim):
-    Problem(3000, 9, 1100, dim, source, replacement).check()
+@NCE_AND_CRITICS
+def test_every_source(check, source, replacement, dim):
+    check(Problem(3000, 9, 1100, dim, source, replacement))
 
 
 @pytest.mark.parametrize("dim", [128, 20])
@@ -97,18 +102,6 @@ def test_given_rows_and_whole_pools(dim):
         problem.spec = DrawSpec("class", k, "no", expected, 0, problem.spec.tables)
         problem.spec_there = on("cuda", problem.spec)
         problem.check()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("dim", [64, 128, 256, 33])
-def test_critics_equal_the_reference(dtype, dim):
-    Problem(5000, 70, 1501, dim, dtype=dtype).check_critics()
-
-
-@pytest.mark.parametrize(("source", "replacement"), SOURCES)
-@pytest.mark.parametrize("dim", [128, 20])
-def test_critics_of_every_source(source, replacement, dim):
-    Problem(3000, 9, 1100, dim, source, replacement).check_critics()
 
 
 @pytest.mark.parametrize("dim", [128, 20])

@@ -60,7 +60,7 @@ WCF_CODES(OtRegime, WCF_OT_REGIMES)
   OPTIONAL(void*, grad_b)                 /* [G, m] Real */                                               \
   OPTIONAL(const int64_t*, row_labels)    /* [G, n]; rows and columns of equal label are pairs, a */      \
   OPTIONAL(const int64_t*, column_labels) /*   negative one has none: [G, m]; or null */                  \
-  OPTIONAL(double, rho)                   /* the reference plan's mass on the pairs, in [0, 1) */    \
+  OPTIONAL(double, rho)                   /* the reference plan's mass on the pairs, in [0, 1) */         \
   OPTIONAL(int64_t, budget)               /* CPU: bytes that kept matrices may take */                    \
   OPTIONAL(int32_t, regime)               /* CUDA: these five from an OtPlan of the same sizes */         \
   OPTIONAL(int64_t, blocks)                                                                               \
