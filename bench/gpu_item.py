@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ def parsed(
     p.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU")
     more(p)
     options = p.parse_args(arguments)
+    os.environ.pop("PYTEST_ADDOPTS", None)  # an item chooses its own tests
     options.device = torch.device("cpu" if options.dry_run else "cuda")
     if not options.dry_run:
         torch.zeros(1, device=options.device)  # raises with a clear message if there is no GPU

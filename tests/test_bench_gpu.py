@@ -174,7 +174,8 @@ def test_last(): print("the last one ran")
 
 
 @pytest.mark.slow
-def test_outcomes_of_tests_are_written_one_by_one_and_survive_a_dead_device(tmp_path):
+def test_outcomes_of_tests_are_written_one_by_one_and_survive_a_dead_device(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTEST_ADDOPTS", "--option-of-the-caller")
     (tmp_path / "test_outcomes.py").write_text(OUTCOMES)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
     code = (
