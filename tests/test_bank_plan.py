@@ -63,8 +63,9 @@ def test_every_row_of_the_support_table_has_an_implementation():
 
 @needs_native
 def test_the_cheaper_plan_is_taken(monkeypatch):
-    monkeypatch.setitem(plan.COSTS, ("native", "gather", "cpu"), Cost(10.0, 0.0))
-    monkeypatch.setitem(plan.COSTS, ("native", "dense", "cpu"), Cost(2.0, 0.0, 1.0))
+    simd = native_module.module().simd()
+    monkeypatch.setitem(plan.COSTS, ("native", "gather", simd), Cost(10.0, 0.0))
+    monkeypatch.setitem(plan.COSTS, ("native", "dense", simd), Cost(2.0, 0.0, 1.0))
     # Gather: 10 B K.  Dense: 2 B N + N D.
     assert choose("bank_nce", "auto", Problem(100, 1000, 199, 1), "cpu").plan == "gather"
     assert choose("bank_nce", "auto", Problem(100, 1000, 203, 1), "cpu").plan == "dense"
@@ -73,6 +74,14 @@ def test_the_cheaper_plan_is_taken(monkeypatch):
     assert "N/K = 4.93, 1.01 times cheaper by the measured costs" in str(
         choose("bank_nce", "auto", Problem(100, 1000, 203, 1), "cpu")
     )
+
+
+@needs_native
+def test_costs_are_those_of_the_instruction_set_in_use(simd, monkeypatch):
+    for other in ("portable", "avx2", "avx512"):
+        monkeypatch.setitem(plan.COSTS, ("native", "gather", other), Cost(1.0 if other == simd else 9.0, 0.0))
+        monkeypatch.setitem(plan.COSTS, ("native", "dense", other), Cost(1.0, 0.0))
+    assert choose("bank_nce", "auto", Problem(64, 1000, 250, 128), "cpu").plan == "gather"
 
 
 def test_a_backend_without_costs_is_judged_by_bytes(monkeypatch):

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from .. import dispatch
+from .. import dispatch, native_module
 from ..dispatch import Choice
 from ..sampling.spec import ALL
 
@@ -29,11 +29,16 @@ class Cost:
     bank_dim: float = 0.0
 
 
-# (backend, plan, kind of device) -> cost, measured on one thread of an AVX-512 machine (EPYC, Zen 4). Native: a least
-# squares fit, `python -m bench bank --fit`. Reference: one shape, 1.3 us per draw and 45 ns per cell at D = 128.
+# (backend, plan, kind of device or instruction set of the CPU) -> cost, measured on one thread. Native: a least squares
+# fit, `python -m bench bank --fit --simd NAME`; avx512 on a Zen 4 (EPYC), avx2 and portable on a Zen 3 (EPYC).
+# Reference: one shape, 1.3 us per draw and 45 ns per cell at D = 128.
 COSTS = {
-    ("native", "gather", "cpu"): Cost(7.8, 0.037, 0.42),
-    ("native", "dense", "cpu"): Cost(1.2, 0.036, 0.94),
+    ("native", "gather", "avx512"): Cost(7.8, 0.037, 0.42),
+    ("native", "dense", "avx512"): Cost(1.2, 0.036, 0.94),
+    ("native", "gather", "avx2"): Cost(17.9, 0.096, 0.81),
+    ("native", "dense", "avx2"): Cost(3.3, 0.042, 1.2),
+    ("native", "gather", "portable"): Cost(33.0, 0.11, 1.2),
+    ("native", "dense", "portable"): Cost(7.5, 0.16, 0.91),
     ("reference", "gather", "cpu"): Cost(20.0, 10.0),
     ("reference", "dense", "cpu"): Cost(19.0, 0.2),
 }
@@ -109,8 +114,15 @@ def _chosen(op, plan, problem, device, backend, _cannot_run) -> Choice:
     return choose(op, plan, problem, device, backend)
 
 
+def _measured(choice: Choice) -> Cost | None:
+    kind = choice.device
+    if choice.backend == "native" and kind == "cpu":
+        kind = native_module.module().simd()
+    return COSTS.get((choice.backend, choice.plan, kind))
+
+
 def _cheapest(choices: list[Choice], problem: Problem) -> tuple[Choice, str]:
-    measured = [COSTS.get((c.backend, c.plan, c.device)) for c in choices]
+    measured = [_measured(c) for c in choices]
     costs = [m or UNMEASURED[c.plan] for c, m in zip(choices, measured, strict=True)]
     if None in measured:  # a measured and an assumed cost do not compare
         costs = [UNMEASURED[c.plan] for c in choices]
