@@ -35,6 +35,8 @@ def test_other_training_images_are_refused(tmp_path, capsys, method):
     images(tmp_path / "data", seed=0)
     assert main(argv) == 0
     assert main(argv) == 0  # unchanged data: nothing to do
+    assert main([*argv, "--limit-student=8"]) == 1
+    assert "--limit-student) was None, now 8" in capsys.readouterr().err
     images(tmp_path / "data", seed=1)
     capsys.readouterr()
     assert main(argv) == 1

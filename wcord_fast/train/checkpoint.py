@@ -194,6 +194,10 @@ def _read(path: Path, load: Callable[[Path], Any]) -> Any:
         raise CheckpointError(f"{path}: damaged or not a PyTorch file ({reason})") from None
 
 
+# How a user asks for a value that a spec has under another name.
+OPTIONS = {"data.limit_train": "the number of training images (--limit-train, of students --limit-student)"}
+
+
 def require_same(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
     """CheckpointError, naming the first three different values, unless two specs are equal."""
     wanted_values, saved_values = _flat(wanted), _flat(saved)
@@ -202,7 +206,8 @@ def require_same(path: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> N
     ]
     if differing:
         text = "; ".join(
-            f"{key} was {saved_values.get(key)!r}, now {wanted_values.get(key)!r}" for key in differing[:3]
+            f"{OPTIONS.get(key, key)} was {saved_values.get(key)!r}, now {wanted_values.get(key)!r}"
+            for key in differing[:3]
         )
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         longer = differing == ["recipe.epochs"] and lengthened(saved, wanted) != saved
