@@ -42,6 +42,8 @@ def _all() -> Variants:
         result[f"{name} banks, ramp, z"] = (method, BOTH[section])
     for negatives in ("bank", "batch", "queue"):
         result[f"infonce {negatives}"] = ("gckt", ["--wcord.critic", "infonce", "--wcord.negatives", negatives])
+    for rows in (256, 1024):
+        result[f"infonce queue, {rows} rows"] = ("gckt", [*result["infonce queue"][1], "--wcord.queue-size", str(rows)])
     for weight in (1, 3, 10):
         result[f"LCKT none, weight {weight}"] = ("lckt", local("none", weight))
         result[f"LCKT only, weight {weight}"] = ("lckt", local("only", weight))
