@@ -74,7 +74,7 @@ def two_ranks():
 def pytest_xdist_make_scheduler(config, log):
     """Each worker has a run of neighbouring tests, and takes some of another's at its end.
 
-    The scheduler that `-n` stands for hands tests out in ever smaller pieces, and every worker makes a module's fixtures.
+    The scheduler that `-n` stands for hands tests out in ever smaller pieces: every worker makes a module's fixtures.
     """
     if config.getoption("dist") == "load":
         from xdist.scheduler import WorkStealingScheduling
