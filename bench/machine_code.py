@@ -72,9 +72,11 @@ def functions(cubin: Path) -> dict[str, list[Block]]:
     return parsed(_run("nvdisasm", "-g", "-c", str(cubin)))
 
 
-def resources(cubin: Path) -> dict[str, dict[str, int]]:
-    """registers, stack and static shared bytes of every function, by mangled name."""
-    kernels = _RESOURCES.findall(_run("cuobjdump", "-res-usage", str(cubin)))
+def resources(binary: Path, target: str | None = None) -> dict[str, dict[str, int]]:
+    """registers, stack and static shared bytes of every function, by mangled name; one with code for several GPUs needs
+    a `target`."""
+    chosen = ("-arch", target) if target else ()
+    kernels = _RESOURCES.findall(_run("cuobjdump", "-res-usage", *chosen, str(binary)))
     return {name: {"registers": int(r), "stack": int(st), "shared": int(sh)} for name, r, st, sh, _ in kernels}
 
 

@@ -70,6 +70,18 @@ def two_ranks():
         yield processes
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Each worker has a run of neighbouring tests, and takes some of another's at its end.
+
+    The scheduler that `-n` stands for hands tests out in ever smaller pieces: every worker makes a module's fixtures.
+    """
+    if config.getoption("dist") == "load":
+        from xdist.scheduler import WorkStealingScheduling
+
+        return WorkStealingScheduling(config, log)
+
+
 def pytest_collection_modifyitems(config, items):
     if torch.cuda.is_available():
         return

@@ -105,6 +105,8 @@ def test_floor_keeps_the_best_speed_measured(monkeypatch):
 
 @needs_native
 def test_quick_writes_only_into_the_given_folder(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(floor, "SIDE", 32)
+    monkeypatch.setattr(floor, "BYTES", 1 << 12)
     monkeypatch.setattr(update, "quick_contests", lambda: [update.contest(4, 50, 0.0, 8)])
     monkeypatch.setattr(torch, "compile", lambda f, **_: f)
     monkeypatch.setattr(options, "RESULTS", tmp_path / "results")

@@ -1,13 +1,16 @@
-"""The report of ptxas on every kernel for sm_80 and sm_90: no stack, no spills, all within budget."""
+"""What every kernel takes on sm_80 and sm_90: no stack, no spills, registers within budget, no static shared memory."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from bench.machine_code import resources, tool
 
 from .cuda_on_cpu import build
 
@@ -27,55 +30,67 @@ LARGER = {
     "sinkhorn_kernel": 128,
 }
 
-pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc was not found")
+SYSTEM = 1 << 10  # bytes of shared memory that sm_90 and later keep for themselves
 
-USAGE = re.compile(
-    r"Compiling entry function '(?P<name>\w+)' for '(?P<arch>\w+)'.*?"
-    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
-    r"Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
-    re.DOTALL,
+pytestmark = pytest.mark.skipif(
+    NVCC is None or tool("cuobjdump") is None, reason="nvcc or cuobjdump was not found, which Triton's package has"
 )
 
 
-def usage(source: Path, arch: str, folder: Path) -> list[dict[str, str]]:
-    """One record per kernel. Run in an empty folder: nvcc would take a cuda_runtime.h beside it for its own."""
-    command = [
-        NVCC,
-        "-std=c++17",
-        "-O3",
-        f"-arch={arch}",
-        "-cubin",
-        "-Xptxas",
-        "-v",
-        "-o",
-        "out.cubin",
-        str(source),
-    ]
+def compiled(source: Path, arch: str, folder: Path) -> Path:
+    """The machine code of `source`. Made in an empty folder: nvcc would take a cuda_runtime.h beside it for its own."""
+    result = folder / "out.cubin"
+    command = [str(NVCC), "-std=c++17", "-O3", f"-arch={arch}", "-cubin", "-o", str(result), str(source)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return [m.groupdict() for m in USAGE.finditer(done.stderr)]
+    return result
+
+
+def built(source: Path, arch: str) -> Path | None:
+    """The object that an install left in build/, if it has code for `arch` and is newer than all that it is made of."""
+    for item in (build.CSRC.parent / "build").glob(f"native-*/cuda_{source.name}.o"):
+        made_of = [Path(p) for p in item.with_suffix(".o.d").read_text().partition(":")[2].replace("\\\n", " ").split()]
+        times = [path.stat().st_mtime if path.exists() else float("inf") for path in made_of]
+        if source in made_of and max(times) < item.stat().st_mtime and resources(item, arch):
+            return item
+    return None
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 @pytest.mark.parametrize("source", sorted((build.CSRC / "cuda").glob("*.cu")), ids=lambda p: p.name)
 def test_kernels_fit(source, arch, tmp_path):
-    kernels = usage(source, arch, tmp_path)
+    binary = built(source, arch) or compiled(source, arch, tmp_path)
+    kernels = resources(binary, arch)
     assert len(kernels) >= 1
     problems = []
-    for kernel in kernels:
-        if (kernel["stack"], kernel["stores"], kernel["loads"]) != ("0", "0", "0"):
-            problems.append(f"spills: {kernel}")
-        budget = next((most for name, most in LARGER.items() if re.search(name, kernel["name"])), MAX_REGISTERS)
-        if int(kernel["registers"]) > budget:
-            problems.append(f"more than {budget} registers: {kernel}")
-        assert "smem" not in kernel["rest"], f"static shared memory: {kernel}"
+    for name, used in kernels.items():
+        if used["stack"]:
+            problems.append(f"{used['stack']} bytes of stack or spills: {name}")
+        budget = next((most for pattern, most in LARGER.items() if re.search(pattern, name)), MAX_REGISTERS)
+        if used["registers"] > budget:
+            problems.append(f"{used['registers']} registers, more than {budget}: {name}")
+        assert used["shared"] <= (0 if arch == "sm_80" else SYSTEM), f"static shared memory: {name}"
     release = re.search(r"release ([\d.]+)", subprocess.run([NVCC, "--version"], capture_output=True, text=True).stdout)
     if problems and release and release[1] != BUDGETED:
         pytest.skip(f"nvcc {release[1]}, reported and not judged: {'; '.join(problems)}")
     assert not problems, "\n".join(problems)
 
 
+def test_an_object_that_is_older_than_a_header_is_made_again(tmp_path, monkeypatch):
+    source, header, item = (tmp_path / name for name in ("csrc/k.cu", "csrc/k.h", "build/native-0/cuda_k.cu.o"))
+    for path in (source, header, item):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        os.utime(path, (100, 100 + (path == item)))
+    item.with_suffix(".o.d").write_text(f"{item.name} : {source} \\\n    {header}\n")
+    monkeypatch.setattr(build, "CSRC", tmp_path / "csrc")
+    monkeypatch.setattr(f"{__name__}.resources", lambda binary, arch: {"kernel": {}} if arch == "sm_90" else {})
+    assert built(source, "sm_90") == item and built(source, "sm_80") is None
+    os.utime(header, (102, 102))
+    assert built(source, "sm_90") is None
+
+
 def test_the_emulation_speaks_cuda(tmp_path):
-    names = [kernel["name"] for kernel in usage(build.HERE / "selftest.cu", "sm_90", tmp_path)]
+    names = resources(compiled(build.HERE / "selftest.cu", "sm_90", tmp_path))
     assert any("grid_kernel" in name for name in names)  # group_sync included

@@ -69,12 +69,13 @@ def test_a_taken_name_is_refused(package):
 
 
 def test_the_command_trains_on_it(package, tmp_path):
-    small = ["--teacher=resnet8", "--student=resnet8", "--epochs=1", "--batch-size=8", "--threads=1"]
+    small = ["--teacher=resnet8", "--student=resnet8", "--teacher-epochs=1", "--epochs=1", "--batch-size=8"]
     done = command(
         package,
         "--data=my_package.mine.load",
         "--methods=ce,crd",
         *small,
+        "--threads=1",
         f"--output-dir={tmp_path}/out",
         "--no-tensorboard",
     )

@@ -20,7 +20,7 @@ from wcord_fast import CRDLoss
 from wcord_fast.models.torchvision_import import torchvision_models
 
 from .crd_oracle import PublishedCRD
-from .rank_pool import alone, run_script
+from .rank_pool import alone, launch, run_script
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SMALL = {
@@ -43,11 +43,15 @@ SMALL = {
 def output_of(tmp_path):
     """A function that runs an example by its name and returns what it prints.
 
-    In a fork that has imported PyTorch already, or in a new interpreter, if a launcher is named that starts it.
+    In forks that have imported PyTorch already, or in a new interpreter, if a launcher is named that starts it.
     """
 
-    def output(name: str, *more: str, launcher: Sequence[str] = ()) -> str:
+    def output(name: str, *more: str, launcher: Sequence[str] = (), processes: int = 1) -> str:
         command = [str(EXAMPLES / name), *SMALL[name], *more]
+        if processes > 1:
+            ended = launch(processes, tmp_path, run_script, command)
+            assert not any(ended.codes), ended.err
+            return ended.out[0]
         if launcher:
             env = os.environ | {"OMP_NUM_THREADS": "1"}
             program = [sys.executable, *launcher, *command]
@@ -171,8 +175,10 @@ def test_two_towers_retrieve_their_pairs_on_one_and_two_processes(output_of, vie
     if views == "colour":
         more = ("--views", "colour", "--data", "cifar100", "--data-dir", str(some_of_cifar100(tmp_path)))
         more = (*more, "--batch-size", "128", "--epochs", "10")
-    two = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    single, together = output_of("two_tower.py", *more), output_of("two_tower.py", *more, launcher=two)
+        two = {"launcher": ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")}
+    else:
+        two = {"processes": 2}
+    single, together = output_of("two_tower.py", *more), output_of("two_tower.py", *more, **two)
     (losses, fractions), others = (
         ([float(x) for x in re.findall(rf"{name}:? ([\d.]+)", out)] for name in ("last batch", "images"))
         for out in (single, together)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -34,49 +35,78 @@ assert "wcord_fast" in info() and OTLoss()(torch.eye(4), -torch.eye(4)) > 0.5
 """
 
 
-def slim(code: str, *lacking: str) -> subprocess.CompletedProcess[str]:
-    """Run `code` in a Python in which `lacking`, by default all of the extra's modules, cannot be imported."""
-    before = f"import sys; sys.modules.update(dict.fromkeys({list(lacking or TRAIN)!r})); "
-    return subprocess.run([sys.executable, "-c", before + code], cwd=ROOT, capture_output=True, text=True)
+COMMAND = "import sys; from wcord_fast.cli.main import main; sys.exit(main(%r))"
+# Of each: the modules that cannot be imported, and the code.
+PROGRAMS = {
+    "methods": (list(TRAIN), METHODS),
+    "distill": (list(TRAIN), COMMAND % ["distill", "--epochs=3"]),
+    "evaluate": (["tqdm"], COMMAND % ["evaluate", "run"]),
+    "others": (
+        list(TRAIN),
+        """
+from wcord_fast.cli.main import main
+for argv in (["--version"], ["--help"], ["info"]):
+    print("code", main(argv))
+""",
+    ),
+    "digits": (["sklearn"], "import wcord_fast.data as d; d.load('digits')"),
+    "imports": (
+        [],
+        "import sys, wcord_fast.cli.main; print('sklearn' in sys.modules, 'matplotlib' in sys.modules)",
+    ),
+}
+# Forks from one interpreter, since importing PyTorch takes longer than the programs.
+FORK = """
+import json, os, sys, torch
+programs, folder = json.loads(sys.argv[1]), sys.argv[2]
+for name, (lacking, code) in programs.items():
+    child = os.fork()
+    if child == 0:
+        for stream in (1, 2):
+            os.dup2(os.open(f"{folder}/{name}{stream}", os.O_CREAT | os.O_WRONLY), stream)
+        sys.modules.update(dict.fromkeys(lacking))
+        exec(code, {})
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
 
 
-def command(*argv: str, lacking: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    return slim(f"from wcord_fast.cli.main import main; sys.exit(main({list(argv)!r}))", *lacking)
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """Each of PROGRAMS when it has ended."""
+    folder = tmp_path_factory.mktemp("programs")
+    command = [sys.executable, "-c", FORK, json.dumps(PROGRAMS), str(folder)]
+    codes = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+    return {
+        name: subprocess.CompletedProcess(name, int(code), *((folder / f"{name}{n}").read_text() for n in (1, 2)))
+        for name, code in zip(PROGRAMS, codes, strict=True)
+    }
 
 
-def test_losses_methods_and_models_need_torch_and_numpy_only():
-    done = slim(METHODS)
-    assert done.returncode == 0, done.stderr
+def test_losses_methods_and_models_need_torch_and_numpy_only(ended):
+    assert ended["methods"].returncode == 0, ended["methods"].stderr
 
 
-def test_driver_without_its_extra_names_it():
-    done = command("distill", "--epochs=3")
+def test_driver_without_its_extra_names_it(ended):
+    done = ended["distill"]
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and not done.stdout, done
     assert done.stderr.startswith("wcord-fast distill: ") and "pip install 'wcord-fast[train]'" in done.stderr
     for package in TRAIN.values():
         assert package in done.stderr
-    alone = command("evaluate", "run", lacking=("tqdm",))
+    alone = ended["evaluate"]
     assert alone.returncode == 2 and "tqdm" in alone.stderr and "pillow" not in alone.stderr
 
 
-def test_losses_work_without_the_driver_extra():
-    """All three in one process, which costs one import of PyTorch."""
-    code = """
-from wcord_fast.cli.main import main
-for argv in (["--version"], ["--help"], ["info"]):
-    print("code", main(argv))
-"""
-    done = slim(code)
+def test_losses_work_without_the_driver_extra(ended):
+    done = ended["others"]
     version, overview, information, rest = done.stdout.split("code 0\n")
     assert done.returncode == 0 and not rest, done
     assert version.startswith("wcord-fast ") and "COMMAND" in overview and "threads:" in information, done.stdout
 
 
-def test_scikit_learn_is_imported_for_the_digits_only():
-    code = "import wcord_fast.data as d; "
-    assert "scikit-learn" in slim(code + "d.load('digits')", "sklearn").stderr.splitlines()[-1]
-    done = slim("import wcord_fast.cli.main; print('sklearn' in sys.modules, 'matplotlib' in sys.modules)", "nothing")
-    assert done.stdout.split() == ["False", "False"], done.stderr
+def test_scikit_learn_is_imported_for_the_digits_only(ended):
+    assert "scikit-learn" in ended["digits"].stderr.splitlines()[-1]
+    assert ended["imports"].stdout.split() == ["False", "False"], ended["imports"].stderr
 
 
 def test_list_of_extras_equals_pyproject():

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from tests.rank_pool import alone
 from tests.test_train_loop import assert_equal, everything
 from wcord_fast import data, models
 from wcord_fast.cli.main import main
@@ -34,16 +35,14 @@ def one_thread():
 def finished(tmp_path_factory):
     """A finished run of the command as a user types it: in another process, in an empty directory."""
     directory = tmp_path_factory.mktemp("cli")
-    arguments = ["distill", *TINY, *WCORD, "--output-dir=out", "--methods=ce,wcord"]
-    done = command(arguments, directory)
+    done = alone(directory, _main, directory, ["distill", *TINY, *WCORD, "--output-dir=out", "--methods=ce,wcord"])
     assert done.returncode == 0, done.stderr
     return directory / "out", done.stdout
 
 
-def command(arguments, directory, **options):
-    env = {**os.environ, "PYTHONPATH": str(REPO)}
-    program = [sys.executable, "-m", "wcord_fast", *arguments]
-    return subprocess.run(program, cwd=directory, env=env, capture_output=True, text=True, timeout=300, **options)
+def _main(directory, arguments):
+    os.chdir(directory)
+    return main(arguments)
 
 
 def test_distill_ends_with_a_table_and_a_plot(finished):
@@ -72,7 +71,7 @@ def test_distill_ends_with_a_table_and_a_plot(finished):
 def test_several_seeds_of_students_with_few_images(finished, capsys, tmp_path):
     out, _ = finished
     arguments = [*TINY, *WCORD, "--methods=ce,kd,wcord", f"--teacher-checkpoint={out / 'teacher'}", "--quiet"]
-    arguments += ["--limit-student=60", "--seeds=3,0,1", f"--output-dir={tmp_path}"]
+    arguments += ["--limit-student=60", "--seeds=3,0,1", "--epochs=1", f"--output-dir={tmp_path}"]
     assert main(["distill", *arguments]) == 0
     output = capsys.readouterr().out
     last = {}
@@ -94,7 +93,7 @@ def test_several_seeds_of_students_with_few_images(finished, capsys, tmp_path):
         assert method == "ce" or rows[method]["minus ce"].startswith(f"{gain:+.2f} [")
     output = " ".join(output.split())
     assert "means over 3 seeds" in output and "wcord - kd: " in output and "kd - kd" not in output
-    assert main(["distill", *arguments, "--epochs=2"]) == 0  # all are finished
+    assert main(["distill", *arguments]) == 0  # all are finished
     assert capsys.readouterr().out.count("finished earlier") == 0  # --quiet
 
 
