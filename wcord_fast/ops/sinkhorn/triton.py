@@ -319,7 +319,7 @@ def finish_tile(cost: str, width: int) -> Tile:
     if cost == "cosine":
         return Tile(64, 32, chunk_width(width), min(width, 128), warps=8, stages=2, resident=1)
     if cost == "euclidean":
-        return DISTANCE_TILE._replace(out=width)
+        return DISTANCE_TILE._replace(n=64, out=width)  # weights take registers beside the costs
     return Tile(32, 32, 0, min(width, 128), warps=4, stages=2, resident=2)
 
 
