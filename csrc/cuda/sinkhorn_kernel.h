@@ -89,9 +89,10 @@ __device__ __forceinline__ void solve(const Args<Real>& args, int64_t g, Grid& g
 
 // Grid (blocks of a group, groups); a group solves one problem after another. GRID: the groups of a cooperative grid have
 // several blocks (sinkhorn.cu), else one (sinkhorn_resident.cu). GIVEN: the costs are given (sinkhorn_given.cu), and
-// there are neither pairs nor features. A lane holds K columns of U rows in the sweep.
+// there are neither pairs nor features. A lane holds K columns of U rows in the sweep. That one block on an SM is enough
+// is said for given costs only: without it ptxas spills to make room for a second.
 template <class Real, int K, int U, bool GRID, bool GIVEN>
-__global__ void __launch_bounds__(THREADS) sinkhorn_kernel(const Args<Real> args) {
+__global__ void __launch_bounds__(THREADS, GIVEN ? 1 : 0) sinkhorn_kernel(const Args<Real> args) {
   Grid grid{args.zeroed, Fixed<Real>::WORDS * args.at.ld, 0};
   WCF_ROLLED
   for (int g = blockIdx.y; g < args.problems; g += gridDim.y) {
