@@ -98,7 +98,7 @@ def _transport(name: str, source: str, symbol: str, cells: int, shared: int, way
         name=f"transport {name}",
         unit="iteration of a block",
         source=source,
-        symbol=rf"sinkhorn_kernelI{symbol}E",
+        symbol=rf"sinkhorn_kernelI{symbol}Lb0EE",  # costs of features
         ways=ways,
         units=1,
         threads=512,

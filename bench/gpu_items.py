@@ -20,7 +20,7 @@ BUILD_ENV = {"WCORD_FAST_CUDA": "1", "WCORD_FAST_CUDA_ARCHS": "native"}
 # Item, its seconds, and pytest's arguments.
 NATIVE_TESTS = (
     ("draws", 20, ["tests/test_gpu.py"]),
-    ("transport", 35, ["tests/test_gpu_sinkhorn.py"]),
+    ("transport", 35, ["tests/test_gpu_sinkhorn.py", "tests/test_gpu_sinkhorn_given.py"]),
     ("bank", 30, ["tests/test_gpu_bank.py", "-k", "not two_billion"]),
     ("steps", 20, ["tests/test_gpu_step.py"]),
 )

@@ -162,6 +162,10 @@ class PlayedModule:
     def _cuda_ot_solve_kernels(_record) -> list[str]:
         return ["sinkhorn_kernel"]
 
+    @staticmethod
+    def _cuda_ot_matrix_gradient_kernels(_record) -> list[str]:
+        return ["plan_kernel"]
+
 
 @contextmanager
 def played() -> Iterator[Launches]:

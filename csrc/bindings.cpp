@@ -177,6 +177,7 @@ void def_cuda(py::module_& m) {
   def_op(m, "cuda_spectral_gradient", &wcf_cuda_spectral_gradient);
   def_op(m, "cuda_membership", &wcf_cuda_membership);
   def_op(m, "cuda_ot_solve", &wcf_cuda_ot_solve);
+  def_op(m, "cuda_ot_matrix_gradient", &wcf_cuda_ot_matrix_gradient);
   m.def("cuda_ot_plan", [](const py::object& plan) { return wcf_cuda_ot_plan(&record_of<OtPlan>(plan)); });
   m.def("cuda_ot_memory", [](const py::object& plan) { wcf_cuda_ot_memory(&record_of<OtPlan>(plan)); });
 }

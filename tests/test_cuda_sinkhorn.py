@@ -19,11 +19,13 @@ from .cuda_on_cpu import build
 from .cuda_on_cpu.module import emulated
 from .ot_oracles import features, masses
 
+NAMES = ("sinkhorn", "sinkhorn_resident", "sinkhorn_given", "sinkhorn_plan")
 SOURCES = [
-    *(build.CSRC / "cuda" / f"{name}.cu" for name in ("sinkhorn", "sinkhorn_resident")),
+    *(build.CSRC / "cuda" / f"{name}.cu" for name in NAMES),
     build.HERE / "sinkhorn_rows.cu",
 ]
 F32, F64 = torch.float32, torch.float64
+COSTS = ("cosine", "sqeuclidean", "euclidean")
 POTENTIALS, GRADIENTS = ("alpha", "beta"), ("grad_x", "grad_y", "grad_a", "grad_b")
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")]
@@ -105,7 +107,7 @@ class Problem:
 SHAPES = [(24, 20, 9), (7, 40, 3), (40, 7, 20), (1, 1, 1), (1, 13, 4), (13, 1, 5)]
 
 
-@pytest.mark.parametrize("cost", ["cosine", "sqeuclidean"])
+@pytest.mark.parametrize("cost", COSTS)
 @pytest.mark.parametrize("solver", ["sinkhorn", "ipot"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_fp64(regime, shape, solver, cost):
@@ -113,7 +115,7 @@ def test_fp64(regime, shape, solver, cost):
     p.check(cost=cost, solver=solver, eps=0.5 if solver == "ipot" else 0.05, iters=7)
 
 
-@pytest.mark.parametrize("cost", ["cosine", "sqeuclidean"])
+@pytest.mark.parametrize("cost", COSTS)
 @pytest.mark.parametrize(
     ("solver", "eps"),
     [("sinkhorn", 0.5), ("sinkhorn", 0.05), ("sinkhorn", 1e-3), ("sinkhorn", 1e-4), ("ipot", 0.5), ("ipot", 0.01)],
@@ -140,9 +142,20 @@ def test_wide_rows_take_several_groups_of_columns(regime, m):
 
 
 @pytest.mark.parametrize("dim", [2, 130, 300, 600])
-@pytest.mark.parametrize("cost", ["cosine", "sqeuclidean"])
+@pytest.mark.parametrize("cost", COSTS)
 def test_dimensions(regime, cost, dim):
     Problem(19, 5, dim, seed=7).check(cost=cost, eps=5.0, iters=2)
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_the_euclidean_gradient_is_zero_at_coincident_points(regime, dtype):
+    """And keeps the direction of a pair that is near beside the spread of the rest."""
+    p = Problem(8, 8, 3, zeros=False, dtype=dtype)
+    p.y = p.x + 1e-5 * p.y
+    p.y[0, :2] = p.x[0, :2]
+    actual = p.check(cost="euclidean", solver="sinkhorn", eps=0.01, iters=10, value="dual")
+    lengths = actual.grad_x[0].norm(dim=-1)
+    assert (lengths[:2] < 1e-6).all() and (lengths[2:] > 0.1).all()
 
 
 @pytest.mark.parametrize("solver", ["sinkhorn", "ipot"])
@@ -167,7 +180,7 @@ def test_column_whose_first_sum_underflows(regime):
         p.check(solver="sinkhorn", eps=1e-4, iters=11)
 
 
-@pytest.mark.parametrize("cost", ["cosine", "sqeuclidean"])
+@pytest.mark.parametrize("cost", COSTS)
 @pytest.mark.parametrize("dtype", [F32, F64])
 def test_first_iteration_recomputed_in_the_log_domain_may_be_the_last(regime, dtype, cost):
     """The cheapest column of a row has no mass, and columns receive nothing: the plan is then made of the sums anew."""

@@ -75,10 +75,18 @@ SHAPES = [(64, 64, "resident"), (200, 220, "cooperative"), (1, 64, "resident"), 
           (1024, 1000, "cooperative"), (300, 3000, "cooperative"), (3000, 40, "cooperative")]  # fmt: skip
 
 
-@pytest.mark.parametrize("cost", ["cosine", "sqeuclidean"])
+@pytest.mark.parametrize(("cost", "eps"), [("cosine", 0.05), ("sqeuclidean", 1.0), ("euclidean", 0.3)])
 @pytest.mark.parametrize(("n", "m", "regime"), SHAPES)
-def test_shapes(n, m, regime, cost):
-    Problem(n, m, 128 if cost == "cosine" else 12).check(regime, cost=cost, eps=0.05 if cost == "cosine" else 1.0)
+def test_shapes(n, m, regime, cost, eps):
+    Problem(n, m, 128 if cost == "cosine" else 12).check(regime, cost=cost, eps=eps)
+
+
+@pytest.mark.parametrize("n", [64, 300])
+def test_euclidean_points_that_coincide(n):
+    p = Problem(n, n, 16)
+    for tensors in (p.exact, p.on_device):
+        tensors[1][:, : n // 2] = tensors[0][:, : n // 2]
+    p.check("resident" if n == 64 else "cooperative", cost="euclidean", eps=0.05)
 
 
 @pytest.mark.parametrize(("solver", "eps"), [("ipot", 0.5), ("sinkhorn", 0.05)])

@@ -6,7 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import wcord_fast
 from tests import ot_oracles
-from wcord_fast.ops.sinkhorn import backends, matrix, matrix_product, matrix_reference, reference
+from wcord_fast.ops.sinkhorn import backends, matrix, matrix_product, matrix_reference, native_cuda, reference
 
 N, M, G = 23, 37, 5
 
@@ -66,19 +66,42 @@ def test_nothing_waits_for_the_device(tol):
 
 def test_the_choice_of_a_backend_on_cuda(monkeypatch):
     monkeypatch.setattr("wcord_fast.ops.dispatch.cannot_run", lambda backend, device: None)
-    assert matrix.choose("cuda", torch.float32, "auto").backend == "triton"
-    assert matrix.choose("cuda", torch.float64, "auto").backend == "reference"
-    assert wcord_fast.explain("ot_cost_from_matrix", device="cuda", dtype=torch.float64).backend == "reference"
+    monkeypatch.setattr(native_cuda, "unavailable_reason", lambda n, *_, **__: "too large" if n > 1000 else None)
+    f32, f64 = torch.float32, torch.float64
+    for dtype, (problems, n, own, relaxed), expected in (
+        (f32, (64, 100, False, False), "native"),
+        (f64, (4096, 100, False, False), "native"),
+        (f32, (4096, 100, False, False), "triton"),  # products
+        (f32, (4096, 100, True, False), "native"),
+        (f32, (64, 100, False, True), "triton"),
+        (f32, (1, 2000, False, False), "triton"),
+        (f64, (1, 2000, False, False), "reference"),
+        (f64, (64, 100, False, True), "reference"),
+    ):
+        sizes = matrix.Sizes(problems, n, 100, own, relaxed)
+        assert matrix.choose("cuda", dtype, "auto", sizes).backend == expected, (dtype, sizes)
+    assert matrix.choose("cuda", f32, "native", matrix.Sizes(4096, 100, 100, False)).backend == "native"
+    assert matrix.choose("cuda", f64, "auto").backend == "native"  # a gradient
+    assert wcord_fast.explain("ot_cost_from_matrix", n=2000, device="cuda", dtype=f64).backend == "reference"
+    assert "products" in wcord_fast.explain("ot_matrix", n=100, problems=4096, device="cuda").reason
     with pytest.raises(NotImplementedError, match="float64"):
-        matrix.choose("cuda", torch.float64, "triton")
-    with pytest.raises(NotImplementedError, match="native"):
-        matrix.choose("cuda", torch.float32, "native")
-    for lacking, chosen in ((backends.NO_REACH, "triton"), (backends.NO_EUCLIDEAN, "reference")):
-        assert backends.choose_for(64, 64, 8, torch.float32, "cuda", lacking=lacking).backend == chosen
-        with pytest.raises(NotImplementedError, match="not supported"):
-            backends.choose_for(64, 64, 8, torch.float32, "cuda", "native", lacking=lacking)
+        matrix.choose("cuda", f64, "triton")
+    with pytest.raises(NotImplementedError, match="reach"):
+        matrix.choose("cuda", f32, "native", matrix.Sizes(1, 8, 8, False, relaxed=True))
+    assert backends.choose_for(64, 64, 8, f32, "cuda", relaxed=True).backend == "triton"
+    assert backends.choose_for(64, 64, 8, f32, "cuda", cost="euclidean").backend == "native"
+    with pytest.raises(NotImplementedError, match="not supported"):
+        backends.choose_for(64, 64, 8, f32, "cuda", "native", relaxed=True)
+
+
+def test_without_triton_products_are_left_to_the_kernels_in_c(monkeypatch):
+    monkeypatch.setattr(
+        "wcord_fast.ops.dispatch.cannot_run", lambda backend, device: "absent" if backend == "triton" else None
+    )
+    monkeypatch.setattr(native_cuda, "unavailable_reason", lambda *_, **__: None)
+    assert matrix.choose("cuda", torch.float32, "auto", matrix.Sizes(4096, 100, 100, False)).backend == "native"
 
 
 def test_modules_of_every_backend_have_the_reference_functions():
-    for module in (matrix._native(), matrix._triton(), matrix_reference):
+    for module in (matrix._native(), matrix._native_cuda(), matrix._triton(), matrix_reference):
         assert callable(module.solve) and callable(module.gradient)

@@ -202,9 +202,12 @@ def test_pairs_do_not_change_the_backend(device):
         assert with_pairs.backend == without.backend
 
 
-@pytest.mark.parametrize("lacking", [backends.NO_EUCLIDEAN, backends.NO_REACH])
-def test_pairs_beside_another_lacking_option_are_left_to_the_reference(lacking):
-    choice = backends.choose_for(8, 8, 4, torch.float32, "cpu", "auto", None, True, lacking)
-    assert choice.backend == "reference"
-    with pytest.raises(NotImplementedError, match=r"not with known pairs"):
-        backends.choose_for(8, 8, 4, torch.float32, "cpu", "native", None, True, lacking)
+def test_pairs_beside_another_rare_option_are_left_to_other_backends(monkeypatch):
+    sizes = 8, 8, 4, torch.float32
+    for asked in ({"relaxed": True}, {"cost": "euclidean"}):
+        assert backends.choose_for(*sizes, "cpu", paired=True, **asked).backend == "reference"
+        with pytest.raises(NotImplementedError, match="known pairs"):
+            backends.choose_for(*sizes, "cpu", "native", paired=True, **asked)
+    monkeypatch.setattr("wcord_fast.ops.dispatch.cannot_run", lambda backend, device: None)
+    assert backends.choose_for(*sizes, "cuda", paired=True, relaxed=True).backend == "reference"
+    assert backends.choose_for(*sizes, "cuda", paired=True, cost="euclidean").backend == "triton"

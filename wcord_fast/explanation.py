@@ -48,7 +48,7 @@ def explain(
         num_data, k, batch: N, K ("all" for the whole pool, also with expected=True) and B of a bank op; N and K are
             needed with plan="auto".
         n, m, problems: rows of both sides and number of problems of "ot": with n given (m is n by default), the
-            result names the regime (resident, streaming, ...) too.
+            result names the regime (resident, streaming, ...) too. Of "ot_matrix": of problems with one matrix.
         dtype: type of the features ("batch", and "ot" with n given) or of the cost matrix ("ot_matrix").
         pairs: whether the call of "ot" has known pairs; needs n.
         dim: D, width of the features or of the bank.
@@ -75,7 +75,11 @@ def explain(
         regime, why_regime = module.regime(n, m, dim, dtype, checks.integer("problems", problems, least=1))
         return Choice(op, regime, device_type, result.backend, f"{result.reason}; {regime}: {why_regime}")
     if op == "ot_matrix":
-        return matrix.choose(device_type, dtype, requested)
+        if n is None:
+            return matrix.choose(device_type, dtype, requested)
+        n, m = checks.integer("n", n, least=1), checks.integer("m", n if m is None else m, least=1)
+        sizes = matrix.Sizes(checks.integer("problems", problems, least=1), n, m, own=False)
+        return matrix.choose(device_type, dtype, requested, sizes)
     if op == "batch":
         return contrast.choose(device_type, (dtype,), checks.integer("batch", batch, least=1), requested)
     if op not in dispatch.BANK_SCORES:

@@ -4,9 +4,11 @@
 
 namespace wcf {
 
-#define WCF_OT_COSTS(CODE)  \
-  CODE(OT_COSINE, "cosine") \
-  CODE(OT_SQEUCLIDEAN, "sqeuclidean")
+#define WCF_OT_COSTS(CODE)                                       \
+  CODE(OT_COSINE, "cosine")                                      \
+  CODE(OT_SQEUCLIDEAN, "sqeuclidean")                            \
+  CODE(OT_EUCLIDEAN, "euclidean") /* CUDA, without known pairs */ \
+  CODE(OT_GIVEN, "given")         /* CUDA */
 WCF_CODES(OtCost, WCF_OT_COSTS)
 
 #define WCF_OT_SOLVERS(CODE)    \
@@ -35,14 +37,15 @@ WCF_CODES(OtRegime, WCF_OT_REGIMES)
   NEEDED(int64_t, problems) /* G */                                                                       \
   NEEDED(int64_t, n)                                                                                      \
   NEEDED(int64_t, m)                                                                                      \
-  NEEDED(int64_t, dim)     /* D */                                                                        \
-  NEEDED(const void*, x)   /* [G, n, D] */                                                                \
-  NEEDED(const void*, y)   /* [G, m, D] */                                                                \
+  NEEDED(int64_t, dim)     /* D; given: 0 */                                                              \
+  NEEDED(const void*, x)   /* [G, n, D]; given: costs >= 0, [n, m] for all problems, or [G, n, m] */      \
+  NEEDED(const void*, y)   /* [G, m, D]; given: null */                                                   \
   OPTIONAL(const void*, a) /* [G, n] Real */                                                              \
   OPTIONAL(const void*, b) /* [G, m] Real */                                                              \
   NEEDED(int32_t, cost)    /* OtCost */                                                                   \
   NEEDED(int32_t, solver)  /* OtSolver */                                                                 \
   NEEDED(int32_t, value)   /* OtValue */                                                                  \
+  OPTIONAL(int32_t, own)   /* given: 1 if each problem has a matrix */                                    \
   NEEDED(double, eps)                                                                                     \
   NEEDED(int64_t, iters)                                                                                  \
   NEEDED(double, tol)                     /* < 0: none */                                                 \
@@ -82,6 +85,7 @@ WCF_RECORD(OtSolve, WCF_OT_SOLVE)
   NEEDED(int32_t, want_grad_y)                                                      \
   OPTIONAL(int64_t, budget)     /* CPU */                                           \
   OPTIONAL(int32_t, list_pairs) /* CUDA: ipot with known pairs */                   \
+  OPTIONAL(int32_t, given)      /* CUDA: the costs are given; then dim is 0 */      \
   PART(Place, place)                                                                \
   OPTIONAL(int32_t, regime)       /* OtRegime */                                    \
   OPTIONAL(int32_t, per_thread)   /* CPU: each thread solves problems of its own */ \
@@ -142,7 +146,7 @@ WCF_RECORD(OtPlanMatrix, WCF_OT_PLAN_MATRIX)
   PART(Place, place)
 WCF_RECORD(OtMatrix, WCF_OT_MATRIX)
 
-// CPU: weight_g P_g of given costs and their scalings, summed over g if the costs are shared.
+// weight_g P_g of given costs and their scalings, summed over g if the costs are shared.
 #define WCF_OT_MATRIX_GRADIENT(NEEDED, OPTIONAL, EACH, PART) \
   NEEDED(int32_t, dtype)                                     \
   NEEDED(int32_t, shared)                                    \

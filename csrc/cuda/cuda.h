@@ -49,4 +49,7 @@ void wcf_cuda_ot_memory(wcf::OtPlan* record);
 // and `zeroed` belong to this call until the kernel has run.
 int wcf_cuda_ot_solve(const wcf::OtSolve* record);
 
+// For costs, potentials and weights of a problem that was solved; a shared matrix sums over the problems.
+int wcf_cuda_ot_matrix_gradient(const wcf::OtMatrixGradient* record);
+
 }  // extern "C"

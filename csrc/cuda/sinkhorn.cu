@@ -28,6 +28,12 @@ int strip_rows(int n, int m, int sms, int64_t shared_limit) {
   return fits && (n + rows - 1) / rows <= sms ? rows : 0;
 }
 
+template <class Real>
+Kernel<Real> kernel_of(bool given, bool grid, int rows, int64_t m) {
+  if (given) return given_kernel<Real>(grid, rows, m);
+  return grid ? kernel_for<Real, true, false>(rows, m) : resident_kernel<Real>(rows, m);
+}
+
 // A way to solve all problems, and about how many cycles an iteration of all of them takes. This is a model from
 // counted instructions: an SM issues those of three cells in a cycle, the start's and gradients' share of 50 iterations
 // included, and blocks need so many cycles to add up columns and to meet.
@@ -57,7 +63,8 @@ cudaError_t plan(OtPlan& call) {
   const int rows = static_cast<int>(n), columns = static_cast<int>(m);
   Choice resident, grid;
   if (n * leading(columns) <= shared && shared_bytes<Real>(Layout(rows, columns)) <= shared) {
-    error = resident_occupancy<Real>(rows, columns, &per_sm);
+    const Kernel<Real> kernel = kernel_of<Real>(call.given, false, rows, m);
+    error = blocks_per_sm(kernel, THREADS, shared_bytes<Real>(Layout(rows, columns)), &per_sm);
     if (error != cudaSuccess) return error;
     if (per_sm > 0) {
       resident = Choice{OT_RESIDENT, static_cast<int64_t>(per_sm) * sms, rows};
@@ -66,7 +73,7 @@ cudaError_t plan(OtPlan& call) {
   }
   const int strip = cooperative ? strip_rows<Real>(rows, columns, sms < MAX_BLOCKS ? sms : MAX_BLOCKS, shared) : 0;
   if (strip > 0) {
-    const Kernel<Real> kernel = kernel_for<Real, true>(strip, m);
+    const Kernel<Real> kernel = kernel_of<Real>(call.given, true, strip, m);
     error = blocks_per_sm(kernel, THREADS, shared_bytes<Real>(Layout(strip, columns)), &per_sm);
     if (error != cudaSuccess) return error;
     const int64_t strips = strips_of(n, strip), fit = static_cast<int64_t>(per_sm) * sms / strips;
@@ -98,15 +105,13 @@ template <class Real>
 cudaError_t run(const OtSolve& call) {
   if (call.rows < 1 || call.problems > MAX_PROBLEMS) return cudaErrorInvalidConfiguration;
   const Args<Real> args(call);
-  const cudaStream_t stream = stream_of(call.place);
-  if (call.regime == OT_RESIDENT) {
-    return resident_launch(args, static_cast<int>(call.blocks < call.problems ? call.blocks : call.problems), stream);
-  }
-  const int64_t strips = strips_of(call.n, call.rows);
+  const bool several = call.regime == OT_COOPERATIVE;
+  const int64_t strips = several ? strips_of(call.n, call.rows) : 1;
   if (strips > MAX_BLOCKS || call.blocks < 1 || call.blocks % strips != 0) return cudaErrorInvalidConfiguration;
-  const dim3 grid(static_cast<unsigned>(strips), static_cast<unsigned>(call.blocks / strips));
-  return launch(kernel_for<Real, true>(args.at.rows, args.m), grid, dim3(THREADS), shared_bytes<Real>(args.at), stream,
-                true, args);
+  const int64_t groups = call.blocks / strips < call.problems ? call.blocks / strips : call.problems;
+  const dim3 grid(static_cast<unsigned>(strips), static_cast<unsigned>(groups));
+  return launch(kernel_of<Real>(call.cost == OT_GIVEN, several, args.at.rows, args.m), grid, dim3(THREADS),
+                shared_bytes<Real>(args.at), stream_of(call.place), several, args);
 }
 
 }  // namespace wcf::ot

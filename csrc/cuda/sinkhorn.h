@@ -87,12 +87,12 @@ WCF_HD int zeroed_words(int words) { return TOTAL_WORDS + 3 * words; }
 // An OtSolve (common/sinkhorn.h) as the kernels take it: typed, with sizes in 32 bits, and where things lie.
 template <class Real>
 struct Args {
-  const void *x, *y;
+  const void *x, *y;  // of given costs x alone
   const Real *a, *b;
   int32_t problems, n, m, dim, dim_pad, dtype;
   Layout at;
   Scratch in;
-  int32_t cost, solver, value, iters, check_every;
+  int32_t cost, solver, value, own, iters, check_every;
   double eps, inv_eps, tol, sum_tolerance;
   const int64_t *row_labels, *column_labels;  // row_labels is null without pairs
   double pair_ratio, dual_offset;             // rho / (1 - rho), and what pairs add to the dual value
@@ -120,6 +120,7 @@ struct Args {
         cost(call.cost),
         solver(call.solver),
         value(call.value),
+        own(call.own),
         iters(static_cast<int32_t>(call.iters < INT32_MAX ? call.iters : INT32_MAX)),
         check_every(static_cast<int32_t>(call.check_every)),
         eps(call.eps),

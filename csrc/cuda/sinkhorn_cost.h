@@ -1,7 +1,7 @@
-// Makes costs: features are read, checked, widened and normalised once, then C of the strip is filled.
+// Makes costs: features are read, checked, widened and normalised once, then C of the strip is filled. Or reads them.
 //
-// Another cost, or a given matrix, is another `stage_cost` and `make_cost`. Only this file and the gradient
-// (sinkhorn_gradient.h) read x and y.
+// Another cost is another `stage_cost` and `make_cost`. Only this file and the gradient (sinkhorn_gradient.h) read x and
+// y.
 #pragma once
 #include "sinkhorn_tile.h"
 
@@ -119,11 +119,12 @@ __device__ __forceinline__ int32_t stage_cost(const Args<Real>& args, Real* scra
   return bad;
 }
 
-// C of the strip. A thread makes FILL rows of two columns, from four dimensions a turn: y comes transposed, one
+// C of the strip, or with SQUARES and `root` its square root. A thread makes FILL rows of two columns, from four dimensions a turn: y comes transposed, one
 // coalesced load of two numbers a dimension; x is the same for the whole warp, 16 bytes a load. The columns of the
 // padding are zero. unit_x [n, Dp], unit_yt [Dp, ld].
 template <bool SQUARES, class Real>
-__device__ __forceinline__ void fill_cost(const Tile<Real>& t, const Real* unit_x, const Real* unit_yt, int dim_pad) {
+__device__ __forceinline__ void fill_cost(const Tile<Real>& t, const Real* unit_x, const Real* unit_yt, int dim_pad,
+                                          bool root) {
   constexpr int FILL = 4, STEP = 4, SIZE = Pack<Real>::SIZE;
   const int groups = (t.rows + FILL - 1) / FILL, pairs = t.ld / 2;
   WCF_ROLLED
@@ -172,7 +173,10 @@ __device__ __forceinline__ void fill_cost(const Tile<Real>& t, const Real* unit_
       if (first + r >= t.rows) continue;
       Pack<Real, 2> c;
       WCF_UNROLL
-      for (int k = 0; k < 2; ++k) c.v[k] = j + k >= t.m ? Real(0) : SQUARES ? sum[r][k] : 1 - sum[r][k];
+      for (int k = 0; k < 2; ++k) {
+        const Real made = !SQUARES ? 1 - sum[r][k] : root ? sqrt(sum[r][k]) : sum[r][k];
+        c.v[k] = j + k < t.m ? made : Real(0);
+      }
       *reinterpret_cast<Pack<Real, 2>*>(t.cost + (first + r) * t.ld + j) = c;
     }
   }
@@ -181,12 +185,33 @@ __device__ __forceinline__ void fill_cost(const Tile<Real>& t, const Real* unit_
 // C of the block's strip, from the features that `stage_cost` left in scratch. Ends with a barrier.
 template <class Real>
 __device__ __forceinline__ void make_cost(const Args<Real>& args, const Tile<Real>& t, const Real* scratch) {
-  if (args.cost == OT_SQEUCLIDEAN) {
-    fill_cost<true>(t, scratch + args.in.unit_x, scratch + args.in.unit_yt, args.dim_pad);
+  const Real *const x = scratch + args.in.unit_x, *const y = scratch + args.in.unit_yt;
+  if (args.cost == OT_COSINE) {
+    fill_cost<false>(t, x, y, args.dim_pad, false);
   } else {
-    fill_cost<false>(t, scratch + args.in.unit_x, scratch + args.in.unit_yt, args.dim_pad);
+    fill_cost<true>(t, x, y, args.dim_pad, args.cost == OT_EUCLIDEAN);
   }
   __syncthreads();
+}
+
+// C of the block's strip from the given matrix, one warp per row; the columns of the padding are zero. Returns status
+// bits. To be read after a barrier.
+template <class Real>
+__device__ __forceinline__ int32_t read_cost(const Args<Real>& args, const Tile<Real>& t, int64_t g) {
+  const int lane = threadIdx.x % WARP;
+  const int64_t first = (args.own ? g * args.n : 0) + t.first_row;
+  bool strange = false;
+  WCF_ROLLED
+  for (int i = threadIdx.x / WARP; i < t.rows; i += WARPS) {
+    Real* const row = t.cost + i * t.ld;
+    for_each_input<Real>(args.x, args.dtype, (first + i) * args.m, lane, WARP, args.m, [&](int j, Real c) {
+      strange |= !finite(c) || c < 0;
+      row[j] = c;
+    });
+    WCF_ROLLED
+    for (int j = args.m + lane; j < t.ld; j += WARP) row[j] = 0;
+  }
+  return strange ? args.flags.ot_input_bit : 0;
 }
 
 }  // namespace wcf::ot

@@ -1,4 +1,7 @@
 // Makes the gradient sum_j P_ij dC_ij / dx_i, for the rows of either side.
+//
+// A Euclidean cost is the root of a squared one, dC = d(C^2) / 2C: with P_ij / 2C_ij in the place of P, see `finish`, its
+// gradient is that of the squared cost.
 #pragma once
 #include "sinkhorn_cost.h"
 
@@ -156,7 +159,7 @@ __device__ __forceinline__ void project(const Side<Real>& s, int dim, int dim_pa
 
 template <bool TRANSPOSED, class Real>
 __device__ __forceinline__ void gradient(const Args<Real>& args, const Side<Real>& s, Real* work) {
-  if (args.cost == OT_SQEUCLIDEAN) {
+  if (args.cost != OT_COSINE) {
     gradient_sums<TRANSPOSED, true>(s, args.dim, args.dim_pad, work);
   } else {
     gradient_sums<TRANSPOSED, false>(s, args.dim, args.dim_pad, work);
@@ -166,7 +169,7 @@ __device__ __forceinline__ void gradient(const Args<Real>& args, const Side<Real
   __syncthreads();
 }
 
-// The gradient of the strip's rows of x, from P in the strip.
+// The gradient of the strip's rows of x, from what `finish` left in the strip.
 template <class Real>
 __device__ __forceinline__ void gradient_of_x(const Args<Real>& args, const Tile<Real>& t, const Real* scratch,
                                               int64_t g) {
@@ -183,7 +186,7 @@ __device__ __forceinline__ void gradient_of_x(const Args<Real>& args, const Tile
   gradient<false>(args, side, t.work);
 }
 
-// The gradient of this block's rows of y, from the whole P [n, ld].
+// The gradient of this block's rows of y, from the whole `plan` [n, ld] that `finish` wrote.
 template <class Real>
 __device__ __forceinline__ void gradient_of_y(const Args<Real>& args, const Tile<Real>& t, const Real* scratch,
                                               const Real* plan, int64_t g, int block, int blocks) {

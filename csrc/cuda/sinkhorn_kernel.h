@@ -1,20 +1,25 @@
-// A whole solve: what makes the cost, what iterates, the results, what makes the gradient. The kernel and its launch.
+// A whole solve: what makes or reads the cost, what iterates, the results, what makes the gradient. The kernel.
 #pragma once
 #include "sinkhorn_gradient.h"
 #include "sinkhorn_results.h"
 
 namespace wcf::ot {
 
-template <class Real, int K, int U, bool GRID>
+template <class Real, int K, int U, bool GRID, bool GIVEN>
 __device__ __forceinline__ void solve(const Args<Real>& args, int64_t g, Grid& grid) {
   const int block = GRID ? static_cast<int>(blockIdx.x) : 0, blocks = GRID ? static_cast<int>(gridDim.x) : 1;
   const Tile<Real> t(args, block);
 
-  int32_t bad = stage_cost(args, scratch_of(args), g, block * WARPS + threadIdx.x / WARP, blocks * WARPS);
+  int32_t bad;
+  if constexpr (GIVEN) {
+    bad = read_cost(args, t, g);
+  } else {
+    bad = stage_cost(args, scratch_of(args), g, block * WARPS + threadIdx.x / WARP, blocks * WARPS);
+  }
   if (block == 0) bad |= check_masses(args, args.a, g, args.n, t.sums) | check_masses(args, args.b, g, args.m, t.sums);
   if (bad) raise(args.flags, bad);
   if constexpr (GRID) {
-    if (args.row_labels) {
+    if (!GIVEN && args.row_labels) {
       const Real mass = mass_on_pairs(args, t, g);
       if (threadIdx.x == 0) slots_of(args)[block] = mass;
     }
@@ -32,23 +37,25 @@ __device__ __forceinline__ void solve(const Args<Real>& args, int64_t g, Grid& g
     poison(args, g, block, blocks);
     return;
   }
-  make_cost(args, t, scratch_of(args));
-  if (args.row_labels) {
-    const Real mass = GRID ? slots_sum(slots_of(args)) : mass_on_pairs(args, t, g);
-    lower_pairs(args, t, scratch_of(args), g, mass);
+  if constexpr (!GIVEN) {
+    make_cost(args, t, scratch_of(args));
+    if (args.row_labels) {
+      const Real mass = GRID ? slots_sum(slots_of(args)) : mass_on_pairs(args, t, g);
+      lower_pairs(args, t, scratch_of(args), g, mass);
+    }
   }
   const Ended<Real> ended = iterate<Real, K, U, GRID>(args, t, grid, g);
   const Real scale = ended.scale;
 
   Real value = 0, error = 0, of_columns = 0;
   if (args.value == OT_DUAL) of_columns = column_potentials<GRID>(args, t, grid, g, scale);
-  if (args.row_labels) {
+  if (!GIVEN && args.row_labels) {
     if (args.value == OT_DUAL && block == 0 && t.pairs->bonus > 0) of_columns += static_cast<Real>(args.dual_offset);
     __syncthreads();
     if (args.solver == OT_IPOT && threadIdx.x == 0) t.pairs->bonus = fast_divide(t.pairs->bonus, static_cast<Real>(ended.step));
   }
   __syncthreads();
-  finish(args, t, g, scale, GRID && args.grad_y ? scratch_of(args) + args.in.plan : nullptr, &value, &error);
+  finish(args, t, g, scale, GRID && !GIVEN && args.grad_y ? scratch_of(args) + args.in.plan : nullptr, &value, &error);
   const Real ln2 = static_cast<Real>(LN2);
   WCF_ROLLED
   for (int i = threadIdx.x; i < t.rows; i += THREADS) args.alpha[g * args.n + t.first_row + i] = t.alpha[i] * ln2;
@@ -64,7 +71,7 @@ __device__ __forceinline__ void solve(const Args<Real>& args, int64_t g, Grid& g
       args.iterations[g] = ended.step;
     }
   }
-  if (args.grad_x) gradient_of_x(args, t, scratch_of(args), g);
+  if (!GIVEN && args.grad_x) gradient_of_x(args, t, scratch_of(args), g);
   if constexpr (GRID) {
     grid.sync();  // P is complete too
     value = slots_sum(slots_of(args));
@@ -74,20 +81,22 @@ __device__ __forceinline__ void solve(const Args<Real>& args, int64_t g, Grid& g
       args.error[g] = error;
     }
   }
-  if (args.grad_y) {
+  if (!GIVEN && args.grad_y) {
     const Real* const plan = GRID ? scratch_of(args) + args.in.plan : t.cost;
     gradient_of_y(args, t, scratch_of(args), plan, g, block, blocks);
   }
 }
 
 // Grid (blocks of a group, groups); a group solves one problem after another. GRID: the groups of a cooperative grid have
-// several blocks (sinkhorn.cu), else one (sinkhorn_resident.cu). A lane holds K columns of U rows in the sweep.
-template <class Real, int K, int U, bool GRID>
-__global__ void __launch_bounds__(THREADS) sinkhorn_kernel(const Args<Real> args) {
+// several blocks (sinkhorn.cu), else one (sinkhorn_resident.cu). GIVEN: the costs are given (sinkhorn_given.cu), and
+// there are neither pairs nor features. A lane holds K columns of U rows in the sweep. That one block on an SM is enough
+// is said for given costs only: without it ptxas spills to make room for a second.
+template <class Real, int K, int U, bool GRID, bool GIVEN>
+__global__ void __launch_bounds__(THREADS, GIVEN ? 1 : 0) sinkhorn_kernel(const Args<Real> args) {
   Grid grid{args.zeroed, Fixed<Real>::WORDS * args.at.ld, 0};
   WCF_ROLLED
   for (int g = blockIdx.y; g < args.problems; g += gridDim.y) {
-    solve<Real, K, U, GRID>(args, g, grid);
+    solve<Real, K, U, GRID, GIVEN>(args, g, grid);
     if constexpr (GRID) {
       if (g + static_cast<int>(gridDim.y) < args.problems) grid.sync();  // the next problem takes over the scratch
     } else {
@@ -100,15 +109,17 @@ template <class Real>
 using Kernel = void (*)(Args<Real>);
 
 // The kernel for strips of `rows` rows of m columns: in a grid, thin strips give a row to each group of warps.
-template <class Real, bool GRID>
+template <class Real, bool GRID, bool GIVEN>
 Kernel<Real> kernel_for(int rows, int64_t m) {
   if constexpr (sizeof(Real) == 8) {
-    return sinkhorn_kernel<Real, WIDE, 1, GRID>;
+    return sinkhorn_kernel<Real, WIDE, 1, GRID, GIVEN>;
   } else {
     if constexpr (GRID) {
-      if (rows <= WARPS / column_groups_of<WIDE>(static_cast<int>(m))) return sinkhorn_kernel<Real, WIDE, 1, GRID>;
+      const bool thin = rows <= WARPS / column_groups_of<WIDE>(static_cast<int>(m));
+      if (thin) return sinkhorn_kernel<Real, WIDE, 1, GRID, GIVEN>;
     }
-    return m <= WARP * NARROW ? sinkhorn_kernel<Real, NARROW, 4, GRID> : sinkhorn_kernel<Real, WIDE, 4, GRID>;
+    if (m <= WARP * NARROW) return sinkhorn_kernel<Real, NARROW, 4, GRID, GIVEN>;
+    return sinkhorn_kernel<Real, WIDE, 4, GRID, GIVEN>;
   }
 }
 

@@ -1,4 +1,4 @@
-// The host side that both regimes share.
+// The host side of all regimes: where each file's kernels are found.
 #pragma once
 #include "sinkhorn_kernel.h"
 
@@ -9,10 +9,10 @@ int64_t shared_bytes(const Layout& at) {
   return at.size * static_cast<int64_t>(sizeof(Real));
 }
 
-// Defined in sinkhorn_resident.cu for float and double.
+// Defined in sinkhorn_resident.cu and sinkhorn_given.cu for float and double; sinkhorn.cu compiles the rest.
 template <class Real>
-cudaError_t resident_launch(const Args<Real>& args, int blocks, cudaStream_t stream);
+Kernel<Real> resident_kernel(int rows, int64_t m);
 template <class Real>
-cudaError_t resident_occupancy(int n, int m, int* per_sm);
+Kernel<Real> given_kernel(bool grid, int rows, int64_t m);
 
 }  // namespace wcf::ot

@@ -15,19 +15,11 @@
 namespace wcf::ot {
 
 template <class Real>
-cudaError_t resident_launch(const Args<Real>& args, int blocks, cudaStream_t stream) {
-  return launch(kernel_for<Real, false>(args.n, args.m), dim3(1, blocks), dim3(THREADS), shared_bytes<Real>(args.at),
-                stream, false, args);
+Kernel<Real> resident_kernel(int rows, int64_t m) {
+  return kernel_for<Real, false, false>(rows, m);
 }
 
-template <class Real>
-cudaError_t resident_occupancy(int n, int m, int* per_sm) {
-  return blocks_per_sm(kernel_for<Real, false>(n, m), THREADS, shared_bytes<Real>(Layout(n, m)), per_sm);
-}
-
-template cudaError_t resident_launch(const Args<float>&, int, cudaStream_t);
-template cudaError_t resident_launch(const Args<double>&, int, cudaStream_t);
-template cudaError_t resident_occupancy<float>(int, int, int*);
-template cudaError_t resident_occupancy<double>(int, int, int*);
+template Kernel<float> resident_kernel(int, int64_t);
+template Kernel<double> resident_kernel(int, int64_t);
 
 }  // namespace wcf::ot

@@ -29,8 +29,8 @@ __device__ __forceinline__ Real column_potentials(const Args<Real>& args, const 
   return speaks ? sum : Real(0);
 }
 
-// Writes P over C (and to `plan` [n, ld], if not null), and makes the strip's value and row error. C is `t.pairs->bonus` lower
-// on known pairs. Ends with a barrier.
+// Makes the strip's value and row error, and writes P over C (and to `plan` [n, ld], if not null): for a Euclidean cost
+// P / 2C, or 0 where two points coincide. C is `t.pairs->bonus` lower on known pairs. Ends with a barrier.
 template <class Real>
 __device__ __forceinline__ void finish(const Args<Real>& args, const Tile<Real>& t, int64_t g, Real scale, Real* plan,
                                        Real* value, Real* error) {
@@ -50,8 +50,9 @@ __device__ __forceinline__ void finish(const Args<Real>& args, const Tile<Real>&
       const Real c = *cell, p = j < t.m ? t.plan(i, j, c, scale) : Real(0);
       mass += p;
       cost = multiply_add(p, c, cost);
-      *cell = p;
-      if (plan) plan[static_cast<int64_t>(t.first_row + i) * t.ld + j] = p;
+      const Real kept = args.cost != OT_EUCLIDEAN ? p : c > 0 ? fast_divide(p, 2 * c) : Real(0);
+      *cell = kept;
+      if (plan) plan[static_cast<int64_t>(t.first_row + i) * t.ld + j] = kept;
     }
     if (args.row_labels) {  // a lane reads the cells that it has written
       each_partner(args, t, g, i, [&](int j) { cost = multiply_add(t.cost[i * t.ld + j], t.pairs->bonus, cost); });

@@ -12,7 +12,7 @@ import torch
 from tests.ot_rule import assert_rule, distance, solve_args, uniform
 from wcord_fast.ops.sinkhorn import reference, triton
 
-COSTS = ("cosine", "sqeuclidean")
+COSTS = ("cosine", "sqeuclidean", "euclidean")
 SOLVERS = ("sinkhorn", "ipot")
 
 
@@ -186,10 +186,24 @@ def test_the_plan_is_rebuilt_with_the_rounding_of_the_last_column_step():
     assert ours < 0.65 * loop, (ours, loop)
 
 
-def test_near_points_far_from_the_origin_keep_their_distance():
+@pytest.mark.parametrize(("cost", "eps"), [("sqeuclidean", 1e-5), ("euclidean", 1e-3)])
+def test_near_points_far_from_the_origin_keep_their_distance(cost, eps):
     x = features(29, 1, 12, 3) * 1e-2 + 1000
     y = x[:, :9] + features(30, 1, 9, 3) * 1e-3
-    assert_rule(triton.ot_solve, x, y, uniform(x), uniform(y), solve_args("sqeuclidean", "sinkhorn", 1e-5, 5))
+    assert_rule(triton.ot_solve, x, y, uniform(x), uniform(y), solve_args(cost, "sinkhorn", eps, 5))
+
+
+def test_the_euclidean_gradient_is_a_sum_of_directions():
+    """A pair that is near beside the spread of the rest keeps its direction, and one that coincides has none."""
+    x = features(41, 1, 8, 3)
+    y = x + 1e-5 * features(42, 1, 8, 3)
+    y[0, :2] = x[0, :2]
+    args = solve_args("euclidean", "sinkhorn", 1e-2, 5)
+    ours = triton.ot_solve(x, y, uniform(x), uniform(y), args)
+    exact = reference.ot_solve(x.double(), y.double(), uniform(x.double()), uniform(y.double()), args)
+    for name in ("grad_x", "grad_y"):
+        torch.testing.assert_close(getattr(ours, name).double(), getattr(exact, name), rtol=1e-4, atol=1e-6)
+    assert (ours.grad_x[0, :2].norm(dim=-1) < 1e-6).all() and (ours.grad_x[0, 2:].norm(dim=-1) > 0.1).all()
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-4, 1e4, 1e30])

@@ -36,6 +36,8 @@ def cases():
         ("cosine", 256, True, True),
         ("sqeuclidean", 128, True, False),
         ("sqeuclidean", 128, True, True),
+        ("euclidean", 128, True, False),
+        ("euclidean", 128, True, True),
     ):
         cosine, width = cost == "cosine", launcher.padded_width(d)
         features = {"x": H, "y": H} if cosine else {"x": F, "y": F}

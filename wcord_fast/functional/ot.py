@@ -96,7 +96,8 @@ def ot_cost(
             row with mass under "cosine", masses negative, not finite or of wrong sum. On CUDA such a problem's cost
             is NaN and `wcord_fast.check()` raises.
         NotImplementedError: gradient of a or b with value="cost" or with pairs; debias with pairs; an explicit backend
-            that does not support the case (on CUDA "euclidean" needs "reference", `reach` that or "triton").
+            that does not support the case (on CUDA `reach`, and "euclidean" with pairs, need "triton" or "reference";
+            on the CPU the latter needs "reference").
     Not supported, and raising NotImplementedError: second derivatives (when they are reached), forward-mode
     differentiation, the transforms of `torch.func` (grad, vmap, ...).
     """

@@ -46,7 +46,8 @@ def ot_cost_from_matrix(
         b: [m] or [G, m], masses of the columns.
         solver: "sinkhorn" or "ipot".
         eps, iters, tol, value, reach: as in `ot_cost`.
-        backend: "auto", "reference", "native" (CPU) or "triton" (CUDA, not fp64).
+        backend: "auto", "reference", "native" (on CUDA without `reach`, for a matrix that fits in shared memory) or
+            "triton" (CUDA, not fp64).
 
     G problems with one C cost two matrix products an iteration for all of them together; the gradient in C is then
     one matrix, the sum over the problems.
@@ -61,7 +62,7 @@ def ot_cost_from_matrix(
             infinite, masses that are negative, not finite or of wrong sum. On CUDA such a problem's cost is NaN and
             `wcord_fast.check()` raises.
         NotImplementedError: gradient of a or b with value="cost"; backend="triton" on the CPU or with fp64, "native" on
-            CUDA; and the derivatives that `ot_cost` refuses.
+            CUDA with `reach` or a matrix that does not fit; and the derivatives that `ot_cost` refuses.
     """
     options = checked_options(solver=solver, eps=eps, iters=iters, tol=tol, value=value, reach=reach, backend=backend)
     problem = _problem(C, a, b, options, need_error=options.tol is not None)

@@ -85,6 +85,7 @@ SUPPORT: tuple[Row, ...] = (
     Row("ot", "-", "cuda", "triton", "tiles recomputed on the tensor cores, O(n + m) memory"),
     Row("ot", "-", "any", "reference", "plain PyTorch, stored cost matrix"),
     Row("ot_matrix", "-", "cpu", "native", "C++, shared costs: one product a half step for all problems"),
+    Row("ot_matrix", "-", "cuda", "native", "one launch while a matrix fits in shared memory"),
     Row("ot_matrix", "-", "cuda", "triton", "shared costs: products for all problems; else tiles of the cost are read"),
     Row("ot_matrix", "-", "any", "reference", "plain PyTorch, some four matrices per problem"),
     Row("ot_project", "-", "cpu", "native", "C++, one problem a lane"),

@@ -38,23 +38,21 @@ def module_of(backend: str, device: str) -> ModuleType:
 
 
 NO_REACH = "relaxed marginals (reach) are not supported by the native CUDA code"
-NO_EUCLIDEAN = "cost='euclidean' is not supported yet but by the reference and the native CPU code"
+NO_REACH_WITH_PAIRS = "relaxed marginals (reach) go together with known pairs on the reference only"
+NO_EUCLIDEAN_WITH_PAIRS = "cost='euclidean' and known pairs are not supported together by the native code"
 
 
-def choose(x: Tensor, y: Tensor, backend: str = "auto", paired: bool = False, lacking: str | None = None) -> Choice:
+def choose(
+    x: Tensor, y: Tensor, backend: str = "auto", paired: bool = False, relaxed: bool = False, cost: str = "cosine"
+) -> Choice:
     """The backend for x [.., n, d] and y [.., m, d]: `dispatch.resolve` among those that support the sizes.
 
-    `paired`: there are known pairs. `lacking`: the reason why some backends do not support the call, see `lacking_of`.
+    Args:
+        paired: there are known pairs.
+        relaxed: a marginal is relaxed.
     """
-    index = x.device.index
-    return choose_for(x.shape[-2], y.shape[-2], x.shape[-1], x.dtype, x.device.type, backend, index, paired, lacking)
-
-
-def lacking_of(options: SolveOptions) -> str | None:
-    """Why not every backend supports these options, or None."""
-    if options.cost == "euclidean":
-        return NO_EUCLIDEAN
-    return NO_REACH if options.relaxed else None
+    sizes = x.shape[-2], y.shape[-2], x.shape[-1]
+    return choose_for(*sizes, x.dtype, x.device.type, backend, x.device.index, paired, relaxed, cost)
 
 
 def choose_for(
@@ -66,24 +64,25 @@ def choose_for(
     backend: str = "auto",
     index: int | None = None,
     paired: bool = False,
-    lacking: str | None = None,
+    relaxed: bool = False,
+    cost: str = "cosine",
 ) -> Choice:
     """`choose` from sizes; `index`: number of the CUDA device, None for the current one."""
 
     def unfit(candidate: str) -> str | None:
         if candidate == "reference":
             return None
-        if paired and lacking is not None:
-            return f"{lacking}, and not with known pairs"
-        if (candidate, kind) == ("native", "cpu"):
-            return None
-        if lacking is not None and (candidate, lacking) != ("triton", NO_REACH):
-            return lacking
+        if paired and relaxed:
+            return NO_REACH_WITH_PAIRS
         if candidate == "triton":
             return module_of("triton", kind).unsupported(dtype)
-        return module_of("native", kind).unavailable_reason(n, m, dim, dtype, index)
+        if paired and cost == "euclidean":
+            return NO_EUCLIDEAN_WITH_PAIRS
+        if kind == "cpu":
+            return None
+        return NO_REACH if relaxed else module_of("native", kind).unavailable_reason(n, m, dim, dtype, index)
 
-    every = kind == "cpu" and not paired and lacking is None  # nothing depends on the call's tensors
+    every = kind == "cpu" and not paired  # nothing depends on the call's tensors
     return dispatch.resolve("ot", device=kind, backend=backend, unfit=None if every else unfit)
 
 
@@ -98,7 +97,7 @@ def solve(
 ) -> tuple[Tensor, ...]:
     """The op: a `SolveResult` of x's leading shape, [] or [G]. A gradient that is not needed has shape [0]."""
     kind = x.device.type
-    module = module_of(choose(x, y, backend, pairs is not None, lacking_of(options)).backend, kind)
+    module = module_of(choose(x, y, backend, pairs is not None, options.relaxed, options.cost).backend, kind)
     if hasattr(module, "solve_op"):
         return module.solve_op(x, y, a, b, options, pairs)
     batched = x.dim() == 3
@@ -118,8 +117,7 @@ def solve(
 
 def plan(x: Tensor, y: Tensor, alpha: Tensor, beta: Tensor, scale: Tensor, cost: str, backend: str = "auto") -> Tensor:
     """P [n, m] or [G, n, m] of potentials that this backend has returned."""
-    lacking = NO_EUCLIDEAN if cost == "euclidean" else None
-    module = module_of(choose(x, y, backend, lacking=lacking).backend, x.device.type)
+    module = module_of(choose(x, y, backend).backend, x.device.type)
     run = getattr(module, "ot_plan", reference.ot_plan)
     if x.dim() == 3:
         return run(x, y, alpha, beta, scale, cost)

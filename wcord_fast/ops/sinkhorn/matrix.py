@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,24 +34,62 @@ def _native() -> ModuleType:
 
 
 @functools.cache
+def _native_cuda() -> ModuleType:
+    from . import matrix_native_cuda
+
+    return matrix_native_cuda
+
+
+@functools.cache
 def _triton() -> ModuleType:
     from . import matrix_triton
 
     return matrix_triton
 
 
-def choose(kind: str, dtype: torch.dtype, backend: str) -> dispatch.Choice:
-    """The backend for costs of `dtype` on a kind of device."""
+class Sizes(NamedTuple):
+    """What decides on a backend for a solve beside dtype and device."""
+
+    problems: int  # G
+    n: int
+    m: int
+    own: bool  # each problem has a matrix
+    relaxed: bool = False
+
+
+def choose(
+    kind: str, dtype: torch.dtype, backend: str, sizes: Sizes | None = None, index: int | None = None
+) -> dispatch.Choice:
+    """The backend for costs of `dtype` on a kind of device.
+
+    Args:
+        sizes: of a solve; None: of a gradient, whose sizes do not matter.
+        index: number of the CUDA device; None: the current one.
+    """
 
     def unfit(candidate: str) -> str | None:
-        return _triton().unsupported(dtype) if candidate == "triton" else None
+        if candidate == "triton":
+            return _triton().unsupported(dtype)
+        if candidate != "native" or sizes is None:
+            return None
+        cells = sizes.problems * sizes.n * sizes.m
+        products = sizes.problems > 1 and not sizes.own and cells > _native_cuda().MOST_CELLS
+        if products and dispatch.requested(backend) == "auto" and _triton_runs(kind, dtype):
+            return f"products solve {sizes.problems} problems of {sizes.n} x {sizes.m} with one matrix faster"
+        return _native_cuda().unavailable_reason(sizes.n, sizes.m, dtype, index, sizes.relaxed)
 
     return dispatch.resolve("ot_matrix", device=kind, backend=backend, unfit=None if kind == "cpu" else unfit)
 
 
-def _module(costs: Tensor, backend: str) -> ModuleType:
-    chosen = choose(costs.device.type, costs.dtype, backend).backend
-    return {"native": _native, "triton": _triton}.get(chosen, lambda: matrix_reference)()
+def _triton_runs(kind: str, dtype: torch.dtype) -> bool:
+    return dispatch.cannot_run("triton", kind) is None and _triton().unsupported(dtype) is None
+
+
+def _module(costs: Tensor, backend: str, sizes: Sizes | None = None) -> ModuleType:
+    device = costs.device
+    chosen = choose(device.type, costs.dtype, backend, sizes, device.index).backend
+    native = _native if device.type == "cpu" else _native_cuda
+    return {"native": native, "triton": _triton}.get(chosen, lambda: matrix_reference)()
 
 
 def _options(solver, eps, iters, tol, value, reach_a, reach_b, need_a, need_b, need_error) -> SolveOptions:
@@ -72,7 +110,8 @@ def _stacked(costs: Tensor) -> Tensor:
 def _solve(costs: Tensor, a: Tensor, b: Tensor, *rest: Any) -> MatrixResult:
     *fields, backend = rest
     options, g = _options(*fields), _problems(costs, a, b)
-    solved = _module(costs, backend).solve(costs, a.expand(g, -1), b.expand(g, -1), options)
+    sizes = Sizes(g, *costs.shape[-2:], own=costs.shape[0] > 1, relaxed=options.relaxed)
+    solved = _module(costs, backend, sizes).solve(costs, a.expand(g, -1), b.expand(g, -1), options)
     if costs.device.type == "cpu":
         refuse_overflow(solved.value, {"C": costs}, options)
     unreached.report(solved, options)

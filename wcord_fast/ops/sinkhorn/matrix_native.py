@@ -16,7 +16,7 @@ from ..tensors import accumulation_dtype, contiguous
 from . import matrix_reference
 from .autograd import refuse_overflow
 from .matrix_reference import MatrixResult, unwritten
-from .native_fields import solver_fields
+from .native_fields import result_fields, solver_fields
 from .reference import SUM_TOLERANCE, SolveOptions
 
 
@@ -30,15 +30,8 @@ def solve(costs: Tensor, a: Tensor, b: Tensor, options: SolveOptions) -> MatrixR
         a,
         b,
         options,
-        out_value=solved.value.data_ptr(),
-        out_alpha=solved.alpha.data_ptr(),
-        out_beta=solved.beta.data_ptr(),
-        out_scale=solved.scale.data_ptr(),
-        out_error=solved.marginal_error.data_ptr(),
-        out_iterations=solved.iterations.data_ptr(),
         out_solved=done.data_ptr(),
-        grad_a=solved.grad_a.data_ptr(),
-        grad_b=solved.grad_b.data_ptr(),
+        **result_fields(solved),
     )
     if left < 0:
         matrix_reference.flag(costs, a, b, options.relaxed)

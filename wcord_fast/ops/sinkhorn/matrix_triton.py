@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from . import matrix_product, matrix_reference, triton
+from .matrix_native_cuda import MOST_CELLS
 from .matrix_reference import MatrixResult
 from .reference import SolveOptions, poison
 
-PRODUCT_CELLS = 1 << 22  # G n m: with fewer, a sweep takes no longer than the launches of a product and its division
+PRODUCT_CELLS = MOST_CELLS  # G n m: with fewer, a sweep takes no longer than the launches of a product and its division
 GRADIENT_BLOCK = 32
 
 

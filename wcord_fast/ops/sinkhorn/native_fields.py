@@ -7,6 +7,7 @@ import functools
 from torch import Tensor
 
 from .. import native_module
+from .matrix_reference import MatrixResult
 from .pairs import Pairs
 from .reference import CHECK_EVERY, SUM_TOLERANCE, SolveOptions, SolveResult
 
@@ -55,17 +56,13 @@ def pair_fields(pairs: Pairs | None) -> tuple[dict[str, int | float], tuple[Tens
     return {"row_labels": rows.data_ptr(), "column_labels": columns.data_ptr(), "rho": pairs.rho}, labels
 
 
-def result_fields(solved: SolveResult) -> dict[str, int]:
+def result_fields(solved: SolveResult | MatrixResult) -> dict[str, int]:
     """The fields of the outputs. A gradient that is not needed is empty, so its address is 0."""
-    return {
-        "out_value": solved.value.data_ptr(),
-        "out_alpha": solved.alpha.data_ptr(),
-        "out_beta": solved.beta.data_ptr(),
-        "out_scale": solved.scale.data_ptr(),
-        "out_error": solved.marginal_error.data_ptr(),
-        "out_iterations": solved.iterations.data_ptr(),
-        "grad_x": solved.grad_x.data_ptr(),
-        "grad_y": solved.grad_y.data_ptr(),
-        "grad_a": solved.grad_a.data_ptr(),
-        "grad_b": solved.grad_b.data_ptr(),
-    }
+    return {field: out.data_ptr() for field, out in zip(_FIELDS[type(solved)], solved, strict=True)}
+
+
+_OUTPUTS = ("out_value", "out_alpha", "out_beta", "out_scale", "out_error", "out_iterations")
+_FIELDS = {
+    SolveResult: (*_OUTPUTS, "grad_x", "grad_y", "grad_a", "grad_b"),
+    MatrixResult: (*_OUTPUTS, "grad_a", "grad_b"),
+}

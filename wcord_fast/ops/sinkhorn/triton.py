@@ -64,12 +64,12 @@ class Strips(NamedTuple):
 class Side(NamedTuple):
     """One of the two point clouds, laid out for the kernels."""
 
-    cost: Tensor  # fp16 [G, n, D or 2 D] (cosine), fp32 [G, d, n padded] (sqeuclidean)
-    vectors: Tensor  # fp16 [G, n, D or 2 D] what P multiplies: unit rows, or centred rows over 2^exponent
+    cost: Tensor  # fp16 [G, n, D or 2 D] (cosine), fp32 [G, d, n padded] (distances)
+    vectors: Tensor  # fp16 [G, n, D or 2 D] what P multiplies: unit rows, or centred rows over 2^exponent (sqeuclidean)
     exponent: Tensor  # int32 [G, 1, 1]
     centre: Tensor  # [G, 1, d], 0 for cosine
-    unit: Tensor  # [G, n, d] unit rows (cosine), the features (sqeuclidean)
-    length: Tensor  # [G, n, 1] their lengths, 1 for sqeuclidean
+    unit: Tensor  # [G, n, d] unit rows (cosine), the features (distances)
+    length: Tensor  # [G, n, 1] their lengths, 1 for distances
 
 
 def unsupported(dtype: torch.dtype) -> str | None:
@@ -245,7 +245,8 @@ class Solve:
         chunks = width // tile.out if gradient else 1
         strips = self._strips(side, tile, chunks)
         sums = self.a.new_empty(2, g, strips.number, n)
-        pulled = self.a.new_empty(g, strips.number, n, width) if gradient else self.a.new_empty(0)
+        make = self.a.new_zeros if self.cost == "euclidean" else self.a.new_empty  # that kernel adds
+        pulled = make(g, strips.number, n, width) if gradient else make(0)
         potentials = (self.alpha, self.beta) if side == "rows" else (self.beta, self.alpha)
         self.kernels.finish_kernel[(g * strips.number * chunks * cdiv(n, tile.m),)](
             own.cost, other.cost, other.vectors, *potentials, self.scale, sums[0], sums[1], pulled,
@@ -263,6 +264,8 @@ class Solve:
         if self.cost == "cosine":
             along = (pulled * own.unit).sum(-1, keepdim=True)
             return (along * own.unit - pulled) / own.length
+        if self.cost == "euclidean":
+            return pulled
         return 2 * (mass.unsqueeze(-1) * (own.unit - other.centre) - torch.ldexp(pulled, other.exponent))
 
     def _strips(self, side: str, tile: Tile, chunks: int = 1) -> Strips:
@@ -295,6 +298,7 @@ def chunk_width(width: int) -> int:
 
 GIVEN_TILE = Tile(64, 64, 0, 0, warps=8, stages=1, resident=2)  # square: both sides read runs of 64 numbers
 GIVEN_FINISH_TILE = Tile(32, 64, 0, 1, warps=8, stages=1, resident=2)
+DISTANCE_TILE = Tile(16, 128, 0, 0, warps=1, stages=1, resident=8)
 
 
 # Chosen by what ptxas reports for sm_80 and sm_90 (no spills; shared memory below 160 KB), not by timings.
@@ -305,7 +309,7 @@ def sweep_tile(cost: str, width: int, paired: bool = False) -> Tile:
     if cost == "cosine":
         return Tile(128, 64, chunk_width(width), 0, warps=8, stages=2, resident=1)
     # One warp: 16 x 4 cells a thread, 17 loads for 128 flops.
-    return Tile(16, 128, 0, 0, warps=1, stages=1, resident=10 if paired else 12)
+    return DISTANCE_TILE._replace(resident=10 if paired else 12)
 
 
 def finish_tile(cost: str, width: int) -> Tile:
@@ -314,6 +318,8 @@ def finish_tile(cost: str, width: int) -> Tile:
         return GIVEN_FINISH_TILE
     if cost == "cosine":
         return Tile(64, 32, chunk_width(width), min(width, 128), warps=8, stages=2, resident=1)
+    if cost == "euclidean":
+        return DISTANCE_TILE._replace(n=64, out=width)  # weights take registers beside the costs
     return Tile(32, 32, 0, min(width, 128), warps=4, stages=2, resident=2)
 
 
@@ -360,6 +366,8 @@ def _side(features: Tensor, cost: str) -> Side:
         return Side(halves, halves, nought.int(), nought, unit, length)
     transposed = features.new_zeros(g, d, cdiv(n, PADDING) * PADDING)
     transposed[..., :n] = features.mT
+    if cost == "euclidean":
+        return Side(transposed, features.new_empty(0, dtype=torch.float16), nought.int(), nought, features, one)
     centre = features.mean(-2, keepdim=True)
     centred = features - centre
     peak = centred.abs().amax((-2, -1), keepdim=True)

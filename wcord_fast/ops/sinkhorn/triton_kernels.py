@@ -13,13 +13,9 @@ Layouts. Cosine: unit rows times 2^12, split into two fp16 numbers, hi = fp16(v)
 hi, then of lo, side by side in a row of 2 D (hi alone without SPLIT), D zero-padded to a multiple of BLOCK_K. fp16 has
 the 11-bit mantissa of TF32 at twice its rate and half its bytes, and unit rows need no more range, so
 hi hi + hi lo + lo hi is 3xTF32 for less. Squared distances: fp32 features [G, D, n], so that one coordinate of a block
-is one coalesced load. A given cost: fp32 [G, n, m], or [n, m] for all problems, which both sides read. Indices past the
-end are clamped, not masked: such rows are not stored, such columns have
-potential -inf.
-
-A cost is recomputed to the same bits in every kernel and from both sides (the partial products are added in the order
-of x and y, not of rows and columns): potentials that one rounding of C made right would not be right for another, by
-a factor exp(s * 1 ulp), and the mass of P would drift from 1.
+is one coalesced load; a distance is the root of one. A given cost: fp32 [G, n, m], or [n, m] for all problems, which
+both sides read. Indices past the end are clamped, not masked: such rows are not stored, such columns have potential
+-inf.
 
 Per sweep and problem of features: 6 n m D fp16 tensor-core flops (2 without SPLIT) or 2 n m D fp32 instructions
 (squared distances), n m exponentials, and 4 n m D / BLOCK_M bytes from L2 (2 without SPLIT) while D <= BLOCK_K, when
@@ -31,88 +27,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .triton_tiles import UNIT, add_differences, cost_tile
+
 NEVER = tl.constexpr(float("-inf"))
 PADDING = tl.constexpr(128)  # rows of [G, D, n] are padded to a multiple of this: no tile reaches past them
-UNIT = tl.constexpr(2.0**12)  # the factor of split numbers, whose magnitude is at most 1
-
-
-@triton.jit
-def _product_tile(
-    x,  # [n, D] or [n, 2 D] fp16 of this problem
-    y,  # [m, D] or [m, 2 D]
-    x_hi,  # [BLOCK_M, D] and
-    x_lo,  # [BLOCK_M, D], read only if D == BLOCK_K
-    rows,  # int64 [BLOCK_M]
-    cols,  # int64 [BLOCK_N]
-    D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    SPLIT: tl.constexpr,
-    ROWS: tl.constexpr,
-):
-    """<x_i, y_j> of unit rows, fp32 [BLOCK_M, BLOCK_N].
-
-    Small products are added first, and chunks of a long D outside the tensor cores: those truncate each partial sum,
-    which over D = 2048 would add up to 40 ulp. (The scaling also keeps the compiler from fusing the sum back.)
-    """
-    WIDTH: tl.constexpr = 2 * D if SPLIT else D
-    k = tl.arange(0, BLOCK_K)
-    y_at = y + cols[:, None] * WIDTH + k[None, :]
-    if D == BLOCK_K:
-        product = _split_dot(x_hi, x_lo, y_at, D, SPLIT, ROWS)
-    else:
-        x_at = x + rows[:, None] * WIDTH + k[None, :]
-        product = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        for _ in range(0, D, BLOCK_K):
-            chunk_hi = tl.load(x_at)
-            chunk_lo = tl.load(x_at + D) if SPLIT else chunk_hi
-            product += _split_dot(chunk_hi, chunk_lo, y_at, D, SPLIT, ROWS)
-            x_at += BLOCK_K
-            y_at += BLOCK_K
-    return product
-
-
-@triton.jit
-def _split_dot(x_hi, x_lo, y_at, D: tl.constexpr, SPLIT: tl.constexpr, ROWS: tl.constexpr):
-    """x [BLOCK_M, BLOCK_K] times the transpose of y [BLOCK_N, BLOCK_K], loaded from `y_at`, less the scaling."""
-    y_hi = tl.trans(tl.load(y_at))
-    if SPLIT:
-        y_lo = tl.trans(tl.load(y_at + D))
-        product = tl.dot(x_hi, y_lo, tl.dot(x_lo, y_hi)) if ROWS else tl.dot(x_lo, y_hi, tl.dot(x_hi, y_lo))
-        product = tl.dot(x_hi, y_hi, product)
-    else:
-        product = tl.dot(x_hi, y_hi)
-    return product * (1 / (UNIT * UNIT))
-
-
-@triton.jit
-def _distance_tile(
-    x,  # at this block and coordinate 0 of [D, x_stride], fp32
-    y,  # at this tile and coordinate 0 of [D, y_stride]
-    x_stride,
-    y_stride,
-    D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """|x_i - y_j|^2 from differences, [BLOCK_M, BLOCK_N]."""
-    rows = tl.arange(0, BLOCK_M)[:, None]  # constants of a thread: they become the loads' immediate offsets
-    cols = tl.arange(0, BLOCK_N)[None, :]
-    squares = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for _ in range(D):
-        difference = tl.load(x + rows) - tl.load(y + cols)
-        squares += difference * difference
-        x += x_stride
-        y += y_stride
-    return squares
-
-
-@triton.jit
-def _given_tile(costs, rows, cols, n, m, ROWS: tl.constexpr):
-    """C_ij of a matrix [n, m], or C_ji of [m, n] without ROWS; rows int64 [BLOCK_M], cols int64 [BLOCK_N]."""
-    at = rows[:, None] * m + cols[None, :] if ROWS else cols[None, :] * n + rows[:, None]
-    return tl.load(costs + at)
 
 
 @triton.jit(do_not_specialize=["n", "m", "num_strips", "tiles"])
@@ -131,7 +49,7 @@ def sweep_kernel(
     m,
     num_strips,  # S
     tiles,  # column tiles per strip
-    COST: tl.constexpr,  # "cosine", "sqeuclidean", "given" (one matrix per problem, x) or "shared" (one, x)
+    COST: tl.constexpr,  # "cosine", "sqeuclidean", "euclidean", "given" (x, a matrix per problem), "shared" (x, one)
     D: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -146,6 +64,7 @@ def sweep_kernel(
     if tl.load(active + g) == 0:
         return
     block = tl.program_id(0) % blocks
+    DISTANCE: tl.constexpr = COST == "sqeuclidean" or COST == "euclidean"
     WIDTH: tl.constexpr = 2 * D if COST == "cosine" and SPLIT else D
     x_stride = tl.cdiv(n, PADDING) * PADDING
     y_stride = tl.cdiv(m, PADDING) * PADDING
@@ -154,13 +73,13 @@ def sweep_kernel(
         y += g * m * WIDTH
     elif COST == "given":
         x += g * n * m
-    elif COST == "sqeuclidean":
+    elif DISTANCE:
         x += g * D * x_stride + block * BLOCK_M
         y += g * D * y_stride
     h += g * m
     rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
     row = tl.minimum(rows, n - 1)
-    x_hi = row  # replaced where _product_tile reads it
+    x_hi = row  # replaced where product_tile reads it
     x_lo = row
     if COST == "cosine" and D == BLOCK_K:
         x_at = x + row.to(tl.int64)[:, None] * WIDTH + tl.arange(0, D)[None, :]
@@ -176,14 +95,11 @@ def sweep_kernel(
     for tile in range(first, tl.minimum(first + tiles, tl.cdiv(m, BLOCK_N))):
         cols = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         col = tl.minimum(cols, m - 1)
-        if COST == "cosine":
-            cost = 1.0 - _product_tile(
-                x, y, x_hi, x_lo, row.to(tl.int64), col.to(tl.int64), D, BLOCK_M, BLOCK_N, BLOCK_K, SPLIT, ROWS
-            )
-        elif COST == "sqeuclidean":
-            cost = _distance_tile(x, y + tile * BLOCK_N, x_stride, y_stride, D, BLOCK_M, BLOCK_N)
-        else:
-            cost = _given_tile(x, row.to(tl.int64), col.to(tl.int64), n, m, ROWS)
+        y_tile = y + tile * BLOCK_N if DISTANCE else y
+        cost = cost_tile(
+            x, y_tile, x_hi, x_lo, row, col, x_stride, y_stride, n, m,
+            COST, D, BLOCK_M, BLOCK_N, BLOCK_K, SPLIT, ROWS,
+        )  # fmt: skip
         z = tl.load(h + cols, mask=cols < m, other=NEVER)[None, :] - s * cost
         if PAIRED:
             pair = tl.load(row_ids + g * n + row)[:, None] == tl.load(col_ids + g * m + col)[None, :]
@@ -242,13 +158,13 @@ def combine_kernel(
 def finish_kernel(
     x,  # rows in the layouts above
     y,  # columns
-    v,  # [G, m, D_OUT] or [G, m, 2 D_OUT] fp16, split as unit rows are; read only if GRADIENT
+    v,  # [G, m, D_OUT] or [G, m, 2 D_OUT] fp16, split as unit rows are; read only if GRADIENT, and not if Euclidean
     alpha,  # [G, n] potentials of the rows
     beta,  # [G, m] potentials of the columns
     scale,  # [G]
     mass,  # [G, S, n] out: sum_j P_ij
     moved,  # [G, S, n] out: sum_j P_ij C_ij
-    pulled,  # [G, S, n, D_OUT] out, only if GRADIENT: sum_j P_ij v_j
+    pulled,  # [G, S, n, D_OUT] out, only if GRADIENT: sum_j P_ij v_j; Euclidean (zeros in): P_ij (x_i - y_j) / C_ij
     row_ids,  # as in sweep_kernel
     col_ids,
     kappa,
@@ -257,7 +173,7 @@ def finish_kernel(
     num_strips,  # S
     tiles,  # column tiles per strip
     GRADIENT: tl.constexpr,
-    COST: tl.constexpr,  # "cosine", "sqeuclidean", "given" (one matrix per problem, x) or "shared" (one, x)
+    COST: tl.constexpr,  # "cosine", "sqeuclidean", "euclidean", "given" (x, a matrix per problem), "shared" (x, one)
     D: tl.constexpr,
     D_OUT: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -271,10 +187,12 @@ def finish_kernel(
     """P is kept relative to the row's largest entry so far, like attention's softmax, for the sake of fp16."""
     blocks = tl.cdiv(n, BLOCK_M)
     CHUNKS: tl.constexpr = D_OUT // BLOCK_OUT if GRADIENT else 1
+    PRODUCT: tl.constexpr = GRADIENT and COST != "euclidean"
     chunk = tl.program_id(0) // blocks % CHUNKS
     part = (tl.program_id(0) // (blocks * CHUNKS)).to(tl.int64)  # g * S + strip
     g = part // num_strips
     block = tl.program_id(0) % blocks
+    DISTANCE: tl.constexpr = COST == "sqeuclidean" or COST == "euclidean"
     WIDTH: tl.constexpr = 2 * D if COST == "cosine" and SPLIT else D
     WIDTH_OUT: tl.constexpr = 2 * D_OUT if SPLIT else D_OUT
     x_stride = tl.cdiv(n, PADDING) * PADDING
@@ -284,7 +202,7 @@ def finish_kernel(
         y += g * m * WIDTH
     elif COST == "given":
         x += g * n * m
-    elif COST == "sqeuclidean":
+    elif DISTANCE:
         x += g * D * x_stride + block * BLOCK_M
         y += g * D * y_stride
     v += g * m * WIDTH_OUT
@@ -300,25 +218,23 @@ def finish_kernel(
             x_lo = tl.load(x_at + D)
     s = tl.load(scale + g)
     row_alpha = tl.load(alpha + g * n + rows, mask=rows < n, other=NEVER)
-    out = chunk * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     bonus = tl.load(kappa + g) if PAIRED else 0.0
 
     largest = tl.full([BLOCK_M], NEVER, tl.float32)
     row_mass = tl.zeros([BLOCK_M], tl.float32)
     row_moved = tl.zeros([BLOCK_M], tl.float32)
-    pull = tl.zeros([BLOCK_M, BLOCK_OUT], tl.float32)
+    if PRODUCT:
+        out = chunk * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+        pull = tl.zeros([BLOCK_M, BLOCK_OUT], tl.float32)
     first = (part % num_strips).to(tl.int32) * tiles
     for tile in range(first, tl.minimum(first + tiles, tl.cdiv(m, BLOCK_N))):
         cols = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         col = tl.minimum(cols, m - 1)
-        if COST == "cosine":
-            cost = 1.0 - _product_tile(
-                x, y, x_hi, x_lo, row.to(tl.int64), col.to(tl.int64), D, BLOCK_M, BLOCK_N, BLOCK_K, SPLIT, ROWS
-            )
-        elif COST == "sqeuclidean":
-            cost = _distance_tile(x, y + tile * BLOCK_N, x_stride, y_stride, D, BLOCK_M, BLOCK_N)
-        else:
-            cost = _given_tile(x, row.to(tl.int64), col.to(tl.int64), n, m, ROWS)
+        y_tile = y + tile * BLOCK_N if DISTANCE else y
+        cost = cost_tile(
+            x, y_tile, x_hi, x_lo, row, col, x_stride, y_stride, n, m,
+            COST, D, BLOCK_M, BLOCK_N, BLOCK_K, SPLIT, ROWS,
+        )  # fmt: skip
         col_beta = tl.load(beta + cols, mask=cols < m, other=NEVER)
         # Rounded as in the last column step, which made the column sums.
         z = (row_alpha[:, None] if ROWS else col_beta[None, :]) - s * cost
@@ -333,7 +249,11 @@ def finish_kernel(
         row_mass = row_mass * fade + tl.sum(p, 1)
         row_moved = row_moved * fade + tl.sum(p * cost, 1)
         largest = higher
-        if GRADIENT:
+        if GRADIENT and COST == "euclidean":
+            weight = tl.where(cost > 0, tl.exp(z) / cost, 0.0)  # 0 where two points coincide
+            to = pulled + (part * n + rows) * D_OUT
+            add_differences(to, rows < n, weight, x, y_tile, x_stride, y_stride, D, BLOCK_M, BLOCK_N)
+        if PRODUCT:
             v_at = v + col.to(tl.int64)[:, None] * WIDTH_OUT + out[None, :]
             v_hi = tl.load(v_at)
             p *= UNIT
@@ -344,9 +264,9 @@ def finish_kernel(
                 pulls = tl.dot(p_hi, v_hi, pulls)
             else:
                 pulls = tl.dot(p_hi, v_hi)
-            pull = pull * fade[:, None] + pulls * (1 / (UNIT * UNIT))  # fp32, for _product_tile's reason
+            pull = pull * fade[:, None] + pulls * (1 / (UNIT * UNIT))  # fp32, for product_tile's reason
     lift = tl.exp(largest)
-    if GRADIENT:
+    if PRODUCT:
         at = pulled + (part * n + rows)[:, None] * D_OUT + out[None, :]
         tl.store(at, pull * lift[:, None], mask=(rows < n)[:, None])
     if chunk == 0:
