@@ -6,7 +6,7 @@
 namespace wcf::ot {
 
 template <class Real, int K, int U, bool GRID>
-__device__ __forceinline__ void solve(const Args<Real>& args, int64_t g, Grid& grid) {
+__device__ __forceinline__ void solve(const Args<Real>& args, const Problem<Real>& g, Grid& grid) {
   const int block = GRID ? static_cast<int>(blockIdx.x) : 0, blocks = GRID ? static_cast<int>(gridDim.x) : 1;
   const Tile<Real> t(args, block);
 
@@ -85,11 +85,14 @@ __device__ __forceinline__ void solve(const Args<Real>& args, int64_t g, Grid& g
 template <class Real, int K, int U, bool GRID>
 __global__ void __launch_bounds__(THREADS) sinkhorn_kernel(const Args<Real> args) {
   Grid grid{args.zeroed, Fixed<Real>::WORDS * args.at.ld, 0};
+  const Problem<Real> problem(args);
   WCF_ROLLED
-  for (int g = blockIdx.y; g < args.problems; g += gridDim.y) {
-    solve<Real, K, U, GRID>(args, g, grid);
+  for (int next = blockIdx.y; next < args.problems;) {
+    problem.set(next);
+    solve<Real, K, U, GRID>(args, problem, grid);
+    next = static_cast<int>(problem) + static_cast<int>(gridDim.y);
     if constexpr (GRID) {
-      if (g + static_cast<int>(gridDim.y) < args.problems) grid.sync();  // the next problem takes over the scratch
+      if (next < args.problems) grid.sync();  // the next problem takes over the scratch
     } else {
       __syncthreads();
     }
