@@ -64,8 +64,8 @@ __device__ __forceinline__ uint32_t group_index() {
 #endif
 }
 
-// threadIdx.x, read anew: what is made of it is made at the use, where the compiler would otherwise keep it in registers
-// from the kernel's start, or spill it.
+// threadIdx.x, read anew: what follows from it is made at the use, where the compiler would otherwise keep it from the
+// kernel's start, in a register or spilled.
 __device__ __forceinline__ int thread_index() {
 #if defined(__CUDACC__)
   int index;
