@@ -59,12 +59,13 @@ def _gather(name: str, bank: str, dim: int, width: int, tile_rows: int, multiply
         critic: "softmax" (InfoNCE), "sigmoid" or "" (NCE).
     """
     tiles = WARP / tile_rows
+    padded = next(width for width in (64, 128, 256) if dim <= width)  # for which the kernel is compiled
     term = {"approximate.h .*MUFU.EX2": 2 * tiles} if critic == "softmax" else {"approximate.h .*MUFU.RCP": 4 * tiles}
     return Kernel(
         name=f"gather {' '.join(filter(None, (critic, name)))} D={dim}",
         unit="draw, both directions",
         source=f"bank_gather{critic and '_'}{critic}.cu",
-        symbol=rf"gather_rows_kernelI{bank}Li{dim}ELb0E",
+        symbol=rf"gather_rows_kernelI{bank}Li{padded}ELb0E",
         ways=(
             Way(
                 {
@@ -125,6 +126,8 @@ KERNELS = (
     _gather("bf16", "NS_4Bf16E", 128, 2, tile_rows=16, multiply_adds=64),
     _gather("fp16", "NS_3F16E", 128, 2, tile_rows=16, multiply_adds=128),
     _gather("fp32", "f", 128, 4, tile_rows=8, multiply_adds=64),
+    *(_gather("bf16", "NS_4Bf16E", dim, 2, tile_rows=16, multiply_adds=64) for dim in (104, 96)),
+    _gather("fp32", "f", 100, 4, tile_rows=8, multiply_adds=64),
     *(
         kernel
         for critic in ("softmax", "sigmoid")

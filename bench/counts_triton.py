@@ -13,12 +13,19 @@ from bench.gpu_floors import dense_work
 
 TARGETS = ("sm_80", "sm_90")  # later ones put the walk into functions of its own, which machine_code.py does not follow
 WIDTHS = {"bf16": 2, "fp32": 4}
-CASES = tuple((kernel, bank, batch) for kernel in ("nce", "critic") for bank in WIDTHS for batch in (64, 256))
+CASES = tuple(
+    (kernel, member, bank, batch)
+    for kernel in ("nce", "critic")
+    for member in ("mask", "counts")
+    for bank in WIDTHS
+    for batch in (64, 256)
+)
 TITLES = {"nce": "dense NCE", "critic": "dense InfoNCE"}
+MEMBER_BITS = {"mask": 1, "counts": 16}  # of a row and anchor
 
 
-def name_of(kernel: str, bank: str, batch: int) -> str:
-    return f"{TITLES[kernel]} {bank} B={batch}"
+def name_of(kernel: str, member: str, bank: str, batch: int) -> str:
+    return f"{TITLES[kernel]} {bank} B={batch}" + (" counts" if member == "counts" else "")
 
 
 def unavailable_reason() -> str | None:
@@ -46,7 +53,7 @@ def rows(
         for case in CASES:
             if not only(name_of(*case)):
                 continue
-            walk = bank_walk(capability, case[0], "mask", case[1], DIM, case[2])
+            walk = bank_walk(capability, *case[:3], DIM, case[3])
             result = walk.compile(capability)
             cubin = folder / "triton.cubin"
             cubin.write_bytes(result.asm["cubin"])
@@ -57,8 +64,8 @@ def rows(
             }
 
 
-def _kernel(case: tuple[str, str, int], walk, shared: int) -> Kernel:
-    _, bank, batch = case
+def _kernel(case: tuple[str, str, str, int], walk, shared: int) -> Kernel:
+    _, member, bank, batch = case
     threads = walk.tiles.warps * WARP
     cells = walk.tiles.block_b * walk.tiles.block_n / threads  # of a thread in a tile
     return Kernel(
@@ -71,5 +78,5 @@ def _kernel(case: tuple[str, str, int], walk, shared: int) -> Kernel:
         threads=threads,
         dynamic_shared=shared,
         total=2 * batch * NUM_DATA / WARP,
-        work=dense_work(batch, K, NUM_DATA, DIM, WIDTHS[bank]),
+        work=dense_work(batch, K, NUM_DATA, DIM, WIDTHS[bank], MEMBER_BITS[member]),
     )

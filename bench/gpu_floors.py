@@ -49,13 +49,15 @@ def gather_work(batch: int, k: int, num_data: int, dim: int, width: int, l2: int
     return {"l2": read_bytes, "memory": max(distinct, read_bytes * max(0.0, 1 - l2 / banks))}
 
 
-def dense_work(batch: int, k: int, num_data: int, dim: int, width: int) -> Work:
+def dense_work(batch: int, k: int, num_data: int, dim: int, width: int, member_bits: int = 1) -> Work:
     """Both directions: scores and gradient are 2 D operations each for every row; banks and masks are read once.
 
-    fp32 factors are three bf16 terms each, whose six largest products count.
+    fp32 factors are three bf16 terms each, whose six largest products count. With draws (k > 0) every
+    row and anchor has `member_bits` of membership.
     """
     operations = 2 * batch * num_data * 4 * dim * (1 if width == 2 else 6)
-    return {"bf16": operations, "memory": 2 * num_data * dim * width + (2 * batch * num_data / 8 if k else 0)}
+    membership = 2 * batch * num_data * member_bits / 8 if k else 0
+    return {"bf16": operations, "memory": 2 * num_data * dim * width + membership}
 
 
 def draw_work(batch: int, k: int) -> Work:

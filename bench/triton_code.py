@@ -20,7 +20,6 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 POINTERS = {
     "terms_ptr": "*bf16",
     "index_ptr": "*i64",
-    "member_ptr": "*i32",
     "label_ptr": "*i32",
     "class_start_ptr": "*i32",
     "status_ptr": "*i32",
@@ -73,25 +72,28 @@ def bank_walk(
 
     Args:
         capability: 80, 90, ..
-        kernel: of ops/bank/triton_kernels.py, triton_critics.py (InfoNCE) or ops/contrast/triton_kernels.py, without
-            "_fwd_kernel".
-        member: "mask", "counts" or a pool; of ops/contrast the critic, with labels, indices and both directions.
+        kernel: of ops/bank/triton_kernels.py or ops/contrast/triton_kernels.py, without "_fwd_kernel"; "critic" or
+            "sigmoid": that of triton_critics.py, for InfoNCE or the sigmoid loss.
+        member: "mask", "counts" (int16), "wide counts" (int32) or a pool; of ops/contrast the critic, with labels,
+            indices and both directions.
         bank: "fp32", "bf16" or "fp16"; the anchors are fp32.
         limit: bf16 terms of an fp32 factor.
     """
     of_batches = kernel in ("values", "gradients")
     modules = (contrast_kernels,) if of_batches else (triton_kernels, triton_critics)
-    function = next(vars(m)[name] for m in modules if (name := f"{kernel}_fwd_kernel") in vars(m))
+    function_name = f"{'critic' if kernel == 'sigmoid' else kernel}_fwd_kernel"
+    function = next(vars(m)[function_name] for m in modules if function_name in vars(m))
+    counts = member.endswith("counts")
     m_terms = min(triton_launch.DTYPE_TERMS[DTYPES[bank]], limit)
-    tiles = triton_launch.blocks(capability // 10, dim, batch, m_terms, member == "counts")
+    tiles = triton_launch.blocks(capability // 10, dim, batch, m_terms, counts)
     constants = {
         "D": dim,
         "BLOCK_D": min(triton_launch.BLOCK_D, triton_launch.padded(dim)),
         "STRIDE_UNIT": math.gcd(dim, 16),
         "BLOCK_B": tiles.block_b,
         "BLOCK_N": tiles.block_n,
-        "MEMBER": member,
-        "CHARGE": "drawn" if member in ("mask", "counts") else "expected",
+        "MEMBER": "counts" if counts else member,
+        "CHARGE": "drawn" if counts or member == "mask" else "expected",
         "NEEDS_GRAD": True,
         "ONLY_UNSET": True,
         "EPS": 1e-7,
@@ -104,6 +106,7 @@ def bank_walk(
         "INTERPRET": False,
     }
     types = POINTERS | {"bank0_ptr": f"*{bank}", "bank1_ptr": f"*{bank}", "rows_ptr": f"*{bank}", "temperature": "fp32"}
+    types |= {"member_ptr": "*i16" if member == "counts" else "*i32"}
     types |= dict.fromkeys(IDS, "*i64") if of_batches else {}
     rest = [name for name in function.arg_names if name not in constants]
     return Specialisation(

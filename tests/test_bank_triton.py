@@ -1,4 +1,4 @@
-"""The Triton kernels of the bank ops without a GPU: interpreted, and compiled for sm_80 and sm_90.
+"""The Triton kernels of the bank ops without a GPU: interpreted, and compiled for sm_80, sm_90, sm_100 and sm_120.
 
 Each in a process of its own: triton reads TRITON_INTERPRET once, when it is imported.
 """
@@ -20,7 +20,8 @@ from wcord_fast.ops import dispatch
 from .triton_release import judge, not_interpreted_reason
 
 ROOT = Path(__file__).resolve().parent.parent
-SHARED_LIMIT = {80: 99 << 10, 90: 227 << 10}  # bytes a block; 99 KB is what sm_86 and sm_89 have of the sm_80 table
+# Bytes a block; 99 KB is what sm_86 and sm_89 have of the sm_80 table.
+SHARED_LIMIT = {80: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
 
@@ -44,6 +45,22 @@ CASES = [
     {"capability": 80, "kernel": "critic", "member": "counts", "bank": "fp32", "dim": 128, "batch": 64},
     {"capability": 90, "kernel": "critic", "member": "mask", "bank": "bf16", "dim": 128, "batch": 256},
     {"capability": 90, "kernel": "critic", "member": "mask", "bank": "fp32", "dim": 128, "batch": 256},
+    *(
+        {"capability": capability, "kernel": kernel, "member": member, "bank": bank, "dim": 128, "batch": 64}
+        for capability, kernel, member, bank in (
+            (90, "critic", "wide counts", "bf16"),
+            (90, "sigmoid", "wide counts", "bf16"),
+            (90, "sigmoid", "wide counts", "fp32"),
+            (100, "nce", "counts", "bf16"),
+            (100, "sigmoid", "wide counts", "fp32"),
+            (100, "critic", "mask", "bf16"),
+            (100, "nce", "mask", "fp32"),
+            (120, "nce", "wide counts", "bf16"),
+            (120, "sigmoid", "wide counts", "fp32"),
+            (120, "critic", "mask", "bf16"),
+            (120, "nce", "mask", "fp32"),
+        )
+    ),
 ]
 
 

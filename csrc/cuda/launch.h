@@ -64,6 +64,18 @@ __device__ __forceinline__ uint32_t group_index() {
 #endif
 }
 
+// threadIdx.x, read anew: what follows from it is made at the use, where the compiler would otherwise keep it from the
+// kernel's start, in a register or spilled.
+__device__ __forceinline__ int thread_index() {
+#if defined(__CUDACC__)
+  int index;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+  return index;
+#else
+  return static_cast<int>(threadIdx.x);
+#endif
+}
+
 // Makes x, of four bytes, a value that the compiler cannot compute again: a loop that uses it holds it in a register.
 __device__ __forceinline__ void hold(float& x) {
 #if defined(__CUDACC__)

@@ -27,7 +27,7 @@ WCF_HD int leading(int m) { return static_cast<int>(round_up(m, GROUP)); }
 // four, and there are fewer than 2^16 elements. Made on the host: the kernels read it as constants.
 struct Layout {
   int32_t ld, rows, cost, b, beta, ahead, column_base, column_factor;
-  int32_t a, alpha, guess, row_base, row_factor, part, sums, pairs, work;
+  int32_t a, alpha, guess, row_base, row_factor, part, sums, number, pairs, work;
   int64_t size;
 
   Layout() = default;
@@ -51,6 +51,7 @@ struct Layout {
     row_factor = take(rows_);
     part = take(PART);
     sums = take(WARPS);
+    number = take(1);  // an int32: the problem that the block works on
     pairs = take(8);  // a PairList
     work = take(2 * ld > THREADS * GROUP ? 2 * ld : THREADS * GROUP);  // column sums of row groups, partial gradients
     size = at;

@@ -37,12 +37,13 @@ __device__ __forceinline__ void gradient_sums(const Side<Real>& s, int dim, int 
   const int slices = mine >= seats || mine == 0 ? 1 : seats / mine;
   const int at_once = seats / slices;
   const int slice_size = static_cast<int>(round_up((s.others + slices - 1) / slices, 4));
-  const int seat = threadIdx.x / width, slice = seat % slices;
   WCF_ROLLED
   for (int turn = 0; turn < mine; turn += at_once) {
     WCF_ROLLED
     for (int pair0 = 0; pair0 < pairs; pair0 += width) {
-      const int d = DIMS * (pair0 + static_cast<int>(threadIdx.x) % width);
+      // Read anew: a row's addresses are not kept from one pair of dimensions to the next.
+      const int thread = thread_index(), seat = thread / width, slice = seat % slices, column = thread % width;
+      const int d = DIMS * (pair0 + column);
       const int local = turn + seat / slices;
       const bool busy = seat < at_once * slices && local < mine && d < dim;
       const int row = (s.first + local * s.step) * GROUP;
@@ -103,7 +104,6 @@ __device__ __forceinline__ void gradient_sums(const Side<Real>& s, int dim, int 
         }
       }
       if (slices > 1) {  // equal in the whole block
-        const int column = threadIdx.x % width;
         WCF_UNROLL
         for (int k = 0; k < DIMS; ++k) {
           __syncthreads();
@@ -139,7 +139,7 @@ __device__ __forceinline__ void gradient_sums(const Side<Real>& s, int dim, int 
 // Turns the cosine's gradient at the unit rows into that at the rows, (g - <g, u> u) / |x|, one warp per row.
 template <class Real>
 __device__ __forceinline__ void project(const Side<Real>& s, int dim, int dim_pad) {
-  const int lane = threadIdx.x % WARP;
+  const int lane = thread_index() % WARP;
   WCF_ROLLED
   for (int local = threadIdx.x / WARP;; local += WARPS) {
     const int row = (s.first + local / GROUP * s.step) * GROUP + local % GROUP;

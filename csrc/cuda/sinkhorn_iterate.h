@@ -9,7 +9,7 @@ namespace wcf::ot {
 // min_j C_ij. Needs C; ends with a barrier.
 template <class Real>
 __device__ __forceinline__ void start(const Args<Real>& args, const Tile<Real>& t, int64_t g, Real scale) {
-  const int lane = threadIdx.x % WARP;
+  const int lane = thread_index() % WARP;
   WCF_ROLLED
   for (int j = threadIdx.x; j < t.ld; j += THREADS) {  // the padding has no mass
     const Real mass = j < t.m ? mass_of(args.b, g, args.m, j) : Real(0);

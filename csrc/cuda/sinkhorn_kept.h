@@ -24,8 +24,8 @@ struct Kept {
   bool has_row, has_column;  // with mass, to be stored by this thread
 
   __device__ __forceinline__ explicit Kept(const Tile<Real>& t)
-      : seat(t), first(static_cast<int>(threadIdx.x) / WARP * U), rows(t, seat, first) {
-    const int column = threadIdx.x % COLUMNS;
+      : seat(t), first(thread_index() / WARP * U), rows(t, seat, first) {
+    const int thread = thread_index(), column = thread % COLUMNS;
     const bool exists = seat.column[0] < t.ld;
     WCF_UNROLL
     for (int u = 0; u < U; ++u) {
@@ -36,11 +36,11 @@ struct Kept {
       }
     }
     from_ahead = offset_of(t.ahead + (exists ? seat.column[0] : 0));
-    to_work = offset_of(t.work + NARROW * threadIdx.x);
+    to_work = offset_of(t.work + NARROW * thread);
     has_row = seat.speaks && rows.mass > 0;
     to_alpha = offset_of(t.alpha + (has_row ? first + seat.own : 0));
     const int j = column < t.ld ? column : 0;
-    b = static_cast<int>(threadIdx.x) < t.ld ? t.b[j] : Real(0);
+    b = thread < t.ld ? t.b[j] : Real(0);
     has_column = b > 0;
     beta = t.beta[j];
     ahead = t.ahead[j];

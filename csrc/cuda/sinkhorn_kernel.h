@@ -6,7 +6,7 @@
 namespace wcf::ot {
 
 template <class Real, int K, int U, bool GRID, bool GIVEN>
-__device__ __forceinline__ void solve(const Args<Real>& args, int64_t g, Grid& grid) {
+__device__ __forceinline__ void solve(const Args<Real>& args, const Problem<Real>& g, Grid& grid) {
   const int block = GRID ? static_cast<int>(blockIdx.x) : 0, blocks = GRID ? static_cast<int>(gridDim.x) : 1;
   const Tile<Real> t(args, block);
 
@@ -94,11 +94,14 @@ __device__ __forceinline__ void solve(const Args<Real>& args, int64_t g, Grid& g
 template <class Real, int K, int U, bool GRID, bool GIVEN>
 __global__ void __launch_bounds__(THREADS, GIVEN ? 1 : 0) sinkhorn_kernel(const Args<Real> args) {
   Grid grid{args.zeroed, Fixed<Real>::WORDS * args.at.ld, 0};
+  const Problem<Real> problem(args);
   WCF_ROLLED
-  for (int g = blockIdx.y; g < args.problems; g += gridDim.y) {
-    solve<Real, K, U, GRID, GIVEN>(args, g, grid);
+  for (int next = blockIdx.y; next < args.problems;) {
+    problem.set(next);
+    solve<Real, K, U, GRID, GIVEN>(args, problem, grid);
+    next = static_cast<int>(problem) + static_cast<int>(gridDim.y);
     if constexpr (GRID) {
-      if (g + static_cast<int>(gridDim.y) < args.problems) grid.sync();  // the next problem takes over the scratch
+      if (next < args.problems) grid.sync();  // the next problem takes over the scratch
     } else {
       __syncthreads();
     }

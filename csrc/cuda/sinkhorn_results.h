@@ -34,7 +34,7 @@ __device__ __forceinline__ Real column_potentials(const Args<Real>& args, const 
 template <class Real>
 __device__ __forceinline__ void finish(const Args<Real>& args, const Tile<Real>& t, int64_t g, Real scale, Real* plan,
                                        Real* value, Real* error) {
-  const int lane = threadIdx.x % WARP;
+  const int lane = thread_index() % WARP;
   const Real unit = static_cast<Real>(args.eps * LN2);
   WCF_ROLLED
   for (int i = threadIdx.x / WARP; i < t.rows; i += WARPS) {

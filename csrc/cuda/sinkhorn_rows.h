@@ -35,7 +35,7 @@ struct Seat {
   int column[K / SIZE];  // of each pack, or ld if there is none
 
   __device__ __forceinline__ explicit Seat(const Tile<Real>& t) {
-    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    const int thread = thread_index(), lane = thread % WARP, warp = thread / WARP;
     column_groups = column_groups_of<K>(t.m);
     row_groups = WARPS / column_groups;
     rg = warp / column_groups;

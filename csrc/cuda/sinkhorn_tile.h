@@ -15,6 +15,22 @@ struct PairList {
 static_assert(sizeof(PairList<float>) <= 8 * sizeof(float) && sizeof(PairList<double>) <= 8 * sizeof(double),
               "Layout has room for eight numbers");
 
+// The number of the problem that the block works on, read anew from shared memory at each use: it is needed from the
+// start of a solve to its end, and would occupy registers, or be spilled, in between.
+template <class Real>
+struct Problem {
+  uint32_t offset;  // in shared memory
+
+  __device__ __forceinline__ explicit Problem(const Args<Real>& args)
+      : offset(static_cast<uint32_t>(args.at.number * sizeof(Real))) {}
+  __device__ __forceinline__ operator int64_t() const { return *shared_ptr<volatile int32_t>(offset); }
+  // By the whole block, after a barrier; ends with one.
+  __device__ __forceinline__ void set(int number) const {
+    if (threadIdx.x == 0) *shared_ptr<volatile int32_t>(offset) = number;
+    __syncthreads();
+  }
+};
+
 template <class Real>
 struct Tile {
   Real* cost;           // [rows, ld]: C, at the end P; columns from m on are zero

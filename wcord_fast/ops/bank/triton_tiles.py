@@ -236,8 +236,12 @@ def member_tile(
         byte = tl.arange(0, 4)[None, None, :, None]
         member = tl.reshape(_spread(at_head, byte, INTERPRET), [b.shape[0], BLOCK_N])
     elif MEMBER == "counts":
-        at = b.to(tl.int64)[:, None] * member_stride + n[None, :]
-        member = tl.load(member_ptr + at, mask=b_ok[:, None] & n_ok[None, :], other=0).to(tl.int32)
+        # An address a row, and columns as small offsets that the load instructions take. A row's counts lie an even
+        # number apart, the spare one is 0: so they are read in pairs.
+        row_ptr = member_ptr + b.to(tl.int64) * multiple_of(member_stride, 2) + n0
+        even = (num_rows + 1) // 2 * 2
+        member = tl.load(row_ptr[:, None] + column[None, :], mask=b_ok[:, None] & (n < even)[None, :], other=0)
+        member = member.to(tl.int32)
     elif MEMBER == "class":
         member = (class_of(label_ptr, n, n_ok, MEMBER)[None, :] != label[:, None]) & n_ok[None, :]
     elif MEMBER == "self":
