@@ -78,8 +78,8 @@ def explain(
         if n is None:
             return matrix.choose(device_type, dtype, requested)
         n, m = checks.integer("n", n, least=1), checks.integer("m", n if m is None else m, least=1)
-        sizes = matrix.Sizes(checks.integer("problems", problems, least=1), n, m, own=False)
-        return matrix.choose(device_type, dtype, requested, sizes)
+        solve = matrix.Sizes(checks.integer("problems", problems, least=1), n, m, own=False)
+        return matrix.choose(device_type, dtype, requested, solve)
     if op == "batch":
         return contrast.choose(device_type, (dtype,), checks.integer("batch", batch, least=1), requested)
     if op not in dispatch.BANK_SCORES:

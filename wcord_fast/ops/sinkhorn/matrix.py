@@ -110,7 +110,8 @@ def _stacked(costs: Tensor) -> Tensor:
 def _solve(costs: Tensor, a: Tensor, b: Tensor, *rest: Any) -> MatrixResult:
     *fields, backend = rest
     options, g = _options(*fields), _problems(costs, a, b)
-    sizes = Sizes(g, *costs.shape[-2:], own=costs.shape[0] > 1, relaxed=options.relaxed)
+    own, n, m = costs.shape
+    sizes = Sizes(g, n, m, own > 1, options.relaxed)
     solved = _module(costs, backend, sizes).solve(costs, a.expand(g, -1), b.expand(g, -1), options)
     if costs.device.type == "cpu":
         refuse_overflow(solved.value, {"C": costs}, options)

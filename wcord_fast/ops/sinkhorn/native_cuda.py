@@ -82,8 +82,8 @@ def ot_solve(
     return solved
 
 
-def launch(x: Tensor, sizes: Sizes, **fields: int | float) -> None:
-    """Start a solve of these sizes on x's device and current stream.
+def launch(on: Tensor, sizes: Sizes, /, **fields: int | float) -> None:
+    """Start a solve of these sizes on the device of `on` and its current stream.
 
     `fields` are those of the record OtSolve that say what is solved. The tensors that they address must outlive the
     call.
@@ -92,10 +92,10 @@ def launch(x: Tensor, sizes: Sizes, **fields: int | float) -> None:
         RuntimeError: the launch failed.
     """
     native = native_module.module()
-    chosen = plan(native_module.stream_of(x)[0], *sizes[2:4], *sizes[:2], sizes.given)
+    chosen = plan(native_module.stream_of(on)[0], *sizes[2:4], *sizes[:2], sizes.given)
     scratch_bytes, zeroed_bytes = memory(chosen, sizes)
-    scratch = torch.empty(scratch_bytes, dtype=torch.uint8, device=x.device)
-    zeroed = torch.zeros(zeroed_bytes // 8, dtype=torch.int64, device=x.device)
+    scratch = torch.empty(scratch_bytes, dtype=torch.uint8, device=on.device)
+    zeroed = torch.zeros(zeroed_bytes // 8, dtype=torch.int64, device=on.device)
     record = native.OtSolve(
         **fields,
         regime=native.OT_REGIMES[chosen.regime],
@@ -103,10 +103,10 @@ def launch(x: Tensor, sizes: Sizes, **fields: int | float) -> None:
         rows=chosen.rows,
         scratch=scratch.data_ptr(),
         zeroed=zeroed.data_ptr(),
-        **native_module.on_cuda(x),
+        **native_module.on_cuda(on),
     )
     native_module.check_launch("ot_solve", native.cuda_ot_solve(record))
-    status.check_if_enabled(x.device)
+    status.check_if_enabled(on.device)
 
 
 solve_op = ot_solve  # it handles layouts, missing masses and bad values itself, see backends.py
