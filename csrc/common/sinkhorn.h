@@ -141,6 +141,7 @@ WCF_RECORD(OtPlanMatrix, WCF_OT_PLAN_MATRIX)
   OPTIONAL(void*, out_error)         /* [G], or null: not wanted, which saves a product */                           \
   OPTIONAL(int32_t*, out_iterations) /* [G], or null */                                                              \
   OPTIONAL(int32_t*, out_solved)     /* [G] 1, or 0: scalings left the range of fp64, nothing is written; or null */ \
+  OPTIONAL(int32_t*, out_scalings)   /* 1: out_alpha and out_beta hold scalings of exp(s (min_j C_ij - C_ij)) */     \
   OPTIONAL(void*, grad_a)            /* [G, n] */                                                                    \
   OPTIONAL(void*, grad_b)            /* [G, m] */                                                                    \
   PART(Place, place)
@@ -158,6 +159,7 @@ WCF_RECORD(OtMatrix, WCF_OT_MATRIX)
   NEEDED(const void*, beta)   /* [G, m] */                   \
   NEEDED(const void*, scale)  /* [G] */                      \
   NEEDED(const void*, weight) /* [G] */                      \
+  OPTIONAL(const int32_t*, scalings) /* see out_scalings */  \
   NEEDED(void*, out)          /* like costs */               \
   PART(Place, place)
 WCF_RECORD(OtMatrixGradient, WCF_OT_MATRIX_GRADIENT)
