@@ -19,7 +19,7 @@ struct SharedStep {
   const T* kernel;  // packed, [rows up to whole tiles, k]
   int64_t rows, k, panels;
   const T* in;    // [panels, k, ..]
-  T* sums;        // [panels, rows, ..]
+  T* sums;        // [panels, rows, ..]; null: only scaling is needed
   const T* mass;  // null: only sums is needed
   T* scaling;     // [panels, rows, ..]; the old one on entry
   T* extended;    // ipot's columns: scaling^2 / the old one; else null

@@ -106,7 +106,7 @@ class Shared {
     if (ipot_) {
       for (int64_t t = 1; t <= call_.iters; ++t) {
         pack(team, static_cast<double>(t) / call_.eps);
-        team.each(groups, [&](int64_t g) { iterate(group(g, groups)); });
+        team.each(groups, [&](int64_t g) { iterate(group(g, groups), t); });
         if (!stops(t)) continue;  // ipot's scale is that of its iteration: only problems by themselves may stop
         last_scale_ = static_cast<double>(t) / call_.eps;
         if (freeze({0, 1}, t)) break;
@@ -117,7 +117,7 @@ class Shared {
       team.each(groups, [&](int64_t g) {
         const Span span = group(g, groups);
         for (int64_t t = 1; t <= call_.iters; ++t) {
-          t == 1 && uniform_start_ && !relaxed() && !alone_ ? first_iteration(span) : iterate(span);
+          t == 1 && uniform_start_ && !relaxed() && !alone_ ? first_iteration(span) : iterate(span, t);
           if (stops(t) && freeze(span, t)) break;
         }
       });
@@ -223,13 +223,13 @@ class Shared {
     kernel_.shared_product(column_step(span));
   }
 
-  void iterate(const Span& span) {
-    if (alone_) {
-      const SharedStep<T> columns = column_step(span);
-      return kernel_.alone_product(row_step(span), &columns);
-    }
-    kernel_.shared_product(row_step(span));
-    kernel_.shared_product(column_step(span));
+  // Sums are kept where iteration t may be the last: other iterations have less to write.
+  void iterate(const Span& span, int64_t t) {
+    SharedStep<T> rows = row_step(span), columns = column_step(span);
+    if (alone_) return kernel_.alone_product(rows, &columns);
+    if (t < call_.iters && !stops(t)) rows.sums = columns.sums = nullptr;
+    kernel_.shared_product(rows);
+    kernel_.shared_product(columns);
   }
 
   SharedStep<T> column_step(const Span& span) {
