@@ -4,9 +4,9 @@
 
 namespace wcf {
 
-#define WCF_OT_COSTS(CODE)                                       \
-  CODE(OT_COSINE, "cosine")                                      \
-  CODE(OT_SQEUCLIDEAN, "sqeuclidean")                            \
+#define WCF_OT_COSTS(CODE)                                        \
+  CODE(OT_COSINE, "cosine")                                       \
+  CODE(OT_SQEUCLIDEAN, "sqeuclidean")                             \
   CODE(OT_EUCLIDEAN, "euclidean") /* CUDA, without known pairs */ \
   CODE(OT_GIVEN, "given")         /* CUDA */
 WCF_CODES(OtCost, WCF_OT_COSTS)
@@ -148,19 +148,19 @@ WCF_RECORD(OtPlanMatrix, WCF_OT_PLAN_MATRIX)
 WCF_RECORD(OtMatrix, WCF_OT_MATRIX)
 
 // weight_g P_g of given costs and their scalings, summed over g if the costs are shared.
-#define WCF_OT_MATRIX_GRADIENT(NEEDED, OPTIONAL, EACH, PART) \
-  NEEDED(int32_t, dtype)                                     \
-  NEEDED(int32_t, shared)                                    \
-  NEEDED(int64_t, problems)                                  \
-  NEEDED(int64_t, n)                                         \
-  NEEDED(int64_t, m)                                         \
-  NEEDED(const void*, costs)  /* [1 or G, n, m] Real */      \
-  NEEDED(const void*, alpha)  /* [G, n] */                   \
-  NEEDED(const void*, beta)   /* [G, m] */                   \
-  NEEDED(const void*, scale)  /* [G] */                      \
-  NEEDED(const void*, weight) /* [G] */                      \
-  OPTIONAL(const int32_t*, scalings) /* see out_scalings */  \
-  NEEDED(void*, out)          /* like costs */               \
+#define WCF_OT_MATRIX_GRADIENT(NEEDED, OPTIONAL, EACH, PART)   \
+  NEEDED(int32_t, dtype)                                       \
+  NEEDED(int32_t, shared)                                      \
+  NEEDED(int64_t, problems)                                    \
+  NEEDED(int64_t, n)                                           \
+  NEEDED(int64_t, m)                                           \
+  NEEDED(const void*, costs)         /* [1 or G, n, m] Real */ \
+  NEEDED(const void*, alpha)         /* [G, n] */              \
+  NEEDED(const void*, beta)          /* [G, m] */              \
+  NEEDED(const void*, scale)         /* [G] */                 \
+  NEEDED(const void*, weight)        /* [G] */                 \
+  OPTIONAL(const int32_t*, scalings) /* see out_scalings */    \
+  NEEDED(void*, out)                 /* like costs */          \
   PART(Place, place)
 WCF_RECORD(OtMatrixGradient, WCF_OT_MATRIX_GRADIENT)
 

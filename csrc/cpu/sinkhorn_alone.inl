@@ -1,8 +1,8 @@
 // One problem with a matrix of its own: an iteration reads the kernel K once. Included once per instruction set.
 //
-// K is stored by rows of length round_up(m, TILE_COLUMNS), zeros behind the m columns and in the rows that fill the last
-// block. A block of TILE_COLUMNS rows gets its sums, its scalings, and its share of the columns' sums while it is in L1
-// or L2. Vectors over rows and columns are as long as the padded sides; behind the end scalings are 0.
+// K is stored by rows of length round_up(m, TILE_COLUMNS), zeros behind the m columns and in the rows that fill the
+// last block. A block of TILE_COLUMNS rows gets its sums, its scalings, and its share of the columns' sums while it is
+// in L1 or L2. Vectors over rows and columns are as long as the padded sides; behind the end scalings are 0.
 
 // K_ij = exp(shift_i - s C_ij), or, if `weighted`, C_ij times the K that is there.
 template <class T>

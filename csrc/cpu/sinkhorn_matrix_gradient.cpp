@@ -71,8 +71,8 @@ class MatrixGradient {
   }
 
  private:
-  // s min_j C_ij as the solve rounds it, for the scale of the first problem (a shared matrix is solved at one scale, but
-  // for a tol of ipot's).
+  // s min_j C_ij as the solve rounds it, for the scale of the first problem (a shared matrix is solved at one scale,
+  // but for a tol of ipot's).
   void find_shift() {
     std::vector<S> least(static_cast<size_t>(n_));
     const double scale = static_cast<double>(scale_[0]);

@@ -314,8 +314,7 @@ class Shared {
     S *const value = static_cast<S*>(call_.out_value), *const error = static_cast<S*>(call_.out_error);
     S* const scale = static_cast<S*>(call_.out_scale);
     const int64_t used = std::min(lanes_, count_ - q * lanes_);
-    const Scalings<T> by_row{
-        u_.data() + rows, a_.data() + rows, r_.data() + rows, n_, lanes_, shift_.data(), damp_a_};
+    const Scalings<T> by_row{u_.data() + rows, a_.data() + rows, r_.data() + rows, n_, lanes_, shift_.data(), damp_a_};
     const Scalings<T> by_column{
         v_.data() + columns, b_.data() + columns, c_.data() + columns, m_, lanes_, nullptr, damp_b_};
     S *const alpha = static_cast<S*>(call_.out_alpha), *const beta = static_cast<S*>(call_.out_beta);
@@ -349,10 +348,11 @@ class Shared {
   double dual_value(int64_t q, int64_t lane, int64_t g) {
     const size_t rows = at(q, 0, n_) + static_cast<size_t>(lane), columns = at(q, 0, m_) + static_cast<size_t>(lane);
     const DualTerms terms{call_.eps, call_.reach_a, call_.reach_b};
-    const DualSide<T> by_row{u_.data() + rows, a_.data() + rows, again_.data() + rows, r_.data() + rows, n_,
-                             lanes_,           shift_.data(),    damp_a_,              call_.reach_a};
-    const DualSide<T> by_column{v_.data() + columns, b_.data() + columns, c_.data() + columns, partial(q) + lane, m_,
-                                lanes_,              nullptr,             damp_b_,             call_.reach_b};
+    const DualSide<T> by_row{u_.data() + rows, a_.data() + rows, again_.data() + rows, r_.data() + rows, n_, lanes_,
+                             shift_.data(),    damp_a_,          call_.reach_a};
+    const DualSide<T> by_column{
+        v_.data() + columns, b_.data() + columns, c_.data() + columns, partial(q) + lane, m_, lanes_, nullptr, damp_b_,
+        call_.reach_b};
     const double total_a = by_row.total(), total_b = by_column.total();
     S* const grad_a = call_.grad_a ? static_cast<S*>(call_.grad_a) + g * n_ : nullptr;
     S* const grad_b = call_.grad_b ? static_cast<S*>(call_.grad_b) + g * m_ : nullptr;
