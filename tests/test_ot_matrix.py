@@ -236,7 +236,8 @@ def test_opcheck(backend):
 
 
 @pytest.mark.parametrize("reach", [None, 0.5])
-def test_compiled_and_eager_results_are_bit_identical(reach):
+def test_compiled_and_eager_values_are_bit_identical(reach):
+    """So are gradients from potentials. Eager calls make those of a shared matrix from scalings where they can."""
     c, a, b = costs(N, M, dtype=torch.float32), masses(1, G, N).float(), masses(2, G, M).float()
 
     def step(c):
@@ -248,7 +249,8 @@ def test_compiled_and_eager_results_are_bit_identical(reach):
         value = run(leaf)
         value.backward()
         grads.append((value.detach(), leaf.grad))
-    assert torch.equal(grads[0][0], grads[1][0]) and torch.equal(grads[0][1], grads[1][1])
+    assert torch.equal(grads[0][0], grads[1][0])
+    torch.testing.assert_close(grads[0][1], grads[1][1], rtol=1e-5 if reach is None else 0, atol=0)
 
 
 @pytest.mark.parametrize("iters", [1, 6])

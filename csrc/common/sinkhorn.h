@@ -4,9 +4,9 @@
 
 namespace wcf {
 
-#define WCF_OT_COSTS(CODE)                                       \
-  CODE(OT_COSINE, "cosine")                                      \
-  CODE(OT_SQEUCLIDEAN, "sqeuclidean")                            \
+#define WCF_OT_COSTS(CODE)                                        \
+  CODE(OT_COSINE, "cosine")                                       \
+  CODE(OT_SQEUCLIDEAN, "sqeuclidean")                             \
   CODE(OT_EUCLIDEAN, "euclidean") /* CUDA, without known pairs */ \
   CODE(OT_GIVEN, "given")         /* CUDA */
 WCF_CODES(OtCost, WCF_OT_COSTS)
@@ -141,24 +141,26 @@ WCF_RECORD(OtPlanMatrix, WCF_OT_PLAN_MATRIX)
   OPTIONAL(void*, out_error)         /* [G], or null: not wanted, which saves a product */                           \
   OPTIONAL(int32_t*, out_iterations) /* [G], or null */                                                              \
   OPTIONAL(int32_t*, out_solved)     /* [G] 1, or 0: scalings left the range of fp64, nothing is written; or null */ \
+  OPTIONAL(int32_t*, out_scalings)   /* 1: out_alpha and out_beta hold scalings of exp(s (min_j C_ij - C_ij)) */     \
   OPTIONAL(void*, grad_a)            /* [G, n] */                                                                    \
   OPTIONAL(void*, grad_b)            /* [G, m] */                                                                    \
   PART(Place, place)
 WCF_RECORD(OtMatrix, WCF_OT_MATRIX)
 
 // weight_g P_g of given costs and their scalings, summed over g if the costs are shared.
-#define WCF_OT_MATRIX_GRADIENT(NEEDED, OPTIONAL, EACH, PART) \
-  NEEDED(int32_t, dtype)                                     \
-  NEEDED(int32_t, shared)                                    \
-  NEEDED(int64_t, problems)                                  \
-  NEEDED(int64_t, n)                                         \
-  NEEDED(int64_t, m)                                         \
-  NEEDED(const void*, costs)  /* [1 or G, n, m] Real */      \
-  NEEDED(const void*, alpha)  /* [G, n] */                   \
-  NEEDED(const void*, beta)   /* [G, m] */                   \
-  NEEDED(const void*, scale)  /* [G] */                      \
-  NEEDED(const void*, weight) /* [G] */                      \
-  NEEDED(void*, out)          /* like costs */               \
+#define WCF_OT_MATRIX_GRADIENT(NEEDED, OPTIONAL, EACH, PART)   \
+  NEEDED(int32_t, dtype)                                       \
+  NEEDED(int32_t, shared)                                      \
+  NEEDED(int64_t, problems)                                    \
+  NEEDED(int64_t, n)                                           \
+  NEEDED(int64_t, m)                                           \
+  NEEDED(const void*, costs)         /* [1 or G, n, m] Real */ \
+  NEEDED(const void*, alpha)         /* [G, n] */              \
+  NEEDED(const void*, beta)          /* [G, m] */              \
+  NEEDED(const void*, scale)         /* [G] */                 \
+  NEEDED(const void*, weight)        /* [G] */                 \
+  OPTIONAL(const int32_t*, scalings) /* see out_scalings */    \
+  NEEDED(void*, out)                 /* like costs */          \
   PART(Place, place)
 WCF_RECORD(OtMatrixGradient, WCF_OT_MATRIX_GRADIENT)
 

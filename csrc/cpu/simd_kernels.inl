@@ -20,16 +20,19 @@
 
 #include "sinkhorn_shared.inl"
 
+#include "sinkhorn_alone.inl"
+
 #include "contrast_rows.inl"
 
 #include "sinkhorn_project.inl"
 
 template <class T>
 constexpr SinkhornKernels<T> SINKHORN = {
-    TILE_ROWS,        project<T>,     shared_pack<T>,  shared_product<T>,   shared_log<T>,  TILE_COLUMNS<T>,
-    pack_b<T>,        product<T>,     scale_rows<T>,   scaled_row_error<T>, exp_rows<T>,    exp_row_error<T>,
-    column_peaks<T>,  column_sums<T>, row_spread<T>,   absorb<T>,           finish_cost<T>, finish_kernel<T>,
-    scale_columns<T>, exp_columns<T>, step_columns<T>, all_finite<T>,       unit_row<T>,    finish_gradient<T>,
+    TILE_ROWS,           project<T>,     shared_pack<T>,     shared_product<T>, shared_log<T>,  alone_pack<T>,
+    alone_product<T>,    plan_row<T>,    TILE_COLUMNS<T>,    pack_b<T>,         product<T>,     scale_rows<T>,
+    scaled_row_error<T>, exp_rows<T>,    exp_row_error<T>,   column_peaks<T>,   column_sums<T>, row_spread<T>,
+    absorb<T>,           finish_cost<T>, finish_kernel<T>,   scale_columns<T>,  exp_columns<T>, step_columns<T>,
+    all_finite<T>,       unit_row<T>,    finish_gradient<T>,
 };
 
 template <class T>

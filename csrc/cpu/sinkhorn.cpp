@@ -3,9 +3,6 @@
 #include <new>
 #include <stdexcept>
 
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -59,14 +56,6 @@ bool solve_one(Problem<T>& problem, const Team& team, int64_t at) {
   iteration.run();
   Results<T>{problem, iteration, team, at}.write();
   return true;
-}
-
-Team this_team() {
-#if defined(_OPENMP)
-  return Team{omp_get_thread_num(), omp_get_num_threads()};
-#else
-  return Team{0, 1};
-#endif
 }
 
 // How a call is laid out.

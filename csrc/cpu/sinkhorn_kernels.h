@@ -19,7 +19,7 @@ struct SharedStep {
   const T* kernel;  // packed, [rows up to whole tiles, k]
   int64_t rows, k, panels;
   const T* in;    // [panels, k, ..]
-  T* sums;        // [panels, rows, ..]
+  T* sums;        // [panels, rows, ..]; null: only scaling is needed
   const T* mass;  // null: only sums is needed
   T* scaling;     // [panels, rows, ..]; the old one on entry
   T* extended;    // ipot's columns: scaling^2 / the old one; else null
@@ -48,6 +48,9 @@ struct SinkhornKernels {
                       bool weighted, T* by_rows, T* by_columns, T* scratch);
   void (*shared_product)(const SharedStep<T>& step);
   void (*shared_log)(T* x, int64_t count);
+  void (*alone_pack)(const T* cost, int64_t n, int64_t m, T s, const T* shift, bool weighted, T* kernel);
+  void (*alone_product)(const SharedStep<T>& row, const SharedStep<T>* column);
+  void (*plan_row)(const T* cost, int64_t m, T s, T alpha, const T* beta, T w, bool add, T* out);
   int tile_columns;
   void (*pack_b)(const T* b, int64_t step, int64_t stride, const T* centre, int64_t valid, int64_t width, int64_t k,
                  int64_t first, int64_t last, T* packed);

@@ -4,6 +4,7 @@
 // stay in range; plans of other problems are made one by one.
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <stdexcept>
 #include <type_traits>
 #include <vector>
@@ -45,6 +46,11 @@ class MatrixGradient {
     std::fill_n(out_, n_ * m_, S(0));
     find_shift();
     std::vector<int64_t> narrow, wide, alone;
+    if (call_.scalings && *call_.scalings) {
+      narrow.resize(static_cast<size_t>(call_.problems));
+      std::iota(narrow.begin(), narrow.end(), int64_t{0});
+      return product<S>(narrow, true);
+    }
     for (int64_t g = 0; g < call_.problems; ++g) {
       if (std::is_same_v<S, float> && fits<float>(g)) {
         narrow.push_back(g);
@@ -65,13 +71,14 @@ class MatrixGradient {
   }
 
  private:
-  // s min_j C_ij for the scale of the first problem (a shared matrix is solved at one scale, but for a tol of ipot's).
+  // s min_j C_ij as the solve rounds it, for the scale of the first problem (a shared matrix is solved at one scale,
+  // but for a tol of ipot's).
   void find_shift() {
     std::vector<S> least(static_cast<size_t>(n_));
     const double scale = static_cast<double>(scale_[0]);
     spread_ = scale * static_cast<double>(sinkhorn_kernels<S>().row_spread(costs_, m_, n_, m_, S(1), least.data()));
     shift_.resize(static_cast<size_t>(n_));
-    for (size_t i = 0; i < shift_.size(); ++i) shift_[i] = static_cast<double>(least[i]) * scale;
+    for (size_t i = 0; i < shift_.size(); ++i) shift_[i] = static_cast<double>(scale_[0] * least[i]);
   }
 
   template <class T>
@@ -95,9 +102,9 @@ class MatrixGradient {
     return *std::max_element(most, most + LANES);
   }
 
-  // out += K_ij sum over `problems` of w u_i v_j.
+  // out += K_ij sum over `problems` of w u_i v_j. `scaled`: alpha and beta are u and v, those of all problems.
   template <class T>
-  void product(const std::vector<int64_t>& problems) {
+  void product(const std::vector<int64_t>& problems, bool scaled = false) {
     const SinkhornKernels<T>& kernel = sinkhorn_kernels<T>();
     const auto unit = static_cast<int64_t>(PAD_BYTES / sizeof(T));
     const auto padded = [unit](int64_t k) { return (k + unit - 1) / unit * unit; };
@@ -119,8 +126,8 @@ class MatrixGradient {
         T *const own_u = u.data() + k * ln, *const own_v = v.data() + k * lm;
         std::fill(std::copy_n(alpha_ + g * n_, n_, own_u), own_u + ln, T(0));
         std::fill(std::copy_n(beta_ + g * m_, m_, own_v), own_v + lm, T(0));
-        kernel.absorb(own_u, ln, ln, 1, T(-1), zero.data(), shift.data());
-        kernel.absorb(own_v, lm, lm, 1, T(-1), zero.data(), zero.data());
+        if (!scaled) kernel.absorb(own_u, ln, ln, 1, T(-1), zero.data(), shift.data());
+        if (!scaled) kernel.absorb(own_v, lm, lm, 1, T(-1), zero.data(), zero.data());
         const T w = static_cast<T>(weight_[g]);
         for (int64_t i = 0; i < n_; ++i) own_u[i] *= w;
       }
@@ -154,20 +161,12 @@ class MatrixGradient {
   // w P of rows [first, last) of problem g into matrix number `to`, or on top of it.
   void one(int64_t g, int64_t to, int64_t first, int64_t last, bool add) const {
     const SinkhornKernels<S>& kernel = sinkhorn_kernels<S>();
-    const auto unit = static_cast<int64_t>(PAD_BYTES / sizeof(S));
-    const int64_t ld = (m_ + unit - 1) / unit * unit;
-    std::vector<S> row(static_cast<size_t>(ld)), beta(static_cast<size_t>(ld), Range<S>::nowhere);
+    const S *const costs = costs_ + (call_.shared ? 0 : g * n_ * m_), *const alpha = alpha_ + g * n_;
+    std::vector<S> beta(static_cast<size_t>(m_));
     for (int64_t j = 0; j < m_; ++j) beta[static_cast<size_t>(j)] = std::max(beta_[g * m_ + j], Range<S>::nowhere);
     for (int64_t i = first; i < last; ++i) {
-      std::copy_n(costs_ + (call_.shared ? 0 : g * n_ * m_) + i * m_, m_, row.data());
-      const S alpha = std::max(alpha_[g * n_ + i], Range<S>::nowhere);
-      S sum = 0;
-      kernel.finish_cost(row.data(), ld, ld, 1, scale_[g], &alpha, beta.data(), true, &sum, nullptr);
-      S* const out = out_ + (to * n_ + i) * m_;
-      for (int64_t j = 0; j < m_; ++j) {
-        const S p = weight_[g] * row[static_cast<size_t>(j)];
-        out[j] = add ? out[j] + p : p;
-      }
+      kernel.plan_row(costs + i * m_, m_, scale_[g], std::max(alpha[i], Range<S>::nowhere), beta.data(), weight_[g],
+                      add, out_ + (to * n_ + i) * m_);
     }
   }
 

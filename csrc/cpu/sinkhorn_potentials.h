@@ -29,7 +29,7 @@ struct Scalings {
 template <class T, class Row>
 void write_potentials(const SinkhornKernels<T>& kernel, const Scalings<T>& side, int64_t used, Row row) {
   Array<T> logs;
-  logs.resize(static_cast<size_t>(side.count * side.lanes));
+  logs.resize(static_cast<size_t>(side.count * side.lanes + kernel.tile_columns));  // whole vectors of logarithms
   std::copy_n(side.scaling, side.count * side.lanes, logs.data());
   kernel.shared_log(logs.data(), side.count * side.lanes);
   const T damp = static_cast<T>(side.damp);

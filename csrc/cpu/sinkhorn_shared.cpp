@@ -39,14 +39,14 @@ bool acceptable(const OtMatrix& call) {
   return fine;
 }
 
-// `problems` that share a matrix, in S and, those that leave its range, in fp64.
+// `problems` that share a matrix, or one that is `alone`, in S and, those that leave its range, in fp64.
 template <class S>
-void solve_block(const OtMatrix& call, const S* costs, std::vector<int64_t> problems, int threads) {
-  Shared<S, S>(call, costs, problems, threads).run();
+void solve_block(const OtMatrix& call, const S* costs, std::vector<int64_t> problems, bool alone, int threads) {
+  Shared<S, S>(call, costs, problems, alone, threads).run();
   if constexpr (sizeof(S) < sizeof(double)) {
     const auto done = [&](int64_t g) { return call.out_solved[g] != 0; };
     problems.erase(std::remove_if(problems.begin(), problems.end(), done), problems.end());
-    if (!problems.empty()) Shared<double, S>(call, costs, problems, threads).run();
+    if (!problems.empty()) Shared<double, S>(call, costs, problems, alone, threads).run();
   }
 }
 
@@ -57,13 +57,16 @@ int64_t solve_matrix(const OtMatrix& call) {
   const int threads = threads_of(call.place);
   const S* const costs = static_cast<const S*>(call.costs);
   std::fill_n(call.out_solved, call.problems, 0);
+  if (call.out_scalings) *call.out_scalings = 0;
   if (!call.own && !(call.solver == OT_IPOT && call.tol >= 0)) {
     std::vector<int64_t> all(static_cast<size_t>(call.problems));
     std::iota(all.begin(), all.end(), int64_t{0});
-    solve_block(call, costs, std::move(all), threads);
+    solve_block(call, costs, std::move(all), false, threads);
   } else {
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (int64_t g = 0; g < call.problems; ++g) solve_block(call, costs + (call.own ? g * call.n * call.m : 0), {g}, 1);
+    for (int64_t g = 0; g < call.problems; ++g) {
+      solve_block(call, costs + (call.own ? g * call.n * call.m : 0), {g}, true, 1);
+    }
   }
   const S* const values = static_cast<const S*>(call.out_value);
   int64_t left = 0;

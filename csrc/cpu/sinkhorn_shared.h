@@ -2,7 +2,7 @@
 //
 // K = exp(shift - s C) is made once (ipot: once an iteration) and scaled by u and v per problem. Problems whose sums
 // leave fp32's safe range are solved again in fp64; those that leave fp64's are handed back. A problem with a matrix of
-// its own is a block of one: memory bounds its products, so the idle lanes cost little.
+// its own is a panel of one lane, and its products are those of a matrix and a vector (sinkhorn_alone.inl).
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -10,12 +10,10 @@
 #include <limits>
 #include <numeric>
 #include <vector>
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
 
 #include "array.h"
 #include "cpu.h"
+#include "sinkhorn_dual.h"
 #include "sinkhorn_potentials.h"
 #include "sinkhorn_side.h"
 
@@ -30,14 +28,16 @@ constexpr double MOST_SPREAD = sizeof(T) == 4 ? 69 : 600;  // nats of s C within
 template <class T, class S>
 class Shared {
  public:
-  Shared(const OtMatrix& call, const S* costs, const std::vector<int64_t>& problems, int threads)
+  // `alone`: the matrix serves this one problem.
+  Shared(const OtMatrix& call, const S* costs, const std::vector<int64_t>& problems, bool alone, int threads)
       : call_(call),
         given_(costs),
         problems_(problems),
         kernel_(sinkhorn_kernels<T>()),
         n_(call.n),
         m_(call.m),
-        lanes_(kernel_.tile_columns),
+        alone_(alone),
+        lanes_(alone ? 1 : kernel_.tile_columns),
         count_(static_cast<int64_t>(problems.size())),
         panels_((count_ + lanes_ - 1) / lanes_),
         threads_(threads),
@@ -52,14 +52,7 @@ class Shared {
     if (!(spread_ * last_scale_ <= MOST_SPREAD<T>)) return;
     allocate();
 #pragma omp parallel num_threads(threads_) if (threads_ > 1)
-    {
-#if defined(_OPENMP)
-      const Team team{omp_get_thread_num(), omp_get_num_threads()};
-#else
-      const Team team{0, 1};
-#endif
-      work(team);
-    }
+    work(this_team());
   }
 
  private:
@@ -85,16 +78,20 @@ class Shared {
   }
 
   void allocate() {
-    const int64_t unit = kernel_.tile_rows;
+    const int64_t unit = alone_ ? kernel_.tile_columns : kernel_.tile_rows;
     const auto whole = [unit](int64_t k) { return (k + unit - 1) / unit * unit; };
-    by_rows_.resize(static_cast<size_t>(whole(n_) * m_));
-    by_columns_.resize(static_cast<size_t>(whole(m_) * n_));
-    scratch_.resize(static_cast<size_t>(threads_ * unit * (m_ + 64)));
-    const auto rows = static_cast<size_t>(panels_ * n_ * lanes_), columns = static_cast<size_t>(panels_ * m_ * lanes_);
-    for (Array<T>* v : {&a_, &u_, &r_}) v->resize(rows);
-    for (Array<T>* v : {&b_, &v_, &c_}) v->resize(columns);
-    if (ipot_) extended_.resize(columns);
-    again_.resize(rows);
+    by_rows_.resize(static_cast<size_t>(whole(n_) * (alone_ ? whole(m_) : m_)));
+    if (!alone_) by_columns_.resize(static_cast<size_t>(whole(m_) * n_));
+    if (!alone_) scratch_.resize(static_cast<size_t>(threads_ * unit * (m_ + 64)));
+    const auto length = [&](int64_t k) { return static_cast<size_t>(alone_ ? whole(k) : panels_ * k * lanes_); };
+    const size_t rows = length(n_), columns = length(m_);
+    const auto make = [&](Array<T>& v, size_t size) {
+      v.resize(size);
+      if (alone_) std::fill_n(v.data(), size, T(0));  // for what lies behind the end
+    };
+    for (Array<T>* v : {&a_, &u_, &r_, &again_}) make(*v, rows);
+    for (Array<T>* v : {&b_, &v_, &c_}) make(*v, columns);
+    if (ipot_) make(extended_, columns);
     partial_.resize(std::max(rows, columns));  // see partial()
     marks_.resize(static_cast<size_t>(panels_ * 2 * lanes_));
     errors_.resize(static_cast<size_t>(panels_ * lanes_));
@@ -109,7 +106,7 @@ class Shared {
     if (ipot_) {
       for (int64_t t = 1; t <= call_.iters; ++t) {
         pack(team, static_cast<double>(t) / call_.eps);
-        team.each(groups, [&](int64_t g) { iterate(group(g, groups)); });
+        team.each(groups, [&](int64_t g) { iterate(group(g, groups), t); });
         if (!stops(t)) continue;  // ipot's scale is that of its iteration: only problems by themselves may stop
         last_scale_ = static_cast<double>(t) / call_.eps;
         if (freeze({0, 1}, t)) break;
@@ -120,13 +117,15 @@ class Shared {
       team.each(groups, [&](int64_t g) {
         const Span span = group(g, groups);
         for (int64_t t = 1; t <= call_.iters; ++t) {
-          t == 1 && uniform_start_ && !relaxed() ? first_iteration(span) : iterate(span);
+          t == 1 && uniform_start_ && !relaxed() && !alone_ ? first_iteration(span) : iterate(span, t);
           if (stops(t) && freeze(span, t)) break;
         }
       });
     }
     if (call_.out_error || dual()) team.each(groups, [&](int64_t g) { row_sums(group(g, groups)); });
-    team.each(panels_, [&](int64_t q) { finish(q); });
+    const bool keep = keeps_scalings();
+    team.each(keep, [&](int64_t) { *call_.out_scalings = 1; });
+    team.each(panels_, [&](int64_t q) { finish(q, keep); });
     if (!dual()) {
       pack(team, last_scale_, true);
       team.each(groups, [&](int64_t g) { row_sums(group(g, groups)); });
@@ -184,6 +183,7 @@ class Shared {
     team.each(1, [&](int64_t) {
       for (int64_t i = 0; i < n_; ++i) shift_.data()[i] = static_cast<T>(s) * least_.data()[i];
     });
+    if (alone_) return kernel_.alone_pack(costs_, n_, m_, static_cast<T>(s), shift_.data(), weighted, by_rows_.data());
     team.each((n_ + PACK_ROWS - 1) / PACK_ROWS, [&](int64_t block) {
       const int64_t first = block * PACK_ROWS, last = std::min(first + PACK_ROWS, n_);
       kernel_.shared_pack(costs_, n_, m_, static_cast<T>(s), shift_.data(), first, last, weighted, by_rows_.data(),
@@ -220,19 +220,32 @@ class Shared {
         }
       }
     }
-    column_step(span);
+    kernel_.shared_product(column_step(span));
   }
 
-  void iterate(const Span& span) {
-    kernel_.shared_product(row_step(span));
-    column_step(span);
+  // Sums are kept where iteration t may be the last: other iterations have less to write.
+  void iterate(const Span& span, int64_t t) {
+    SharedStep<T> rows = row_step(span), columns = column_step(span);
+    if (alone_) return kernel_.alone_product(rows, &columns);
+    if (t < call_.iters && !stops(t)) rows.sums = columns.sums = nullptr;
+    kernel_.shared_product(rows);
+    kernel_.shared_product(columns);
   }
 
-  void column_step(const Span& span) {
+  SharedStep<T> column_step(const Span& span) {
     const size_t rows = at(span.first, 0, n_), columns = at(span.first, 0, m_);
-    kernel_.shared_product({by_columns_.data(), m_, n_, span.count, u_.data() + rows, c_.data() + columns,
-                            b_.data() + columns, v_.data() + columns, ipot_ ? extended_.data() + columns : nullptr,
-                            partial(span.first), static_cast<T>(damp_b_), marks_.data() + span.first * 2 * lanes_});
+    return {by_columns_.data(),
+            m_,
+            n_,
+            span.count,
+            u_.data() + rows,
+            c_.data() + columns,
+            b_.data() + columns,
+            v_.data() + columns,
+            ipot_ ? extended_.data() + columns : nullptr,
+            partial(span.first),
+            static_cast<T>(damp_b_),
+            marks_.data() + span.first * 2 * lanes_};
   }
 
   // again_ = (the packed matrix) v.
@@ -241,7 +254,7 @@ class Shared {
     step.in = v_.data() + at(span.first, 0, m_);
     step.sums = again_.data() + at(span.first, 0, n_);
     step.mass = nullptr;
-    kernel_.shared_product(step);
+    alone_ ? kernel_.alone_product(step, nullptr) : kernel_.shared_product(step);
   }
 
   // The row sums at convergence for these row potentials, see reference.wanted_rows.
@@ -279,20 +292,38 @@ class Shared {
     return all;
   }
 
+  // Whether the caller gets scalings: it takes them, they are of its type, and every problem has some.
+  bool keeps_scalings() const {
+    bool all = std::is_same_v<T, S> && call_.out_scalings && !alone_ && !relaxed();
+    for (int64_t k = 0; all && k < count_; ++k) all = solved(k / lanes_, k % lanes_);
+    return all;
+  }
+
+  // The first problems of a panel's array [count, lanes] as rows of a tensor [G, count].
+  void from_lanes(int64_t q, const T* from, int64_t count, S* to) const {
+    for (int64_t lane = 0; lane < std::min(lanes_, count_ - q * lanes_); ++lane) {
+      S* const row = to + problem(q, lane) * count;
+      for (int64_t i = 0; i < count; ++i) row[i] = static_cast<S>(from[i * lanes_ + lane]);
+    }
+  }
+
   // Everything but the value "cost" of panel q.
-  void finish(int64_t q) {
+  void finish(int64_t q, bool keep) {
     if (call_.out_error) row_errors(q);
     const size_t rows = at(q, 0, n_), columns = at(q, 0, m_);
     S *const value = static_cast<S*>(call_.out_value), *const error = static_cast<S*>(call_.out_error);
     S* const scale = static_cast<S*>(call_.out_scale);
     const int64_t used = std::min(lanes_, count_ - q * lanes_);
-    const Scalings<T> by_row{
-        u_.data() + rows, a_.data() + rows, r_.data() + rows, n_, lanes_, shift_.data(), damp_a_};
+    const Scalings<T> by_row{u_.data() + rows, a_.data() + rows, r_.data() + rows, n_, lanes_, shift_.data(), damp_a_};
     const Scalings<T> by_column{
         v_.data() + columns, b_.data() + columns, c_.data() + columns, m_, lanes_, nullptr, damp_b_};
     S *const alpha = static_cast<S*>(call_.out_alpha), *const beta = static_cast<S*>(call_.out_beta);
-    write_potentials(kernel_, by_row, used, [&](int64_t lane) { return alpha + problem(q, lane) * n_; });
-    write_potentials(kernel_, by_column, used, [&](int64_t lane) { return beta + problem(q, lane) * m_; });
+    if (keep) {
+      from_lanes(q, by_row.scaling, n_, alpha), from_lanes(q, by_column.scaling, m_, beta);
+    } else {
+      write_potentials(kernel_, by_row, used, [&](int64_t lane) { return alpha + problem(q, lane) * n_; });
+      write_potentials(kernel_, by_column, used, [&](int64_t lane) { return beta + problem(q, lane) * m_; });
+    }
     if (dual()) {
       kernel_.shared_log(r_.data() + rows, n_ * lanes_);
       std::copy_n(c_.data() + columns, m_ * lanes_, partial(q));
@@ -314,46 +345,21 @@ class Shared {
   T* partial(int64_t q) { return partial_.data() + at(q, 0, std::max(n_, m_)); }
   bool solved(int64_t q, int64_t lane) const { return marks_[static_cast<size_t>((q * 2 + 1) * lanes_ + lane)] != 0; }
 
-  // sum_i sums_i potential_i over both sides, what relaxed marginals add, and the gradients of the masses.
   double dual_value(int64_t q, int64_t lane, int64_t g) {
-    const double eps = call_.eps;
-    double value = 0, moved = 0, total_a = 0, total_b = 0;
     const size_t rows = at(q, 0, n_) + static_cast<size_t>(lane), columns = at(q, 0, m_) + static_cast<size_t>(lane);
-    for (int64_t j = 0; j < m_; ++j) total_b += static_cast<double>(b_[columns + static_cast<size_t>(j * lanes_)]);
-    for (int64_t i = 0; i < n_; ++i) total_a += static_cast<double>(a_[rows + static_cast<size_t>(i * lanes_)]);
-    const T* const log_c = partial(q) + lane;
+    const DualTerms terms{call_.eps, call_.reach_a, call_.reach_b};
+    const DualSide<T> by_row{u_.data() + rows, a_.data() + rows, again_.data() + rows, r_.data() + rows, n_, lanes_,
+                             shift_.data(),    damp_a_,          call_.reach_a};
+    const DualSide<T> by_column{
+        v_.data() + columns, b_.data() + columns, c_.data() + columns, partial(q) + lane, m_, lanes_, nullptr, damp_b_,
+        call_.reach_b};
+    const double total_a = by_row.total(), total_b = by_column.total();
     S* const grad_a = call_.grad_a ? static_cast<S*>(call_.grad_a) + g * n_ : nullptr;
     S* const grad_b = call_.grad_b ? static_cast<S*>(call_.grad_b) + g * m_ : nullptr;
-    for (int64_t i = 0; i < n_; ++i) {
-      const size_t k = rows + static_cast<size_t>(i * lanes_);
-      const double shift = static_cast<double>(shift_[static_cast<size_t>(i)]), mass = static_cast<double>(a_[k]);
-      const double log_sum = mass > 0 ? static_cast<double>(r_[k]) : std::log(static_cast<double>(again_[k]));
-      const double f = -eps * damp_a_ * (log_sum - shift), sum = static_cast<double>(u_[k] * again_[k]);
-      value += sum * f + kl(sum, mass, call_.reach_a);
-      moved += sum;
-      if (grad_a) grad_a[i] = static_cast<S>(mass_gradient(f, total_b, call_.reach_a));
-    }
-    for (int64_t j = 0; j < m_; ++j) {
-      const size_t k = columns + static_cast<size_t>(j * lanes_);
-      const double mass = static_cast<double>(b_[k]);
-      const double log_sum = static_cast<double>(log_c[j * lanes_]);
-      const double h = -eps * damp_b_ * log_sum, sum = static_cast<double>(v_[k] * c_[k]);
-      value += sum * h + kl(sum, mass, call_.reach_b);
-      if (grad_b) grad_b[j] = static_cast<S>(mass_gradient(h, total_a, call_.reach_b));
-    }
-    return relaxed() ? value + eps * (total_a * total_b - moved) : value;
-  }
-
-  static double kl(double sum, double mass, double reach) {
-    if (!(reach > 0)) return 0;
-    return reach * ((sum > 0 && mass > 0 ? sum * std::log(sum / mass) : 0) - sum + mass);
-  }
-
-  // As reference.mass_grad.
-  double mass_gradient(double potential, double other, double reach) const {
-    if (!relaxed()) return potential;
-    const double received = reach > 0 ? std::exp(-potential / reach) : 1;
-    return (reach > 0 ? reach * (1 - received) : potential) + call_.eps * (other - received);
+    double moved = 0, ignored = 0;
+    const double value =
+        by_row.value(terms, total_b, &moved, grad_a) + by_column.value(terms, total_a, &ignored, grad_b);
+    return relaxed() ? value + call_.eps * (total_a * total_b - moved) : value;
   }
 
   // <P, C>, once again_ holds (K * C) v.
@@ -372,7 +378,9 @@ class Shared {
   const S* const given_;
   const std::vector<int64_t>& problems_;
   const SinkhornKernels<T>& kernel_;
-  const int64_t n_, m_, lanes_, count_, panels_;
+  const int64_t n_, m_;
+  const bool alone_;
+  const int64_t lanes_, count_, panels_;
   const int threads_;
   const bool ipot_;
   const double damp_a_, damp_b_;

@@ -89,7 +89,7 @@ WCF_HD void shared_scale(const SharedStep<T>& step, bool simple, int64_t at, con
     if (simple) {
       safe[v] &= fine;
       store_vec(step.scaling + k, scaling);
-      store_vec(step.sums + k, sum[v]);
+      if (step.sums) store_vec(step.sums + k, sum[v]);
       continue;
     }
     const IntVec<T> keep = frozen[v] != Vec<T>{};
@@ -101,7 +101,7 @@ WCF_HD void shared_scale(const SharedStep<T>& step, bool simple, int64_t at, con
     }
     safe[v] &= fine | keep;
     store_vec(step.scaling + k, keep ? old : scaling);
-    store_vec(step.sums + k, keep ? load_vec<T>(step.sums + k) : sum[v]);
+    if (step.sums) store_vec(step.sums + k, keep ? load_vec<T>(step.sums + k) : sum[v]);
   }
 }
 

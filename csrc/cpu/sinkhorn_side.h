@@ -5,6 +5,10 @@
 #include <cstdint>
 #include <limits>
 
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
 #include "simd_kernels.h"
 
 namespace wcf {
@@ -45,6 +49,15 @@ struct Team {
     barrier();
   }
 };
+
+// The team of the enclosing parallel region.
+inline Team this_team() {
+#if defined(_OPENMP)
+  return Team{omp_get_thread_num(), omp_get_num_threads()};
+#else
+  return Team{0, 1};
+#endif
+}
 
 // One side: n rows of d features with masses. Rows without mass are left out at the start (the iterates are those of
 // the problem without them) and written at the end.

@@ -24,6 +24,6 @@ def calls_directly(*tensors: Tensor) -> bool:
 
     It may not where `torch.library` has an effect: under autocast, for views with a lazy minus sign, and on meta.
     """
-    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda") or not eager():
+    if not eager() or torch._C._is_any_autocast_enabled():
         return False
     return not [t for t in tensors if type(t) not in PLAIN or t.is_meta or t.is_neg()]

@@ -193,7 +193,7 @@ class _Value(torch.autograd.Function):
         if not (needs[1] or needs[2]) and calls_directly(costs, weight):
             grads = [_native().gradient_of_kept(costs, kept, weight), None, None]
         else:
-            parts = _native().parts(kept, weight.shape[0], *costs.shape[-2:], options)
+            parts = _native().parts(kept, weight.shape[0], costs, options)
             grads = _gradients(weight.detach(), costs, parts, "native", needs, ctx.masses)
         return *differentiable_once(grads, _NOT_TWICE, weight, handle), None
 

@@ -60,7 +60,7 @@ def value(costs: Tensor, a: Tensor, b: Tensor, options: SolveOptions) -> tuple[T
     for size in sizes:
         places.append(at if size else 0)
         at += size * dtype.itemsize
-    alpha, beta, scale, grad_a, grad_b = places
+    alpha, beta, scale, scaled, grad_a, grad_b = places
     left = _run(
         costs,
         a,
@@ -70,6 +70,7 @@ def value(costs: Tensor, a: Tensor, b: Tensor, options: SolveOptions) -> tuple[T
         out_alpha=alpha,
         out_beta=beta,
         out_scale=scale,
+        out_scalings=scaled,
         grad_a=grad_a,
         grad_b=grad_b,
     )
@@ -77,24 +78,28 @@ def value(costs: Tensor, a: Tensor, b: Tensor, options: SolveOptions) -> tuple[T
         solved = solve(costs if costs.dim() == 3 else costs.unsqueeze(0), a, b, options)
         values = solved.value
         refuse_overflow(values, {"C": costs}, options)
-        kept = torch.cat([t.flatten() for t in (*solved[1:4], solved.grad_a, solved.grad_b)])
+        kept = torch.cat([t.flatten() for t in (*solved[1:4], values.new_zeros(1), solved.grad_a, solved.grad_b)])
     return values, kept
 
 
-def parts(kept: Tensor, problems: int, n: int, m: int, options: SolveOptions) -> tuple[Tensor, ...]:
+def parts(kept: Tensor, problems: int, costs: Tensor, options: SolveOptions) -> tuple[Tensor, ...]:
     """alpha [G, n], beta [G, m], scale [G], grad_a [G, n] and grad_b [G, m] in the second result of `value`.
 
     A gradient that is not needed is empty.
     """
-    flat = kept.split(_sizes(problems, n, m, options))
-    return *(t.view(problems, -1) for t in flat[:2]), flat[2], *(t.view(problems, -1) for t in flat[3:])
+    alpha, beta, scale, scaled, *grads = kept.split(_sizes(problems, *costs.shape[-2:], options))
+    alpha, beta, *grads = (t.view(problems, -1) for t in (alpha, beta, *grads))
+    if scaled.view(torch.int32)[0]:  # the native code kept scalings of a shared matrix
+        alpha, beta = alpha.log() + scale.unsqueeze(-1) * costs.to(kept.dtype).amin(-1), beta.log()
+    return alpha, beta, scale, *grads
 
 
 @functools.lru_cache(maxsize=64)
 def _sizes(problems: int, n: int, m: int, options: SolveOptions) -> list[int]:
     dual = options.value == "dual"
     rows, columns = problems * n, problems * m
-    return [rows, columns, problems, rows if options.need_a and dual else 0, columns if options.need_b and dual else 0]
+    grads = rows if options.need_a and dual else 0, columns if options.need_b and dual else 0
+    return [rows, columns, problems, 1, *grads]  # 1: whether alpha and beta are scalings, an int32
 
 
 def _run(costs: Tensor, a: Tensor, b: Tensor, options: SolveOptions, **results: int) -> int:
@@ -134,12 +139,16 @@ def gradient_of_kept(costs: Tensor, kept: Tensor, weight: Tensor) -> Tensor:
     problems, (n, m) = weight.shape[0], costs.shape[-2:]
     alpha, size = kept.data_ptr(), kept.dtype.itemsize
     beta = alpha + problems * n * size
-    grad = _gradient(costs, problems, alpha, beta, beta + problems * m * size, weight)
+    scale = beta + problems * m * size
+    grad = _gradient(costs, problems, alpha, beta, scale, weight, scale + problems * size)
     return grad if grad.dtype is costs.dtype else grad.to(costs.dtype)
 
 
-def _gradient(costs: Tensor, problems: int, alpha: int, beta: int, scale: int, weight: Tensor) -> Tensor:
-    """`gradient` from the addresses of the potentials, in the dtype of `weight`."""
+def _gradient(
+    costs: Tensor, problems: int, alpha: int, beta: int, scale: int, weight: Tensor, scaled: int = 0
+) -> Tensor:
+    """`gradient` from the addresses of the potentials, or of scalings where the int32 at `scaled` says so, in the dtype
+    of `weight`."""
     costs, weight = contiguous(costs, weight.dtype), weight.contiguous()
     out = costs.new_empty(costs.shape)
     n, m = costs.shape[-2:]
@@ -155,6 +164,7 @@ def _gradient(costs: Tensor, problems: int, alpha: int, beta: int, scale: int, w
         beta=beta,
         scale=scale,
         weight=weight.data_ptr(),
+        scalings=scaled,
         out=out.data_ptr(),
         threads=native_module.threads(),
     )
