@@ -30,7 +30,7 @@ LARGER = {
     "sinkhorn_kernel": 128,
 }
 
-LATER = ("sm_100", "sm_120")  # on these, what an install has built is read, and compiled is only what spilled there once:
+LATER = ("sm_100", "sm_120")  # where what an install has built is read, and made is only what spilled there once:
 SPILLED = (("sinkhorn.cu", "sm_100"), ("sinkhorn_resident.cu", "sm_100"), ("sinkhorn_resident.cu", "sm_120"))
 SYSTEM = 1 << 10  # bytes of shared memory that sm_90 and later keep for themselves
 
