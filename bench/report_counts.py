@@ -25,7 +25,7 @@ def counts_table(rows: list[Row]) -> str:
     compilers = sorted({r["compiler"] for r in newest.values()})
     note = (
         f"Warp instructions per unit of work in the machine code that {', '.join(compilers)} makes. A model, not a "
-        "measurement: `bound` is the time of (B, 16384, 50000), B = 64 where the name has none, D = 128, both "
+        "measurement: `bound` is the time of (B, 16384, 50000), B = 64 and D = 128 where the name has none, both "
         "directions, if each of the four "
         f"schedulers of {PROCESSORS} multiprocessors at {CLOCK / 1e9:.3f} GHz issued one in every cycle, and "
         "`floor` that of the bytes and products alone on an H200 by its data sheet. Transport and finish are one block "

@@ -1,4 +1,4 @@
-"""What every kernel takes on sm_80 and sm_90: no stack, no spills, registers within budget, no static shared memory."""
+"""What every kernel takes: no stack, no spills, no static shared memory; on sm_80 and sm_90 registers within budget."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ LARGER = {
     "sinkhorn_kernel": 128,
 }
 
+LATER = ("sm_100", "sm_120")  # where what an install has built is read, and made is only what spilled there once:
+SPILLED = (("sinkhorn.cu", "sm_100"), ("sinkhorn_resident.cu", "sm_100"), ("sinkhorn_resident.cu", "sm_120"))
 SYSTEM = 1 << 10  # bytes of shared memory that sm_90 and later keep for themselves
 
 pytestmark = pytest.mark.skipif(
@@ -57,10 +59,14 @@ def built(source: Path, arch: str) -> Path | None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", *LATER])
 @pytest.mark.parametrize("source", sorted((build.CSRC / "cuda").glob("*.cu")), ids=lambda p: p.name)
 def test_kernels_fit(source, arch, tmp_path):
-    binary = built(source, arch) or compiled(source, arch, tmp_path)
+    binary = built(source, arch)
+    if binary is None:
+        if arch in LATER and (source.name, arch) not in SPILLED:
+            pytest.skip(f"no install has built {source.name} for {arch}")
+        binary = compiled(source, arch, tmp_path)
     kernels = resources(binary, arch)
     assert len(kernels) >= 1
     problems = []
@@ -68,7 +74,7 @@ def test_kernels_fit(source, arch, tmp_path):
         if used["stack"]:
             problems.append(f"{used['stack']} bytes of stack or spills: {name}")
         budget = next((most for pattern, most in LARGER.items() if re.search(pattern, name)), MAX_REGISTERS)
-        if used["registers"] > budget:
+        if used["registers"] > budget and arch not in LATER:
             problems.append(f"{used['registers']} registers, more than {budget}: {name}")
         assert used["shared"] <= (0 if arch == "sm_80" else SYSTEM), f"static shared memory: {name}"
     release = re.search(r"release ([\d.]+)", subprocess.run([NVCC, "--version"], capture_output=True, text=True).stdout)

@@ -13,10 +13,9 @@ from triton.backends.nvidia.compiler import get_ptxas
 
 from bench.triton_code import compiled
 
-USAGE = re.compile(
-    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads"
-    r".*?Used (?P<registers>\d+) registers",
-    re.DOTALL,
+USAGE = (
+    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads",
+    r"Used (?P<registers>\d+) registers",
 )
 COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global[^;]*?\], (0x\w+)")
 
@@ -24,7 +23,7 @@ COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global[^;]*?\], (0x\w+)")
 def usage(
     kernel, types: dict, constants: dict, *, capability: int, warps: int, stages: int, aligned: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Stack, spills, registers, shared memory and the widths of the copies to it (bytes), of one specialisation.
+    """Stack, spills, registers, shared memory and the widths of the copies to it (bytes), columns of tensor memory.
 
     Arguments as for `compiled`.
     """
@@ -38,8 +37,10 @@ def usage(
         # The assembler that Triton itself takes for the device: which of its two it is depends on the release.
         command = [get_ptxas(capability).path, "-v", f"-arch={arch[1]}", str(ptx), "-o", f"{folder}/kernel.cubin"]
         text = subprocess.run(command, capture_output=True, text=True).stderr
-    usage = USAGE.search(text)
-    assert usage, text
+    reports = [m.groupdict() for pattern in USAGE for m in re.finditer(pattern, text)]
+    # The kernel may have functions of its own (sm_100): the worst of all.
+    names = ("stack", "stores", "loads", "registers")
+    numbers = {name: max(int(r[name]) for r in reports if name in r) for name in names}
     copies = {int(size, 16) for size in COPY.findall(result.asm["ptx"])}
-    numbers = {k: int(v) for k, v in usage.groupdict().items()}
-    return {**numbers, "shared": result.metadata.shared, "copies": sorted(copies)}
+    tensor = getattr(result.metadata, "tmem_size", None) or 0
+    return {**numbers, "shared": result.metadata.shared, "tensor": tensor, "copies": sorted(copies)}

@@ -48,23 +48,26 @@ def blocks(major: int, dim: int, batch: int, m_terms: int, counts: bool) -> Bloc
 
     The bounds are shared memory (all terms of anchors and a bank tile) and registers (two fp32 tiles [BLOCK_B,
     BLOCK_D], and before Hopper the anchors' terms). A tile has at most 64 rows, since NCE's factors, up to 2 each, are
-    multiplied. tests/test_bank_triton.py compiles the whole table and refuses a spilled register (with Triton 3.7; 3.6
-    and 3.9 spill some bytes of a few).
+    multiplied. On sm_100 products end in tensor memory, whose 512 columns 128 anchors in three terms exceed.
+    tests/test_bank_triton.py compiles the whole table and refuses a spilled register (with Triton 3.7; 3.6 and 3.9
+    spill some bytes of a few).
     """
     tall = padded(batch)
     if dim > BLOCK_D:
         return Blocks(16, 32, 8, 2, 1)
+    hopper = major == 9
+    if counts and m_terms == 1:
+        return Blocks(min(64, tall), 32, 4, 2, 2)
     if major in (9, 10):  # 227 KB of shared memory, products fed from it
         if m_terms > 1:
-            if tall == 64 and not counts:  # one warpgroup: two would take half of the columns each
+            if tall == 64 and hopper and not counts:  # one warpgroup: two would take half of the columns each
                 return Blocks(64, 32, 4, 2, 2)
-            return Blocks(min(64 if counts else 128, tall), 32, 8, 2, 1)
-        if counts:
-            return Blocks(min(64, tall), 32, 4, 2, 2)
-        return Blocks(128, 64, 8, 3, 1) if batch > 64 else Blocks(tall, 64, 4, 3, 2)
+            return Blocks(min(128 if hopper and not counts else 64, tall), 32, 8, 2, 1)
+        block_n = 64 if hopper else 32
+        return Blocks(128, block_n, 8, 3, 1) if batch > 64 else Blocks(tall, block_n, 4, 3, 2)
     if m_terms > 1:  # 99 KB suffice here and below
         return Blocks(min(32, tall), 64, 8, 2, 1)
-    return Blocks(min(64, tall), 32, 8, 2, 1) if counts else Blocks(min(64, tall), 64, 4, 2, 2)
+    return Blocks(min(64, tall), 64 if major < 9 else 32, 4, 2, 2)
 
 
 def padded(size: int) -> int:
