@@ -53,6 +53,18 @@ def test_a_matrix_each_and_one_for_all_meet_the_accuracy_rule(n, m, options):
         assert error <= max(1e-4 * exact[1].norm(), 3 * plain)
 
 
+def test_a_single_problem_is_solved_like_one_with_a_matrix_of_its_own():
+    c, a, b = problem(17, 33)
+    each, single = c.repeat(G, 1, 1).requires_grad_(), c.clone().requires_grad_()
+    values = F.ot_cost_from_matrix(each, a, b, backend="native")
+    values.sum().backward()
+    for masses in ((a[1], b[1]), (a[1:2], b[1:2])):
+        single.grad = None
+        value = F.ot_cost_from_matrix(single, *masses, backend="native").sum()
+        value.backward()
+        assert torch.equal(value, values[1]) and torch.equal(single.grad, each.grad[1])
+
+
 def test_a_matrix_each_gives_the_same_bits_with_any_number_of_threads():
     c, a, b = problem(17, 33)
     c, threads = torch.stack([c, 2 * c, 3 * c]), torch.get_num_threads()

@@ -1,7 +1,7 @@
 // The gradient at given costs: plans P_g = exp(alpha_i + beta_j - s C_ij) times weights, summed where C is shared.
 //
 // The sum over problems of a shared matrix is one product of scalings, K_ij sum_g w_g u_gi v_gj, as long as scalings
-// stay in range; plans of other problems are made one by one.
+// stay in range; plans of other problems are made one by one, and so is that of a single one.
 #include <algorithm>
 #include <cmath>
 #include <numeric>
@@ -52,7 +52,9 @@ class MatrixGradient {
       return product<S>(narrow, true);
     }
     for (int64_t g = 0; g < call_.problems; ++g) {
-      if (std::is_same_v<S, float> && fits<float>(g)) {
+      if (call_.problems == 1) {
+        alone.push_back(g);
+      } else if (std::is_same_v<S, float> && fits<float>(g)) {
         narrow.push_back(g);
       } else if (fits<double>(g)) {
         wide.push_back(g);

@@ -58,7 +58,8 @@ int64_t solve_matrix(const OtMatrix& call) {
   const S* const costs = static_cast<const S*>(call.costs);
   std::fill_n(call.out_solved, call.problems, 0);
   if (call.out_scalings) *call.out_scalings = 0;
-  if (!call.own && !(call.solver == OT_IPOT && call.tol >= 0)) {
+  const bool together = !call.own && call.problems > 1 && !(call.solver == OT_IPOT && call.tol >= 0);
+  if (together) {
     std::vector<int64_t> all(static_cast<size_t>(call.problems));
     std::iota(all.begin(), all.end(), int64_t{0});
     solve_block(call, costs, std::move(all), false, threads);
