@@ -1,7 +1,7 @@
 """The solver for given costs in compiled code for CPU tensors: csrc/cpu/sinkhorn_shared.cpp.
 
-Two or more problems that share a matrix are solved together. A problem whose scalings leave the range of fp32 is solved in fp64,
-and by the log-domain loop of the reference if they leave that range too.
+Two or more problems that share a matrix are solved together. A problem whose scalings leave the range of fp32 is
+solved in fp64, and by the log-domain loop of the reference if they leave that range too.
 """
 
 from __future__ import annotations
