@@ -151,11 +151,11 @@ def test_dimensions(regime, cost, dim):
 def test_the_euclidean_gradient_is_zero_at_coincident_points(regime, dtype):
     """And keeps the direction of a pair that is near beside the spread of the rest."""
     p = Problem(8, 8, 3, zeros=False, dtype=dtype)
-    p.y = p.x + 1e-5 * p.y
+    p.y = p.x + (1e-5 if dtype == F32 else 1e-3) * p.y  # of nearer ones the reference in fp64 loses more itself
     p.y[0, :2] = p.x[0, :2]
     actual = p.check(cost="euclidean", solver="sinkhorn", eps=0.01, iters=10, value="dual")
     lengths = actual.grad_x[0].norm(dim=-1)
-    assert (lengths[:2] < 1e-6).all() and (lengths[2:] > 0.1).all()
+    assert (lengths[:2] < 1e-6).all() and (lengths[2:] > 0.05).all()
 
 
 @pytest.mark.parametrize("solver", ["sinkhorn", "ipot"])
