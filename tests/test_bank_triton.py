@@ -63,6 +63,7 @@ CASES = [
         )
     ),
     {"capability": 100, "kernel": "nce", "member": "mask", "bank": "fp32", "dim": 128, "batch": 256},
+    {"capability": 100, "kernel": "mean", "member": "counts", "bank": "fp32", "dim": 128, "batch": 256},
     {"capability": 100, "kernel": "sigmoid", "member": "mask", "bank": "bf16", "dim": 128, "batch": 256},
 ]
 
