@@ -101,7 +101,7 @@ def bank_walk(
         **dict.fromkeys(("HAS_FIRST", "HAS_LABEL", "HAS_INDEX", "HAS_ROW_WEIGHT"), True),
         "X_TERMS": limit,
         "M_TERMS": m_terms,
-        "W_TERMS": 3 if kernel == "mean" else min(contrast.W_TERMS, limit),
+        "W_TERMS": min(contrast.W_TERMS, limit),
         "LIMIT": limit,
         "INTERPRET": False,
     }

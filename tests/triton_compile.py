@@ -17,7 +17,7 @@ from wcord_fast.ops.bank import triton_anchor, triton_launch
 def usage(capability: int, **case) -> dict:
     """What `triton_ptxas.usage` reports about a kernel; arguments as for `bank_walk`."""
     walk = bank_walk(capability, **case)
-    return triton_ptxas.usage(
+    used = triton_ptxas.usage(
         walk.kernel,
         walk.types,
         walk.constants,
@@ -26,6 +26,7 @@ def usage(capability: int, **case) -> dict:
         stages=walk.tiles.stages,
         aligned=walk.aligned,
     )
+    return {**used, "per_sm": walk.tiles.per_sm}
 
 
 def fused(capability: int, **options) -> dict:

@@ -21,7 +21,7 @@ from .reference import EPS
 from .triton_launch import Call, Piece
 
 _W_TERMS = 2  # of a sigmoid: the error, at most 2^-18 of each weight, is 4e-7 of a gradient (README.md)
-_COUNT_TERMS = 3  # of a count: 24 bits
+_COUNT_TERMS = 2  # of a count: exact to 2^16, and 2^-18 of a larger one at most
 
 
 def bank_nce(

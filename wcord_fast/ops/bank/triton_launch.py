@@ -56,15 +56,16 @@ def blocks(major: int, dim: int, batch: int, m_terms: int, counts: bool) -> Bloc
     if dim > BLOCK_D:
         return Blocks(16, 32, 8, 2, 1)
     hopper = major == 9
+    per_sm = 1 if major == 10 and tall >= 64 else 2  # a program takes all of the tensor memory
     if counts and m_terms == 1:
-        return Blocks(min(64, tall), 32, 4, 2, 2)
+        return Blocks(min(64, tall), 32, 4, 2, per_sm)
     if major in (9, 10):  # 227 KB of shared memory, products fed from it
         if m_terms > 1:
             if tall == 64 and hopper and not counts:  # one warpgroup: two would take half of the columns each
                 return Blocks(64, 32, 4, 2, 2)
             return Blocks(min(128 if hopper and not counts else 64, tall), 32, 8, 2, 1)
         block_n = 64 if hopper else 32
-        return Blocks(128, block_n, 8, 3, 1) if batch > 64 else Blocks(tall, block_n, 4, 3, 2)
+        return Blocks(128, block_n, 8, 3, 1) if batch > 64 else Blocks(tall, block_n, 4, 3, per_sm)
     if m_terms > 1:  # 99 KB suffice here and below
         return Blocks(min(32, tall), 64, 8, 2, 1)
     return Blocks(min(64, tall), 64 if major < 9 else 32, 4, 2, 2)
