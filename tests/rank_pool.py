@@ -21,13 +21,15 @@ from typing import NamedTuple
 import torch
 
 PATIENCE = 120  # seconds
+LONGEST = 600  # of a program that runs to its end
 PRELOAD = ("wcord_fast.cli.main", "torch.distributed.tensor", "torch.distributed.checkpoint", "torch._dynamo")
 
 
-def _context():
-    context = get_context("forkserver")
-    context.set_forkserver_preload([*PRELOAD, "sklearn.datasets", "matplotlib.pyplot", "tests.faulty_rank"])
-    return context
+def context():
+    """The multiprocessing context whose processes are forked from the server."""
+    result = get_context("forkserver")
+    result.set_forkserver_preload([*PRELOAD, "sklearn.datasets", "matplotlib.pyplot", "tests.faulty_rank"])
+    return result
 
 
 class Ended(NamedTuple):
@@ -67,16 +69,22 @@ def run_script(command: list[str]) -> None:
     runpy.run_path(command[0], run_name="__main__")
 
 
+def run_code(code: str, *words: str) -> None:
+    """`python -c code *words`, for `alone`."""
+    sys.argv = ["-c", *words]
+    exec(code, {"__name__": "__main__"})
+
+
 def _ended(environments: list[dict[str, str]], folder: Path, function, args: tuple) -> Ended:
     """The program once in each environment, all at a time; output in `folder`, in files numbered like environments."""
     processes = [
-        _context().Process(target=_program, args=(number, environment, folder, function, args))
+        context().Process(target=_program, args=(number, environment, folder, function, args))
         for number, environment in enumerate(environments)
     ]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(PATIENCE)
+        process.join(LONGEST)
         assert process.exitcode is not None, "a process goes on without the others"
     texts = [[(folder / f"{name}{n}").read_text() for n in range(len(processes))] for name in ("out", "err")]
     return Ended([p.exitcode for p in processes], *texts)
@@ -101,11 +109,11 @@ class Pool:
     def __init__(self, world: int):
         self.world = world
         self._folder = tempfile.TemporaryDirectory()
-        context = _context()
+        server = context()
         self._pipes, self._processes = [], []
         for rank in range(world):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, world, self._folder.name, theirs), daemon=True)
+            ours, theirs = server.Pipe()
+            process = server.Process(target=_serve, args=(rank, world, self._folder.name, theirs), daemon=True)
             process.start()
             theirs.close()
             self._pipes.append(ours)

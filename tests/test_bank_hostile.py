@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
 import sys
 
 import pytest
@@ -13,6 +12,8 @@ import wcord_fast
 from wcord_fast import CRDLoss, MemoryBank, NegativeSampler, WCoRDLoss
 from wcord_fast import functional as F
 from wcord_fast.ops import native_module
+
+from .rank_pool import alone, run_code
 
 N, B, D, K = 50, 4, 7, 10
 LABELS = [i % 3 for i in range(N)]
@@ -168,8 +169,8 @@ raise SystemExit(2)
 @needs_native
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
 @pytest.mark.parametrize("plan", ["gather", "dense"])
-def test_threads_without_memory_raise_an_error(plan):
-    done = subprocess.run([sys.executable, "-c", NO_MEMORY, plan], capture_output=True, text=True)
+def test_threads_without_memory_raise_an_error(plan, tmp_path):
+    done = alone(tmp_path, run_code, NO_MEMORY, plan)
     assert done.returncode == 0, (done.returncode, done.stderr)
 
 

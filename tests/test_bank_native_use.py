@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
 
 from tests.bank_cases import problem, relative_error, spec_of
+from tests.rank_pool import alone, run_code
 from wcord_fast import NegativeSampler
 from wcord_fast import functional as F
 from wcord_fast.ops import native_module
@@ -77,10 +75,10 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 @pytest.mark.slow
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("name", ["none", "replaced"])
-def test_no_tensor_of_the_size_of_the_scores(plan, name):
+def test_no_tensor_of_the_size_of_the_scores(plan, name, tmp_path):
     """The process grows by the formula's 16 MB and a margin for the allocator, whatever B * K and B * N are."""
-    done = subprocess.run([sys.executable, "-c", RSS, plan, name], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 24, done.stdout
+    done = alone(tmp_path, run_code, RSS, plan, name)
+    assert done.returncode == 0 and float(done.stdout) < 24, done
 
 
 @pytest.mark.parametrize("plan", PLANS)

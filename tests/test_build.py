@@ -164,11 +164,11 @@ def test_missing_build_tools_are_named(source, tmp_path):
 def test_build_without_nvcc_records_the_reason(source, tmp_path, monkeypatch):
     """C++ only, if requested or if nvcc is missing or broken; pybind11 from torch; incremental; nothing stale.
 
-    Without optimisation, which takes most of a compiler's time.
+    Without optimisation, which takes most of a compiler's time, and without assertions, which name files.
     """
     out, none = tmp_path / "out", str(tmp_path / "none")
     cxx = next(compiler for name in ("c++", "g++", "clang++") if (compiler := shutil.which(name)))
-    monkeypatch.setenv("CXX", script(tmp_path / "unoptimised", f'exec {cxx} "$@" -O0'))
+    monkeypatch.setenv("CXX", script(tmp_path / "unoptimised", f'exec {cxx} "$@" -O0 -D_GLIBCXX_NO_ASSERTIONS'))
     # Ninja as a binary on PATH only; one and the same throughout, since each version distrusts another's log.
     monkeypatch.setenv("PATH", os.path.dirname(sys.executable), prepend=os.pathsep)
     status, record, output = build(source, out, hide="ninja", WCORD_FAST_CUDA="0")

@@ -1,9 +1,6 @@
 """ResNet-18/34 and Inception-v3 on torchvision's layers: sizes, taps, equality with torchvision, and its absence."""
 
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +9,7 @@ from wcord_fast import models
 from wcord_fast.cli.main import main
 from wcord_fast.models.torchvision_import import torchvision_models
 
-REPO = Path(__file__).resolve().parents[1]
+from .rank_pool import alone, run_code
 
 
 @pytest.fixture(scope="module")
@@ -111,12 +108,6 @@ def test_dropout_is_between_the_features_and_the_logits(tv):
     assert not torch.allclose(logits, net.fc(features[-1]))
 
 
-def python(code, folder):
-    """Run `code` where `import torchvision` finds `folder`/torchvision."""
-    env = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{REPO}"}
-    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
-
-
 def test_missing_operators_are_declared(tmp_path):
     """A torchvision that fails in import as PyPI's does beside PyTorch's CPU wheel."""
     (tmp_path / "torchvision" / "models").mkdir(parents=True)
@@ -124,11 +115,12 @@ def test_missing_operators_are_declared(tmp_path):
     register += "    torch.library.register_fake(f'torchvision::{op}')(lambda *a: 0)\n"
     (tmp_path / "torchvision" / "__init__.py").write_text(register)
     (tmp_path / "torchvision" / "models" / "__init__.py").write_text("marker = 'imported'\n")
-    code = "from wcord_fast.models.torchvision_import import torchvision_models as m; print(m('resnet18').marker)"
-    done = python(code, tmp_path)
+    code = "import sys; sys.path.insert(0, sys.argv[1]);"
+    code += "from wcord_fast.models.torchvision_import import torchvision_models as m; print(m('resnet18').marker)"
+    done = alone(tmp_path, run_code, code, str(tmp_path))
     assert done.stdout == "imported\n", done.stderr
     (tmp_path / "torchvision" / "__init__.py").write_text(register.replace("'qnms'", "'other'"))
-    done = python(code, tmp_path)
+    done = alone(tmp_path, run_code, code, str(tmp_path))
     assert "ImportError: resnet18 needs torchvision, and the one here does not fit PyTorch" in done.stderr
 
 

@@ -2,15 +2,13 @@
 
 import itertools
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 import wcord_fast
 from tests import ot_oracles as oracle
+from tests.rank_pool import alone, run_code
 from tests.test_ot_native_accuracy import agree, pair, solve
 from wcord_fast import functional as F
 from wcord_fast.ops import native_module
@@ -98,11 +96,11 @@ def test_scratch_is_one_matrix_if_resident_and_linear_if_streaming():
 
 
 MEASURE = """
-import sys, torch
+import os, sys, torch
 from pathlib import Path
 from wcord_fast import functional as F
 torch.set_num_threads(1)
-n = int(sys.argv[1])
+n, os.environ["WCORD_FAST_OT_BYTES"] = int(sys.argv[1]), sys.argv[2]
 x, y = torch.randn(n, 64, requires_grad=True), torch.randn(n, 64, requires_grad=True)
 def kilobytes(field):
     return next(int(l.split()[1]) for l in Path("/proc/self/status").read_text().splitlines() if l.startswith(field))
@@ -116,11 +114,10 @@ print(1024 * (kilobytes("VmHWM") - before))
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's peak memory counter")
 @pytest.mark.parametrize("resident", [True, False])
-def test_measured_peak_memory_stays_below_the_bound(resident):
+def test_measured_peak_memory_stays_below_the_bound(resident, tmp_path):
     n = 2560
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "WCORD_FAST_OT_BYTES": str(1 << 40 if resident else 0)}
-    root = Path(wcord_fast.__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", MEASURE, str(n)], env=env, cwd=root, capture_output=True, text=True)
+    done = alone(tmp_path, run_code, MEASURE, str(n), str(1 << 40 if resident else 0))
+    assert done.returncode == 0, done.stderr
     peak = int(done.stdout)
     features = 2 * n * 64 * 4  # twice: the gradients, and their product with grad_output
     assert peak - 2 * features <= (1.3 * 4 * n * n if resident else 0.25 * 4 * n * n), done.stderr

@@ -6,7 +6,6 @@ import copy
 import io
 import pickle
 import warnings
-from multiprocessing import get_context
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from wcord_fast import CRDLoss, KDLoss, MemoryBank, NegativeSampler, OTLoss, WCoRDLoss
 
+from .rank_pool import context
 from .test_spectral import as_torch_names
 
 N, K, S_DIM, T_DIM, D, B = 40, 7, 5, 6, 8, 4
@@ -336,10 +336,10 @@ def value_of(module, *args):
     return module(*args).item()
 
 
-def test_losses_go_to_a_spawned_process():
+def test_losses_go_to_another_process():
     modules = [trained(kind) for kind in KINDS]
     here = [value_of(copy.deepcopy(m), *batch(4)) for m in modules]  # the other process has our memory
-    with get_context("spawn").Pool(1) as pool:
+    with context().Pool(1) as pool:
         assert pool.starmap(value_of, [(m, *batch(4)) for m in modules]) == here
 
 

@@ -1,21 +1,19 @@
 """Files of a run: whole or not there, errors of one line, and one run at a time in a directory."""
 
 import os
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.rank_pool import LONGEST, context
 from tests.train_tiny import make_run
 from wcord_fast.cli import report
 from wcord_fast.train import checkpoint, files
 from wcord_fast.train.files import DirectoryInUse, OutputError, locked, replacing
 from wcord_fast.train.loggers import write_csv
 from wcord_fast.train.loop import fit
-
-REPO = Path(__file__).resolve().parents[1]
 
 
 class FullDisk:
@@ -98,20 +96,22 @@ def test_tensorboard_that_cannot_be_written_is_a_warning(tmp_path, caplog):
     assert "no more logs by tensorboard" in caplog.text
 
 
+def hold(directory, pipe):
+    with locked(directory):
+        pipe.send("held")
+        time.sleep(LONGEST)
+
+
 def test_a_second_run_in_a_directory_is_refused_at_once(tmp_path):
-    program = (
-        "import sys, time; from pathlib import Path; from wcord_fast.train.files import locked\n"
-        "with locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
-    )
-    holder = subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=REPO
-    )
-    assert holder.stdout.readline() == "held\n"
+    ours, theirs = context().Pipe()
+    holder = context().Process(target=hold, args=(tmp_path, theirs))
+    holder.start()
+    assert ours.poll(LONGEST) and ours.recv() == "held"
     run = make_run(tmp_path)
     with pytest.raises(DirectoryInUse, match=rf"{tmp_path} is in use by another run \(pid {holder.pid}\)"):
         fit(run)
     holder.kill()  # SIGKILL: the lock goes with the process
-    holder.wait()
+    holder.join()
     assert len(fit(run)) == 2
 
 
