@@ -2,16 +2,17 @@
 
 Three kinds: "shared", one cost for all problems; "own", one each; "unbalanced", a shared cost with `reach`. Plain
 PyTorch is the exponential of the cost once, two products an iteration for all problems, and the plan as the gradient by
-hand, without autograd: its best form. It is NaN where scalings leave fp32. POT is `ot.batch`, which needs a cost per
-problem, or its unbalanced solver, one problem after the other, whose iteration starts elsewhere: its error at equal
-iterations says how far it is. GeomLoss makes its cost from points. Times are processor time, interleaved, forward and
-gradient in C. Errors are those against float64 at equal iterations. One JSON line per row goes to
-bench/results/ot_matrix.jsonl.
+hand, without autograd: its best form; then the same in an autograd function, which a loss needs. It is NaN where
+scalings leave fp32. POT is `ot.batch`, which needs a cost per problem, or its unbalanced solver, one problem after the
+other, whose iteration starts elsewhere: its error at equal iterations says how far it is. GeomLoss makes its cost from
+points. Times are processor time, interleaved, forward and gradient in C. Errors are those against float64 at equal
+iterations. One JSON line per row goes to bench/results/ot_matrix.jsonl.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import math
 import os
@@ -23,6 +24,7 @@ from bench import ot
 from bench.results_file import append
 
 PLAIN = "plain PyTorch"
+LOSS = "plain PyTorch, autograd"
 SHAPES = ((64, 100), (256, 100), (64, 1000))  # problems, classes, of a shared cost
 EPS = (0.05, 0.005)
 REACH = 1.0
@@ -62,13 +64,43 @@ def plain(c, a, b, eps: float, iters: int, reach: float | None = None):
     return value, kernel * (u.mT @ v) / len(a)
 
 
+@functools.cache
+def mean_cost():
+    """`plain` as an autograd function of the cost, which keeps the gradient."""
+    import torch
+
+    class MeanCost(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, *problem):
+            value, gradient = plain(*problem)
+            ctx.save_for_backward(gradient)
+            return value
+
+        @staticmethod
+        def backward(ctx, weight):
+            return weight * ctx.saved_tensors[0], None, None, None, None, None
+
+    return MeanCost.apply
+
+
+def differentiated(loss, c, a, b, eps: float, iters: int, reach: float | None):
+    leaf = c.detach().requires_grad_()
+    value = loss(leaf, a, b, eps, iters, reach)
+    value.backward()
+    return value.detach(), leaf.grad
+
+
+def plain_loss(c, a, b, eps: float, iters: int, reach: float | None = None):
+    return differentiated(mean_cost(), c, a, b, eps, iters, reach)
+
+
 def ours(c, a, b, eps: float, iters: int, reach: float | None = None):
     from wcord_fast import functional as F
 
-    leaf = c.detach().requires_grad_()
-    value = F.ot_cost_from_matrix(leaf, a, b, eps=eps, iters=iters, reach=reach).mean()
-    value.backward()
-    return value.detach(), leaf.grad
+    def loss(c, a, b, eps, iters, reach):
+        return F.ot_cost_from_matrix(c, a, b, eps=eps, iters=iters, reach=reach).mean()
+
+    return differentiated(loss, c, a, b, eps, iters, reach)
 
 
 def pot(method: str, c, a, b, eps: float, iters: int, reach: float | None = None):
@@ -89,7 +121,7 @@ def pot(method: str, c, a, b, eps: float, iters: int, reach: float | None = None
 
 def providers(kind: str, eps: float) -> dict[str, Any]:
     """A function like `plain` for every provider that is installed and solves this kind."""
-    found = {ot.OURS: ours, PLAIN: plain}
+    found = {ot.OURS: ours, PLAIN: plain, LOSS: plain_loss}
     if importlib.util.find_spec("ot") is not None:
         if kind == "unbalanced":
             return found | {"POT, one by one": partial(pot, "sinkhorn")}

@@ -133,10 +133,20 @@ def given_cost_table(rows: list[Row]) -> str:
     """A line per kind, number of problems, classes and eps. Rows without a kind are those of a shared cost."""
     names = {"shared": "", "own": ", a cost each", "unbalanced": ", relaxed"}
     rows = [row | {"kind": names[row.get("kind", "shared")]} for row in rows if not row["provider"].startswith("POT")]
-    lines = _beside_plain(rows, ("problems", "classes", "eps", "kind"), "{:,} x {:,}, eps {:g}{}")
+    lines = _beside_plain(rows, ("problems", "classes", "eps", "kind"), "{:,} x {:,}, eps {:g}{}", loss=True)
     text = f"10 iterations, forward and gradient in C, ms; {_measured(rows)}. `python -m bench ot_matrix`."
     return (
-        table(["problems x classes", "ours", "plain PyTorch", "ours / plain", "gradient's error"], lines)
+        table(
+            [
+                "problems x classes",
+                "ours",
+                "plain PyTorch",
+                "ours / plain",
+                "ours / plain, autograd",
+                "gradient's error",
+            ],
+            lines,
+        )
         + f"\n{text}\n"
     )
 
@@ -152,20 +162,22 @@ def _measured(rows: list[Row]) -> str:
     return f"{clock(rows)}; the error is that against float64; {where(rows)}"
 
 
-def _beside_plain(rows: list[Row], keys: tuple[str, ...], case: str) -> list[list[str]]:
-    """The last run of every case, ours beside plain PyTorch."""
-    cases: dict[tuple, dict[bool, Row]] = {}
+def _beside_plain(rows: list[Row], keys: tuple[str, ...], case: str, loss: bool = False) -> list[list[str]]:
+    """The last run of every case, ours beside plain PyTorch, and with `loss` beside its form with autograd."""
+    cases: dict[tuple, dict[str, Row]] = {}
     for (*case_keys, provider), row in latest(rows, *keys, "provider").items():
-        cases.setdefault(tuple(case_keys), {})[provider == OURS] = row
+        form = "ours" if provider == OURS else "loss" if provider.endswith("autograd") else "plain"
+        cases.setdefault(tuple(case_keys), {})[form] = row
     lines = []
     for key, forms in cases.items():
-        ours, plain = forms[True], forms[False]
+        ours, plain = forms["ours"], forms["plain"]
         lines.append(
             [
                 case.format(*key),
                 f"**{short(ours['p50'])}**",
                 short(plain["p50"]) + ("" if plain["gradient_error"] is not None else " (NaN)"),
                 f"{ours['p50'] / plain['p50']:.2f}",
+                *([f"{ours['p50'] / forms['loss']['p50']:.2f}" if "loss" in forms else "-"] if loss else []),
                 f"{ours['gradient_error']:.0e}",
             ]
         )

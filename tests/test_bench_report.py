@@ -229,8 +229,9 @@ def test_a_given_cost_and_projections_are_shown_beside_plain_pytorch():
     rows += [
         row | case | {"kind": "own"} for row in (ours | {"p50": 1.0}, plain, plain | {"provider": "POT", "p50": 9})
     ]
+    rows.append(plain | case | {"provider": "plain PyTorch, autograd", "p50": 5.0})
     shown = report_lines.given_cost_table(rows)
-    assert "| 64 x 1,000, eps 0.005 | **2** | 4 (NaN) | 0.50 | 3e-07 |" in shown
-    assert "| 64 x 1,000, eps 0.005, a cost each | **1** | 4 (NaN) | 0.25 | 3e-07 |" in shown
+    assert "| 64 x 1,000, eps 0.005 | **2** | 4 (NaN) | 0.50 | 0.40 | 3e-07 |" in shown
+    assert "| 64 x 1,000, eps 0.005, a cost each | **1** | 4 (NaN) | 0.25 | - | 3e-07 |" in shown
     rows = [row | {"problems": 4096, "n": 4, "gradient_error": 1e-7} for row in (ours, plain)]
     assert "| 4,096 of 4 x 4 | **2** | 4 | 0.50 | 1e-07 |" in report_lines.project_table(rows)
