@@ -125,10 +125,12 @@ def lckt_share(rows: list[Row]) -> str:
 
 
 def title(runs: Runs, variant: str) -> str:
-    """A variant's name in a table, with its preset and, if it has fewer seeds than the plain student, their number."""
+    """A variant's name in a table, with its preset and, if it has other seeds than the plain student, their number."""
     name = f"{variant} (preset tuned)" if variant == TUNED else variant
     own, plain = len(runs[variant]), len(runs["plain"])
-    return name if own == plain else f"{name} ({own} of {count(plain, 'seed')})"
+    if own == plain:
+        return name
+    return f"{name} ({own} of {count(plain, 'seed')})" if own < plain else f"{name} ({count(own, 'seed')})"
 
 
 def budget(runs: Runs) -> str:

@@ -112,3 +112,18 @@ def test_kept_scalings_give_the_gradient_and_the_potentials_of_the_solve(changed
     actual = matrix_native.gradient_of_kept(c, kept, weight)
     rounding = 6e-8 * float(scale.max() * c.max())
     assert (actual - expected[0]).norm() <= (1e-5 + 2 * rounding) * expected.norm()
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize(("n", "m"), [(16, 16), (17, 33)])
+@pytest.mark.parametrize("far", [False, True])
+def test_fp64_solves_those_problems_alone_whose_sums_leave_the_range_of_fp32(monkeypatch, n, m, own, far):
+    c, a, b = problem(n, m)
+    if far:  # 65 nats from every row: exp of it is a number of fp32, but the sums of this column are below 2^-90
+        c[:, 0] = 65 * 0.05
+    monkeypatch.setattr(matrix_reference, "solve", None)  # the native code needs no help
+    costs = c.repeat(G, 1, 1) if own else c.unsqueeze(0)
+    solved = matrix_native.solve(costs, a, b, solve_options())
+    exact = matrix_native.solve(costs.double(), a.double(), b.double(), solve_options())
+    assert torch.equal(solved.beta, exact.beta.float()) == far
+    torch.testing.assert_close(solved.beta, exact.beta.float(), rtol=1e-5, atol=1e-4)
