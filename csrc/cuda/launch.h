@@ -76,6 +76,12 @@ __device__ __forceinline__ int thread_index() {
 #endif
 }
 
+// The same, in code for both types that is short of registers in fp64 only: fp32 keeps what follows from it.
+template <class Real>
+__device__ __forceinline__ int thread_index_of() {
+  return sizeof(Real) == 8 ? thread_index() : static_cast<int>(threadIdx.x);
+}
+
 // Makes x, of four bytes, a value that the compiler cannot compute again: a loop that uses it holds it in a register.
 __device__ __forceinline__ void hold(float& x) {
 #if defined(__CUDACC__)

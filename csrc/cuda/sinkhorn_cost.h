@@ -198,11 +198,11 @@ __device__ __forceinline__ void make_cost(const Args<Real>& args, const Tile<Rea
 // bits. To be read after a barrier.
 template <class Real>
 __device__ __forceinline__ int32_t read_cost(const Args<Real>& args, const Tile<Real>& t, int64_t g) {
-  const int lane = threadIdx.x % WARP;
+  const int thread = thread_index_of<Real>(), lane = thread % WARP;
   const int64_t first = (args.own ? g * args.n : 0) + t.first_row;
   bool strange = false;
   WCF_ROLLED
-  for (int i = threadIdx.x / WARP; i < t.rows; i += WARPS) {
+  for (int i = thread / WARP; i < t.rows; i += WARPS) {
     Real* const row = t.cost + i * t.ld;
     for_each_input<Real>(args.x, args.dtype, (first + i) * args.m, lane, WARP, args.m, [&](int j, Real c) {
       strange |= !finite(c) || c < 0;

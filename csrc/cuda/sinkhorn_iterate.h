@@ -9,16 +9,16 @@ namespace wcf::ot {
 // min_j C_ij. Needs C; ends with a barrier.
 template <class Real>
 __device__ __forceinline__ void start(const Args<Real>& args, const Tile<Real>& t, int64_t g, Real scale) {
-  const int lane = thread_index() % WARP;
+  const int thread = thread_index_of<Real>(), lane = thread % WARP;
   WCF_ROLLED
-  for (int j = threadIdx.x; j < t.ld; j += THREADS) {  // the padding has no mass
+  for (int j = thread; j < t.ld; j += THREADS) {  // the padding has no mass
     const Real mass = j < t.m ? mass_of(args.b, g, args.m, j) : Real(0);
     t.b[j] = mass;
     t.beta[j] = t.ahead[j] = t.column_base[j] = mass > 0 ? Real(0) : minus_infinity<Real>();
     t.column_factor[j] = 0;
   }
   WCF_ROLLED
-  for (int i = threadIdx.x / WARP; i < t.rows; i += WARPS) {
+  for (int i = thread / WARP; i < t.rows; i += WARPS) {
     Real least = static_cast<Real>(INFINITY);
     WCF_UNROLL_BY(4)
     for (int j = lane; j < t.m; j += WARP) least = fmin(least, t.cost[i * t.ld + j]);
@@ -46,12 +46,13 @@ __device__ __forceinline__ Real slots_sum(const Real* slots) {
 // sum_i |row sum_i - a_i| of the strip.
 template <class Real>
 __device__ __forceinline__ Real row_error(const Tile<Real>& t, Real scale) {
+  const int thread = thread_index_of<Real>(), lane = thread % WARP;
   Real error = 0;
   WCF_ROLLED
-  for (int i = threadIdx.x / WARP; i < t.rows; i += WARPS) {
+  for (int i = thread / WARP; i < t.rows; i += WARPS) {
     Real sum = 0;
     WCF_ROLLED
-    for (int j = threadIdx.x % WARP; j < t.m; j += WARP) sum += t.plan(i, j, t.cost[i * t.ld + j], scale);
+    for (int j = lane; j < t.m; j += WARP) sum += t.plan(i, j, t.cost[i * t.ld + j], scale);
     error += fabs(warp_sum(sum) - t.a[i]);
   }
   return block_sum(error, t.sums);
@@ -69,7 +70,7 @@ struct Ended {
 template <class Real, bool GRID, class Turn, class Store>
 __device__ __forceinline__ Ended<Real> iterate_by(const Args<Real>& args, const Tile<Real>& t, Grid& grid, Real unit,
                                                   Real rest, Turn turn, Store store) {
-  int step = 0, next_test = args.tol >= 0 ? args.check_every : 0;
+  int step = 0;
   Real scale;
   WCF_ROLLED
   for (;;) {
@@ -78,10 +79,9 @@ __device__ __forceinline__ Ended<Real> iterate_by(const Args<Real>& args, const 
     scale = multiply_add(times, unit, times * rest);
     turn(step, scale);
     const bool last = step == args.iters;
-    if (!last && step != next_test) continue;
+    if (!last && (args.tol < 0 || step % args.check_every != 0)) continue;
     store();
     if (last) break;
-    next_test += args.check_every;
     Real error = row_error(t, scale);
     if constexpr (GRID) {
       Real* const slots = slots_of(args) + 2 * gridDim.x;
@@ -94,15 +94,15 @@ __device__ __forceinline__ Ended<Real> iterate_by(const Args<Real>& args, const 
   return Ended<Real>{step, scale};
 }
 
-// Needs C in the strip. Ends with a barrier.
-template <class Real, int K, int U, bool GRID>
+// Needs C in the strip. Ends with a barrier. Given costs have no pairs.
+template <class Real, int K, int U, bool GRID, bool GIVEN>
 __device__ __forceinline__ Ended<Real> iterate(const Args<Real>& args, const Tile<Real>& t, Grid& grid, int64_t g) {
   const bool ipot = args.solver == OT_IPOT;
   const double unit_scale = args.inv_eps * LOG2E;  // s of one step, per log 2
   const Real unit = static_cast<Real>(unit_scale), rest = static_cast<Real>(unit_scale - unit);
   start(args, t, g, unit);
   if constexpr (K == NARROW && !GRID) {
-    if (t.rows <= WARPS * U && !pairs_move(args)) {  // costs stay as they are
+    if (t.rows <= WARPS * U && (GIVEN || !pairs_move(args))) {  // costs stay as they are
       Kept<U, Real> kept(t);
       return iterate_by<Real, GRID>(
           args, t, grid, unit, rest, [&](int, Real scale) { kept.iterate(t, scale, ipot); }, [&] { kept.store(t); });
@@ -112,8 +112,12 @@ __device__ __forceinline__ Ended<Real> iterate(const Args<Real>& args, const Til
   return iterate_by<Real, GRID>(
       args, t, grid, unit, rest,
       [&](int step, Real scale) {
-        if (step > 1 && pairs_move(args)) move_pairs(t, step);
-        sweep(t, seat, scale, ipot);
+        if (!GIVEN && step > 1 && pairs_move(args)) move_pairs(t, step);
+        if constexpr (GIVEN && sizeof(Real) == 8) {  // made anew: held from one iteration to the next it would be spilled
+          sweep(t, Seat<K, U, Real>(t), scale, ipot);
+        } else {
+          sweep(t, seat, scale, ipot);
+        }
         columns<K, GRID>(t, grid, scale, ipot);
       },
       [] {});

@@ -26,7 +26,7 @@ struct Kept {
   __device__ __forceinline__ explicit Kept(const Tile<Real>& t)
       : seat(t), first(thread_index() / WARP * U), rows(t, seat, first) {
     const int thread = thread_index(), column = thread % COLUMNS;
-    const bool exists = seat.column[0] < t.ld;
+    const bool exists = seat.column(0) < t.ld;
     WCF_UNROLL
     for (int u = 0; u < U; ++u) {
       WCF_UNROLL
@@ -35,7 +35,7 @@ struct Kept {
         hold(rows.cost[u][k]);
       }
     }
-    from_ahead = offset_of(t.ahead + (exists ? seat.column[0] : 0));
+    from_ahead = offset_of(t.ahead + (exists ? seat.column(0) : 0));
     to_work = offset_of(t.work + NARROW * thread);
     has_row = seat.speaks && rows.mass > 0;
     to_alpha = offset_of(t.alpha + (has_row ? first + seat.own : 0));

@@ -44,7 +44,7 @@ __device__ __forceinline__ void solve(const Args<Real>& args, const Problem<Real
       lower_pairs(args, t, scratch_of(args), g, mass);
     }
   }
-  const Ended<Real> ended = iterate<Real, K, U, GRID>(args, t, grid, g);
+  const Ended<Real> ended = iterate<Real, K, U, GRID, GIVEN>(args, t, grid, g);
   const Real scale = ended.scale;
 
   Real value = 0, error = 0, of_columns = 0;
@@ -55,7 +55,7 @@ __device__ __forceinline__ void solve(const Args<Real>& args, const Problem<Real
     if (args.solver == OT_IPOT && threadIdx.x == 0) t.pairs->bonus = fast_divide(t.pairs->bonus, static_cast<Real>(ended.step));
   }
   __syncthreads();
-  finish(args, t, g, scale, GRID && !GIVEN && args.grad_y ? scratch_of(args) + args.in.plan : nullptr, &value, &error);
+  finish<GIVEN>(args, t, g, scale, GRID && !GIVEN && args.grad_y ? scratch_of(args) + args.in.plan : nullptr, &value, &error);
   const Real ln2 = static_cast<Real>(LN2);
   WCF_ROLLED
   for (int i = threadIdx.x; i < t.rows; i += THREADS) args.alpha[g * args.n + t.first_row + i] = t.alpha[i] * ln2;

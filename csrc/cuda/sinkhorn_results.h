@@ -30,8 +30,9 @@ __device__ __forceinline__ Real column_potentials(const Args<Real>& args, const 
 }
 
 // Makes the strip's value and row error, and writes P over C (and to `plan` [n, ld], if not null): for a Euclidean cost
-// P / 2C, or 0 where two points coincide. C is `t.pairs->bonus` lower on known pairs. Ends with a barrier.
-template <class Real>
+// P / 2C, or 0 where two points coincide. C is `t.pairs->bonus` lower on known pairs. A given C stays: its gradient is
+// made elsewhere. Ends with a barrier.
+template <bool GIVEN, class Real>
 __device__ __forceinline__ void finish(const Args<Real>& args, const Tile<Real>& t, int64_t g, Real scale, Real* plan,
                                        Real* value, Real* error) {
   const int lane = thread_index() % WARP;
@@ -50,11 +51,13 @@ __device__ __forceinline__ void finish(const Args<Real>& args, const Tile<Real>&
       const Real c = *cell, p = j < t.m ? t.plan(i, j, c, scale) : Real(0);
       mass += p;
       cost = multiply_add(p, c, cost);
-      const Real kept = args.cost != OT_EUCLIDEAN ? p : c > 0 ? fast_divide(p, 2 * c) : Real(0);
-      *cell = kept;
-      if (plan) plan[static_cast<int64_t>(t.first_row + i) * t.ld + j] = kept;
+      if constexpr (!GIVEN) {
+        const Real kept = args.cost != OT_EUCLIDEAN ? p : c > 0 ? fast_divide(p, 2 * c) : Real(0);
+        *cell = kept;
+        if (plan) plan[static_cast<int64_t>(t.first_row + i) * t.ld + j] = kept;
+      }
     }
-    if (args.row_labels) {  // a lane reads the cells that it has written
+    if (!GIVEN && args.row_labels) {  // a lane reads the cells that it has written
       each_partner(args, t, g, i, [&](int j) { cost = multiply_add(t.cost[i * t.ld + j], t.pairs->bonus, cost); });
     }
     mass = warp_sum(mass);

@@ -31,8 +31,11 @@ struct Seat {
   static constexpr int SIZE = K < Pack<Real>::SIZE ? K : Pack<Real>::SIZE;  // columns side by side
   static constexpr int PACKS = K / SIZE, LANES = WARP / U;
   int row_groups, column_groups, rg, cg, own;
-  bool speaks;           // this lane writes its row's state
-  int column[K / SIZE];  // of each pack, or ld if there is none
+  bool speaks;  // this lane writes its row's state
+  int first;    // its first column
+
+  // The first column of pack q; there is none from ld on. Made at each use: an array of them would be spilled.
+  __device__ __forceinline__ int column(int q) const { return first + q * WARP * SIZE; }
 
   __device__ __forceinline__ explicit Seat(const Tile<Real>& t) {
     const int thread = thread_index(), lane = thread % WARP, warp = thread / WARP;
@@ -42,11 +45,7 @@ struct Seat {
     cg = warp % column_groups;
     own = lane / LANES;
     speaks = cg == 0 && lane % LANES == 0;
-    WCF_UNROLL
-    for (int q = 0; q < PACKS; ++q) {
-      const int j = cg * WARP * K + (q * WARP + lane) * SIZE;
-      column[q] = j < t.ld ? j : t.ld;
-    }
+    first = cg * WARP * K + lane * SIZE;
   }
 };
 
@@ -65,14 +64,13 @@ struct Rows {
     mass = here ? t.a[mine] : Real(0);
     guess = here ? t.guess[mine] : minus_infinity<Real>();
     alpha = here ? t.alpha[mine] : Real(0);
-    base = here ? t.row_base[mine] : Real(0);
-    factor = 0;
+    base = factor = 0;  // a row with mass gets both before they are stored
     WCF_UNROLL
     for (int u = 0; u < U; ++u) {
       const int i = first + u < t.rows ? first + u : t.rows - 1;
       WCF_UNROLL
       for (int q = 0; q < Place::PACKS; ++q) {
-        const int j = seat.column[q] < t.ld ? seat.column[q] : 0;
+        const int j = seat.column(q) < t.ld ? seat.column(q) : 0;
         const auto c = load_pack<Place::SIZE>(t.cost + i * t.ld + j);
         WCF_UNROLL
         for (int k = 0; k < Place::SIZE; ++k) cost[u][q * Place::SIZE + k] = c.v[k];
@@ -156,7 +154,7 @@ __device__ __forceinline__ void row_step(const Tile<Real>& t, const Seat<K, U, R
     if (seat.own == u) rows.set(alpha, alpha, Real(1), extrapolate);
     WCF_UNROLL
     for (int k = 0; k < K; ++k) {
-      const int j = seat.column[k / Seat<K, U, Real>::SIZE] + k % Seat<K, U, Real>::SIZE;
+      const int j = seat.column(k / Seat<K, U, Real>::SIZE) + k % Seat<K, U, Real>::SIZE;
       if (j < t.ld) total[k] += pow2(multiply_add(-scale, t.cost[i * t.ld + j], ahead[k]) + alpha);
     }
   }
@@ -168,8 +166,8 @@ __device__ __forceinline__ void load_ahead(const Tile<Real>& t, const Seat<K, U,
   using Place = Seat<K, U, Real>;
   WCF_UNROLL
   for (int q = 0; q < Place::PACKS; ++q) {
-    const bool here = seat.column[q] < t.ld;
-    const auto of_columns = load_pack<Place::SIZE>(t.ahead + (here ? seat.column[q] : 0));
+    const bool here = seat.column(q) < t.ld;
+    const auto of_columns = load_pack<Place::SIZE>(t.ahead + (here ? seat.column(q) : 0));
     WCF_UNROLL
     for (int k = 0; k < Place::SIZE; ++k) {
       ahead[q * Place::SIZE + k] = here ? of_columns.v[k] : minus_infinity<Real>();
@@ -185,8 +183,8 @@ __device__ __forceinline__ void store_total(const Tile<Real>& t, const Seat<K, U
     Pack<Real, Place::SIZE> out;
     WCF_UNROLL
     for (int k = 0; k < Place::SIZE; ++k) out.v[k] = total[q * Place::SIZE + k];
-    if (seat.rg < seat.row_groups && seat.column[q] < t.ld) {
-      *reinterpret_cast<Pack<Real, Place::SIZE>*>(t.work + seat.rg * t.ld + seat.column[q]) = out;
+    if (seat.rg < seat.row_groups && seat.column(q) < t.ld) {
+      *reinterpret_cast<Pack<Real, Place::SIZE>*>(t.work + seat.rg * t.ld + seat.column(q)) = out;
     }
   }
 }

@@ -90,7 +90,7 @@ __device__ __forceinline__ int32_t check_masses(const Args<Real>& args, const Re
   if (!masses) return 0;
   Real sum = 0;
   bool bad = false;
-  for (int i = threadIdx.x; i < count; i += THREADS) {
+  for (int i = thread_index_of<Real>(); i < count; i += THREADS) {
     const Real mass = masses[g * count + i];
     bad |= !finite(mass) || mass < 0;
     sum += mass;

@@ -4,22 +4,21 @@
 
 namespace wcf::ot {
 
-// Row i has alpha 100 + i and base 200 + i. out [2, THREADS]: the alpha and the base of each thread's row.
+// Row i has alpha 100 + i and guess 200 + i. out [2, THREADS]: the alpha and the guess of each thread's row.
 template <int K, int U>
 __global__ void rows_kernel(const Args<float> args, float* out) {
   const Tile<float> t(args, 0);
   for (int i = threadIdx.x; i < t.rows; i += THREADS) {
     t.a[i] = 1;
-    t.guess[i] = 0;
     t.alpha[i] = 100.0f + static_cast<float>(i);
-    t.row_base[i] = 200.0f + static_cast<float>(i);
+    t.guess[i] = 200.0f + static_cast<float>(i);
   }
   for (int cell = threadIdx.x; cell < t.rows * t.ld; cell += THREADS) t.cost[cell] = 0;
   __syncthreads();
   const Seat<K, U, float> seat(t);
   const Rows<K, U, float> rows(t, seat, seat.rg * U);
   out[threadIdx.x] = rows.alpha;
-  out[THREADS + threadIdx.x] = rows.base;
+  out[THREADS + threadIdx.x] = rows.guess;
 }
 
 }  // namespace wcf::ot
