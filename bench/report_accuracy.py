@@ -94,7 +94,7 @@ def accuracy_line(rows: list[Row]) -> str:
     sentences = ". ".join(f"{side}: {'; '.join(variants)}" for side, variants in groups.items() if variants)
     return paragraph(
         f"- **Against the plain student** on [a small budget](paper.md#what-it-does-on-a-small-budget), "
-        f"{budget(runs)}, {len(runs['plain'])} paired seeds. {sentences}."
+        f"{budget(runs)}, {seeds(runs)} paired seeds. {sentences}."
     )
 
 
@@ -125,25 +125,29 @@ def lckt_share(rows: list[Row]) -> str:
 
 
 def title(runs: Runs, variant: str) -> str:
-    """A variant's name in a table, with its preset and, if it has other seeds than the plain student, their number."""
+    """A variant's name in a table, with its preset and, if it has not the seeds that the table names, their number."""
     name = f"{variant} (preset tuned)" if variant == TUNED else variant
-    own, plain = len(runs[variant]), len(runs["plain"])
-    if own == plain:
+    own, of_table = len(runs[variant]), seeds(runs)
+    if own == of_table:
         return name
-    return f"{name} ({own} of {count(plain, 'seed')})" if own < plain else f"{name} ({count(own, 'seed')})"
+    return f"{name} ({own} of {count(of_table, 'seed')})" if own < of_table else f"{name} ({count(own, 'seed')})"
+
+
+def seeds(runs: Runs) -> int:
+    """The number of seeds of the plain student or, without one, of the variant that has most."""
+    return len(runs["plain"]) if "plain" in runs else max(map(len, runs.values()))
 
 
 def budget(runs: Runs) -> str:
-    one = next(iter(runs["plain"].values()))
+    one = next(iter(next(iter(runs.values())).values()))
     return f"{one['images']:,} CIFAR-100 images, {one['epochs']} epochs"
 
 
 def setting(runs: Runs) -> str:
     """The setting that all runs of a table share."""
-    one = next(iter(runs["plain"].values()))
-    seeds = count(len(runs["plain"]), "seed")
+    one = next(iter(next(iter(runs.values())).values()))
     teacher = f"teacher {one['teacher']}, {one['teacher_accuracy']:.2f} %"
-    return f"{one['student']}, {budget(runs)}, {seeds}; {teacher}"
+    return f"{one['student']}, {budget(runs)}, {count(seeds(runs), 'seed')}; {teacher}"
 
 
 def count(number: int, noun: str) -> str:
