@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import wcord_fast
 from wcord_fast.ops import dispatch
@@ -163,6 +164,18 @@ for module in (triton_anchor, triton_critics, triton_kernels, contrast):
         if name.endswith("_kernel"):
             print(*(p.name for p in kernel.params if not p.is_constexpr and not p.do_not_specialize))
 """
+
+
+@needs_triton
+def test_rows_too_far_apart_for_the_kernels_are_copied():
+    from wcord_fast.ops.bank.triton_launch import MAX_STRIDE, by_rows
+
+    def strides(row, column):
+        return by_rows(torch.empty_strided((70, 8), (row, column), device="meta")).stride()
+
+    assert 63 * MAX_STRIDE + 4096 < 2**31  # offsets within a tile of 64 rows are int32
+    assert strides(MAX_STRIDE, 1) == (MAX_STRIDE, 1)
+    assert strides(MAX_STRIDE + 1, 1) == strides(16, 2) == (8, 1)
 
 
 @pytest.fixture(scope="module")

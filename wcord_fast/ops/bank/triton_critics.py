@@ -71,11 +71,9 @@ def critic_fwd_kernel(
         member = member_tile(
             member_ptr, member_stride, b, b_ok, n0, num_rows, own, label, label_ptr, MEMBER, BLOCK_N, INTERPRET
         )
-        n = n0 + tl.arange(0, BLOCK_N)
-        n_ok = n < num_rows
         score, m0, m1, m2 = score_tile(
-            terms_ptr, x0, x1, x2, s, b, b_ok, batch, bank_ptr, n, n_ok, bank_stride, own_d,
-            D, BLOCK_D, X_TERMS, M_TERMS, LIMIT, INTERPRET,
+            terms_ptr, x0, x1, x2, s, b, b_ok, batch, bank_ptr, n0, num_rows, bank_stride, own_d,
+            D, BLOCK_D, BLOCK_N, X_TERMS, M_TERMS, LIMIT, INTERPRET,
         )  # fmt: skip
         u = where_member(score * scale + bias, -1e38, member, MEMBER)  # in base 2
         if SOFTMAX:

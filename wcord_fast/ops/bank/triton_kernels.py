@@ -25,8 +25,8 @@ from .triton_tiles import (
     class_of,
     exp2,
     exp2_of_minus,
-    load_rows,
     load_terms,
+    load_tile,
     member_tile,
     multiple_of,
     no_softplus,
@@ -88,11 +88,9 @@ def nce_fwd_kernel(
         member = member_tile(
             member_ptr, member_stride, b, b_ok, n0, num_rows, own, label, label_ptr, MEMBER, BLOCK_N, INTERPRET
         )
-        n = n0 + tl.arange(0, BLOCK_N)
-        n_ok = n < num_rows
         score, m0, m1, m2 = score_tile(
-            terms_ptr, x0, x1, x2, s, b, b_ok, batch, bank_ptr, n, n_ok, bank_stride, own_d,
-            D, BLOCK_D, X_TERMS, M_TERMS, LIMIT, INTERPRET,
+            terms_ptr, x0, x1, x2, s, b, b_ok, batch, bank_ptr, n0, num_rows, bank_stride, own_d,
+            D, BLOCK_D, BLOCK_N, X_TERMS, M_TERMS, LIMIT, INTERPRET,
         )  # fmt: skip
         # In base 2. For a row that is no negative so low that t, w and the loss are zero.
         u = where_member(score * scale - offset[:, None], -1e30, member, MEMBER)
@@ -150,8 +148,8 @@ def mean_fwd_kernel(
         member = member_tile(
             member_ptr, member_stride, b, b_ok, n0, num_rows, own, label, label_ptr, MEMBER, BLOCK_N, INTERPRET
         )
-        n = n0 + tl.arange(0, BLOCK_N)
-        m0, m1, m2 = split(load_rows(bank_ptr, n, n < num_rows, bank_stride, own_d, D, BLOCK_D), M_TERMS, INTERPRET)
+        tile = load_tile(bank_ptr, n0, num_rows, bank_stride, own_d, D, BLOCK_D, BLOCK_N)
+        m0, m1, m2 = split(tile, M_TERMS, INTERPRET)
         times = member.to(tl.float32)
         if MEMBER == "mask":
             times = -times
@@ -201,11 +199,9 @@ def log_z_fwd_kernel(
         member = member_tile(
             member_ptr, member_stride, b, b_ok, n0, num_rows, own, label, label_ptr, MEMBER, BLOCK_N, INTERPRET
         )
-        n = n0 + tl.arange(0, BLOCK_N)
-        n_ok = n < num_rows
         score, _, _, _ = score_tile(
-            terms_ptr, x0, x1, x2, s, b, b_ok, batch, bank_ptr, n, n_ok, bank_stride, 0,
-            D, BLOCK_D, X_TERMS, M_TERMS, LIMIT, INTERPRET,
+            terms_ptr, x0, x1, x2, s, b, b_ok, batch, bank_ptr, n0, num_rows, bank_stride, 0,
+            D, BLOCK_D, BLOCK_N, X_TERMS, M_TERMS, LIMIT, INTERPRET,
         )  # fmt: skip
         v = where_member(score * scale, -1e38, member, MEMBER)
         higher = tl.maximum(top, tl.max(v, 1))

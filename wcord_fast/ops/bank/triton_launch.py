@@ -22,6 +22,7 @@ from .part import Part, whole
 CHUNK_BYTES = 64 << 20  # of a membership matrix
 MAX_DIM = 4096
 BLOCK_D = 128  # columns of a bank tile at most
+MAX_STRIDE = 2**24  # elements from row to row of a matrix: within a tile of up to 64 rows offsets are int32
 MAX_ROWS = 2**31 - 2**16  # row numbers are int32 in the kernels, a tile past the end included
 
 _PRECISION_TERMS = {"highest": 3, "high": 2, "medium": 1}
@@ -76,6 +77,11 @@ def padded(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
+def by_rows(matrix: Tensor) -> Tensor:
+    """`matrix` [N, D] or, where the kernels cannot address its columns or its rows, a contiguous copy."""
+    return matrix if matrix.stride(1) == 1 and matrix.stride(0) <= MAX_STRIDE else matrix.contiguous()
+
+
 def unavailable_reason(anchors: Tensor, banks: list[Tensor], part: Part | None = None) -> str | None:
     """The reason why the kernels do not support these tensors, or None."""
     for t in (anchors, *banks):
@@ -110,7 +116,7 @@ class Call:
         if reason := wrong or unavailable_reason(anchors, banks, part):
             raise NotImplementedError(reason)
         self.anchors, self.index, self.spec = anchors, index.long().contiguous(), spec
-        self.banks = [bank if bank.stride(1) == 1 else bank.contiguous() for bank in banks]
+        self.banks = [by_rows(bank) for bank in banks]
         self.batch, self.dim = anchors.shape[1:]
         self.part, self.num_rows = part or whole(banks), banks[0].shape[0]
         self.limit = _PRECISION_TERMS[matmul_precision()]

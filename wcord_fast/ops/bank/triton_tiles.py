@@ -113,6 +113,20 @@ def load_rows(ptr, row, row_ok, stride, d0, D: tl.constexpr, BLOCK_D: tl.constex
 
 
 @triton.jit
+def load_tile(ptr, n0, num_rows, stride, d0, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Columns [d0, d0 + BLOCK_D) of the rows [n0, n0 + BLOCK_N) of a matrix of num_rows; behind its last row that row.
+
+    Only the first row's address takes 64 bits of arithmetic (`triton_launch.by_rows`).
+    """
+    i = tl.minimum(tl.arange(0, BLOCK_N), num_rows - 1 - n0)
+    d = d0 + tl.arange(0, BLOCK_D)
+    at = ptr + tl.cast(n0, tl.int64) * stride + (i[:, None] * stride + d[None, :])
+    if D % BLOCK_D == 0:
+        return tl.load(at)
+    return tl.load(at, mask=tl.broadcast_to((d < D)[None, :], [BLOCK_N, BLOCK_D]), other=0.0)
+
+
+@triton.jit
 def load_terms(ptr, s, b, b_ok, batch, d0, D: tl.constexpr, BLOCK_D: tl.constexpr, TERMS: tl.constexpr):
     """Columns [d0, d0 + BLOCK_D) of the terms of anchors b of direction s, from bf16 [TERMS, S, B, D]."""
     plane = tl.num_programs(2).to(tl.int64) * batch * D
@@ -129,40 +143,44 @@ def load_terms(ptr, s, b, b_ok, batch, d0, D: tl.constexpr, BLOCK_D: tl.constexp
 
 @triton.jit
 def long_scores(
-    terms_ptr, s, b, b_ok, batch, bank_ptr, n, n_ok, bank_stride,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, X_TERMS: tl.constexpr, M_TERMS: tl.constexpr, LIMIT: tl.constexpr,
-    INTERPRET: tl.constexpr,
+    terms_ptr, s, b, b_ok, batch, bank_ptr, n0, num_rows, bank_stride,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
+    X_TERMS: tl.constexpr, M_TERMS: tl.constexpr, LIMIT: tl.constexpr, INTERPRET: tl.constexpr,
 ):  # fmt: skip
     """Scores [BLOCK_B, BLOCK_N] of rows longer than BLOCK_D: anchors and rows are fetched in pieces, for every tile."""
-    score = tl.zeros([b.shape[0], n.shape[0]], tl.float32)
+    score = tl.zeros([b.shape[0], BLOCK_N], tl.float32)
     for d0 in range(0, D, BLOCK_D):
         x0, x1, x2 = load_terms(terms_ptr, s, b, b_ok, batch, d0, D, BLOCK_D, X_TERMS)
-        m0, m1, m2 = split(load_rows(bank_ptr, n, n_ok, bank_stride, d0, D, BLOCK_D), M_TERMS, INTERPRET)
+        tile = load_tile(bank_ptr, n0, num_rows, bank_stride, d0, D, BLOCK_D, BLOCK_N)
+        m0, m1, m2 = split(tile, M_TERMS, INTERPRET)
         score = product(score, x0, x1, x2, tl.trans(m0), tl.trans(m1), tl.trans(m2), X_TERMS, M_TERMS, LIMIT, INTERPRET)
     return score
 
 
 @triton.jit
 def score_tile(
-    terms_ptr, x0, x1, x2, s, b, b_ok, batch, bank_ptr, n, n_ok, bank_stride, own_d,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, X_TERMS: tl.constexpr, M_TERMS: tl.constexpr, LIMIT: tl.constexpr,
-    INTERPRET: tl.constexpr,
+    terms_ptr, x0, x1, x2, s, b, b_ok, batch, bank_ptr, n0, num_rows, bank_stride, own_d,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
+    X_TERMS: tl.constexpr, M_TERMS: tl.constexpr, LIMIT: tl.constexpr, INTERPRET: tl.constexpr,
 ):  # fmt: skip
-    """Scores [BLOCK_B, BLOCK_N] of anchors b and rows n, and the terms of these rows, columns [own_d, own_d + BLOCK_D).
+    """Scores [BLOCK_B, BLOCK_N] of anchors b and rows [n0, n0 + BLOCK_N), and the terms of these rows.
+
+    Of rows longer than BLOCK_D the terms of columns [own_d, own_d + BLOCK_D).
 
     x0, x1, x2 are the anchors' terms, of which only rows of at most BLOCK_D make use. A kernel that does not read the
     rows' terms does not load them.
     """
+    tile = load_tile(bank_ptr, n0, num_rows, bank_stride, own_d if D > BLOCK_D else 0, D, BLOCK_D, BLOCK_N)
     if D > BLOCK_D:
         score = long_scores(
-            terms_ptr, s, b, b_ok, batch, bank_ptr, n, n_ok, bank_stride,
-            D, BLOCK_D, X_TERMS, M_TERMS, LIMIT, INTERPRET,
+            terms_ptr, s, b, b_ok, batch, bank_ptr, n0, num_rows, bank_stride,
+            D, BLOCK_D, BLOCK_N, X_TERMS, M_TERMS, LIMIT, INTERPRET,
         )  # fmt: skip
-        m0, m1, m2 = split(load_rows(bank_ptr, n, n_ok, bank_stride, own_d, D, BLOCK_D), M_TERMS, INTERPRET)
+        m0, m1, m2 = split(tile, M_TERMS, INTERPRET)
     else:
-        m0, m1, m2 = split(load_rows(bank_ptr, n, n_ok, bank_stride, 0, D, BLOCK_D), M_TERMS, INTERPRET)
+        m0, m1, m2 = split(tile, M_TERMS, INTERPRET)
         score = product(
-            tl.zeros([b.shape[0], n.shape[0]], tl.float32), x0, x1, x2, tl.trans(m0), tl.trans(m1), tl.trans(m2),
+            tl.zeros([b.shape[0], BLOCK_N], tl.float32), x0, x1, x2, tl.trans(m0), tl.trans(m1), tl.trans(m2),
             X_TERMS, M_TERMS, LIMIT, INTERPRET,
         )  # fmt: skip
     return score, m0, m1, m2

@@ -80,7 +80,7 @@ class _Strip:
 
     def __init__(self, c: Contrast):
         limit = {"highest": 3, "high": 2, "medium": 1}[matmul_precision()]
-        anchors, rows = c.anchors.contiguous(), c.rows if c.rows.stride(1) == 1 else c.rows.contiguous()
+        anchors, rows = c.anchors.contiguous(), triton_launch.by_rows(c.rows)
         self.device, (self.batch, self.dim), self.num_rows = anchors.device, anchors.shape, len(rows)
         x_terms, m_terms = (min(DTYPE_TERMS[t.dtype], limit) for t in (anchors, rows))
         self.blocks = triton_launch.blocks(

@@ -94,8 +94,8 @@ def values_fwd_kernel(
         n = n0 + tl.arange(0, BLOCK_N)
         n_ok = n < num_rows
         score, _, _, _ = score_tile(
-            terms_ptr, x0, x1, x2, s, b, b_ok, batch, rows_ptr, n, n_ok, row_stride, 0,
-            D, BLOCK_D, X_TERMS, M_TERMS, LIMIT, INTERPRET,
+            terms_ptr, x0, x1, x2, s, b, b_ok, batch, rows_ptr, n0, num_rows, row_stride, 0,
+            D, BLOCK_D, BLOCK_N, X_TERMS, M_TERMS, LIMIT, INTERPRET,
         )  # fmt: skip
         u = score * scale + bias  # in base 2
         other = _negatives(
@@ -157,8 +157,8 @@ def gradients_fwd_kernel(
         n = n0 + tl.arange(0, BLOCK_N)
         n_ok = n < num_rows
         score, m0, m1, m2 = score_tile(
-            terms_ptr, x0, x1, x2, s, b, b_ok, batch, rows_ptr, n, n_ok, row_stride, own_d,
-            D, BLOCK_D, X_TERMS, M_TERMS, LIMIT, INTERPRET,
+            terms_ptr, x0, x1, x2, s, b, b_ok, batch, rows_ptr, n0, num_rows, row_stride, own_d,
+            D, BLOCK_D, BLOCK_N, X_TERMS, M_TERMS, LIMIT, INTERPRET,
         )  # fmt: skip
         u = score * scale + bias  # in base 2
         other = _negatives(
