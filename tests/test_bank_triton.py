@@ -95,6 +95,7 @@ def compiled(capability: int, cases: list[dict], cache: Path) -> list[str]:
         # Else it cannot be launched; where tensor memory does not suffice, Triton makes a kernel that traps.
         assert result["shared"] <= SHARED_LIMIT[capability], result
         assert result["per_sm"] * result["tensor"] <= TENSOR_LIMIT, result
+        assert result["merged"] == 0, result  # lanes that store one sum have equal bits
         if worst := max(result["stack"], result["stores"], result["loads"]):
             spilled.append(f"{worst} bytes spilled: {result}")
     return spilled

@@ -31,6 +31,7 @@ def test_kernels_fit(capability, tmp_path):
     problems = []
     for kernel in actual:
         assert kernel["shared"] + 1024 <= SHARED[capability], kernel  # else it cannot be launched
+        assert kernel["merged"] == 0, kernel  # lanes that store one sum have equal bits
         if spilled := max(kernel["stack"], kernel["stores"], kernel["loads"]):
             problems.append(f"{kernel['name']} spills {spilled} bytes")
         per_warp = -(-kernel["registers"] * 32 // 256) * 256  # allocated in units of 256

@@ -19,11 +19,24 @@ USAGE = (
 )
 COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global[^;]*?\], (0x\w+)")
 
+SHUFFLED = re.compile(r"shfl\.sync\.\S+\s+(%\w+)")
+ADDEND = re.compile(r"fma\.rn\.f32\s+[^,]+,[^,]+,[^,]+,\s*(%\w+);")
+
+
+def merged(ptx: str) -> int:
+    """Multiply-adds onto a number of another lane: a product that the compiler merged into a sum over lanes.
+
+    Each lane then rounds another product. Where all of them store the sum, its bits depend on which store comes last.
+    """
+    shuffled = set(SHUFFLED.findall(ptx))
+    return sum(addend in shuffled for addend in ADDEND.findall(ptx))
+
 
 def usage(
     kernel, types: dict, constants: dict, *, capability: int, warps: int, stages: int, aligned: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Stack, spills, registers, shared memory and the widths of the copies to it (bytes), columns of tensor memory.
+    """Stack, spills, registers, shared memory and the widths of the copies to it (bytes), columns of tensor memory, and
+    the number of `merged` products.
 
     Arguments as for `compiled`.
     """
@@ -43,4 +56,10 @@ def usage(
     numbers = {name: max(int(r[name]) for r in reports if name in r) for name in names}
     copies = {int(size, 16) for size in COPY.findall(result.asm["ptx"])}
     tensor = getattr(result.metadata, "tmem_size", None) or 0
-    return {**numbers, "shared": result.metadata.shared, "tensor": tensor, "copies": sorted(copies)}
+    return {
+        **numbers,
+        "shared": result.metadata.shared,
+        "tensor": tensor,
+        "copies": sorted(copies),
+        "merged": merged(result.asm["ptx"]),
+    }
