@@ -247,9 +247,10 @@ def finish_kernel(
         fade = tl.exp(largest - shift)
         p = tl.exp(z - shift[:, None])
         row_mass = row_mass * fade + tl.sum(p, 1)
-        # Not p * cost: merged into the first addition across lanes, the product would be another one in each lane, and
-        # all of them store the sum.
-        row_moved = row_moved * fade + tl.sum(tl.fma(p, cost, 0.0), 1)
+        # A product that is merged into the first addition across lanes is another one in each, and all of them store
+        # the sum. That of a Euclidean cost is not merged, and an instruction of its own would spill.
+        moves = p * cost if COST == "euclidean" else tl.fma(p, cost, 0.0)
+        row_moved = row_moved * fade + tl.sum(moves, 1)
         largest = higher
         if GRADIENT and COST == "euclidean":
             weight = tl.where(cost > 0, tl.exp(z) / cost, 0.0)  # 0 where two points coincide
