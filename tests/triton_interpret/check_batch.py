@@ -171,6 +171,7 @@ def test_strided_rows_and_narrow_ids():
 @pytest.mark.parametrize("function", [batch_infonce, batch_sigmoid])
 def test_public_functions_with_trained_scalars(function, monkeypatch):
     """Autograd, the mean and the scalars' gradients, with the kernels in the reference's place."""
+    torch.manual_seed(0)
     scalars = [torch.tensor(v, requires_grad=True) for v in (8.0, -3.0)] if function is batch_sigmoid else []
     more = dict(zip(("scale", "bias"), scalars, strict=False))
     x, y = (torch.nn.functional.normalize(torch.randn(6, 5), dim=1).requires_grad_() for _ in range(2))
@@ -181,6 +182,7 @@ def test_public_functions_with_trained_scalars(function, monkeypatch):
 
     expected = step()
     monkeypatch.setitem(op._MODULES, "reference", triton)
-    for ours, theirs in zip(step(), expected, strict=True):
-        assert not torch.equal(ours, theirs) or ours.dim() == 0
+    results = step()
+    assert not all(map(torch.equal, results, expected))  # the kernels ran
+    for ours, theirs in zip(results, expected, strict=True):
         assert (ours - theirs).norm() <= 1e-5 * (1 + theirs.norm())
