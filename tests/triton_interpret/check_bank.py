@@ -248,6 +248,15 @@ def test_banks_of_different_dtypes_and_strides():
     check_mean(anchors.transpose(0, 1).contiguous().transpose(0, 1), mixed, index, spec_of("self"))
 
 
+def test_no_row_behind_the_bank_is_read():
+    """NaN stands there, which a weight of zero does not hide."""
+    anchors, banks, index, log_z = problem(2)
+    longer = [torch.cat([bank, torch.full((64, D), torch.nan)]) for bank in banks]
+    held = [bank[:N] for bank in longer]
+    check_nce(anchors, held, index, log_z, spec_of("class"))
+    check_mean(anchors, held, index, spec_of("replacement"))
+
+
 @pytest.mark.parametrize("name", ["class", "replacement"])
 @pytest.mark.parametrize("tau, shift", [(0.002, 0.0), (0.07, 60.0), (0.07, -60.0), (5.0, 0.0)])
 def test_terms_of_any_size(name, tau, shift):
