@@ -55,7 +55,8 @@ __device__ __forceinline__ void solve(const Args<Real>& args, const Problem<Real
     if (args.solver == OT_IPOT && threadIdx.x == 0) t.pairs->bonus = fast_divide(t.pairs->bonus, static_cast<Real>(ended.step));
   }
   __syncthreads();
-  finish<GIVEN>(args, t, g, scale, GRID && !GIVEN && args.grad_y ? scratch_of(args) + args.in.plan : nullptr, &value, &error);
+  Real* const kept = GRID && !GIVEN && args.grad_y ? scratch_of(args) + args.in.plan : nullptr;
+  finish<GIVEN>(args, t, g, scale, kept, &value, &error);
   const Real ln2 = static_cast<Real>(LN2);
   WCF_ROLLED
   for (int i = threadIdx.x; i < t.rows; i += THREADS) args.alpha[g * args.n + t.first_row + i] = t.alpha[i] * ln2;
