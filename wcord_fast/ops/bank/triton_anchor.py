@@ -11,7 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_tiles import LN2, SIZES, charge, class_of, is_row, log1p, offset2, split
+from .triton_terms import LN2, log1p, offset2
+from .triton_tiles import SIZES, charge, class_of, is_row, split
 
 
 @triton.jit(do_not_specialize=SIZES)

@@ -9,23 +9,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .triton_terms import LOG2E, add_softplus, exp2, exp2_of_minus, no_softplus, reciprocal, softplus_sum
 from .triton_tiles import (
-    LOG2E,
     SIZES,
-    add_softplus,
     charge,
     class_of,
-    exp2,
-    exp2_of_minus,
     load_terms,
     member_tile,
     multiple_of,
-    no_softplus,
     own_rows,
     product,
-    reciprocal,
     score_tile,
-    softplus_sum,
     split,
     where_member,
 )

@@ -17,25 +17,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .triton_terms import LOG2E, add_softplus, exp2, exp2_of_minus, no_softplus, offset2, reciprocal, softplus_sum
 from .triton_tiles import (
-    LOG2E,
     SIZES,
-    add_softplus,
     charge,
     class_of,
-    exp2,
-    exp2_of_minus,
     load_terms,
     load_tile,
     member_tile,
     multiple_of,
-    no_softplus,
-    offset2,
     own_rows,
     product,
-    reciprocal,
     score_tile,
-    softplus_sum,
     split,
     where_member,
 )

@@ -11,21 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..bank.triton_tiles import (
-    LOG2E,
-    SIZES,
-    add_softplus,
-    exp2,
-    exp2_of_minus,
-    load_terms,
-    multiple_of,
-    no_softplus,
-    product,
-    reciprocal,
-    score_tile,
-    softplus_sum,
-    split,
-)
+from ..bank.triton_terms import LOG2E, add_softplus, exp2, exp2_of_minus, no_softplus, reciprocal, softplus_sum
+from ..bank.triton_tiles import SIZES, load_terms, multiple_of, product, score_tile, split
 
 
 @triton.jit
