@@ -10,11 +10,14 @@ FILLED = {name: [f"--{name}.init-banks", "true"] for name in ("crd", "wcord")}
 RAMPED = {"crd": ["--crd.ramp", str(RAMP)], "wcord": ["--wcord.ramp-gckt", str(RAMP)]}
 Z = {name: [f"--{name}.z", "ramp"] for name in ("crd", "wcord")}
 BOTH = {name: [*FILLED[name], *RAMPED[name], *Z[name]] for name in ("crd", "wcord")}
-CENTRED = ["--wcord.lckt-features", "raw", "--wcord.lckt-center", "batch"]
+CENTRED = ["--wcord.lckt-features", "auto", "--wcord.lckt-center", "batch"]
 
 
 def local(pairs: str, weight: float, rho: float | None = None, eps: float = 0.05) -> list[str]:
-    """Options of the local term on centred raw features; with `rho`, sinkhorn, whose reference plan keeps its part."""
+    """Options of the local term on centred raw features, mapped where the widths are unequal.
+
+    With `rho` it is sinkhorn's transport, whose reference plan keeps that part on the pairs.
+    """
     text = [*CENTRED, "--wcord.lckt-pairs", pairs, "--wcord.lambda-lckt", f"{weight:g}"]
     if rho is None:
         return text
@@ -72,5 +75,5 @@ def _all() -> Variants:
 
 
 VARIANTS: Variants = _all()
-TUNED = "WCoRD only, weight 10"  # the driver's preset "tuned" where the widths are equal
+TUNED = "WCoRD only, weight 10"  # the driver's preset "tuned"
 PUBLISHED = [*list(VARIANTS)[:11], "WCoRD+KD"]  # the paper's, and the forms of its critics

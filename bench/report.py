@@ -37,6 +37,7 @@ BLOCKS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {  # name -> result 
     "accuracy_pairs": ("pairs/accuracy", accuracy.accuracy_table),
     "accuracy_differences": ("pairs/accuracy", accuracy.differences_table),
     "accuracy_tuned": ("pairs/accuracy", accuracy.tuned_line),
+    "accuracy_whole": ("whole/accuracy", accuracy.accuracy_table),
     "autograd": ("ot", lines.autograd_table),
     "bank": ("bank", tables.bank_table),
     "bank_critics": ("bank_critics", lines.bank_critics_table),

@@ -46,16 +46,18 @@ def gradient_fractions(own: dict[int, Row]) -> dict[str, float]:
 
 
 def accuracy_table(rows: list[Row]) -> str:
-    """A line per variant: accuracy, its difference to the plain student, gradient shares, collapse measures."""
+    """A line per variant: accuracy, gradient shares, collapse measures, and the difference to the first of `REFERENCES`
+    that has rows."""
     runs, lines = newest(rows), []
+    reference = next(name for name in REFERENCES if name in runs)
     measures = [k for k in MEASURES if any(k in row for own in runs.values() for row in own.values())]
     for variant, own in runs.items():
-        minus_plain = "-" if variant == "plain" else difference_text(difference(runs, variant, "plain"))
+        gain = "-" if variant == reference else difference_text(difference(runs, variant, reference))
         terms = ", ".join(f"{term} {100 * fraction:.3g} %" for term, fraction in gradient_fractions(own).items())
         means = [[row[k] for row in own.values() if k in row] for k in measures]
         cells = [f"{statistics.mean(values):.3g}" if values else "-" for values in means]
-        lines.append([title(runs, variant), accuracy_text(own), minus_plain, terms, *cells])
-    head = ["variant", "test accuracy, %", "minus plain, paired", "gradient shares, last epoch"]
+        lines.append([title(runs, variant), accuracy_text(own), gain, terms, *cells])
+    head = ["variant", "test accuracy, %", f"minus {reference}, paired", "gradient shares, last epoch"]
     note = (
         f"{setting(runs)}; [95 % intervals]. "
         "Features of test images: norm of the mean, effective rank of 256, same-class minus other-class cosine. "

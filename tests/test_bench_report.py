@@ -115,6 +115,15 @@ def test_every_variant_is_compared_with_every_reference():
     assert "WCoRD +2.10 (1 pair), not separated" in text and "3 seeds" in text
 
 
+def test_a_table_without_the_plain_student_is_relative_to_kd():
+    tuned = report_accuracy.TUNED
+    rows = accuracy_rows({tuned: (36.1, 37, 38.2), "KD": (35, 36.2, 37.1)})
+    head, _, ours, kd, *_ = report_accuracy.accuracy_table(rows).splitlines()
+    assert head.startswith("| variant | test accuracy, % | minus KD, paired | gradient shares")
+    assert ours.startswith(f"| {tuned} (preset tuned) | ") and "| +1.00 [+0.57, +1.43] |" in ours
+    assert kd.startswith("| KD | ") and "| - |" in kd
+
+
 def test_accuracy_plot_has_intervals_from_three_seeds_on(tmp_path, monkeypatch):
     import matplotlib.axes
 
