@@ -9,7 +9,7 @@ For all images there is a better one, of 61.16 %: 30 epochs with `--precision bf
     python -m bench accuracy --data-dir DIR --work FOLDER --images 50000 --epochs 40 --out bench/results/whole
         --teacher-checkpoint bench/results/accuracy_teacher_whole.pt --variants KD "WCoRD only, weight 10"
 
-whose runs take three quarters of an hour each on one core with AVX-512 (bf16 is slow without).
+whose runs take 40 (KD) and 60 minutes each on one core with AVX-512 (bf16 is slow without).
 
 Every run is a `wcord-fast distill` of one variant and seed in FOLDER/seedS/VARIANT, resumed if it was interrupted and
 skipped if its row is in the result file already. Images and epochs are far below the paper's: only the differences
