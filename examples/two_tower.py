@@ -71,11 +71,16 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    many = dist.is_torchelastic_launched()
-    if many:
-        dist.init_process_group("gloo")
-    rank, world = (dist.get_rank(), dist.get_world_size()) if many else (0, 1)
+    if not dist.is_torchelastic_launched():
+        train(options, 0, 1)
+        return
+    dist.init_process_group("gloo")
+    train(options, dist.get_rank(), dist.get_world_size())
+    dist.destroy_process_group()  # after the DDP wrapper is gone: a wrapper that ends after its group may hang
 
+
+def train(options: argparse.Namespace, rank: int, world: int) -> None:
+    """Train both towers on this rank's part of every batch; rank 0 prints."""
     where = {} if options.data_dir is None else {"data_dir": options.data_dir}
     images = data.load(options.data, **(where or {"image_size": 8}))
     first, second = views(images.train_images, options.views)
@@ -83,7 +88,7 @@ def main() -> None:
     first, second = standardised((first, second), scales)
     torch.manual_seed(options.seed)
     towers = Towers((first.shape[1], second.shape[1]), (first.shape[2], first.shape[3]))
-    model = DistributedDataParallel(towers) if many else towers
+    model = DistributedDataParallel(towers) if world > 1 else towers
     optimizer = torch.optim.AdamW(towers.parameters(), lr=2e-3)
     draws = torch.Generator().manual_seed(options.seed)  # equal on all processes
     for epoch in range(options.epochs):
@@ -97,7 +102,7 @@ def main() -> None:
             loss.backward()
             optimizer.step()
         last = loss.detach() / world
-        if many:
+        if world > 1:
             dist.all_reduce(last)
         if rank == 0:
             print(f"epoch {epoch + 1}: loss of the last batch {last:.4f}")
@@ -105,8 +110,6 @@ def main() -> None:
         tested = standardised(views(images.test_images, options.views), scales)
         print(f"retrieval among {len(tested[0])} test images: {retrieval(towers, *tested):.1f} %")
         print(f"by chance: {100 / len(tested[0]):.2g} %")
-    if many:
-        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -295,18 +295,22 @@ def test_frozen_module_can_be_tapped():
 def test_under_ddp(tmp_path):
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
     try:
-        twin = Net(lambda net, x: x.relu())
-        tapped = DistributedDataParallel(Tapped(Net(CHANGES["module"][0]), features="norm"))
-        for _ in range(2):
-            (feature, _), logits = tapped(X, return_features=True)
-            want = twin.norm(twin.conv(X))
-            assert torch.equal(feature, want)
-            for net, f, out in ((tapped, feature, logits), (twin, want, twin.fc(want.relu().mean((2, 3))))):
-                net.zero_grad()
-                (f.square().sum() + out.square().sum()).backward()
-            torch.testing.assert_close(tapped.module.network.conv.weight.grad, twin.conv.weight.grad)
+        check_under_ddp()
     finally:
         dist.destroy_process_group()
+
+
+def check_under_ddp():
+    twin = Net(lambda net, x: x.relu())
+    tapped = DistributedDataParallel(Tapped(Net(CHANGES["module"][0]), features="norm"))
+    for _ in range(2):
+        (feature, _), logits = tapped(X, return_features=True)
+        want = twin.norm(twin.conv(X))
+        assert torch.equal(feature, want)
+        for net, f, out in ((tapped, feature, logits), (twin, want, twin.fc(want.relu().mean((2, 3))))):
+            net.zero_grad()
+            (f.square().sum() + out.square().sum()).backward()
+        torch.testing.assert_close(tapped.module.network.conv.weight.grad, twin.conv.weight.grad)
 
 
 def test_the_head_called_by_keyword():
