@@ -18,7 +18,6 @@ from bench import report_tables as tables
 from bench.plan import plan_table
 from bench.report_counts import counts_table
 from bench.report_plots import plots
-from bench.report_tables import Row
 from bench.results_file import RESULTS, read
 from bench.wheels import wheels_table
 
@@ -31,12 +30,14 @@ PAGES = (
 )
 BLOCK = re.compile(r"(<!-- bench: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
-BLOCKS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {  # name -> result file, maker of the block
+BLOCKS: dict[str, tuple[str, Callable[..., str]]] = {  # name -> result files, maker of the block from the rows of each
     "accuracy": ("accuracy", accuracy.accuracy_table),
     "accuracy_line": ("accuracy", accuracy.accuracy_line),
     "accuracy_pairs": ("pairs/accuracy", accuracy.accuracy_table),
     "accuracy_differences": ("pairs/accuracy", accuracy.differences_table),
+    "accuracy_summary": ("pairs/accuracy whole/accuracy unlike/accuracy", accuracy.summary_table),
     "accuracy_tuned": ("pairs/accuracy", accuracy.tuned_line),
+    "accuracy_unlike": ("unlike/accuracy", accuracy.accuracy_table),
     "accuracy_whole": ("whole/accuracy", accuracy.accuracy_table),
     "autograd": ("ot", lines.autograd_table),
     "bank": ("bank", tables.bank_table),
@@ -70,11 +71,12 @@ def rendered(text: str, folder: Path = RESULTS) -> str:
         name = match[2]
         if name not in BLOCKS:
             raise ValueError(f"block: expected one of {sorted(BLOCKS)}, got {name!r}")
-        file, make = BLOCKS[name]
-        rows = read(file, folder)
-        if not rows:
-            raise ValueError(f"block {name!r}: expected rows in {folder / file}.jsonl, found none")
-        return match[1] + make(rows) + match[3]
+        names, make = BLOCKS[name]
+        files = {file: read(file, folder) for file in names.split()}
+        for file, rows in files.items():
+            if not rows:
+                raise ValueError(f"block {name!r}: expected rows in {folder / file}.jsonl, found none")
+        return match[1] + make(*files.values()) + match[3]
 
     return BLOCK.sub(fill, text)
 

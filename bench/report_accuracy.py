@@ -12,6 +12,7 @@ from wcord_fast.train.estimates import LEAST_SEEDS, Estimate, difference_text, e
 Runs = dict[str, dict[int, Row]]  # variant -> seed -> row
 SETTING = ("teacher", "teacher_accuracy", "student", "images", "epochs", "precision")
 REFERENCES = ("plain", "KD", "CRD", "GCKT nce_sn", "WCoRD")
+SUMMARY = {"plain": "plain", "KD": "KD", "CRD": "CRD", "WCoRD": "WCoRD, `paper`", TUNED: "WCoRD, `tuned`"}
 
 
 def newest(rows: list[Row]) -> Runs:
@@ -84,6 +85,21 @@ def differences_table(rows: list[Row]) -> str:
     return table(["variant", *(f"minus {name}" for name in references)], lines) + f"\n{note}\n"
 
 
+def summary_table(*settings: list[Row]) -> str:
+    """The accuracies of a few methods, a column for each file of rows, and the tuned preset minus KD."""
+    columns = [newest(rows) for rows in settings]
+    lines = [
+        [name, *(accuracy_text(runs[variant]) if variant in runs else "-" for runs in columns)]
+        for variant, name in SUMMARY.items()
+    ]
+    lines.append(["`tuned` minus KD", *(difference_text(difference(runs, TUNED, "KD")) for runs in columns)])
+    heads = []
+    for runs in columns:
+        one = first(runs)
+        heads.append(f"{one['student']} of a {one['teacher']} ({one['teacher_accuracy']:.1f} %), {budget(runs)}")
+    return table(["test accuracy, %", *heads], lines)
+
+
 def accuracy_line(rows: list[Row]) -> str:
     """The variants above, below and not separated from the plain student, as a sentence."""
     runs = newest(rows)
@@ -140,14 +156,19 @@ def seeds(runs: Runs) -> int:
     return len(runs["plain"]) if "plain" in runs else max(map(len, runs.values()))
 
 
+def first(runs: Runs) -> Row:
+    """Any row: all are of one setting."""
+    return next(iter(next(iter(runs.values())).values()))
+
+
 def budget(runs: Runs) -> str:
-    one = next(iter(next(iter(runs.values())).values()))
+    one = first(runs)
     return f"{one['images']:,} CIFAR-100 images, {one['epochs']} epochs"
 
 
 def setting(runs: Runs) -> str:
     """The setting that all runs of a table share."""
-    one = next(iter(next(iter(runs.values())).values()))
+    one = first(runs)
     teacher = f"teacher {one['teacher']}, {one['teacher_accuracy']:.2f} %"
     return f"{one['student']}, {budget(runs)}, {count(seeds(runs), 'seed')}; {teacher}"
 

@@ -124,6 +124,19 @@ def test_a_table_without_the_plain_student_is_relative_to_kd():
     assert kd.startswith("| KD | ") and "| - |" in kd
 
 
+def test_summary_has_a_column_for_each_setting():
+    tuned = report_accuracy.TUNED
+    small = accuracy_rows({"plain": (30, 31, 32), "KD": (35, 36.2, 37.1), tuned: (36.1, 37, 38.2), "GCKT nce": (33,)})
+    whole = [row | {"images": 50_000, "epochs": 40} for row in accuracy_rows({"KD": (50,), tuned: (54,)})]
+    head, _, *lines = report_accuracy.summary_table(small, whole).splitlines()
+    assert head.endswith("| s of a t (50.0 %), 10 CIFAR-100 images, 1 epochs | s of a t (50.0 %), "
+                         "50,000 CIFAR-100 images, 40 epochs |")  # fmt: skip
+    cells = {line.strip("| ").split(" | ")[0]: line.strip("| ").split(" | ")[1:] for line in lines}
+    assert list(cells) == ["plain", "KD", "CRD", "WCoRD, `paper`", "WCoRD, `tuned`", "`tuned` minus KD"]
+    assert cells["plain"] == ["31.00 [28.52, 33.48]", "-"] and cells["CRD"] == ["-", "-"]
+    assert cells["`tuned` minus KD"] == ["+1.00 [+0.57, +1.43]", "+4.00 (1 pair), not separated"]
+
+
 def test_accuracy_plot_has_intervals_from_three_seeds_on(tmp_path, monkeypatch):
     import matplotlib.axes
 
