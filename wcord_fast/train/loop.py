@@ -167,7 +167,13 @@ def one_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> None:
     """Train, test and checkpoint epoch `epoch`, counted from 0."""
     rate = learning_rate(run.recipe, epoch)
     set_rate(optimizer, rate)
-    losses = train_epoch(run, optimizer, epoch)
+    run.network = wrap(run.student)  # anew, so that the order of sums over ranks does not depend on restarts
+    try:
+        losses = train_epoch(run, optimizer, epoch)
+    finally:
+        # A DDP wrapper that outlives its process group may hang: the group ends with it then, and joins gloo's threads
+        # with the GIL held that they wait for (pytorch/pytorch#56297).
+        run.network = run.student
     average_statistics(run.student, run.method)
     row = {"epoch": epoch + 1, "lr": rate, **losses}
     if not run.labelled:
@@ -238,7 +244,6 @@ def train_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> Row:
     """Train for one epoch; return mean losses, training accuracy and speed."""
     run.student.train()
     run.method.train()
-    run.network = wrap(run.student)  # anew, so that the order of sums over ranks does not depend on restarts
     meters, watch = Meters(epoch), Stopwatch(run.train.device)
     fractions: dict[str, float] = {}
     start = time.perf_counter()

@@ -7,7 +7,6 @@ ends the others.
 from __future__ import annotations
 
 import datetime
-import gc
 import inspect
 import json
 import os
@@ -62,9 +61,6 @@ def process_group() -> Iterator[None]:
         warnings.simplefilter("ignore")  # rank 0 shows them
     yield  # on an error the process ends with its connections, which the others notice
     dist.barrier()
-    # The group must not end with a DDP wrapper in a reference cycle: as its last owner, that would join gloo's threads
-    # while it holds the GIL, which they may be waiting for (pytorch/pytorch#56297).
-    gc.collect()
     dist.destroy_process_group()
 
 
