@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import pytest
 import torch
 
 from wcord_fast import distill, models
+from wcord_fast.cli.main import main
 
 from .outside import command, package_outside
+from .rank_pool import alone
 
 MINE = """
 from dataclasses import dataclass
@@ -122,3 +127,16 @@ def test_command_names_the_mistake_in_a_users_method(package):
     assert done.returncode == 2 and "--mine.weight" in done.stderr
     done = command(package, "--methods=my_package.nothing", "--dry-run")
     assert done.returncode == 2 and "my_package.nothing" in done.stderr
+
+
+def test_command_finds_a_method_in_the_working_directory(tmp_path):
+    (tmp_path / "of_mine.py").write_text(MINE)
+    done = alone(tmp_path, from_script, str(tmp_path), ["distill", "--methods=of_mine.Mine", "--dry-run"])
+    assert done.returncode == 0 and "of_mine.Mine" in done.stdout, done.stderr
+
+
+def from_script(folder, argv):
+    """As the script `wcord-fast` starts the command: the working directory is not on Python's path."""
+    os.chdir(folder)
+    sys.path[:] = [entry for entry in sys.path if entry not in ("", folder)]
+    return main(argv)

@@ -49,6 +49,8 @@ def _run(name: str, options: list[str]) -> int:
         sys.stdout.flush()
         return 0
     require_train("this command")
+    if "" not in sys.path:
+        sys.path.append("")  # the working directory, for dotted paths to a user's code, as under `python -m`
     from .job import run_job
 
     return run_job(name, importlib.import_module(f".{name}", __package__).run, options)

@@ -60,7 +60,7 @@ class DryRun:
     """The options of every command that trains.
 
     Attributes:
-        dry_run: print the configuration and the state of the runs, and train nothing.
+        dry_run: print the configuration (table, sweep: and the state of the runs), and train nothing.
     """
 
     dry_run: bool = False
