@@ -61,6 +61,7 @@ def accuracy_table(rows: list[Row]) -> str:
     head = ["variant", "test accuracy, %", f"minus {reference}, paired", "gradient shares, last epoch"]
     note = (
         f"{setting(runs)}; [95 % intervals]. "
+        "Shares of the gradient at the penultimate feature: a loss of earlier maps alone has none there. "
         "Features of test images: norm of the mean, effective rank of 256, same-class minus other-class cosine. "
         f"{where(row for own in runs.values() for row in own.values())}. `python -m bench accuracy`."
     )

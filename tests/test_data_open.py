@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from wcord_fast import data
+from wcord_fast.cli.main import main
 from wcord_fast.data import registry
 
 from .outside import command, package_outside
@@ -68,7 +69,7 @@ def test_a_taken_name_is_refused(package):
         data.register("number")(3)
 
 
-def test_the_command_trains_on_it(package, tmp_path):
+def test_the_command_trains_on_it(package, tmp_path, capsys):
     small = ["--teacher=resnet8", "--student=resnet8", "--teacher-epochs=1", "--epochs=1", "--batch-size=8"]
     done = command(
         package,
@@ -81,5 +82,8 @@ def test_the_command_trains_on_it(package, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "40 training and 8 test images, 4 classes" in done.stdout + done.stderr
+    run = str(tmp_path / "out" / "ce")
+    assert main(["evaluate", run]) == 1 and "expected --data my_package.mine.load" in capsys.readouterr().err
+    assert main(["evaluate", run, "--data=my_package.mine.load"]) == 0
     bad = command(package, "--data=my_package.nothing")
     assert bad.returncode == 2 and "data: 'my_package.nothing'" in bad.stderr

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
 from wcord_fast import models
+from wcord_fast.cli.main import main
 from wcord_fast.models import own
 
 from .outside import command, package_outside
@@ -91,7 +94,7 @@ def test_unknown_name_is_refused(package):
         models.register("mine")(print)
 
 
-def test_the_command_trains_it(package, tmp_path):
+def test_the_command_trains_it_and_runs_its_code_from_a_checkpoint_only_by_name(package, tmp_path, capsys):
     small = [
         "--data=digits",
         "--image-size=8",
@@ -104,5 +107,15 @@ def test_the_command_trains_it(package, tmp_path):
     nets = ["--teacher=my_package.mine.Small", "--student=my_package.mine.flat", "--methods=ce,crd"]
     done = command(package, *nets, *small, f"--output-dir={tmp_path}/out", "--no-tensorboard")
     assert done.returncode == 0, done.stderr
+    run = str(tmp_path / "out" / "ce")
+    for name in ("evaluate", "export"):
+        sys.modules.pop("my_package.mine", None)
+        own.MAKERS.clear()
+        assert main([name, run]) == 1
+        assert "names 'my_package.mine.flat', code outside of this library" in capsys.readouterr().err
+        assert "my_package.mine" not in sys.modules
+        assert main([name, run, "--model=my_package.mine.Small"]) == 1
+        assert "its model is 'my_package.mine.flat', but --model says" in capsys.readouterr().err
+        assert main([name, run, "--model=my_package.mine.flat"]) == 0
     bad = command(package, "--student=my_package.nothing")
     assert bad.returncode == 2 and "student: 'my_package.nothing'" in bad.stderr

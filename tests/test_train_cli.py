@@ -170,7 +170,7 @@ def test_evaluate_refuses_unusable_arguments(finished, capsys, tmp_path, monkeyp
     out, _ = finished
     (tmp_path / "text.pt").write_text("hello")
     cases = [
-        ([str(out / "wcord"), "--data=cifar100"], "trained on 'digits', but --data says 'cifar100'"),
+        ([str(out / "wcord"), "--data=cifar100"], "its data is 'digits', but --data says 'cifar100'"),
         ([str(out / "wcord" / "student.pt")], "not a checkpoint of this package"),
         ([str(tmp_path / "text.pt")], "damaged or not a PyTorch file"),
         ([str(tmp_path / "nothing.pt")], "no such file"),

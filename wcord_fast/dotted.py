@@ -24,6 +24,11 @@ def resolve(name: str, path: str) -> Any:
     return result
 
 
+def is_path(name: str, *, libraries: bool = False) -> bool:
+    """Whether `name` is a path for `resolve`, so a user's code; with `libraries`, "timm:NAME" names a network."""
+    return "." in name.partition(":")[0] or (":" in name and not libraries)
+
+
 def qualified(value: Any) -> str:
     """Module and name of a function or class: for messages, and to recognise an object that was imported again."""
     value = getattr(value, "func", value)  # of a functools.partial

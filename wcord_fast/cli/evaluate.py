@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import data as datasets
-from ..train.checkpoint import CheckpointError
+from .. import models
 from ..train.evaluation import predictions
 from ..train.metrics import auc
 from ..train.tables import text_table
@@ -28,7 +28,8 @@ class EvaluateOptions:
 
     Attributes:
         checkpoint: a checkpoint.pt, or the directory of a run.
-        data: refuse a checkpoint that was trained on another data set.
+        model: refuse a checkpoint of another network; a network of your own (a dotted path) has to be named.
+        data: refuse a checkpoint that was trained on another data set; one of your own has to be named.
         data_dir: where the data set's files are.
         batch_size: images per forward pass.
         device: auto, cpu, cuda or cuda:N.
@@ -37,6 +38,7 @@ class EvaluateOptions:
     """
 
     checkpoint: Annotated[str, "file"]
+    model: Annotated[str | None, models.names] = None
     data: Annotated[str | None, datasets.names] = None
     data_dir: Annotated[str | None, "directory"] = None
     batch_size: int = 500
@@ -51,9 +53,7 @@ class EvaluateOptions:
 def run(argv: list[str]) -> None:
     """Print a checkpoint's accuracy and AUC."""
     options, _ = parse("evaluate", EvaluateOptions, argv, trains=False)
-    loaded = trained.load(Path(options.checkpoint))
-    if options.data is not None and options.data != loaded.data["name"]:
-        raise CheckpointError(f"{loaded.path}: trained on {loaded.data['name']!r}, but --data says {options.data!r}")
+    loaded = trained.load(Path(options.checkpoint), model=options.model, data=options.data)
     device = require_device(options.device)
     data = loaded.dataset(options.data_dir).to(device)
     network = loaded.network(data.channels).to(device)

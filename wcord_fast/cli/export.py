@@ -14,7 +14,8 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from .. import __version__
+from .. import __version__, models
+from .. import data as datasets
 from ..models import hf_folder
 from ..ops import checks
 from ..train import files
@@ -57,6 +58,8 @@ class ExportOptions:
         format: state_dict, safetensors, hf (a Hugging Face folder), torch.export or onnx.
         output: the file or new folder to write; default: MODEL.SUFFIX beside the checkpoint.
         with_normalisation: include the normalisation, so that the input is pixels in [0, 1] (torch.export and onnx).
+        model: refuse a checkpoint of another network; a network of your own (a dotted path) has to be named.
+        data: refuse a checkpoint that was trained on another data set; one of your own has to be named.
         data_dir: where the data set's files are; needed for a checkpoint of an older version only.
     """
 
@@ -64,6 +67,8 @@ class ExportOptions:
     format: Annotated[str, FORMATS.keys] = "state_dict"
     output: Annotated[str | None, "file"] = None
     with_normalisation: bool = False
+    model: Annotated[str | None, models.names] = None
+    data: Annotated[str | None, datasets.names] = None
     data_dir: Annotated[str | None, "directory"] = None
 
     def __post_init__(self) -> None:
@@ -77,7 +82,7 @@ def run(argv: list[str]) -> None:
     file_format = FORMATS[options.format]
     if options.with_normalisation and file_format.weights_only:
         raise UsageError(f"--with-normalisation: a {options.format} file holds weights only; use torch.export or onnx")
-    result = trained.load(Path(options.checkpoint))
+    result = trained.load(Path(options.checkpoint), model=options.model, data=options.data)
     output = (
         Path(options.output)
         if options.output

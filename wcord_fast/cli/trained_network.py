@@ -10,6 +10,7 @@ from torch import nn
 
 from .. import models
 from ..data import Dataset, LazyFolder
+from ..dotted import is_path
 from ..train import checkpoint
 from ..train.checkpoint import CheckpointError
 from .workbench import load_data
@@ -61,8 +62,10 @@ class TrainedNetwork:
 
     def untrained(self, channels: int) -> nn.Module:
         """A network of this architecture for these images, with new weights."""
-        normalisation = {} if self._input is None else {key: self._input[key] for key in ("mean", "std")}
-        return models.create(self.model, num_classes=len(self.classes), in_channels=channels, **normalisation)
+        known: dict[str, Any] = {}  # an old checkpoint holds nothing of its images
+        if self._input is not None:
+            known = {"mean": self._input["mean"], "std": self._input["std"], "image_size": self._input["shape"][1:]}
+        return models.create(self.model, num_classes=len(self.classes), in_channels=channels, **known)
 
     def images(self, data_dir: str | None) -> dict[str, Any]:
         """Shape [C, H, W] of its images, and `mean` and `std` per channel by which pixels in [0, 1] are normalised."""
@@ -72,11 +75,15 @@ class TrainedNetwork:
         return {"shape": [data.channels, *data.image_size], "mean": list(data.mean), "std": list(data.std)}
 
 
-def load(path: Path) -> TrainedNetwork:
+def load(path: Path, *, model: str | None = None, data: str | None = None) -> TrainedNetwork:
     """The checkpoint at `path`, a file or the directory of a run.
 
+    Args:
+        path: the checkpoint.
+        model, data: the network and data set that the caller expects; None: any that is not a dotted path.
     Raises:
-        CheckpointError: no checkpoint (the runs in the directory are named), or a damaged or incomplete one.
+        CheckpointError: no checkpoint (the runs in the directory are named), a damaged or incomplete one, one of
+            another network or data set, or of a user's code that the caller does not name.
     """
     file = path / checkpoint.CURRENT if path.is_dir() else path
     if not file.exists() and path.is_dir():
@@ -93,6 +100,14 @@ def load(path: Path) -> TrainedNetwork:
             raise CheckpointError(
                 f"{file}: written by distill.fit, whose data and network have no name to find them by"
             )
+        for option, name, expected in (("model", spec["model"], model), ("data", spec["data"]["name"], data)):
+            if expected is not None and name != expected:
+                raise CheckpointError(f"{file}: its {option} is {name!r}, but --{option} says {expected!r}")
+            if expected is None and is_path(name, libraries=option == "model"):
+                raise CheckpointError(
+                    f"{file}: names {name!r}, code outside of this library, which runs only if you name it too: "
+                    f"expected --{option} {name}"
+                )
         return TrainedNetwork(
             path=file,
             model=spec["model"],

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from ..dotted import qualified, resolve
+from ..dotted import is_path, qualified, resolve
 from ..ops import checks
 from . import digits, image_folder, lazy_folder
 from .batches import TestBatches, TrainBatches
@@ -82,7 +82,7 @@ def spelled(name: str, argument: str = "name") -> str:
     if not isinstance(name, str):
         raise TypeError(f"{argument}: expected a str, got {type(name).__name__}")
     key = name.strip()
-    if "." not in key and ":" not in key:
+    if not is_path(key):
         return checks.choice(argument, key.lower().replace("-", ""), SOURCES)
     if key not in SOURCES:
         load = resolve(argument, key)

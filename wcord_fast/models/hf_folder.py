@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from ..dotted import is_path
 from ..extras import require_train
 from . import own
 from .weights import load_weights
@@ -74,7 +75,7 @@ def read_config(name: str) -> dict[str, Any]:
             + "; the folder of a network of transformers is named 'hf:FOLDER'"
         )
     architecture = config["architecture"]
-    if is_folder_name(architecture) or ("." in architecture.partition(":")[0] and architecture not in own.MAKERS):
+    if is_folder_name(architecture) or (is_path(architecture, libraries=True) and architecture not in own.MAKERS):
         raise ValueError(
             f"name: {file}: the network {architecture!r} is made by code outside of this package, which no file may "
             f"import; call models.create({architecture!r}) first if you trust it"

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ..dotted import qualified, resolve
+from ..dotted import is_path, qualified, resolve
 from .stages import with_features
 
 Maker = TypeVar("Maker", bound=Callable[..., nn.Module])
@@ -56,7 +56,7 @@ def maker(name: str) -> Callable[..., nn.Module] | None:
     Raises:
         ValueError: the dotted path leads to nothing that can be called.
     """
-    if name not in MAKERS and "." in name.partition(":")[0]:  # a library's prefix has no dot
+    if name not in MAKERS and is_path(name, libraries=True):
         MAKERS[name] = resolve("name", name)
     return MAKERS.get(name)
 
