@@ -251,12 +251,12 @@ def with_nan():
 
 
 BAD = [
-    ({"positive": with_nan()}, ValueError, r"positive: row 0, 1 holds nan"),
+    ({"positive": with_nan()}, ValueError, r"positive: row 1 holds nan"),
     ({"positive": torch.ones(B, D + 1)}, ValueError, r"positive: expected shape \[7, 12\]"),
     ({"positive": torch.ones(B, D, device="meta")}, ValueError, r"positive is on meta"),
     ({"positive": torch.ones(B, D).long()}, TypeError, r"positive: expected dtype"),
     ({"positive": 1.0}, TypeError, r"positive: expected a torch.Tensor"),
-    ({"anchor": with_nan()}, ValueError, r"anchor: row 0, 1 holds nan"),
+    ({"anchor": with_nan()}, ValueError, r"anchor: row 1 holds nan"),
     ({"index": torch.full((B,), N)}, ValueError, r"index\[0\]"),
     ({"negatives": torch.full((B, 2), N)}, ValueError, r"negatives\[0, 0\]"),
     ({"anchor_offset": -1}, ValueError, r"anchor_offset"),

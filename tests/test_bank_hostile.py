@@ -11,6 +11,7 @@ import torch
 import wcord_fast
 from wcord_fast import CRDLoss, MemoryBank, NegativeSampler, WCoRDLoss
 from wcord_fast import functional as F
+from wcord_fast.nn import FeatureQueue
 from wcord_fast.ops import native_module
 
 from .rank_pool import alone, run_code
@@ -193,3 +194,22 @@ def test_a_complex_bank_is_refused():
         F.bank_nce(torch.randn(B, D), bank, INDEX, negatives=NegativeSampler(N, K), log_z=0.0)
     with pytest.raises(TypeError, match=r"bank: expected dtype .*, got complex64"):
         bank.update_(INDEX, torch.randn(B, D))
+
+
+def test_a_queue_that_is_not_full_is_no_bank():
+    queue, anchor = FeatureQueue(20, 8), torch.randn(2, 8)
+    queue.push_(torch.randn(19, 8))
+    arguments = {"index": torch.tensor([0, 1]), "negatives": torch.zeros(2, 3, dtype=torch.int64)}
+    with pytest.raises(ValueError, match=r"^bank: expected a full queue, got one with 19 of 20 rows pushed"):
+        F.bank_infonce(anchor, queue, **arguments)
+    queue.push_(torch.randn(1, 8))
+    assert F.bank_infonce(anchor, queue, **arguments).isfinite().all()
+
+
+def test_rows_are_named_as_the_caller_counts_them():
+    anchor = torch.tensor([[1.0, 2], [3, math.nan]])
+    arguments = {"index": torch.tensor([0, 1]), "negatives": torch.zeros(2, 1, dtype=torch.int64)}
+    with pytest.raises(ValueError, match=r"^anchor: row 1 holds nan"):
+        F.bank_nce(anchor, torch.randn(5, 2), log_z=0.0, **arguments)
+    with pytest.raises(ValueError, match=r"^log_z: expected a number that is finite, or NaN, got inf"):
+        F.bank_nce(torch.randn(2, 2), torch.randn(5, 2), log_z=torch.tensor(math.inf), **arguments)

@@ -97,8 +97,8 @@ def refused_by_rank_0(call):
     [
         ("index", f"index[1]: expected a row in [0, {N})"),
         ("given", f"negatives[1, 0]: expected a row in [0, {N})"),
-        ("anchor", "anchor: row 0, 1 holds nan"),
-        ("positive", "positive: row 0, 1 holds nan"),
+        ("anchor", "anchor: row 1 holds nan"),
+        ("positive", "positive: row 1 holds nan"),
         ("update", "rows: row 1 holds nan"),
     ],
 )

@@ -143,3 +143,41 @@ ERRORS = [
 def test_bad_pair_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         loss_module(**options)
+
+
+@pytest.mark.parametrize(
+    "options, name, how",
+    [
+        ({"lckt_features": "mapped"}, "f_t", ""),
+        ({"lckt_features": "raw"}, "f_t", ""),
+        ({"lckt_features": "raw", "lckt_center": "batch"}, "f_s", " once centred"),
+        ({"lckt_features": "raw", "lckt_center": "running", "lckt_pairs": "prior"}, "f_s", " once centred"),
+    ],
+)
+def test_a_row_without_direction_is_named_and_changes_nothing(options, name, how):
+    torch.manual_seed(0)
+    loss = WCoRDLoss(6, 6, 20, num_negatives=5, feat_dim=8, seed=0, **options)
+    before = {key: value.clone() for key, value in loss.state_dict().items()}
+    f_s, f_t = torch.ones(4, 6), torch.randn(4, 6)
+    if not how:
+        f_s, f_t = f_s.normal_(), torch.zeros(4, 6)
+    with pytest.raises(ValueError, match=f"^{name}: row 0 is zero{how}, which has no direction"):
+        loss(f_s, f_t, torch.arange(4))
+    for key, value in loss.state_dict().items():
+        torch.testing.assert_close(value, before[key], rtol=0, atol=0, equal_nan=True)  # log Z is unset
+
+
+def test_distances_that_overflow_are_refused():
+    options = {"lckt_features": "raw", "ot_cost": "sqeuclidean", "lckt_pairs": "only"}
+    loss = WCoRDLoss(6, 6, 20, num_negatives=5, seed=0, **options)
+    with pytest.raises(ValueError, match=r"^f_s, f_t: squared distances of 'raw' features overflow torch.float32"):
+        loss(torch.full((4, 6), 1e25), torch.randn(4, 6), torch.arange(4))
+
+
+def test_ramp_takes_both_factors_or_none_and_stays_fp32():
+    loss = WCoRDLoss(6, 6, 20, num_negatives=5, seed=0)
+    loss.half().ramp(gckt=0.5)
+    with pytest.raises(ValueError, match=r"^lckt: expected a number that is finite in torch.float32, got 1e\+300"):
+        loss.ramp(gckt=0.25, lckt=1e300)
+    loss.ramp(gckt=0.5, lckt=1e-9)
+    assert loss.half()._factors.tolist() == pytest.approx([0.5, 1e-9]) and loss.terms["lckt"].dtype == torch.float32

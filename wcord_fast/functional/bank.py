@@ -73,6 +73,8 @@ def bank_nce(
         log_z = torch.full((), checks.unset_or_finite("log_z", log_z, acc), dtype=acc, device=anchor.device)
     checks.tensor("log_z", log_z, shape=())
     checks.same_device(anchor=anchor, log_z=log_z)
+    if log_z.device.type == "cpu" and not torch.compiler.is_compiling() and torch.isinf(log_z):
+        raise ValueError(f"log_z: expected a number that is finite, or NaN, got {float(log_z)}")
     return directions.nce(anchor[None], [rows], index, log_z.detach()[None], spec, temperature, plan, backend)[0]
 
 
@@ -192,6 +194,12 @@ def bank_inputs(anchor, bank, index, negatives, anchor_offset, plan, backend) ->
     checks.choice("backend", backend, ("auto", *BACKENDS))
     checks.tensor("anchor", anchor, shape=("B", "D"))
     matrix = _bank_rows(bank)
+    pushed = getattr(bank, "pushed", None)  # of a queue
+    if pushed is not None and pushed.device.type == "cpu" and pushed < bank.size:
+        raise ValueError(
+            f"bank: expected a full queue, got one with {int(pushed)} of {bank.size} rows pushed, the rest zeros; "
+            "take the first slots of its rows"
+        )
     if matrix.shape[1] != anchor.shape[1]:
         raise ValueError(f"anchor: expected width {matrix.shape[1]}, that of the bank, got {list(anchor.shape)}")
     checks.tensor("index", index, shape=(anchor.shape[0],), dtypes=checks.INDICES)

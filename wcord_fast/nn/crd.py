@@ -31,11 +31,12 @@ class CRDLoss(ContrastiveLoss):
         nce_k: K, negatives per anchor, or "all".
         nce_t: temperature tau.
         nce_m: momentum of the banks.
-        labels: class of each training image [N]; then negatives come from other classes, as RepDistiller's loader does.
-            A label below 0 is unknown, see `NegativeSampler`.
+        labels: class of each training image [N]; with more than two known classes negatives come from other classes by
+            default, as in RepDistiller's loader, and with two or fewer only the image's own row is left out. A label
+            below 0 is unknown, see `NegativeSampler`.
         exclude, replacement: see `NegativeSampler`.
         z: "first" (the constant of the first training batch, RepDistiller's) or "ema" (decay 0.99).
-        bank_dtype: torch.float32 or a half type for half the memory; arithmetic stays fp32.
+        bank_dtype: torch.float32, float64, or a half type for half the memory; arithmetic is fp32 (fp64 with float64).
         plan, backend: plan and backend of the scores and log Z, see `functional.bank_nce`. The update of the rows
             follows `wcord_fast.use_backend` and WCORD_FAST_BACKEND only.
         seed: 64-bit integer for banks and draws; None takes one from torch's default generator.

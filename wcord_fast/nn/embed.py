@@ -31,9 +31,9 @@ class Embed(nn.Module):
     def __init__(self, in_dim: int, out_dim: int, *, spectral: bool = False, norm: str = "sphere"):
         super().__init__()
         self.in_dim = checks.integer("in_dim", in_dim, least=1)
-        self.width = checks.integer("feat_dim", out_dim, least=1)
-        self.norm = checks.choice("embed_norm", norm, NORMS)
-        self.linear = CriticLinear(in_dim, self.width, spectral=spectral)
+        self.width = checks.integer("out_dim", out_dim, least=1)
+        self.norm = checks.choice("norm", norm, NORMS)
+        self.linear = CriticLinear(in_dim, self.width, spectral=checks.boolean("spectral", spectral))
 
     def forward(self, features: Tensor, frozen_too: bool = False) -> Any:
         """[B, ...] -> [B, D]; with `frozen_too` a pair, the second without gradient to weight and bias."""
@@ -75,8 +75,8 @@ def check_features(name: str, features: Tensor, embed: Embed, batch: int | None 
     width = embed.in_dim
     if not isinstance(features, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(features).__name__}")
-    if not features.is_floating_point():
-        raise TypeError(f"{name}: expected a floating dtype, got {features.dtype}")
+    if features.dtype not in checks.FLOATS:
+        raise TypeError(f"{name}: expected a floating dtype of 16 bits or more, got {features.dtype}")
     checks.require_dense(name, features)
     shape = list(features.shape)
     if features.dim() < 2 or features.shape[0] < 1 or features[0].numel() != width:

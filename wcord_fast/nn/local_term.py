@@ -64,8 +64,12 @@ class LocalTerm(nn.Module):
         x, y, key = self._prepared(x, y, key, moves=self.training)
         if self.center == "batch" and len(x) == 1:
             return x.sum() * 0
+        if self.ot["cost"] == "cosine" and self.pairs != "only":
+            self._refuse_zero_rows(x, y)
         if self.pairs == "only":
             value = pair_cost(x, y, self.ot["cost"])
+            if value.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.isfinite(value):
+                raise ValueError(f"f_s, f_t: squared distances of {self.features!r} features overflow {value.dtype}")
         else:
             value = ot_cost(x, y, pairs=self._labels(key), rho=self.rho, **self.ot)
         return value * len(x) if self.reduction == "sum" else value
@@ -116,6 +120,19 @@ class LocalTerm(nn.Module):
         elif self.center == "batch":
             x, y = x - x.mean(0), y - y.mean(0)
         return x, y, key
+
+    def _refuse_zero_rows(self, x: Tensor, y: Tensor) -> None:
+        """ValueError on the CPU for a row that is zero once it is mapped and centred. The op would call it x or y."""
+        if x.device.type != "cpu" or torch.compiler.is_compiling() or self.features == "embed":
+            return
+        centred = " once centred" * (self.center != "none")
+        mapped = " once mapped" * (self.map is not None)
+        for name, rows, how in (("f_s", x, centred or mapped), ("f_t", y, centred)):
+            zero = (rows.detach() == 0).all(1)
+            if zero.any():
+                raise ValueError(
+                    f"{name}: row {int(zero.nonzero()[0])} is zero{how}, which has no direction for the cosine"
+                )
 
     def _labels(self, key: Tensor) -> KnownPairs:
         return (key, key) if self.pairs == "prior" else None

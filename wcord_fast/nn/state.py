@@ -84,7 +84,7 @@ class StateModule(nn.Module):
         super()._apply(fn, recurse)
         for name in self.wide:
             old, new = before[name], buffers[name]
-            if new.itemsize < min(old.itemsize, torch.float32.itemsize):
+            if new is not None and new.itemsize < min(old.itemsize, torch.float32.itemsize):
                 buffers[name] = old.to(new.device, torch.float32)
         for name, value in constants.items():
             buffers[name] = self.moved(value)

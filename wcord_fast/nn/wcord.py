@@ -55,6 +55,7 @@ class WCoRDLoss(ContrastiveLoss):
     _terms: Tensor
     _factors: Tensor | None
     beside = "_terms"
+    wide = ("_terms", "_factors")
     scratch = ("_terms",)
 
     @keywords_of(WCoRDLossOptions)
@@ -144,7 +145,7 @@ class WCoRDLoss(ContrastiveLoss):
         a CUDA graph made after the first call uses the new factors. The state dict does not contain them.
         """
         for name, factor in (("gckt", gckt), ("lckt", lckt)):
-            checks.non_negative(name, factor)
+            checks.finite(name, checks.non_negative(name, factor), self._terms.dtype)
         if self._factors is None:
             self._factors = torch.ones_like(self._terms)
         self._factors[0].fill_(gckt)
@@ -221,12 +222,18 @@ class WCoRDLoss(ContrastiveLoss):
     ) -> dict[str, Tensor]:
         self._check(f_s, f_t, idx, contrast_idx)
         f_t = f_t.detach() if self.detach_teacher else f_t
+        lckt = None
+        if self.lambda_lckt and self.local.features != "embed":  # it may raise: the embeddings' state is then unchanged
+            with autocast_off(f_s.device):
+                lckt = self.local(f_s.flatten(1), f_t.flatten(1), self._key(idx, f_s))
         frozen_too = not self.lckt_trains_embed and self.lambda_lckt > 0 and self.local.features == "embed"
         e_s = self.embed_s(f_s, frozen_too)
         e_s, x = e_s if frozen_too else (e_s, e_s)  # x: the embedding that LCKT trains
         e_t = self.embed_t(f_t)
         with autocast_off(f_s.device):
-            return self._terms_of(f_s, f_t, e_s, x, e_t, idx, contrast_idx)
+            if self.lambda_lckt and lckt is None:  # before the bank and log Z change
+                lckt = self.local(x, e_t, self._key(idx, f_s))
+            return self._terms_of(lckt, e_s, e_t, idx, contrast_idx)
 
     def _native(self, f_s: Tensor, f_t: Tensor, idx: Tensor | None, contrast_idx: Tensor | None) -> Tensor | None:
         """The forward by native code, or None, as in `native_step`. LCKT must compare embeddings or be off."""
@@ -266,10 +273,9 @@ class WCoRDLoss(ContrastiveLoss):
             if zero.any():
                 raise ValueError(f"{name}: row {int(zero.nonzero()[0])} is zero, which has no direction for the cosine")
 
-    def _terms_of(self, f_s, f_t, e_s, x, e_t, idx, contrast_idx) -> dict[str, Tensor]:
+    def _terms_of(self, lckt: Tensor | None, e_s, e_t, idx, contrast_idx) -> dict[str, Tensor]:
         terms = {}
-        if self.lambda_lckt:  # comes first, because it may raise: banks and log Z are then unchanged
-            lckt = self.local(*self._local_sides(f_s, f_t, x, e_t), self._key(idx, f_s))
+        if lckt is not None:
             self._terms[1].copy_(lckt.detach())
             terms["lckt"] = self._weight(1, self.lambda_lckt) * lckt
         if self.lambda_gckt:

@@ -188,6 +188,8 @@ def finite_rows(name: str, values: Tensor, code: Code) -> Tensor:
     def describe(at: tuple[int, ...]) -> Exception:
         row = values[at]
         bad = row[~torch.isfinite(row)][0].item()
+        if values.dim() == 3 and len(values) == 1:  # one direction of a bank: the caller's tensor is [B, D]
+            at = at[1:]
         where = f"row {', '.join(map(str, at))} " if at else ""
         return ValueError(f"{name}: {where}holds {bad}; expected finite values")
 
