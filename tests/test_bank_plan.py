@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
+
 import pytest
 import torch
 
 import wcord_fast
+from bench.results_file import read
 from wcord_fast import NegativeSampler
 from wcord_fast import functional as F
 from wcord_fast.ops import dispatch, native_module
@@ -82,6 +85,22 @@ def test_costs_are_those_of_the_instruction_set_in_use(simd, monkeypatch):
         monkeypatch.setitem(plan.COSTS, ("native", "gather", other), Cost(1.0 if other == simd else 9.0, 0.0))
         monkeypatch.setitem(plan.COSTS, ("native", "dense", other), Cost(1.0, 0.0))
     assert choose("bank_nce", "auto", Problem(64, 1000, 250, 128), "cpu").plan == "gather"
+
+
+def test_costs_choose_the_plan_that_is_first_in_the_committed_steps():
+    ratios: dict[tuple, list[float]] = {}  # instruction set, sizes -> times of gather over those of dense
+    runs: dict[tuple, dict[str, float]] = {}
+    for row in read("bank"):
+        if row.get("form") in plan.PLANS and row.get("simd") in ("avx2", "avx512") and "sweep" not in row:
+            case = row["simd"], Problem(row["batch"], row["num_data"], row["k"], row["dim"])
+            times = runs.setdefault((case, row["date"]), {})
+            times[row["form"]] = row["ms"]["p50"]
+            if len(times) == 2:
+                ratios.setdefault(case, []).append(times["gather"] / times["dense"])
+    assert len(ratios) >= 6
+    for (simd, problem), measured in ratios.items():
+        gather, dense = (problem.nanoseconds(name, plan.COSTS["native", name, simd]) for name in plan.PLANS)
+        assert (gather < dense) == (statistics.median(measured) < 1), (simd, problem)
 
 
 def test_a_backend_without_costs_is_judged_by_bytes(monkeypatch):
