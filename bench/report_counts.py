@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.counts import CLOCK, TARGETS, latest
+from bench.counts import CEILINGS, CLOCK, TARGETS, latest
 from bench.counts_kernels import ITERATIONS, PROCESSORS
 from bench.report_lines import paragraph
 from bench.report_tables import Row, table
@@ -28,7 +28,8 @@ def counts_table(rows: list[Row]) -> str:
         "measurement: `bound` is the time of (B, 16384, 50000), B = 64 and D = 128 where the name has none, both "
         "directions, if each of the four "
         f"schedulers of {PROCESSORS} multiprocessors at {CLOCK / 1e9:.3f} GHz issued one in every cycle, and "
-        "`floor` that of the bytes and products alone on an H200 by its data sheet. Transport and finish are one block "
+        "`floor` that of the bytes and products alone on an H200: memory and products by its data sheet, the L2 cache "
+        f"at an assumed {CEILINGS['l2'] / 1e12:g} TB/s, which sets the gather rows. Transport and finish are one block "
         f"on a multiprocessor of its own: {ITERATIONS} iterations of fp32 transport without what starts and ends them, "
         "and the sums of one anchor and direction. The 16 warps of a transport block meet at two barriers in every "
         "iteration, so latencies that they cannot hide come on top, and beyond n = 64 the wait for other blocks. "

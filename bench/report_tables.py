@@ -40,6 +40,13 @@ def spread(values: Iterable[float], show: Callable[[float], str] = short) -> str
     return f"{shown[0]}-{shown[-1]}" if len(shown) > 1 else shown[0] if shown else "-"
 
 
+BANK_NOTE = """\
+A range is that of several runs, with AVX2 and with AVX-512; a ratio is of forms of one run. Ours is the faster of the
+two plans in that run. "-": not measured. Floor: the step's arithmetic at the speed of PyTorch's matrix product in the
+same process, or its bytes at that of a sum, whichever takes longer. Memory is of the last run.
+"""
+
+
 def bank_table(rows: list[Row]) -> str:
     """Times and ratios of all runs: a ratio to a form that waits for memory differs between machines and days."""
     kept = [r for r in rows if "sweep" not in r and "fit" not in r and r["device_kind"] == "cpu"]
@@ -64,7 +71,8 @@ def bank_table(rows: list[Row]) -> str:
         mine = f"**{spread([r['ms']['p50'] for r in ours])}** ({plan})"
         lines.append([f"{batch}, {k:,}, {num_data:,}", mine, plain, *ratios, floor, memory])
     head = ["B, K, N (D = 128)", "ours, ms", "best plain PyTorch, ms", "x plain", "x naive CRD", "of the floor"]
-    return table([*head, "transient MB, naive / ours"], lines) + f"\n{where(kept)}. `python -m bench bank`.\n"
+    text = f"{where(kept)}. `python -m bench bank`."
+    return table([*head, "transient MB, naive / ours"], lines) + f"\n{text}\n{BANK_NOTE}"
 
 
 def solves(row: Row) -> bool:

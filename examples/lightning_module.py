@@ -1,7 +1,8 @@
 """WCoRD in a Lightning module: `python examples/lightning_module.py`.
 
 The loss is a submodule: its embeddings are trained with the student, and its banks, log Z and draws are in Lightning's
-checkpoints. A batch brings each image's row number, which `data.Indexed` adds.
+checkpoints. A batch brings each image's row number, which `data.Indexed` adds. The teacher is put in eval mode
+before `fit`, and Lightning keeps it there.
 """
 
 import argparse
@@ -38,10 +39,6 @@ class Distillation(lightning.LightningModule):
         """Accuracy of (images, labels)."""
         images, labels = batch
         self.log("accuracy", (self.student(images).argmax(1) == labels).float().mean())
-
-    def on_train_epoch_start(self):
-        """Lightning puts every submodule into training mode; the teacher stays as it is tested."""
-        self.teacher.eval()
 
     def configure_optimizers(self):
         """The student's parameters and the loss's own."""

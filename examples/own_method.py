@@ -1,7 +1,8 @@
 """A distillation method of your own beside the library's: `python examples/own_method.py`.
 
 The method reads features and logits of both networks. Its options are a dataclass, its parameters are trained with the
-student's. In the command: `wcord-fast distill --methods ce,own_method.Correlation --correlation.weight 2`.
+student's. In the command, from the folder of the file:
+`cd examples && wcord-fast distill --data digits --methods ce,own_method.Correlation --correlation.weight 2`.
 """
 
 import argparse
