@@ -81,6 +81,14 @@ def test_values_and_gradients_equal_float64(critic, excluded, batch, dim, backen
         assert (actual - want).norm() <= 1e-6 + 1e-5 * want.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+@pytest.mark.parametrize("critic", CRITICS)
+def test_negative_numbers_of_images_are_numbers(critic, dtype, backend):
+    x, y, _, index, _ = problem(12, 5)
+    calls = (function(critic)(x, y, index=i.to(dtype), backend=backend) for i in (index % 4, index % 4 - 2))
+    torch.testing.assert_close(*calls, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("critic", CRITICS)
 def test_gradcheck(critic, backend):
     x, y, labels, *_ = problem(6, 5, torch.float64)

@@ -215,6 +215,15 @@ def test_batches_on_the_gpu_equal_those_on_the_cpu():
         ({"batch_size": 5, "padding": -1}, ValueError, "padding"),
         ({"batch_size": 5, "dtype": torch.int64}, ValueError, "dtype"),
         ({"batch_size": 24, "drop_last": True}, ValueError, "no batch of 23"),
+        ({"batch_size": 5, "drop_last": "no"}, TypeError, "drop_last: expected True or False, got 'no'"),
+        ({"batch_size": 5, "flip": "no"}, TypeError, "flip: expected True or False, got 'no'"),
+        ({"batch_size": 5, "channels_last": "no"}, TypeError, "channels_last: expected True or False, got 'no'"),
+        ({"batch_size": 5, "part": (2, 2)}, ValueError, r"part: expected .* rank below world, got \(2, 2\)"),
+        ({"batch_size": 5, "part": (0, 0)}, ValueError, r"part: .*got \(0, 0\)"),
+        ({"batch_size": 5, "part": (-1, 2)}, ValueError, "part: .*got -1"),
+        ({"batch_size": 5, "part": 3}, TypeError, r"part: expected \(rank, world\), got 3"),
+        ({"batch_size": 5, "part": "ab"}, TypeError, r"part: expected \(rank, world\), got 'ab'"),
+        ({"batch_size": 5, "transforms": 3}, TypeError, "transforms: expected a str, got int"),
     ],
 )
 def test_wrong_options(options, error, message):
@@ -239,6 +248,10 @@ def test_wrong_epoch_is_refused_at_the_call():
         ({"train_labels": torch.full((23,), 3)}, ValueError, "train_labels: expected 0 .. 2, got 3"),
         ({"test_labels": torch.full((7,), -1)}, ValueError, "test_labels"),
         ({"mean": (0.5, 0.5)}, ValueError, "mean, std"),
+        ({"mean": 0.5}, ValueError, "mean, std"),
+        ({"mean": (float("nan"),)}, ValueError, "mean: expected a number that is finite"),
+        ({"padding": -1}, ValueError, "padding: expected an int of at least 0, got -1"),
+        ({"flip": "no"}, TypeError, "flip: expected True or False, got 'no'"),
         ({"std": (0.0,)}, ValueError, "std"),
     ],
 )

@@ -69,6 +69,24 @@ def test_a_taken_name_is_refused(package):
         data.register("number")(3)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "error"),
+    [
+        ("image_size", "x", TypeError),
+        ("image_size", 0, ValueError),
+        ("held", "no", TypeError),
+        ("needs_dir", 1, TypeError),
+        ("config", 3, TypeError),
+        ("positive", 8, TypeError),
+        ("train_images", 1.5, TypeError),
+    ],
+)
+def test_a_wrong_field_is_refused_by_name(package, field, value, error):
+    with pytest.raises(error, match=f"{field}: expected .*, got {value!r}"):
+        data.register("other", **{field: value})(lambda: None)
+    assert "other" not in data.names()
+
+
 def test_the_command_trains_on_it(package, tmp_path, capsys):
     small = ["--teacher=resnet8", "--student=resnet8", "--teacher-epochs=1", "--epochs=1", "--batch-size=8"]
     done = command(

@@ -47,6 +47,15 @@ def by_row(batches):
     return {int(row): image for images, _, rows in batches for image, row in zip(pixels(images), rows, strict=True)}
 
 
+def test_text_serves_as_transforms():
+    one, other = (
+        by_row(data.TrainBatches(small(), 5, seed=3, transforms=t).epoch(0)) for t in (NOISE, Transforms(NOISE))
+    )
+    assert all(torch.equal(other[row], image) for row, image in one.items())
+    with pytest.raises(ValueError, match=r"transforms: 'own_transforms\.nothing'"):
+        data.TrainBatches(small(), 5, seed=3, transforms="own_transforms.nothing")
+
+
 def test_an_image_depends_on_seed_epoch_and_row_alone():
     made = Transforms(NOISE)
     one = by_row(data.TrainBatches(small(), 5, seed=3, transforms=made).epoch(1))

@@ -76,6 +76,14 @@ def test_ignored_rows_and_classes_have_no_effect():
     torch.testing.assert_close(compiled(s, t, mask), want)
 
 
+def test_a_student_that_excludes_a_class_of_the_teacher_has_infinite_loss():
+    s, t = torch.randn(2, 5), torch.randn(2, 5)
+    s[0, 1] = -float("inf")
+    assert functional.kd_loss(s, t).item() == float("inf")
+    t[0, 1] = -float("inf")
+    assert functional.kd_loss(s, t).isfinite()
+
+
 X, M = torch.randn(2, 3, 5), torch.ones(2, 3, dtype=torch.bool)
 WRONG = {
     "mask dtype": (lambda: KDLoss()(X, X, M.float()), TypeError, "mask: expected dtype bool, got float32"),
@@ -93,6 +101,9 @@ WRONG = {
         r"dim: expected .* of \[2, 3, 5\], 1 to 2, got 3",
     ),
     "dim -3": (lambda: KDLoss(dim=-3)(X, X), ValueError, "dim: expected the class dimension of .* got -3"),
+    "dim of the function": (lambda: functional.kd_loss(X, X, dim="1"), TypeError, "dim: expected an int, got '1'"),
+    "dim a half": (lambda: functional.kd_loss(X, X, dim=1.5), TypeError, "dim: expected an int, got 1.5"),
+    "dim a bool": (lambda: functional.kd_loss(X, X, dim=True), TypeError, "dim: expected an int, got True"),
     "dim kind": (lambda: KDLoss(dim="last"), TypeError, "dim: expected an int, got 'last'"),
     "temperature": (lambda: functional.kd_loss(X, X, temperature=0), ValueError, "temperature: expected a positive"),
     "NaN": (

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from wcord_fast import models
+from wcord_fast.models.vgg import VGG
 
 # Parameters with 100 classes, as published.
 PARAMETERS = {
@@ -247,9 +248,28 @@ def test_bad_names_and_options_are_refused(name, options, error, message):
         models.create(name, **options)
 
 
-def test_resnet_of_an_impossible_depth_is_refused():
-    with pytest.raises(ValueError, match="depth"):
-        models.ResNet(9)
+@pytest.mark.parametrize("function", [models.create, models.require_known, models.least_size])
+def test_a_name_that_is_no_text_is_refused(function):
+    with pytest.raises(TypeError, match="name: expected a str, got int"):
+        function(5)
+
+
+@pytest.mark.parametrize(
+    ("network", "arguments", "error", "message"),
+    [
+        (models.ResNet, (9,), ValueError, "depth: expected 6n"),
+        (models.ResNet, ("8",), TypeError, "depth: expected an int, got '8'"),
+        (models.ResNet, (8.0,), TypeError, "depth: expected an int, got 8.0"),
+        (models.ResNet, (8, (1, 2)), ValueError, r"widths: expected .*, got \(1, 2\)"),
+        (models.ResNet, (8, 16), ValueError, "widths: expected .*, got 16"),
+        (models.ResNet, (8, (16, 16, 32, "64")), TypeError, "widths: expected an int, got '64'"),
+        (models.WideResNet, (10.0,), TypeError, "depth: expected an int, got 10.0"),
+        (VGG, (9,), ValueError, "depth: expected one of 8, 11"),
+    ],
+)
+def test_impossible_sizes_are_refused(network, arguments, error, message):
+    with pytest.raises(error, match=message):
+        network(*arguments)
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,10 @@ def small(num_classes, in_channels=3):
     return Small(num_classes, in_channels)
 
 
+def loaded(num_classes, in_channels=3, pretrained=False):
+    return Small(num_classes, in_channels, width=4 if pretrained else 8)
+
+
 def flat(num_classes, in_channels):
     return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * 8 * 8, 12), nn.ReLU(), nn.Linear(12, num_classes))
 
@@ -83,6 +87,47 @@ def test_options_and_sizes_are_its_own(package):
 def test_objects_that_are_no_network_are_refused(package, path, message):
     with pytest.raises((TypeError, ValueError), match=message):
         models.create(path)
+
+
+def test_registered_name_serves_in_any_case(package):
+    __import__("my_package.mine")
+    for spelling in ("Small", "SMALL", " small "):
+        assert models.create(spelling, 3).head.out_features == 3
+        assert models.least_size(spelling) == 1
+        models.require_known(spelling)
+
+
+def test_pretrained_reaches_a_function_that_takes_it_and_is_refused_elsewhere(package):
+    assert models.create("my_package.mine.loaded", 5, pretrained=True).head.in_features == 8
+    assert models.create("my_package.mine.loaded", 5).head.in_features == 16
+    with pytest.raises(ValueError, match=r"pretrained: .* got my_package\.mine\.small"):
+        models.create("my_package.mine.small", 5, pretrained=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"num_classes": 0}, ValueError, "num_classes: expected an int of at least 1, got 0"),
+        ({"num_classes": 2.5}, TypeError, "num_classes"),
+        ({"in_channels": 0}, ValueError, "in_channels"),
+        ({"image_size": 5}, ValueError, "image_size: expected height and width, got 5"),
+        ({"image_size": (8,)}, ValueError, "image_size: expected height and width"),
+        ({"image_size": (8, 0)}, ValueError, "image_size"),
+        ({"features": 5}, TypeError, "features: expected the name of a module"),
+    ],
+)
+def test_wrong_options_are_refused_by_name(package, options, error, message):
+    with pytest.raises(error, match=message):
+        models.create("my_package.mine.small", **options)
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet20", "resnet_20", "wrn_28_10", "wrn_5_1", "vgg13_bn", "resnet50", "inception_v3"]
+)
+def test_published_name_is_taken(package, name):
+    with pytest.raises(ValueError, match=f"'{name}' is taken"):
+        models.register(name)(lambda num_classes, in_channels: None)
+    assert name not in own.MAKERS
 
 
 def test_unknown_name_is_refused(package):

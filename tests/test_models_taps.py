@@ -69,6 +69,22 @@ def test_a_wrong_tap_lists_the_names(case):
         Tapped(lambda x: x)
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"features": None}, TypeError, "features: expected the name of a module .*, got None"),
+        ({"features": ("layer1", 3)}, TypeError, r"features: .*, got \('layer1', 3\)"),
+        ({"penultimate": ""}, ValueError, "penultimate: the network has no module ''"),
+        ({"penultimate": 3}, TypeError, "penultimate: expected the name of a module or None, got 3"),
+    ],
+)
+def test_what_names_no_module_is_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        Tapped(Foreign(), **options)
+    with pytest.raises(ValueError, match=r"no nn\.Linear inside"):
+        Tapped(nn.Linear(3, 2))
+
+
 def test_modules_that_run_twice_or_never_are_refused():
     twice = nn.Sequential(a := nn.Linear(4, 4), a, nn.Linear(4, 2))
     with pytest.raises(RuntimeError, match="runs more than once"):

@@ -182,6 +182,9 @@ def test_explain_and_info():
     assert wcord_fast.explain("ot", backend="reference").backend == "reference"
     with pytest.raises(ValueError, match="op: expected one of"):
         wcord_fast.explain("bank_nse")
+    for device in (None, "nowhere"):
+        with pytest.raises(ValueError, match=f"device: expected 'cpu', .*, got {device!r}"):
+            wcord_fast.explain("ot", device=device)
     with pytest.raises(ValueError, match="needs num_data and k"):
         wcord_fast.explain("bank_nce")
     text = wcord_fast.info()

@@ -71,6 +71,9 @@ BAD = {  # name: (x, y, options, exception, pattern)
     "no iterations": (X, Y, {"iters": 0}, ValueError, r"iters: .*at least 1.*0"),
     "half an iteration": (X, Y, {"iters": 1.5}, TypeError, r"iters: .*int.*1\.5"),
     "iters a bool": (X, Y, {"iters": True}, TypeError, r"iters: .*int.*True"),
+    "rho a string": (X, Y, {"rho": "x"}, TypeError, r"rho: .*number.*'x'"),
+    "rho above 1": (X, Y, {"rho": 7}, ValueError, r"rho: .*\[0, 1\].*7"),
+    "rho 1": (X, Y, {"rho": 1}, ValueError, r"rho: .*\[0, 1\), got 1"),
     "debias a string": (X, Y, {"debias": "no"}, TypeError, r"debias: .*'no'"),
     "tol zero": (X, Y, {"tol": 0.0}, ValueError, r"tol: .*positive.*0\.0"),
     "nan in x": (changed(X, (2, 1), math.nan), Y, {}, ValueError, r"x: row 2 holds NaN or inf"),
@@ -124,6 +127,15 @@ def test_gradient_of_masses_needs_the_dual_value(name):
     with torch.no_grad():
         assert F.ot_cost(X, Y, **weights).isfinite()
     assert not F.ot_plan(X, Y, **weights).requires_grad
+
+
+@pytest.mark.parametrize("function", [F.ot_cost, F.ot_plan, F.ot_solve])
+@pytest.mark.parametrize(
+    "options", [{"cost": "euclidean"}, {"cost": "sqeuclidean"}, {"cost": "sqeuclidean", "reach": 1.0}]
+)
+def test_features_that_overflow_the_cost_are_named(options, function):
+    with pytest.raises(ValueError, match=r"x: values up to .* overflow"):
+        function(X * 1e25, Y, solver="sinkhorn", **options)
 
 
 def test_a_backend_without_a_row_in_the_table_is_refused():

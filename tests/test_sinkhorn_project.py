@@ -91,6 +91,12 @@ def test_result_is_doubly_stochastic_and_independent_of_batch_and_threads():
     assert torch.equal(F.sinkhorn_project(x[17], 200), whole[17])
 
 
+def test_no_problem_keeps_the_graph():
+    x = torch.randn(0, 3, 3, requires_grad=True)
+    F.sinkhorn_project(x).sum().backward()
+    assert x.grad.shape == (0, 3, 3)
+
+
 def test_gradcheck_and_no_second_derivative():
     x = logits(3, 3, 3).requires_grad_()
     assert torch.autograd.gradcheck(lambda z: F.sinkhorn_project(z, 7, 0.7), x)

@@ -46,7 +46,7 @@ def test_a_word_made_in_inference_mode_can_be_written_outside(monkeypatch):
     status.word(torch.device("cpu")).bitwise_or_(torch.tensor(0, dtype=torch.int32))
 
 
-@pytest.mark.parametrize("device", ["nowhere", 3.5])
+@pytest.mark.parametrize("device", ["nowhere", 3.5, "cuda:99", "mps:7", "meta"])
 def test_invalid_device_is_refused(device):
     with pytest.raises(ValueError, match=f"device: expected one of this machine, got {device!r}"):
         wcord_fast.check(device)

@@ -46,7 +46,7 @@ def explain(
         op: "bank_nce", "bank_mean_score", "bank_log_z", "bank_infonce", "bank_sigmoid", "bank_update", "bank_init",
             "batch", "draw", "ot", "ot_matrix" or "ot_project"; or the name of a function in `wcord_fast.functional`.
         num_data, k, batch: N, K ("all" for the whole pool, also with expected=True) and B of a bank op; N and K are
-            needed with plan="auto".
+            needed with plan="auto", and ignored with another.
         n, m, problems: rows of both sides and number of problems of "ot": with n given (m is n by default), the
             result names the regime (resident, streaming, ...) too. Of "ot_matrix": of problems with one matrix.
         dtype: type of the features ("batch", and "ot" with n given) or of the cost matrix ("ot_matrix").
@@ -58,11 +58,13 @@ def explain(
         A record with `plan`, `backend` and `reason`; `str()` of it is one line.
     Raises:
         NotImplementedError: the support table has no such row; the call would raise it too.
+        RuntimeError: an explicit backend that the table has but that cannot run in this process.
+        ValueError, TypeError: a wrong argument.
     """
     op = checks.choice("op", FUNCTIONS.get(op, op), dispatch.OPS)
     try:
         device_type = torch.device(device).type
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise ValueError(f"device: expected 'cpu', 'cuda' or 'cuda:N', got {device!r}") from None
     requested = dispatch.requested(backend)
     dim = checks.integer("dim", dim, least=1)

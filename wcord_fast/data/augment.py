@@ -58,7 +58,7 @@ class Normalise:
         device: torch.device,
     ) -> None:
         self.dtype = checks.choice("dtype", dtype, checks.FLOATS)
-        self.format = torch.channels_last if channels_last else torch.contiguous_format
+        self.format = torch.channels_last if checks.boolean("channels_last", channels_last) else torch.contiguous_format
         compute_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         m, s = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
         self.scale = (1 / (255 * s)).to(device, compute_dtype)[:, None, None]  # [C, 1, 1]

@@ -13,7 +13,7 @@ from ..ops import checks
 from .augment import Normalise, crop_flip
 from .dataset import Dataset
 from .parts import Parts
-from .transforms import Transforms
+from .transforms import Transforms, parsed
 
 
 class TrainBatches(Parts):
@@ -34,10 +34,10 @@ class TrainBatches(Parts):
         dtype: dtype of the images: float32, bfloat16, float16 or float64.
         channels_last: memory format of the images.
         part: (rank, world): take only this rank's part of every batch, see `Parts`.
-        transforms: transforms of every image after crop and mirror, on the CPU.
+        transforms: transforms of every image after crop and mirror, on the CPU; a str is that of `Transforms`.
 
     Raises:
-        ValueError: an option out of range, or no batch at all, as with drop_last and fewer images than batch_size.
+        TypeError, ValueError: a wrong argument, or no batch at all, as with drop_last and fewer images than batch_size.
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class TrainBatches(Parts):
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
         part: tuple[int, int] = (0, 1),
-        transforms: Transforms | None = None,
+        transforms: Transforms | str | None = None,
     ) -> None:
-        self.dataset, self.transforms = dataset, transforms
+        self.dataset, self.transforms = dataset, parsed(transforms)
         super().__init__(len(dataset.train_labels), batch_size, part, drop_last)
         self.seed = checks.integer("seed", seed, least=0)
         self.padding = checks.integer("padding", dataset.padding if padding is None else padding, least=0)
-        self.flip = dataset.flip if flip is None else bool(flip)
+        self.flip = checks.boolean("flip", dataset.flip if flip is None else flip)
         self.normalise = Normalise(dataset.mean, dataset.std, dtype, channels_last, dataset.device)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:

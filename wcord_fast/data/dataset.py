@@ -60,10 +60,14 @@ class Dataset:
             low, high = int(labels.min()), int(labels.max())
             if low < 0 or high >= len(self.classes):
                 raise ValueError(f"{name}_labels: expected 0 .. {len(self.classes) - 1}, got {low} .. {high}")
-        if len(self.mean) != c or len(self.std) != c:
+        if np.shape(self.mean) != (c,) or np.shape(self.std) != (c,):
             raise ValueError(f"mean, std: expected {c} numbers, one per channel, got {self.mean} and {self.std}")
+        for value in self.mean:
+            checks.finite("mean", value, torch.float32)
         for value in self.std:
             checks.positive("std", value)
+        checks.integer("padding", self.padding, least=0)
+        checks.boolean("flip", self.flip)
 
     @property
     def num_classes(self) -> int:

@@ -25,7 +25,7 @@ from .decode import Unreadable, read, read_all, unreadable_message
 from .lazy_folder import LazyFolder
 from .parts import Parts
 from .skipping import ADVICE
-from .transforms import Transforms
+from .transforms import Transforms, parsed
 
 MARGIN = 256 / 224  # ratio of the test image's shorter side to the crop's
 AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -108,7 +108,8 @@ class LazyBatches(Parts):
         workers: processes that decode; 0 decodes in this one.
         channels_last: memory format of the images.
         part: (rank, world) of training batches, see `Parts`.
-        transforms: transforms of every training image after crop and mirror, in the workers.
+        transforms: transforms of every training image after crop and mirror, in the workers; a str is that of
+            `Transforms`.
     """
 
     def __init__(
@@ -120,9 +121,9 @@ class LazyBatches(Parts):
         workers: int = WORKERS,
         channels_last: bool = False,
         part: tuple[int, int] = (0, 1),
-        transforms: Transforms | None = None,
+        transforms: Transforms | str | None = None,
     ) -> None:
-        self.dataset, self.transforms = dataset, transforms
+        self.dataset, self.transforms = dataset, parsed(transforms)
         images = len(dataset.test_labels if seed is None else dataset.train_labels)
         super().__init__(images, batch_size, part, least=1 if seed is None else 2)
         self.seed = None if seed is None else checks.integer("seed", seed, least=0)

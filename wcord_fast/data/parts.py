@@ -26,15 +26,15 @@ class Parts:
         least: images of each rank from which on a smaller last batch is made; at most a rank's part of a whole batch.
 
     Raises:
-        ValueError: batch_size below `world`, or no batch at all.
+        TypeError, ValueError: a wrong argument; batch_size below `world`, or no batch at all.
     """
 
     def __init__(
         self, images: int, batch_size: int, part: tuple[int, int], drop_last: bool = False, least: int = 2
     ) -> None:
-        self.images, self.drop_last, self.least = images, drop_last, least
+        self.images, self.drop_last, self.least = images, checks.boolean("drop_last", drop_last), least
         self.batch_size = checks.integer("batch_size", batch_size, least=1)
-        self.rank, self.world = part
+        self.rank, self.world = _checked_part(part)
         if self.batch_size < self.world:
             raise ValueError(
                 f"batch_size: expected at least one image for each of {self.world} processes, got {batch_size}"
@@ -96,3 +96,12 @@ class Parts:
         if start > len(self):
             raise ValueError(f"start: expected at most {len(self)}, the batches of an epoch, got {start}")
         return epoch, start
+
+
+def _checked_part(part: tuple[int, int]) -> tuple[int, int]:
+    if not isinstance(part, tuple | list) or len(part) != 2:
+        raise TypeError(f"part: expected (rank, world), got {part!r}")
+    rank, world = (checks.integer("part", value, least=0) for value in part)
+    if rank >= world:
+        raise ValueError(f"part: expected (rank, world) with rank below world, got {part!r}")
+    return rank, world

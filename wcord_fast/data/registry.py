@@ -17,7 +17,6 @@ from .dataset import Dataset
 from .lazy_batches import LazyBatches
 from .lazy_folder import LazyFolder
 from .sources import Loader, Source
-from .transforms import Transforms
 
 SOURCES: dict[str, Source] = {
     "digits": Source(digits.load, image_size=digits.IMAGE_SIZE, config="digits", positive="8"),
@@ -57,8 +56,8 @@ def register(name: str, **fields: Any) -> Callable[[Loader], Loader]:
         name: lower-case letters, digits and "_".
         **fields: fields of `Source`.
     Raises:
-        ValueError: the name is taken or malformed.
-        TypeError: no such field, or no function.
+        ValueError: the name is taken or malformed, or a field is out of range.
+        TypeError: no such field, a field of another type, or no function.
     """
 
     def decorate(load: Loader) -> Loader:
@@ -78,6 +77,7 @@ def spelled(name: str, argument: str = "name") -> str:
 
     Raises (the message begins with `argument`):
         ValueError: an unknown name (the nearest is suggested), or a dotted path that leads to no function.
+        TypeError: not a str.
     """
     if not isinstance(name, str):
         raise TypeError(f"{argument}: expected a str, got {type(name).__name__}")
@@ -159,9 +159,8 @@ def train_batches(
         transforms: transforms of every image, such as "v2:RandAugment(num_ops=2)" of torchvision, or the dotted path of
             a function uint8 [C, H, W] -> uint8 [C, H, W]; see `data.transforms.Transforms`.
     """
-    parsed = None if transforms is None else Transforms(transforms)
     batches: Any = LazyBatches if isinstance(dataset, LazyFolder) else TrainBatches
-    return batches(dataset, batch_size, seed=seed, channels_last=channels_last, part=part, transforms=parsed)
+    return batches(dataset, batch_size, seed=seed, channels_last=channels_last, part=part, transforms=transforms)
 
 
 def test_batches(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from ..dotted import qualified
+from ..ops import checks
 from .dataset import Dataset
 from .lazy_folder import LazyFolder
 
@@ -40,6 +41,14 @@ class Source:
     def __post_init__(self) -> None:
         if not callable(self.load):
             raise TypeError(f"load: expected a function that gives a data set, got {self.load!r}")
+        checks.boolean("held", self.held)
+        checks.boolean("needs_dir", self.needs_dir)
+        checks.integer("image_size", self.image_size, least=1)
+        for name, text in (("config", self.config), ("positive", self.positive)):
+            if text is not None and not isinstance(text, str):
+                raise TypeError(f"{name}: expected a str or None, got {text!r}")
+        if self.train_images is not None:
+            checks.integer("train_images", self.train_images, least=1)
 
     def read(self, name: str, **options: Any) -> Dataset | LazyFolder:
         """The data set, loaded with those of `options` that its function takes.

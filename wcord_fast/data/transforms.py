@@ -58,6 +58,11 @@ class Transforms:
         return torch.stack(result).to(images.device)
 
 
+def parsed(transforms: Transforms | str | None) -> Transforms | None:
+    """The transforms that a user gives as they are or as text."""
+    return transforms if transforms is None or isinstance(transforms, Transforms) else Transforms(transforms)
+
+
 def _summands(text: str, whole: str) -> list[ast.expr]:
     """The terms of a sum, in order."""
     try:

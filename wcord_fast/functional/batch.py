@@ -46,8 +46,9 @@ def batch_infonce(
         x: [B, D] float16, bfloat16, float32 or float64; need not be contiguous or of unit norm.
         y: [B, D] of any of these dtypes, on x's device.
         temperature: tau > 0, a constant. (To train a scale, pass temperature=1.0 and x times the scale.)
-        labels: integer [B]; rows of one class are no negatives of each other. Below 0 the class is unknown.
-        index: integer [B], numbers of images; rows of one image are no negatives of each other.
+        labels: int64 or int32 [B]; rows of one class are no negatives of each other. Below 0 the class is unknown.
+        index: int64 or int32 [B], numbers of images; rows of one image are no negatives of each other. Negative numbers
+            are numbers like others, not unknown.
         scope: "rank": the negatives are rows of this process. "global": rows of all ranks of the default process group.
             All ranks call it then, with equal options, and all or none of them give labels, and index; batch sizes may
             differ. The losses are those of this rank's pairs. The gradients are those of the sum over all ranks'

@@ -27,16 +27,19 @@ def kd_loss(
     Args:
         student_logits: [B, C], tokens' [B, T, V] or maps' [B, C, H, W], any float dtype; other shapes with `dim`.
         teacher_logits: shape and class order of `student_logits`; they receive no gradient. A logit of -inf masks a
-            class: where the teacher's probability is 0 the class adds nothing.
+            class: where the teacher's probability is 0 the class adds nothing. A student logit of -inf where the
+            teacher's probability is above 0 gives a loss of inf.
         temperature: T > 0, such that T^2 neither overflows nor vanishes in fp32.
         mask: bool, the logits' shape without the class dimension ([B], [B, T], [B, H, W]): the positions that count.
             The mean is over these, 0 if there are none; logits at other positions, even NaN, have no effect.
         dim: the class dimension, not the first; default: the last of [B, T, V], else dimension 1.
     Raises:
-        TypeError: a mask that is not bool.
+        TypeError: logits that are not float tensors, a mask that is not bool, a temperature that is no number, a `dim`
+            that is no int.
         ValueError: the shapes differ (KD needs one label set), or a dimension is empty; on the CPU also NaN, inf or
             nothing but -inf at a position that counts.
     """
+    dim = None if dim is None else checks.integer("dim", dim, least=-8)
     return _kd_loss(student_logits, teacher_logits, check_temperature(temperature), mask, dim)
 
 

@@ -104,6 +104,7 @@ def ot_cost(
     options = checked_options(
         cost=cost, solver=solver, eps=eps, iters=iters, tol=tol, value=value, reach=reach, backend=backend
     )
+    rho = _checked_rho(rho)
     plain = a is None and b is None and pairs is None and debias is False and _is_plain(x, y)
     if plain and _runs_natively(x, y, options):
         return op.native_cost(x, y, _plain_request(options, x.dtype))
@@ -149,6 +150,7 @@ def ot_plan(
 def _problem(*, a, b, debias, pairs, rho, **options) -> dict[str, Any]:
     """The keywords of `ot_cost` as arguments of `_solve`, with checked options."""
     checks.boolean("debias", debias)
+    rho = _checked_rho(rho)
     return {"a": a, "b": b, "options": checked_options(**options), "debias": debias, "pairs": pairs, "rho": rho}
 
 
@@ -162,7 +164,7 @@ def _solve(
     pairs: KnownPairs,
     rho: float,
 ) -> OTSolution | OTRelaxedSolution:
-    """Solve the problem of a public function whose options are checked."""
+    """Solve the problem of a public function whose options and `rho` are checked."""
     debias = checks.boolean("debias", debias)
     _check_together(options, debias, pairs)
     if a is None and b is None and _is_plain(x, y):
@@ -236,11 +238,15 @@ def _check_eps(dtype: torch.dtype, options: OTOptions) -> None:
     checks.divisor("eps", options.eps, accumulation_dtype(dtype), options.iters if options.solver == "ipot" else 1)
 
 
-def _known_pairs(x: Tensor, y: Tensor, pairs: KnownPairs, rho: float) -> Pairs:
-    """The pairs with labels of x's leading shape, checked."""
+def _checked_rho(rho: float) -> float:
     rho = checks.fraction("rho", rho)
     if rho == 1:
         raise ValueError("rho: expected a number in [0, 1), got 1: a plan on the pairs alone needs no solver")
+    return rho
+
+
+def _known_pairs(x: Tensor, y: Tensor, pairs: KnownPairs, rho: float) -> Pairs:
+    """The pairs with labels of x's leading shape, checked."""
     leading_shape = x.shape[:-2]
     if isinstance(pairs, str):
         checks.choice("pairs", pairs, (DIAGONAL,))

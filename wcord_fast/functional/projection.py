@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ..ops import checks
@@ -49,5 +48,5 @@ def sinkhorn_project(logits: Tensor, iters: int = 20, eps: float = 1.0, *, backe
     eps = checks.divisor("eps", eps, accumulation_dtype(logits.dtype))
     checks.choice("backend", backend, ("auto", "native", "triton", "reference"))
     if logits.numel() == 0:
-        return torch.zeros_like(logits)
+        return logits.clone()  # keeps the graph
     return op.project(logits.reshape(-1, n, n), eps, iters, backend).view(logits.shape)

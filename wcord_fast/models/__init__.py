@@ -15,8 +15,7 @@ by the dotted path of the function or class that makes it.
 
 from .base import FeatureNet
 from .libraries import LibraryNetwork, WeightsUnavailable
-from .own import register
-from .registry import create, least_size, names, require_known
+from .registry import create, least_size, names, register, require_known
 from .resnet import ResNet
 from .stages import with_features
 from .taps import Tapped

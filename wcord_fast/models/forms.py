@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -47,6 +48,16 @@ class Tap(NamedTuple):
         h, w = grid(output.shape[1], height, width, self.extra, self.module)
         tokens = output[:, output.shape[1] - h * w :]
         return tokens.mean(1) if self.form == "mean" else tokens.transpose(1, 2).unflatten(2, (h, w))
+
+
+def tap_names(features: str | Sequence[str]) -> tuple[str, ...]:
+    """The names in `features`, one or several; TypeError for anything else."""
+    if isinstance(features, str):
+        return (features,)
+    names = tuple(features) if isinstance(features, Iterable) else None
+    if names is None or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"features: expected the name of a module or a sequence of names, got {features!r}")
+    return names
 
 
 def parse_tap(text: str) -> Tap:

@@ -1,64 +1,38 @@
-"""A user's own networks by name: by `register`, or by the dotted path of the function or class that makes them."""
+"""A user's own networks: by a registered name, or by the dotted path of the function or class that makes them."""
 
 from __future__ import annotations
 
-import re
+import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..dotted import is_path, qualified, resolve
+from ..ops import checks
 from .stages import with_features
-
-Maker = TypeVar("Maker", bound=Callable[..., nn.Module])
 
 MAKERS: dict[str, Callable[..., nn.Module]] = {}
 IMAGES, DEFAULT_SIZE = 3, (64, 64)  # random images that show the stages of a network without features
 
 
-def register(name: str) -> Callable[[Maker], Maker]:
-    """A decorator that makes a network selectable by name, here and in the command.
-
-        @models.register("small")
-        def small(num_classes, in_channels=3) -> nn.Module: ...
-
-    The command finds it by its dotted path: `wcord-fast distill --student my_package.my_module.small`.
-
-    A network whose `net(images, return_features=True)` returns (features, logits) is used unchanged. The stages of any
-    other are found by `models.with_features`.
-
-    Args:
-        name: lower-case letters, digits and "_".
-    Raises:
-        ValueError: the name is taken or malformed.
-        TypeError: the decorated object cannot be called.
-    """
-
-    def decorate(make: Maker) -> Maker:
-        if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-            raise ValueError(f"name: expected lower-case letters, digits and '_', got {name!r}")
-        if not callable(make):
-            raise TypeError(f"{name}: expected a function or class that makes a network, got {make!r}")
-        present = MAKERS.get(name)
-        if present is not None and qualified(present) != qualified(make):  # a reloaded module replaces its own
-            raise ValueError(f"name: {name!r} is taken by {qualified(present)}")
-        MAKERS[name] = make
-        return make
-
-    return decorate
+def spelled(name: str) -> str:
+    """`name` in lower case, with "_" as separator."""
+    return name.strip().lower().replace("-", "_").replace(" ", "_")
 
 
 def maker(name: str) -> Callable[..., nn.Module] | None:
-    """The function that makes the network of a registered name or dotted path; None for any other name.
+    """The function that makes the network of a registered name (any case) or dotted path; None for any other name.
 
     Raises:
         ValueError: the dotted path leads to nothing that can be called.
     """
-    if name not in MAKERS and is_path(name, libraries=True):
+    if not is_path(name, libraries=True):
+        return MAKERS.get(spelled(name))
+    if name not in MAKERS:
         MAKERS[name] = resolve("name", name)
-    return MAKERS.get(name)
+    return MAKERS[name]
 
 
 def create(
@@ -66,6 +40,7 @@ def create(
     num_classes: int,
     *,
     in_channels: int = 3,
+    pretrained: bool = False,
     image_size: Sequence[int] | None = None,
     features: str | Sequence[str] = (),
     **options: Any,
@@ -74,9 +49,25 @@ def create(
 
     Raises:
         TypeError: `make` returns no module.
-        ValueError: no stages are found.
+        ValueError: no stages are found; pretrained, which `make` does not take; an option out of range.
     """
+    checks.integer("num_classes", num_classes, least=1)
+    checks.integer("in_channels", in_channels, least=1)
+    size = DEFAULT_SIZE if image_size is None else _checked_size(image_size)
+    if pretrained:
+        taken = inspect.signature(make).parameters
+        if "pretrained" not in taken and all(p.kind is not p.VAR_KEYWORD for p in taken.values()):
+            raise ValueError(
+                f"pretrained: goes with a library's network or a function that takes it, got {qualified(make)}"
+            )
+        options["pretrained"] = pretrained
     network = make(num_classes=num_classes, in_channels=in_channels, **options)
     if not isinstance(network, nn.Module):
         raise TypeError(f"name: expected {qualified(make)} to make a torch.nn.Module, got {type(network).__name__}")
-    return with_features(network, torch.rand(IMAGES, in_channels, *(image_size or DEFAULT_SIZE)), features)
+    return with_features(network, torch.rand(IMAGES, in_channels, *size), features)
+
+
+def _checked_size(image_size: Sequence[int]) -> tuple[int, ...]:
+    if not isinstance(image_size, Sequence) or len(image_size) != 2:
+        raise ValueError(f"image_size: expected height and width, got {image_size!r}")
+    return tuple(checks.integer("image_size", side, least=1) for side in image_size)

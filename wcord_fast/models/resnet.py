@@ -8,10 +8,12 @@ one linear. Shortcuts that change shape are a 1x1 convolution with batch norm. T
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ops import checks
 from .base import FeatureNet, conv3x3, global_pool, init_convolutions
 
 PLAIN = (16, 16, 32, 64)  # stem and the three stages
@@ -64,8 +66,13 @@ class ResNet(FeatureNet):
         in_channels: int = 3,
     ) -> None:
         super().__init__(num_classes, in_channels)
+        depth = checks.integer("depth", depth, least=1)
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"depth: expected 6n+2 with n at least 1 (8, 14, 20, ...), got {depth}")
+        if not isinstance(widths, Sequence) or len(widths) != len(PLAIN):
+            raise ValueError(f"widths: expected the channels of the stem and of three stages, got {widths!r}")
+        for width in widths:
+            checks.integer("widths", width, least=1)
         blocks = (depth - 2) // 6
         self.conv1 = conv3x3(in_channels, widths[0])
         self.bn1 = nn.BatchNorm2d(widths[0])

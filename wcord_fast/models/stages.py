@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import FeatureNet
+from .forms import tap_names
 from .hooks import call
 from .logits import logits_of
 from .taps import Tapped
@@ -161,7 +162,7 @@ def with_features(network: nn.Module, images: Tensor, features: str | Sequence[s
     outputs, result = module_outputs(network, images)
     width = logits_of(result, type(network).__name__).shape[-1]
     heads = [o.name for o in outputs if isinstance(o.module, nn.Linear) and o.shape == (width,)]
-    taps = (features,) if isinstance(features, str) else tuple(features) or stage_names(outputs)
+    taps = tap_names(features) or stage_names(outputs)
     if not heads and not taps:
         raise ValueError(
             f"features: {type(network).__name__} has no nn.Linear that gives the logits, nor feature maps; name modules"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..ops import checks
 from .base import global_pool
-from .forms import Tap, parse_tap
+from .forms import Tap, parse_tap, tap_names
 from .hooks import After, Before, call
 from .logits import logits_of
 
@@ -56,6 +56,7 @@ class Tapped(nn.Module):
 
     Raises:
         ValueError: no module of that name; the message suggests the nearest, and lists the names at the top.
+        TypeError: `network` is no module, or a name is no str.
     """
 
     def __init__(
@@ -69,21 +70,25 @@ class Tapped(nn.Module):
         if not isinstance(network, nn.Module):
             raise TypeError(f"network: expected a torch.nn.Module, got {type(network).__name__}")
         self.network = network
-        self.taps = (features,) if isinstance(features, str) else tuple(features)
+        self.taps = tap_names(features)
         self.copy = checks.boolean("copy", copy)
+        if penultimate is not None and not isinstance(penultimate, str):
+            raise TypeError(f"penultimate: expected the name of a module or None, got {penultimate!r}")
         modules = dict(network.named_modules())
         if penultimate == "auto":
-            linears = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
+            linears = [name for name, module in modules.items() if name and isinstance(module, nn.Linear)]
             if not linears:
                 raise ValueError(
-                    "penultimate: the network has no nn.Linear; name a module whose input is the vector, or give None"
+                    "penultimate: the network has no nn.Linear inside; name a module whose input is the vector, or None"
                 )
             penultimate = linears[-1]
         self.penultimate = penultimate
         if not self.taps and penultimate is None:
             raise ValueError("features: expected at least one name when penultimate is None")
         self._forms = [parse_tap(text) for text in self.taps]
-        tapped = [("features", form.module) for form in self._forms] + [("penultimate", n) for n in [penultimate] if n]
+        tapped = [("features", form.module) for form in self._forms]
+        if penultimate is not None:
+            tapped.append(("penultimate", penultimate))
         for argument, name in tapped:
             if name not in modules or name == "":
                 raise ValueError(f"{argument}: {_no_such_module(name, modules)}")

@@ -11,6 +11,7 @@ import re
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..ops import checks
 from .base import FeatureNet, global_pool, init_by_fan_out
 
 WIDTHS = (64, 128, 256, 512, 512)
@@ -41,7 +42,7 @@ class VGG(FeatureNet):
     def __init__(self, depth: int, *, num_classes: int = 100, in_channels: int = 3) -> None:
         super().__init__(num_classes, in_channels)
         channels = (in_channels, *WIDTHS)
-        for i, count in enumerate(BLOCKS[depth]):
+        for i, count in enumerate(BLOCKS[checks.choice("depth", depth, BLOCKS)]):
             self.add_module(f"block{i}", _block(channels[i], channels[i + 1], count))
         self.classifier = nn.Linear(WIDTHS[-1], num_classes)
         init_by_fan_out(self)

@@ -86,6 +86,7 @@ class WideResNet(FeatureNet):
         super().__init__(num_classes, in_channels)
         checks.integer("width", width, least=1)
         checks.fraction("dropout", dropout)
+        depth = checks.integer("depth", depth, least=1)
         if depth < 10 or (depth - 4) % 6:
             raise ValueError(f"depth: expected 6n+4 with n at least 1 (10, 16, 22, 28, ...), got {depth}")
         blocks = (depth - 4) // 6

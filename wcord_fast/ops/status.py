@@ -105,7 +105,7 @@ def check(device: torch.device | str | None = None) -> None:
         ValueError: a kernel met a bad value (the message says which kind), or there is no such device.
     """
     try:
-        devices = list(_words | _unreached) if device is None else [_indexed(torch.device(device))]
+        devices = list(_words | _unreached) if device is None else [_present(torch.device(device))]
     except (RuntimeError, TypeError, AssertionError) as e:
         raise ValueError(f"device: expected one of this machine, got {device!r}: {str(e).splitlines()[0]}") from None
     for dev in devices:
@@ -130,6 +130,16 @@ def _first(kept: dict[torch.device, Tensor], device: torch.device, shape: tuple[
     """
     with torch.inference_mode(False):
         return kept.setdefault(device, torch.zeros(shape, dtype=dtype, device=device))
+
+
+def _present(device: torch.device) -> torch.device:
+    """`device` with its index; RuntimeError or AssertionError if this machine has no such device."""
+    device = _indexed(device)
+    if device not in _words and device not in _unreached:
+        count = torch.get_device_module(device).device_count()
+        if (device.index or 0) >= count:
+            raise RuntimeError(f"the number of its {device.type} devices is {count}")
+    return device
 
 
 def _indexed(device: torch.device) -> torch.device:

@@ -30,8 +30,8 @@ class Cost:
 
 
 # (backend, plan, kind of device or instruction set of the CPU) -> cost, measured on one thread. Native: a least squares
-# fit, `python -m bench bank --fit --simd NAME`; avx512 on a Zen 4 (EPYC), avx2 and portable on a Zen 3 (EPYC). The gather
-# of avx2 is 0.85 of its fit, which had put dense first at K / N = 1/3, where every measured step has gather first.
+# fit, `python -m bench bank --fit --simd NAME`; avx512 on a Zen 4 (EPYC), avx2 and portable on a Zen 3 (EPYC). avx2's
+# gather is 0.85 of its fit, which had put dense first at K / N = 1/3, where every measured step has gather first.
 # Reference: one shape, 1.3 us per draw and 45 ns per cell at D = 128.
 COSTS = {
     ("native", "gather", "avx512"): Cost(7.8, 0.037, 0.42),

@@ -16,6 +16,7 @@ from torch import Tensor
 from .. import checks, native_module
 from ..tensors import accumulation_dtype, contiguous
 from . import matrix_native, reference
+from .autograd import refuse_overflow
 from .native_fields import option_fields, pair_fields, problem_fields, result_fields
 from .pairs import Pairs
 from .reference import SolveOptions, SolveResult
@@ -67,6 +68,7 @@ def _by_matrix(x: Tensor, y: Tensor, a: Tensor | None, b: Tensor | None, options
     a, b = reference.masses(a, x), reference.masses(b, y)
     reference.flag_inputs(x, y, a, b, options.cost, options.relaxed)
     costs = reference.cost_matrix(x, y, options.cost).clamp_(min=0)  # a cosine of 1 may be rounded up
+    refuse_overflow(costs.amax(), {"x": x, "y": y}, options)  # which names the features, not the costs
     result = matrix_native.solve(costs, a, b, options)
     none = x.new_empty(0), x.new_empty(0)
     solved = SolveResult(*result[:6], *none, *result[6:])
