@@ -1,5 +1,7 @@
 """Methods by name: their formulas, weights, options and refused inputs."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -163,6 +165,77 @@ def test_plain_ce_has_no_distillation_loss_and_needs_no_teacher(pair):
     assert method.parts(student, None, batch) == {}
 
 
+@pytest.mark.parametrize("name", [n for n in ALL if n != "ce"])
+def test_a_forgotten_teacher_is_refused(name, pair):
+    method = make(name, pair)
+    student, teacher, batch = outputs(pair)
+    method(student, teacher, batch)
+    before = copy.deepcopy(method.state_dict())
+    for call in (method, method.parts):
+        with pytest.raises(ValueError, match=r"^teacher: expected the teacher's outputs, which \w+ needs, got None"):
+            call(student, None, batch)
+    assert all(torch.equal(v, before[k]) for k, v in method.state_dict().items())
+
+
+def test_after_its_stage_ab_needs_a_teacher_for_kd_alone():
+    net = models.create("resnet8", CLASSES, in_channels=1)
+    student, _, batch = outputs((net, net))
+    assert make("ab", (net, net))(student, None, batch).value.item() == 0
+    with pytest.raises(ValueError, match=r"teacher: .*AB needs, got None"):
+        make("ab+kd", (net, net))(student, None, batch)
+
+
+@pytest.mark.parametrize("name", [n for n in ALL if n != "ce"])
+def test_rows_of_another_batch_are_refused(name, pair):
+    method = make(name, pair)
+    student, teacher, batch = outputs(pair)
+    method(student, teacher, batch)  # so that log Z is set
+    one = Outputs([f[:1] for f in teacher.feats], teacher.logits[:1])
+    before = copy.deepcopy(method.state_dict())
+    given = {
+        r"teacher.logits: .* \[6, 5\], got \[1, 5\]": (student, one, batch),
+        r"batch.labels: .* \[6, 5\], got \[1\]": (student, teacher, batch._replace(labels=batch.labels[:1])),
+        r"batch.index: .* \[6, 5\], got \[\]": (student, teacher, batch._replace(index=batch.index[0])),
+    }
+    if method.features_used != 0:
+        given[r"teacher.feats\[\d\]: .*, got \[1, "] = (student, Outputs(one.feats, teacher.logits), batch)
+        given["student.feats: expected .* features?, got 0"] = (student._replace(feats=[]), teacher, batch)
+    if method.features_used is None:
+        given["teacher.feats: expected 5 features, got 4"] = (student, teacher._replace(feats=teacher.feats[1:]), batch)
+    for words, arguments in given.items():
+        for call in (method, method.parts):
+            with pytest.raises(ValueError, match=f"^{words}"):
+                call(*arguments)
+    assert all(torch.equal(v, before[k]) for k, v in method.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["pkt", "rkd", "cc", "crd", "wcord"])
+def test_the_penultimate_features_alone_are_enough(name, pair):
+    method = make(name, pair).eval()
+    student, teacher, batch = outputs(pair)
+    last = [out._replace(feats=out.feats[-1:]) for out in (student, teacher)]
+    assert torch.equal(method(*last, batch).value, method(student, teacher, batch).value)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name, options", [*((n, {}) for n in ALL if n != "ce"), ("wkd_f", {"covariance": "full"})])
+def test_the_loss_is_computed_in_fp32_under_autocast(name, options, dtype, pair):
+    """Only what a method trains is in half precision: the others' values are those of fp32 for the rounded outputs."""
+    method = make(name, pair, **options)
+    plain = copy.deepcopy(method)
+    *networks, batch = outputs(pair)
+    half = [Outputs([f.detach().to(dtype) for f in out.feats], out.logits.detach().to(dtype)) for out in networks]
+    wide = [Outputs([f.float() for f in out.feats], out.logits.float()) for out in half]
+    with torch.autocast("cpu", dtype=dtype):
+        value, terms = method(*half, batch)
+    expected, _ = plain(*wide, batch)
+    assert value.dtype == torch.float32 and {term.dtype for term in terms.values()} == {torch.float32}
+    if distill.parse(name)[0] in ("fitnet", "cc", "vid", "ft", "wkd_f"):
+        torch.testing.assert_close(value, expected, rtol=2e-3, atol=0)
+    else:
+        assert torch.equal(value, expected)
+
+
 def test_k_is_capped_at_a_third_of_the_training_set(pair):
     method = make("crd", pair, num_negatives=None)
     assert method.crd.contrast.sampler.k == N // 3
@@ -192,6 +265,28 @@ def test_bad_method_names_and_options_are_named(name, options, error, words, pai
         if name == 3:
             distill.create(3, student=pair[0], example=torch.randn(2, 1, 8, 8), num_data=N)
         make(name, pair, **options)
+
+
+@pytest.mark.parametrize("name", ["kd", "vid", "crd"])
+@pytest.mark.parametrize(
+    "change, error, words",
+    [
+        ({"seed": "x"}, TypeError, "seed: expected an int, got 'x'"),
+        ({"seed": 1.5}, TypeError, "seed: expected an int, got 1.5"),
+        ({"seed": 2**64}, ValueError, "seed: expected a 64-bit integer"),
+        ({"student": None}, TypeError, "student: expected a torch.nn.Module, got NoneType"),
+        ({"teacher": "t"}, TypeError, "teacher: expected a torch.nn.Module, got str"),
+        (
+            {"student": nn.Linear(3, 3)},
+            TypeError,
+            "student: expected a call that takes return_features=True, which that of Linear does not; models.Tapped",
+        ),
+    ],
+)
+def test_bad_networks_and_seeds_are_named(name, change, error, words, pair):
+    given = {"student": pair[0], "teacher": pair[1], "example": torch.randn(2, 1, 8, 8), "num_data": N} | change
+    with pytest.raises(error, match=f"^{words}"):
+        distill.create(name, **given)
 
 
 def test_unsupported_pairs_are_refused(pair):

@@ -177,6 +177,15 @@ def test_both_forms_of_nst_agree(positions):
     torch.testing.assert_close(loss.value, 50 * nst(m, s, t), rtol=1e-10, atol=1e-12)
 
 
+def test_nst_of_dead_channels_is_finite_in_half_precision():
+    m = method("nst", pair()).float()
+    s, t = ([f.detach().half() for f in features(shapes, 2)] for shapes in (STUDENT, TEACHER))
+    s[1][:, 0] = t[2][:, 1] = 0
+    logits, rows = torch.zeros(B, 5), torch.arange(B)
+    value = m(Outputs(s, logits), Outputs(t, logits), Batch(None, rows % 5, rows)).value
+    assert value.dtype == torch.float32 and math.isfinite(value.item())
+
+
 def test_rkd_in_chunks_equals_rkd(monkeypatch):
     whole = run("rkd", pair())
     monkeypatch.setattr("wcord_fast.distill.rkd.CHUNK_ELEMENTS", 1)

@@ -7,6 +7,7 @@ from scipy.special import softmax
 
 from wcord_fast import distill
 from wcord_fast.distill.dkd import decoupled
+from wcord_fast.distill.labelled import labelled_mean
 
 from .test_distill import make, outputs, pair  # noqa: F401
 
@@ -47,6 +48,30 @@ def test_both_terms_add_up_to_kds_divergence():
     p = t.softmax(1)
     divergence = (p * (p.log() - s.log_softmax(1))).sum()
     torch.testing.assert_close(target + (1 - p[0, 2]) * others, divergence)
+
+
+@pytest.mark.parametrize("name", ["dkd", "wkd"])
+def test_rows_without_a_label_are_left_out(name, pair):  # noqa: F811
+    method = make(name, pair)
+    s, t, batch = outputs(pair)
+    known = torch.tensor([0, 2, 3])
+    labels = torch.full_like(batch.labels, -100).index_copy_(0, known, batch.labels[known])
+    value, terms = method(s, t, batch._replace(labels=labels))
+    rows = distill.Batch(batch.images[known], batch.labels[known], batch.index[known])
+    part = [distill.Outputs([f[known] for f in out.feats], out.logits[known]) for out in (s, t)]
+    expected = method(*part, rows)
+    torch.testing.assert_close((value, terms), (expected.value, expected.terms), rtol=1e-6, atol=0)
+    grads = [torch.autograd.grad(v, s.logits, retain_graph=True)[0] for v in (value, expected.value)]
+    torch.testing.assert_close(*grads)
+    assert not grads[0][[1, 4, 5]].any()
+    none = method(s, t, batch._replace(labels=torch.full_like(labels, -100))).value
+    assert none.item() == 0 and not torch.autograd.grad(none, s.logits)[0].any()
+
+
+def test_the_mean_over_labelled_rows_is_the_mean_where_all_are():
+    values = torch.randn(1001, generator=torch.Generator().manual_seed(0))
+    for size in range(1, 1002, 50):
+        assert torch.equal(labelled_mean(values[:size], torch.zeros(size, dtype=torch.int64)), values[:size].mean())
 
 
 def test_weight_grows_over_its_ramp(pair):  # noqa: F811

@@ -246,6 +246,39 @@ def test_unusable_arguments_are_named(change, error, words):
         fitted(**change)
 
 
+@pytest.mark.parametrize(
+    "change, error, words",
+    [
+        ({"method": "wcrd"}, ValueError, "method: .*did you mean 'wcord'"),
+        ({"method_options": {"lambda_gkct": 1}}, TypeError, "did you mean 'lambda_gckt'"),
+        ({"method_options": 5}, TypeError, "method_options: expected WCoRDOptions or a mapping of its fields, got 5"),
+        ({"method_options": []}, TypeError, r"method_options: expected .*, got \[\]"),
+        ({"method_options": distill.METHODS["crd"].options()}, TypeError, "method_options: expected WCoRDOptions"),
+        ({"output_dir": 5}, ValueError, "output_dir: expected the name of a file or a folder, got 5"),
+        ({"log_every": 0}, ValueError, "log_every: expected an int of at least 1"),
+        ({"loggers": ["cvs"]}, ValueError, "loggers: .*did you mean 'csv'"),
+        *(
+            ({name: "no"}, TypeError, f"{name}: expected True or False, got 'no'")
+            for name in ("log_grad_norms", "tensorboard", "quiet", "restart", "extend", "channels_last", "compile")
+        ),
+    ],
+)
+def test_bad_options_are_refused_before_anything_changes(change, error, words):
+    student, teacher = network(4), network(8, 1)
+    generator = torch.get_rng_state()
+    with pytest.raises(error, match=words):
+        fitted(student=student, teacher=teacher, **change)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert student.training and teacher.training and all(p.requires_grad for p in teacher.parameters())
+
+
+def test_a_pair_that_the_method_cannot_serve_leaves_the_teacher_as_it_is():
+    teacher = network(8, 1)
+    with pytest.raises(distill.CannotServe, match="layer: expected a feature that both networks have"):
+        fitted("fitnet", teacher=teacher, method_options={"layer": 9})
+    assert teacher.training and all(p.requires_grad for p in teacher.parameters())
+
+
 def test_labels_beyond_the_students_classes_are_named():
     rows = TensorDataset(tensors().tensors[0], torch.full((TRAIN,), CLASSES))
     with pytest.raises(ValueError, match="labels: expected below 4, the student's classes, got 4"):
@@ -281,9 +314,13 @@ def test_labels_that_are_no_classes_are_named_as_they_are_read(labels, error, wo
         fitted("ce", test_loader=DataLoader(pairs, batch_size=16))
 
 
-def test_labels_that_the_cross_entropy_leaves_out_are_taken():
-    labels = [0, -100] * (TRAIN // 2) + [0] * (TRAIN % 2)
-    assert fitted("ce", epochs=1, batches=DataLoader(data.Indexed(Pairs(labels)), batch_size=16)).history
+@pytest.mark.parametrize("method", ["ce", "kd", "dkd", "wkd", "crd", "wcord"])
+def test_labels_that_the_cross_entropy_leaves_out_are_taken(method):
+    images, labels = tensors().tensors
+    rows = TensorDataset(images, labels.index_fill(0, torch.arange(0, TRAIN, 2), -100))
+    assert fitted(method, epochs=1, batches=DataLoader(data.Indexed(rows), batch_size=16)).history
+    if method == "ce":
+        assert fitted("ce", epochs=1, batches=DataLoader(data.Indexed(Pairs(rows.tensors[1])), batch_size=16)).history
 
 
 def test_the_options_of_fit_are_its_keywords():

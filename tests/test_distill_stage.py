@@ -80,7 +80,7 @@ def test_ft_equals_the_published_formula():
         mine = leaky(x)
     maps = [f.pow(2).mean(1).reshape(B, -1) for f in pooled(mine, factor)]
     a, b = (f / f.norm(dim=1, keepdim=True) for f in maps)
-    ours = m.distance(s, t)
+    ours = m.distance(*m.compared(s, t))
     torch.testing.assert_close(ours, (a - b).abs().mean(), rtol=1e-10, atol=0)
     ours.backward()
     assert all(p.grad is None for p in m.paraphraser.parameters())  # frozen after its stage

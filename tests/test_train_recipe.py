@@ -63,6 +63,12 @@ def test_optimisers_by_name_and_by_dotted_path():
         ({"label_smoothing": 1}, ValueError, r"label_smoothing: expected a number in \[0, 1\)"),
         ({"ema": 1.0}, ValueError, r"ema: expected a number in \[0, 1\)"),
         ({"mixup": math.nan}, ValueError, "mixup"),
+        *(
+            ({name: "no"}, TypeError, f"{name}: expected True or False, got 'no'")
+            for name in ("channels_last", "compile", "cuda_graph", "gradient_checkpointing")
+        ),
+        ({"compile": 1}, TypeError, "compile: expected True or False, got 1"),
+        ({"precision": "fp16"}, ValueError, "precision: expected one of 'fp32', 'bf16', got 'fp16'"),
         ({"cuda_graph": True, "cutmix": 1.0}, ValueError, "cuda_graph: a replay repeats its draws"),
     ],
 )

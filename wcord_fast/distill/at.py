@@ -32,14 +32,17 @@ class AT(WeightedTerm):
     """weight * sum over stages of the mean squared difference of normalised attention maps."""
 
     term = "attention"
+    features_used = None
 
     def __init__(self, pair: Pair, options: ATOptions) -> None:
         super().__init__(pair, options)
         require_same_aspect("at", stage_maps("at", pair))
 
+    def compared(self, student: list[Tensor], teacher: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        return student[1:-1], teacher[1:-1]
+
     def distance(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-        stages = zip(student[1:-1], teacher[1:-1], strict=True)
-        pairs = (same_size(s, t) for s, t in stages)
+        pairs = (same_size(s, t) for s, t in zip(student, teacher, strict=True))
         return torch.stack([F.mse_loss(attention(s), attention(t)) for s, t in pairs]).sum()
 
 

@@ -108,11 +108,13 @@ class Method(nn.Module):
     stage: Stage | None = None  # set by a method that pre-trains something before the student's own training
     fills_banks = False  # True: `fill_banks` gets every training image before training, then `banks_filled` is called
     scheduled = False  # True: `at_step` is called before every training batch
+    features_used: int | None = 0  # how many of the last features `own_loss` takes; None: each by its place in all
 
     def __init__(self, pair: Pair, options: Options) -> None:
         super().__init__()
         self.options = options
         self.kd = KDLoss(options.kd_temperature)
+        self._num_features = {"student": len(pair.student_shapes), "teacher": len(pair.teacher_shapes)}
         if self.compares and not pair.teacher_shapes:
             raise ValueError("teacher: this method compares the student with a teacher, got None")
         if options.kd_weight:
@@ -140,7 +142,11 @@ class Method(nn.Module):
             student: the student's outputs, with gradient.
             teacher: the frozen teacher's outputs; None only if `needs_teacher` is False.
             batch: the images, labels and training-set indices.
+        Raises:
+            ValueError: the teacher's outputs, or features that the method uses, are missing; outputs, labels and
+                indices are not equally many.
         """
+        self._require_one_batch(student, teacher, batch)
         value = student.logits.new_zeros((), dtype=torch.float32)
         terms: dict[str, Tensor] = {}
         if teacher is None:
@@ -155,6 +161,7 @@ class Method(nn.Module):
 
     def parts(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """The weighted terms by name, each differentiable, for `--log-grad-norms`. No state changes."""
+        self._require_one_batch(student, teacher, batch)
         if teacher is None:
             return {}
         with eval_mode(self):
@@ -162,6 +169,26 @@ class Method(nn.Module):
         if self.options.kd_weight:
             terms["kd"] = self.options.kd_weight * self.kd(student.logits, teacher.logits)
         return terms
+
+    def _require_one_batch(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> None:
+        """ValueError unless all that is needed is there, with one row per image. Values are not read."""
+        if not self.needs_teacher:
+            return
+        if teacher is None:
+            raise ValueError(f"teacher: expected the teacher's outputs, which {type(self).__name__} needs, got None")
+        rows = {"teacher.logits": teacher.logits, "batch.labels": batch.labels, "batch.index": batch.index}
+        for side, feats in (("student", student.feats), ("teacher", teacher.feats)):
+            wanted = self._num_features[side] if self.features_used is None else self.features_used
+            if len(feats) < wanted or (self.features_used is None and len(feats) > wanted):
+                least = "" if self.features_used is None else "at least "
+                raise ValueError(f"{side}.feats: expected {least}{wanted} features, got {len(feats)}")
+            first = len(feats) - wanted
+            rows |= {f"{side}.feats[{i}]": feature for i, feature in enumerate(feats[first:], first)}
+        size = student.logits.shape[:1]
+        for name, values in rows.items():
+            if isinstance(values, Tensor) and values.shape[:1] != size:
+                shapes = f"{list(student.logits.shape)}, got {list(values.shape)}"
+                raise ValueError(f"{name}: expected one row per image, as in student.logits {shapes}")
 
     def fill_banks(self, student: Outputs, teacher: Outputs, index: Tensor) -> None:
         """Fill the bank rows `index` from the outputs of both networks. They and the method are in eval mode."""

@@ -34,12 +34,16 @@ class CC(WeightedTerm):
     """weight * mean of products of neighbouring absolute differences; 0 for a batch of one image."""
 
     term = "correlation"
+    features_used = 1
 
     def __init__(self, pair: Pair, options: CCOptions) -> None:
         super().__init__(pair, options)
         self.embed_s = nn.Linear(pair.student_width, options.feat_dim)
         self.embed_t = nn.Linear(pair.teacher_width, options.feat_dim)
 
+    def compared(self, student: list[Tensor], teacher: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        return [self.embed_s(student[-1])], [self.embed_t(teacher[-1])]
+
     def distance(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-        delta = (self.embed_s(student[-1]) - self.embed_t(teacher[-1])).abs()  # [B, D]
+        delta = (student[0] - teacher[0]).abs()  # [B, D]
         return (delta[:-1] * delta[1:]).sum() / max(1, len(delta) - 1)

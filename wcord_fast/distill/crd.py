@@ -48,6 +48,7 @@ class CRDOptions(ContrastOptions, Options):
 class CRD(Method):
     """CE + weight * CRD on the penultimate features."""
 
+    features_used = 1
     _factor: Tensor | None
 
     def __init__(self, pair: Pair, options: CRDOptions) -> None:

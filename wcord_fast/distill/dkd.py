@@ -16,6 +16,7 @@ from torch import Tensor
 from ..nn.options import option
 from ..ops import checks
 from .base import Batch, Loss, Method, Options, Outputs, Pair, require_one_label_set
+from .labelled import labelled_mean
 from .schedule import ramp_factor, ramp_steps
 
 
@@ -67,15 +68,18 @@ class DKD(Method):
 
 
 def decoupled(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Batch means (T^2 TCKD, T^2 NCKD) for logits [B, C] and labels [B], in fp32, or fp64 for fp64 logits."""
+    """Batch means (T^2 TCKD, T^2 NCKD) for logits [B, C] and labels [B], in fp32, or fp64 for fp64 logits.
+
+    Rows with a label below 0 are left out.
+    """
     dtype = torch.promote_types(student.dtype, torch.float32)
     s, t = student.to(dtype) / temperature, teacher.to(dtype) / temperature
-    is_target = torch.nn.functional.one_hot(labels, s.shape[1]).bool()
+    is_target = torch.nn.functional.one_hot(labels.clamp_min(0), s.shape[1]).bool()
     log_s, log_t = (torch.stack(_target_and_others(x, is_target)) for x in (s, t))  # [2, B]
-    target = (log_t.exp() * (log_t - log_s)).sum(0).mean()
+    target = labelled_mean((log_t.exp() * (log_t - log_s)).sum(0), labels)
     excluded = torch.finfo(dtype).min / 4  # finite, so that 0 times a difference is 0
     others_s, others_t = (x.masked_fill(is_target, excluded).log_softmax(1) for x in (s, t))
-    others = (others_t.exp() * (others_t - others_s)).sum(1).mean()
+    others = labelled_mean((others_t.exp() * (others_t - others_s)).sum(1), labels)
     return temperature**2 * target, temperature**2 * others
 
 

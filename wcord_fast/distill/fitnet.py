@@ -37,6 +37,7 @@ class FitNet(WeightedTerm):
     """weight * mean squared error between the regressed student map and the teacher's."""
 
     term = "hint"
+    features_used = None
 
     def __init__(self, pair: Pair, options: FitNetOptions) -> None:
         super().__init__(pair, options)
@@ -51,5 +52,8 @@ class FitNet(WeightedTerm):
         except ValueError as error:
             raise ValueError(f"fitnet: {error}") from None
 
+    def compared(self, student: list[Tensor], teacher: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        return [self.regressor(student[self.layer])], [teacher[self.layer]]
+
     def distance(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-        return F.mse_loss(self.regressor(student[self.layer]), teacher[self.layer])
+        return F.mse_loss(student[0], teacher[0])

@@ -55,6 +55,7 @@ class FT(WeightedTerm):
     """A stage for the paraphraser, then weight * mean | factor_s - factor_t |."""
 
     term = "factor"
+    features_used = 2
 
     def __init__(self, pair: Pair, options: FTOptions) -> None:
         super().__init__(pair, options)
@@ -75,9 +76,11 @@ class FT(WeightedTerm):
         """The loss of the stage: mean squared error of the paraphraser's reconstruction."""
         return F.mse_loss(self.paraphraser(teacher[-2]), teacher[-2])
 
+    def compared(self, student: list[Tensor], teacher: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        return [self.translator(student[-2])], [self.paraphraser.encoder(teacher[-2]).detach()]
+
     def distance(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-        target = self.paraphraser.encoder(teacher[-2]).detach()
-        s, t = same_size(self.translator(student[-2]), target)
+        s, t = same_size(student[0], teacher[0])
         return (attention(s) - attention(t)).abs().mean()
 
 

@@ -36,14 +36,17 @@ class NST(WeightedTerm):
     """weight * sum over stages of the discrepancy."""
 
     term = "selectivity"
+    features_used = None
 
     def __init__(self, pair: Pair, options: NSTOptions) -> None:
         super().__init__(pair, options)
         require_same_aspect("nst", stage_maps("nst", pair))
 
+    def compared(self, student: list[Tensor], teacher: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        return student[1:-1], teacher[1:-1]
+
     def distance(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-        stages = zip(student[1:-1], teacher[1:-1], strict=True)
-        return torch.stack([discrepancy(*same_size(s, t)) for s, t in stages]).sum()
+        return torch.stack([discrepancy(*same_size(s, t)) for s, t in zip(student, teacher, strict=True)]).sum()
 
 
 def discrepancy(s: Tensor, t: Tensor) -> Tensor:

@@ -31,10 +31,14 @@ class PKT(WeightedTerm):
     """weight * mean of p_t log(p_t / p_s)."""
 
     term = "transfer"
+    features_used = 1
 
     def __init__(self, pair: Pair, options: PKTOptions) -> None:
         super().__init__(pair, options)
         _ = pair.student_width, pair.teacher_width  # both must end with a vector
+
+    def compared(self, student: list[Tensor], teacher: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        return student[-1:], teacher[-1:]
 
     def distance(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
         p_s, p_t = neighbourhood(student[-1]), neighbourhood(teacher[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from ..dotted import resolve
 from ..models.logits import class_logits_of
+from ..nn.sampler import seed_bits
 from ..ops import checks
 from .ab import AB, ABOptions
 from .at import AT, ATOptions
@@ -189,19 +191,26 @@ def options_for(name: str, section: Options | None = None) -> Options:
     return replace(options, kd_weight=1.0) if plus and options.kd_weight == 0 else options
 
 
-def options_from(name: str, given: Options | Mapping[str, Any] | None) -> Options:
+def options_from(name: str, given: Options | Mapping[str, Any] | None, argument: str = "options") -> Options:
     """The options of the method `name`, from its options record or some fields of one.
 
+    Args:
+        name: the method's name.
+        given: the record or the fields; None: all options have their defaults.
+        argument: the name of `given` in messages.
     Raises:
         ValueError: an unknown name, or a bad value.
-        TypeError: an option that the method does not have (the nearest is suggested); another method's record.
+        TypeError: an option that the method does not have (the nearest is suggested); another method's record; neither
+            a record nor a mapping.
     """
     base, _ = parse(name)
     record = METHODS[base].options
     if isinstance(given, Options):
         if not isinstance(given, record):
-            raise TypeError(f"options: expected {record.__name__} for {name!r}, got {type(given).__name__}")
+            raise TypeError(f"{argument}: expected {record.__name__} for {name!r}, got {type(given).__name__}")
         return options_for(name, given)
+    if given is not None and not isinstance(given, Mapping):
+        raise TypeError(f"{argument}: expected {record.__name__} or a mapping of its fields, got {given!r}")
     checks.known_names(f"method {base!r}", given or {}, [f.name for f in fields(record)])
     return options_for(name, record(**(given or {})))
 
@@ -269,6 +278,8 @@ def pair_of(
 ) -> Pair:
     """The `Pair` of these networks, from one forward of `example` [B, C, H, W] through each."""
     num_data = checks.integer("num_data", num_data, least=1)
+    if seed is not None:  # None: the banks' modules draw one
+        seed_bits(seed)
     known_labels = None if labels is None else _label_tensor(labels, num_data)
     s = probe(student, example, "student")
     t = None if teacher is None else probe(teacher, example, "teacher")
@@ -287,9 +298,18 @@ def probe(network: nn.Module, images: Tensor, name: str = "network") -> Outputs:
     """A network's outputs in eval mode, without gradient; every module's mode is restored.
 
     Raises:
-        TypeError, ValueError: it does not return (features, logits [B, classes]), all tensors; `name` is in the
-            message.
+        TypeError, ValueError: no module that takes `return_features`, or it does not return (features, logits
+            [B, classes]), all tensors; `name` is in the message.
     """
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"{name}: expected a torch.nn.Module, got {type(network).__name__}")
+    try:
+        inspect.signature(network.forward).bind(images, return_features=True)
+    except (TypeError, ValueError):  # ValueError: a traced module has no signature
+        raise TypeError(
+            f"{name}: expected a call that takes return_features=True, which that of {type(network).__name__} does "
+            "not; models.Tapped(network, features=...) makes any network do so"
+        ) from None
     with eval_mode(network), torch.no_grad():
         output = network(images, return_features=True)
     if not isinstance(output, tuple) or len(output) != 2 or not isinstance(output[0], (list, tuple)):

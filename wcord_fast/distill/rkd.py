@@ -44,14 +44,18 @@ class RKD(WeightedTerm):
     """weight * (distance_weight * distances + angle_weight * angles)."""
 
     term = "relation"
+    features_used = 1
 
     def __init__(self, pair: Pair, options: RKDOptions) -> None:
         super().__init__(pair, options)
         _ = pair.student_width, pair.teacher_width  # both must end with a vector
         self.weights = (options.distance_weight, options.angle_weight)
 
+    def compared(self, student: list[Tensor], teacher: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        return student[-1:], teacher[-1:]
+
     def distance(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-        s, t = (f[-1].float() if f[-1].dtype.itemsize < 4 else f[-1] for f in (student, teacher))
+        s, t = student[-1], teacher[-1]
         distances = F.smooth_l1_loss(relative_distances(s), relative_distances(t))
         angles: Tensor = _AngleLoss.apply(s, t, graph_handle(s))  # type: ignore[no-untyped-call]
         return self.weights[0] * distances + self.weights[1] * angles

@@ -29,14 +29,18 @@ class SP(WeightedTerm):
     """weight * || rownorm(F_s F_s') - rownorm(F_t F_t') ||^2 / B^2."""
 
     term = "similarity"
+    features_used = 2
 
     def __init__(self, pair: Pair, options: SPOptions) -> None:
         super().__init__(pair, options)
         if min(len(pair.student_shapes), len(pair.teacher_shapes)) < 2:
             raise ValueError("sp: compares the features before the last, but one of the networks has only one feature")
 
+    def compared(self, student: list[Tensor], teacher: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        return student[-2:-1], teacher[-2:-1]
+
     def distance(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-        return F.mse_loss(similarity(student[-2]), similarity(teacher[-2]))
+        return F.mse_loss(similarity(student[0]), similarity(teacher[0]))
 
 
 def similarity(f: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class VIDOptions(WeightedOptions):
 
 
 class Likelihood(nn.Module):
-    """Mean negative log-likelihood (without its constant) of the teacher's map given the student's."""
+    """Mean negative log-likelihood (without its constant) of the teacher's map, given the mean from the student's."""
 
     def __init__(self, student_channels: int, teacher_channels: int, variance: float, epsilon: float) -> None:
         super().__init__()
@@ -57,16 +57,16 @@ class Likelihood(nn.Module):
         raw = start + math.log(-math.expm1(-start))  # softplus(raw) = start; log(expm1(start)) overflows from 710 on
         self.log_scale = nn.Parameter(torch.full((teacher_channels,), raw))
 
-    def forward(self, s: Tensor, t: Tensor) -> Tensor:
-        s, t = same_size(s, t)
+    def forward(self, mean: Tensor, t: Tensor) -> Tensor:
         variance = (F.softplus(self.log_scale) + self.epsilon)[None, :, None, None]
-        return 0.5 * ((self.regressor(s) - t).square() / variance + variance.log()).mean()
+        return 0.5 * ((mean - t).square() / variance + variance.log()).mean()
 
 
 class VID(WeightedTerm):
     """weight * sum over stages of the negative log-likelihood."""
 
     term = "likelihood"
+    features_used = None
 
     def __init__(self, pair: Pair, options: VIDOptions) -> None:
         super().__init__(pair, options)
@@ -76,6 +76,12 @@ class VID(WeightedTerm):
             Likelihood(s[0], t[0], options.initial_variance, options.epsilon) for s, t in stages
         )
 
+    def compared(self, student: list[Tensor], teacher: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        pairs = [same_size(s, t) for s, t in zip(student[1:-1], teacher[1:-1], strict=True)]
+        stages = zip(self.stages, pairs, strict=True)
+        means: list[Tensor] = [stage.regressor(s) for stage, (s, _) in stages]  # type: ignore[operator]
+        return means, [t for _, t in pairs]
+
     def distance(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
-        stages = zip(self.stages, student[1:-1], teacher[1:-1], strict=True)
-        return torch.stack([stage(s, t) for stage, s, t in stages]).sum()
+        stages = zip(self.stages, student, teacher, strict=True)
+        return torch.stack([stage(mean, t) for stage, mean, t in stages]).sum()

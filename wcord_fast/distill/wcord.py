@@ -71,6 +71,8 @@ class WCoRDOptions(Presets, WCoRDLossOptions, Options):
 class WCoRD(Method):
     """CE - lambda_gckt * GCKT + lambda_lckt * LCKT on the penultimate features."""
 
+    features_used = 1
+
     def __init__(self, pair: Pair, options: WCoRDOptions) -> None:
         super().__init__(pair, options)
         if options.lckt_features == "raw" and pair.student_width != pair.teacher_width:

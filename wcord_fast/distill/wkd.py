@@ -33,6 +33,7 @@ from ..nn.options import option
 from ..ops import checks
 from .base import Batch, Loss, Method, Options, Outputs, Pair, require_one_label_set
 from .class_cost import cka_distance, read_distance, slots_of
+from .labelled import labelled_mean
 from .schedule import CosineDecay
 
 
@@ -147,9 +148,13 @@ class WKD(Method):
 
 
 def target_term(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-    """Batch mean of -softmax(teacher)_y log softmax(student)_y for logits [B, C] and labels y [B]."""
-    log_s, log_t = (z.to(_compute_dtype(z)).log_softmax(1).gather(1, labels[:, None]) for z in (student, teacher))
-    return -(log_t.exp() * log_s).mean()
+    """Batch mean of -softmax(teacher)_y log softmax(student)_y for logits [B, C] and labels y [B].
+
+    Rows with a label below 0 are left out.
+    """
+    own = labels.clamp_min(0)[:, None]
+    log_s, log_t = (z.to(_compute_dtype(z)).log_softmax(1).gather(1, own)[:, 0] for z in (student, teacher))
+    return -labelled_mean(log_t.exp() * log_s, labels)
 
 
 def class_transport(
@@ -158,10 +163,10 @@ def class_transport(
     """Batch mean of min <P, C> + eps sum P log P between the softmaxes of the logits [B, C] without the labels [B].
 
     The constant 2 eps H(p), with p's entropy H(p), is added, so that the value is not negative at q = p. It is computed
-    in fp32, or fp64 for fp64 logits. The gradient is that of the minimum.
+    in fp32, or fp64 for fp64 logits. The gradient is that of the minimum. Rows with a label below 0 are left out.
     """
     dtype = _compute_dtype(student)
-    is_target = nnf.one_hot(labels, student.shape[1]).bool()
+    is_target = nnf.one_hot(labels.clamp_min(0), student.shape[1]).bool()
     log_s, log_t = (
         (z.to(dtype) / temperature).masked_fill(is_target, -torch.inf).log_softmax(1) for z in (student, teacher)
     )
@@ -169,7 +174,7 @@ def class_transport(
     transport = F.ot_cost_from_matrix(cost.to(dtype), p, q, eps=eps, iters=iters, value="dual")
     # "dual" is <P, C> + eps KL(P || p q), and sum P log P = KL(P || p q) + sum p log p + sum q log q.
     log_s, log_t = (log.masked_fill(is_target, 0) for log in (log_s, log_t))
-    return (transport + eps * ((q * log_s).sum(1) - (p * log_t).sum(1))).mean()
+    return labelled_mean(transport + eps * ((q * log_s).sum(1) - (p * log_t).sum(1)), labels)
 
 
 def _compute_dtype(logits: Tensor) -> torch.dtype:

@@ -78,6 +78,7 @@ class WKDF(WeightedTerm):
             self.regressor = ConvRegressor(*shapes)
         except ValueError as error:
             raise ValueError(f"wkd_f: {error}") from None
+        self.features_used = options.layer
         self.decay = CosineDecay(options.decay)
         self.scheduled = options.decay < 1
 
@@ -88,12 +89,15 @@ class WKDF(WeightedTerm):
         value, terms = super().own_loss(student, teacher, batch)
         return Loss(self.decay.factor * value, terms)
 
+    def compared(self, student: list[Tensor], teacher: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        layer = self.options.layer
+        return [self.regressor(student[-layer])], [teacher[-layer]]
+
     def distance(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
         options = self.options
-        s, t = self.regressor(student[-options.layer]), teacher[-options.layer]
-        dtype = torch.promote_types(s.dtype, torch.float32)
+        (s,), (t,) = student, teacher
         measure = diagonal_distance if options.covariance == "diagonal" else full_distance
-        pairs = zip(cells(s.to(dtype), options.grid), cells(t.to(dtype), options.grid), strict=True)
+        pairs = zip(cells(s, options.grid), cells(t.to(s.dtype), options.grid), strict=True)
         return torch.stack([measure(a, b, options.mean_ratio).mean() for a, b in pairs]).mean()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -144,6 +145,16 @@ def fit(
     for name, network in (("student", student), ("teacher", teacher)):
         if not isinstance(network, nn.Module) and (network is not None or name == "student"):
             raise TypeError(f"{name}: expected a torch.nn.Module, got {type(network).__name__}")
+    method_record = distill.options_from(method, method_options, "method_options")
+    base, plus = distill.parse(method)
+    name = base + distill.PLUS_KD * plus
+    directory = None if output_dir is None else _folder(output_dir)
+    checks.integer("log_every", log_every, least=1)
+    switches = {"log_grad_norms": log_grad_norms, "tensorboard": tensorboard}
+    switches |= {"quiet": quiet, "restart": restart, "extend": extend}
+    for switch, value in switches.items():
+        checks.boolean(switch, value)
+    logger_names = [logger for logger in spelled(loggers) if logger != "tensorboard" or tensorboard]
     target = next(student.parameters(), torch.zeros(0)).device if device is None else _device(device)
     options.require_runnable(target, ranks().world)
     train = TrainLoader(loader, target, options.seed)
@@ -154,23 +165,21 @@ def fit(
     frozen = None
     if teacher is not None:
         frozen = _prepared("teacher", teacher, images, teacher_features, options.channels_last)
-        frozen.eval().requires_grad_(False)
     pair = distill.pair_of(tapped, frozen, images[:2], num_data=train.images, labels=train.labels, seed=options.seed)
     _require_classes(train.labels, pair.classes)
     train.classes = pair.classes
     if test is not None:
         test.classes = pair.classes
-    method_record = distill.options_from(method, method_options)
-    base, plus = distill.parse(method)
-    name = base + distill.PLUS_KD * plus
     checkpoint.seed_everything(options.seed)
     method_module = distill.build(name, pair, method_record).to(target)
     checkpoint.seed_everything(options.seed)  # so that training does not depend on how many numbers the method drew
+    if frozen is not None:
+        frozen.eval().requires_grad_(False)
     if not log.hasHandlers() or any(getattr(handler, "stream", None) is sys.stdout for handler in log.handlers):
         to_screen(quiet)  # else the caller has chosen where logs go
     run = Run(
         name=name,
-        directory=None if output_dir is None else Path(output_dir).expanduser(),
+        directory=directory,
         spec=_spec(train, tapped, frozen, name, method_record, options),
         student=tapped,
         method=method_module,
@@ -179,7 +188,7 @@ def fit(
         test=test,
         log_every=log_every,
         log_grad_norms=log_grad_norms,
-        loggers=[name for name in spelled(loggers) if name != "tensorboard" or tensorboard],
+        loggers=logger_names,
         quiet=quiet,
         restart=restart,
         extend=extend,
@@ -187,6 +196,11 @@ def fit(
     history = fit_run(run)
     student.train(mode)
     return Fitted(student, method_module, history, run.directory)
+
+
+def _folder(value: str | Path) -> Path:
+    """`value` as the path of a folder."""
+    return Path(checks.path("output_dir", os.fspath(value) if isinstance(value, os.PathLike) else value))
 
 
 def _device(value: torch.device | str) -> torch.device:

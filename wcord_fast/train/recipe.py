@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..distill.base import check_ranges, described
-from ..nn.options import option
+from ..nn.options import check_fields, option
 from ..ops import checks
 
 
@@ -69,6 +69,7 @@ class Recipe:
     gradient_checkpointing: bool = option(False, later=True)
 
     def __post_init__(self) -> None:
+        check_fields(self)  # words and switches
         for name in ("epochs", "accumulate"):
             checks.integer(name, getattr(self, name), least=1)
         if checks.integer("seed", self.seed, least=0) >= 2**63:
@@ -79,9 +80,7 @@ class Recipe:
         checks.fraction("momentum", self.momentum)
         checks.non_negative("weight_decay", self.weight_decay)
         checks.positive("lr_decay", self.lr_decay)
-        checks.choice("precision", self.precision, ("fp32", "bf16"))
         optimizer_class(self.optimizer)
-        checks.choice("schedule", self.schedule, ("steps", "cosine"))
         for name in ("warmup", "mixup", "cutmix"):
             checks.non_negative(name, getattr(self, name))
         for name in ("label_smoothing", "ema"):
