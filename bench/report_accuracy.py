@@ -98,7 +98,11 @@ def summary_table(*settings: list[Row]) -> str:
     for runs in columns:
         one = first(runs)
         heads.append(f"{one['student']} of a {one['teacher']} ({one['teacher_accuracy']:.1f} %), {budget(runs)}")
-    return table(["test accuracy, %", *heads], lines)
+    note = (
+        f"Means over the seeds [95 % intervals, from {LEAST_SEEDS} seeds on]. "
+        f"{where(row for rows in settings for row in rows)}. `python -m bench accuracy`."
+    )
+    return table(["test accuracy, %", *heads], lines) + f"\n{note}\n"
 
 
 def accuracy_line(rows: list[Row]) -> str:
