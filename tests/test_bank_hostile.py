@@ -213,3 +213,13 @@ def test_rows_are_named_as_the_caller_counts_them():
         F.bank_nce(anchor, torch.randn(5, 2), log_z=0.0, **arguments)
     with pytest.raises(ValueError, match=r"^log_z: expected a number that is finite, or NaN, got inf"):
         F.bank_nce(torch.randn(2, 2), torch.randn(5, 2), log_z=torch.tensor(math.inf), **arguments)
+
+
+def test_a_queue_is_scored_in_a_compiled_function_without_a_break():
+    queue, anchor = FeatureQueue(20, 8), torch.randn(2, 8)
+    queue.push_(torch.randn(20, 8))
+    index, negatives = torch.tensor([0, 1]), torch.zeros(2, 3, dtype=torch.int64)
+    compiled = torch.compile(
+        lambda x: F.bank_infonce(x, queue, index, negatives=negatives), backend="eager", fullgraph=True
+    )
+    torch.testing.assert_close(compiled(anchor), F.bank_infonce(anchor, queue, index, negatives=negatives))

@@ -194,7 +194,7 @@ def bank_inputs(anchor, bank, index, negatives, anchor_offset, plan, backend) ->
     checks.choice("backend", backend, ("auto", *BACKENDS))
     checks.tensor("anchor", anchor, shape=("B", "D"))
     matrix = _bank_rows(bank)
-    pushed = getattr(bank, "pushed", None)  # of a queue
+    pushed = None if torch.compiler.is_compiling() else getattr(bank, "pushed", None)  # of a queue
     if pushed is not None and pushed.device.type == "cpu" and pushed < bank.size:
         raise ValueError(
             f"bank: expected a full queue, got one with {int(pushed)} of {bank.size} rows pushed, the rest zeros; "
