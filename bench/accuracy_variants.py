@@ -74,6 +74,10 @@ def _all() -> Variants:
     }
 
 
-VARIANTS: Variants = _all()
+PAPER = ["--wcord.preset", "paper"]  # what a variant names is beside the published options
+VARIANTS: Variants = {
+    name: (method, [*PAPER, *options] if method.removesuffix("+kd") in ("wcord", "gckt", "lckt") else options)
+    for name, (method, options) in _all().items()
+}
 TUNED = "WCoRD only, weight 10"  # the driver's preset "tuned"
 PUBLISHED = [*list(VARIANTS)[:11], "WCoRD+KD"]  # the paper's, and the forms of its critics

@@ -10,7 +10,7 @@ from bench.report_tables import Row, latest, table, where
 from wcord_fast.train.estimates import LEAST_SEEDS, Estimate, difference_text, estimate, mean_text, paired
 
 Runs = dict[str, dict[int, Row]]  # variant -> seed -> row
-SETTING = ("teacher", "teacher_accuracy", "student", "images", "epochs", "precision")
+SETTING = ("data", "teacher", "teacher_accuracy", "student", "images", "epochs", "precision")
 REFERENCES = ("plain", "KD", "CRD", "GCKT nce_sn", "WCoRD")
 SUMMARY = {"plain": "plain", "KD": "KD", "CRD": "CRD", "WCoRD": "WCoRD, `paper`", TUNED: "WCoRD, `tuned`"}
 
@@ -87,13 +87,15 @@ def differences_table(rows: list[Row]) -> str:
 
 
 def summary_table(*settings: list[Row]) -> str:
-    """The accuracies of a few methods, a column for each file of rows, and the tuned preset minus KD."""
+    """The accuracies of a few methods, a column for each file of rows, and preset "tuned" minus KD and minus "paper"."""
     columns = [newest(rows) for rows in settings]
     lines = [
         [name, *(accuracy_text(runs[variant]) if variant in runs else "-" for runs in columns)]
         for variant, name in SUMMARY.items()
     ]
-    lines.append(["`tuned` minus KD", *(difference_text(difference(runs, TUNED, "KD")) for runs in columns)])
+    for reference, name in {"KD": "KD", "WCoRD": "`paper`"}.items():
+        gains = (difference_text(difference(runs, TUNED, reference)) if reference in runs else "-" for runs in columns)
+        lines.append([f"`tuned` minus {name}", *gains])
     heads = []
     for runs in columns:
         one = first(runs)
@@ -168,7 +170,8 @@ def first(runs: Runs) -> Row:
 
 def budget(runs: Runs) -> str:
     one = first(runs)
-    return f"{one['images']:,} CIFAR-100 images, {one['epochs']} epochs"
+    data = {"cifar100": "CIFAR-100 images", "digits": "digits"}[one.get("data", "cifar100")]
+    return f"{one['images']:,} {data}, {one['epochs']} epochs"
 
 
 def setting(runs: Runs) -> str:

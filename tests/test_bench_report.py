@@ -127,15 +127,25 @@ def test_a_table_without_the_plain_student_is_relative_to_kd():
 def test_summary_has_a_column_for_each_setting():
     tuned = report_accuracy.TUNED
     small = accuracy_rows({"plain": (30, 31, 32), "KD": (35, 36.2, 37.1), tuned: (36.1, 37, 38.2), "GCKT nce": (33,)})
-    whole = [row | {"images": 50_000, "epochs": 40} for row in accuracy_rows({"KD": (50,), tuned: (54,)})]
+    whole = accuracy_rows({"KD": (50,), tuned: (54,), "WCoRD": (51.5,)})
+    whole = [row | {"images": 100, "epochs": 40, "data": "digits"} for row in whole]
     head, _, *lines = report_accuracy.summary_table(small, whole).splitlines()
     assert head.endswith("| s of a t (50.0 %), 10 CIFAR-100 images, 1 epochs | s of a t (50.0 %), "
-                         "50,000 CIFAR-100 images, 40 epochs |")  # fmt: skip
-    cells = {line.strip("| ").split(" | ")[0]: line.strip("| ").split(" | ")[1:] for line in lines[:6]}
+                         "100 digits, 40 epochs |")  # fmt: skip
+    cells = {line.strip("| ").split(" | ")[0]: line.strip("| ").split(" | ")[1:] for line in lines[:7]}
     assert "from 3 seeds on" in lines[-1]
-    assert list(cells) == ["plain", "KD", "CRD", "WCoRD, `paper`", "WCoRD, `tuned`", "`tuned` minus KD"]
+    assert list(cells) == [
+        "plain",
+        "KD",
+        "CRD",
+        "WCoRD, `paper`",
+        "WCoRD, `tuned`",
+        "`tuned` minus KD",
+        "`tuned` minus `paper`",
+    ]
     assert cells["plain"] == ["31.00 [28.52, 33.48]", "-"] and cells["CRD"] == ["-", "-"]
     assert cells["`tuned` minus KD"] == ["+1.00 [+0.57, +1.43]", "+4.00 (1 pair), not separated"]
+    assert cells["`tuned` minus `paper`"] == ["-", "+2.50 (1 pair), not separated"]
 
 
 def test_accuracy_plot_has_intervals_from_three_seeds_on(tmp_path, monkeypatch):
