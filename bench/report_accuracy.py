@@ -12,7 +12,10 @@ from wcord_fast.train.estimates import LEAST_SEEDS, Estimate, difference_text, e
 Runs = dict[str, dict[int, Row]]  # variant -> seed -> row
 SETTING = ("data", "teacher", "teacher_accuracy", "student", "images", "epochs", "precision")
 REFERENCES = ("plain", "KD", "CRD", "GCKT nce_sn", "WCoRD")
-SUMMARY = {"plain": "plain", "KD": "KD", "CRD": "CRD", "WCoRD": "WCoRD, `paper`", TUNED: "WCoRD, `tuned`"}
+SUMMARY = {
+    **{"plain": "plain", "KD": "KD", "CRD": "CRD", "WCoRD": "WCoRD, `paper`", TUNED: "WCoRD, `tuned`"},
+    f"{TUNED}+KD": "WCoRD, `tuned`, and KD",
+}
 
 
 def newest(rows: list[Row]) -> Runs:
@@ -87,7 +90,7 @@ def differences_table(rows: list[Row]) -> str:
 
 
 def summary_table(*settings: list[Row]) -> str:
-    """The accuracies of a few methods, a column for each file of rows, and preset "tuned" minus KD and minus "paper"."""
+    """The accuracies of a few methods, a column per file of rows, and the preset "tuned" minus KD and minus "paper"."""
     columns = [newest(rows) for rows in settings]
     lines = [
         [name, *(accuracy_text(runs[variant]) if variant in runs else "-" for runs in columns)]

@@ -59,6 +59,8 @@ def test_announcement_names_the_new_schedule():
     assert "decays after epochs 4, 6, next rate 0.5" in output
     assert "other rates in epochs 3-4" in output  # of the shorter schedule, which decayed after 2 and 3
     assert "had the rates of an uninterrupted run of 8" in schedule.announcement(recipe(4), recipe(8), done=2)
+    assert "method's" not in output
+    assert "method's weights that change in training" in schedule.announcement(recipe(4), recipe(8), 4, True)
     assert "decays after epochs none" in schedule.announcement(recipe(2, ()), recipe(8, ()), done=2)
 
 

@@ -6,7 +6,7 @@ import logging
 import statistics
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import yaml
 
@@ -245,6 +245,10 @@ def _line(pair: str, row: Row, paper: dict[str, list[float]]) -> report.Line:
     }
 
 
+def _described(config: Config, method: str) -> dict[str, Any]:
+    return distill.described(config.method_options(method))
+
+
 def not_comparable(pair: str, config: Config, images: int | None = None) -> str:
     """A sentence on why our numbers are not comparable with the paper's; empty if they are.
 
@@ -264,6 +268,9 @@ def not_comparable(pair: str, config: Config, images: int | None = None) -> str:
     if (config.epochs, config.teacher_epochs or config.epochs) != (recipe_config.epochs, recipe_config.epochs):
         teacher = config.teacher_epochs or config.epochs
         reasons.append(f"{config.epochs} epochs (teacher {teacher}), not {recipe_config.epochs}")
+    changed = [name for name in config.methods if _described(config, name) != _described(recipe_config, name)]
+    if changed:
+        reasons.append(f"{', '.join(changed)} with other options than the published")
     if config.clip_grad is not None:
         reasons.append(f"gradients are clipped at norm {config.clip_grad:g}")
     return f"NOT COMPARABLE with the paper's numbers: {'; '.join(reasons)}." if reasons else ""

@@ -16,6 +16,7 @@ from .presets import Presets
 from .schedule import ramp_factor, ramp_steps, require_ramp
 
 LOSS_OPTIONS = [f.name for f in fields(WCoRDLossOptions)]
+TRANSPORT = {"ot_solver", "ot_eps", "ot_iters", "lckt_rho"}
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},  # the defaults
     "tuned": {
@@ -36,7 +37,8 @@ class WCoRDOptions(Presets, WCoRDLossOptions, Options):
 
     Attributes:
         preset: values of the options that are not given: "paper" (the defaults) or "tuned" (the best that was measured
-            on a small budget); default: "paper", until the measurements separate the two.
+            on small budgets; given without a ramp, z is "first"); default: "paper", from which "tuned" is not separated
+            on every budget that was measured.
         num_negatives: negatives per anchor, or "all"; default min(16384, training images // 3).
         z: normalising constant: from the "first" batch, a moving average ("ema"), or from the first batch and again
             from the first one after the "ramp" of the global term.
@@ -57,7 +59,10 @@ class WCoRDOptions(Presets, WCoRDLossOptions, Options):
     init_banks: bool = option(False, later=True)
 
     def __post_init__(self) -> None:
+        given: set[str] = getattr(self, "_given", set())
         filled = self.fill()
+        if "z" in filled and not self.ramp_gckt:
+            self.z = "first"  # the preset's "ramp" comes after a ramp
         try:
             check_ranges(self)
             super().__post_init__()
@@ -66,6 +71,12 @@ class WCoRDOptions(Presets, WCoRDLossOptions, Options):
             name = str(error).partition(":")[0]
             source = f"; {name}={filled[name]!r} is from preset={self.preset!r}" if name in filled else ""
             raise ValueError(f"{error}{source}") from None
+        idle = sorted(given & TRANSPORT) if filled.get("lckt_pairs") == "only" else []
+        if idle:
+            raise ValueError(
+                f"{idle[0]}: expected lckt_pairs 'none' or 'prior' beside it, or preset 'paper'; "
+                f"lckt_pairs='only' is from preset={self.preset!r} and computes no transport"
+            )
 
 
 class WCoRD(Method):

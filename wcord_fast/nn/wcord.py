@@ -40,7 +40,7 @@ class WCoRDLoss(ContrastiveLoss):
         **options: the fields of `wcord_fast.nn.WCoRDLossOptions`, which explains each.
 
     The defaults are the paper's. The options and schedules that did best in our measurements are the driver's preset
-    "tuned": `distill.create("wcord", preset="tuned", ...)`. In a user's own training loop `ramp` scales the two
+    "tuned", as in `distill.create("wcord", preset="tuned", ...)`. In a user's own training loop `ramp` scales the two
     weights from then on; for `reset_z` and `init_banks` see `ContrastiveLoss`.
 
     `terms` holds the detached "gckt" and "lckt" of the last call. Steps and eval mode are as in `CRDLoss`. With

@@ -230,7 +230,8 @@ def resume(run: Run, optimizer: torch.optim.Optimizer) -> None:
         return
     saved_recipe = DEFAULTS | state["spec"]["recipe"]
     if saved_recipe["epochs"] < run.recipe["epochs"]:
-        log.warning("%s: %s (%s)", run.name, announcement(saved_recipe, run.recipe, state["epoch"]), run.directory)
+        message = announcement(saved_recipe, run.recipe, state["epoch"], run.method.scheduled)
+        log.warning("%s: %s (%s)", run.name, message, run.directory)
     checkpoint.restore(run.directory, state, run.student, run.method, optimizer)
     if run.average is not None:
         with checkpoint.usable(run.directory):

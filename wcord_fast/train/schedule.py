@@ -47,8 +47,12 @@ def lengthened(saved: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
     return saved
 
 
-def announcement(old: dict[str, Any], new: dict[str, Any], done: int) -> str:
-    """The message to the user of a run of recipe `old` that continues after epoch `done` by the longer `new`."""
+def announcement(old: dict[str, Any], new: dict[str, Any], done: int, scheduled: bool = False) -> str:
+    """The message to the user of a run of recipe `old` that continues after epoch `done` by the longer `new`.
+
+    Args:
+        scheduled: whether weights of the method change in training.
+    """
     old, new = DEFAULTS | old, DEFAULTS | new
     ends = ", ".join(map(str, dict.fromkeys(decay_epochs(new)))) or "none"
     total = new["epochs"]
@@ -57,6 +61,8 @@ def announcement(old: dict[str, Any], new: dict[str, Any], done: int) -> str:
         f"extended from {old['epochs']} to {total} epochs after epoch {done}. From here on the schedule is that of "
         f"{total} epochs: {falls}, next rate {learning_rate(new, done):g}"
     )
+    if scheduled:
+        message += f". So are the method's weights that change in training, which began as for {old['epochs']} epochs"
     differing = [e + 1 for e in range(done) if learning_rate(old, e) != learning_rate(new, e)]
     if differing:
         return f"{message}. An uninterrupted run of {total} epochs has other rates in epochs {_ranges(differing)}"
