@@ -32,7 +32,7 @@ def test_paper_preset_equals_the_defaults_bit_for_bit():
 def test_tuned_preset_equals_the_measured_options():
     """Its options are those of the variant whose rows are in the result files."""
     _, words = VARIANTS[MEASURED]
-    assert replace(WCoRDOptions(preset="tuned"), preset=None) == config(*words).method_options("wcord")
+    assert replace(WCoRDOptions(preset="tuned"), preset="paper") == config(*words).method_options("wcord")
 
 
 def test_options_given_win_over_a_preset_and_a_preset_over_defaults(tmp_path):
