@@ -68,6 +68,12 @@ def find_cxx() -> list[str]:
     raise CannotBuild("no C++ compiler was found (looked for $CXX, c++, g++ and clang++)")
 
 
+def host_compiler(command: list[str]) -> str:
+    """The compiler itself of a C++ command, for nvcc: CXX may begin with a launcher ("ccache g++")."""
+    launchers = ("ccache", "sccache", "distcc", "icecc")
+    return next((word for word in command if Path(word).stem not in launchers), command[0])
+
+
 def find_ninja() -> str:
     """The ninja binary: the `ninja` package's, else one on PATH."""
     spec = importlib.util.find_spec("ninja")
@@ -180,7 +186,7 @@ def write_ninja(folder: Path, tools: Tools, nvcc: str | None) -> Path:
         codes.append(f"-gencode=arch=compute_{last},code=compute_{last}")
         listed = " ".join([*(f"sm_{a}" for a in archs), f"compute_{last}"])
         binding += [f'-DWCF_CUDA_ARCHS="{listed}"', *cuda_includes(nvcc)]
-        host = ["-ccbin", tools.cxx[0]]
+        host = ["-ccbin", host_compiler(tools.cxx)]
         rules["cuda"] = [nvcc, *NVCC_FLAGS, *host, *codes]
         link = [nvcc, *host, "-shared", "-cudart", "static", *(x for f in openmp for x in ("-Xcompiler", f))]
     rules |= {"cxx": cxx, "binding": binding}

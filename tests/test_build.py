@@ -242,6 +242,11 @@ def test_a_gpu_that_nvcc_does_not_know_is_named(tmp_path, monkeypatch):
         names["cuda_archs"](nvcc)
 
 
+@pytest.mark.parametrize("command", ["g++", "ccache g++", "/usr/bin/sccache clang++ -m64"])
+def test_nvcc_gets_the_compiler_of_a_command_with_a_launcher(command, monkeypatch):
+    assert build_functions(monkeypatch)["host_compiler"](command.split()) in ("g++", "clang++")
+
+
 def test_pythons_share_the_objects_that_no_python_header_goes_into(tmp_path, monkeypatch):
     names = build_functions(monkeypatch)
     monkeypatch.setitem(names["compile_module"].__globals__, "run", lambda command: "")

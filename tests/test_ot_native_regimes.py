@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import sys
 
 import pytest
 import torch
@@ -159,3 +160,52 @@ def test_bad_value_of_any_problem_is_named_with_several_threads(threads):
         bad[g, row] = 0
         with pytest.raises(ValueError, match=f"x: row {row} of problem {g} is zero"):
             F.ot_cost(bad, y, backend="native")
+
+
+@pytest.mark.filterwarnings("ignore:tol = ")
+@pytest.mark.parametrize("eps", [0.02, 0.01])
+def test_a_tolerance_asked_in_the_iteration_that_stores_the_kernel(eps, threads):
+    threads(1)
+    x, y = (oracle.features(seed, 64, 16).float() for seed in (0, 1))
+    for iters in range(11, 120, 3):  # the kernel is stored in an iteration that depends on how many are left
+        options = {"solver": "sinkhorn", "eps": eps, "tol": 0.1, "iters": iters}
+        want = F.ot_solve(x, y, backend="reference", **options)
+        have = F.ot_solve(x, y, backend="native", **options)
+        assert have.iterations == want.iterations, iters
+        torch.testing.assert_close(have.cost, want.cost, rtol=2e-5, atol=0)
+        columns = F.ot_plan(x, y, backend="native", **options).sum(0)
+        torch.testing.assert_close(columns, torch.full_like(columns, 1 / 64), rtol=1e-4, atol=0)
+
+
+NO_MEMORY = """
+import resource, sys, torch
+from wcord_fast import functional as F
+torch.set_num_threads(int(sys.argv[2]))
+calls = {  # each would need the size of its work arrays once more than there is room for
+    "matrix": (lambda n: F.ot_cost_from_matrix(torch.rand(n, n), iters=3), 16, 3000),
+    "matrices": (lambda n: F.ot_cost_from_matrix(torch.rand(3, n, n), iters=3), 16, 2000),
+    "project": (lambda n: F.sinkhorn_project(logits, iters=n).sum().backward(), 5, 200_000),
+    "pairs": (lambda n: F.ot_cost(*rows(n), iters=3, pairs=(labels[:n], labels[:n]), rho=0.5), 16, 3000),
+}
+call, few, many = calls[sys.argv[1]]
+logits, labels = torch.randn(16, 16, 16).requires_grad_(), torch.zeros(4000, dtype=torch.int64)
+rows = lambda n: (torch.rand(n, 4), torch.rand(n, 4))
+call(few)
+room = {"matrix": 45, "matrices": 60, "project": 30, "pairs": 60}[sys.argv[1]]
+limit = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + room * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    call(many)
+except (MemoryError, RuntimeError) as error:
+    call(few)
+    raise SystemExit(0 if isinstance(error, MemoryError) or "allocate" in str(error) else repr(error))
+raise SystemExit("there was enough memory")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("call", ["matrix", "matrices", "project", "pairs"])
+def test_a_solve_without_memory_raises_an_error(call, threads, tmp_path):
+    done = alone(tmp_path, run_code, NO_MEMORY, call, str(threads))
+    assert done.returncode == 0, (done.returncode, done.stderr)

@@ -10,8 +10,8 @@ constexpr const char* NAMES[] = {"portable", "avx2", "avx512"};
 
 Simd best() {
 #if WCF_HAS_AVX2_BUILD
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
-                    __builtin_cpu_supports("bmi2");
+  // Every CPU with AVX2 has F16C, too, whose name older compilers refuse here.
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   if (avx2) return avx512 ? Simd::avx512 : Simd::avx2;

@@ -87,13 +87,13 @@ bool solve_all(const OtSolve& call) {
   const int team_size = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, work)));
   const Block block(plan.scratch_bytes);
   const int64_t share = plan.per_thread ? plan.scratch_bytes / std::min<int64_t>(threads, call.problems) : 0;
-  bool good = true;
+  bool good = true, no_memory = false;  // an exception must not leave a parallel region
   Problem<T> together(call, want, plan.resident);
   if (!plan.per_thread) {
     Arena arena(block.data());
     together.place(&arena, threads);
   }
-#pragma omp parallel num_threads(team_size) reduction(&& : good) if (team_size > 1)
+#pragma omp parallel num_threads(team_size) reduction(&& : good) reduction(|| : no_memory) if (team_size > 1)
   {
     const Team all = this_team();
     if (plan.per_thread) {
@@ -101,10 +101,13 @@ bool solve_all(const OtSolve& call) {
       Arena arena(block.data() + all.rank * share);
       own.place(&arena, 1);
       for (int64_t g = all.rank; g < call.problems; g += all.size) good = solve_one(own, Team{0, 1}, g) && good;
+      no_memory = own.no_memory;
     } else {
       for (int64_t g = 0; g < call.problems && good; ++g) good = solve_one(together, all, g);
+      no_memory = together.no_memory;
     }
   }
+  if (no_memory) throw std::bad_alloc();
   return good;
 }
 

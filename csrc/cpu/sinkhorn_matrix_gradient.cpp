@@ -13,6 +13,7 @@
 #include "cpu.h"
 #include "sinkhorn_kernels.h"
 #include "simd_kernels.h"
+#include "sinkhorn_side.h"
 
 namespace wcf {
 namespace {
@@ -38,6 +39,7 @@ class MatrixGradient {
         threads_(threads_of(call.place)) {}
 
   void run() {
+    beta_rows_.resize(static_cast<size_t>(threads_ * m_));
     if (!call_.shared) {
 #pragma omp parallel for num_threads(threads_) schedule(static) if (threads_ > 1)
       for (int64_t g = 0; g < call_.problems; ++g) one(g, g, 0, n_, false);
@@ -119,6 +121,8 @@ class MatrixGradient {
     const Array<T> u = array(count * ln), v = array(count * lm), packed = array(count * lm);
     std::vector<T> shift(static_cast<size_t>(ln)), zero(static_cast<size_t>(std::max(lm, ln)));
     for (int64_t i = 0; i < n_; ++i) shift[static_cast<size_t>(i)] = static_cast<T>(-shift_[static_cast<size_t>(i)]);
+    const int64_t own_size = 2 * ABLOCK * lm + PACK + padded(ABLOCK);  // sums, strip, scratch and shift of a thread
+    const Array<T> own = array(threads_ * own_size);  // made here: an exception must not leave a parallel region
     const int64_t blocks = (n_ + ABLOCK - 1) / ABLOCK, panels = lm / kernel.tile_columns;
 #pragma omp parallel num_threads(threads_) if (threads_ > 1)
     {
@@ -137,23 +141,23 @@ class MatrixGradient {
       for (int64_t panel = 0; panel < panels; ++panel) {
         kernel.pack_b(v.data(), lm, 1, nullptr, lm, lm, count, panel, panel + 1, packed.data());
       }
-      const Array<T> sums = array(ABLOCK * lm), strip = array(ABLOCK * lm), scratch = array(PACK);
-      std::vector<T> own_shift(static_cast<size_t>(ABLOCK));
+      T* const sums = own.data() + this_team().rank * own_size;
+      T *const strip = sums + ABLOCK * lm, *const scratch = strip + ABLOCK * lm, *const own_shift = scratch + PACK;
       const T s = static_cast<T>(scale_[0]);
 #pragma omp for schedule(static)
       for (int64_t block = 0; block < blocks; ++block) {
         const int64_t first = block * ABLOCK, rows = std::min(ABLOCK, n_ - first);
-        kernel.product(u.data() + first, 1, ln, packed.data(), rows, lm, count, false, T(0), T(1), sums.data(), lm,
-                       scratch.data());
+        kernel.product(u.data() + first, 1, ln, packed.data(), rows, lm, count, false, T(0), T(1), sums, lm,
+                       scratch);
         for (int64_t i = 0; i < rows; ++i) {
-          T* const row = strip.data() + i * lm;
+          T* const row = strip + i * lm;
           std::fill(std::copy_n(costs_ + (first + i) * m_, m_, row), row + lm, T(0));
-          own_shift[static_cast<size_t>(i)] = static_cast<T>(shift_[static_cast<size_t>(first + i)]);
+          own_shift[i] = static_cast<T>(shift_[static_cast<size_t>(first + i)]);
         }
-        kernel.absorb(strip.data(), lm, lm, rows, s, own_shift.data(), zero.data());
+        kernel.absorb(strip, lm, lm, rows, s, own_shift, zero.data());
         for (int64_t i = 0; i < rows; ++i) {
           S* const to = out_ + (first + i) * m_;
-          const T *const k = strip.data() + i * lm, *const sum = sums.data() + i * lm;
+          const T *const k = strip + i * lm, *const sum = sums + i * lm;
           for (int64_t j = 0; j < m_; ++j) to[j] += static_cast<S>(k[j] * sum[j]);
         }
       }
@@ -164,10 +168,10 @@ class MatrixGradient {
   void one(int64_t g, int64_t to, int64_t first, int64_t last, bool add) const {
     const SinkhornKernels<S>& kernel = sinkhorn_kernels<S>();
     const S *const costs = costs_ + (call_.shared ? 0 : g * n_ * m_), *const alpha = alpha_ + g * n_;
-    std::vector<S> beta(static_cast<size_t>(m_));
-    for (int64_t j = 0; j < m_; ++j) beta[static_cast<size_t>(j)] = std::max(beta_[g * m_ + j], Range<S>::nowhere);
+    S* const beta = beta_rows_.data() + this_team().rank * m_;
+    for (int64_t j = 0; j < m_; ++j) beta[j] = std::max(beta_[g * m_ + j], Range<S>::nowhere);
     for (int64_t i = first; i < last; ++i) {
-      kernel.plan_row(costs + i * m_, m_, scale_[g], std::max(alpha[i], Range<S>::nowhere), beta.data(), weight_[g],
+      kernel.plan_row(costs + i * m_, m_, scale_[g], std::max(alpha[i], Range<S>::nowhere), beta, weight_[g],
                       add, out_ + (to * n_ + i) * m_);
     }
   }
@@ -178,6 +182,7 @@ class MatrixGradient {
   S* out_;
   const int threads_;
   std::vector<double> shift_;
+  Array<S> beta_rows_;  // [threads, m]
   double spread_ = 0;
 };
 

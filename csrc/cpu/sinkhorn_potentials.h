@@ -6,7 +6,6 @@
 #include <limits>
 #include <type_traits>
 
-#include "array.h"
 #include "sinkhorn_kernels.h"
 
 namespace wcf {
@@ -26,19 +25,18 @@ struct Scalings {
 };
 
 // row(lane)[i] = log scaling + damp * shift for the first `used` lanes; -infinity where the mass is 0.
+// logs: memory for count * lanes numbers and one tile's columns.
 template <class T, class Row>
-void write_potentials(const SinkhornKernels<T>& kernel, const Scalings<T>& side, int64_t used, Row row) {
-  Array<T> logs;
-  logs.resize(static_cast<size_t>(side.count * side.lanes + kernel.tile_columns));  // whole vectors of logarithms
-  std::copy_n(side.scaling, side.count * side.lanes, logs.data());
-  kernel.shared_log(logs.data(), side.count * side.lanes);
+void write_potentials(const SinkhornKernels<T>& kernel, const Scalings<T>& side, int64_t used, T* logs, Row row) {
+  std::copy_n(side.scaling, side.count * side.lanes, logs);
+  kernel.shared_log(logs, side.count * side.lanes);
   const T damp = static_cast<T>(side.damp);
   for (int64_t lane = 0; lane < used; ++lane) {
     auto* const to = row(lane);
     for (int64_t i = 0; i < side.count; ++i) {
       const int64_t k = i * side.lanes + lane;
       const bool tiny = side.scaling[k] < std::numeric_limits<T>::min() && side.mass[k] > 0;
-      const T log = tiny ? side.log_of_tiny(k) : logs.data()[k];
+      const T log = tiny ? side.log_of_tiny(k) : logs[k];
       to[i] = static_cast<std::decay_t<decltype(*to)>>(side.shift ? log + damp * side.shift[i] : log);
     }
   }

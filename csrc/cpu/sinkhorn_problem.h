@@ -1,6 +1,7 @@
 // One transport problem in memory: its two sides, the n x m matrix or strips of it, and the vectors per row and column.
 #pragma once
 #include <atomic>
+#include <new>
 
 #include "../common/sinkhorn.h"
 #include "sinkhorn_cost.h"
@@ -39,6 +40,7 @@ struct Problem {
   T* changes;                                   // [blocks]
   bool* row_safe;                               // [2, MOST_CHUNKS]
   bool* column_safe;                            // [blocks]
+  bool no_memory = false;  // for the pairs
   std::atomic<bool>* bad;
   Pairs<T> pairs;
 
@@ -99,7 +101,7 @@ struct Problem {
     chunks = (rows + chunk_rows - 1) / chunk_rows;
   }
 
-  // Loads the inputs of problem `at`. False: a value is not acceptable.
+  // Loads the inputs of problem `at`. False: a value is not acceptable, or there is `no_memory`.
   bool read(const Team& team, int64_t at) {
     if (team.rank == 0) {
       new (bad) std::atomic<bool>(false);
@@ -108,11 +110,15 @@ struct Problem {
       y.read_masses(static_cast<const T*>(call.y) + at * y.n * dim, b ? b + at * y.n : nullptr, call.sum_tolerance);
       if (x.good && y.good) {
         chunks_of(x.groups), blocks = (y.ld + BLOCK - 1) / BLOCK;
-        find_pairs(at);
+        try {
+          find_pairs(at);
+        } catch (const std::bad_alloc&) {
+          no_memory = true;
+        }
       }
     }
     team.barrier();
-    if (!x.good || !y.good) return false;
+    if (!x.good || !y.good || no_memory) return false;
     for (Side<T>* side : {&x, &y}) {
       team.each((side->n + CHUNK_ROWS - 1) / CHUNK_ROWS, [&](int64_t i) {
         const int64_t first = i * CHUNK_ROWS;

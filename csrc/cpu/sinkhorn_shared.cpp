@@ -1,6 +1,7 @@
 // Given costs on the CPU: which values are acceptable, and which problems are solved together (sinkhorn_shared.h).
 #include "sinkhorn_shared.h"
 
+#include <new>
 #include <stdexcept>
 
 namespace wcf {
@@ -64,10 +65,16 @@ int64_t solve_matrix(const OtMatrix& call) {
     std::iota(all.begin(), all.end(), int64_t{0});
     solve_block(call, costs, std::move(all), false, threads);
   } else {
+    std::atomic<bool> no_memory{false};  // an exception must not leave a parallel region
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
     for (int64_t g = 0; g < call.problems; ++g) {
-      solve_block(call, costs + (call.own ? g * call.n * call.m : 0), {g}, true, 1);
+      try {
+        solve_block(call, costs + (call.own ? g * call.n * call.m : 0), {g}, true, 1);
+      } catch (const std::bad_alloc&) {
+        no_memory = true;
+      }
     }
+    if (no_memory) throw std::bad_alloc();
   }
   const S* const values = static_cast<const S*>(call.out_value);
   int64_t left = 0;

@@ -51,7 +51,8 @@ class Shared {
     read_costs();
     if (!(spread_ * last_scale_ <= MOST_SPREAD<T>)) return;
     allocate();
-#pragma omp parallel num_threads(threads_) if (threads_ > 1)
+    if (threads_ == 1) return work(Team{0, 1});  // without a region, which no exception may leave
+#pragma omp parallel num_threads(threads_)
     work(this_team());
   }
 
@@ -98,11 +99,16 @@ class Shared {
     iterations_.resize(static_cast<size_t>(panels_ * lanes_));
     std::fill_n(iterations_.data(), panels_ * lanes_, static_cast<int32_t>(call_.iters));
     shift_.resize(static_cast<size_t>(n_));
+    from_.resize(static_cast<size_t>(threads_ * lanes_));
+    logs_.resize(static_cast<size_t>(threads_ * logs_size()));
   }
+
+  int64_t logs_size() const { return std::max(n_, m_) * lanes_ + kernel_.tile_columns; }
+  T* logs(const Team& team) const { return logs_.data() + team.rank * logs_size(); }
 
   void work(const Team& team) {
     const int64_t groups = group_count(team);
-    team.each(panels_, [&](int64_t q) { read_masses(q); });
+    team.each(panels_, [&](int64_t q) { read_masses(team, q); });
     if (ipot_) {
       for (int64_t t = 1; t <= call_.iters; ++t) {
         pack(team, static_cast<double>(t) / call_.eps);
@@ -125,7 +131,7 @@ class Shared {
     if (call_.out_error || dual()) team.each(groups, [&](int64_t g) { row_sums(group(g, groups)); });
     const bool keep = keeps_scalings();
     team.each(keep, [&](int64_t) { *call_.out_scalings = 1; });
-    team.each(panels_, [&](int64_t q) { finish(q, keep); });
+    team.each(panels_, [&](int64_t q) { finish(team, q, keep); });
     if (!dual()) {
       pack(team, last_scale_, true);
       team.each(groups, [&](int64_t g) { row_sums(group(g, groups)); });
@@ -151,10 +157,10 @@ class Shared {
     return problems_[static_cast<size_t>(std::min(q * lanes_ + lane, count_ - 1))];
   }
 
-  void read_masses(int64_t q) {
+  void read_masses(const Team& team, int64_t q) {
     const S *const a = static_cast<const S*>(call_.a), *const b = static_cast<const S*>(call_.b);
-    to_lanes(q, a, n_, a_.data());
-    to_lanes(q, b, m_, b_.data());
+    to_lanes(team, q, a, n_, a_.data());
+    to_lanes(team, q, b, m_, b_.data());
     std::fill_n(marks_.data() + q * 2 * lanes_, lanes_, T(0));
     std::fill_n(marks_.data() + (q * 2 + 1) * lanes_, lanes_, T(1));
     std::fill_n(u_.data() + at(q, 0, n_), n_ * lanes_, T(0));
@@ -168,12 +174,12 @@ class Shared {
   }
 
   // The rows [count] of a tensor [G, count] of the problems of panel q, one lane for each.
-  void to_lanes(int64_t q, const S* from, int64_t count, T* to) const {
-    std::vector<const S*> rows(static_cast<size_t>(lanes_));
-    for (int64_t lane = 0; lane < lanes_; ++lane) rows[static_cast<size_t>(lane)] = from + problem(q, lane) * count;
+  void to_lanes(const Team& team, int64_t q, const S* from, int64_t count, T* to) const {
+    const S** const rows = from_.data() + team.rank * lanes_;
+    for (int64_t lane = 0; lane < lanes_; ++lane) rows[lane] = from + problem(q, lane) * count;
     T* out = to + at(q, 0, count);
     for (int64_t i = 0; i < count; ++i) {
-      for (const S* const row : rows) *out++ = static_cast<T>(row[i]);
+      for (int64_t lane = 0; lane < lanes_; ++lane) *out++ = static_cast<T>(rows[lane][i]);
     }
   }
 
@@ -308,7 +314,7 @@ class Shared {
   }
 
   // Everything but the value "cost" of panel q.
-  void finish(int64_t q, bool keep) {
+  void finish(const Team& team, int64_t q, bool keep) {
     if (call_.out_error) row_errors(q);
     const size_t rows = at(q, 0, n_), columns = at(q, 0, m_);
     S *const value = static_cast<S*>(call_.out_value), *const error = static_cast<S*>(call_.out_error);
@@ -321,8 +327,8 @@ class Shared {
     if (keep) {
       from_lanes(q, by_row.scaling, n_, alpha), from_lanes(q, by_column.scaling, m_, beta);
     } else {
-      write_potentials(kernel_, by_row, used, [&](int64_t lane) { return alpha + problem(q, lane) * n_; });
-      write_potentials(kernel_, by_column, used, [&](int64_t lane) { return beta + problem(q, lane) * m_; });
+      write_potentials(kernel_, by_row, used, logs(team), [&](int64_t lane) { return alpha + problem(q, lane) * n_; });
+      write_potentials(kernel_, by_column, used, logs(team), [&](int64_t lane) { return beta + problem(q, lane) * m_; });
     }
     if (dual()) {
       kernel_.shared_log(r_.data() + rows, n_ * lanes_);
@@ -374,6 +380,7 @@ class Shared {
       if (solved(q, lane)) static_cast<S*>(call_.out_value)[problem(q, lane)] = static_cast<S>(sum[lane]);
     }
   }
+
   const OtMatrix& call_;
   const S* const given_;
   const std::vector<int64_t>& problems_;
@@ -394,6 +401,8 @@ class Shared {
   Array<T> marks_;  // [panels, 2, lanes]
   Array<double> errors_;
   Array<int32_t> iterations_;  // [panels, lanes], both
+  Array<const S*> from_;       // [threads, lanes]
+  Array<T> logs_;              // [threads, logs_size()]
 };
 
 }  // namespace wcf
