@@ -179,7 +179,8 @@ struct Iteration {
     });
     team.each(p.chunks, [&](int64_t chunk) {
       const int64_t first = chunk * p.chunk_rows, last = std::min(first + p.chunk_rows, p.x.groups);
-      for (int64_t i = first; i < last; ++i) p.f[i] -= p.x.log_weight[i], p.r[i] = 1;  // tol may ask before a scale_step
+      for (int64_t i = first; i < last; ++i)
+        p.f[i] -= p.x.log_weight[i], p.r[i] = 1;  // tol may ask before a scale_step
     });
     store(s);
   }

@@ -147,8 +147,7 @@ class MatrixGradient {
 #pragma omp for schedule(static)
       for (int64_t block = 0; block < blocks; ++block) {
         const int64_t first = block * ABLOCK, rows = std::min(ABLOCK, n_ - first);
-        kernel.product(u.data() + first, 1, ln, packed.data(), rows, lm, count, false, T(0), T(1), sums, lm,
-                       scratch);
+        kernel.product(u.data() + first, 1, ln, packed.data(), rows, lm, count, false, T(0), T(1), sums, lm, scratch);
         for (int64_t i = 0; i < rows; ++i) {
           T* const row = strip + i * lm;
           std::fill(std::copy_n(costs_ + (first + i) * m_, m_, row), row + lm, T(0));
@@ -171,8 +170,8 @@ class MatrixGradient {
     S* const beta = beta_rows_.data() + this_team().rank * m_;
     for (int64_t j = 0; j < m_; ++j) beta[j] = std::max(beta_[g * m_ + j], Range<S>::nowhere);
     for (int64_t i = first; i < last; ++i) {
-      kernel.plan_row(costs + i * m_, m_, scale_[g], std::max(alpha[i], Range<S>::nowhere), beta, weight_[g],
-                      add, out_ + (to * n_ + i) * m_);
+      kernel.plan_row(costs + i * m_, m_, scale_[g], std::max(alpha[i], Range<S>::nowhere), beta, weight_[g], add,
+                      out_ + (to * n_ + i) * m_);
     }
   }
 

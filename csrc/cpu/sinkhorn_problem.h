@@ -40,7 +40,7 @@ struct Problem {
   T* changes;                                   // [blocks]
   bool* row_safe;                               // [2, MOST_CHUNKS]
   bool* column_safe;                            // [blocks]
-  bool no_memory = false;  // for the pairs
+  bool no_memory = false;                       // for the pairs
   std::atomic<bool>* bad;
   Pairs<T> pairs;
 

@@ -328,7 +328,8 @@ class Shared {
       from_lanes(q, by_row.scaling, n_, alpha), from_lanes(q, by_column.scaling, m_, beta);
     } else {
       write_potentials(kernel_, by_row, used, logs(team), [&](int64_t lane) { return alpha + problem(q, lane) * n_; });
-      write_potentials(kernel_, by_column, used, logs(team), [&](int64_t lane) { return beta + problem(q, lane) * m_; });
+      write_potentials(kernel_, by_column, used, logs(team),
+                       [&](int64_t lane) { return beta + problem(q, lane) * m_; });
     }
     if (dual()) {
       kernel_.shared_log(r_.data() + rows, n_ * lanes_);
