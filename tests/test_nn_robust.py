@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from wcord_fast import CRDLoss, MemoryBank, NegativeSampler, WCoRDLoss
+from wcord_fast import CRDLoss, FeatureQueue, MemoryBank, NegativeSampler, WCoRDLoss
 from wcord_fast import functional as F
 from wcord_fast.nn.embed import Embed
 from wcord_fast.ops.bank.op import update_op
@@ -260,3 +260,118 @@ def test_arguments_beyond_32_bits_are_refused():
         MemoryBank(4, 4, bank_id=2**32)
     with pytest.raises(ValueError, match="anchor_offset"):
         NegativeSampler(20, 3).draw(torch.arange(2), anchor_offset=2**32)
+
+
+def test_a_cast_by_type_changes_no_integer():
+    loss = CRDLoss(6, 6, 40, nce_k=5, feat_dim=4, seed=123456789012345)
+    idx = torch.arange(4)
+    expected = loss.contrast.sampler.draw(idx)
+    for dtype in (torch.float64, torch.float16, torch.float32):
+        torch.nn.Sequential(loss).type(dtype)
+        assert loss.contrast.sampler.state.dtype == torch.int64
+        assert torch.equal(loss.contrast.sampler.draw(idx), expected)
+    queue = FeatureQueue(8, 4)
+    queue.push_(torch.randn(3, 4))
+    assert int(queue.type(torch.float64).pushed) == 3 and queue.pushed.dtype == torch.int64
+    sampler = NegativeSampler(40, 5)
+    sampler.state = sampler.state.double()
+    with pytest.raises(TypeError, match="state: expected int64"):
+        sampler.draw(idx)
+
+
+def test_a_validation_in_inference_mode_leaves_class_sums_that_training_can_change():
+    g = torch.Generator().manual_seed(0)
+    f_s, f_t = torch.randn(4, 6, generator=g), torch.randn(4, 6, generator=g)
+    idx, losses = torch.arange(4), []
+    for validate in (False, True):
+        torch.manual_seed(1)
+        options = {"critic": "dual", "negatives": "bank", "num_negatives": "all", "labels": torch.arange(24) % 4}
+        loss = WCoRDLoss(6, 6, 24, feat_dim=4, seed=3, **options)
+        if validate:
+            loss.eval()
+            with torch.inference_mode():
+                loss(f_s, f_t, idx)
+            loss.train()
+        losses.append([loss(f_s, f_t, idx).item() for _ in range(3)])
+    assert losses[0] == losses[1]
+
+
+def test_losses_per_anchor_can_be_changed_in_place():
+    bank, idx = MemoryBank(40, 6, seed=1), torch.arange(4)
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    negatives = NegativeSampler(40, 5, seed=1)
+    for score in (
+        lambda: F.bank_nce(x, bank, idx, negatives=negatives, log_z=torch.tensor(1.0)),
+        lambda: F.bank_infonce(x, bank, idx, negatives=negatives),
+        lambda: F.bank_sigmoid(x, bank, idx, negatives=negatives),
+        lambda: F.bank_mean_score(x, bank, idx, negatives=negatives),
+    ):
+        weight = torch.tensor([2.0, 0.0, -1.0, 3.0])
+        (expected,) = torch.autograd.grad((score() * weight).sum(), x)
+        value = score()
+        value *= weight
+        assert torch.equal(torch.autograd.grad(value.sum(), x)[0], expected)
+
+
+def test_ids_changed_before_the_backward_are_noticed():
+    x, y = (torch.randn(4, 6, requires_grad=True) for _ in range(2))
+    labels = torch.tensor([0, 1, 0, 2])
+    for critic in (F.batch_infonce, F.batch_sigmoid):
+        value = critic(x, y, labels=labels).sum()
+        labels.fill_(7)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            value.backward()
+        labels.copy_(torch.tensor([0, 1, 0, 2]))
+
+
+def test_a_queue_scored_by_a_sampler_of_whole_pools():
+    queue, x = FeatureQueue(8, 6), torch.randn(4, 6)
+    queue.push_(torch.randn(8, 6))
+    value = F.bank_mean_score(x, queue, torch.arange(4), negatives=NegativeSampler(8, "all"))
+    others = queue.rows.sum(0) - queue.rows[:4]
+    torch.testing.assert_close(value, (x * others).sum(1) / 7)
+
+
+def test_numpy_counts_of_negatives_are_taken():
+    loss = WCoRDLoss(6, 6, None, critic="infonce", negatives="queue", num_negatives=np.int64(8), feat_dim=4)
+    assert {len(m.rows) for m in loss.modules() if isinstance(m, FeatureQueue)} == {8}
+
+
+def test_images_of_unknown_number_are_no_pairs_of_each_other():
+    g = torch.Generator().manual_seed(0)
+    f_s, f_t = torch.randn(4, 6, generator=g), torch.randn(4, 6, generator=g)
+    options = {"critic": "infonce", "negatives": "batch", "feat_dim": 8}
+    torch.manual_seed(1)
+    loss = WCoRDLoss(6, 6, None, lckt_pairs="prior", **options)
+    known, unknown = loss.lckt_on_pairs(f_s, f_t), loss.lckt_on_pairs(f_s, f_t, torch.full((4,), -1))
+    assert known == unknown < 1
+    loss(f_s, f_t)
+    expected = loss.terms["lckt"].clone()
+    loss(f_s, f_t, torch.tensor([-1, -1, 5, -2]))
+    assert loss.terms["lckt"] == expected
+
+
+def test_a_frozen_student_embedding_asks_for_no_gradient():
+    loss = WCoRDLoss(6, 6, 24, lambda_gckt=0, lckt_features="embed", lckt_trains_embed=False, feat_dim=4)
+    assert not any(p.requires_grad for p in loss.embed_s.parameters())
+    trains = WCoRDLoss(6, 6, 24, lambda_gckt=0, lckt_features="embed", feat_dim=4)
+    assert all(p.requires_grad for p in trains.embed_s.parameters())
+
+
+def test_weights_of_terms_keep_fp32_under_a_half_default_dtype():
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        loss = WCoRDLoss(6, 6, 24, num_negatives=5, feat_dim=4)
+        loss.ramp(gckt=0.3)
+        assert loss._factors.tolist() == pytest.approx([0.3, 1.0], rel=1e-6)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_the_plan_of_half_features_with_pairs_has_the_given_masses():
+    g = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(12, 5, generator=g) for _ in range(2))
+    a, b = (torch.rand(12, generator=g) + 0.1 for _ in range(2))
+    a, b = a / a.sum(), b / b.sum()
+    plan = F.ot_plan(x.bfloat16(), y.bfloat16(), a=a, b=b, pairs="diagonal", solver="sinkhorn", eps=0.05, iters=400)
+    torch.testing.assert_close(plan.sum(0), b, rtol=1e-5, atol=1e-7)

@@ -219,7 +219,7 @@ class Method(nn.Module):
     def own_parts(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
         """The weighted terms of `own_loss` by name; called in eval mode."""
         value, terms = self.own_loss(student, teacher, batch)
-        return {next(iter(terms)): value}
+        return {next(iter(terms), "own"): value}
 
 
 def require_one_label_set(subject: str, pair: Pair) -> None:

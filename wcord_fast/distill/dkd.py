@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..nn.options import option
 from ..ops import checks
+from ..ops.tensors import wide_dtype
 from .base import Batch, Loss, Method, Options, Outputs, Pair, require_one_label_set
 from .labelled import labelled_mean
 from .schedule import ramp_factor, ramp_steps
@@ -49,7 +50,8 @@ class DKD(Method):
             raise ValueError("dkd: needs the labels of the training images, got None")
         self.alpha, self.beta, self.temperature = options.alpha, options.beta, options.temperature
         self._ramp, self.scheduled = options.ramp, options.ramp > 0
-        self.register_buffer("_factor", torch.ones(()), persistent=False)  # a CUDA graph reads its current value
+        # A CUDA graph reads its current value.
+        self.register_buffer("_factor", torch.ones((), dtype=wide_dtype()), persistent=False)
 
     def own_loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> Loss:
         target, others = decoupled(student.logits, teacher.logits.detach(), batch.labels, self.temperature)

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..ops.tensors import wide_dtype
+
 
 def ramp_steps(ramp: float, per_epoch: int, epochs: int) -> int:
     """Training batches of a ramp: `ramp` epochs, or below 1 that fraction of all `epochs`; at least one unless 0."""
@@ -43,7 +45,7 @@ class CosineDecay(nn.Module):
     def __init__(self, start: float) -> None:
         super().__init__()
         self.start = start
-        self.register_buffer("factor", torch.ones(()), persistent=False)
+        self.register_buffer("factor", torch.ones((), dtype=wide_dtype()), persistent=False)
 
     @torch.no_grad()
     def at_step(self, done: int, per_epoch: int, epochs: int) -> None:

@@ -125,7 +125,8 @@ class WCoRD(Method):
 
     def own_loss(self, student: Outputs, teacher: Outputs, batch: Batch) -> Loss:
         value: Tensor = self.wcord(student.feats[-1], teacher.feats[-1], batch.index)
-        return Loss(value, {name: self.wcord.terms[name] for name in self._weighted_names()})
+        terms = {name: term.clone() for name, term in self.wcord.terms.items() if name in self._weighted_names()}
+        return Loss(value, terms)
 
     def own_parts(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = self.wcord.weighted_terms(student.feats[-1], teacher.feats[-1], batch.index)

@@ -117,7 +117,10 @@ class WKD(Method):
         if features is None:
             raise RuntimeError("wkd: banks_filled() was called before fill_banks()")
         if ranks().world > 1:
-            dist.all_reduce(features)  # each row is filled on one rank and 0 on the others
+            filled = features.any(1).to(features.dtype)  # a sampler that pads shows an image to two ranks
+            for values in (features, filled):
+                dist.all_reduce(values)
+            features /= filled.clamp_min(1)[:, None]
         distance = cka_distance(features.view(len(self.cost), self._class_images, -1))
         self.cost.copy_(self._sharpened(distance))
         self._cost_known = True

@@ -270,8 +270,9 @@ def _reference_factor(x, y, a, b, pairs, rho) -> Tensor:
     known, batched = _known_pairs(x, y, pairs, rho), x.dim() == 3
     if not batched:
         x, y, known = x.unsqueeze(0), y.unsqueeze(0), Pairs(known.rows[None], known.columns[None], known.rho)
+    dtype = accumulation_dtype(x.dtype)  # as in the solve
     a, b = (
-        masses(None if mass is None else solver_masses(mass.expand(rows.shape[:-1]), rows.dtype, False), rows)
+        masses(None if mass is None else solver_masses(mass.expand(rows.shape[:-1]), dtype, False), rows)
         for mass, rows in ((a, x), (b, y))
     )
     factor = log_reference(a, b, known).exp_()

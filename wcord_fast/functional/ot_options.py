@@ -24,7 +24,8 @@ class OTSolution(NamedTuple):
 
     Attributes:
         cost: [G] the value chosen by `value`; the only field with a gradient.
-        alpha: [G, n] log-scalings of the rows: P = exp(alpha_i + beta_j - scale * C_ij); -inf at zero mass.
+        alpha: [G, n] log-scalings of the rows: P = exp(alpha_i + beta_j - scale * C_ij); -inf at zero mass. With
+            `pairs` the plan also has the factor R_ij / (a_i b_j) of the reference plan, see `ot_plan`.
         beta: [G, m] log-scalings of the columns.
         scale: [G] 1 / eps for sinkhorn, iterations / eps for ipot.
         marginal_error: [G] sum_i |sum_j P_ij - a_i| (with `reach`: of the rows' sums from `row_mass`); the columns meet

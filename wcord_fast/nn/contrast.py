@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from ..ops.bank.reference import counts
 from ..ops.bank.sharded import Joined, Shard, fetch, join
 from ..ops.first_order import first_order
 from ..ops.sampling.spec import DrawSpec
+from ..ops.tensors import wide_dtype
 from ..ops.without_nan import WithoutNaN
 from .embed import Embed, check_features
 from .loading import repdistiller_params, replace_misfits, replace_misfits_of_loss
@@ -25,7 +26,7 @@ from .memory_bank import MemoryBank
 from .options import ContrastOptions, check_execution
 from .queue import FeatureQueue
 from .row_buffer import RowBuffer
-from .sampler import NegativeSampler, seed_bits
+from .sampler import NegativeSampler, checksum, seed_bits
 from .state import Record, StateModule
 
 EMA = 0.99  # weight of the old Z under z="ema"
@@ -81,7 +82,7 @@ class Contrast(StateModule):
             )
             for bank in (0, 1)
         )
-        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        dtype = wide_dtype()
         self.register_buffer("log_z", torch.full((2,), math.nan, dtype=dtype))
         self._is_set = WithoutNaN()
         self.record = Record(temperature=self.temperature, momentum=self.memory_v1.momentum)
@@ -244,6 +245,7 @@ class ContrastiveLoss(StateModule):
         super().__init__()
         self._agreed = False
         self._filled = True
+        self._options: ContrastOptions | None = None
         self.register_load_state_dict_pre_hook(_fit_loss)
         self.register_load_state_dict_post_hook(_forget_agreement)
 
@@ -331,6 +333,9 @@ class ContrastiveLoss(StateModule):
         if self.contrast is not None:
             state = self.contrast.sampler.state
             facts = [self.contrast.sampler.fingerprint(), f"seed {self.contrast.sampler.seed}, step {int(state[1])}"]
+        if self._options is not None:
+            facts += [f"{f.name}={getattr(self._options, f.name)!r}" for f in fields(self._options)]
+        facts += [f"{name} of the images, checksum {checksum(table)}" for name, table in self.tables.items()]
         queues = (module for module in self.modules() if isinstance(module, FeatureQueue))
         facts += [f"queue of which {int(queue.pushed)} rows have been pushed" for queue in queues]
         require_agreement(self, facts, self.embed_s.linear.bias.device)

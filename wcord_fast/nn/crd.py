@@ -71,7 +71,7 @@ class CRDLoss(ContrastiveLoss):
         self.n_data = checks.integer("n_data", n_data, least=1)
         checks.integer("s_dim", s_dim, least=1)
         checks.integer("t_dim", t_dim, least=1)
-        record = make_record(ContrastOptions, options, NAMES)
+        record = self._options = make_record(ContrastOptions, options, NAMES)
         self.embed_s = Embed(s_dim, record.feat_dim)
         self.embed_t = Embed(t_dim, record.feat_dim)
         self.contrast = Contrast(

@@ -14,6 +14,8 @@ from .embed import autocast_off
 from .options import WCoRDLossOptions
 from .running_center import RunningCenter
 
+UNKNOWN_KEY = 1 << 62  # the key of a batch's first row if its image is unknown; the i-th row's is i more
+
 
 class LocalTerm(nn.Module):
     """Transport cost, or cost of the known pairs, between two batches of features; the teacher's get no gradient.
@@ -158,8 +160,9 @@ def pair_cost(x: Tensor, y: Tensor, cost: str) -> Tensor:
 def _of_all_ranks(x: Tensor, y: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """x, y and keys of all ranks, in rank order; the gradient of this rank's rows of x is multiplied by B / B_rank."""
     sizes = sizes_of(len(x), x.device)
-    others, y, key = gather_rows([x, y, key], sizes)
     part, own = own_slice(sizes), x.view_as(x)
+    key = torch.where(key >= UNKNOWN_KEY, key + part.start, key)  # unknown images of two ranks are not one
+    others, y, key = gather_rows([x, y, key], sizes)
     if own.requires_grad:
         own.register_hook(lambda grad: grad * (len(y) / len(x)))
     return torch.cat((others[: part.start], own, others[part.stop :])), y, key

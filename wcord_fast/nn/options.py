@@ -80,8 +80,8 @@ def make_record(kind: type[T], keywords: dict[str, Any], renamed: dict[str, str]
 
 
 def _count(name: str, k: int | str) -> int | str:
-    check_count(name, k)
-    return k
+    count = check_count(name, k)
+    return "all" if isinstance(k, str) else count
 
 
 def count_or_none(name: str, k: int | str | None) -> int | str | None:
@@ -179,8 +179,8 @@ class WCoRDLossOptions(ContrastOptions):
         ot_eps: the solver's regularisation.
         ot_iters: the solver's iterations.
         ot_cost: ground cost between features.
-        ot_scope: with several processes, transport within each "rank"'s part of the batch or in the "global" batch: the
-            value of one process with the joined batch, on every rank.
+        ot_scope: with several processes, transport within each "rank"'s part of the batch or in the "global" batch (all
+            ranks then call the loss, in eval mode too): the value of one process with the joined batch, on every rank.
         lckt_pairs: "none" (the paper's: the plan does not use which rows are of one image), "prior" (it starts from a
             reference plan that does) or "only" (no plan: the mean cost of the pairs, the limit lckt_rho -> 1).
         lckt_rho: mass of that reference plan on the pairs, below 1, see `functional.ot_cost`.

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..distributed.ranks import gather_rows, ranks, sizes_of
+from ..ops.tensors import wide_dtype
 from .state import StateModule
 
 
@@ -31,7 +32,7 @@ class RunningCenter(StateModule):
     def __init__(self, width: int, momentum: float):
         super().__init__()
         self.momentum = momentum
-        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        dtype = wide_dtype()
         self.register_buffer("mean", torch.zeros(2, width, dtype=dtype))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self._moved: Tensor | None = None

@@ -160,6 +160,8 @@ class NegativeSampler(StateModule):
         self.require_filled()
         offset = checks.integer("anchor_offset", anchor_offset, least=0, below=2**32)
         self._undo_average()
+        if self.state.dtype != torch.int64:
+            raise TypeError(f"state: expected int64 [2], the seed and the step, got {self.state.dtype}")
         state = self.state.contiguous()
         tables = [state, *(self.table(name, state.device) for name in TABLES[self.source][1:])]
         return DrawSpec(self.source, self.k, self.replacement, self.expected, offset, tables)
@@ -167,7 +169,7 @@ class NegativeSampler(StateModule):
     def fingerprint(self) -> str:
         """A line that differs between samplers of different labels or weights."""
         tables = [self.tables[name] for name in TABLES[self.source][1:]]
-        sums = [zlib.crc32(t.cpu().contiguous().numpy().data) for t in tables]
+        sums = [checksum(t) for t in tables]
         return f"{self.source}, checksums of its tables {sums}"
 
     def extra_repr(self) -> str:
@@ -292,6 +294,11 @@ def _fit(module: NegativeSampler, state_dict, prefix, _metadata, _strict, _missi
 def _capturing(state: Tensor) -> bool:
     """Whether a CUDA graph is being captured, which would write the present seed at every replay."""
     return state.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def checksum(tensor: Tensor) -> int:
+    """A number that differs between tensors of different values, as good as always."""
+    return zlib.crc32(tensor.cpu().contiguous().numpy().data)
 
 
 def check_count(name: str, k: int | str) -> int:

@@ -21,7 +21,7 @@ class StateModule(nn.Module):
       any other write has filled it.
     - `constants` names buffers that a cast does not change and `to_empty` does not lose. They follow buffer `beside`.
     - `scratch` names buffers that begin as zeros and hold no state between calls.
-    - `wide` names floating buffers that a cast of the module never makes narrower than fp32.
+    - `wide` names floating buffers that a cast of the module never makes narrower than fp32. Integers stay as they are.
     - `tables` holds integers on the batches' device. They are no buffers: averages of buffers would round them.
     """
 
@@ -88,6 +88,10 @@ class StateModule(nn.Module):
                 buffers[name] = old.to(new.device, torch.float32)
         for name, value in constants.items():
             buffers[name] = self.moved(value)
+        for name, value in buffers.items():
+            old = before[name]
+            if value is not None and value.dtype != old.dtype and not old.is_floating_point():  # nn.Module.type(...)
+                buffers[name] = old.to(value.device)
         for name, value in buffers.items():
             old = before[name]
             if value is not None and old.is_meta and not value.is_meta:

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..distributed.ranks import ranks
+from ..distributed.ranks import RefusedElsewhereError, ranks, refuse
 from ..ops import checks
 from ..ops.bank.sharded import join
 from ..ops.first_order import first_order
 from ..ops.keywords import keywords_of
+from ..ops.tensors import wide_dtype
 from .contrast import Contrast, ContrastiveLoss
 from .embed import Embed, autocast_off
-from .local_term import LocalTerm
+from .local_term import UNKNOWN_KEY, LocalTerm
 from .native_step import eager, is_customised, native_step
 from .options import PAIRED, WCoRDLossOptions, check_execution
 from .own_critic import OWN, each_score, value_of
 from .paired import PairedContrast, ScoreMap
 from .sampler import exclusion_rule
 
+T = TypeVar("T")
 WITHOUT_BANK = ("batch", "queue")
 UNNORMALISED = ("nce", *PAIRED)  # critics without a spectral norm
 
@@ -76,7 +79,7 @@ class WCoRDLoss(ContrastiveLoss):
         super().__init__()
         checks.integer("s_dim", s_dim, least=1)
         checks.integer("t_dim", t_dim, least=1)
-        options = WCoRDLossOptions(**keywords)
+        options = self._options = WCoRDLossOptions(**keywords)
         check_execution(bank_dtype, plan, backend, seed)
         self.detach_teacher = checks.boolean("detach_teacher", detach_teacher)
         self.critic, self.lambda_gckt, self.lambda_lckt = options.critic, options.lambda_gckt, options.lambda_lckt
@@ -108,11 +111,11 @@ class WCoRDLoss(ContrastiveLoss):
         if by_class and classes is not None:
             self.tables["class"] = torch.from_numpy(classes.astype(np.int64))
         # DDP would wait for the gradient of parameters that no term reads.
-        if self.lambda_gckt == 0 and options.lckt_features != "embed":
+        if self.lambda_gckt == 0 and (options.lckt_features != "embed" or not options.lckt_trains_embed):
             self.embed_s.requires_grad_(False)
         if self.lambda_lckt == 0:
             self.local.requires_grad_(False)
-        self.register_buffer("_terms", torch.zeros(2), persistent=False)
+        self.register_buffer("_terms", torch.zeros(2, dtype=wide_dtype()), persistent=False)
         self.register_buffer("_factors", None, persistent=False)
         self.register_load_state_dict_post_hook(_place_terms)
 
@@ -134,7 +137,10 @@ class WCoRDLoss(ContrastiveLoss):
 
     @property
     def terms(self) -> dict[str, Tensor]:
-        """The detached GCKT and LCKT of the last call, scalars on the device, before their weights."""
+        """The detached GCKT and LCKT of the last call, scalars on the device, before their weights.
+
+        They are views of one buffer, which the next call overwrites: keep `.clone()` or `float(...)` of them.
+        """
         return {"gckt": self._terms[0], "lckt": self._terms[1]}
 
     @torch.no_grad()
@@ -161,7 +167,7 @@ class WCoRDLoss(ContrastiveLoss):
         self._check(f_s, f_t, idx, None)
         e_s, e_t = self.embed_s.frozen(f_s), self.embed_t.frozen(f_t)
         with autocast_off(f_s.device):
-            return self.local.on_pairs(*self._local_sides(f_s, f_t, e_s, e_t), self._key(idx, f_s))
+            return self.local.on_pairs(*self._local_sides(f_s, f_t, e_s, e_t), self._key(idx, f_s, True))
 
     @first_order
     def forward(
@@ -203,8 +209,10 @@ class WCoRDLoss(ContrastiveLoss):
 
     @property
     def _is_collective(self) -> bool:
-        if self.lambda_lckt and self.local.is_collective:
-            return True
+        return bool(self.lambda_lckt and self.local.is_collective) or self._gckt_is_collective
+
+    @property
+    def _gckt_is_collective(self) -> bool:
         if self.contrast is not None or not self.lambda_gckt:
             return super()._is_collective
         return self.training or (self.paired is not None and self.paired.sharded)
@@ -225,14 +233,14 @@ class WCoRDLoss(ContrastiveLoss):
         lckt = None
         if self.lambda_lckt and self.local.features != "embed":  # it may raise: the embeddings' state is then unchanged
             with autocast_off(f_s.device):
-                lckt = self.local(f_s.flatten(1), f_t.flatten(1), self._key(idx, f_s))
+                lckt = self._local(f_s, idx, lambda key: self.local(f_s.flatten(1), f_t.flatten(1), key))
         frozen_too = not self.lckt_trains_embed and self.lambda_lckt > 0 and self.local.features == "embed"
         e_s = self.embed_s(f_s, frozen_too)
         e_s, x = e_s if frozen_too else (e_s, e_s)  # x: the embedding that LCKT trains
         e_t = self.embed_t(f_t)
         with autocast_off(f_s.device):
             if self.lambda_lckt and lckt is None:  # before the bank and log Z change
-                lckt = self.local(x, e_t, self._key(idx, f_s))
+                lckt = self._local(f_s, idx, lambda key: self.local(x, e_t, key))
             return self._terms_of(lckt, e_s, e_t, idx, contrast_idx)
 
     def _native(self, f_s: Tensor, f_t: Tensor, idx: Tensor | None, contrast_idx: Tensor | None) -> Tensor | None:
@@ -247,8 +255,8 @@ class WCoRDLoss(ContrastiveLoss):
             return None
 
         def local(e_s: Tensor, e_t: Tensor, needs_grad: bool) -> tuple[Tensor, Tensor | None]:
-            key = self._key(idx, f_s)
-            return self.local.value_and_gradient(e_s, e_t, key) if needs_grad else (self.local(e_s, e_t, key), None)
+            run = self.local.value_and_gradient if needs_grad else lambda *sides: (self.local(*sides), None)
+            return self._local(f_s, idx, lambda key: run(e_s, e_t, key))
 
         term = local if self.lambda_lckt else None
         native = native_step(
@@ -292,11 +300,27 @@ class WCoRDLoss(ContrastiveLoss):
     def _weight(self, term: int, weight: float) -> float | Tensor:
         return weight if self._factors is None else weight * self._factors[term]
 
-    def _key(self, idx: Tensor | None, f_s: Tensor) -> Tensor:
-        """int64 [B]: rows with equal keys are LCKT's pairs."""
+    def _local(self, f_s: Tensor, idx: Tensor | None, run: Callable[[Tensor], T]) -> T:
+        """`run(key)` of the local term. Where it refuses a value, the ranks that wait in the next term raise, too."""
+        try:
+            return run(self._key(idx, f_s, self.local.pairs == "prior"))
+        except ValueError as error:
+            waited_for = self.local.scope == "global" or self._gckt_is_collective
+            if waited_for and ranks().world > 1 and not isinstance(error, RefusedElsewhereError):
+                refuse(self.embed_s.linear.bias.device)
+            raise
+
+    def _key(self, idx: Tensor | None, f_s: Tensor, exact: bool) -> Tensor:
+        """int64 [B]: rows with equal keys are LCKT's pairs. Each row of an unknown image has a key of its own.
+
+        `exact`: whether the keys are used; if not, what is at hand will do.
+        """
         if self.local.pairs_by == "class" and idx is not None:
             return self._classes(idx)
-        return torch.arange(len(f_s), device=f_s.device) if idx is None else idx.long()
+        if idx is not None and not exact:
+            return idx.long()
+        own = torch.arange(UNKNOWN_KEY, UNKNOWN_KEY + len(f_s), device=f_s.device)
+        return own if idx is None else torch.where(idx < 0, own, idx.long())
 
     def _classes(self, idx: Tensor) -> Tensor:
         """int64 [B], the classes of images. An index out of range is not detected here."""
@@ -381,6 +405,6 @@ class WCoRDLoss(ContrastiveLoss):
 def _place_terms(module: WCoRDLoss, _keys) -> None:
     """Move `_terms` off meta: it is in no state dict, so `assign` leaves it there."""
     if module._terms.is_meta and not module.embed_s.linear.bias.is_meta:
-        module._terms = torch.zeros(2, device=module.embed_s.linear.bias.device)
+        module._terms = torch.zeros(2, dtype=module._terms.dtype, device=module.embed_s.linear.bias.device)
         for name in module.constants:
             setattr(module, name, module.moved(getattr(module, name)))

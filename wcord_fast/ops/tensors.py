@@ -6,6 +6,11 @@ import torch
 from torch import Tensor
 
 
+def wide_dtype() -> torch.dtype:
+    """The default dtype, fp32 at the least: that of buffers whose values must not be rounded to a half type."""
+    return torch.promote_types(torch.get_default_dtype(), torch.float32)
+
+
 def accumulation_dtype(*inputs: Tensor | torch.dtype) -> torch.dtype:
     """fp64 if an input, a tensor or a dtype, is fp64; else fp32."""
     for value in inputs:

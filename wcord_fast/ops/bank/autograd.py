@@ -31,7 +31,8 @@ class Attached(torch.autograd.Function):
         inputs, handles, grads = rest[:count], rest[count : 2 * count], rest[2 * count :]
         ctx.save_for_backward(*handles, *grads)
         ctx.dtypes = tuple(x.dtype for x in inputs)
-        return value.view_as(value)
+        ctx.mark_dirty(value)  # returned as it is: a view could not be changed in place later, and a copy takes time
+        return value
 
     @staticmethod
     def backward(ctx, grad_output):

@@ -33,10 +33,11 @@ class ClassSums:
         """`class_start`: [C+1], of the class tables that `label` is from; those of all rows where `rows` is a shard."""
         self.label = label
         num_sums = 1 if class_start is None else _num_sums(class_start)
-        self.sums = torch.zeros(num_sums, rows.shape[1], dtype=torch.float64, device=rows.device)
-        for lo in range(0, rows.shape[0], CHUNK_ROWS):
-            part = rows[lo : lo + CHUNK_ROWS].to(torch.float64)
-            self._add(torch.arange(lo, lo + part.shape[0], device=rows.device), part)
+        with torch.inference_mode(False), torch.no_grad():  # a training step changes them in place
+            self.sums = torch.zeros(num_sums, rows.shape[1], dtype=torch.float64, device=rows.device)
+            for lo in range(0, rows.shape[0], CHUNK_ROWS):
+                part = rows[lo : lo + CHUNK_ROWS].to(torch.float64)
+                self._add(torch.arange(lo, lo + part.shape[0], device=rows.device), part)
         self._rows, self._version = ref(rows), write_count(rows)
 
     def belongs_to(self, rows: Tensor, label: Tensor | None) -> bool:

@@ -85,8 +85,8 @@ def update_rows_(bank: Tensor | MemoryBank, matrix: Tensor, index: Tensor, rows:
 
 
 def _class_sums(owners, spec: DrawSpec) -> list[Tensor]:
-    """The class sums of the banks, or [] if a bank keeps none."""
-    if torch.compiler.is_compiling() or any(isinstance(bank, Tensor) for bank in owners):
+    """The class sums of the banks, or [] if a bank keeps none, as a tensor and a queue do."""
+    if torch.compiler.is_compiling() or not all(hasattr(bank, "class_sums") for bank in owners):
         return []
     tables = [spec.table("label"), spec.table("class_start")] if spec.source == "class" else [None, None]
     return [bank.class_sums(*tables).sums for bank in owners]

@@ -77,17 +77,18 @@ class _Losses(torch.autograd.Function):
     def forward(ctx, anchors, positives, scale, bias, c: Contrast, runner: Runner):
         result = runner.values(c)
         scalars = [t if isinstance(t, Tensor) else None for t in (scale, bias)]
-        ctx.save_for_backward(anchors, positives, *scalars, None if c.both else c.rows, *result.totals)
+        ctx.save_for_backward(anchors, positives, *scalars, None if c.both else c.rows, *c[8:], *result.totals)
         fixed = [None if isinstance(t, Tensor) else t for t in (scale, bias)]
-        ctx.options, ctx.ids, ctx.runner = (c.critic, c.first, c.both, *fixed), c[8:], runner
+        ctx.options, ctx.runner = (c.critic, c.first, c.both, *fixed), runner
         return result.value
 
     @staticmethod
     def backward(ctx, weight):
-        anchors, positives, scale, bias, rows, *known = ctx.saved_tensors
+        anchors, positives, scale, bias, rows, *rest = ctx.saved_tensors
+        ids, known = rest[:4], rest[4:]
         critic, first, both, fixed_scale, fixed_bias = ctx.options
         scalars = (fixed_scale if scale is None else scale, fixed_bias if bias is None else bias)
-        c = Contrast(critic, anchors, positives, positives if both else rows, first, both, *scalars, *ctx.ids)
+        c = Contrast(critic, anchors, positives, positives if both else rows, first, both, *scalars, *ids)
         result = ctx.runner.gradients(c, weight, weight if both else None, Totals(*known), ctx.needs_input_grad)
         return *as_inputs(result, (anchors, positives, scale, bias), ctx.needs_input_grad, weight), None, None
 

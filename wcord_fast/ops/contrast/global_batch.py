@@ -39,15 +39,15 @@ class _Losses(torch.autograd.Function):
         of_x, of_y = (runner.values(s) for s in _strips(c.critic, sizes, ids, x, y, all_x, all_y, scale, bias))
         slope = of_x.slope + of_y.slope
         scalars = [t if isinstance(t, Tensor) else None for t in (scale, bias)]
-        ctx.save_for_backward(x, y, *scalars, all_x, all_y, slope, of_x.total, of_y.total)
-        ctx.options = c.critic, sizes, ids
+        ctx.save_for_backward(x, y, *scalars, all_x, all_y, slope, of_x.total, of_y.total, *ids)
+        ctx.options = c.critic, sizes
         ctx.fixed, ctx.runner = [None if isinstance(t, Tensor) else t for t in (scale, bias)], runner
         return of_x.value + of_y.value
 
     @staticmethod
     def backward(ctx, weight):
-        x, y, scale, bias, all_x, all_y, slope, x_total, y_total = ctx.saved_tensors
-        critic, sizes, ids = ctx.options
+        x, y, scale, bias, all_x, all_y, slope, x_total, y_total, *ids = ctx.saved_tensors
+        critic, sizes = ctx.options
         scalars = (fixed if t is None else t for t, fixed in zip((scale, bias), ctx.fixed, strict=True))
         own = [weight.to(slope.dtype), *((x_total, y_total) if critic == "infonce" else ())]
         row_weight, *totals = gather_rows(own, sizes)
