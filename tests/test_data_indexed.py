@@ -113,3 +113,11 @@ def test_an_item_that_holds_no_pair_is_refused():
         Indexed(TensorDataset(*[torch.zeros(3)] * 3))[0]
     with pytest.raises(ValueError, match="label: expected 'class' in an item, which has image, fine_label, caption"):
         Indexed(HuggingFace(), label="class")[0]
+
+
+def test_labels_are_those_that_the_target_transform_gives():
+    folder = Folder(LABELS, read=False)
+    folder.target_transform = lambda label: int(label == 2)
+    assert Indexed(folder).labels.tolist() == [1, 0, 0, 1, 0]
+    folder.target_transform = str
+    assert Indexed(folder).labels is None

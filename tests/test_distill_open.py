@@ -140,3 +140,15 @@ def from_script(folder, argv):
     os.chdir(folder)
     sys.path[:] = [entry for entry in sys.path if entry not in ("", folder)]
     return main(argv)
+
+
+def test_a_file_holds_the_options_of_a_users_method(package, tmp_path):
+    file = tmp_path / "mine.yaml"
+    printed = command(package, "--methods=my_package.mine.Mine", "--mine.weight=2", "--dry-run")
+    assert printed.returncode == 0, printed.stderr
+    file.write_text(printed.stdout)
+    again = command(package, f"--config={file}", "--dry-run")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == printed.stdout and "weight: 2.0" in again.stdout
+    changed = command(package, f"--config={file}", "--mine.weight=3", "--dry-run")
+    assert changed.returncode == 0 and "weight: 3.0" in changed.stdout, changed.stderr

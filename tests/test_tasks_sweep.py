@@ -1,6 +1,7 @@
 """`wcord-fast sweep`: privileged distillation, its tables, resuming and refusals."""
 
 import csv
+import dataclasses
 import re
 
 import pytest
@@ -12,7 +13,7 @@ from wcord_fast import data, models
 from wcord_fast.cli import privileged, sweep
 from wcord_fast.cli.main import main
 from wcord_fast.cli.table import mean_and_deviation
-from wcord_fast.train import metrics
+from wcord_fast.train import checkpoint, metrics, views
 
 from .train_tiny import config_of
 
@@ -199,3 +200,35 @@ def test_mistakes_in_options_are_named(word, tmp_path, capsys):
 def test_help(capsys):
     assert main(["sweep", "--help"]) == 0
     assert "--teacher-data-dir" in capsys.readouterr().out
+
+
+def test_a_positive_class_without_a_test_image_is_refused():
+    digits = data.load("digits", image_size=8)
+    keep = digits.test_labels != 3
+    none = dataclasses.replace(digits, test_images=digits.test_images[keep], test_labels=digits.test_labels[keep])
+    with pytest.raises(ValueError, match="positive: no image of the test split is a '3'"):
+        privileged.one_against_the_rest(none, "3")
+
+
+def test_the_exported_network_of_a_view_is_normalised_as_it_was_trained(tmp_path, capsys):
+    argv = [*TINY, "--students=resnet8", "--methods=ce", "--tables=methods", f"--output-dir={tmp_path / 'runs'}"]
+    assert main(["sweep", *argv]) == 0
+    (teacher,) = (tmp_path / "runs").glob("teachers/*/teacher")
+    (student,) = (tmp_path / "runs").glob("resnet8/seed0/**/ce")
+    digits = data.load("digits", image_size=8)
+    for run, size in ((teacher, 8), (student, 4)):
+        path = tmp_path / f"{size}.pt2"
+        assert main(["export", str(run), "--format=torch.export", "--with-normalisation", f"--output={path}"]) == 0
+        exported = torch.export.load(path).module()
+        network = models.create("resnet8", 10 if run is teacher else 2, in_channels=1).eval()
+        network.load_state_dict(torch.load(next(run.glob("*t*er.pt" if run is teacher else "student.pt"))))
+        view = views.resized(size, digits, 1)
+        images = digits.test_images[:5].float() / 255
+        pixels = torch.nn.functional.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+        shown = pixels.repeat_interleave(8 // size, 2).repeat_interleave(8 // size, 3)
+        seen = view.see(images).repeat_interleave(8 // size, 2).repeat_interleave(8 // size, 3)
+        torch.testing.assert_close(exported(shown), network(seen), rtol=1e-4, atol=1e-5)
+    capsys.readouterr()
+    assert main(["evaluate", str(teacher)]) == 0
+    logged = checkpoint.load(teacher / "checkpoint.pt")["history"][-1]["test_top1"]
+    assert f"top-1 {logged:.2f} %" in capsys.readouterr().out

@@ -3,10 +3,11 @@
 import pytest
 import yaml
 
-from wcord_fast import distill
+from wcord_fast import distill, models
+from wcord_fast.cli import crossmodal, sweep, table, teacher
 from wcord_fast.cli.config import Config, from_dict
 from wcord_fast.cli.options import options_of
-from wcord_fast.cli.parser import CONFIGS
+from wcord_fast.cli.parser import CONFIGS, parse
 from wcord_fast.cli.usage import UsageError
 from wcord_fast.models.torchvision_import import torchvision_models
 from wcord_fast.train.schedule import learning_rate
@@ -205,3 +206,45 @@ def test_every_option_has_a_sentence_of_help():
     for kind in (Config, *distill.sections().values()):
         for name, option in options_of(kind).items():  # a KeyError names an option without an entry
             assert " " in option.help, f"{kind.__name__}.{name}"
+
+
+def test_a_folder_named_like_a_packaged_file_is_no_configuration(tmp_path, monkeypatch):
+    expected = config("--data=digits").as_dict(), config().as_dict()
+    monkeypatch.chdir(tmp_path)
+    for name in ("digits", "cifar10", "crossmodal", "privileged"):
+        (tmp_path / name).mkdir()
+    assert (config("--data=digits").as_dict(), config().as_dict()) == expected
+    assert config("--config=digits").as_dict() == expected[0] and config("--data=cifar10").data == "cifar10"
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(UsageError, match="config: no file 'nothing'"):
+        config("--config=nothing")
+
+
+def test_options_that_a_command_takes_from_the_file_too(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("seeds: [3, 4]\noutput_dir: there\nmethods: [ce]\nepochs: 2\n")
+    options, texts = parse("table", table.TableOptions, ["--config", str(path), "--seeds=5"])
+    assert (options.seeds, options.output_dir, options.methods) == ([5], "there", ["ce"])
+    assert texts == {"config": str(path)}
+    assert parse("sweep", sweep.SweepOptions, ["--config", str(path)])[0].seeds == [3, 4]
+
+
+@pytest.mark.parametrize(
+    "command, record, option",
+    [
+        ("table", table.TableOptions, "--seed=5"),
+        ("sweep", sweep.SweepOptions, "--limit-student=100"),
+        ("crossmodal", crossmodal.CrossModalOptions, "--seed=5"),
+        ("teacher", teacher.TeacherOptions, "--seeds=1,2"),
+    ],
+)
+def test_an_option_without_effect_is_refused(command, record, option):
+    with pytest.raises(UsageError, match=f"{option.partition('=')[0]}: not an option of {command}"):
+        parse(command, record, [option])
+
+
+def test_networks_are_spelled_canonically():
+    actual = config("--teacher=ResNet-8x4", "--student=shufflev1")
+    assert (actual.teacher, actual.student) == ("resnet8x4", "ShuffleV1")
+    assert models.spelled("WRN-40-2") == "wrn_40_2" and models.spelled("WRN-10-3") == "wrn_10_3"
+    assert models.spelled("timm:ResNet18") == "timm:ResNet18" and models.spelled("a.B") == "a.B"

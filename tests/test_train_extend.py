@@ -4,7 +4,7 @@ import pytest
 
 from tests.test_train_loop import assert_equal, everything
 from wcord_fast.cli.main import main
-from wcord_fast.train import schedule
+from wcord_fast.train import checkpoint, loop, schedule
 
 TINY = [
     "distill",
@@ -70,3 +70,47 @@ def test_only_a_larger_epochs_option_extends_a_checkpoint(old, new, taken):
     expected = {"recipe": {"epochs": new, "lr": 1}, "model": "a"}
     assert (schedule.lengthened(saved, expected) == expected) == (taken or old == new)
     assert saved["recipe"]["epochs"] == old
+
+
+def test_students_are_extended_with_the_teacher_that_they_have(tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "data: digits\nimage_size: 8\nlimit_train: 40\nbatch_size: 20\nteacher: resnet8\nstudent: resnet8\n"
+    )
+    argv = ["distill", f"--config={file}", "--methods=ce", "--tensorboard=false", f"--output-dir={tmp_path}"]
+    assert main([*argv, "--epochs=1"]) == 0  # the teacher's epochs are the students'
+    before = (tmp_path / "teacher" / "checkpoint.pt").read_bytes()
+    assert main([*argv, "--epochs=2", "--extend"]) == 0
+    output = capsys.readouterr().out
+    assert "teacher: keeps its 1 epochs" in output and "ce: extended from 1 to 2 epochs" in output
+    assert main([*argv, "--epochs=2", "--extend", "--teacher-epochs=2"]) == 1
+    assert "learned from the teacher of 1 epochs" in capsys.readouterr().err
+    assert (tmp_path / "teacher" / "checkpoint.pt").read_bytes() == before
+    assert main([*argv, "--epochs=2", "--teacher-epochs=1"]) == 0
+    assert "ce: finished earlier, 2 epochs" in capsys.readouterr().out
+
+
+def test_a_pre_training_stage_stays_as_it_is(tmp_path, capsys, monkeypatch):
+    argv = [*TINY[:-2], "--methods=fsp", "--tensorboard=false", "--milestones=30", f"--output-dir={tmp_path}"]
+    argv = [a for a in argv if not a.startswith(("--methods=crd", "--crd"))] + ["--teacher-epochs=1"]
+    one_epoch = loop.one_epoch
+
+    def dies(run, *rest):
+        if run.name == "fsp":
+            raise KeyboardInterrupt
+        return one_epoch(run, *rest)
+
+    monkeypatch.setattr(loop, "one_epoch", dies)
+    assert main([*argv, "--epochs=1"]) == 130
+    monkeypatch.undo()
+    assert main([*argv, "--epochs=12", "--extend"]) == 0, capsys.readouterr().err
+    assert len(checkpoint.load(tmp_path / "fsp" / "stage" / "checkpoint.pt")["history"]) == 1  # not 12 / 8
+
+
+def test_rates_that_differ_within_an_epoch_are_announced():
+    cosine = recipe(2) | {"schedule": "cosine"}, recipe(4) | {"schedule": "cosine"}
+    assert "other rates in epochs 1" in schedule.announcement(*cosine, done=1)
+    warm = recipe(4, [9.0]) | {"warmup": 0.5}, recipe(8, [9.0]) | {"warmup": 0.5}
+    assert "other rates in epochs 1" in schedule.announcement(*warm, done=1)
+    equal = recipe(4, [9.0]) | {"warmup": 2}, recipe(8, [9.0]) | {"warmup": 2}
+    assert "had the rates of an uninterrupted run of 8" in schedule.announcement(*equal, done=2)

@@ -11,7 +11,7 @@ from torch.utils.tensorboard import SummaryWriter  # noqa: F401  (imported here,
 
 from tests.train_tiny import CLASSES, TEST, TRAIN, make_run
 from wcord_fast.distill import Outputs
-from wcord_fast.train import checkpoint, loop
+from wcord_fast.train import checkpoint, loop, step
 from wcord_fast.train.evaluation import evaluate
 from wcord_fast.train.logs import TIMING
 from wcord_fast.train.loop import fit
@@ -262,3 +262,44 @@ def test_bf16_autocast_trains(tmp_path):
     full = fit(make_run(tmp_path / "full", "wcord+kd", epochs=1))[0]
     assert row["ce"] != full["ce"] and row["ce"] == pytest.approx(full["ce"], rel=0.1)
     assert all(p.dtype == torch.float32 for p in make_run(tmp_path / "half", "wcord+kd", epochs=1).parameters())
+
+
+def test_weights_spoilt_by_the_last_step_are_not_saved(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run", epochs=2)
+    fit(run)
+    kept = (tmp_path / "run" / "checkpoint.pt").read_bytes()
+    train_epoch = loop.train_epoch
+
+    def spoilt(run, optimizer, epoch):
+        row = train_epoch(run, optimizer, epoch)
+        next(run.student.parameters()).data.view(-1)[0] = math.nan  # as a step of a gradient that is NaN does
+        return row
+
+    monkeypatch.setattr(loop, "train_epoch", spoilt)
+    with pytest.raises(NonFiniteLoss, match=r"student: .* holds NaN or infinite values after epoch 3; try a lower lr"):
+        longer = make_run(tmp_path / "run", epochs=3)
+        longer.extend = True
+        fit(longer)
+    assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == kept
+    assert len(longer.history) == 2
+
+
+def test_rows_without_a_label_are_left_out(tmp_path):
+    run = make_run(tmp_path / "run", epochs=1)
+    images = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    labels = torch.tensor([0, 1, -100, 2, -100, 3])
+    known = labels >= 0
+    batches = [(images, labels, torch.arange(6)), (images, torch.full((6,), -100), torch.arange(6))]
+    measured = evaluate(run.student, batches)
+    assert measured == pytest.approx(evaluate(run.student, [(images[known], labels[known], torch.arange(4))]))
+    with pytest.raises(ValueError, match="at least one with a label"):
+        evaluate(run.student, batches[1:])
+    logits = run.student(images)
+    for smoothing in (0.0, 0.1):
+        ours = step.class_loss(logits, labels, step.labelled(labels), smoothing)
+        torch.testing.assert_close(ours, F.cross_entropy(logits, labels, label_smoothing=smoothing))
+        none = torch.full((6,), -100)
+        (grad,) = torch.autograd.grad(
+            step.class_loss(logits, none, step.labelled(none), smoothing), logits, retain_graph=True
+        )
+        assert not grad.any()

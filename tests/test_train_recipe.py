@@ -217,3 +217,15 @@ def test_run_with_all_recipe_options_resumes_exactly(tmp_path, monkeypatch, meth
     assert len(metrics(fit(resumed))) == 3 and TRAIN
     assert_equal(everything(tmp_path / "whole"), everything(tmp_path / "broken"))
     assert checkpoint.load(tmp_path / "whole" / "checkpoint.pt")["average"]["steps"] == 9
+
+
+def test_a_tied_weight_is_averaged_once():
+    network = torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2, bias=False), "b": torch.nn.Linear(2, 2, bias=False)})
+    network["b"].weight = network["a"].weight
+    average = Average(network, 0.1)
+    start = network["a"].weight.detach().clone()
+    with torch.no_grad():
+        network["a"].weight += 1
+    average.update()
+    torch.testing.assert_close(average.network["a"].weight.detach(), start + 0.9)
+    assert average.network["b"].weight is average.network["a"].weight

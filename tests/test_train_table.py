@@ -168,3 +168,58 @@ def test_dry_run_prints_the_recipes_and_finished_runs(tmp_path, capsys):
     assert runs.pop("vgg13-vgg8/seed3/ce") == "finished" and set(runs.values()) == {"to do"}
     assert runs.pop("teachers/vgg13/teacher") and len(runs) == 2 * 2 * 2 - 1
     assert [child.name for child in tmp_path.iterdir()] == ["vgg13-vgg8"]  # nothing is written
+
+
+def configured(pair, *argv):
+    options, rest = parse("table", table.TableOptions, list(argv))
+    return table._config(options, pair, rest)
+
+
+def test_another_recipe_is_not_comparable():
+    pair = "vgg13-vgg8"
+    changes = ["--lr=0.001", "--batch-size=512", "--optimizer=AdamW", "--schedule=cosine", "--mixup=1"]
+    changes += ["--weight-decay=0", "--label-smoothing=0.2", "--precision=bf16"]
+    output = table.not_comparable(pair, configured(pair, *changes))
+    for text in (
+        "lr 0.001, not 0.05",
+        "batch_size 512, not 64",
+        "optimizer AdamW, not SGD",
+        "schedule cosine, not steps",
+        "mixup 1, not 0",
+        "weight_decay 0, not 0.0005",
+        "label_smoothing 0.2, not 0",
+        "precision bf16, not fp32",
+    ):
+        assert text in output
+    fast = ["--channels-last", "--seeds=3", "--quiet", "--threads=1", "--eval-batch-size=100"]
+    assert table.not_comparable(pair, configured(pair, *fast)) == ""
+    assert "init_student is given" in table.not_comparable(pair, configured(pair, "--init-student=there.pt"))
+    assert "the teacher's lr 0.01, not 0.05" in table.not_comparable(pair, configured(pair, "--teacher-lr=0.01"))
+
+
+def test_the_spelling_of_the_data_set_changes_no_recipe(tmp_path):
+    assert configured("vgg13-vgg8", "--data=CIFAR-100") == configured("vgg13-vgg8", "--data=cifar100")
+    assert configured("vgg13-vgg8", "--data=CIFAR-100").clip_grad is None
+    file = tmp_path / "mine.yaml"
+    file.write_text("data: digits\nteacher: vgg13\nstudent: vgg8\n")
+    assert configured("vgg13-vgg8", f"--config={file}").clip_grad == table.CLIP
+    file.write_text("data: digits\nteacher: vgg13\nstudent: vgg8\nclip_grad: 2\n")
+    assert configured("vgg13-vgg8", f"--config={file}").clip_grad == 2
+
+
+def test_pairs_share_the_training_of_their_teacher(tmp_path, monkeypatch, capsys):
+    trained = []
+    teacher = table.Workbench.teacher
+    monkeypatch.setattr(table.Workbench, "teacher", lambda self: trained.append(self.config.directory) or teacher(self))
+    pairs = "--pair=resnet110-resnet20,resnet110-resnet32"
+    monkeypatch.setattr(table.Workbench, "student", lambda self, method, teacher: teacher)
+    assert main(["table", pairs, "--methods=ce", *TINY, "--restart", f"--output-dir={tmp_path}"]) == 0
+    assert len(trained) == 1
+    capsys.readouterr()
+    assert main(["table", pairs, "--methods=ce", *TINY, f"--output-dir={tmp_path}", "--dry-run"]) == 0
+    states = yaml.safe_load(capsys.readouterr().out)["runs"]
+    assert [state for run, state in states.items() if "teachers" in run] == ["finished"]
+    for option in ("--restart", "--extend"):
+        more = [option, "--epochs=3"]
+        assert main(["table", pairs, "--methods=ce", *TINY, f"--output-dir={tmp_path}", "--dry-run", *more]) == 0
+        assert set(yaml.safe_load(capsys.readouterr().out)["runs"].values()) == {"to do"}

@@ -14,6 +14,7 @@ from .export import ExportOptions
 from .parser import help_parser, parse
 from .sweep import SweepOptions
 from .table import TableOptions
+from .taps import TapsOptions
 from .teacher import TeacherOptions
 from .usage import COMMANDS
 
@@ -37,7 +38,7 @@ class CompletionOptions:
         checks.choice("shell", self.shell, shells())
 
 
-OPTIONS: dict[str, tuple[type, bool]] = {  # a command's options options, and whether it takes a Config's, too
+OPTIONS: dict[str, tuple[type, bool]] = {  # a command's own options, and whether it takes a Config's, too
     "distill": (DistillOptions, True),
     "teacher": (TeacherOptions, True),
     "table": (TableOptions, True),
@@ -45,6 +46,7 @@ OPTIONS: dict[str, tuple[type, bool]] = {  # a command's options options, and wh
     "crossmodal": (CrossModalOptions, True),
     "evaluate": (EvaluateOptions, False),
     "export": (ExportOptions, False),
+    "taps": (TapsOptions, False),
     "completion": (CompletionOptions, False),
 }
 

@@ -15,6 +15,7 @@ import torch
 from .. import data as datasets
 from .. import distill, models
 from ..data.transforms import Transforms
+from ..models import hf_folder
 from ..ops import checks
 from ..train import loggers
 from ..train.recipe import Recipe
@@ -118,6 +119,8 @@ class Config(Recipe):
         check_paths(self, "data_dir", "teacher_checkpoint", "init_student", "init_teacher", "output_dir")
         if self.init_teacher and self.teacher_checkpoint:
             raise ValueError("init_teacher: expected a teacher that is trained here, but teacher_checkpoint names one")
+        if hf_folder.is_folder_name(self.teacher) and (self.init_teacher or self.teacher_checkpoint):
+            raise ValueError(f"teacher: {self.teacher!r} is a trained network; expected no other weights for it")
         most_threads = max(256, 4 * (os.cpu_count() or 1))
         if self.threads is not None and self.threads > most_threads:
             raise ValueError(f"threads: expected at most {most_threads} on this machine, got {self.threads}")
@@ -136,7 +139,8 @@ class Config(Recipe):
         except ImportError as error:
             raise ValueError(str(error)) from None
         for side in ("teacher", "student"):
-            name = require_architecture(side, getattr(self, side))
+            name = models.spelled(require_architecture(side, getattr(self, side)))
+            setattr(self, side, name)
             if getattr(self, f"init_{side}") == PRETRAINED and ":" not in name:
                 raise ValueError(f"init_{side}: expected a file; {name!r} has no weights of a library")
 

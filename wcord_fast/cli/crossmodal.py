@@ -28,7 +28,7 @@ from ..train.views import View, chrominance, coarse, detail, luminance, unscaled
 from . import report
 from .config import Config
 from .options import DryRun, check_fraction, check_paths, check_seeds
-from .parser import parse, read_config, show, usage
+from .parser import packaged, parse, read_config, show, usage
 from .privileged import PUBLISHED
 from .table import mean_and_deviation, over_seeds
 from .task_bench import TaskBench, require_no_kd
@@ -180,7 +180,7 @@ def _trained(task: CrossModal, config: Config, name: str, teacher: Result) -> nn
 
 
 def _config(texts: dict[str, str]) -> Config:
-    config = read_config({"config": "crossmodal", **texts})
+    config = read_config({"config": packaged("crossmodal"), **texts})
     require_no_kd(config.methods)
     if "ce" in config.methods:
         raise UsageError("methods: 'ce' needs labels, and this task has none; the row 'scratch' is the plain student")

@@ -12,7 +12,7 @@ from ..train.ranks import is_main
 from ..train.tables import text_table
 from . import report
 from .options import DryRun
-from .parser import parse, read_config, show
+from .parser import packaged, parse, read_config, show
 from .workbench import Workbench
 
 log = logging.getLogger("wcord_fast")
@@ -34,7 +34,7 @@ def run(argv: list[str]) -> None:
     start = time.perf_counter()
     options, texts = parse("distill", DistillOptions, argv)
     if not {"data", "config"} & texts.keys():
-        texts["config"] = MAIN_JOB
+        texts["config"] = packaged(MAIN_JOB)
     config = read_config(texts)
     if options.dry_run:
         print(show(config.resolved()))

@@ -60,7 +60,7 @@ def card(trained: TrainedNetwork, metadata: dict[str, Any]) -> str:
         shape=", ".join(map(str, metadata["image_shape"])),
         input=metadata["input"],
         results=_lines({text: f"{last[key]:.4g}" for key, text in MEASURES.items() if key in last}),
-        recipe=_lines({key: value for key, value in trained.recipe.items() if value not in (None, False)}),
+        recipe=_lines({key: v for key, v in trained.recipe.items() if v is not None and v is not False}),  # but 0
     )
 
 

@@ -13,6 +13,7 @@ from ..train.meters import NonFiniteLoss
 from ..train.ranks import LOST, is_first_to_report, peer_lost, process_group, report_to_launcher
 from .usage import UsageError
 
+TRAIN = ("distill", "teacher", "table", "sweep", "crossmodal")  # commands that keep finished epochs
 ON_SEVERAL = ("distill", "teacher")  # commands that may run on several processes
 EXPECTED_ERRORS = (CheckpointError, NonFiniteLoss, MemoryError, NotImplementedError, OSError, ValueError)  # no defects
 
@@ -46,7 +47,8 @@ def run_job(name: str, command: Callable[[list[str]], None], options: list[str])
         _print_error(name, error)
         return 1
     except KeyboardInterrupt:
-        _print_error(name, "interrupted; the same command goes on after the last epoch")
+        again = "the same command without --restart" if "--restart" in options else "the same command"
+        _print_error(name, f"interrupted; {again} goes on after the last epoch" if name in TRAIN else "interrupted")
         return 130
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +26,14 @@ from .values import in_words, read, words_of
 T = TypeVar("T")
 
 CONFIGS = Path(__file__).parent / "configs"
-UNUSED = {"teacher": ("student", "teacher_checkpoint", "methods", "epochs", "lr")}  # without effect in a file
+UNLISTED = {"teacher": ("student", "teacher_checkpoint", "epochs", "lr")}  # not in the help: each is another's name
+ONE_SEED = ("seed", "limit_student")
+UNUSED = {  # options of a Config that a command does not use: not in its help, and refused on its command line
+    "teacher": ("seeds", "limit_student", "init_student", "methods"),
+    "table": ONE_SEED,
+    "sweep": ONE_SEED,
+    "crossmodal": ONE_SEED,
+}
 ALIASES = {"--print-config": "--dry-run", "--print_config": "--dry-run", "--dry_run": "--dry-run"}
 MOST_NAMES = 24  # listed in an option's help
 CONFIG_HELP = (
@@ -39,6 +46,11 @@ CONFIG_HELP = (
 def packaged_names() -> list[str]:
     """The names of the packaged configuration files."""
     return [path.stem for path in sorted(CONFIGS.glob("*.yaml"))]
+
+
+def packaged(name: str) -> str:
+    """The path of a packaged configuration file, for a program that means it whatever the user's folders are called."""
+    return str(CONFIGS / f"{name}.yaml")
 
 
 def config_options() -> dict[str, Option]:
@@ -56,31 +68,51 @@ def _training_options() -> dict[str, Option]:
 def parse(command: str, record_type: type[T], argv: list[str], trains: bool = True) -> tuple[T, dict[str, str]]:
     """The command's own options, and the texts of a Config's options (if it `trains`), for `read_config`.
 
+    An own option that the command line does not give is taken from the file that --config names, if that has it.
     `--help` prints the help and ends the program.
 
     Raises:
         UsageError: an unknown option (the nearest is suggested), or a missing or bad value.
     """
     own_options = options_of(record_type)
-    _import_methods(argv)
+    file = _import_methods(argv) if trains else {}
     known = {**(_training_options() if trains else {}), **own_options}
     texts = _option_texts(argv, known, command, record_type, trains)
-    values = {key: _value(key, own_options[key], text) for key, text in texts.items() if key in own_options}
+    for key in UNUSED.get(command, ()):
+        if key in texts:
+            hint = "; name the seeds with --seeds" if key == "seed" else ""
+            raise UsageError(f"{_flag(key)}: not an option of {command}{hint}")
+    given = {key: value for key, value in file.items() if key in own_options} | texts
+    values = {key: _value(key, own_options[key], text) for key, text in given.items() if key in own_options}
     for key, option in own_options.items():
         if option.default is MISSING and key not in values:
             raise UsageError(f"{key}: expected a value, got none")
     return usage(record_type, **values), {key: text for key, text in texts.items() if key not in own_options}
 
 
-def _import_methods(argv: Sequence[str]) -> None:
-    """Import the methods that `--methods` names by dotted path, so that their options are known."""
+def _import_methods(argv: Sequence[str]) -> dict[str, Any]:
+    """Import the methods that `--methods` and `--config` name by dotted path, so that their options are known.
+
+    Return what the file holds that `--config` names; nothing without it.
+    """
+    file: dict[str, Any] = {}
     for word, next_word in zip(argv, [*argv[1:], ""], strict=False):
         name, equals, value = word.partition("=")
-        if name != "--methods":
-            continue
-        for method in (value if equals else next_word).split(","):
-            if "." in method or ":" in method:
-                usage(distill.parse, method)
+        text = value if equals else next_word
+        if name == "--config" and text and not text.startswith("--"):
+            file = _contents(text)
+        elif name == "--methods":
+            _import_paths(text)
+    _import_paths(file.get("methods"))
+    return file
+
+
+def _import_paths(methods: Any) -> None:
+    """Import those of `methods`, a list or a text with commas, that are dotted paths."""
+    names = methods.split(",") if isinstance(methods, str) else methods
+    for name in names if isinstance(names, list) else ():
+        if isinstance(name, str) and ("." in name or ":" in name):
+            usage(distill.parse, name)
 
 
 def read_config(texts: Mapping[str, str]) -> Config:
@@ -89,9 +121,10 @@ def read_config(texts: Mapping[str, str]) -> Config:
     Raises:
         UsageError: an unknown key in the file (the nearest is suggested), or a bad value.
     """
-    known = config_options()
     values: dict[str, Any] = {}
-    for key, text in {**_from_file(texts, known), **texts}.items():
+    file = _from_file(texts)
+    known = config_options()
+    for key, text in {**file, **texts}.items():
         if key == "config":  # the file is read already
             continue
         section, _, name = key.rpartition(".")
@@ -134,7 +167,8 @@ def help_parser(
     groups: dict[str, Any] = {"": parser}
     for key, (hint, default, sentence, complete) in options.items():
         section = key.rpartition(".")[0]
-        if key in UNUSED.get(command, ()) or (section and command in UNUSED):
+        hidden = (*UNLISTED.get(command, ()), *UNUSED.get(command, ()))
+        if (key in hidden and key not in own_options) or (section and command == "teacher"):
             continue
         if section not in groups:
             groups[section] = parser.add_argument_group(f"method {section}")
@@ -189,22 +223,19 @@ def _option_texts(
     return texts
 
 
-def _from_file(texts: Mapping[str, str], known: Collection[str]) -> dict[str, Any]:
+def _from_file(texts: Mapping[str, str]) -> dict[str, Any]:
     """The values of the configuration file, by key: `--config`'s (a path or packaged name), or the data set's."""
     config = texts.get("config")
     if config is None:
-        config = usage(datasets.source, texts.get("data", Config.data), "data").config
-        if config is None:
+        name = usage(datasets.source, texts.get("data", Config.data), "data").config
+        if name is None:
             return {}
-    path = Path(config).expanduser()
-    if not path.exists():
-        name, packaged = path.name.removesuffix(".yaml"), packaged_names()
-        if name not in packaged:
-            hint = did_you_mean(name, packaged, f"; packaged ones: {', '.join(packaged)}")
-            raise UsageError(f"config: no file {str(path)!r}{hint}")
-        path = CONFIGS / f"{name}.yaml"
+        config = packaged(name) if name in packaged_names() else name  # a data set of the user's may name a file
+    values = _contents(config)
+    _import_paths(values.get("methods"))
+    known = config_options()
     result: dict[str, Any] = {}
-    for key, value in usage(yaml_file.read, path).items():
+    for key, value in values.items():
         if key not in distill.sections():
             result[str(key)] = value
         elif isinstance(value, dict):
@@ -215,6 +246,18 @@ def _from_file(texts: Mapping[str, str], known: Collection[str]) -> dict[str, An
         if key not in known:
             raise UsageError(f"unknown option {key!r}{did_you_mean(key, known, '; see --help')}")
     return result
+
+
+def _contents(config: str) -> dict[str, Any]:
+    """What the configuration file `config` holds, a path or a packaged name."""
+    path = Path(config).expanduser()
+    if not path.is_file():
+        name, names = path.name.removesuffix(".yaml"), packaged_names()
+        if name not in names:
+            hint = did_you_mean(name, names, f"; packaged ones: {', '.join(names)}")
+            raise UsageError(f"config: no file {str(path)!r}{hint}")
+        path = Path(packaged(name))
+    return usage(yaml_file.read, path)
 
 
 def _value(key: str, option: Option, value: Any) -> Any:

@@ -98,12 +98,13 @@ def one_against_the_rest(data: Dataset, positive: str | None) -> Dataset:
             f"positive: the student needs one of the {data.num_classes} classes: {_first_names(data.classes)}"
         )
     index = data.classes.index(checks.choice("positive", positive, data.classes))
-    return replace(
-        data,
-        classes=(f"not {positive}", positive),
-        train_labels=(data.train_labels == index).to(torch.int64),
-        test_labels=(data.test_labels == index).to(torch.int64),
-    )
+    splits = {"training": data.train_labels == index, "test": data.test_labels == index}
+    for split, is_positive in splits.items():
+        if len(is_positive.unique()) < 2:
+            kind = "no image" if not bool(is_positive.any()) else "every image"
+            raise ValueError(f"positive: {kind} of the {split} split is a {positive!r}; expected some of both kinds")
+    train_labels, test_labels = (is_positive.to(torch.int64) for is_positive in splits.values())
+    return replace(data, classes=(f"not {positive}", positive), train_labels=train_labels, test_labels=test_labels)
 
 
 def measured_auc(bench: TaskBench, result: Result) -> float:

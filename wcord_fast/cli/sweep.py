@@ -18,12 +18,12 @@ from ..train.tables import text_table
 from . import privileged, report
 from .config import Config
 from .options import DryRun, check_paths, check_seeds, chosen, distinct
-from .parser import parse, read_config, show, usage
+from .parser import packaged, parse, read_config, show, usage
 from .sweep_plot import plot
 from .table import mean_and_deviation, not_comparable, over_seeds
 from .task_bench import require_no_kd
 from .usage import UsageError
-from .workbench import Result, Workbench
+from .workbench import Result, Workbench, state_of
 
 log = logging.getLogger("wcord_fast")
 
@@ -180,7 +180,7 @@ def _privileged(options: SweepOptions, texts: dict[str, str]) -> tuple[Study, li
     """The study, its students, and the remark on how to read the result."""
     if "student" in texts:
         raise UsageError("student: this command trains several; name them with --students")
-    config = read_config({"config": "privileged", **texts})
+    config = read_config({"config": packaged("privileged"), **texts})
     task = usage(privileged.prepare, config, options.positive, options.student_size, options.teacher_data_dir)
     students = options.students or _default_students(task.student_size)
     for student in students:
@@ -198,7 +198,7 @@ def _privileged(options: SweepOptions, texts: dict[str, str]) -> tuple[Study, li
 
 def _accuracy(options: SweepOptions, texts: dict[str, str]) -> Study:
     """Table 4: the published pair, by accuracy."""
-    config = read_config({"config": "cifar100_resnet32x4_resnet8x4", **texts})
+    config = read_config({"config": packaged("cifar100_resnet32x4_resnet8x4"), **texts})
     if f"{config.teacher}-{config.student}" != ACCURACY_PAIR:
         raise UsageError(f"teacher: lambda2-cifar100 is for {ACCURACY_PAIR}; name this table alone, without --teacher")
     home = Path(options.output_dir) / "cifar100"
@@ -236,9 +236,9 @@ def _plan(options: SweepOptions, studies: dict[str, Study], points: list[Point],
     text: dict[str, Any] = {}
     for study in studies.values():
         text["lambda2-cifar100" if study.home.name == "cifar100" else "privileged"] = study.config.resolved()
-    runs = dict.fromkeys(studies[p.table].run_of(p, seed) for p in points for seed in seeds)
+    runs = {studies[p.table].run_of(p, seed): studies[p.table].config for p in points for seed in seeds}
     text["sweep"] = {name: value for name, value in vars(options).items() if name != "dry_run"}
-    text["runs"] = {str(run): "finished" if (run / "student.pt").exists() else "to do" for run in runs}
+    text["runs"] = {str(run): state_of(run, config, "student") for run, config in runs.items()}
     return show(text)
 
 

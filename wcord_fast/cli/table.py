@@ -11,20 +11,22 @@ from typing import Annotated, Any
 import yaml
 
 from .. import distill
-from ..data import source
+from ..data import Dataset, LazyFolder, source
 from ..train.logs import to_screen
 from ..train.meters import NonFiniteLoss
+from ..train.recipe import DEFAULTS
 from ..train.tables import text_table
 from . import report
 from .config import Config, spelled_methods
 from .options import DryRun, check_fraction, check_paths, check_seeds, chosen
 from .parser import CONFIGS, parse, read_config, show
 from .usage import UsageError
-from .workbench import Workbench, data_spec, load_data
+from .workbench import Result, Workbench, data_spec, load_data, state_of
 
 log = logging.getLogger(__name__)
 
 PUBLISHED = Path(__file__).parent / "published_pairs.yaml"
+OWN_REMARK = ("epochs", "clip_grad", "seed", "compile", "cuda_graph", "channels_last", "gradient_checkpointing")
 CLIP = 5.0  # largest gradient norm on other data, for some of which the recipe's learning rate is too high
 
 
@@ -129,8 +131,9 @@ def run(argv: list[str]) -> None:
         print(_plan(options, configs))
         return
     to_screen(next(iter(configs.values())).quiet)
+    teachers: dict[Path, tuple[Dataset | LazyFolder, Result]] = {}
     for pair, config in configs.items():
-        rows, images, skipped = _pair(pair, config, options)
+        rows, images, skipped = _pair(pair, config, options, teachers)
         lines += [_line(pair, row, papers[pair]) for row in rows]
         remarks |= {remark: None for remark in [not_comparable(pair, config, images)] if remark}
         remarks |= {remark: None for remark in [report.left_out(skipped).strip()] if remark}
@@ -163,7 +166,8 @@ def _config(options: TableOptions, pair: str, texts: dict[str, str]) -> Config:
     teacher, student = pair.split("-")
     file = {"config": str(recipe(pair))}
     defaults = {"methods": ",".join(options.methods)}
-    if texts.get("data") not in (None, read_config(file).data):
+    chosen = read_config({**file, **texts})
+    if chosen.data != read_config(file).data and chosen.clip_grad is None and "clip_grad" not in texts:
         defaults["clip_grad"] = str(CLIP)
     config = read_config({**file, **defaults, **texts})
     if (config.teacher, config.student) != (teacher, student):
@@ -197,23 +201,32 @@ def _plan(options: TableOptions, configs: dict[str, Config]) -> str:
     for values in others:
         for key in [key for key, value in values.items() if value == first[key]]:
             del values[key]
-    runs = [_teacher_run(config, options).directory / "teacher" / "teacher.pt" for config in configs.values()]
+    state: dict[str, str] = {}
+    for config in configs.values():
+        if config.teacher_checkpoint is None:
+            run = _teacher_run(config, options).directory / "teacher"
+            state[str(run)] = state_of(run, config, "teacher")
     for pair, config in configs.items():
-        homes = [_student_run(pair, config, options, seed).directory for seed in options.seeds]
-        runs += [home / method / "student.pt" for home in homes for method in options.methods]
-    state = {str(run.parent): "finished" if run.exists() else "to do" for run in dict.fromkeys(runs)}
+        for seed in options.seeds:
+            home = _student_run(pair, config, options, seed).directory
+            state |= {str(home / method): state_of(home / method, config, "student") for method in options.methods}
     return show({"pairs": text, "runs": state})
 
 
-def _pair(pair: str, config: Config, options: TableOptions) -> tuple[list[Row], int, int]:
+def _pair(
+    pair: str, config: Config, options: TableOptions, teachers: dict[Path, tuple[Dataset | LazyFolder, Result]]
+) -> tuple[list[Row], int, int]:
     """Run every method with every seed; return the rows, the number of training images and that of skipped files.
 
-    All pairs with one teacher share its run."""
-    first = Workbench(_teacher_run(config, options))
-    teacher = first.teacher()
+    All pairs with one teacher share its run: `teachers` keeps each with its data, by the run's directory."""
+    teacher_config = _teacher_run(config, options)
+    if teacher_config.directory not in teachers:
+        first = Workbench(teacher_config)
+        teachers[teacher_config.directory] = (first.data, first.teacher())
+    data, teacher = teachers[teacher_config.directory]
     rows = [Row(method) for method in options.methods]
     for seed in options.seeds:
-        bench = Workbench(_student_run(pair, config, options, seed), first.data)
+        bench = Workbench(_student_run(pair, config, options, seed), data)
         for row in rows:
             if row.refused:
                 continue
@@ -227,8 +240,8 @@ def _pair(pair: str, config: Config, options: TableOptions) -> tuple[list[Row], 
                 log.warning("%s: %s", row.method, error)
     return (
         [Row("teacher", [teacher.history[-1]["test_top1"]]), *rows],
-        len(first.data.train_labels),
-        len(first.data.skipped),
+        len(data.train_labels),
+        len(data.skipped),
     )
 
 
@@ -247,6 +260,25 @@ def _line(pair: str, row: Row, paper: dict[str, list[float]]) -> report.Line:
 
 def _described(config: Config, method: str) -> dict[str, Any]:
     return distill.described(config.method_options(method))
+
+
+def _changes(config: Config, published: Config) -> list[str]:
+    """The options of the training recipe that are not the published: "lr 0.001, not 0.05"; and initial weights."""
+    ours, theirs = (DEFAULTS | c.recipe("student") for c in (config, published))
+    changes = [
+        f"{name} {_plain(ours.get(name))}, not {_plain(theirs.get(name))}"
+        for name in dict.fromkeys([*theirs, *ours])
+        if name not in OWN_REMARK and ours.get(name) != theirs.get(name)
+    ]
+    our_lr, lr = (c.teacher_lr or c.lr for c in (config, published))
+    if config.teacher_checkpoint is None and our_lr != lr:
+        changes.append(f"the teacher's lr {our_lr:g}, not {lr:g}")
+    given = [name for name in ("init_student", "init_teacher") if getattr(config, name) is not None]
+    return [*changes, *(f"{name} is given" for name in given)]
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def not_comparable(pair: str, config: Config, images: int | None = None) -> str:
@@ -271,6 +303,7 @@ def not_comparable(pair: str, config: Config, images: int | None = None) -> str:
     changed = [name for name in config.methods if _described(config, name) != _described(recipe_config, name)]
     if changed:
         reasons.append(f"{', '.join(changed)} with other options than the published")
+    reasons += _changes(config, recipe_config)
     if config.clip_grad is not None:
         reasons.append(f"gradients are clipped at norm {config.clip_grad:g}")
     return f"NOT COMPARABLE with the paper's numbers: {'; '.join(reasons)}." if reasons else ""

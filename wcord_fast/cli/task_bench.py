@@ -47,6 +47,9 @@ class TaskBench(Workbench):
 
     def _run(self, name: str, spec: dict[str, Any], network: nn.Module, teacher: nn.Module | None, export: str) -> Run:
         run = super()._run(name, spec, network, teacher, export)
+        seen = self.view.see(torch.zeros(1, self.data.channels, *self.data.image_size))
+        mean, std = (None if values is None else list(values) for values in (self.view.mean, self.view.std))
+        run.images = {"shape": list(seen.shape[1:]), "mean": mean, "std": std, "view": self.view.name}
         if not self.labelled:
             run.test, run.labelled = None, False
         return run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..models import hf_folder
 from ..train import checkpoint
 from ..train.tables import text_table
 from . import report
@@ -25,6 +26,8 @@ def run(argv: list[str]) -> None:
         if name in texts:
             texts[f"teacher_{name}"] = texts.pop(name)
     config = read_config(texts)
+    if hf_folder.is_folder_name(config.teacher):
+        raise UsageError(f"--teacher: {config.teacher!r} is a trained network; expected an architecture to train")
     if options.dry_run:
         print(show(config.resolved()))
         return

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from .. import data as datasets
 from .. import models
 from ..data import Dataset, LazyFolder
 from ..dotted import is_path
 from ..train import checkpoint
 from ..train.checkpoint import CheckpointError
 from .workbench import load_data
+
+log = logging.getLogger("wcord_fast")
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class TrainedNetwork:
         data: its data set's name, image_size, limit_train and, if it was given, skip_corrupt.
         history: one row per epoch.
         recipe: options of the training, by name.
+        task: the view of the images that the network saw, in a run of `sweep` or `crossmodal`; None in others.
     """
 
     path: Path
@@ -40,8 +45,10 @@ class TrainedNetwork:
     data: dict[str, Any]
     history: list[dict[str, Any]]
     recipe: dict[str, Any]
+    task: str | None
     _weights: dict[str, Any]
     _input: dict[str, Any] | None
+    _fingerprint: str | None
 
     def dataset(self, data_dir: str | None) -> Dataset | LazyFolder:
         """The data set that it was trained on, on the CPU; CheckpointError if the data set here has other classes."""
@@ -51,6 +58,16 @@ class TrainedNetwork:
                 f"{self.path}: trained on {len(self.classes)} classes {self.classes[:5]} ..., "
                 f"but the data set here has {data.num_classes}: {list(data.classes)[:5]} ..."
             )
+        if self._input is None or (self.task is not None and "view" not in self._input):
+            return data  # an old checkpoint
+        shape = [data.channels, *data.image_size]
+        if self._input["shape"] != shape or self._input["mean"] is None:
+            seen = f"{self.task or 'images'}, {self._input['shape']}"
+            raise CheckpointError(f"{self.path}: its network sees {seen}, but the images here are {shape}")
+        if data.fingerprint != self._fingerprint and "skip_corrupt" not in self.data:
+            log.warning("%s: trained on other files than the data set here has", self.path)
+        if isinstance(data, Dataset):  # normalised as in training, also if the files here have other statistics
+            data = replace(data, mean=tuple(self._input["mean"]), std=tuple(self._input["std"]))
         return data
 
     def network(self, channels: int) -> nn.Module:
@@ -69,6 +86,13 @@ class TrainedNetwork:
 
     def images(self, data_dir: str | None) -> dict[str, Any]:
         """Shape [C, H, W] of its images, and `mean` and `std` per channel by which pixels in [0, 1] are normalised."""
+        if self.task is not None and (self._input is None or self._input.get("mean") is None):
+            raise CheckpointError(
+                f"{self.path}: its network sees a view of the images ({self.task}) whose normalisation is not in the "
+                "checkpoint, so it cannot be exported; student.pt or teacher.pt beside it holds the weights"
+            )
+        if self.task is not None and "view" not in self._input:  # type: ignore[operator]
+            raise CheckpointError(f"{self.path}: written by an older version, without its view's normalisation")
         if self._input is not None:
             return self._input
         data = self.dataset(data_dir)  # an old checkpoint, which does not hold them
@@ -100,8 +124,11 @@ def load(path: Path, *, model: str | None = None, data: str | None = None) -> Tr
             raise CheckpointError(
                 f"{file}: written by distill.fit, whose data and network have no name to find them by"
             )
-        for option, name, expected in (("model", spec["model"], model), ("data", spec["data"]["name"], data)):
-            if expected is not None and name != expected:
+        for option, name, expected, spelled in (
+            ("model", spec["model"], model, models.spelled),
+            ("data", spec["data"]["name"], data, datasets.spelled),
+        ):
+            if expected is not None and spelled(name) != spelled(expected):
                 raise CheckpointError(f"{file}: its {option} is {name!r}, but --{option} says {expected!r}")
             if expected is None and is_path(name, libraries=option == "model"):
                 raise CheckpointError(
@@ -119,6 +146,8 @@ def load(path: Path, *, model: str | None = None, data: str | None = None) -> Tr
             | {key: value for key, value in spec["data"].items() if key == "skip_corrupt"},
             history=state["history"],
             recipe=spec["recipe"],
+            task=spec["task"]["view"] if "task" in spec else None,
             _weights=state["student"],
             _input=state.get("images"),
+            _fingerprint=spec["data"].get("fingerprint"),
         )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,11 @@ from .. import data as datasets
 from .. import distill, models
 from ..data import Dataset, LazyFolder
 from ..distributed import ranks
+from ..models import hf_folder
 from ..train import checkpoint
 from ..train.checkpoint import CheckpointError
 from ..train.evaluation import evaluate
-from ..train.loggers import Row
+from ..train.loggers import Row, csv_file
 from ..train.logs import to_screen
 from ..train.loop import Run, fit
 from ..train.ranks import from_main, require_equal
@@ -26,6 +28,7 @@ from ..train.views import View
 from .config import PRETRAINED, Config
 
 log = logging.getLogger(__name__)
+RUNS = (f"*/{checkpoint.CURRENT}", f"seed*/*/{checkpoint.CURRENT}")  # below an output directory
 
 
 @dataclass
@@ -106,18 +109,43 @@ class Workbench:
 
     def teacher(self) -> Result:
         """The teacher, loaded from the given checkpoint, or else trained (or resumed) in the output directory."""
-        config = self.config
+        config = self.config = self._kept_teacher()
         network = self._network(config.teacher)
-        if config.teacher_checkpoint is not None:
-            path = _existing("teacher_checkpoint", config.teacher_checkpoint)
-            load_teacher(network, path, self.spec("teacher", config.teacher, "ce"))
+        is_folder = hf_folder.is_folder_name(config.teacher)  # which has brought its weights
+        if config.teacher_checkpoint is not None or is_folder:
+            if config.teacher_checkpoint is not None:
+                path = _existing("teacher_checkpoint", config.teacher_checkpoint)
+                load_teacher(network, path, self.spec("teacher", config.teacher, "ce"))
             tested = evaluate(network, self.test, config.precision)
-            log.info("teacher   %s: test %.2f %%", config.teacher_checkpoint, tested["test_top1"])
+            log.info("teacher   %s: test %.2f %%", config.teacher_checkpoint or config.teacher, tested["test_top1"])
             history = [{"epoch": 0, **tested, "best_top1": tested["test_top1"]}]
             return Result("teacher", network, config.teacher, history)
         spec = self.spec("teacher", config.teacher, "ce") | self._load_initial("teacher", network, config.init_teacher)
         history = fit(self._run("teacher", spec, network, teacher=None, export="teacher.pt"))
         return Result("teacher", network, config.teacher, history)
+
+    def _kept_teacher(self) -> Config:
+        """With `extend`, the configuration with the epochs of the finished teacher, from which students have learned.
+
+        Raises:
+            CheckpointError: teacher_epochs asks for more of a teacher that has students here, whose runs would be lost.
+        """
+        config, path = self.config, self.config.directory / "teacher" / checkpoint.CURRENT
+        if not config.extend or config.teacher_checkpoint is not None:
+            return config
+        saved = from_main(lambda: _finished_epochs(path))
+        if saved is None or saved >= config.recipe("teacher")["epochs"]:
+            return config
+        if config.teacher_epochs is None:
+            log.info("teacher: keeps its %d epochs (--teacher-epochs N, in another --output-dir, gives it more)", saved)
+            return replace(config, teacher_epochs=saved)
+        students = [p for pattern in RUNS for p in config.directory.glob(pattern) if p.parent.name != "teacher"]
+        if students:
+            raise CheckpointError(
+                f"teacher_epochs: {students[0].parent} learned from the teacher of {saved} epochs, which --extend "
+                f"would replace by one of {config.teacher_epochs}; expected {saved} or none, or another --output-dir"
+            )
+        return config
 
     def student(self, method: str, teacher: Result | None) -> Result:
         """A student trained (or resumed) with `method`. Its initialisation does not depend on the method."""
@@ -150,9 +178,9 @@ class Workbench:
 
     def _load_initial(self, role: str, network: nn.Module, weights: str | None) -> dict[str, Any]:
         """Load the initial weights, if any, and return their entry of the run's spec."""
-        if weights is None:
-            return {}
         architecture = getattr(self.config, role)
+        if weights is None:
+            return {"init": checkpoint.fingerprint(network)} if hf_folder.is_folder_name(architecture) else {}
         if weights == PRETRAINED:
             result = self._network(architecture, pretrained=True).state_dict()
             network.load_state_dict(result)
@@ -201,6 +229,16 @@ class Workbench:
             labels=self.known_labels,
             seed=self.config.seed,
         )
+
+
+def state_of(run: Path, config: Config, role: Literal["teacher", "student"]) -> str:
+    """What --dry-run says of a run: "finished", or "to do" if the command has to train it, or to go on with it."""
+    if config.restart or not (run / f"{role}.pt").exists():
+        return "to do"
+    if not config.extend or not (run / csv_file.NAME).exists():
+        return "finished"
+    rows = len((run / csv_file.NAME).read_text().splitlines()) - 1
+    return "finished" if rows >= config.recipe(role)["epochs"] else "to do"
 
 
 def data_spec(config: Config) -> dict[str, Any]:
@@ -258,6 +296,15 @@ def create_network(
     return network.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
 
 
+def _finished_epochs(path: Path) -> int | None:
+    """The epochs of the run whose checkpoint is at `path`; None if it is not finished or not there."""
+    with suppress(CheckpointError):
+        state = checkpoint.load(path)
+        epochs: int = state["spec"]["recipe"]["epochs"]
+        return epochs if state["epoch"] == epochs else None
+    return None
+
+
 def _existing(option: str, path: str) -> Path:
     """`path` as a path; CheckpointError, which names the option, if nothing is there."""
     if not Path(path).exists():
@@ -279,7 +326,7 @@ def load_teacher(network: nn.Module, path: Path, spec: dict[str, Any]) -> None:
     value = checkpoint.read(path)
     if isinstance(value, dict) and "spec" in value and "student" in value:
         with checkpoint.usable(path):
-            result = {"model": value["spec"]["model"], "data": _identity(value["spec"]["data"])}
+            result = {"model": models.spelled(value["spec"]["model"]), "data": _identity(value["spec"]["data"])}
         _require_same_teacher(path, result, {"model": spec["model"], "data": _identity(spec["data"])})
     load_weights(network, path, f"--teacher {spec['model']}", value)
 

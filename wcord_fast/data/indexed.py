@@ -94,7 +94,8 @@ def labels_of(dataset: Any, columns: Sequence[str] = LABEL_COLUMNS) -> Tensor | 
     for name in ("targets", "labels"):
         result = _integers(getattr(dataset, name, None), len(dataset))
         if result is not None:
-            return result
+            transform = getattr(dataset, "target_transform", None)  # torchvision's: items have what it returns
+            return result if transform is None else _integers([transform(v) for v in result.tolist()], len(dataset))
     names = getattr(dataset, "column_names", None)
     column = next((name for name in columns if name in names), None) if isinstance(names, list) else None
     # Hugging Face's format replaces a user's transform, which would read the images.

@@ -15,7 +15,7 @@ by the dotted path of the function or class that makes it.
 
 from .base import FeatureNet
 from .libraries import LibraryNetwork, WeightsUnavailable
-from .registry import create, least_size, names, register, require_known
+from .registry import create, least_size, names, register, require_known, spelled
 from .resnet import ResNet
 from .stages import with_features
 from .taps import Tapped
@@ -36,5 +36,6 @@ __all__ = [
     "names",
     "register",
     "require_known",
+    "spelled",
     "with_features",
 ]

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ..dotted import qualified
+from ..dotted import is_path, qualified
 from ..ops import checks
 from . import hf_folder, imagenet, libraries, mobilenetv2, own, resnet, resnet50, shufflenetv1, shufflenetv2, vgg, wrn
 from .libraries import LibraryNetwork, is_library_name
@@ -142,6 +142,19 @@ def require_known(name: str) -> None:
     else:
         with torch.device("meta"):
             create(name)
+
+
+def spelled(name: str) -> str:
+    """The canonical spelling of a network of this package or a registered one ("ResNet8x4": "resnet8x4").
+
+    Names of libraries and of folders, and dotted paths, stay as they are.
+    """
+    _require_text(name)
+    if ":" in name or is_path(name):
+        return name
+    key = own.spelled(name)
+    known = {own.spelled(published): published for published in names()}
+    return known.get(key) or {k.replace("_", ""): v for k, v in known.items()}.get(key.replace("_", ""), key)
 
 
 def least_size(name: str) -> int:

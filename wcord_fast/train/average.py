@@ -41,5 +41,6 @@ class Average:
 
 def _values(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     """The floating tensors of a network's state dict, and the others."""
-    values = [v for v in network.state_dict(keep_vars=True).values() if isinstance(v, Tensor)]
+    every = [v for v in network.state_dict(keep_vars=True).values() if isinstance(v, Tensor)]
+    values = list({id(v): v for v in every}.values())  # tied weights are one tensor under several names
     return [v for v in values if v.is_floating_point()], [v for v in values if not v.is_floating_point()]

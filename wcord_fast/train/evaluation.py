@@ -17,12 +17,12 @@ from ..models.logits import class_logits_of
 def evaluate(network: nn.Module, batches: Iterable[Batch], precision: str = "fp32") -> dict[str, float]:
     """Mean cross entropy, and top-1 and top-5 accuracy in percent, in eval mode; every module's mode is restored.
 
-    With fewer than five classes "top5" is 100.
+    With fewer than five classes "top5" is 100. Images labelled -100 are left out.
 
     Raises:
-        ValueError: no image in `batches`.
+        ValueError: no labelled image in `batches`.
     """
-    count, sums = 0, torch.zeros(3, dtype=torch.float64)  # sums of cross entropies, top-1 hits and top-5 hits
+    sums = torch.zeros(4, dtype=torch.float64)  # of cross entropies, top-1 hits, top-5 hits and labelled images
     with eval_mode(network):
         for images, labels, _ in batches:
             with autocast(images.device, precision):
@@ -31,11 +31,11 @@ def evaluate(network: nn.Module, batches: Iterable[Batch], precision: str = "fp3
             best = logits.topk(min(5, logits.shape[1]), dim=1).indices  # [B, 5]
             hit = best == labels[:, None]
             loss = F.cross_entropy(logits, labels, reduction="sum")
-            sums = sums.to(loss.device) + torch.stack([loss.double(), hit[:, 0].sum().double(), hit.sum().double()])
-            count += len(labels)
+            counts = (hit[:, 0].sum(), hit.sum(), (labels >= 0).sum())
+            sums = sums.to(loss.device) + torch.stack([loss.double(), *(n.double() for n in counts)])
+    total, top1, top5, count = sums.tolist()
     if not count:
-        raise ValueError("test images: expected at least one, got none")
-    total, top1, top5 = sums.tolist()
+        raise ValueError("test images: expected at least one with a label, got none")
     return {"test_loss": total / count, "test_top1": 100 * top1 / count, "test_top5": 100 * top5 / count}
 
 

@@ -58,7 +58,8 @@ class TrainLoader:
         self.loader, self.device, self.seed = loader, device, seed
         self.classes: int | None = None
         self.images, self.labels = len(loader.dataset), loader.dataset.labels
-        self.batch_size = (loader.batch_size or 0) * world
+        size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+        self.batch_size = (size if isinstance(size, int) else 0) * world
 
     def __len__(self) -> int:
         return len(self.loader)

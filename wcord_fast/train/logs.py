@@ -14,10 +14,19 @@ from .ranks import is_main
 TIMING = ("images_per_s", "loss_share", "seconds")  # columns that differ between two equal runs
 
 
+class _ToStandardOutput(logging.StreamHandler):
+    """Ends the program where the reader has closed the output (`| head`); logging would print a traceback and go on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if isinstance(sys.exc_info()[1], BrokenPipeError):
+            raise
+        super().handleError(record)
+
+
 def to_screen(quiet: bool) -> None:
     """Send the package's log to standard output from now on; only warnings if `quiet`."""
     log = logging.getLogger("wcord_fast")
-    log.handlers = [logging.StreamHandler(sys.stdout)]
+    log.handlers = [_ToStandardOutput(sys.stdout)]
     log.setLevel(logging.WARNING if quiet else logging.INFO)
 
 

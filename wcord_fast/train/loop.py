@@ -16,6 +16,7 @@ from torch import nn
 
 from ..batch import Batch
 from ..distill import Method
+from ..distributed import ranks
 from ..ops import checks
 from ..ops.status import check
 from . import bank_files, checkpoint
@@ -26,7 +27,7 @@ from .files import locked
 from .fill_banks import fill_banks
 from .loggers import DEFAULT, LoggedRun, Loggers, Row, spelled
 from .logs import Progress, epoch_line
-from .meters import Meters, Stopwatch
+from .meters import REMEDY, Meters, NonFiniteLoss, Stopwatch
 from .network_calls import Forward, compiled, plain
 from .ranks import average_statistics, copy_from_main, from_main, is_main, join_meters, wrap
 from .recipe import DEFAULTS, make_optimizer
@@ -56,6 +57,8 @@ class Run:
         test: the test batches, each (images, labels, index); None: test accuracy is not measured.
         labelled: whether the labels are known; if not, cross entropy and training accuracy are not logged.
         export: name of the file that gets the student's state dict when the run is finished.
+        images: the `shape`, `mean` and `std` of the images that the student gets, for the checkpoint; None: those of
+            `train`.
         loggers: names of loggers, or dotted paths, see `train.loggers`.
         log_every, log_grad_norms, quiet, restart, extend: see `Config`.
         average: the moving average of the student, if the recipe has `ema`.
@@ -73,6 +76,7 @@ class Run:
     test: Iterable[Batch] | None
     labelled: bool = True
     export: str = "student.pt"
+    images: dict[str, Any] | None = None
     log_every: int = 50
     log_grad_norms: bool = False
     loggers: Sequence[str] = DEFAULT
@@ -167,6 +171,7 @@ def one_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> None:
     """Train, test and checkpoint epoch `epoch`, counted from 0."""
     rate = learning_rate(run.recipe, epoch)
     set_rate(optimizer, rate)
+    seed_rank(run.recipe["seed"], epoch)
     run.network = wrap(run.student)  # anew, so that the order of sums over ranks does not depend on restarts
     try:
         losses = train_epoch(run, optimizer, epoch)
@@ -175,6 +180,7 @@ def one_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> None:
         # with the GIL held that they wait for (pytorch/pytorch#56297).
         run.network = run.student
     average_statistics(run.student, run.method)
+    require_finite_weights(run.student, epoch)
     row = {"epoch": epoch + 1, "lr": rate, **losses}
     if not run.labelled:
         del row["train_top1"], row["ce"]
@@ -190,9 +196,27 @@ def one_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> None:
         save(run, run.directory, optimizer)
 
 
+def seed_rank(seed: int, epoch: int) -> None:
+    """Seed the generators of one of several processes for epoch `epoch` by its rank; one alone keeps its state.
+
+    Mixup and dropout draw from them. A checkpoint holds rank 0's states only, and others' differ after an uneven batch.
+    """
+    rank, world = ranks()
+    if world > 1:
+        checkpoint.seed_everything(((seed * 1_000_003 + epoch) * 65_537 + rank) % 2**63)
+
+
+def require_finite_weights(student: nn.Module, epoch: int) -> None:
+    """NonFiniteLoss if the last step of epoch `epoch` spoilt the student's weights: no loss is computed after it."""
+    try:
+        checkpoint.require_finite(Path("student"), student.state_dict())
+    except checkpoint.CheckpointError as error:
+        raise NonFiniteLoss(f"{error} after epoch {epoch + 1}; {REMEDY}") from None
+
+
 def save(run: Run, directory: Path, optimizer: torch.optim.Optimizer) -> None:
     """Write the checkpoint after an epoch."""
-    epoch, images = len(run.history), run.train.described()
+    epoch, images = len(run.history), run.images or run.train.described()
     state = {
         "spec": run.spec,
         "epoch": epoch,

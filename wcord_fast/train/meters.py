@@ -9,9 +9,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+REMEDY = "try a lower lr, or clip_grad=5 (--lr, --clip-grad 5); checkpoints of earlier epochs are untouched"
+
 
 class NonFiniteLoss(RuntimeError):
-    """A loss became NaN or infinite; the message names the term, the epoch and the step."""
+    """A loss or a weight became NaN or infinite; the message names it, and the epoch."""
 
 
 class Meters:
@@ -58,8 +60,7 @@ class Meters:
         """The error for `term` in `step` (from 0; default: the current step)."""
         step = self._steps if step is None else step
         return NonFiniteLoss(
-            f"the loss term {term!r} became NaN or infinite in step {step + 1} of epoch {self._epoch + 1}; try a "
-            "lower lr, or clip_grad=5 (--lr, --clip-grad 5); checkpoints of earlier epochs are untouched"
+            f"the loss term {term!r} became NaN or infinite in step {step + 1} of epoch {self._epoch + 1}; {REMEDY}"
         )
 
 

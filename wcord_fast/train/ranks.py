@@ -33,7 +33,7 @@ T = TypeVar("T")
 TIMEOUT = datetime.timedelta(days=1)
 LOST = (
     "another process of this job ended without a word (killed, or its machine was lost), so all end; "
-    "the same command goes on after the last finished epoch"
+    "the same command (without --restart) goes on after the last finished epoch"
 )
 
 

@@ -63,7 +63,10 @@ def announcement(old: dict[str, Any], new: dict[str, Any], done: int, scheduled:
     )
     if scheduled:
         message += f". So are the method's weights that change in training, which began as for {old['epochs']} epochs"
-    differing = [e + 1 for e in range(done) if learning_rate(old, e) != learning_rate(new, e)]
+    within = (0.0, 0.5, 1.0) if changes_by_step(old) or changes_by_step(new) else (0.0,)
+    differing = [
+        e + 1 for e in range(done) if any(learning_rate(old, e, at) != learning_rate(new, e, at) for at in within)
+    ]
     if differing:
         return f"{message}. An uninterrupted run of {total} epochs has other rates in epochs {_ranges(differing)}"
     return f"{message}. The epochs so far had the rates of an uninterrupted run of {total}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -29,13 +29,21 @@ def pretrain(run, teacher: nn.Module) -> list[Row]:
     """Run (or resume, or skip) the stage of `run.method`; the student and the method keep its result."""
     stage, options, recipe = run.method.stage, run.method.options, run.recipe
     epochs = options.stage_epochs or max(1, round(recipe["epochs"] / EPOCH_DIVISOR))
+    directory = None if run.directory is None else run.directory / DIRECTORY
+    if run.extend and not run.restart and options.stage_epochs is None and directory is not None:
+        epochs = _saved_epochs(directory) or epochs  # a longer run keeps the stage that it has
     trained_modules = [*stage.modules, *(feature_modules(run.student) if stage.trains_student else ())]
     parameters = [p for module in trained_modules for p in module.parameters() if p.requires_grad]
     optimizer = make_optimizer(recipe, parameters, options.stage_lr)
-    directory = None if run.directory is None else run.directory / DIRECTORY
     spec = {**run.spec, "stage": {"epochs": epochs, "lr": options.stage_lr or recipe["lr"]}}
     with nullcontext() if directory is None else locked(directory):
         return _pretrain(run, teacher, stage, trained_modules, optimizer, directory, spec)
+
+
+def _saved_epochs(directory: Path) -> int | None:
+    with suppress(checkpoint.CheckpointError):
+        return checkpoint.load(directory / checkpoint.CURRENT)["spec"].get("stage", {}).get("epochs")
+    return None
 
 
 def _pretrain(

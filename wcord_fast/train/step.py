@@ -115,12 +115,13 @@ def gradients(
     with autocast(device, precision), sync_if(last, run.network):
         student = calls["student"](batch.images)
     smoothing = run.recipe["label_smoothing"]
-    cross_entropy = F.cross_entropy(student.logits.float(), batch.labels, label_smoothing=smoothing)
+    known = labelled(batch.labels)
+    cross_entropy = class_loss(student.logits, batch.labels, known, smoothing)
     if blend is not None:
-        second = F.cross_entropy(student.logits.float(), blend.labels, label_smoothing=smoothing)
+        second = class_loss(student.logits, blend.labels, labelled(blend.labels), smoothing)
         cross_entropy = torch.lerp(cross_entropy, second, blend.fraction)
     ce = run.method.options.ce_weight * cross_entropy
-    correct = (student.logits.argmax(1) == batch.labels).double().mean()
+    correct = (student.logits.argmax(1) == batch.labels).double().sum() / known
     fractions: dict[str, float] = {}
     if measure_gradients:
         fractions = gradient_fractions(run.method, ce, student, teacher, batch)
@@ -142,6 +143,16 @@ def gradients(
         backward(ce * fraction, student, leaves)
     total = ce.detach() + loss.value.detach()
     return {"ce": cross_entropy.detach(), **loss.terms, "loss": total, "train_top1": correct}, fractions
+
+
+def class_loss(logits: Tensor, labels: Tensor, known: Tensor, smoothing: float) -> Tensor:
+    """Mean cross entropy in fp32 over the `known` rows with a label; 0 where PyTorch's mean of none is NaN."""
+    return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing, reduction="sum") / known
+
+
+def labelled(labels: Tensor) -> Tensor:
+    """The number of rows with a label, 1 at the least."""
+    return (labels >= 0).sum().clamp(min=1)
 
 
 def detached(outputs: Outputs) -> tuple[list[Tensor], Tensor]:
