@@ -1,4 +1,4 @@
-// The potentials of a panel of problems from their scalings.
+// A panel of problems: its arrays from and to the rows of tensors, and the potentials from their scalings.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -9,6 +9,24 @@
 #include "sinkhorn_kernels.h"
 
 namespace wcf {
+
+// A panel's array to [count, lanes] from row(lane) [count] of each problem.
+template <class T, class Row>
+void to_lanes(Row row, int64_t count, int64_t lanes, T* to) {
+  for (int64_t lane = 0; lane < lanes; ++lane) {
+    const auto* const from = row(lane);
+    for (int64_t i = 0; i < count; ++i) to[i * lanes + lane] = static_cast<T>(from[i]);
+  }
+}
+
+// row(lane) [count] of the first `used` problems from a panel's array [count, lanes].
+template <class T, class Row>
+void from_lanes(const T* from, int64_t count, int64_t lanes, int64_t used, Row row) {
+  for (int64_t lane = 0; lane < used; ++lane) {
+    auto* const to = row(lane);
+    for (int64_t i = 0; i < count; ++i) to[i] = static_cast<std::decay_t<decltype(*to)>>(from[i * lanes + lane]);
+  }
+}
 
 // One side of a panel: scaling = mass * sum^-damp, [count, lanes] each.
 template <class T>

@@ -99,7 +99,6 @@ class Shared {
     iterations_.resize(static_cast<size_t>(panels_ * lanes_));
     std::fill_n(iterations_.data(), panels_ * lanes_, static_cast<int32_t>(call_.iters));
     shift_.resize(static_cast<size_t>(n_));
-    from_.resize(static_cast<size_t>(threads_ * lanes_));
     logs_.resize(static_cast<size_t>(threads_ * logs_size()));
   }
 
@@ -108,7 +107,7 @@ class Shared {
 
   void work(const Team& team) {
     const int64_t groups = group_count(team);
-    team.each(panels_, [&](int64_t q) { read_masses(team, q); });
+    team.each(panels_, [&](int64_t q) { read_masses(q); });
     if (ipot_) {
       for (int64_t t = 1; t <= call_.iters; ++t) {
         pack(team, static_cast<double>(t) / call_.eps);
@@ -157,10 +156,10 @@ class Shared {
     return problems_[static_cast<size_t>(std::min(q * lanes_ + lane, count_ - 1))];
   }
 
-  void read_masses(const Team& team, int64_t q) {
+  void read_masses(int64_t q) {
     const S *const a = static_cast<const S*>(call_.a), *const b = static_cast<const S*>(call_.b);
-    to_lanes(team, q, a, n_, a_.data());
-    to_lanes(team, q, b, m_, b_.data());
+    to_lanes([&](int64_t lane) { return a + problem(q, lane) * n_; }, n_, lanes_, a_.data() + at(q, 0, n_));
+    to_lanes([&](int64_t lane) { return b + problem(q, lane) * m_; }, m_, lanes_, b_.data() + at(q, 0, m_));
     std::fill_n(marks_.data() + q * 2 * lanes_, lanes_, T(0));
     std::fill_n(marks_.data() + (q * 2 + 1) * lanes_, lanes_, T(1));
     std::fill_n(u_.data() + at(q, 0, n_), n_ * lanes_, T(0));
@@ -171,16 +170,6 @@ class Shared {
     for (size_t k = first; k < last; ++k) v_[k] = b_[k] > 0, full &= b_[k] > 0;
     if (!full) uniform_start_ = false;
     if (ipot_) std::copy(v_.data() + first, v_.data() + last, extended_.data() + first);
-  }
-
-  // The rows [count] of a tensor [G, count] of the problems of panel q, one lane for each.
-  void to_lanes(const Team& team, int64_t q, const S* from, int64_t count, T* to) const {
-    const S** const rows = from_.data() + team.rank * lanes_;
-    for (int64_t lane = 0; lane < lanes_; ++lane) rows[lane] = from + problem(q, lane) * count;
-    T* out = to + at(q, 0, count);
-    for (int64_t i = 0; i < count; ++i) {
-      for (int64_t lane = 0; lane < lanes_; ++lane) *out++ = static_cast<T>(rows[lane][i]);
-    }
   }
 
   size_t at(int64_t q, int64_t i, int64_t rows) const { return static_cast<size_t>((q * rows + i) * lanes_); }
@@ -305,14 +294,6 @@ class Shared {
     return all;
   }
 
-  // The first problems of a panel's array [count, lanes] as rows of a tensor [G, count].
-  void from_lanes(int64_t q, const T* from, int64_t count, S* to) const {
-    for (int64_t lane = 0; lane < std::min(lanes_, count_ - q * lanes_); ++lane) {
-      S* const row = to + problem(q, lane) * count;
-      for (int64_t i = 0; i < count; ++i) row[i] = static_cast<S>(from[i * lanes_ + lane]);
-    }
-  }
-
   // Everything but the value "cost" of panel q.
   void finish(const Team& team, int64_t q, bool keep) {
     if (call_.out_error) row_errors(q);
@@ -324,12 +305,13 @@ class Shared {
     const Scalings<T> by_column{
         v_.data() + columns, b_.data() + columns, c_.data() + columns, m_, lanes_, nullptr, damp_b_};
     S *const alpha = static_cast<S*>(call_.out_alpha), *const beta = static_cast<S*>(call_.out_beta);
+    const auto row = [&](int64_t lane) { return alpha + problem(q, lane) * n_; };
+    const auto column = [&](int64_t lane) { return beta + problem(q, lane) * m_; };
     if (keep) {
-      from_lanes(q, by_row.scaling, n_, alpha), from_lanes(q, by_column.scaling, m_, beta);
+      from_lanes(by_row.scaling, n_, lanes_, used, row), from_lanes(by_column.scaling, m_, lanes_, used, column);
     } else {
-      write_potentials(kernel_, by_row, used, logs(team), [&](int64_t lane) { return alpha + problem(q, lane) * n_; });
-      write_potentials(kernel_, by_column, used, logs(team),
-                       [&](int64_t lane) { return beta + problem(q, lane) * m_; });
+      write_potentials(kernel_, by_row, used, logs(team), row);
+      write_potentials(kernel_, by_column, used, logs(team), column);
     }
     if (dual()) {
       kernel_.shared_log(r_.data() + rows, n_ * lanes_);
@@ -402,7 +384,6 @@ class Shared {
   Array<T> marks_;  // [panels, 2, lanes]
   Array<double> errors_;
   Array<int32_t> iterations_;  // [panels, lanes], both
-  Array<const S*> from_;       // [threads, lanes]
   Array<T> logs_;              // [threads, logs_size()]
 };
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,10 +23,10 @@ from ..ops.without_nan import WithoutNaN
 from .embed import Embed, check_features
 from .loading import repdistiller_params, replace_misfits, replace_misfits_of_loss
 from .memory_bank import MemoryBank
-from .options import ContrastOptions, check_execution
+from .options import ContrastOptions, check_execution, facts_of
 from .queue import FeatureQueue
 from .row_buffer import RowBuffer
-from .sampler import NegativeSampler, checksum, seed_bits
+from .sampler import NegativeSampler, seed_bits
 from .state import Record, StateModule
 
 EMA = 0.99  # weight of the old Z under z="ema"
@@ -82,8 +82,7 @@ class Contrast(StateModule):
             )
             for bank in (0, 1)
         )
-        dtype = wide_dtype()
-        self.register_buffer("log_z", torch.full((2,), math.nan, dtype=dtype))
+        self.register_buffer("log_z", torch.full((2,), math.nan, dtype=wide_dtype()))
         self._is_set = WithoutNaN()
         self.record = Record(temperature=self.temperature, momentum=self.memory_v1.momentum)
         self.register_buffer("made_with", self.moved(self.record.tensor("cpu")))
@@ -240,12 +239,12 @@ class ContrastiveLoss(StateModule):
     embed_t: Embed
     contrast: Contrast | None
     n_data: int | None
+    _options: ContrastOptions | None = None
 
     def __init__(self) -> None:
         super().__init__()
         self._agreed = False
         self._filled = True
-        self._options: ContrastOptions | None = None
         self.register_load_state_dict_pre_hook(_fit_loss)
         self.register_load_state_dict_post_hook(_forget_agreement)
 
@@ -326,16 +325,13 @@ class ContrastiveLoss(StateModule):
 
         Collective. In a process group the first training forward calls it, and the first after loading a state dict.
         """
-        facts = []
+        facts = facts_of(self._options, self.tables)
         for module in self.modules():
             if isinstance(module, RowBuffer):
                 module.require_own_group()
         if self.contrast is not None:
             state = self.contrast.sampler.state
-            facts = [self.contrast.sampler.fingerprint(), f"seed {self.contrast.sampler.seed}, step {int(state[1])}"]
-        if self._options is not None:
-            facts += [f"{f.name}={getattr(self._options, f.name)!r}" for f in fields(self._options)]
-        facts += [f"{name} of the images, checksum {checksum(table)}" for name, table in self.tables.items()]
+            facts += [self.contrast.sampler.fingerprint(), f"seed {self.contrast.sampler.seed}, step {int(state[1])}"]
         queues = (module for module in self.modules() if isinstance(module, FeatureQueue))
         facts += [f"queue of which {int(queue.pushed)} rows have been pushed" for queue in queues]
         require_agreement(self, facts, self.embed_s.linear.bias.device)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from torch import Tensor
 
 from ..functional.ot import DEFAULT_RHO
 from ..ops import checks
@@ -18,7 +20,7 @@ from ..ops.bank.plan import PLANS
 from ..ops.dispatch import BACKENDS
 from .own_critic import BUILT_IN, checked_critic, critics
 from .row_buffer import MAX_ROWS
-from .sampler import check_count, replacement_option, seed_bits
+from .sampler import check_count, checksum, replacement_option, seed_bits
 
 T = TypeVar("T")
 Check = Callable[[str, Any], Any]
@@ -77,6 +79,12 @@ def make_record(kind: type[T], keywords: dict[str, Any], renamed: dict[str, str]
     except (TypeError, ValueError) as error:
         option, colon, rest = str(error).partition(":")
         raise type(error)(renamed.get(option, option) + colon + rest) from None
+
+
+def facts_of(options: Any, tables: Mapping[str, Tensor]) -> list[str]:
+    """One line for each field of an option record, or none for None, and for each table: what all ranks have alike."""
+    known = [] if options is None else [f"{f.name}={getattr(options, f.name)!r}" for f in fields(options)]
+    return known + [f"{name} of the images, checksum {checksum(table)}" for name, table in tables.items()]
 
 
 def _count(name: str, k: int | str) -> int | str:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..distributed.ranks import ranks
 from ..functional.batch import batch_infonce, batch_sigmoid
+from ..ops.bank.sharded import join as join_anchors
 from ..ops.contrast import mean, sharded
 from ..ops.contrast import reference as ops
 from ..ops.contrast.sharded import JoinedPairs, join
@@ -139,3 +140,29 @@ def _labels(queue: FeatureQueue, rows: Tensor, group: Tensor | None) -> Tensor |
     if queue.labels is None:
         return None
     return torch.full((len(rows),), UNKNOWN, device=rows.device) if group is None else group
+
+
+def batch_scores(anchors: Tensor, group: Tensor | None, *, own: bool, joins: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Positive and mean negative scores [2, B] of anchors [2, B, D] within the batch, and the number of negatives [B].
+
+    An anchor whose group fills the batch has no negative; both of its scores are 0.
+
+    Args:
+        group: int64 [B]; rows of equal groups of at least 0 are no negatives of each other.
+        own: whether an image's own row is one of its negatives.
+        joins: whether the batch is that of all ranks (collective).
+    """
+    own_group = torch.arange(anchors.shape[1], device=anchors.device) if group is None else group
+    joined = join_anchors(anchors, own_group) if joins else None
+    others, all_groups = (anchors.detach(), own_group) if joined is None else (joined.anchors, joined.index)
+    first = 0 if joined is None else joined.own.start
+    score = anchors @ others.flip(0).transpose(1, 2)  # [2, B, B of all ranks]
+    eligible = torch.ones(score.shape[1:], dtype=torch.bool, device=score.device)
+    if group is not None:
+        eligible = (group[:, None] != all_groups) | (group[:, None] < 0)
+    if not own:
+        eligible.diagonal(first).fill_(False)
+    count = eligible.sum(1)  # [B]
+    negative = (score * eligible).sum(2) / count.clamp_min(1)
+    positive = score.diagonal(first, dim1=1, dim2=2) * (count > 0)
+    return positive, negative, count

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..distributed.ranks import RefusedElsewhereError, ranks, refuse
 from ..ops import checks
-from ..ops.bank.sharded import join
 from ..ops.first_order import first_order
 from ..ops.keywords import keywords_of
 from ..ops.tensors import wide_dtype
@@ -21,7 +20,7 @@ from .local_term import UNKNOWN_KEY, LocalTerm
 from .native_step import eager, is_customised, native_step
 from .options import PAIRED, WCoRDLossOptions, check_execution
 from .own_critic import OWN, each_score, value_of
-from .paired import PairedContrast, ScoreMap
+from .paired import PairedContrast, ScoreMap, batch_scores
 from .sampler import exclusion_rule
 
 T = TypeVar("T")
@@ -361,7 +360,8 @@ class WCoRDLoss(ContrastiveLoss):
         """GCKT, a scalar, from rows of the batch or of queues; in training the batch is pushed."""
         group = self._group(idx)
         if self.paired is None:
-            gckt = self._dual(*self._batch_scores(torch.stack((e_s, e_t)), group))
+            joins, anchors = self.training and ranks().world > 1, torch.stack((e_s, e_t))
+            gckt = self._dual(*batch_scores(anchors, group, own=self._exclude == "none", joins=joins))
         else:
             gckt = -self.paired(e_s, e_t, group, None if self.score_map is None else self.score_map())
         compiling = torch.compiler.is_compiling()
@@ -374,26 +374,6 @@ class WCoRDLoss(ContrastiveLoss):
     def _dual(self, positive: Tensor, negative: Tensor, count: Tensor) -> Tensor:
         factor = count if isinstance(self.neg_weight, str) else self.neg_weight
         return self.dual_scale * (positive - factor * negative).mean(1).sum()
-
-    def _batch_scores(self, anchors: Tensor, group: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Positive and mean negative scores [2, B] within the batch (of all ranks), and the number of negatives [B].
-
-        An anchor whose group fills the batch has no negative; both of its scores are 0.
-        """
-        own_group = torch.arange(anchors.shape[1], device=anchors.device) if group is None else group
-        joined = join(anchors, own_group) if self.training and ranks().world > 1 else None
-        others, all_groups = (anchors.detach(), own_group) if joined is None else (joined.anchors, joined.index)
-        first = 0 if joined is None else joined.own.start
-        score = anchors @ others.flip(0).transpose(1, 2)  # [2, B, B of all ranks]
-        eligible = torch.ones(score.shape[1:], dtype=torch.bool, device=score.device)
-        if group is not None:
-            eligible = (group[:, None] != all_groups) | (group[:, None] < 0)
-        if self._exclude != "none":
-            eligible.diagonal(first).fill_(False)
-        count = eligible.sum(1)  # [B]
-        negative = (score * eligible).sum(2) / count.clamp_min(1)
-        positive = score.diagonal(first, dim1=1, dim2=2) * (count > 0)
-        return positive, negative, count
 
     def extra_repr(self) -> str:
         return (
