@@ -120,4 +120,4 @@ def test_labels_are_those_that_the_target_transform_gives():
     folder.target_transform = lambda label: int(label == 2)
     assert Indexed(folder).labels.tolist() == [1, 0, 0, 1, 0]
     folder.target_transform = str
-    assert Indexed(folder).labels is None
+    assert Indexed(folder).labels.tolist() == LABELS  # texts stand for the classes

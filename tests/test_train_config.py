@@ -1,5 +1,8 @@
 """Configuration: precedence, packaged files, and messages that name field, value and expectation."""
 
+import os
+import threading
+
 import pytest
 import yaml
 
@@ -248,3 +251,20 @@ def test_networks_are_spelled_canonically():
     assert (actual.teacher, actual.student) == ("resnet8x4", "ShuffleV1")
     assert models.spelled("WRN-40-2") == "wrn_40_2" and models.spelled("WRN-10-3") == "wrn_10_3"
     assert models.spelled("timm:ResNet18") == "timm:ResNet18" and models.spelled("a.B") == "a.B"
+
+
+def test_a_configuration_may_come_through_a_pipe(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for epochs in (7, 8):
+        writer = threading.Thread(target=pipe.write_text, args=(f"epochs: {epochs}\nseeds: [1]\n",))
+        writer.start()
+        assert config("--config", str(pipe)).epochs == epochs
+        writer.join()
+
+
+def test_all_methods_may_stand_in_the_file_of_a_table(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("methods: [all]\nteacher: vgg13\nstudent: vgg8\n")
+    options, texts = parse("table", table.TableOptions, ["--config", str(path)])
+    assert options.methods == table._config(options, "vgg13-vgg8", texts).methods == table.all_methods()

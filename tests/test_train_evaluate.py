@@ -11,6 +11,7 @@ from wcord_fast.cli.config import Config
 from wcord_fast.cli.evaluate import measures
 from wcord_fast.cli.main import main
 from wcord_fast.cli.workbench import Workbench
+from wcord_fast.train import checkpoint
 from wcord_fast.train.evaluation import predictions
 
 TINY = {"image_size": 8, "batch_size": 10, "tensorboard": False, "quiet": True, "epochs": 2, "limit_train": 60}
@@ -82,3 +83,17 @@ def test_a_run_killed_between_two_renames_has_its_checkpoint_named(tmp_path, cap
     (tmp_path / "checkpoint.prev.pt").touch()
     assert main(["evaluate", str(tmp_path)]) == 1
     assert f"{tmp_path}/checkpoint.prev.pt is there" in capsys.readouterr().err
+
+
+def test_no_code_that_a_checkpoint_names_runs_for_another_name(finished, tmp_path, monkeypatch, capsys):
+    (tmp_path / "evil_module.py").write_text("raise SystemExit('it ran')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    state = checkpoint.load(finished[2] / "checkpoint.pt")
+    state["spec"] = {**state["spec"], "data": {**state["spec"]["data"], "name": "evil_module.load"}}
+    checkpoint.save(tmp_path, state)
+    for options in ([], ["--data=digits"], ["--data=Digits", "--model=ResNet8"]):
+        assert main(["evaluate", str(tmp_path), *options]) == 1
+        assert "evil_module.load" in capsys.readouterr().err
+    assert main(["evaluate", str(finished[2]), "--data=DIGITS", "--model=ResNet8"]) == 0
+    assert main(["evaluate", str(finished[2]), "--data=digit"]) == 1
+    assert "its data is 'digits', but --data says 'digit'" in capsys.readouterr().err

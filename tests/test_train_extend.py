@@ -114,3 +114,14 @@ def test_rates_that_differ_within_an_epoch_are_announced():
     assert "other rates in epochs 1" in schedule.announcement(*warm, done=1)
     equal = recipe(4, [9.0]) | {"warmup": 2}, recipe(8, [9.0]) | {"warmup": 2}
     assert "had the rates of an uninterrupted run of 8" in schedule.announcement(*equal, done=2)
+
+
+def test_a_teacher_alone_is_extended_by_the_epochs_of_its_file(tmp_path):
+    file = tmp_path / "mine.yaml"
+    for epochs in (1, 2):
+        file.write_text(
+            f"data: digits\nimage_size: 8\nlimit_train: 40\nbatch_size: 20\nteacher: resnet8\nepochs: {epochs}\n"
+        )
+        argv = ["teacher", f"--config={file}", "--extend", "--tensorboard=false", f"--output-dir={tmp_path / 'out'}"]
+        assert main(argv) == 0
+        assert checkpoint.load(tmp_path / "out" / "teacher" / "checkpoint.pt")["epoch"] == epochs

@@ -15,7 +15,7 @@ from wcord_fast.train import checkpoint, loop, step
 from wcord_fast.train.evaluation import evaluate
 from wcord_fast.train.logs import TIMING
 from wcord_fast.train.loop import fit
-from wcord_fast.train.meters import NonFiniteLoss
+from wcord_fast.train.meters import Meters, NonFiniteLoss
 from wcord_fast.train.step import backward, detached
 
 
@@ -303,3 +303,22 @@ def test_rows_without_a_label_are_left_out(tmp_path):
             step.class_loss(logits, none, step.labelled(none), smoothing), logits, retain_graph=True
         )
         assert not grad.any()
+
+
+def test_means_over_labels_count_labelled_rows_only():
+    meters = Meters(0)
+    for value, known in ((2.0, 4), (5.0, 1), (0.0, 0)):
+        values = {"ce": torch.tensor(value), "kd": torch.tensor(value)}
+        meters.add(4, values, torch.tensor(known))
+    assert meters.means() == {"ce": (2 * 4 + 5 * 1) / 5, "kd": (2 + 5) / 3}
+
+
+def test_a_buffer_that_is_infinite_by_design_stops_no_run(tmp_path):
+    run = make_run(tmp_path / "run", epochs=1)
+    run.student.register_buffer("mask", torch.tensor([0.0, -math.inf]))
+    fit(run)
+    loop.require_finite_weights(run.student, 0)
+    statistics = next(m for m in run.student.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    statistics.running_var[0] = math.inf
+    with pytest.raises(NonFiniteLoss, match=r"student: .*running_var holds NaN or infinite"):
+        loop.require_finite_weights(run.student, 0)

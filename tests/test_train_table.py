@@ -210,7 +210,9 @@ def test_the_spelling_of_the_data_set_changes_no_recipe(tmp_path):
 def test_pairs_share_the_training_of_their_teacher(tmp_path, monkeypatch, capsys):
     trained = []
     teacher = table.Workbench.teacher
-    monkeypatch.setattr(table.Workbench, "teacher", lambda self: trained.append(self.config.directory) or teacher(self))
+    monkeypatch.setattr(
+        table.Workbench, "teacher", lambda self, *rest: trained.append(self.config.directory) or teacher(self, *rest)
+    )
     pairs = "--pair=resnet110-resnet20,resnet110-resnet32"
     monkeypatch.setattr(table.Workbench, "student", lambda self, method, teacher: teacher)
     assert main(["table", pairs, "--methods=ce", *TINY, "--restart", f"--output-dir={tmp_path}"]) == 0
@@ -219,7 +221,32 @@ def test_pairs_share_the_training_of_their_teacher(tmp_path, monkeypatch, capsys
     assert main(["table", pairs, "--methods=ce", *TINY, f"--output-dir={tmp_path}", "--dry-run"]) == 0
     states = yaml.safe_load(capsys.readouterr().out)["runs"]
     assert [state for run, state in states.items() if "teachers" in run] == ["finished"]
-    for option in ("--restart", "--extend"):
+    for option, of_teacher in (("--restart", "to do"), ("--extend", "finished")):  # a teacher is kept
         more = [option, "--epochs=3"]
         assert main(["table", pairs, "--methods=ce", *TINY, f"--output-dir={tmp_path}", "--dry-run", *more]) == 0
-        assert set(yaml.safe_load(capsys.readouterr().out)["runs"].values()) == {"to do"}
+        states = yaml.safe_load(capsys.readouterr().out)["runs"]
+        assert {state for run, state in states.items() if "teachers" in run} == {of_teacher}
+        assert {state for run, state in states.items() if "teachers" not in run} == {"to do"}
+
+
+def test_an_extended_table_names_the_epochs_of_its_teacher(tmp_path, capsys):
+    argv = [
+        "table",
+        "--pair=resnet110-resnet20",
+        "--methods=ce",
+        *TINY,
+        f"--output-dir={tmp_path}",
+        "--teacher=resnet110",
+    ]
+    assert main(argv) == 0
+    again = [option for option in argv if not option.startswith("--epochs")] + ["--extend", "--epochs=2"]
+    capsys.readouterr()
+    assert main([*again, "--dry-run"]) == 0
+    before = set(yaml.safe_load(capsys.readouterr().out)["runs"].values())
+    assert before == {"finished", "to do"}
+    assert main([*again, "--teacher-epochs=2"]) == 1
+    assert "learned from the teacher of 1 epochs" in capsys.readouterr().err
+    assert main(again) == 0
+    assert "2 epochs (teacher 1), not 240" in capsys.readouterr().out
+    assert main([*again, "--dry-run"]) == 0
+    assert set(yaml.safe_load(capsys.readouterr().out)["runs"].values()) == {"finished"}

@@ -139,7 +139,7 @@ def run(argv: list[str]) -> None:
     output_dir = Path(options.output_dir)
     teacher = task.teacher_bench(
         replace(config, seed=seeds[0], output_dir=str(output_dir / "teachers" / config.teacher))
-    ).teacher()
+    ).teacher([output_dir])
     rows: dict[str, list[list[float]]] = {name: [] for name in (RANDOM, SCRATCH, *config.methods)}
     failed: dict[str, str] = {}
     for seed in seeds:

@@ -42,7 +42,7 @@ def run(argv: list[str]) -> None:
     bench = Workbench.start(config)
     student_benches = {seed: bench.of_student(seed) for seed in config.seeds or [config.seed]}
     next(iter(student_benches.values())).require_methods()
-    if config.teacher_checkpoint is None:
+    if config.teacher_checkpoint is None and not config.extend:
         epochs = (config.recipe("teacher")["epochs"], config.epochs)
         log.info("%d epochs of the teacher (--teacher-epochs), %d of each student (--epochs)", *epochs)
     teacher = bench.teacher()

@@ -34,6 +34,7 @@ UNUSED = {  # options of a Config that a command does not use: not in its help, 
     "sweep": ONE_SEED,
     "crossmodal": ONE_SEED,
 }
+_piped: dict[str, dict[str, Any]] = {}  # what came through a pipe, by its path
 ALIASES = {"--print-config": "--dry-run", "--print_config": "--dry-run", "--dry_run": "--dry-run"}
 MOST_NAMES = 24  # listed in an option's help
 CONFIG_HELP = (
@@ -231,7 +232,7 @@ def _from_file(texts: Mapping[str, str]) -> dict[str, Any]:
         if name is None:
             return {}
         config = packaged(name) if name in packaged_names() else name  # a data set of the user's may name a file
-    values = _contents(config)
+    values = _contents(config, again=True)
     _import_paths(values.get("methods"))
     known = config_options()
     result: dict[str, Any] = {}
@@ -248,16 +249,21 @@ def _from_file(texts: Mapping[str, str]) -> dict[str, Any]:
     return result
 
 
-def _contents(config: str) -> dict[str, Any]:
-    """What the configuration file `config` holds, a path or a packaged name."""
+def _contents(config: str, again: bool = False) -> dict[str, Any]:
+    """What the configuration file `config` holds, a path or a packaged name; `again`: `parse` has read it before."""
     path = Path(config).expanduser()
-    if not path.is_file():
+    if not path.exists() or path.is_dir():
         name, names = path.name.removesuffix(".yaml"), packaged_names()
         if name not in names:
             hint = did_you_mean(name, names, f"; packaged ones: {', '.join(names)}")
             raise UsageError(f"config: no file {str(path)!r}{hint}")
         path = Path(packaged(name))
-    return usage(yaml_file.read, path)
+    if path.is_file():
+        return usage(yaml_file.read, path)
+    if again and config in _piped:  # a pipe can be read once
+        return _piped[config]
+    _piped[config] = usage(yaml_file.read, path)
+    return _piped[config]
 
 
 def _value(key: str, option: Option, value: Any) -> Any:

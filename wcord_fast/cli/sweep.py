@@ -135,7 +135,7 @@ class Study:
             if self.teacher is None:
                 home = self.home / "teachers" / self.config.teacher
                 teacher_config = replace(self.config, seed=first_seed, output_dir=str(home))
-                self.teacher = self.teacher_bench(teacher_config).teacher()
+                self.teacher = self.teacher_bench(teacher_config).teacher([self.home])
             bench = self.bench(self.configured(point, seed))
             try:
                 self.results[run] = self.measure(bench, bench.student(point.method, self.teacher))

@@ -6,7 +6,7 @@ import logging
 import statistics
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import yaml
 
@@ -28,6 +28,14 @@ log = logging.getLogger(__name__)
 PUBLISHED = Path(__file__).parent / "published_pairs.yaml"
 OWN_REMARK = ("epochs", "clip_grad", "seed", "compile", "cuda_graph", "channels_last", "gradient_checkpointing")
 CLIP = 5.0  # largest gradient norm on other data, for some of which the recipe's learning rate is too high
+
+
+class Teacher(NamedTuple):
+    """A trained teacher, its data, and its epochs if they are not those of the configuration."""
+
+    data: Dataset | LazyFolder
+    trained: Result
+    epochs: int | None
 
 
 @dataclass
@@ -131,9 +139,11 @@ def run(argv: list[str]) -> None:
         print(_plan(options, configs))
         return
     to_screen(next(iter(configs.values())).quiet)
-    teachers: dict[Path, tuple[Dataset | LazyFolder, Result]] = {}
+    teachers: dict[Path, Teacher] = {}
     for pair, config in configs.items():
         rows, images, skipped = _pair(pair, config, options, teachers)
+        epochs = teachers[_teacher_run(config, options).directory].epochs
+        config = replace(config, teacher_epochs=epochs)  # those that --extend has kept
         lines += [_line(pair, row, papers[pair]) for row in rows]
         remarks |= {remark: None for remark in [not_comparable(pair, config, images)] if remark}
         remarks |= {remark: None for remark in [report.left_out(skipped).strip()] if remark}
@@ -166,7 +176,7 @@ def _config(options: TableOptions, pair: str, texts: dict[str, str]) -> Config:
     teacher, student = pair.split("-")
     file = {"config": str(recipe(pair))}
     defaults = {"methods": ",".join(options.methods)}
-    chosen = read_config({**file, **texts})
+    chosen = read_config({**file, **defaults, **texts})
     if chosen.data != read_config(file).data and chosen.clip_grad is None and "clip_grad" not in texts:
         defaults["clip_grad"] = str(CLIP)
     config = read_config({**file, **defaults, **texts})
@@ -214,7 +224,7 @@ def _plan(options: TableOptions, configs: dict[str, Config]) -> str:
 
 
 def _pair(
-    pair: str, config: Config, options: TableOptions, teachers: dict[Path, tuple[Dataset | LazyFolder, Result]]
+    pair: str, config: Config, options: TableOptions, teachers: dict[Path, Teacher]
 ) -> tuple[list[Row], int, int]:
     """Run every method with every seed; return the rows, the number of training images and that of skipped files.
 
@@ -222,8 +232,10 @@ def _pair(
     teacher_config = _teacher_run(config, options)
     if teacher_config.directory not in teachers:
         first = Workbench(teacher_config)
-        teachers[teacher_config.directory] = (first.data, first.teacher())
-    data, teacher = teachers[teacher_config.directory]
+        pairs = [name for name in published() if name.startswith(f"{config.teacher}-")]
+        trained = first.teacher([Path(options.output_dir) / name for name in pairs])
+        teachers[teacher_config.directory] = Teacher(first.data, trained, first.config.teacher_epochs)
+    data, teacher, _ = teachers[teacher_config.directory]
     rows = [Row(method) for method in options.methods]
     for seed in options.seeds:
         bench = Workbench(_student_run(pair, config, options, seed), data)

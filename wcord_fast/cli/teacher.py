@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..models import hf_folder
 from ..train import checkpoint
@@ -26,6 +26,8 @@ def run(argv: list[str]) -> None:
         if name in texts:
             texts[f"teacher_{name}"] = texts.pop(name)
     config = read_config(texts)
+    if config.teacher_epochs is None:
+        config = replace(config, teacher_epochs=config.epochs)  # so that --extend means this network's
     if hf_folder.is_folder_name(config.teacher):
         raise UsageError(f"--teacher: {config.teacher!r} is a trained network; expected an architecture to train")
     if options.dry_run:

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from .. import data as datasets
 from .. import models
 from ..data import Dataset, LazyFolder
 from ..dotted import is_path
@@ -64,9 +63,11 @@ class TrainedNetwork:
         if self._input["shape"] != shape or self._input["mean"] is None:
             seen = f"{self.task or 'images'}, {self._input['shape']}"
             raise CheckpointError(f"{self.path}: its network sees {seen}, but the images here are {shape}")
-        if data.fingerprint != self._fingerprint and "skip_corrupt" not in self.data:
-            log.warning("%s: trained on other files than the data set here has", self.path)
-        if isinstance(data, Dataset):  # normalised as in training, also if the files here have other statistics
+        if isinstance(data, Dataset):
+            whole = self.task is None and self.data["limit_train"] is None and "skip_corrupt" not in self.data
+            if whole and data.fingerprint != self._fingerprint:
+                log.warning("%s: trained on other files than the data set here has", self.path)
+            # Normalised as in training, also if the files here have other statistics
             data = replace(data, mean=tuple(self._input["mean"]), std=tuple(self._input["std"]))
         return data
 
@@ -99,6 +100,11 @@ class TrainedNetwork:
         return {"shape": [data.channels, *data.image_size], "mean": list(data.mean), "std": list(data.std)}
 
 
+def _data_name(name: str) -> str:
+    """A data set's name in lower case and without "-", or a dotted path as it is; nothing is imported."""
+    return name if is_path(name) else name.strip().lower().replace("-", "")
+
+
 def load(path: Path, *, model: str | None = None, data: str | None = None) -> TrainedNetwork:
     """The checkpoint at `path`, a file or the directory of a run.
 
@@ -126,7 +132,7 @@ def load(path: Path, *, model: str | None = None, data: str | None = None) -> Tr
             )
         for option, name, expected, spelled in (
             ("model", spec["model"], model, models.spelled),
-            ("data", spec["data"]["name"], data, datasets.spelled),
+            ("data", spec["data"]["name"], data, _data_name),
         ):
             if expected is not None and spelled(name) != spelled(expected):
                 raise CheckpointError(f"{file}: its {option} is {name!r}, but --{option} says {expected!r}")

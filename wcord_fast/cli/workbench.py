@@ -20,7 +20,7 @@ from ..models import hf_folder
 from ..train import checkpoint
 from ..train.checkpoint import CheckpointError
 from ..train.evaluation import evaluate
-from ..train.loggers import Row, csv_file
+from ..train.loggers import Row
 from ..train.logs import to_screen
 from ..train.loop import Run, fit
 from ..train.ranks import from_main, require_equal
@@ -28,7 +28,6 @@ from ..train.views import View
 from .config import PRETRAINED, Config
 
 log = logging.getLogger(__name__)
-RUNS = (f"*/{checkpoint.CURRENT}", f"seed*/*/{checkpoint.CURRENT}")  # below an output directory
 
 
 @dataclass
@@ -107,9 +106,14 @@ class Workbench:
             except ValueError as error:
                 raise distill.CannotServe(f"{method}: {str(error).removeprefix(f'{method}: ')}") from None
 
-    def teacher(self) -> Result:
-        """The teacher, loaded from the given checkpoint, or else trained (or resumed) in the output directory."""
-        config = self.config = self._kept_teacher()
+    def teacher(self, students: Sequence[Path] = ()) -> Result:
+        """The teacher, loaded from the given checkpoint, or else trained (or resumed) in the output directory.
+
+        Args:
+            students: folders below which there may be runs of students that learned from it; default: the output
+                directory.
+        """
+        config = self.config = self._kept_teacher(students or [self.config.directory])
         network = self._network(config.teacher)
         is_folder = hf_folder.is_folder_name(config.teacher)  # which has brought its weights
         if config.teacher_checkpoint is not None or is_folder:
@@ -124,7 +128,7 @@ class Workbench:
         history = fit(self._run("teacher", spec, network, teacher=None, export="teacher.pt"))
         return Result("teacher", network, config.teacher, history)
 
-    def _kept_teacher(self) -> Config:
+    def _kept_teacher(self, folders: Sequence[Path]) -> Config:
         """With `extend`, the configuration with the epochs of the finished teacher, from which students have learned.
 
         Raises:
@@ -139,11 +143,12 @@ class Workbench:
         if config.teacher_epochs is None:
             log.info("teacher: keeps its %d epochs (--teacher-epochs N, in another --output-dir, gives it more)", saved)
             return replace(config, teacher_epochs=saved)
-        students = [p for pattern in RUNS for p in config.directory.glob(pattern) if p.parent.name != "teacher"]
+        found = (path for folder in folders for path in folder.rglob(checkpoint.CURRENT))
+        students = [path for path in found if path.parent.name not in ("teacher", "stage")]
         if students:
             raise CheckpointError(
                 f"teacher_epochs: {students[0].parent} learned from the teacher of {saved} epochs, which --extend "
-                f"would replace by one of {config.teacher_epochs}; expected {saved} or none, or another --output-dir"
+                f"would replace by one of {config.teacher_epochs}; expected {saved}, or another --output-dir"
             )
         return config
 
@@ -235,10 +240,10 @@ def state_of(run: Path, config: Config, role: Literal["teacher", "student"]) -> 
     """What --dry-run says of a run: "finished", or "to do" if the command has to train it, or to go on with it."""
     if config.restart or not (run / f"{role}.pt").exists():
         return "to do"
-    if not config.extend or not (run / csv_file.NAME).exists():
+    if not config.extend or (role == "teacher" and config.teacher_epochs is None):  # such a teacher is kept
         return "finished"
-    rows = len((run / csv_file.NAME).read_text().splitlines()) - 1
-    return "finished" if rows >= config.recipe(role)["epochs"] else "to do"
+    epochs = _finished_epochs(run / checkpoint.CURRENT)
+    return "finished" if epochs is not None and epochs >= config.recipe(role)["epochs"] else "to do"
 
 
 def data_spec(config: Config) -> dict[str, Any]:

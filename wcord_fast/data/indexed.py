@@ -95,7 +95,8 @@ def labels_of(dataset: Any, columns: Sequence[str] = LABEL_COLUMNS) -> Tensor | 
         result = _integers(getattr(dataset, name, None), len(dataset))
         if result is not None:
             transform = getattr(dataset, "target_transform", None)  # torchvision's: items have what it returns
-            return result if transform is None else _integers([transform(v) for v in result.tolist()], len(dataset))
+            given = None if transform is None else _integers([transform(v) for v in result.tolist()], len(dataset))
+            return result if given is None else given  # one-hot vectors and the like: the classes that they stand for
     names = getattr(dataset, "column_names", None)
     column = next((name for name in columns if name in names), None) if isinstance(names, list) else None
     # Hugging Face's format replaces a user's transform, which would read the images.

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from ..batch import Batch
 from ..distill import Method
@@ -207,9 +208,16 @@ def seed_rank(seed: int, epoch: int) -> None:
 
 
 def require_finite_weights(student: nn.Module, epoch: int) -> None:
-    """NonFiniteLoss if the last step of epoch `epoch` spoilt the student's weights: no loss is computed after it."""
+    """NonFiniteLoss if the last step of epoch `epoch` spoilt the student: no loss is computed after it.
+
+    Weights and statistics of normalisation are looked at; another buffer may hold infinity, as a mask does.
+    """
+    values: dict[str, Any] = dict(student.named_parameters())
+    for name, module in student.named_modules():
+        if isinstance(module, _NormBase):
+            values |= module.named_buffers(name)
     try:
-        checkpoint.require_finite(Path("student"), student.state_dict())
+        checkpoint.require_finite(Path("student"), values)
     except checkpoint.CheckpointError as error:
         raise NonFiniteLoss(f"{error} after epoch {epoch + 1}; {REMEDY}") from None
 

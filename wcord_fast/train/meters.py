@@ -12,37 +12,49 @@ from torch import Tensor
 REMEDY = "try a lower lr, or clip_grad=5 (--lr, --clip-grad 5); checkpoints of earlier epochs are untouched"
 
 
+OF_LABELS = ("ce", "train_top1")  # a row without a label counts for none of them
+
+
 class NonFiniteLoss(RuntimeError):
     """A loss or a weight became NaN or infinite; the message names it, and the epoch."""
 
 
 class Meters:
-    """Means over one epoch of per-batch values, weighted by batch size; adding a batch never synchronises."""
+    """Means over one epoch of per-batch values, weighted by batch size; adding a batch never synchronises.
+
+    The terms `OF_LABELS` are weighted by the batch's labelled images, where their number is given.
+    """
 
     def __init__(self, epoch: int) -> None:
         self.count = 0
         self._epoch = epoch
         self._steps = 0
         self._names: list[str] = []
-        self._sums = torch.zeros(0)  # float64 [terms]
+        self._sums = self._weights = torch.zeros(0)  # float64 [terms], both
+        self._of_labels = torch.zeros(0)  # bool [terms]
         self._first_bad = torch.zeros(0)  # float64 [terms]: the first step with a value that is not finite
 
-    def add(self, batch_size: int, values: dict[str, Tensor]) -> None:
-        """Add one batch's means: scalars on the device, with equal names in every call."""
+    def add(self, batch_size: int, values: dict[str, Tensor], labelled: Tensor | None = None) -> None:
+        """Add one batch's means: scalars on the device, with equal names in every call; `labelled`, too."""
         stacked = torch.stack([value.detach().double() for value in values.values()])
         if not self._names:
             self._names = list(values)
-            self._sums = torch.zeros_like(stacked)
+            self._sums, self._weights = torch.zeros_like(stacked), torch.zeros_like(stacked)
+            self._of_labels = torch.tensor([name in OF_LABELS for name in values]).to(stacked.device, non_blocking=True)
             self._first_bad = torch.full_like(stacked, math.inf)
-        self._sums += stacked * batch_size
+        weights = torch.full_like(stacked, batch_size)
+        if labelled is not None:
+            weights = torch.where(self._of_labels, labelled.double(), weights)
+        self._sums += stacked * weights
+        self._weights += weights
         step_if_bad = torch.full_like(stacked, self._steps).masked_fill_(stacked.isfinite(), math.inf)
         self._first_bad = torch.minimum(self._first_bad, step_if_bad)
         self._steps += 1
         self.count += batch_size
 
-    def partials(self) -> tuple[Tensor, Tensor, int]:
-        """The values to join over processes: sums, first non-finite steps (joined by minimum), and count."""
-        return self._sums, self._first_bad, self.count
+    def partials(self) -> tuple[Tensor, Tensor, Tensor, int]:
+        """The values to join over processes: sums, weights, first non-finite steps (joined by minimum), and count."""
+        return self._sums, self._weights, self._first_bad, self.count
 
     def means(self) -> dict[str, float]:
         """The means so far (synchronises).
@@ -54,7 +66,7 @@ class Meters:
         for name, step in zip(self._names, steps, strict=True):
             if step < math.inf and step == min(steps):
                 raise self.not_finite(name, int(step))
-        return dict(zip(self._names, (self._sums / self.count).tolist(), strict=True))
+        return dict(zip(self._names, (self._sums / self._weights.clamp(min=1)).tolist(), strict=True))
 
     def not_finite(self, term: str, step: int | None = None) -> NonFiniteLoss:
         """The error for `term` in `step` (from 0; default: the current step)."""

@@ -188,8 +188,9 @@ def join_meters(meters: Meters) -> None:
     """Add up the sums of all ranks, on every rank, so that `means` covers the whole batches."""
     if ranks().world == 1:
         return
-    sums, first_bad, count = meters.partials()
-    dist.all_reduce(sums)
+    sums, weights, first_bad, count = meters.partials()
+    for values in (sums, weights):
+        dist.all_reduce(values)
     dist.all_reduce(first_bad, dist.ReduceOp.MIN)
     total = torch.tensor([count], device=sums.device)
     dist.all_reduce(total)

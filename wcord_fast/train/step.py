@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from .loop import Run
 
 
+LABELLED = "labelled"  # beside a batch's means: the number of its images with a label
+
+
 class MicroBatch(NamedTuple):
     """A batch's place in the group of batches that make one optimiser step."""
 
@@ -81,7 +84,8 @@ def train_step(
         optimizer.step()
         if run.average is not None:
             run.average.update()
-    meters.add(len(batch.labels), values)
+    means = {name: value for name, value in values.items() if name != LABELLED}
+    meters.add(len(batch.labels), means, values[LABELLED])
     return fractions
 
 
@@ -142,7 +146,13 @@ def gradients(
     with sync_if(last, run.network):
         backward(ce * fraction, student, leaves)
     total = ce.detach() + loss.value.detach()
-    return {"ce": cross_entropy.detach(), **loss.terms, "loss": total, "train_top1": correct}, fractions
+    return {
+        "ce": cross_entropy.detach(),
+        **loss.terms,
+        "loss": total,
+        "train_top1": correct,
+        LABELLED: known,
+    }, fractions
 
 
 def class_loss(logits: Tensor, labels: Tensor, known: Tensor, smoothing: float) -> Tensor:

@@ -37,7 +37,8 @@ class Attached(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output):
         count = len(ctx.dtypes)
-        handles, known = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        saved = ctx.saved_tensors  # read once: activation checkpointing allows no more
+        handles, known = saved[:count], saved[count:]
         grads: list[Tensor | None] = []
         for dtype, grad in zip(ctx.dtypes, known, strict=True):
             # The product comes before the rounding to a narrow dtype, so that loss scaling has its effect.

@@ -6,6 +6,7 @@ they are known. Saved are the inputs and `reference.Totals`; no score.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
@@ -77,7 +78,7 @@ class _Losses(torch.autograd.Function):
     def forward(ctx, anchors, positives, scale, bias, c: Contrast, runner: Runner):
         result = runner.values(c)
         scalars = [t if isinstance(t, Tensor) else None for t in (scale, bias)]
-        ctx.save_for_backward(anchors, positives, *scalars, None if c.both else c.rows, *c[8:], *result.totals)
+        ctx.save_for_backward(anchors, positives, *scalars, None if c.both else c.rows, *kept(c[8:]), *result.totals)
         fixed = [None if isinstance(t, Tensor) else t for t in (scale, bias)]
         ctx.options, ctx.runner = (c.critic, c.first, c.both, *fixed), runner
         return result.value
@@ -91,6 +92,11 @@ class _Losses(torch.autograd.Function):
         c = Contrast(critic, anchors, positives, positives if both else rows, first, both, *scalars, *ids)
         result = ctx.runner.gradients(c, weight, weight if both else None, Totals(*known), ctx.needs_input_grad)
         return *as_inputs(result, (anchors, positives, scale, bias), ctx.needs_input_grad, weight), None, None
+
+
+def kept(ids: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Labels and indices as `save_for_backward` takes them: it refuses those made in inference mode."""
+    return [t.clone() if t is not None and t.is_inference() else t for t in ids]
 
 
 def as_inputs(gradients: tuple[Tensor | None, ...], inputs: tuple, needs: tuple, weight: Tensor) -> list[Tensor | None]:

@@ -39,7 +39,7 @@ class _Losses(torch.autograd.Function):
         of_x, of_y = (runner.values(s) for s in _strips(c.critic, sizes, ids, x, y, all_x, all_y, scale, bias))
         slope = of_x.slope + of_y.slope
         scalars = [t if isinstance(t, Tensor) else None for t in (scale, bias)]
-        ctx.save_for_backward(x, y, *scalars, all_x, all_y, slope, of_x.total, of_y.total, *ids)
+        ctx.save_for_backward(x, y, *scalars, all_x, all_y, slope, of_x.total, of_y.total, *autograd.kept(ids))
         ctx.options = c.critic, sizes
         ctx.fixed, ctx.runner = [None if isinstance(t, Tensor) else t for t in (scale, bias)], runner
         return of_x.value + of_y.value
