@@ -309,7 +309,7 @@ def test_means_over_labels_count_labelled_rows_only():
     meters = Meters(0)
     for value, known in ((2.0, 4), (5.0, 1), (0.0, 0)):
         values = {"ce": torch.tensor(value), "kd": torch.tensor(value)}
-        meters.add(4, values, torch.tensor(known))
+        meters.add(4, values, torch.tensor(known, dtype=torch.float64))
     assert meters.means() == {"ce": (2 * 4 + 5 * 1) / 5, "kd": (2 + 5) / 3}
 
 

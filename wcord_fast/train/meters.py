@@ -35,7 +35,7 @@ class Meters:
         self._first_bad = torch.zeros(0)  # float64 [terms]: the first step with a value that is not finite
 
     def add(self, batch_size: int, values: dict[str, Tensor], labelled: Tensor | None = None) -> None:
-        """Add one batch's means: scalars on the device, with equal names in every call; `labelled`, too."""
+        """Add one batch's means: scalars on the device, with equal names in every call; `labelled`, fp64, too."""
         stacked = torch.stack([value.detach().double() for value in values.values()])
         if not self._names:
             self._names = list(values)
@@ -44,7 +44,7 @@ class Meters:
             self._first_bad = torch.full_like(stacked, math.inf)
         weights = torch.full_like(stacked, batch_size)
         if labelled is not None:
-            weights = torch.where(self._of_labels, labelled.double(), weights)
+            weights = torch.where(self._of_labels, labelled, weights)
         self._sums += stacked * weights
         self._weights += weights
         step_if_bad = torch.full_like(stacked, self._steps).masked_fill_(stacked.isfinite(), math.inf)

@@ -125,7 +125,7 @@ def gradients(
         second = class_loss(student.logits, blend.labels, labelled(blend.labels), smoothing)
         cross_entropy = torch.lerp(cross_entropy, second, blend.fraction)
     ce = run.method.options.ce_weight * cross_entropy
-    correct = (student.logits.argmax(1) == batch.labels).double().sum() / known
+    correct = (student.logits.argmax(1) == batch.labels).double().sum() / known.clamp(min=1)
     fractions: dict[str, float] = {}
     if measure_gradients:
         fractions = gradient_fractions(run.method, ce, student, teacher, batch)
@@ -151,18 +151,18 @@ def gradients(
         **loss.terms,
         "loss": total,
         "train_top1": correct,
-        LABELLED: known,
+        LABELLED: known.double(),
     }, fractions
 
 
 def class_loss(logits: Tensor, labels: Tensor, known: Tensor, smoothing: float) -> Tensor:
     """Mean cross entropy in fp32 over the `known` rows with a label; 0 where PyTorch's mean of none is NaN."""
-    return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing, reduction="sum") / known
+    return F.cross_entropy(logits.float(), labels, label_smoothing=smoothing, reduction="sum") / known.clamp(min=1)
 
 
 def labelled(labels: Tensor) -> Tensor:
-    """The number of rows with a label, 1 at the least."""
-    return (labels >= 0).sum().clamp(min=1)
+    """The number of rows with a label, int64."""
+    return (labels >= 0).sum()
 
 
 def detached(outputs: Outputs) -> tuple[list[Tensor], Tensor]:

@@ -96,6 +96,8 @@ class _Losses(torch.autograd.Function):
 
 def kept(ids: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Labels and indices as `save_for_backward` takes them: it refuses those made in inference mode."""
+    if torch.compiler.is_compiling():
+        return list(ids)
     return [t.clone() if t is not None and t.is_inference() else t for t in ids]
 
 
