@@ -18,6 +18,7 @@ from ..data import Dataset, LazyFolder
 from ..distributed import ranks
 from ..models import hf_folder
 from ..train import checkpoint
+from ..train.allocator import keep_freed_memory
 from ..train.checkpoint import CheckpointError
 from ..train.evaluation import evaluate
 from ..train.loggers import Row
@@ -54,6 +55,8 @@ class Workbench:
             torch.set_num_threads(config.threads)
         if self.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # as the published recipe does: shapes repeat
+        elif self.device.type == "cpu":
+            keep_freed_memory()
         self.data = load_data(data_spec(config), config.data_dir).to(self.device) if data is None else data
         require_equal("data_dir: the processes read different images", lambda: self.data.fingerprint)
         config.require_runnable(self.device, ranks().world)
