@@ -67,7 +67,7 @@ class TrainedNetwork:
             whole = self.task is None and self.data["limit_train"] is None and "skip_corrupt" not in self.data
             if whole and data.fingerprint != self._fingerprint:
                 log.warning("%s: trained on other files than the data set here has", self.path)
-            # Normalised as in training, also if the files here have other statistics
+            # Normalised as in training, also if the files here have other statistics.
             data = replace(data, mean=tuple(self._input["mean"]), std=tuple(self._input["std"]))
         return data
 
