@@ -204,6 +204,45 @@ def test_expressions_that_choose_no_test_are_a_failure(tmp_path):
     assert done.returncode == gpu_pytest.NO_TEST and "no test was chosen" in done.stdout
 
 
+def alternatives(expression):
+    """The parts of an expression of pytest's -k that `or` joins, outside of parentheses."""
+    depth, parts = 0, [""]
+    for word in re.findall(r"[()]|[^\s()]+", expression):
+        depth += {"(": 1, ")": -1}.get(word, 0)
+        if word == "or" and not depth:
+            parts.append("")
+        else:
+            parts[-1] += f" {word}"
+    return parts
+
+
+def test_every_part_of_an_expression_chooses_a_test():
+    """A test that has got another name drops out of an expression in silence while the rest chooses some."""
+    chosen = [
+        *(row[2] for row in (*gpu_items.NATIVE_TESTS, *gpu_items.DENSE_TESTS, gpu_items.PLAIN_TESTS)),
+        *gpu_items.TRITON_TESTS,
+        *([*gpu_items.SANITIZED_FILES, "-k", row[2]] for row in gpu_items.SANITIZED),
+    ]
+    files = sorted({word for words in chosen for word in words if word.endswith(".py")})
+    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-m", "gpu", "-n", "0", *files]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=gpu_items.ROOT)
+    tests = [line for line in done.stdout.splitlines() if "::" in line]
+    for words in chosen:
+        own = [t for t in tests if t.startswith(tuple(w for w in words if w.endswith(".py")))]
+        assert own, words
+        for part in alternatives(words[-1]) if "-k" in words else []:
+            assert any(_chooses(part, test) for test in own), (part, words)
+            for name in set(re.findall(r"[\w.-]+", part)) - {"and", "or", "not"}:
+                assert any(name in test for test in own), (name, words)
+
+
+def _chooses(part, test):
+    def true(match):
+        return match[0] if match[0] in ("and", "or", "not") else str(match[0] in test)
+
+    return eval(re.sub(r"[\w.-]+", true, part.strip()))
+
+
 def test_counters_of_ncu():
     text = (
         "==PROF== Connected\n"

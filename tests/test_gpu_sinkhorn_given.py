@@ -77,6 +77,7 @@ def test_no_sync_and_a_graph_replays_on_new_costs(n):
         return value.detach(), *torch.autograd.grad(value.sum(), c)
 
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         step()
     torch.cuda.current_stream().wait_stream(stream)

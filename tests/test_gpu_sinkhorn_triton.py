@@ -191,6 +191,7 @@ def test_a_graph_replays_a_solve_of_given_costs():
         return value.detach(), *torch.autograd.grad(value, c)
 
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         step()
     torch.cuda.current_stream().wait_stream(stream)

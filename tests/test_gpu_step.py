@@ -66,6 +66,7 @@ def test_graphed_step_equals_the_eager_one():
     f_s.requires_grad_()
     for loss in (eager, graphed):  # log Z is set, and every kernel chosen
         side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(3):
                 loss(f_s, f_t, idx).backward()

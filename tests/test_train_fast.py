@@ -206,7 +206,7 @@ def test_a_graph_of_accumulated_gradients_is_refused(monkeypatch):
 
 def test_step_that_cannot_be_recorded_raises(monkeypatch):
     class Refused:
-        def __init__(self, graph):
+        def __init__(self, graph, capture_error_mode):
             pass
 
         def __enter__(self):

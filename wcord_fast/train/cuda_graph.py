@@ -96,7 +96,8 @@ def record_on_cuda(function: Function) -> tuple[Values, Callable[[], None]]:
     """
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph):
+        # Other threads go on in the meantime: a loader's may pin memory, which "global" forbids them.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             values = function()
     except RuntimeError as error:
         message = str(error).strip().splitlines()[0]
