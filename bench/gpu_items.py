@@ -19,7 +19,7 @@ ACCURACY = ("plain", "KD", "CRD", "WCoRD", "CRD+KD", "WCoRD+KD")
 BUILD_ENV = {"WCORD_FAST_CUDA": "1", "WCORD_FAST_CUDA_ARCHS": "native"}
 # Item, its seconds, and pytest's arguments.
 NATIVE_TESTS = (
-    ("draws", 20, ["tests/test_gpu.py"]),
+    ("draws", 15, ["tests/test_gpu.py"]),
     ("transport", 25, ["tests/test_gpu_sinkhorn.py"]),
     # Without the problems whose float64 reference on the CPU takes seconds each.
     ("given costs", 10, ["tests/test_gpu_sinkhorn_given.py", "-k", "not (1024-1000 and (own or dtype0 or dtype2))"]),
@@ -28,7 +28,8 @@ NATIVE_TESTS = (
 )
 DENSE = (
     "(sampler_and_bank and (dtype1 or (self and dtype0))) or narrow or lower_matmul or long_bank or "
-    "(repeats and class) or (parts_of and weights and dtype1) or (test_shapes and (16-12 or 40-129))"
+    "(repeats and class) or (parts_of and weights and dtype1) or (test_shapes and (16-12 or 40-129)) or "
+    "(other_critics and class and dtype1)"
 )
 STREAMING = (
     "(accuracy and cosine and (0.05 or 0.0001)) or (test_shapes and cosine and 4096) or (graph and None) or "
@@ -39,9 +40,10 @@ DENSE_TESTS = (
     ("streaming", 25, ["tests/test_gpu_sinkhorn_triton.py", "-k", STREAMING]),
     ("contrast", 15, ["tests/test_gpu_batch.py", "-k", "not dtype2"]),
 )
-PLAIN_TESTS = ("without kernels", 10, ["tests/test_gpu_plain.py"])
+PLAIN_TESTS = ("without kernels", 15, ["tests/test_gpu_plain.py"])
 TRITON_TESTS = [
     *(arguments for _, _, arguments in DENSE_TESTS),
+    PLAIN_TESTS[2],
     ["tests/test_gpu.py", "-k", "modules_give"],
     ["tests/test_gpu_step.py", "-k", "dense or graph"],
 ]
@@ -94,7 +96,7 @@ class Commands:
         return [self.timed("build", command, seconds, BUILD_ENV), *warm]
 
     def environment(self) -> list[Item]:
-        return [self.item("environment", "bench.gpu_tools", 10, "environment")]
+        return [self.item("environment", "bench.gpu_tools", 15, "environment")]
 
     def ceilings(self) -> list[Item]:
         return [self.item("ceilings", "bench.gpu_floors", 12)]
@@ -116,7 +118,7 @@ def first_contact(out: Path, dry_run: bool = False) -> Schedule:
     c = Commands(out, dry_run)
     return [
         c.environment(),
-        c.build(130, WARMERS),
+        c.build(125, WARMERS),
         *(c.tests(*test) for test in (*NATIVE_TESTS, *DENSE_TESTS, PLAIN_TESTS)),
         *(
             [c.item(tool, "bench.gpu_tools", seconds, tool, "--", *SANITIZED_FILES, "-k", chosen)]
@@ -143,7 +145,7 @@ def full(out: Path, dry_run: bool = False) -> Schedule:
     return [
         c.environment(),
         c.build(100, 0),
-        c.tests("all", 240, ["tests"], "--workers", "12"),
+        c.tests("all", 235, ["tests"], "--workers", "12"),
         c.ceilings(),
         *(c.times(shape, 30) for shape in (*MORE_SHAPES[:1], *SHAPES[:2])),
         c.transport(28, 64, 256, 1024, 4096),
@@ -174,5 +176,5 @@ def accuracy(out: Path, data_dir: str, work: Path, teacher: Path | None, dry_run
         c.environment(),
         c.build(100, 0),
         *([] if teacher else [[c.timed("teacher", command, 170)]]),
-        [c.timed("students", [sys.executable, *students], 260)],
+        [c.timed("students", [sys.executable, *students], 255)],
     ]

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -23,16 +22,12 @@ import pytest
 import torch
 
 from bench.gpu_item import parsed
-from bench.gpu_schedule import Row, Rows
+from bench.gpu_schedule import NO_MORE, Row, Rows
 from bench.results_file import read
 
 HUNG, DEAD = 87, 86  # exit statuses of pytest's process
 NO_TEST = 5  # pytest's own, when nothing was chosen
 TEST_SECONDS = 25.0
-_DEAD = re.compile(
-    r"illegal memory access|misaligned address|unspecified launch failure|device-side assert|"
-    r"illegal instruction|launch timed out|uncorrectable|cudaErrorIllegalAddress|hardware stack error"
-)
 
 
 class Recorder:
@@ -71,7 +66,7 @@ class Recorder:
         if text:
             print(f"\n{report.nodeid} FAILED in {report.when}\n{text}", flush=True)
         self._add(report.nodeid, report.outcome, report.duration, _reason(report))
-        if self.alone and _DEAD.search(text):
+        if self.alone and NO_MORE.search(text):
             print("the device is of no more use to this process", flush=True)
             os._exit(DEAD)
 

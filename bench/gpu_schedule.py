@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -22,6 +23,12 @@ MISSING = 3  # exit status of an item whose tool or data is missing
 STOPPED = 124  # exit status of an item that was stopped at its limit
 LEAST = 0.5  # least seconds with which an item is begun
 Row = dict[str, Any]
+NO_MORE = re.compile(  # CUDA's words for errors after which a process gets nothing else from its device
+    r"illegal memory access|misaligned address|unspecified launch failure|device-side assert|illegal instruction|"
+    r"launch timed out|uncorrectable|cudaErrorIllegalAddress|hardware stack error|invalid program counter|"
+    r"not supported on global/shared address space|peer GPU memory|Tensor Memory not completely freed|"
+    r"CUDA error: unknown error|launch failed because"
+)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,10 @@ of the floor that the ceilings in the same folder give (bench/gpu_floors.py). Mi
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from bench.gpu_floors import Work, ceilings, floor_us
 from bench.gpu_forms import Timed
 from bench.gpu_item import parsed
 from bench.gpu_measure import device_times, eager_times, graphed, launches, peak_megabytes, tried
-from bench.gpu_schedule import Rows
+from bench.gpu_schedule import NO_MORE, Rows
 from bench.results_file import device_name
 from wcord_fast.ops import status
 
@@ -84,9 +86,11 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
         p.add_argument("subjects", nargs="+", choices=SUBJECTS)
         p.add_argument("--shape", type=shape, metavar="B,K,N")
         p.add_argument("--sizes", type=int, nargs="+", default=[], help="rows of the transport problems")
+        p.add_argument("--skip", type=int, default=0, help="forms that have had their turn")
 
     options = parsed(__doc__, arguments, more)
     options.dim = TINY_DIM if options.dry_run else DIM
+    options.again = arguments
     return options
 
 
@@ -98,8 +102,12 @@ def main(arguments: list[str]) -> int:
     options = options_of(arguments)
     rows = Rows(options.item, options.out, options.dry_run)
     ceiling = ceilings(options.out, device_name())
-    for timed in all_cases(options):
-        rows.add(measure(slow(timed), options.device, ceiling))
+    for done, timed in enumerate(islice(all_cases(options), options.skip, None), options.skip + 1):
+        row = rows.add(measure(slow(timed), options.device, ceiling))
+        if NO_MORE.search(row.get("failed", "")):
+            print("the device is of no more use to this process: another one goes on", flush=True)
+            command = [sys.executable, "-m", "bench.gpu_times", *options.again, "--skip", str(done)]
+            return subprocess.run(command, check=False).returncode or 1
     return rows.close()
 
 

@@ -31,6 +31,7 @@ def commit() -> str:
     return (git("rev-parse", "--short", "HEAD") or os.environ.get("BENCH_COMMIT", "unknown")) + changed
 
 
+@functools.cache  # so that rows can still be written when the device no longer answers
 def device_name() -> str:
     """The GPU's, or the processor's without one."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()

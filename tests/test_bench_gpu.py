@@ -243,6 +243,26 @@ def _chooses(part, test):
     return eval(re.sub(r"[\w.-]+", true, part.strip()))
 
 
+def test_times_go_on_in_another_process_after_an_error_that_ends_the_device(tmp_path, monkeypatch):
+    names, commands = ["a", "b", "c"], []
+    illegal = "AcceleratorError: CUDA error: an illegal memory access was encountered"
+    monkeypatch.setattr(gpu_times, "all_cases", lambda _: iter(names))
+    monkeypatch.setattr(gpu_times, "slow", lambda name: name)
+    monkeypatch.setattr(
+        gpu_times, "measure", lambda name, *_: {"form": name} | ({"failed": illegal} if name == "b" else {})
+    )
+    monkeypatch.setattr(
+        subprocess, "run", lambda command, **_: commands.append(command) or subprocess.CompletedProcess(command, 0)
+    )
+    monkeypatch.setattr(gpu_times, "device_name", lambda: "a GPU")
+    arguments = ["transport", "--sizes", "64", "--out", str(tmp_path), "--dry-run"]
+    assert gpu_times.main(arguments) == 1
+    assert [r["form"] for r in read("gpu", tmp_path)] == ["a", "b"]
+    assert commands[0][1:] == ["-m", "bench.gpu_times", *arguments, "--skip", "2"]
+    assert gpu_times.main(commands[0][3:]) == 0
+    assert [r["form"] for r in read("gpu", tmp_path)] == ["a", "b", "c"]
+
+
 def test_counters_of_ncu():
     text = (
         "==PROF== Connected\n"

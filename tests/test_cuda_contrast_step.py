@@ -50,8 +50,10 @@ def step(loss, f_s, f_t, idx):
     leaves = [f_s.clone().requires_grad_(), f_t.clone().requires_grad_()]
     loss.zero_grad(set_to_none=True)
     value = loss(*leaves, idx)
-    (2.5 * value).backward()
-    return [value.detach(), *(t.grad for t in (*leaves, *loss.parameters()) if t.grad is not None)], value
+    before = value.detach().clone()
+    value *= 2.5  # in place, as callers may
+    value.backward()
+    return [before, *(t.grad for t in (*leaves, *loss.parameters()) if t.grad is not None)], value
 
 
 CASES = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -133,7 +133,11 @@ def fit(run: Run) -> list[Row]:
         NonFiniteLoss: a loss term became NaN or infinite.
         ValueError: a loss received a bad value (the message names it).
     """
-    with nullcontext() if run.directory is None or not is_main() else locked(run.directory):
+    with ExitStack() as stack:
+        if run.directory is not None and is_main():
+            stack.enter_context(locked(run.directory))
+        if run.train.device.type == "cuda":  # streams, events and graphs are made on the current device
+            stack.enter_context(torch.cuda.device(run.train.device))
         return _fit(run)
 
 

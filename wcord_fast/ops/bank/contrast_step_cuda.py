@@ -162,4 +162,4 @@ class DeviceStep:
             for bank in self.banks:
                 count_write(bank)
         self.terms = losses[1:]
-        return losses[0], kept, norms
+        return losses[0].detach(), kept, norms  # a view out of a Function could not be changed in place

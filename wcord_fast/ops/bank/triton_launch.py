@@ -23,7 +23,7 @@ CHUNK_BYTES = 64 << 20  # of a membership matrix
 MAX_DIM = 4096
 BLOCK_D = 128  # columns of a bank tile at most
 MAX_STRIDE = 2**24  # elements from row to row of a matrix: within a tile of up to 64 rows offsets are int32
-MAX_ROWS = 2**31 - 2**16  # row numbers are int32 in the kernels, a tile past the end included
+MAX_ROWS = 2**31 - 2**25  # row numbers are int32 in the kernels, the end of the last split included
 
 _PRECISION_TERMS = {"highest": 3, "high": 2, "medium": 1}
 DTYPE_TERMS = {torch.bfloat16: 1, torch.float16: 2, torch.float32: 3}
