@@ -1,5 +1,6 @@
 """Image folders: both layouts, ignored files, refused folders."""
 
+import os
 import shutil
 
 import numpy as np
@@ -36,6 +37,14 @@ def test_train_and_test_folders(tmp_path, test_name):
     scaled = dataset.train_images.double() / 255
     np.testing.assert_allclose(dataset.mean, scaled.mean((0, 2, 3)), rtol=1e-9)
     assert dataset.name == tmp_path.name
+
+
+def test_a_pipe_among_the_images_is_left_out(tmp_path, caplog):
+    write(tmp_path / "train", {"cat": 2, "dog": 2})
+    write(tmp_path / "test", {"cat": 1})
+    os.mkfifo(tmp_path / "train" / "cat" / "pipe.png")  # reading it would never end
+    assert len(data.load("folder", data_dir=tmp_path, image_size=12).train_labels) == 4
+    assert "pipe.png is no file: left out" in caplog.text
 
 
 def test_pixels_are_pillows(tmp_path):

@@ -121,3 +121,15 @@ def test_labels_are_those_that_the_target_transform_gives():
     assert Indexed(folder).labels.tolist() == [1, 0, 0, 1, 0]
     folder.target_transform = str
     assert Indexed(folder).labels.tolist() == LABELS  # texts stand for the classes
+
+
+def test_an_iterable_set_with_a_length_is_refused():
+    class Stream(IterableDataset):
+        def __len__(self):
+            return 5
+
+        def __iter__(self):
+            return iter([])
+
+    with pytest.raises(TypeError, match=r"dataset: expected one with len.* and rows by number, got Stream"):
+        Indexed(Stream())

@@ -105,3 +105,25 @@ def test_the_command_trains_on_it(package, tmp_path, capsys):
     assert main(["evaluate", run, "--data=my_package.mine.load"]) == 0
     bad = command(package, "--data=my_package.nothing")
     assert bad.returncode == 2 and "data: 'my_package.nothing'" in bad.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error", "message"),
+    [
+        ("digits", {"channels": 1}, ValueError, "channels: the data set 'digits' does not have this option, got 1"),
+        ("imagenet", {"channels": 1, "data_dir": "."}, ValueError, "channels: the data set 'imagenet' does not have"),
+        ("cifar10", {"test_fraction": 0.3}, ValueError, "test_fraction: the data set 'cifar10' does not have"),
+        ("digits", {"skip_corrupt": True}, ValueError, "skip_corrupt: the data set 'digits' does not have"),
+        (
+            "folder",
+            {"skip_corrupt": "no", "data_dir": "."},
+            TypeError,
+            "skip_corrupt: expected True or False, got 'no'",
+        ),
+        ("folder", {"data_dir": 3}, ValueError, "data_dir: expected the name of a file or a folder, got 3"),
+        ("folder", {"data_dir": ""}, ValueError, "data_dir: expected the name of a file or a folder, got ''"),
+    ],
+)
+def test_options_that_a_set_does_not_take_are_named(name, options, error, message):
+    with pytest.raises(error, match=message):
+        data.load(name, **options)

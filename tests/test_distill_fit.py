@@ -219,7 +219,7 @@ def test_bank_methods_work_without_labels():
         ({"batches": loader(batch_size=50, drop_last=True)}, ValueError, "loader: expected at least one batch"),
         ({"batches": loader(collate_fn=lambda rows: rows)}, TypeError, r"loader: expected tensors \(images"),
         ({"test_loader": iter([])}, TypeError, "test_loader: expected batches that can be read in every epoch"),
-        ({"test_loader": []}, ValueError, "test images: expected at least one"),
+        ({"test_loader": []}, ValueError, "test_loader: expected at least one batch, got none"),
         ({"student": 3}, TypeError, "student: expected a torch.nn.Module, got int"),
         ({"student": nn.Flatten()}, ValueError, "student: features: Flatten has no nn.Linear"),
         (

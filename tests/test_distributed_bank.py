@@ -223,6 +223,24 @@ def test_ddp_does_not_broadcast_the_banks(pool, whole_model):
     assert pool.run(wrapped, whole_model) == [[rank + 1.0] for rank in range(pool.world)]
 
 
+def overwritten(excluded):
+    """A sharded loss within a larger module: its rows are its own only if DDP leaves them alone."""
+    loss = CRDLoss(S_DIM, T_DIM, 60, feat_dim=D, nce_k=5, seed=2, shard="rank")
+    model = torch.nn.ModuleDict({"head": loss})
+    model.forward = loss.forward
+    module = DistributedDataParallel(exclude_state(model) if excluded else model)
+    try:
+        module(torch.randn(3, S_DIM), torch.randn(3, T_DIM), torch.tensor([1, 2, 3])).backward()
+    except ValueError as error:
+        return str(error)
+    return "trained"
+
+
+def test_rows_that_ddp_has_overwritten_are_noticed(pool):
+    assert pool.run(overwritten, True) == ["trained"] * pool.world
+    assert all("exclude_state(model) before it wraps the model" in m for m in pool.run(overwritten, False))
+
+
 def many_steps(shard):
     torch.manual_seed(dist.get_rank())
     loss = CRDLoss(S_DIM, T_DIM, N, feat_dim=D, nce_k=5, bank_dtype=torch.bfloat16, shard=shard)  # the seed is rank 0's

@@ -157,5 +157,21 @@ def test_images_without_declared_statistics_are_not_changed():
     assert torch.equal(Prepare((0.5,) * 3, (0.2,) * 3, None, 8, 3)(X), X)
     with pytest.raises(ValueError, match="in_channels: expected 3, or 1 for grey images, got 2"):
         Prepare((0.5,) * 3, (0.2,) * 3, None, 8, 2)
-    with pytest.raises(ValueError, match="mean, std: expected 1 numbers each"):
+    with pytest.raises(ValueError, match="mean: expected 1 numbers, one per channel"):
         Prepare((0.5,) * 3, (0.2,) * 3, None, 8, 1, (0.5,) * 3, (0.2,) * 3)
+
+
+@pytest.mark.parametrize(
+    "given, error, words",
+    [
+        (((0.5,), None), ValueError, "mean, std: expected both or neither"),
+        ((None, (0.5,)), ValueError, "mean, std: expected both or neither"),
+        ((0.5, 0.5), ValueError, "mean: expected 1 numbers, one per channel, got 0.5"),
+        (((0.5,), (0.0,)), ValueError, "std: expected a positive finite number, got 0"),
+        (((float("nan"),), (1.0,)), ValueError, "mean: expected a number that is finite"),
+        ((("a",), (1.0,)), TypeError, "mean: expected a number, got 'a'"),
+    ],
+)
+def test_a_bad_normalisation_is_named(given, error, words):
+    with pytest.raises(error, match=words):
+        Prepare((0.5,) * 3, (0.2,) * 3, None, 8, 1, *given)

@@ -51,6 +51,26 @@ def test_the_state_dict_is_the_networks_own():
     outer.load_state_dict(outer.state_dict())
 
 
+@pytest.mark.parametrize("inner_first", [True, False])
+def test_the_state_dict_of_a_network_with_a_child_called_network_is_whole(inner_first):
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network, self.classifier = (Foreign(8), nn.Linear(8, 4)) if inner_first else (None, nn.Linear(8, 4))
+            self.network = self.network or Foreign(8)
+
+        def forward(self, x):
+            return self.classifier(self.network(x))
+
+    first, second, x = Outer(), Outer(), torch.randn(2, 1, 8, 8)
+    state = Tapped(first, "network.layer1").state_dict()
+    assert {name: value.tolist() for name, value in state.items()} == {
+        name: value.tolist() for name, value in first.state_dict().items()
+    }
+    Tapped(second, "network.layer1").load_state_dict(state)
+    assert torch.equal(first(x), second(x))
+
+
 WRONG = {
     "misspelt": (("layr1",), "auto", r"features: .*no module 'layr1' \(did you mean 'layer1'\?\); at its top"),
     "penultimate": ((), "head", r"penultimate: the network has no module 'head'"),

@@ -266,3 +266,18 @@ def test_what_the_folder_does_not_have_is_refused(run, tmp_path):
         models.create(f"hf-folder:{folder}")
     with pytest.raises(ValueError, match=r"expected a folder that holds config\.json"):
         models.create(f"hf-folder:{tmp_path / 'nowhere'}")
+
+
+def test_safetensors_of_tied_weights(images):
+    class Tied(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = torch.nn.Conv2d(1, 1, 3, padding=1)
+            self.second, self.head = self.first, torch.nn.Linear(64, 10)
+
+        def forward(self, x):
+            return self.head(self.second(self.first(x)).flatten(1))
+
+    network, form = Tied(), export_formats.FORMATS["safetensors"]
+    read = form.read(form.write(network, images[:2], {}), Tied)
+    assert torch.equal(read(images), network(images)) and read.first is read.second

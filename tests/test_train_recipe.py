@@ -172,6 +172,25 @@ def test_the_average_follows_the_network():
     assert again.steps == 6 and torch.equal(again.network[0].weight, average.network[0].weight)
 
 
+def test_the_average_follows_a_buffer_that_the_network_replaces():
+    class Centred(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(3))
+
+        def forward(self, x):
+            self.mean = 0.5 * self.mean + 0.5 * x.mean(0)
+            return x - self.mean
+
+    network = Centred()
+    average, expected = Average(network, 0.5), torch.zeros(3)
+    for step in range(4):
+        network(torch.randn(5, 3))
+        average.update()
+        expected = expected.lerp(network.mean, 1 - min(0.5, (1 + step) / (10 + step)))
+    torch.testing.assert_close(average.network.mean, expected)
+
+
 def test_the_average_is_tested_and_written(tmp_path):
     run = make_run(tmp_path, ema=0.9, epochs=2)
     last = fit(run)[-1]
@@ -203,6 +222,23 @@ def test_students_begin_with_the_weights_of_a_file(tmp_path):
         Config(**{**small, "init_student": "pretrained"})
     with pytest.raises(ValueError, match="init_teacher: expected a teacher that is trained"):
         Config(**small, init_teacher="a.pt", teacher_checkpoint="b.pt")
+
+
+@pytest.mark.parametrize("size", [224, None])
+def test_pretrained_weights_for_another_size_are_told(monkeypatch, caplog, size):
+    class Sized(nn.Linear):
+        def __init__(self, size):
+            super().__init__(2, 2)
+            self.prepare = nn.Identity()
+            self.prepare.size = size
+
+    bench = Workbench(Config(data="digits", image_size=8, limit_train=40, student="resnet8"))
+    bench.config.student = "torchvision:resnet18"
+    monkeypatch.setattr(bench, "_network", lambda name, pretrained: Sized(size))
+    network = Sized(None)
+    bench._load_initial("student", network, "pretrained")
+    told = "images of 224 pixels a side; --student torchvision:resnet18@224 resizes them" in caplog.text
+    assert told == (size == 224)
 
 
 @pytest.mark.parametrize("method", ["wcord+kd", "ft"])

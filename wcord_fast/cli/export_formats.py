@@ -51,7 +51,12 @@ def _read_state_dict(content: bytes, make_network: Callable[[], nn.Module]) -> P
 def _write_safetensors(network: nn.Module, example: Tensor, metadata: Metadata) -> bytes:
     from safetensors.torch import save
 
-    tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
+    tensors: dict[str, Tensor] = {}
+    held: set[int] = set()  # the format has no memory in common: tied weights are written once for each name
+    for name, value in network.state_dict().items():
+        memory = value.untyped_storage().data_ptr()
+        tensors[name] = value.clone(memory_format=torch.contiguous_format) if memory in held else value.contiguous()
+        held.add(memory)
     return save(
         tensors, {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
     )

@@ -190,8 +190,12 @@ class Workbench:
         if weights is None:
             return {"init": checkpoint.fingerprint(network)} if hf_folder.is_folder_name(architecture) else {}
         if weights == PRETRAINED:
-            result = self._network(architecture, pretrained=True).state_dict()
-            network.load_state_dict(result)
+            made = self._network(architecture, pretrained=True)
+            network.load_state_dict(made.state_dict())
+            size, own = (getattr(getattr(n, "prepare", None), "size", None) for n in (made, network))
+            if size != own:
+                message = "--%s %s is made for images of %s pixels a side; --%s %s@%s resizes them"
+                log.warning(message, *[role, architecture, size] * 2)
         else:
             load_weights(network, _existing(f"init_{role}", weights), f"--{role} {architecture}")
         return {"init": checkpoint.fingerprint(network)}

@@ -164,6 +164,9 @@ def _walk(folder: str, enclosing: set[tuple[int, int]]) -> Iterator[str]:
         if is_helper(entry.name):
             continue
         if not _is_folder(entry):
+            if not entry.is_file() and os.path.exists(entry.path):  # a pipe or a device: reading it may never end
+                log.warning("%s is no file: left out", entry.path)
+                continue
             yield entry.path  # also a broken link: a missing image must be reported
         elif (identity := _identity(entry.path)) in enclosing:
             log.warning("%s leads back to a folder that it is in: not followed", entry.path)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, IterableDataset, Subset, TensorDataset
 from torch.utils.data import Dataset as TorchDataset
 
 IMAGE_COLUMNS = ("pixel_values", "image", "images", "img")
@@ -45,7 +45,8 @@ class Indexed(TorchDataset):
         label: str | None = None,
         transform: Callable[[Any], Any] | None = None,
     ) -> None:
-        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        by_number = hasattr(dataset, "__getitem__") and not isinstance(dataset, IterableDataset)
+        if not hasattr(dataset, "__len__") or not by_number:
             raise TypeError(f"dataset: expected one with len() and rows by number, got {type(dataset).__name__}")
         self.dataset, self.transform = dataset, transform
         self._image = IMAGE_COLUMNS if image is None else (image,)

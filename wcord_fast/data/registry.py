@@ -128,10 +128,14 @@ def load(
 
     Raises:
         FileNotFoundError: the data are not there; the message gives the commands that fix it.
-        ValueError: an unknown name, a corrupt file (named), an option out of range.
-        TypeError: a user's function that returns no `Dataset`.
+        ValueError: an unknown name, a corrupt file (named), an option out of range, or one that the data set does not
+            take.
+        TypeError: a user's function that returns no `Dataset`; an option of another type.
     """
     key = spelled(name)
+    checks.boolean("skip_corrupt", skip_corrupt)
+    if data_dir is not None:
+        checks.path("data_dir", os.fspath(data_dir) if isinstance(data_dir, os.PathLike) else data_dir)
     result = SOURCES[key].read(
         key,
         data_dir=data_dir,

@@ -12,6 +12,7 @@ from ..ops import checks
 from .dataset import Dataset
 from .lazy_folder import LazyFolder
 
+OF_SOME = {"channels": 3, "test_fraction": 0.2, "skip_corrupt": False}  # options of some data sets, and their defaults
 Loader: TypeAlias = Callable[..., Dataset | LazyFolder]
 
 
@@ -54,7 +55,7 @@ class Source:
         """The data set, loaded with those of `options` that its function takes.
 
         Raises:
-            ValueError: no data_dir where one is needed.
+            ValueError: no data_dir where one is needed; a value of OF_SOME for a function that does not take it.
             TypeError: the function returns something else.
         """
         if self.needs_dir and options["data_dir"] is None:
@@ -62,6 +63,9 @@ class Source:
         if options["image_size"] is None:
             options["image_size"] = self.image_size
         parameters = inspect.signature(self.load).parameters
+        for option, default in OF_SOME.items():
+            if option not in parameters and options.get(option, default) != default:
+                raise ValueError(f"{option}: the data set {name!r} does not have this option, got {options[option]!r}")
         result = self.load(**{key: value for key, value in options.items() if key in parameters})
         kind = Dataset if self.held else LazyFolder
         if not isinstance(result, kind):

@@ -60,6 +60,8 @@ class Pair:
         num_data: images in the training set.
         labels: int64 [num_data] on the CPU, or None when they are unknown.
         seed: seed of everything random in the method.
+        without_preact: which of "student" and "teacher" take no `preact=True`, which gives features before the
+            activation.
     """
 
     student_shapes: tuple[tuple[int, ...], ...]
@@ -69,6 +71,7 @@ class Pair:
     num_data: int
     labels: Tensor | None
     seed: int
+    without_preact: tuple[str, ...] = ()
 
     @property
     def student_width(self) -> int:

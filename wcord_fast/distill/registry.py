@@ -291,7 +291,19 @@ def pair_of(
         num_data=num_data,
         labels=known_labels,
         seed=seed,
+        without_preact=tuple(
+            name
+            for name, network in (("student", student), ("teacher", teacher))
+            if network is not None and not _takes_preact(network)
+        ),
     )
+
+
+def _takes_preact(network: nn.Module) -> bool:
+    """Whether the network has features before the activation: this package's, but Inception-v3."""
+    parameters = inspect.signature(network.forward).parameters
+    passed_on = any(p.kind is p.VAR_KEYWORD for p in parameters.values())  # a wrapper's
+    return ("preact" in parameters or passed_on) and getattr(network, "has_preact", True)
 
 
 def probe(network: nn.Module, images: Tensor, name: str = "network") -> Outputs:

@@ -77,6 +77,8 @@ class InceptionV3(FeatureNet):
         ("Mixed_7a", "Mixed_7b", "Mixed_7c"),
     )
 
+    has_preact = False
+
     def __init__(self, *, num_classes: int = 100, in_channels: int = 3) -> None:
         super().__init__(num_classes, in_channels)
         network = torchvision_models("inception_v3").inception_v3(

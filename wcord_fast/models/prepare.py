@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ..ops import checks
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation
 
@@ -21,7 +25,8 @@ class Prepare(nn.Module):
         channels: channels of the images: 3, or 1 (grey, which becomes three equal channels).
         given_mean, given_std: the normalisation that the images have already; None: the network's.
     Raises:
-        ValueError: another number of channels, in the images or in given_mean and given_std.
+        ValueError: another number of channels, in the images or in given_mean and given_std; one of these two alone;
+            a mean that is not finite, a standard deviation that is not positive.
     """
 
     scale: Tensor  # float32 [1 or 3, 1, 1]
@@ -38,16 +43,19 @@ class Prepare(nn.Module):
         given_std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        if channels not in (1, 3):
+        if checks.integer("in_channels", channels, least=1) not in (1, 3):
             raise ValueError(f"in_channels: expected 3, or 1 for grey images, got {channels}")
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         self.size, self.least, self.channels = size, least, channels
         target = [torch.tensor(values, dtype=torch.float64) for values in (self.mean, self.std)]
         given = target
+        if (given_mean is None) != (given_std is None):
+            raise ValueError(f"mean, std: expected both or neither, got {given_mean} and {given_std}")
         if given_mean is not None and given_std is not None:
-            if len(given_mean) != channels or len(given_std) != channels:
-                raise ValueError(f"mean, std: expected {channels} numbers each, got {given_mean} and {given_std}")
-            given = [torch.tensor(values, dtype=torch.float64) for values in (given_mean, given_std)]
+            given = [
+                _per_channel("mean", given_mean, channels, partial(checks.finite, dtype=torch.float32)),
+                _per_channel("std", given_std, channels, checks.positive),
+            ]
         scale, shift = given[1] / target[1], (given[0] - target[0]) / target[1]
         self.normalised = given is target
         self.register_buffer("scale", scale.float()[:, None, None], persistent=False)
@@ -65,3 +73,11 @@ class Prepare(nn.Module):
 
     def extra_repr(self) -> str:
         return f"mean={self.mean}, std={self.std}, size={self.size}, channels={self.channels}"
+
+
+def _per_channel(name: str, values: Any, channels: int, check: Callable[[str, Any], float]) -> Tensor:
+    """`values`, a number for each channel, in float64."""
+    listed = values.tolist() if hasattr(values, "tolist") else values
+    if not isinstance(listed, (list, tuple)) or len(listed) != channels:
+        raise ValueError(f"{name}: expected {channels} numbers, one per channel, got {values!r}")
+    return torch.tensor([check(name, value) for value in listed], dtype=torch.float64)

@@ -155,6 +155,10 @@ def with_features(network: nn.Module, images: Tensor, features: str | Sequence[s
     """
     if not isinstance(network, nn.Module):
         raise TypeError(f"network: expected a torch.nn.Module, got {type(network).__name__}")
+    if isinstance(network, torch.jit.ScriptModule):
+        raise TypeError(
+            f"network: expected a module in Python, got TorchScript's {type(network).__name__}, without hooks"
+        )
     if returns_features(network):
         if features:
             raise ValueError(f"features: {type(network).__name__} has its own features, got {features!r}")

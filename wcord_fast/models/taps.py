@@ -49,7 +49,8 @@ class Tapped(nn.Module):
     A feature is the output of its module, also if the network then changes that tensor in place. The network has the
     hooks only during a call with `return_features=True`, so the bare network, another `Tapped` of it, copies and
     pickles do not have them. Threads may call one `Tapped` at the same time. The state dict is the network's own,
-    without a prefix. `torch.compile` traces it whole.
+    without a prefix, so `torch.func.functional_call` and torch.distributed.checkpoint take `tapped.network`.
+    `torch.compile` traces it whole.
 
     Outputs that are no tensors, and modules that run more than once or not at all in the calling thread's forward, are
     refused; so are modules inside a checkpoint with `use_reentrant=True`, where they run without gradients.
@@ -214,10 +215,14 @@ def _no_such_module(name: str, modules: dict[str, nn.Module]) -> str:
 
 
 def _without_prefix(_module, state_dict, prefix, _metadata) -> None:
-    for key in [k for k in state_dict if k.startswith(f"{prefix}network.")]:
-        state_dict[prefix + key[len(prefix) + len("network.") :]] = state_dict.pop(key)
+    _renamed(state_dict, f"{prefix}network.", prefix)
 
 
 def _with_prefix(_module, state_dict, prefix, *_) -> None:
-    for key in [k for k in state_dict if k.startswith(prefix)]:
-        state_dict[f"{prefix}network.{key[len(prefix) :]}"] = state_dict.pop(key)
+    _renamed(state_dict, prefix, f"{prefix}network.")
+
+
+def _renamed(state_dict, old: str, new: str) -> None:
+    """Give the keys that begin with `old` the beginning `new`. All are taken out first: a new key may be an old one."""
+    moved = {new + key[len(old) :]: state_dict.pop(key) for key in [k for k in state_dict if k.startswith(old)]}
+    state_dict.update(moved)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distributed.agreement import require_agreement
+from ..distributed.agreement import require_agreement, require_own_rows
 from ..distributed.ddp import own_state
 from ..distributed.ranks import gather_rows, ranks, refuse
 from ..ops import checks
@@ -326,15 +326,15 @@ class ContrastiveLoss(StateModule):
         Collective. In a process group the first training forward calls it, and the first after loading a state dict.
         """
         facts = facts_of(self._options, self.tables)
-        for module in self.modules():
-            if isinstance(module, RowBuffer):
-                module.require_own_group()
+        for buffer in (buffers := [module for module in self.modules() if isinstance(module, RowBuffer)]):
+            buffer.require_own_group()
         if self.contrast is not None:
             state = self.contrast.sampler.state
             facts += [self.contrast.sampler.fingerprint(), f"seed {self.contrast.sampler.seed}, step {int(state[1])}"]
         queues = (module for module in self.modules() if isinstance(module, FeatureQueue))
         facts += [f"queue of which {int(queue.pushed)} rows have been pushed" for queue in queues]
         require_agreement(self, facts, self.embed_s.linear.bias.device)
+        require_own_rows([buffer.rows for buffer in buffers if buffer.shard is not None])
         self._agreed = True
 
     @property

@@ -18,16 +18,28 @@ class Average:
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay, self.steps = decay, 0
         self.network = copy.deepcopy(network).requires_grad_(False)
-        self._source, self._target = _values(network), _values(self.network)
+        self._source = network
+        self._look_up()
 
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the network's current values."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
-        torch._foreach_lerp_(self._target[0], self._source[0], 1 - decay)
+        if any(module._buffers.get(name) is not held for module, name, held in self._buffers):
+            self._look_up()  # the network has put another tensor in the place of a buffer
+        torch._foreach_lerp_(self._target[0], self._from[0], 1 - decay)
         if self._target[1]:
-            torch._foreach_copy_(self._target[1], self._source[1])
+            torch._foreach_copy_(self._target[1], self._from[1])
+
+    def _look_up(self) -> None:
+        self._from, self._target = _values(self._source), _values(self.network)
+        self._buffers = [
+            (module, name, buffer)
+            for network in (self._source, self.network)
+            for module in network.modules()
+            for name, buffer in module._buffers.items()
+        ]
 
     def state_dict(self) -> dict[str, object]:
         """Weights, buffers and the number of steps."""

@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from .. import distill
+from ..distill.eval_mode import eval_mode
 from ..distributed import ranks
 from ..models.stages import with_features
 from ..ops import checks
@@ -25,9 +26,11 @@ from .loggers import DEFAULT, Row, spelled
 from .logs import to_screen
 from .loop import Run
 from .loop import fit as fit_run
+from .ranks import require_alike
 from .recipe import Recipe
 from .tables import Line, text_table
 
+T = TypeVar("T")
 log = logging.getLogger("wcord_fast")
 COLUMNS = {  # metric of the history -> title and format of its column; a method's terms follow "ce"
     "epoch": ("epoch", "d"),
@@ -52,7 +55,7 @@ class Fitted:
     """A trained student and its history; `print` shows the table.
 
     Attributes:
-        student: the network that `fit` has trained, in the mode that it had before.
+        student: the network that `fit` has trained; each of its modules in the mode that it had before.
         method: the distillation method, with its banks and embeddings.
         history: one row per epoch: losses, accuracies in percent, seconds.
         directory: where the run's files are, or None.
@@ -110,6 +113,7 @@ def fit(
     It is the loop of the command `wcord-fast`: a progress bar and a line per epoch, and with `output_dir` a checkpoint
     after every epoch, from which an equal call continues (see docs/driver.md). It seeds the generators of torch, numpy
     and Python. The networks are moved to `device`; the teacher is put in eval mode, its gradients are switched off.
+    All of the student trains in train mode, a part that was in eval mode too; parameters with requires_grad=False stay.
 
     Args:
         student, teacher: any networks with `network(images) -> logits [B, classes]`. Those that take
@@ -136,15 +140,19 @@ def fit(
         The student with its history.
     Raises:
         TypeError: an argument of a wrong type; an unknown option (the nearest is suggested).
-        ValueError: a bad value; no such device; networks that the method cannot serve; labels beyond the student's
-            classes.
+        ValueError: a bad value; no such device; networks that the method cannot serve, or that share weights which
+            train; labels beyond the student's classes; on several processes, arguments that differ between them.
+        RuntimeError: gradients are switched off; a network that cannot take the images.
         train.checkpoint.CheckpointError, train.files.OutputError, train.meters.NonFiniteLoss: see `train.fit`.
     """
+    if not torch.is_grad_enabled():
+        raise RuntimeError("fit: gradients are switched off here (torch.no_grad or inference_mode); it needs them")
     checks.known_names("fit", recipe, [*OWN_OPTIONS, *(f.name for f in fields(Recipe))])
     options = Recipe(**recipe)
     for name, network in (("student", student), ("teacher", teacher)):
         if not isinstance(network, nn.Module) and (network is not None or name == "student"):
             raise TypeError(f"{name}: expected a torch.nn.Module, got {type(network).__name__}")
+    _require_own_weights(student, teacher)
     method_record = distill.options_from(method, method_options, "method_options")
     base, plus = distill.parse(method)
     name = base + distill.PLUS_KD * plus
@@ -160,16 +168,25 @@ def fit(
     train = TrainLoader(loader, target, options.seed)
     test = None if test_loader is None else TestLoader(test_loader, target)
     images = train.first().images
-    mode = student.training
+    modes = [(module, module.training) for module in student.modules()]
     tapped = _prepared("student", student, images, student_features, options.channels_last)
     frozen = None
     if teacher is not None:
         frozen = _prepared("teacher", teacher, images, teacher_features, options.channels_last)
+    spec = _spec(train, tapped, frozen, name, method_record, options)
+    given: dict[str, Any] = {
+        "output_dir": directory is not None,
+        "test_loader": test is not None,
+        "log_grad_norms": log_grad_norms,
+    }
+    given |= {"restart": restart, "extend": extend, "batches": len(train)}
+    require_alike("fit", given | {f"{part} {key}": value for part in spec for key, value in _items(spec[part])})
     pair = distill.pair_of(tapped, frozen, images[:2], num_data=train.images, labels=train.labels, seed=options.seed)
     _require_classes(train.labels, pair.classes)
     train.classes = pair.classes
     if test is not None:
         test.classes = pair.classes
+        _require_readable(test, tapped)
     checkpoint.seed_everything(options.seed)
     method_module = distill.build(name, pair, method_record).to(target)
     checkpoint.seed_everything(options.seed)  # so that training does not depend on how many numbers the method drew
@@ -180,7 +197,7 @@ def fit(
     run = Run(
         name=name,
         directory=directory,
-        spec=_spec(train, tapped, frozen, name, method_record, options),
+        spec=spec,
         student=tapped,
         method=method_module,
         teacher=frozen if method_module.compares else None,
@@ -193,8 +210,11 @@ def fit(
         restart=restart,
         extend=extend,
     )
-    history = fit_run(run)
-    student.train(mode)
+    try:
+        history = fit_run(run)
+    finally:
+        for module, training in modes:
+            module.training = training
     return Fitted(student, method_module, history, run.directory)
 
 
@@ -223,14 +243,53 @@ def _prepared(
     if channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     try:
-        return with_features(network, images[:3], features)
+        return _told(name, images[:3], lambda few: with_features(network, few, features))
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name}: {error}") from error
+
+
+def _told(name: str, images: Tensor, call: Callable[[Tensor], T], loader: str = "loader") -> T:
+    """`call(images)`; an error of the network's own layers (other channels, size or dtype) says whose images it got."""
+    try:
+        return call(images)
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:  # of the network's own layers: other channels, size or dtype
-        given = f"{str(images.dtype).removeprefix('torch.')} {list(images[:3].shape)}"
-        raise RuntimeError(f"{name}: cannot take the loader's images, {given}: {error}") from error
+    except RuntimeError as error:
+        given = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
+        raise RuntimeError(f"{name}: cannot take the {loader}'s images, {given}: {error}") from error
+
+
+def _require_own_weights(student: nn.Module, teacher: nn.Module | None) -> None:
+    """ValueError unless something of the student trains, and the teacher, which is frozen, holds none of it.
+
+    A shared module that is frozen already, such as the teacher's classifier, is fine; a buffer would be the student's.
+    """
+    if not any(p.requires_grad for p in student.parameters()):
+        count = sum(1 for _ in student.parameters())
+        raise ValueError(f"student: expected parameters that train, but all {count} have requires_grad=False")
+    if teacher is not None:
+        of_teacher = {id(t) for t in (*teacher.parameters(), *teacher.buffers())}
+        own = [*((n, p) for n, p in student.named_parameters() if p.requires_grad), *student.named_buffers()]
+        shared = [name for name, t in own if id(t) in of_teacher]
+        if shared:
+            raise ValueError(
+                f"student: expected weights of its own, but it shares {', '.join(shared[:3])}"
+                f"{f' and {len(shared) - 3} more' if len(shared) > 3 else ''} with the teacher, which is frozen; "
+                "copy.deepcopy makes a copy"
+            )
+
+
+def _require_readable(test: TestLoader, student: nn.Module) -> None:
+    """Read one test batch and put two of its images through the student, so that no epoch is lost to a bad one."""
+    batch = next(iter(test), None)
+    if batch is None:
+        raise ValueError("test_loader: expected at least one batch, got none")
+    with eval_mode(student), torch.no_grad():
+        _told("student", batch.images[:2], student, "test_loader")
+
+
+def _items(part: Any) -> list[tuple[str, Any]]:
+    return list(part.items()) if isinstance(part, dict) else [("", part)]
 
 
 def _require_classes(labels: Tensor | None, classes: int) -> None:

@@ -30,7 +30,7 @@ from .loggers import DEFAULT, LoggedRun, Loggers, Row, spelled
 from .logs import Progress, epoch_line
 from .meters import REMEDY, Meters, NonFiniteLoss, Stopwatch
 from .network_calls import Forward, compiled, plain
-from .ranks import average_statistics, copy_from_main, from_main, is_main, join_meters, wrap
+from .ranks import average_statistics, copy_from_main, from_main, is_main, join_meters, require_used, wrap
 from .recipe import DEFAULTS, make_optimizer
 from .recompute import OPTION, Blocks, blocks_of, checkpointed
 from .schedule import announcement, changes_by_step, learning_rate
@@ -295,6 +295,8 @@ def train_epoch(run: Run, optimizer: torch.optim.Optimizer, epoch: int) -> Row:
         if run.method.scheduled:
             run.method.at_step(epoch * len(run.train) + step, len(run.train), run.recipe["epochs"])
         fractions |= train_step(run, optimizer, batch, meters, watch, measure_gradients, place, run.train.weight(step))
+        if step + 1 == min(run.recipe["accumulate"], len(run.train)):
+            require_used(run.network)
         if (step + 1) % run.log_every == 0:
             bar.show(meters.means())
             watch.sample()

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -127,6 +127,33 @@ def require_equal(message: str, make: Callable[[], object]) -> None:
         dist.all_gather_object(values, make())
         if len(set(values)) > 1:
             raise ValueError(f"{message} (fingerprints {', '.join(map(str, values))})")
+
+
+def require_alike(owner: str, facts: Mapping[str, object]) -> None:
+    """ValueError on every rank unless `facts` are equal on all; it names the first difference. Collective."""
+    if ranks().world == 1:
+        return
+    every: list[Any] = [None] * ranks().world
+    dist.all_gather_object(every, {name: repr(value) for name, value in facts.items()})
+    for rank, own in enumerate(every):
+        for name in {**every[0], **own}:
+            if own.get(name) != every[0].get(name):
+                raise ValueError(
+                    f"{owner}: expected equal arguments on all ranks, but rank {rank} has {name} {own.get(name)} "
+                    f"where rank 0 has {every[0].get(name)}"
+                )
+
+
+def require_used(network: nn.Module) -> None:
+    """ValueError if parameters under DDP got no gradient in a step: it would wait for them in the next one."""
+    if isinstance(network, DistributedDataParallel):
+        unused = [name for name, p in network.module.named_parameters() if p.requires_grad and p.grad is None]
+        if unused:
+            more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
+            raise ValueError(
+                f"student: no gradient arrived at {', '.join(unused[:3])}{more}; on several processes every parameter "
+                "has to take part in each step: switch those off by requires_grad_(False)"
+            )
 
 
 def to_main(value: T) -> list[T]:

@@ -174,7 +174,8 @@ def detached(outputs: Outputs) -> tuple[list[Tensor], Tensor]:
 def backward(ce: Tensor, student: Outputs, leaves: Outputs) -> None:
     """Gradients of the network's parameters: the cross entropy's, and those that arrived at the detached copies."""
     pairs = zip([*student.feats, student.logits], [*leaves.feats, leaves.logits], strict=True)
-    used = [(out, leaf.grad) for out, leaf in pairs if leaf.grad is not None]
+    # A feature of a part that is frozen has no graph.
+    used = [(out, leaf.grad) for out, leaf in pairs if leaf.grad is not None and out.requires_grad]
     roots = [ce, *(out for out, _ in used)]
     torch.autograd.backward(roots, [torch.ones_like(ce), *(grad for _, grad in used)])
 
