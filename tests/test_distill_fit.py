@@ -221,7 +221,8 @@ def test_bank_methods_work_without_labels():
         ({"test_loader": iter([])}, TypeError, "test_loader: expected batches that can be read in every epoch"),
         ({"test_loader": []}, ValueError, "test_loader: expected at least one batch, got none"),
         ({"student": 3}, TypeError, "student: expected a torch.nn.Module, got int"),
-        ({"student": nn.Flatten()}, ValueError, "student: features: Flatten has no nn.Linear"),
+        ({"student": nn.Flatten()}, ValueError, "student: expected parameters that train, got none"),
+        ({"student": nn.LayerNorm(8)}, ValueError, "student: features: LayerNorm has no nn.Linear"),
         (
             {"student": nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, CLASSES))},
             RuntimeError,

@@ -265,8 +265,9 @@ def _require_own_weights(student: nn.Module, teacher: nn.Module | None) -> None:
     A shared module that is frozen already, such as the teacher's classifier, is fine; a buffer would be the student's.
     """
     if not any(p.requires_grad for p in student.parameters()):
-        count = sum(1 for _ in student.parameters())
-        raise ValueError(f"student: expected parameters that train, but all {count} have requires_grad=False")
+        count = len(list(student.parameters()))
+        found = f"but all {count} have requires_grad=False" if count else "got none"
+        raise ValueError(f"student: expected parameters that train, {found}")
     if teacher is not None:
         of_teacher = {id(t) for t in (*teacher.parameters(), *teacher.buffers())}
         own = [*((n, p) for n, p in student.named_parameters() if p.requires_grad), *student.named_buffers()]
