@@ -36,6 +36,7 @@ BLOCKS: dict[str, tuple[str, Callable[..., str]]] = {  # name -> result files, m
     "accuracy_pairs": ("pairs/accuracy", accuracy.accuracy_table),
     "accuracy_differences": ("pairs/accuracy", accuracy.differences_table),
     "accuracy_digits": ("digits/accuracy digits_all/accuracy", accuracy.summary_table),
+    "accuracy_local": ("pairs/accuracy", accuracy.local_line),
     "accuracy_summary": ("digits/accuracy pairs/accuracy whole/accuracy unlike/accuracy", accuracy.summary_table),
     "accuracy_tuned": ("pairs/accuracy", accuracy.tuned_line),
     "accuracy_unlike": ("unlike/accuracy", accuracy.accuracy_table),

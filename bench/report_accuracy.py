@@ -138,6 +138,16 @@ def tuned_line(rows: list[Row]) -> str:
     )
 
 
+def local_line(rows: list[Row]) -> str:
+    """What the preset "tuned" has beyond its local term alone, without KD and with it, as a sentence."""
+    runs, sentences = newest(rows), []
+    for name in ("LCKT only", "LCKT prior 0.99"):
+        alone, with_kd = (difference(runs, TUNED + kd, f"{name}, weight 10{kd}") for kd in ("", "+KD"))
+        texts = f"{difference_text(alone)}; both with KD: {difference_text(with_kd)}"
+        sentences.append(f"`tuned` minus `{name}` of the same weight: {texts}.")
+    return paragraph(f"{' '.join(sentences)} Percentage points, paired by seed.")
+
+
 def lckt_share(rows: list[Row]) -> str:
     """LCKT's fraction of the gradient at its published weight, and as a sum over the batch."""
     runs = newest(rows)

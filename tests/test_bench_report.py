@@ -115,6 +115,15 @@ def test_every_variant_is_compared_with_every_reference():
     assert "WCoRD +2.10 (1 pair), not separated" in text and "3 seeds" in text
 
 
+def test_the_preset_beside_its_local_term_alone():
+    tuned, only, prior = report_accuracy.TUNED, "LCKT only, weight 10", "LCKT prior 0.99, weight 10"
+    without = {tuned: (36.1, 37, 38.2), only: (35, 36.2, 37.1), prior: (30, 40, 37)}
+    with_kd = {tuned + "+KD": (41, 42), only + "+KD": (40, 41), prior + "+KD": (42, 43)}
+    text = " ".join(report_accuracy.local_line(accuracy_rows(without | with_kd)).split())
+    assert "`LCKT only` of the same weight: +1.00 [+0.57, +1.43]; both with KD: +1.00 (2 pairs), not separated." in text
+    assert "], not separated; both with KD: -1.00 (2 pairs), not separated. Percentage points" in text
+
+
 def test_a_table_without_the_plain_student_is_relative_to_kd():
     tuned = report_accuracy.TUNED
     rows = accuracy_rows({tuned: (36.1, 37, 38.2), "KD": (35, 36.2, 37.1)})
