@@ -293,7 +293,7 @@ class BuildNative(build_ext):
             if not module:
                 target.unlink(missing_ok=True)  # never leave a module of an earlier build behind
             if module:  # whole or not at all: another process may be importing it
-                part = target.with_name(f".{name}.part")
+                part = target.with_name(f".{target.name}.part")
                 shutil.copy2(module, part)
                 part.replace(target)
             target.with_name(INFO_NAME).write_text(json.dumps(info, indent=1) + "\n")

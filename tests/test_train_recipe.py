@@ -191,6 +191,24 @@ def test_the_average_follows_a_buffer_that_the_network_replaces():
     torch.testing.assert_close(average.network.mean, expected)
 
 
+def test_the_average_takes_buffers_that_appear_or_change_their_size():
+    class Growing(nn.Linear):
+        def __init__(self):
+            super().__init__(3, 2)
+            self.register_buffer("last", None)
+
+        def forward(self, x):
+            self.last = x.mean(1).detach()
+            return super().forward(x)
+
+    network = Growing()
+    average = Average(network, 0.5)
+    for size in (4, 4, 5):
+        network(torch.randn(size, 3))
+        average.update()
+    assert torch.equal(average.network.last, network.last) and average.network.last is not network.last
+
+
 def test_the_average_is_tested_and_written(tmp_path):
     run = make_run(tmp_path, ema=0.9, epochs=2)
     last = fit(run)[-1]

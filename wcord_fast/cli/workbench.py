@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .. import data as datasets
 from .. import distill, models
 from ..data import Dataset, LazyFolder
+from ..distill.stage import require_taps
 from ..distributed import ranks
 from ..models import hf_folder
 from ..train import checkpoint
@@ -105,7 +106,7 @@ class Workbench:
         pair = self._pair(student, teacher)
         for method in self.config.methods:
             try:
-                distill.build(method, pair, self.config.method_options(method))
+                require_taps(distill.build(method, pair, self.config.method_options(method)), pair)
             except ValueError as error:
                 raise distill.CannotServe(f"{method}: {str(error).removeprefix(f'{method}: ')}") from None
 
@@ -193,7 +194,7 @@ class Workbench:
             made = self._network(architecture, pretrained=True)
             network.load_state_dict(made.state_dict())
             size, own = (getattr(getattr(n, "prepare", None), "size", None) for n in (made, network))
-            if size != own:
+            if size not in (None, own or self.data.image_size[0]):
                 message = "--%s %s is made for images of %s pixels a side; --%s %s@%s resizes them"
                 log.warning(message, *[role, architecture, size] * 2)
         else:

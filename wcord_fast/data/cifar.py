@@ -19,6 +19,7 @@ from torch import Tensor
 
 from . import archive, safe_pickle
 from .dataset import Dataset
+from .folders import path_of
 
 DEFAULT_DIR = "data"
 IMAGE_SIZE = 32
@@ -72,7 +73,7 @@ class Cifar:
         """
         if image_size not in (None, IMAGE_SIZE):
             raise ValueError(f"image_size: {self.title} is {IMAGE_SIZE}x{IMAGE_SIZE}, got {image_size}")
-        path = Path(DEFAULT_DIR if data_dir is None else data_dir).expanduser()
+        path = path_of(DEFAULT_DIR if data_dir is None else data_dir)
         source = self._find(path)
         if source.suffix == ".npz":
             train, test = self._read_npz(source)

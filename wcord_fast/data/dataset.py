@@ -46,8 +46,8 @@ class Dataset:
             "train_images", self.train_images, shape=("N", "C", "H", "W"), dtypes=[torch.uint8]
         ).shape
         checks.tensor("test_images", self.test_images, shape=("N", c, h, w), dtypes=[torch.uint8])
-        if not isinstance(self.classes, (tuple, list)) or len(set(self.classes)) != len(self.classes):
-            raise ValueError(f"classes: expected a tuple of different names, got {self.classes!r}")
+        if isinstance(self.classes, str) or not hasattr(self.classes, "__len__"):
+            raise TypeError(f"classes: expected a tuple of names, got {self.classes!r}")
         checks.same_device(
             train_images=self.train_images,
             train_labels=self.train_labels,

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..ops import checks
 from .decode import suffixes
 
 log = logging.getLogger(__name__)
@@ -42,9 +43,14 @@ HELPERS = {
 }
 
 
+def path_of(data_dir: str | os.PathLike[str]) -> Path:
+    """`data_dir` as a path; ValueError if it can name nothing."""
+    return Path(checks.path("data_dir", os.fspath(data_dir) if isinstance(data_dir, os.PathLike) else data_dir))
+
+
 def existing_folder(root: str | os.PathLike[str]) -> Path:
     """The folder `root`; a FileNotFoundError says what is expected there."""
-    top = Path(root).expanduser()
+    top = path_of(root)
     if not top.is_dir():
         raise FileNotFoundError(f"data_dir: {top} is not a folder; expected {top}/train/<class>/<image> in it")
     return top

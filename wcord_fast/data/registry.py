@@ -134,8 +134,6 @@ def load(
     """
     key = spelled(name)
     checks.boolean("skip_corrupt", skip_corrupt)
-    if data_dir is not None:
-        checks.path("data_dir", os.fspath(data_dir) if isinstance(data_dir, os.PathLike) else data_dir)
     result = SOURCES[key].read(
         key,
         data_dir=data_dir,

@@ -12,7 +12,7 @@ from ..ops import checks
 from .dataset import Dataset
 from .lazy_folder import LazyFolder
 
-OF_SOME = {"channels": 3, "test_fraction": 0.2, "skip_corrupt": False}  # options of some data sets, and their defaults
+OF_SOME = {"channels": 3, "test_fraction": 0.2}  # options of some data sets that are refused elsewhere; their defaults
 Loader: TypeAlias = Callable[..., Dataset | LazyFolder]
 
 
@@ -63,8 +63,9 @@ class Source:
         if options["image_size"] is None:
             options["image_size"] = self.image_size
         parameters = inspect.signature(self.load).parameters
+        any_name = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         for option, default in OF_SOME.items():
-            if option not in parameters and options.get(option, default) != default:
+            if option not in parameters and not any_name and options.get(option, default) != default:
                 raise ValueError(f"{option}: the data set {name!r} does not have this option, got {options[option]!r}")
         result = self.load(**{key: value for key, value in options.items() if key in parameters})
         kind = Dataset if self.held else LazyFolder

@@ -39,11 +39,6 @@ class AB(Method):
 
     def __init__(self, pair: Pair, options: ABOptions) -> None:
         super().__init__(pair, options)
-        if pair.without_preact:
-            raise ValueError(
-                f"ab: expected networks whose forward takes preact=True and gives features before the activation, as "
-                f"this package's do; the {' and the '.join(pair.without_preact)} does not"
-            )
         self.weight, self.margin = options.weight, options.margin
         connectors: list[nn.Module] = []
         for s, t in stage_maps("ab", pair):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..ops import checks
+from .base import Method, Pair
 from .weighted_term import WeightedOptions
 
 
@@ -64,3 +65,12 @@ def _without_head(module: nn.Module, head: nn.Module | None) -> list[nn.Module]:
         elif child is not head:
             result += _without_head(child, head)
     return result
+
+
+def require_taps(method: Method, pair: Pair) -> None:
+    """ValueError if the method's stage asks for features before the activation of a network that has none."""
+    if method.stage is not None and method.stage.preact and pair.without_preact:
+        raise ValueError(
+            f"{type(method).__name__.lower()}: its stage needs features before the activation, which this package's "
+            f"networks give for preact=True; got others for the {' and the '.join(pair.without_preact)}"
+        )

@@ -5,27 +5,20 @@ from __future__ import annotations
 from itertools import zip_longest
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .ranks import gather_rows, not_compiled, sizes_of
 
 
 @not_compiled
-def require_own_rows(rows: list[Tensor]) -> None:
-    """Raise ValueError on every rank if another one's rows of a bank are rank 0's: DDP has copied those over them.
-
-    Collective. Rows that are all alike, as those of a network that has collapsed, prove nothing.
-    """
-    for held in rows:
-        sizes = sizes_of(min(len(held), 2), held.device)
-        (firsts,) = gather_rows([held[:2]], sizes)
-        parts = firsts.split(sizes)
-        for rank, part in enumerate(parts[1:], 1):
-            if len(part) == len(parts[0]) == 2 and part.equal(parts[0]) and not part[0].equal(part[1]):
-                raise ValueError(
-                    f"shard: rank {rank} holds rank 0's rows, which DistributedDataParallel has copied there; call "
-                    "wcord_fast.distributed.exclude_state(model) before it wraps the model"
-                )
+def require_own_rows(overwritten: bool, device: torch.device) -> None:
+    """Raise ValueError on every rank if the rows of a bank are `overwritten` on one by rank 0's. Collective."""
+    flags = sizes_of(int(overwritten), device)
+    if any(flags):
+        raise ValueError(
+            f"shard: rank {flags.index(1)} holds rank 0's rows, which DistributedDataParallel has copied there; call "
+            "wcord_fast.distributed.exclude_state(model) before it wraps the model"
+        )
 
 
 @not_compiled

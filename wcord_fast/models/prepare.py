@@ -77,7 +77,7 @@ class Prepare(nn.Module):
 
 def _per_channel(name: str, values: Any, channels: int, check: Callable[[str, Any], float]) -> Tensor:
     """`values`, a number for each channel, in float64."""
-    listed = values.tolist() if hasattr(values, "tolist") else values
-    if not isinstance(listed, (list, tuple)) or len(listed) != channels:
+    if isinstance(values, str) or not hasattr(values, "__len__") or len(values) != channels:
         raise ValueError(f"{name}: expected {channels} numbers, one per channel, got {values!r}")
-    return torch.tensor([check(name, value) for value in listed], dtype=torch.float64)
+    numbers = (value.item() if isinstance(value, Tensor) else value for value in values)
+    return torch.tensor([check(name, value) for value in numbers], dtype=torch.float64)

@@ -334,7 +334,7 @@ class ContrastiveLoss(StateModule):
         queues = (module for module in self.modules() if isinstance(module, FeatureQueue))
         facts += [f"queue of which {int(queue.pushed)} rows have been pushed" for queue in queues]
         require_agreement(self, facts, self.embed_s.linear.bias.device)
-        require_own_rows([buffer.rows for buffer in buffers if buffer.shard is not None])
+        require_own_rows(any(buffer.holds_rank_0s() for buffer in buffers), self.embed_s.linear.bias.device)
         self._agreed = True
 
     @property

@@ -68,6 +68,14 @@ class MemoryBank(RowBuffer):
             bank_init_(self.rows, self._seed, self._bank_id, self.first_row)
             self._empty = {}
 
+    def holds_rank_0s(self) -> bool:
+        """Whether the first row held is the initial row 0, which is rank 0's: DDP has copied it here."""
+        if self.first_row == 0 or not len(self.rows):
+            return False
+        first = torch.empty(1, self.dim, dtype=self.rows.dtype)
+        bank_init_(first, self._seed, self._bank_id)
+        return first.equal(self.rows[:1].cpu())
+
     @property
     def num_data(self) -> int:
         """N."""

@@ -90,6 +90,10 @@ class RowBuffer(StateModule):
                 f"{ranks().rank} of {ranks().world}; make the loss after init_process_group"
             )
 
+    def holds_rank_0s(self) -> bool:
+        """Whether rank 0's rows are known to lie here in the place of this rank's own."""
+        return False
+
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.ranks.world > 1:

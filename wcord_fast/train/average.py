@@ -33,6 +33,14 @@ class Average:
             torch._foreach_copy_(self._target[1], self._from[1])
 
     def _look_up(self) -> None:
+        """List the tensors of both networks in pairs; a buffer that is new, or of another size, is copied."""
+        for own, averaged in zip(self._source.modules(), self.network.modules(), strict=True):
+            for name, buffer in own._buffers.items():
+                held = averaged._buffers.get(name)
+                if buffer is None:
+                    averaged._buffers[name] = None
+                elif held is None or held.shape != buffer.shape or held.dtype != buffer.dtype:
+                    averaged._buffers[name] = buffer.detach().clone()
         self._from, self._target = _values(self._source), _values(self.network)
         self._buffers = [
             (module, name, buffer)

@@ -13,20 +13,23 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.data import DataLoader
 
 from .. import distill
 from ..distill.eval_mode import eval_mode
+from ..distill.stage import require_taps
 from ..distributed import ranks
 from ..models.stages import with_features
 from ..ops import checks
 from . import checkpoint
+from .evaluation import autocast
 from .loaders import TestLoader, TrainLoader
 from .loggers import DEFAULT, Row, spelled
 from .logs import to_screen
 from .loop import Run
 from .loop import fit as fit_run
-from .ranks import require_alike
+from .ranks import is_main, require_alike
 from .recipe import Recipe
 from .tables import Line, text_table
 
@@ -173,22 +176,21 @@ def fit(
     frozen = None
     if teacher is not None:
         frozen = _prepared("teacher", teacher, images, teacher_features, options.channels_last)
-    spec = _spec(train, tapped, frozen, name, method_record, options)
-    given: dict[str, Any] = {
-        "output_dir": directory is not None,
-        "test_loader": test is not None,
-        "log_grad_norms": log_grad_norms,
-    }
-    given |= {"restart": restart, "extend": extend, "batches": len(train)}
-    require_alike("fit", given | {f"{part} {key}": value for part in spec for key, value in _items(spec[part])})
     pair = distill.pair_of(tapped, frozen, images[:2], num_data=train.images, labels=train.labels, seed=options.seed)
+    spec = _spec(train, tapped, frozen, name, method_record, options)
+    given = {"output_dir": directory is not None, "test_loader": test is not None, "batches": len(train)}
+    given |= {"restart": restart, "extend": extend}
+    require_alike("fit", given | {f"{part} {key}": value for part in spec for key, value in _items(spec[part])})
     _require_classes(train.labels, pair.classes)
     train.classes = pair.classes
     if test is not None:
         test.classes = pair.classes
-        _require_readable(test, tapped)
     checkpoint.seed_everything(options.seed)
+    if test is not None and is_main():  # it alone evaluates
+        _require_readable(test, tapped, options.precision)
+        checkpoint.seed_everything(options.seed)
     method_module = distill.build(name, pair, method_record).to(target)
+    require_taps(method_module, pair)
     checkpoint.seed_everything(options.seed)  # so that training does not depend on how many numbers the method drew
     if frozen is not None:
         frozen.eval().requires_grad_(False)
@@ -262,7 +264,7 @@ def _told(name: str, images: Tensor, call: Callable[[Tensor], T], loader: str = 
 def _require_own_weights(student: nn.Module, teacher: nn.Module | None) -> None:
     """ValueError unless something of the student trains, and the teacher, which is frozen, holds none of it.
 
-    A shared module that is frozen already, such as the teacher's classifier, is fine; a buffer would be the student's.
+    A shared module that is frozen already, such as the teacher's classifier, is fine, and so is a constant buffer.
     """
     if not any(p.requires_grad for p in student.parameters()):
         count = len(list(student.parameters()))
@@ -270,22 +272,39 @@ def _require_own_weights(student: nn.Module, teacher: nn.Module | None) -> None:
         raise ValueError(f"student: expected parameters that train, {found}")
     if teacher is not None:
         of_teacher = {id(t) for t in (*teacher.parameters(), *teacher.buffers())}
-        own = [*((n, p) for n, p in student.named_parameters() if p.requires_grad), *student.named_buffers()]
+        own: list[tuple[str, Tensor]] = [(name, p) for name, p in student.named_parameters() if p.requires_grad]
+        for prefix, module in student.named_modules():
+            if isinstance(module, _NormBase):  # whose statistics training changes
+                own += module.named_buffers(prefix)
         shared = [name for name, t in own if id(t) in of_teacher]
         if shared:
             raise ValueError(
                 f"student: expected weights of its own, but it shares {', '.join(shared[:3])}"
                 f"{f' and {len(shared) - 3} more' if len(shared) > 3 else ''} with the teacher, which is frozen; "
-                "copy.deepcopy makes a copy"
+                "copy.deepcopy makes a copy, and requires_grad_(False) says that they do not train"
             )
 
 
-def _require_readable(test: TestLoader, student: nn.Module) -> None:
-    """Read one test batch and put two of its images through the student, so that no epoch is lost to a bad one."""
+def _require_readable(test: TestLoader, student: nn.Module, precision: str) -> None:
+    """Read one test batch and put two of its images through the student, so that no epoch is lost to a bad one.
+
+    What can be read once only, or begins processes that stay, is left until the first epoch has been trained.
+    """
+    loader = test.loader
+    if not isinstance(loader, (DataLoader, list, tuple)) or getattr(loader, "persistent_workers", False):
+        return
+    own = [
+        g
+        for g in (getattr(loader, "generator", None), getattr(getattr(loader, "sampler", None), "generator", None))
+        if g
+    ]
+    states = [generator.get_state() for generator in own]
     batch = next(iter(test), None)
+    for generator, state in zip(own, states, strict=True):
+        generator.set_state(state)
     if batch is None:
         raise ValueError("test_loader: expected at least one batch, got none")
-    with eval_mode(student), torch.no_grad():
+    with eval_mode(student), torch.no_grad(), autocast(batch.images.device, precision):
         _told("student", batch.images[:2], student, "test_loader")
 
 

@@ -25,6 +25,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
 from ..distributed.ranks import RefusedElsewhereError, ranks
+from ..models.taps import Tapped
 from .meters import Meters
 
 T = TypeVar("T")
@@ -134,7 +135,7 @@ def require_alike(owner: str, facts: Mapping[str, object]) -> None:
     if ranks().world == 1:
         return
     every: list[Any] = [None] * ranks().world
-    dist.all_gather_object(every, {name: repr(value) for name, value in facts.items()})
+    dist.all_gather_object(every, {name: _comparable(value) for name, value in facts.items()})
     for rank, own in enumerate(every):
         for name in {**every[0], **own}:
             if own.get(name) != every[0].get(name):
@@ -144,14 +145,24 @@ def require_alike(owner: str, facts: Mapping[str, object]) -> None:
                 )
 
 
+def _comparable(value: object) -> str:
+    """`repr` of a plain value; of an object, whose `repr` may hold its address, the type alone."""
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(map(_comparable, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key!r}: {_comparable(item)}' for key, item in value.items())}}}"
+    return repr(value) if isinstance(value, (bool, int, float, str, type(None))) else type(value).__qualname__
+
+
 def require_used(network: nn.Module) -> None:
     """ValueError if parameters under DDP got no gradient in a step: it would wait for them in the next one."""
     if isinstance(network, DistributedDataParallel):
-        unused = [name for name, p in network.module.named_parameters() if p.requires_grad and p.grad is None]
+        own = network.module.network if isinstance(network.module, Tapped) else network.module
+        unused = [name for name, p in own.named_parameters() if p.requires_grad and p.grad is None]
         if unused:
             more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
             raise ValueError(
-                f"student: no gradient arrived at {', '.join(unused[:3])}{more}; on several processes every parameter "
+                f"network: no gradient arrived at {', '.join(unused[:3])}{more}; on several processes every parameter "
                 "has to take part in each step: switch those off by requires_grad_(False)"
             )
 

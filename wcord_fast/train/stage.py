@@ -34,6 +34,8 @@ def pretrain(run, teacher: nn.Module) -> list[Row]:
         epochs = _saved_epochs(directory) or epochs  # a longer run keeps the stage that it has
     trained_modules = [*stage.modules, *(feature_modules(run.student) if stage.trains_student else ())]
     parameters = [p for module in trained_modules for p in module.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError(f"{run.name}: its pre-training stage has nothing to train: all of it is frozen")
     optimizer = make_optimizer(recipe, parameters, options.stage_lr)
     spec = {**run.spec, "stage": {"epochs": epochs, "lr": options.stage_lr or recipe["lr"]}}
     with nullcontext() if directory is None else locked(directory):

@@ -199,7 +199,7 @@ def own_measures(method: Method, student: Outputs, teacher: Outputs | None, batc
 
 
 def _gradient_norm(term: Tensor, feature: Tensor) -> float:
-    if not term.requires_grad:
+    if not term.requires_grad or not feature.requires_grad:  # of a part that is frozen
         return 0.0
     (grad,) = torch.autograd.grad(term, feature, retain_graph=True, allow_unused=True)
     return 0.0 if grad is None else float(grad.float().norm())
