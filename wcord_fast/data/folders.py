@@ -170,7 +170,8 @@ def _walk(folder: str, enclosing: set[tuple[int, int]]) -> Iterator[str]:
         if is_helper(entry.name):
             continue
         if not _is_folder(entry):
-            if not entry.is_file() and os.path.exists(entry.path):  # a pipe or a device: reading it may never end
+            special = not (entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path))
+            if special and os.path.exists(entry.path):  # a pipe or a device: reading it may never end
                 log.warning("%s is no file: left out", entry.path)
                 continue
             yield entry.path  # also a broken link: a missing image must be reported
