@@ -290,12 +290,12 @@ class BuildNative(build_ext):
         for folder in [Path(self.build_lib), *([ROOT] if self.inplace else [])]:
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            if not module:
-                target.unlink(missing_ok=True)  # never leave a module of an earlier build behind
             if module:  # whole or not at all: another process may be importing it
                 part = target.with_name(f".{target.name}.part")
                 shutil.copy2(module, part)
                 part.replace(target)
+            else:
+                target.unlink(missing_ok=True)  # never leave a module of an earlier build behind
             target.with_name(INFO_NAME).write_text(json.dumps(info, indent=1) + "\n")
         for key, part in (("unavailable_reason", "the native module"), ("cuda_unavailable_reason", "CUDA")):
             if info[key]:
